@@ -1,0 +1,36 @@
+# Everything a new machine needs is Python >= 3.11, make and a network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check unit screenshot clean
+
+demo: $(VENV)/.installed
+	$(BIN)/beitkit demo --out runs/demo
+
+test: check unit
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports --no-cache
+
+unit: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+
+screenshot: $(VENV)/.installed
+	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "beitkit needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,onnx]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,70 @@
+"""beitkit: BEiT pre-training of vision Transformers on one's own pictures, fine-tuning, and what it bought.
+
+Public names are imported on first use, because most of them need torch and the command line's help does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from beitkit.interop.load import load, load_tokenizer
+    from beitkit.interop.save import save
+    from beitkit.nn.backbone import Backbone, Features
+    from beitkit.nn.models import Classifier, MaskedImageModel
+    from beitkit.nn.segmenter import Segmenter
+    from beitkit.tokenizers.dvae import DiscreteVAE
+    from beitkit.tokenizers.vqkd import VQKD
+    from beitkit.verbs import demo, evaluate, finetune, pretrain, probe, tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Backbone": "nn.backbone",
+    "Classifier": "nn.models",
+    "DiscreteVAE": "tokenizers.dvae",
+    "Features": "nn.backbone",
+    "MaskedImageModel": "nn.models",
+    "Segmenter": "nn.segmenter",
+    "VQKD": "tokenizers.vqkd",
+    "demo": "verbs",
+    "evaluate": "verbs",
+    "finetune": "verbs",
+    "load": "interop.load",
+    "load_tokenizer": "interop.load",
+    "pretrain": "verbs",
+    "probe": "verbs",
+    "save": "interop.save",
+    "tokenizer": "verbs",
+}
+
+__all__ = [
+    "VQKD",
+    "Backbone",
+    "Classifier",
+    "DiscreteVAE",
+    "Features",
+    "MaskedImageModel",
+    "Segmenter",
+    "demo",
+    "evaluate",
+    "finetune",
+    "load",
+    "load_tokenizer",
+    "pretrain",
+    "probe",
+    "save",
+    "tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from where it lives."""
+    if name not in _HOME:
+        raise AttributeError(f"beitkit has no {name!r}")
+    return getattr(importlib.import_module(f"beitkit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

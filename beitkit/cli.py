@@ -1,0 +1,102 @@
+"""The command line: verbs to functions. The only place that prints for people and exits.
+
+Nothing here imports torch until a verb runs, so `--help` and mistyped options answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import re
+import sys
+from typing import NoReturn
+
+import tyro
+
+import beitkit
+from beitkit.configs import verbs
+from beitkit.errors import Interrupted, NumericalError, UserError
+
+VERBS = {
+    "demo": verbs.DemoRun,
+    "tokenizer": verbs.TokenizerRun,
+    "pretrain": verbs.PretrainRun,
+    "finetune": verbs.FinetuneRun,
+    "probe": verbs.ProbeRun,
+    "evaluate": verbs.EvaluateRun,
+}
+OVERVIEW = """\
+beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
+
+  beitkit demo                                                    everything below on bundled pictures, in minutes
+  beitkit tokenizer photos/ --out runs/tok                        train a discrete VAE on your pictures
+  beitkit pretrain  photos/ --tokenizer runs/tok --out runs/pre   predict the visual tokens of masked patches
+  beitkit probe     labelled/ --model runs/pre                    judge the frozen features of every block
+  beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them
+  beitkit evaluate  labelled/ --model runs/cls                    measure it
+
+`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
+USAGE_ERROR = 2
+BOX = re.compile(r"[╭╮╰╯│─]+")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 done, 1 the run failed, 2 a mistake in the command, 128 + n stopped by signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(OVERVIEW)
+        sys.exit(0)
+    if arguments[0] == "--version":
+        print(beitkit.__version__)
+        sys.exit(0)
+    verb = arguments[0]
+    if verb not in VERBS:
+        _fail(f"there is no verb {verb!r}{_nearest(verb, list(VERBS))}; the verbs are {', '.join(VERBS)}")
+    try:
+        config = _parse(verb, arguments[1:])
+        run = getattr(importlib.import_module(f"beitkit.runs.{verb}"), "run")
+        run(config)
+    except UserError as error:
+        _fail(str(error))
+    except Interrupted as error:
+        _fail(str(error), code=error.exit_code)
+    except NumericalError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("stopped", code=130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), code=1)
+    sys.exit(0)
+
+
+def _parse(verb: str, arguments: list[str]):
+    """The verb's config from its options; tyro's boxed complaint becomes one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(VERBS[verb], prog=f"beitkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if stop.code != USAGE_ERROR:
+            raise
+    except ValueError as error:  # a config refused its values
+        raise UserError(str(error)) from None
+    words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
+    words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
+    words = re.sub(r"^(Unrecognized options|Required options|Value error|Invalid choice|Parsing error) (?=\S)", "", words)
+    raise UserError(f"{words.rstrip('.')}; see beitkit {verb} --help")
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    print(f"beitkit: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,123 @@
+"""Config dataclasses as JSON and back, strictly: what cannot be understood is an error that names the key.
+
+`to_json` writes every field, so that a file is complete on its own; `from_json` accepts exactly the fields of the class.
+Numbers, strings, bools, None, `Path`, `Literal`, tuples, unions and nested dataclasses are understood.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from beitkit.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_json(config: object) -> dict[str, Any]:
+    """A config dataclass as nested dicts, lists, numbers and strings, one key per field."""
+    assert dataclasses.is_dataclass(config)
+    return {field.name: _encode(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def from_json(cls: type[T], data: object, *, where: str = "") -> T:
+    """The config dataclass `cls` from what `to_json` made of it.
+
+    Args:
+        cls: the dataclass to build; its own checks run.
+        data: parsed JSON.
+        where: the file it comes from, for messages.
+
+    Raises:
+        UserError: naming the key, for a missing or unknown key or a value of another type.
+    """
+    return _decode_dataclass(cls, data, f"{where}: " if where else "", ())
+
+
+def _encode(value: object) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    assert value is None or isinstance(value, str | bool | int | float), f"{type(value).__name__} has no JSON form"
+    return value
+
+
+def _decode_dataclass(cls: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
+    if not isinstance(data, dict):
+        raise UserError(f"{where}{_name(path)} must be an object with the fields of {cls.__name__}, got {_short(data)}")
+    types_of = get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    unknown, missing = [key for key in data if key not in names], [name for name in names if name not in data]
+    for keys, problem in ((unknown, "unknown"), (missing, "missing")):
+        if keys:
+            listed = ", ".join(_name((*path, str(key))) for key in keys)
+            raise UserError(f"{where}{problem} {listed}; {cls.__name__} has exactly: {', '.join(names)}")
+    return cls(**{name: _decode(types_of[name], data[name], where, (*path, name)) for name in names})
+
+
+def _decode(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
+    origin, parameters = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _decode(parameters[0], data, where, path)
+    if origin in (Union, types.UnionType):
+        return _decode_union(parameters, data, where, path)
+    if origin is Literal:
+        if not any(data == choice and type(data) is type(choice) for choice in parameters):
+            raise UserError(f"{where}{_name(path)} must be one of {', '.join(map(repr, parameters))}, got {_short(data)}")
+        return data
+    if origin is tuple:
+        return _decode_tuple(parameters, data, where, path)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(kind, data, where, path)
+    return _decode_scalar(kind, data, where, path)
+
+
+def _decode_union(choices: tuple[Any, ...], data: object, where: str, path: tuple[str, ...]) -> Any:
+    if data is None and type(None) in choices:
+        return None
+    rest = [choice for choice in choices if choice is not type(None)]
+    for choice in rest[:-1]:
+        try:
+            return _decode(choice, data, where, path)
+        except UserError:
+            continue
+    return _decode(rest[-1], data, where, path)
+
+
+def _decode_tuple(items: tuple[Any, ...], data: object, where: str, path: tuple[str, ...]) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise UserError(f"{where}{_name(path)} must be a list, got {_short(data)}")
+    kinds = [items[0]] * len(data) if len(items) == 2 and items[1] is Ellipsis else list(items)
+    if len(kinds) != len(data):
+        raise UserError(f"{where}{_name(path)} must have {len(kinds)} values, got {len(data)}")
+    return tuple(
+        _decode(kind, item, where, (*path, str(index))) for index, (kind, item) in enumerate(zip(kinds, data, strict=True))
+    )
+
+
+def _decode_scalar(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
+    if kind is Path and isinstance(data, str):
+        return Path(data)
+    if kind is float and type(data) in (int, float) and math.isfinite(data):  # type: ignore[arg-type]
+        return float(data)  # type: ignore[arg-type]
+    if kind in (int, str, bool) and type(data) is kind:  # type() so that true is not taken for 1
+        return data
+    raise UserError(f"{where}{_name(path)} must be {_KINDS[kind]}, got {_short(data)}")
+
+
+_KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
+
+
+def _name(path: tuple[str, ...]) -> str:
+    return ".".join(path) or "the config"
+
+
+def _short(data: object) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,89 @@
+"""What the network sees: masks, views of a picture, normalization, and how files are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beitkit.errors import UserError
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """Which patches are hidden from the network."""
+
+    kind: Literal["block", "official", "random"] = "block"
+    """block: BEiT's Algorithm 1 with an exact count; official: the original code bit for bit (the count may fall short);
+    random: uniform over patches, for the ablation."""
+    ratio: float = 0.4
+    """Share of patches to mask; the original's 75 of 196 is 0.3827."""
+    min_block: float = 16 / 196
+    """Smallest block as a share of the grid: 16 patches of a 14x14 grid."""
+    min_aspect: float = 0.3
+    """Blocks have an aspect ratio between this and its inverse."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(f"mask ratio must lie between 0 and 1, got {self.ratio}")
+        if not 0 < self.min_block <= 1:
+            raise UserError(f"the smallest block must be a share of the grid in (0, 1], got {self.min_block}")
+        if not 0 < self.min_aspect <= 1:
+            raise UserError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How one picture becomes what is fed to the networks: one crop and flip, and colour jitter."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the picture's area that a random crop keeps, smallest and largest."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Aspect ratio (width / height) of a random crop, smallest and largest."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: float = 0.4
+    """Strength of the brightness, contrast and saturation jitter; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"crop scale must satisfy 0 < smallest <= largest <= 1, got {low} {high}")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise UserError(f"crop ratio must satisfy 0 < smallest <= largest, got {low} {high}")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"flip is a probability in [0, 1], got {self.flip}")
+        if not 0 <= self.color_jitter < 1:
+            raise UserError(f"color jitter must lie in [0, 1), got {self.color_jitter}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What a checkpoint expects of its input pictures; stored with the weights."""
+
+    mean: Triple = (0.5, 0.5, 0.5)
+    std: Triple = (0.5, 0.5, 0.5)
+    crop_share: float = 0.875
+    """Evaluation: the short side is resized to image size / crop_share (bicubic), then the center is cut out."""
+
+
+INCEPTION = Preprocessing()
+IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig:
+    """How pictures are read."""
+
+    workers: int = -1
+    """Processes that read pictures; -1 chooses by the number of cores, 0 reads in the main process."""
+    max_broken: float = 0.01
+    """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
+
+    def __post_init__(self) -> None:
+        if self.workers < -1:
+            raise UserError(f"workers must be 0 or more, or -1 to choose, got {self.workers}")
+        if not 0 <= self.max_broken <= 1:
+            raise UserError(f"max_broken is a share in [0, 1], got {self.max_broken}")

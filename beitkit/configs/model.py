@@ -1,0 +1,342 @@
+"""What a network is: sizes as data, and the frozen description that a checkpoint stores and rebuilds it from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
+from beitkit.errors import UserError
+
+Pair = tuple[int, int]
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of a backbone, the hidden width of its MLP, and LayerScale's usual first value."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    layer_scale: float
+
+
+# base and large: BEiT, arXiv 2106.08254; tiny and small: DeiT's shapes; huge and giant: BEiT v2's registry (patch 14).
+# nano is ours, for the demo and for tests on a laptop.
+SIZES: dict[str, Size] = {
+    "nano": Size(128, 4, 4, 512, 0.1),
+    "tiny": Size(192, 12, 3, 768, 0.1),
+    "small": Size(384, 12, 6, 1536, 0.1),
+    "base": Size(768, 12, 12, 3072, 0.1),
+    "large": Size(1024, 24, 16, 4096, 1e-5),
+    "huge": Size(1280, 32, 16, 5120, 1e-5),
+    "giant": Size(1408, 40, 16, 6144, 1e-5),
+}
+SizeName = Literal["nano", "tiny", "small", "base", "large", "huge", "giant"]
+RelativePositions = Literal["none", "shared", "per_block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """A BEiT vision Transformer, v1 or v2, in its pre-training or its fine-tuning form."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    """Hidden width of the MLP."""
+    image_size: Pair
+    """(height, width) in pixels."""
+    patch: Pair
+    """(height, width) of a patch in pixels."""
+    channels: int = 3
+    absolute_positions: bool = False
+    relative_positions: RelativePositions = "shared"
+    layer_scale: float | None = 0.1
+    """First value of the LayerScale vectors; None leaves them out."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; earlier blocks get a linear share of it."""
+    mask_token: bool = False
+    """Whether there is a learned token that replaces masked patches (pre-training)."""
+    final_norm: bool = True
+    """Whether a LayerNorm over all tokens ends the network (pre-training, or class-token pooling)."""
+    pretrain_init: bool = False
+    """Draw weights by the pre-training table (truncated at one standard deviation) instead of the fine-tuning table."""
+
+    def __post_init__(self) -> None:
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch
+        if min(patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
+            nearest = [max(1, round(s / p)) * p if p > 0 else s for s, p in zip(self.image_size, self.patch, strict=True)]
+            raise UserError(
+                f"image size {height}x{width} is not a whole number of {patch_height}x{patch_width} patches; "
+                f"the nearest that is: {nearest[0]}x{nearest[1]}"
+            )
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} is not divisible by {self.heads} heads")
+        if min(self.depth, self.heads, self.hidden, self.channels) < 1:
+            raise UserError(
+                f"depth, heads, hidden and channels must be at least 1, got {self.depth}, {self.heads}, {self.hidden}, {self.channels}"
+            )
+        if self.layer_scale is not None and self.layer_scale <= 0:
+            raise UserError(f"layer_scale must be positive, or None for no LayerScale, got {self.layer_scale}")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+
+    @property
+    def grid(self) -> Pair:
+        """Patches per column and per row, (gh, gw)."""
+        return self.image_size[0] // self.patch[0], self.image_size[1] // self.patch[1]
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        *,
+        image_size: int | Pair = 224,
+        channels: int = 3,
+        absolute_positions: bool = False,
+        relative_positions: RelativePositions = "shared",
+        layer_scale: float | None | Literal["default"] = "default",
+        drop_path: float = 0.0,
+        mask_token: bool = False,
+        final_norm: bool = True,
+        pretrain_init: bool = False,
+    ) -> BackboneConfig:
+        """The config of a named size: `"base/16"` is width 768, depth 12, 12 heads, patches of 16x16 pixels."""
+        size_name, _, patch_text = name.partition("/")
+        if size_name not in SIZES or not patch_text.isdigit():
+            raise UserError(f"no backbone is called {name!r}; write SIZE/PATCH, such as base/16, with SIZE of {', '.join(SIZES)}")
+        size, patch = SIZES[size_name], int(patch_text)
+        return cls(
+            width=size.width,
+            depth=size.depth,
+            heads=size.heads,
+            hidden=size.hidden,
+            image_size=as_pair(image_size),
+            patch=(patch, patch),
+            channels=channels,
+            absolute_positions=absolute_positions,
+            relative_positions=relative_positions,
+            layer_scale=size.layer_scale if layer_scale == "default" else layer_scale,
+            drop_path=drop_path,
+            mask_token=mask_token,
+            final_norm=final_norm,
+            pretrain_init=pretrain_init,
+        )
+
+
+Geometry = Literal["light", "beit", "dalle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DVAEConfig:
+    """A discrete VAE: how large, how many codes, how many pixels one code stands for."""
+
+    geometry: Geometry = "light"
+    """light: small, for small pictures and backbones; beit: BEiT's own DiscreteVAE; dalle: DALL-E's encoder and decoder."""
+    vocabulary: int = 8192
+    """Number of codes."""
+    stride: int = 8
+    """Pixels per code, along each axis; a power of two (always 8 for dalle)."""
+    hidden: int = 256
+    """Base width of the convolutions (dalle: n_hid; beit: hidden; light: width of the last stage)."""
+    codebook_dim: int = 512
+    """Width of a code's embedding (beit, light); dalle: n_init, the decoder's first width."""
+    channels: int = 3
+    reconstruction: Literal["mse", "logit_laplace"] = "mse"
+    """mse, or DALL-E's logit-Laplace likelihood, for which the decoder puts out a location and a scale per channel."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 2:
+            raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
+        if self.stride < 2 or self.stride & (self.stride - 1):
+            raise UserError(f"stride must be a power of two of at least 2, got {self.stride}")
+        if self.geometry == "dalle" and (self.stride != 8 or self.reconstruction != "logit_laplace"):
+            raise UserError("the dalle geometry has stride 8 and the logit_laplace reconstruction; set both, or choose another geometry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClsBranchConfig:
+    """BEiT v2's second prediction, which forces the class token to carry what the whole picture shows (arXiv 2208.06366)."""
+
+    early_layer: int
+    """Blocks after which the patches are handed to the branch (v2: 9 of 12, 21 of 24)."""
+    head_layers: int = 2
+    """Blocks of the branch itself."""
+    shared_head: bool = True
+    """Whether both predictions use the same final norm and head."""
+
+    def __post_init__(self) -> None:
+        if min(self.early_layer, self.head_layers) < 1:
+            raise UserError(f"early_layer and head_layers must be at least 1, got {self.early_layer} and {self.head_layers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedImageModelConfig:
+    """A backbone that predicts visual tokens; what `model.json` stores beside the weights."""
+
+    backbone: BackboneConfig
+    vocabulary: int
+    cls_branch: ClsBranchConfig | None = None
+    """BEiT v2's class-token branch, for training only; None for BEiT v1."""
+    preprocessing: Preprocessing = INCEPTION
+    tokenizer: str = ""
+    """Fingerprint of the tokenizer it was trained with; empty if unknown."""
+
+    def __post_init__(self) -> None:
+        if not self.backbone.mask_token:
+            raise UserError("a masked-image model needs a backbone with mask_token=True")
+        if self.cls_branch is not None and self.cls_branch.early_layer > self.backbone.depth:
+            raise UserError(
+                f"early_layer must be at most the backbone's {self.backbone.depth} blocks, got {self.cls_branch.early_layer}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """A backbone that names what a picture shows; what `model.json` stores beside the weights."""
+
+    backbone: BackboneConfig
+    classes: tuple[str, ...]
+    pooling: Literal["mean", "cls"] = "mean"
+    """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm."""
+    preprocessing: Preprocessing = INCEPTION
+
+    def __post_init__(self) -> None:
+        if self.backbone.final_norm != (self.pooling == "cls"):
+            raise UserError("mean pooling needs a backbone with final_norm=False, class-token pooling one with final_norm=True")
+        if not self.classes:
+            raise UserError("a classifier needs at least one class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterConfig:
+    """A backbone that names every pixel; what `model.json` stores beside the weights."""
+
+    backbone: BackboneConfig
+    classes: tuple[str, ...]
+    channels: int
+    """Width of the decoder (BEiT: 768 for base, 1024 for large)."""
+    auxiliary_channels: int | None = 256
+    """Width of the head that helps in training only; None leaves it out."""
+    taps: tuple[int, int, int, int] | None = None
+    """The blocks (0-based, ascending) that feed the four levels of the feature pyramid, finest first; None takes those at a
+    third, half, two thirds and the end of the depth: 3 5 7 11 of 12."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """Color (red, green, blue, 0 to 255) of every class, for pictures of predictions."""
+    preprocessing: Preprocessing = IMAGENET
+
+    def __post_init__(self) -> None:
+        if self.backbone.final_norm or self.backbone.mask_token:
+            raise UserError("a segmenter needs a backbone with final_norm=False and mask_token=False")
+        if not self.classes:
+            raise UserError("a segmenter needs at least one class")
+        if self.channels < 1 or (self.auxiliary_channels is not None and self.auxiliary_channels < 1):
+            raise UserError(f"channels and auxiliary_channels must be at least 1, got {self.channels} and {self.auxiliary_channels}")
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise UserError(f"palette must have one color for each of the {len(self.classes)} classes, got {len(self.palette)}")
+        depth = self.backbone.depth
+        if depth < 4:
+            raise UserError(f"a segmenter needs a backbone of at least 4 blocks, got {depth}")
+        ascending = tuple(sorted(set(self.tapped_blocks)))
+        if ascending != self.tapped_blocks or len(ascending) != 4 or not 0 <= ascending[0] <= ascending[-1] < depth:
+            raise UserError(f"taps must be 4 different blocks in ascending order, numbered 0 to {depth - 1}, got {self.taps}")
+        coarsest = round(1 / min(self.pyramid_scales))
+        if min(self.backbone.grid) < coarsest:
+            raise UserError(
+                f"a segmenter needs a grid of at least {coarsest}x{coarsest} patches, "
+                f"got {self.backbone.grid[0]}x{self.backbone.grid[1]}; choose a larger image_size"
+            )
+
+    @property
+    def tapped_blocks(self) -> tuple[int, int, int, int]:
+        """The blocks that feed the feature pyramid, `taps` or the rule."""
+        depth = self.backbone.depth
+        return self.taps or (depth // 3 - 1, depth // 2 - 1, -(-2 * depth // 3) - 1, depth - 1)
+
+    @property
+    def pyramid_scales(self) -> tuple[float, float, float, float]:
+        """Size of each pyramid level relative to the patch grid: strides 4, 8, 16, 32 pixels for patches of 16 or of 8 pixels."""
+        return (4, 2, 1, 1 / 2) if max(self.backbone.patch) > 8 else (2, 1, 1 / 2, 1 / 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQKDConfig:
+    """BEiT v2's tokenizer: codes from which a decoder predicts the patch features of a teacher network."""
+
+    encoder: BackboneConfig
+    """v2: base/16 with absolute positions only and no LayerScale; its final norm is what official files call `fc_norm`."""
+    decoder_depth: int = 3
+    """Blocks of the decoder, which is otherwise a backbone like the encoder, on codes instead of pixels (v2: 1 or 3)."""
+    vocabulary: int = 8192
+    """Number of codes."""
+    code_dim: int = 32
+    """Width of a code."""
+    target_dim: int = 512
+    """Width of the teacher's patch features (CLIP ViT-B/16: 512; DINO ViT-B/16: 768)."""
+    code_decay: float = 0.99
+    """Each training batch moves a code towards the mean of its vectors by 1 - this share."""
+    start_from_data: bool = True
+    """Set the codes by k-means of the first training batch instead of at random."""
+    preprocessing: Preprocessing = INCEPTION
+    """What the encoder expects (released files: 0.5 and 0.5)."""
+
+    def __post_init__(self) -> None:
+        if not self.encoder.final_norm or self.encoder.mask_token:
+            raise UserError("a VQ-KD tokenizer needs an encoder with final_norm=True and mask_token=False")
+        if self.encoder.patch[0] != self.encoder.patch[1]:
+            raise UserError(f"a VQ-KD tokenizer needs square patches, got {self.encoder.patch[0]}x{self.encoder.patch[1]}")
+        if self.vocabulary < 2:
+            raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
+        if min(self.decoder_depth, self.code_dim, self.target_dim) < 1:
+            raise UserError(
+                f"decoder_depth, code_dim and target_dim must be at least 1, got {self.decoder_depth}, {self.code_dim}, {self.target_dim}"
+            )
+        if not 0 < self.code_decay < 1:
+            raise UserError(f"code_decay must lie between 0 and 1, got {self.code_decay}")
+
+    @property
+    def decoder(self) -> BackboneConfig:
+        """The decoder: its "pixels" are codes, one per patch."""
+        return replace(
+            self.encoder, depth=self.decoder_depth, image_size=self.encoder.grid, patch=(1, 1), channels=self.code_dim
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig:
+    """How a discrete VAE is trained: the annealing of its relaxed codes, and what keeps codes alive."""
+
+    temperature: tuple[float, float] = (1.0, 1 / 16)
+    """Temperature of the Gumbel-softmax at the start and at the end (DALL-E: 1 to 1/16)."""
+    temperature_share: float = 0.75
+    """Share of the run over which the temperature falls, by a cosine; then it stays."""
+    kl_weight: tuple[float, float] = (0.0, 0.0)
+    """Weight of the KL divergence to the uniform distribution at the start and at the end (DALL-E: 0 to 6.6). Both losses are
+    per pixel and channel: with mse the useful size is about 0.01, with logit_laplace about 1."""
+    kl_share: float = 0.25
+    """Share of the run over which the KL weight changes, by a cosine; then it stays."""
+    start_from_data: bool = True
+    """Set the codes from k-means of the first batch's features."""
+    revive_every: int = 50
+    """Batches after which unused codes are split off from those with the most error; 0 turns this off."""
+    revive_share: float = 0.75
+    """Share of the run during which codes are revived; the rest lets them settle."""
+    dead_share: float = 0.05
+    """A code is unused when it is chosen less often than this share of the average."""
+
+    def __post_init__(self) -> None:
+        if min(self.temperature) <= 0:
+            raise UserError(f"temperatures must be positive, got {self.temperature[0]} {self.temperature[1]}")
+        if min(self.kl_weight) < 0:
+            raise UserError(f"KL weights must not be negative, got {self.kl_weight[0]} {self.kl_weight[1]}")
+        for name in ("temperature_share", "kl_share", "revive_share", "dead_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
+        if self.revive_every < 0:
+            raise UserError(f"revive_every must be 0 (off) or more, got {self.revive_every}")
+
+
+def as_pair(size: int | Pair) -> Pair:
+    """One number for a square, or (height, width)."""
+    return (size, size) if isinstance(size, int) else size

@@ -1,0 +1,121 @@
+"""The conventions and small types that every layer shares.
+
+Conventions, once: masks are bool and True means hidden; sizes are (height, width); pictures are uint8 (c, h, w) in the
+data layer, float in [0, 1] for tokenizers and normalized float for backbones; token ids are int64 in raster order; an
+ignored label is -1 in classification and 255 in a label map; the class token is never among the patches.
+
+Axis letters: b batch, c channel, h w pixels, gh gw grid, n patches (gh * gw), d width, k heads, v vocabulary, m masked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+"""What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, index (see `data.stream`)."""
+
+
+class Loss(NamedTuple):
+    """What an objective returns: `total` is differentiated, `parts` are logged and carry no graph."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """A frozen map between pictures and a grid of visual tokens."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights and geometry: the same ids come from the same fingerprint."""
+        ...
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
+        """Token ids of pictures in [0, 1]."""
+        ...
+
+    def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
+        """Pictures in [0, 1] from token ids."""
+        ...
+
+
+class Evaluator(Protocol):
+    """Knows a metric and its data; knows the model only as a prediction function."""
+
+    name: str
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield (metric, value) pairs."""
+        ...
+
+
+Fate = Literal["kept", "split", "merged", "expanded", "resized", "dropped", "fresh"]
+"""What became of a tensor between two networks, or between a network and a file."""
+
+
+class TensorRecord(NamedTuple):
+    """One tensor's way from a file into a network (or from a network into a file)."""
+
+    name: str
+    """Name where it arrived; where it came from if it was dropped."""
+    fate: Fate
+    sources: tuple[str, ...]
+    """Names where it came from; none for a fresh one."""
+    shape: tuple[int, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What happened to every tensor; there is no tensor that it does not name."""
+
+    source: str
+    """What was read: path and layout."""
+    records: tuple[TensorRecord, ...]
+    notes: tuple[str, ...] = ()
+    """What was decided without a tensor: the input statistics, say, and why."""
+
+    def counts(self) -> dict[Fate, int]:
+        """Tensors per fate, those that occur, in the order of `Fate`."""
+        found = Counter(record.fate for record in self.records)
+        return {fate: found[fate] for fate in get_args(Fate) if found[fate]}
+
+    def summary(self) -> str:
+        """One line, such as `pre.pth (microsoft): 173 kept, 12 expanded, 4 dropped, 4 fresh`."""
+        return f"{self.source}: " + ", ".join(f"{count} {fate}" for fate, count in self.counts().items())
+
+    def table(self) -> str:
+        """A text table, one line per tensor, then the notes."""
+        rows = [
+            (record.fate, record.name, "x".join(map(str, record.shape)) or "scalar", _origin(record)) for record in self.records
+        ]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        lines = ["  ".join((*(row[i].ljust(widths[i]) for i in range(3)), row[3])).rstrip() for row in rows]
+        return "\n".join((self.summary(), *lines, *self.notes))
+
+
+def _origin(record: TensorRecord) -> str:
+    renamed = [source for source in record.sources if source != record.name]
+    return "; ".join(part for part in ("from " + ", ".join(renamed) if renamed else "", record.reason) if part)

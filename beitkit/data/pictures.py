@@ -1,0 +1,140 @@
+"""From a file to an upright picture of 1 or 3 channels, or to one `BrokenPicture` that says why not.
+
+This is the only place where pictures are decoded. Whatever a file contains, the result is either an 8-bit Pillow image in
+mode "RGB" (3 channels) or "L" (1 channel), or the exception; a file larger than the pixel limit is refused by its header,
+before any memory is spent on it.
+
+How kinds of pictures are read: EXIF orientation is applied; of an animation or a document the first frame is taken;
+16-bit and float values are scaled to 8 bits, not clipped; whatever is transparent shows white. (The original drops the
+alpha channel and so shows the color that the editor left under transparent pixels; black drawings on a transparent ground,
+the most usual kind, would become black all over.)
+"""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from beitkit.data.files import FORMATS
+from beitkit.errors import UserError
+
+MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB decoded
+
+# EXIF orientation -> what puts the picture upright (EXIF 2.3, tag 0x0112).
+UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112
+
+
+class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the callers do
+    """A file that cannot be read as a picture: `path`, and `reason` in a few words."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def picture_mode(channels: int) -> str:
+    """Pillow's mode of pictures with this many channels."""
+    if channels not in (1, 3):
+        raise UserError(f"pictures are read with 1 (grey) or 3 (RGB) channels, not with {channels}; set channels to 1 or 3")
+    return "L" if channels == 1 else "RGB"
+
+
+def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
+
+    Raises:
+        BrokenPicture: the file is no picture, damaged, cut short, or has more than `max_pixels` pixels.
+        UserError: `channels` is neither 1 nor 3.
+    """
+    mode = picture_mode(channels)
+    try:
+        # Opening a pipe would wait for a writer, for ever; a device may never end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BrokenPicture(path, "not a regular file")
+        with warnings.catch_warnings():
+            # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=tuple(FORMATS)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+                image.load()
+                turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+                plain = _plain(image, mode)
+                return plain if turn is None else plain.transpose(turn)
+    except BrokenPicture:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BrokenPicture(path, f"more than {max_pixels / 1e6:g} million pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
+    except Exception as error:  # decoders raise nearly every type there is on damaged bytes
+        raise BrokenPicture(path, _one_line(error)) from error
+
+
+def reason(path: Path) -> str:
+    """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
+    try:
+        open_picture(path, 3)
+    except BrokenPicture as error:
+        return error.reason
+    return "could be read at the second attempt"
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
+    """The pixels of a picture in mode "RGB" or "L"."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in an opaque 8-bit mode."""
+    if image.mode == mode and "transparency" not in image.info:
+        return image.copy()  # the file closes, the pixels stay
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    elif image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        image = Image.new("RGBA", image.size, "white")
+        image.alpha_composite(with_alpha)
+    return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits, scaled: 16-bit integers by 65535, floats from [0, 1].
+
+    Pillow uses its 32-bit mode for some 16-bit files too; wider integers and other floats have no agreed white.
+    """
+    pixels = np.asarray(image)
+    if image.mode == "F":
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
+            raise ValueError("float pixels outside 0 to 1")
+        return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("integer pixels beyond 16 bits")
+    return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] or type(error).__name__

@@ -1,0 +1,327 @@
+"""From a list of pictures to batches on a device, as a chain of plain generators.
+
+    dataset = PictureDataset(files, view, masker=masker, channels=3, seed=0)
+    stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
+    stream = counted_broken(stream, files, limit_share=0.01, report=..., list_file=...)
+    stream = normalized(tokenized(to_device(stream, device), tokenizer, grid), mean, std)
+
+What a sample looks like depends on (seed, epoch, picture) only, and batch i of a stream on (seed, i) only: never on the
+number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
+
+Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `token_images` uint8 (b, c, h', w'), in `tokenized`
+replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b); `index` int64 (b), which picture;
+`broken` int64 (b), the picture that should have been there but cannot be read, else -1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from beitkit.configs.data import Triple
+from beitkit.configs.model import Pair
+from beitkit.contracts import Batch, Tokenizer
+from beitkit.data.files import PictureList
+from beitkit.data.masking import Masker
+from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode, reason
+from beitkit.data.views import View
+from beitkit.errors import UserError
+
+Key = tuple[int, int]
+"""(epoch, index): all that a sample depends on, besides the seed."""
+
+MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
+CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
+CACHE_BYTES = 512 * 2**20  # decoded pictures kept per process
+READ_TIMEOUT = 300  # seconds for one batch before a worker counts as hung, on a dead network disk for instance
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order and types, the same on every machine."""
+    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class PictureDataset:
+    """Samples of a picture list: read, viewed, masked and labelled.
+
+    For training the order is endless: position p is the (p mod N)-th picture of a permutation drawn for epoch p // N, and
+    a picture that cannot be read is replaced by the next one in the list that can. For evaluation position p is picture p,
+    and a picture that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
+    `broken` is not -1.
+    """
+
+    def __init__(
+        self,
+        files: PictureList,
+        view: View,
+        *,
+        masker: Masker | None = None,
+        channels: int = 3,
+        seed: int = 0,
+        kind: Literal["train", "evaluate"] = "train",
+    ) -> None:
+        if not len(files):
+            raise UserError(f"the list of pictures in {files.root} is empty")
+        self.files = files
+        self.view = view
+        self.masker = masker
+        self.channels = channels
+        self.seed = seed
+        self.kind = kind
+        self._mode = picture_mode(channels)
+        self._orders: dict[int, Tensor] = {}
+        self._decoded: dict[int, Image.Image] = {}
+        self._decoded_bytes = 0
+
+    def __len__(self) -> int:
+        """Pictures in the list, and so samples in an epoch."""
+        return len(self.files)
+
+    def locate(self, position: int) -> Key:
+        """Which epoch a position lies in, and which picture is there."""
+        if self.kind == "evaluate":
+            return 0, position
+        epoch, place = divmod(position, len(self))
+        if epoch not in self._orders:
+            # A batch may span two epochs; more than two orders would only take memory.
+            self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+            self._orders[epoch] = torch.randperm(len(self), generator=generator)
+        return epoch, int(self._orders[epoch][place])
+
+    def sample(self, position: int) -> dict[str, Tensor]:
+        """The sample at a position of the order."""
+        return self.read(*self.locate(position))
+
+    def read(self, epoch: int, index: int) -> dict[str, Tensor]:
+        """One picture as it is shown in an epoch, or its replacement."""
+        shown, image = self._readable(index)
+        # The view has its own generator: it can be drawn again without the mask, which stored tokens will need.
+        sample = self.view(image or Image.new(self._mode, (8, 8)), random.Random(derived_seed(self.seed, "view", epoch, index)))
+        if self.masker is not None:
+            sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index))).flatten()
+        if self.files.labels is not None:
+            sample["labels"] = torch.tensor(int(self.files.labels[shown]))
+        is_broken = shown != index or image is None
+        return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
+
+    def _readable(self, index: int) -> tuple[int, Image.Image | None]:
+        """The index of the picture to show for this one, and that picture; None where there is no replacement."""
+        if self.kind == "evaluate":
+            try:
+                return index, self._picture(index)
+            except BrokenPicture:
+                return index, None
+        attempts = min(MAX_REPLACEMENTS, len(self))
+        for candidate in ((index + step) % len(self) for step in range(attempts)):
+            try:
+                return candidate, self._picture(candidate)
+            except BrokenPicture:
+                continue
+        last = self.files.path((index + attempts - 1) % len(self))
+        raise UserError(f"{attempts} pictures in a row cannot be read, the last one {last}: {reason(last)}")
+
+    def _picture(self, index: int) -> Image.Image:
+        known = self._decoded.get(index)
+        if known is not None:
+            return known
+        image = open_picture(self.files.path(index), self.channels)
+        pixels = image.width * image.height
+        if pixels <= CACHED_PIXELS and self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
+            self._decoded[index] = image
+            self._decoded_bytes += pixels * self.channels
+        return image
+
+
+def training_stream(
+    dataset: PictureDataset, batch_size: int, *, start_batch: int = 0, workers: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Endless batches; the first is number `start_batch`. Batch i of a process depends only on (seed, i, rank, world).
+
+    The processes of a step share positions i * batch_size * world and following, in the order of their ranks, so that
+    `world` processes see together what one process with `world` times the batch would see. Close the generator to end
+    the workers; -1 workers are `default_workers()`.
+
+    Raises:
+        UserError: a run of unreadable pictures, or a worker process that died or hung.
+    """
+
+    def keys() -> Iterator[list[Key]]:
+        position = (start_batch * world + rank) * batch_size
+        while True:
+            yield [dataset.locate(position + place) for place in range(batch_size)]
+            position += batch_size * world
+
+    return _batches(dataset, keys(), workers)
+
+
+def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+    """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`."""
+    total = len(dataset)
+    keys = (
+        [dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in range(0, total, batch_size)
+    )
+    return _batches(dataset, keys, workers)
+
+
+def usable_cores() -> int:
+    """Processor cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(cores: int | None = None) -> int:
+    """Worker processes for a number of cores: all but one of them, at most 16.
+
+    On one or two cores none: there they only compete with the arithmetic (two cores computing on small pictures were slower
+    with one worker and with two than with none).
+    """
+    cores = usable_cores() if cores is None else cores
+    return 0 if cores <= 2 else min(cores - 1, 16)
+
+
+def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches moved to a device; to CUDA through page-locked memory, without waiting for the copy."""
+    is_cuda = device.type == "cuda"
+    for batch in stream:
+        yield {key: (value.pin_memory() if is_cuda else value).to(device, non_blocking=is_cuda) for key, value in batch.items()}
+
+
+def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[Batch]:
+    """Batches whose `images` are float32, (x / 255 - mean) / std per channel; grey ones take the average over channels."""
+    constants: tuple[Tensor, Tensor] | None = None
+    for batch in stream:
+        images = batch["images"]
+        if constants is None:
+            values = torch.tensor([mean, std], device=images.device)
+            values = values.mean(dim=1, keepdim=True) if images.shape[1] == 1 else values
+            constants = values[0].view(-1, 1, 1), values[1].view(-1, 1, 1)
+        yield batch | {"images": images.float().div_(255).sub_(constants[0]).div_(constants[1])}
+
+
+def tokenized(stream: Iterable[Batch], tokenizer: Tokenizer, patch_grid: Pair) -> Iterator[Batch]:
+    """Batches with `tokens` (b, n), the tokenizer's ids of `token_images`, in place of these.
+
+    Raises:
+        UserError: the tokenizer's grid is not the patch grid.
+    """
+    for batch in stream:
+        with torch.no_grad():
+            ids = tokenizer.encode(batch["token_images"].float().div_(255))  # (b, gh, gw)
+        if ids.shape[1:] != patch_grid:
+            raise UserError(_grids_differ(patch_grid, (ids.shape[1], ids.shape[2]), tokenizer.stride))
+        yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids.flatten(1)}
+
+
+def check_grids_match(patch_grid: Pair, token_size: Pair, stride: int) -> None:
+    """Raise a `UserError` unless a tokenizer of this stride gives one token per patch for views of `token_size` pixels."""
+    token_grid = token_size[0] // stride, token_size[1] // stride
+    if token_grid != patch_grid or token_size[0] % stride or token_size[1] % stride:
+        raise UserError(_grids_differ(patch_grid, token_grid, stride))
+
+
+def counted_broken(
+    stream: Iterable[Batch], files: PictureList, limit_share: float, report: Callable[[Path, str], None], list_file: Path
+) -> Iterator[Batch]:
+    """The same batches; `report(path, reason)` is called once for each picture that could not be read.
+
+    Put it before `to_device`, so that looking at `broken` does not make the device wait.
+
+    Raises:
+        UserError: more than `limit_share` of the files could not be read; names `list_file`, where `report` writes them.
+    """
+    seen: set[int] = set()
+    for batch in stream:
+        for index in batch["broken"].tolist():
+            if index < 0 or index in seen:
+                continue
+            seen.add(index)
+            report(files.path(index), reason(files.path(index)))
+        if len(seen) > limit_share * len(files):
+            raise UserError(
+                f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
+                f"they are listed in {list_file}: remove or repair them, or raise --max-broken"
+            )
+        yield batch
+
+
+def _grids_differ(patch_grid: Pair, token_grid: Pair, stride: int) -> str:
+    needed = patch_grid[0] * stride, patch_grid[1] * stride
+    return (
+        f"the patch grid is {patch_grid[0]}x{patch_grid[1]} but the token grid {token_grid[0]}x{token_grid[1]}; "
+        f"with a tokenizer of stride {stride} the token view must be {needed[0]}x{needed[1]} pixels"
+    )
+
+
+class _Fetch(Dataset[Batch | UserError]):
+    """A dataset whose items are whole batches, addressed by their keys, so that workers hold no order and no sampler."""
+
+    def __init__(self, dataset: PictureDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: list[Key]) -> Batch | UserError:
+        try:
+            samples = [self.dataset.read(epoch, picture) for epoch, picture in index]
+        except UserError as error:
+            return error  # a raised one would arrive with the worker's traceback inside its message
+        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+    """The batches of these keys, in their order, read here or by worker processes."""
+    fetch = _Fetch(dataset)
+    workers = default_workers() if workers == -1 else workers
+    source = map(fetch.__getitem__, keys) if workers == 0 else _by_workers(fetch, keys, workers)
+    for item in source:
+        if isinstance(item, UserError):
+            raise item
+        yield item
+
+
+def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch | UserError]:
+    loader = DataLoader(fetch, sampler=keys, batch_size=None, collate_fn=_as_it_is, num_workers=workers, timeout=READ_TIMEOUT)
+    iterator = _started(loader)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader"):
+            raise
+        what = " ".join(str(error).split())
+        raise UserError(
+            f"a process that reads pictures stopped ({what}); it may have run out of memory or of shared memory: "
+            f"use fewer --workers (now {workers}; 0 reads in the main process)"
+        ) from None
+    finally:
+        # The workers end with the last reference to the iterator; an exception's traceback would keep it alive.
+        del iterator, loader
+
+
+def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """The loader's iterator, its workers running."""
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGCHLD) if is_main else None
+    with warnings.catch_warnings():
+        # Python 3.12 warns about every fork of a process with threads; torch's are idle here and not used by the workers.
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
+        iterator = iter(loader)
+    if is_main and previous is not None:
+        # torch's handler raises wherever the main thread happens to be, in the middle of an optimizer step for instance.
+        # Without it a dead worker is noticed when its batch is waited for, at the place where we can say so.
+        signal.signal(signal.SIGCHLD, previous)
+    return iterator

@@ -1,0 +1,187 @@
+"""What the networks are shown of a picture: crops, flips, color jitter and resizing, each drawn from a given generator.
+
+A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
+uint8 tensors (c, h, w). It never changes the image it is given, and equal generators give equal views. `PretrainView` makes
+one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
+classification.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from beitkit.configs.data import Preprocessing, ViewConfig
+from beitkit.configs.model import Pair
+from beitkit.data.pictures import to_tensor
+
+View = Callable[[Image.Image, random.Random], dict[str, Tensor]]
+
+SMALL = 32  # up to this size, pictures are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
+PADDING = 4  # pixels of black around small pictures before a training crop, as usual on CIFAR
+ATTEMPTS = 10  # random crops tried before the central one
+MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for evaluation
+
+Jitter = Callable[[Image.Image, float], Image.Image]
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PretrainView:
+    """BEiT's two views: one jitter, crop and flip, at the backbone's size and at the tokenizer's.
+
+    `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
+    the same crop. The steps follow the original's: jitter of the whole picture, then crop and flip.
+    """
+
+    view: ViewConfig
+    image_size: Pair
+    token_size: Pair | None
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
+        crop = _cropped(color_jittered(image, self.view.color_jitter, rng), self.view, rng)
+        views = {"images": to_tensor(_resized(crop, self.image_size, Image.Resampling.BICUBIC))}
+        if self.token_size is not None:
+            views["token_images"] = to_tensor(_resized(crop, self.token_size, Image.Resampling.LANCZOS))
+        return views
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """Training of a classifier: a random crop resized with a bicubic filter, a flip, and jitter.
+
+    Networks for pictures of at most 32 pixels see the whole picture, shifted by up to 4 pixels, instead of a crop (the
+    original's rule); `crop_scale` and `crop_ratio` do not matter to them.
+    """
+
+    view: ViewConfig
+    image_size: Pair
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8."""
+        if max(self.image_size) <= SMALL:
+            shown = _flipped(_shifted(_resized(image, self.image_size, Image.Resampling.BICUBIC), rng), self.view.flip, rng)
+        else:
+            shown = _resized(_cropped(image, self.view, rng), self.image_size, Image.Resampling.BICUBIC)
+        return {"images": to_tensor(color_jittered(shown, self.view.color_jitter, rng))}
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """Evaluation: the center of the picture, after its short side is resized to image size / crop share (bicubic).
+
+    Networks for pictures of at most 32 pixels see the whole picture, scaled to their size. The generator is not used.
+    """
+
+    preprocessing: Preprocessing
+    image_size: Pair
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8."""
+        if max(self.image_size) <= SMALL:
+            return {"images": to_tensor(_resized(image, self.image_size, Image.Resampling.BICUBIC))}
+        image = _shortened(image)
+        size = covering_size((image.height, image.width), self.image_size, self.preprocessing.crop_share)
+        top, left = (round((whole - part) / 2) for whole, part in zip(size, self.image_size, strict=True))
+        center = left, top, left + self.image_size[1], top + self.image_size[0]
+        return {"images": to_tensor(_resized(image, size, Image.Resampling.BICUBIC).crop(center))}
+
+
+def covering_size(picture: Pair, image_size: Pair, crop_share: float) -> Pair:
+    """The (height, width) a picture is resized to, aspect kept, so that image size / crop share just fits into it."""
+    height, width = int(image_size[0] / crop_share), int(image_size[1] / crop_share)
+    if picture[1] * height <= picture[0] * width:
+        return width * picture[0] // picture[1], width
+    return height, height * picture[1] // picture[0]
+
+
+def crop_box(picture: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
+    """A random crop of a picture (height, width): area share from `scale`, width / height log-uniform from `ratio`.
+
+    When ten draws do not fit, the central crop whose aspect is nearest to the wanted ones.
+    """
+    height, width = picture
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = rng.randint(0, height - crop_height), rng.randint(0, width - crop_width)
+            return Box(top, left, crop_height, crop_width)
+    crop_height = min(height, max(1, round(width / ratio[0])))
+    crop_width = min(width, max(1, round(height * ratio[1])))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    """Brightness, contrast and saturation changed in random order, each by a factor from [1 - strength, 1 + strength].
+
+    A grey picture has no saturation and draws nothing for it.
+    """
+    if strength == 0:
+        return image
+    jitters: list[Jitter] = [_brightness, _contrast] if image.mode == "L" else [_brightness, _contrast, _saturation]
+    rng.shuffle(jitters)
+    for jitter in jitters:
+        image = jitter(image, rng.uniform(1 - strength, 1 + strength))
+    return image
+
+
+def _brightness(image: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(Image.new(image.mode, image.size), image, factor)
+
+
+def _contrast(image: Image.Image, factor: float) -> Image.Image:
+    grey = int(np.asarray(image.convert("L")).mean() + 0.5)
+    return Image.blend(Image.new(image.mode, image.size, grey if image.mode == "L" else (grey, grey, grey)), image, factor)
+
+
+def _saturation(image: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(image.convert("L").convert(image.mode), image, factor)
+
+
+def _cropped(image: Image.Image, view: ViewConfig, rng: random.Random) -> Image.Image:
+    """A random crop, flipped or not, at its own size."""
+    box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
+    crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    return _flipped(crop, view.flip, rng)
+
+
+def _flipped(image: Image.Image, probability: float, rng: random.Random) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
+
+
+def _shifted(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture moved by up to `PADDING` pixels along each axis, black where it has left."""
+    across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
+    return image.crop((across, down, across + image.width, down + image.height))
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """The middle of a very long picture: scaled whole, one of 1x20000 pixels would take gigabytes and hardly any be kept."""
+    height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
+    if (height, width) == (image.height, image.width):
+        return image
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resized(image: Image.Image, size: Pair, filter: Image.Resampling) -> Image.Image:
+    """The whole picture at (height, width)."""
+    return image.resize((size[1], size[0]), filter)

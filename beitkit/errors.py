@@ -1,0 +1,23 @@
+"""The exceptions that end a command with one line: a user's mistake, numbers gone bad, a signal. Others are our fault."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: a path, an option, a file's content.
+
+    The message is one line that says what was found, what was expected, and which option or file to change. The command
+    line prints it after `beitkit: ` and exits with code 2; Python callers catch it as a `ValueError`.
+    """
+
+
+class NumericalError(RuntimeError):
+    """Training produced a loss or gradient that is not finite several steps in a row."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it, and the work is saved
+    """The run stopped on a signal after saving; `exit_code` is what a shell expects."""
+
+    def __init__(self, step: int, steps: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step} of {steps}; everything is saved, the same command continues")
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,65 @@
+"""How often a classifier is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from beitkit.contracts import Batch
+
+
+@dataclass
+class Accuracy:
+    """Top-1 and top-5 accuracy (as a share) and the cross-entropy over one pass of labelled pictures."""
+
+    predict: Callable[[Tensor], Tensor]
+    """Normalized pictures (b, c, h, w) to logits (b, classes)."""
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh ordered pass; batches hold images, labels and broken."""
+    name: str = "val"
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield top1, top5 (where there are more than five classes) and loss."""
+        logits, labels = collect_logits(self.predict, self.batches())
+        yield "top1", top_k(logits, labels, 1)
+        if logits.shape[1] > 5:
+            yield "top5", top_k(logits, labels, 5)
+        yield "loss", F.cross_entropy(logits, labels).item()
+
+
+@torch.no_grad()
+def collect_logits(
+    predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
+) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
+    """Logits and labels of every readable picture, on the CPU."""
+    logits, labels = [], []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        logits.append(predict(batch["images"]).float()[readable].cpu())
+        labels.append(batch["labels"][readable].cpu())
+    return torch.cat(logits), torch.cat(labels)
+
+
+def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
+    """Share of pictures whose label is among the k largest logits."""
+    best = logits.topk(k, dim=1).indices
+    return (best == labels[:, None]).any(1).float().mean().item()
+
+
+def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "classes classes"]:
+    """How many pictures of each class (row) were given each name (column)."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)
+
+
+def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> list[tuple[int, float]]:
+    """For each class how many pictures there are, and the share of them named right (NaN where there are none)."""
+    counts = confusion(logits, labels)
+    totals = counts.sum(1)
+    shares = counts.diagonal() / totals  # 0 / 0 is NaN
+    return list(zip(totals.tolist(), shares.tolist(), strict=True))

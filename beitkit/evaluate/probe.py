@@ -1,0 +1,140 @@
+"""How good frozen features are: nearest neighbors and a linear classifier on the output of every block.
+
+BEiT's last block is trained to predict tokens; the features that name things are in the middle (arXiv 2106.08254, table 9
+uses the 9th of 12 blocks). So every block is probed, and the block is chosen on pictures held out of the training set,
+never on the pictures that are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from beitkit.contracts import Batch
+from beitkit.nn.backbone import Backbone
+
+NEIGHBORS = 20
+TEMPERATURE = 0.07
+"""Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out pictures."""
+HELD_OUT = 5
+"""Every fifth picture of each class chooses the block and the penalty."""
+
+
+class BlockFeatures(NamedTuple):
+    """Features of one set of pictures: the class token and the mean patch of every block side by side."""
+
+    features: Float[Tensor, "blocks n f"]
+    labels: Int[Tensor, " n"]
+
+
+class ProbeResult(NamedTuple):
+    """Accuracies (shares) of one kind of probe."""
+
+    chosen: int
+    """Block (0-based) that was best on the held-out part of the training pictures."""
+    held_out: list[float]
+    """Per block, on the held-out part."""
+    test: list[float]
+    """Per block, on the test pictures, after training on all training pictures."""
+
+
+@torch.no_grad()
+def block_features(
+    backbone: Backbone, batches: Iterator[Batch], precision: Callable[[], torch.autocast | object]
+) -> BlockFeatures:
+    """The official probe's features, (class token, mean patch) of every raw block output (facts 8.2), as float32 on the CPU."""
+    parts, labels = [], []
+    for batch in batches:
+        readable = (batch["broken"] < 0).cpu()
+        with precision():  # type: ignore[attr-defined]
+            outputs = backbone.intermediates(batch["images"], range(backbone.depth))
+        stacked = torch.stack([torch.cat((out.cls, out.patches.mean(1)), dim=1) for out in outputs])
+        parts.append(stacked.float().cpu()[:, readable])
+        labels.append(batch["labels"].cpu()[readable])
+    return BlockFeatures(torch.cat(parts, dim=1), torch.cat(labels))
+
+
+def nearest_neighbors(train: BlockFeatures, test: BlockFeatures, classes: int) -> ProbeResult:
+    """Weighted vote of the nearest training pictures by cosine similarity."""
+    return _probe(train, test, lambda fit, ask: _vote(fit, ask, classes))
+
+
+def linear_probe(train: BlockFeatures, test: BlockFeatures, classes: int) -> ProbeResult:
+    """Multinomial logistic regression on standardized features; its penalty, too, is chosen on the held-out part."""
+    kept, out = held_out_split(train.labels)
+    penalties = []
+    for features in train.features:
+        fit, ask = (features[kept], train.labels[kept]), features[out]
+        scores = [_share(logistic(*fit, ask, classes, penalty), train.labels[out]) for penalty in PENALTIES]
+        penalties.append(PENALTIES[max(range(len(PENALTIES)), key=scores.__getitem__)])
+    by_block = iter(penalties * 2)  # once for the held-out part, once for the test pictures
+    return _probe(train, test, lambda fit, ask: logistic(*fit, ask, classes, next(by_block)))
+
+
+def held_out_split(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held_out"]]:
+    """Indices kept for training and held out for choosing, the same share of every class."""
+    position = torch.empty_like(labels)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        position[members] = torch.arange(len(members))
+    is_out = position % HELD_OUT == HELD_OUT - 1
+    if not is_out.any():  # fewer than five pictures of every class: the second of each chooses
+        is_out = position == 1
+    return (~is_out).nonzero().squeeze(1), is_out.nonzero().squeeze(1)
+
+
+def logistic(
+    features: Float[Tensor, "n f"], labels: Int[Tensor, " n"], ask: Float[Tensor, "q f"], classes: int, penalty: float
+) -> Int[Tensor, " q"]:
+    """Fit a linear classifier (full-batch L-BFGS, zero start) and name the classes of `ask`."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    standardized = (features - mean) / std
+    weight = torch.zeros(features.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS((weight, bias), max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(standardized @ weight + bias, labels) + 0.5 * penalty * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return ((ask - mean) / std @ weight + bias).argmax(1)
+
+
+def _probe(
+    train: BlockFeatures,
+    test: BlockFeatures,
+    answer: Callable[[tuple[Tensor, Tensor], Tensor], Tensor],
+) -> ProbeResult:
+    kept, out = held_out_split(train.labels)
+    held_out = [_share(answer((block[kept], train.labels[kept]), block[out]), train.labels[out]) for block in train.features]
+    reported = [
+        _share(answer((block, train.labels), ask), test.labels)
+        for block, ask in zip(train.features, test.features, strict=True)
+    ]
+    chosen = max(range(len(held_out)), key=held_out.__getitem__)
+    return ProbeResult(chosen, held_out, reported)
+
+
+def _vote(fit: tuple[Tensor, Tensor], ask: Tensor, classes: int) -> Tensor:
+    features, labels = F.normalize(fit[0], dim=1), fit[1]
+    answers = []
+    for part in F.normalize(ask, dim=1).split(1024):
+        similarity, index = (part @ features.T).topk(min(NEIGHBORS, len(features)), dim=1)
+        votes = torch.zeros(len(part), classes).scatter_add_(1, labels[index], (similarity / TEMPERATURE).exp())
+        answers.append(votes.argmax(1))
+    return torch.cat(answers)
+
+
+def _share(answers: Tensor, labels: Tensor) -> float:
+    return (answers == labels).float().mean().item()

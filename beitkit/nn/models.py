@@ -1,0 +1,109 @@
+"""The finished networks: a backbone with the head of its task."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
+from beitkit.errors import UserError
+from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
+from beitkit.nn.blocks import NORM_EPS
+from beitkit.nn.cls_branch import ClsBranch
+
+BACKBONE_PREFIX = "backbone."
+
+
+class MaskedImageModel(nn.Module):
+    """Predicts the visual tokens of masked patches (arXiv 2106.08254, equation 2)."""
+
+    def __init__(self, config: MaskedImageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.lm_head = nn.Linear(config.backbone.width, config.vocabulary)
+        truncated_normal_(self.lm_head.weight, INIT_STD)
+        nn.init.zeros_(self.lm_head.bias)
+        self.cls_branch = None if config.cls_branch is None else ClsBranch(config)
+
+    def forward(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
+        """Logits over the vocabulary at the masked positions only, in row-major order over batch, then position."""
+        return self.lm_head(self.backbone(images, mask).patches[mask])
+
+    def both_logits(
+        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "m v"], Float[Tensor, "m v"]]:
+        """Logits as from `forward`, and those of the class-token branch; BEiT v2 adds their two cross-entropies.
+
+        Raises:
+            UserError: if the network was built without a branch.
+        """
+        branch, config = self.cls_branch, self.config.cls_branch
+        if branch is None or config is None:
+            raise UserError("this network has no class-token branch; build it with cls_branch=ClsBranchConfig(...)")
+        x, bias = self.backbone.embed(images, mask)
+        early = self.backbone.run_blocks(x, bias, range(config.early_layer))
+        late = self.backbone.run_blocks(early, bias, range(config.early_layer, self.backbone.depth))
+        aggregated = branch(late, early, bias)
+        own_norm, own_head = branch.cls_pt_norm, branch.cls_pt_lm_head
+        patches = (self.backbone.finish(aggregated) if own_norm is None else self.backbone.split(own_norm(aggregated))).patches
+        head = self.lm_head if own_head is None else own_head
+        return self.lm_head(self.backbone.finish(late).patches[mask]), head(patches[mask])
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer-wise learning rates; the head is above the last block."""
+        return layer_of(self.backbone, name)
+
+    def no_decay(self, name: str) -> bool:
+        """Whether a parameter is free of weight decay by name."""
+        return no_decay(self.backbone, name)
+
+
+class Classifier(nn.Module):
+    """Names what a picture shows (arXiv 2106.08254, section 2.6; the released code's mean pooling)."""
+
+    def __init__(self, config: ClassifierConfig, *, head_scale: float = 0.001) -> None:
+        """A fresh classifier; its head starts `head_scale` times as large as the table in `Backbone` says (official code)."""
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        width = config.backbone.width
+        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS) if config.pooling == "mean" else None
+        self.head = nn.Linear(width, len(config.classes))
+        self.reset_head(head_scale)
+
+    def reset_head(self, head_scale: float = 0.001) -> None:
+        """Draw the head anew."""
+        truncated_normal_(self.head.weight, 2.0)
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            self.head.weight.mul_(head_scale)
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Pooled features, what the head sees."""
+        features = self.backbone(images)
+        return features.cls if self.fc_norm is None else self.fc_norm(features.patches.mean(1))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Logits, one per class."""
+        return self.head(self.features(images))
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer-wise learning rates; the head is above the last block."""
+        return layer_of(self.backbone, name)
+
+    def no_decay(self, name: str) -> bool:
+        """Whether a parameter is free of weight decay by name."""
+        return no_decay(self.backbone, name)
+
+
+def layer_of(backbone: Backbone, name: str) -> int:
+    """Layer of a parameter of a network whose `backbone` this is, by its full name: `backbone.blocks.0.norm1.weight` is 1."""
+    is_below_head = name.startswith(BACKBONE_PREFIX)
+    return backbone.layer_of(name.removeprefix(BACKBONE_PREFIX)) if is_below_head else backbone.depth + 1
+
+
+def no_decay(backbone: Backbone, name: str) -> bool:
+    """Whether a parameter of a network whose `backbone` this is, by its full name, is free of weight decay."""
+    return name.startswith(BACKBONE_PREFIX) and backbone.no_decay(name.removeprefix(BACKBONE_PREFIX))

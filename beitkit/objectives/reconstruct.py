@@ -1,0 +1,119 @@
+"""Training a discrete VAE: reconstruct the picture through a relaxed choice of codes (arXiv 2102.12092, section 2.1).
+
+The codes at each place are weighted by a Gumbel-softmax whose temperature falls during training, so that the weighting
+becomes a choice; a KL term to the uniform distribution may keep the encoder from being certain too early. Reconstruction is
+measured by squared error, or by DALL-E's logit-Laplace likelihood. Codes are started from data and revived
+(`tokenizers.revival`). One forward pass per micro-batch; batches hold `images` in [0, 1], without normalization.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beitkit.configs.model import ReconstructConfig
+from beitkit.contracts import Batch, Loss
+from beitkit.tokenizers.dvae import LAPLACE_EPSILON, DiscreteVAE
+from beitkit.tokenizers.health import CodeUsage
+from beitkit.tokenizers.revival import CodeRevival, start_codes
+
+LOG_SCALE_FLOOR = -4.0
+"""Smallest log-scale of logit-Laplace: about half a grey level. Pictures are quantized; without a floor, a constant
+background would have unbounded likelihood."""
+
+
+class Reconstruct(nn.Module):
+    """The discrete VAE with its training loss; `tokenizer` is what is kept of it afterwards."""
+
+    is_started: Tensor
+
+    def __init__(self, tokenizer: DiscreteVAE, config: ReconstructConfig) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.revival = CodeRevival(tokenizer.vocabulary, config.dead_share)
+        self.register_buffer("is_started", torch.tensor(not config.start_from_data))
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        """Loss per pixel and channel; `progress` in [0, 1] sets temperature and KL weight."""
+        images, tokenizer = batch["images"], self.tokenizer
+        temperature = anneal(self.config.temperature, progress, self.config.temperature_share)
+        kl_weight = anneal(self.config.kl_weight, progress, self.config.kl_share)
+        features = tokenizer.features(images)
+        if self.training:
+            self._tend_codes(features.detach(), progress)
+        logits = tokenizer.code_layer(features).float()  # (b, v, gh, gw)
+        output = tokenizer.decode_relaxed(gumbel_softmax(logits, temperature)).float()
+
+        if tokenizer.config.reconstruction == "logit_laplace":
+            reconstruction = logit_laplace_loss(output, images)
+        else:
+            reconstruction = F.mse_loss(output, tokenizer.normalize(images))
+        kl = kl_to_uniform(logits)
+        total = reconstruction + kl_weight * kl / (tokenizer.stride**2 * tokenizer.channels)
+
+        with torch.no_grad():
+            ids = logits.argmax(1)
+            if self.training:
+                error = (tokenizer.pixels(output) - images).square().mean(1, keepdim=True)
+                self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0])
+            usage = CodeUsage(tokenizer.vocabulary)
+            usage.update(ids)
+            statistics = usage.statistics()
+        parts = {
+            "reconstruction": reconstruction.detach(),
+            "kl": kl.detach(),
+            "temperature": torch.tensor(temperature),
+            "perplexity": torch.tensor(statistics.perplexity),
+            "codes_used": torch.tensor(statistics.used_share),
+        }
+        return Loss(total, parts)
+
+    def _tend_codes(self, features: Float[Tensor, "b d gh gw"], progress: float) -> None:
+        """Start the codes on the first batch; revive unused ones when a window is full."""
+        if not self.is_started:
+            start_codes(self.tokenizer, features)
+            self.is_started.fill_(True)
+        window = self.config.revive_every
+        if window and progress < self.config.revive_share and self.revival.batches >= window:
+            self.revival.revive(self.tokenizer, features)
+
+
+def anneal(ends: tuple[float, float], progress: float, share: float) -> float:
+    """From the first value to the second by half a cosine over a share of the run, then constant (DALL-E, appendix A.2)."""
+    position = min(1.0, progress / share) if share else 1.0
+    first, last = ends
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * position))
+
+
+def gumbel_softmax(logits: Float[Tensor, "b v gh gw"], temperature: float) -> Float[Tensor, "b v gh gw"]:
+    """A relaxed draw of one code at each place: softmax((logits + Gumbel noise) / temperature), over the codes.
+
+    The noise is made from uniform numbers; PyTorch's own function draws exponential ones, which took a quarter of a training
+    step on a CPU.
+    """
+    uniform = torch.rand_like(logits).clamp_(min=1e-9)
+    return F.softmax((logits - torch.log(-torch.log(uniform))) / temperature, dim=1)
+
+
+def kl_to_uniform(logits: Float[Tensor, "b v gh gw"]) -> Float[Tensor, ""]:
+    """KL divergence in nats of softmax(logits) to the uniform distribution, mean over places: log v - entropy."""
+    log_q = F.log_softmax(logits, dim=1)
+    return (log_q.exp() * log_q).sum(1).mean() + math.log(logits.shape[1])
+
+
+def logit_laplace_loss(output: Float[Tensor, "b o h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Negative log-likelihood in nats per pixel and channel of pixels mapped to 0.8 x + 0.1 (DALL-E, appendix A.3).
+
+    f(x | mu, s) = exp(-|logit x - mu| / s) / (2 s x (1 - x)); `output` holds mu, then log s.
+    """
+    location, raw = output.chunk(2, dim=1)
+    # A softplus, equal to the identity for raw >= 0 and within 1e-4 of it from -2 on, that levels out at the floor.
+    log_scale = LOG_SCALE_FLOOR + F.softplus(raw - LOG_SCALE_FLOOR, beta=5)
+    x = (1 - 2 * LAPLACE_EPSILON) * images + LAPLACE_EPSILON
+    distance = (torch.logit(x) - location).abs()
+    return (distance * torch.exp(-log_scale) + log_scale + torch.log(2 * x * (1 - x))).mean()

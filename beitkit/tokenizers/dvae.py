@@ -1,0 +1,154 @@
+"""The discrete VAE: a picture becomes a grid of codes out of a vocabulary, and a grid of codes becomes a picture.
+
+The encoder scores every code at every place of the grid; the best one is the visual token that BEiT's pre-training
+predicts. While it is trained (`objectives.reconstruct`) the choice is relaxed to a weighting over codes, so gradients pass
+from the picture to the encoder (arXiv 2102.12092, section 2.1). Pictures are floats in [0, 1] outside; what a network wants
+inside (dalle: 0.8 x + 0.1; beit and light: [-1, 1]) happens here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beitkit.configs.model import DVAEConfig
+from beitkit.errors import UserError
+from beitkit.tokenizers.geometries import build_parts, initialize, layers_of
+
+LAPLACE_EPSILON = 0.1  # DALL-E, appendix A.3: logit-Laplace sees pixels in (0.1, 0.9), where the logit is finite
+
+
+class DiscreteVAE(nn.Module):
+    """Encoder, codebook and decoder of one geometry; a `contracts.Tokenizer`."""
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        parts = build_parts(config)
+        initialize(parts, config)
+        self.encoder = parts.encoder
+        self.decoder = parts.decoder
+        self.codebook = parts.codebook
+        self._pixel_scale = parts.pixel_scale
+        self._pixel_shift = parts.pixel_shift
+        self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        return self.config.vocabulary
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        return self.config.stride
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures."""
+        return self.config.channels
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest (32 hex digits) of config and weights, computed again only after a weight has changed."""
+        state = self.state_dict(keep_vars=True)
+        key = tuple((id(tensor), tensor._version) for tensor in state.values())
+        if self._fingerprint is None or self._fingerprint[0] != key:
+            digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True).encode(), digest_size=16)
+            for name, tensor in state.items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            self._fingerprint = (key, digest.hexdigest())
+        return self._fingerprint[1]
+
+    @property
+    def code_layer(self) -> nn.Conv2d:
+        """The 1x1 convolution that scores the codes: row i of its weight (vocabulary, width, 1, 1) belongs to code i."""
+        layer = list(layers_of(self.encoder))[-1]
+        assert isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+        return layer
+
+    @property
+    def embeddings(self) -> Float[Tensor, "v d"]:
+        """What the decoder is given for each code; a view of the parameter, so it can be written to."""
+        if self.codebook is not None:
+            return self.codebook.weight
+        return self._first_decoder_layer().weight[:, :, 0, 0].T
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
+        """What the code layer scores, of pictures in [0, 1]."""
+        self._check(images)
+        x = self.normalize(images)
+        for layer in list(layers_of(self.encoder))[:-1]:
+            x = layer(x)
+        return x
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b v gh gw"]:
+        """Scores of the codes at every place of the grid, of pictures in [0, 1]."""
+        return self.code_layer(self.features(images))
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
+        """The visual tokens of pictures in [0, 1]: the best code at each place, the first of equals."""
+        return self.logits(images).argmax(1)
+
+    @torch.no_grad()
+    def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
+        """Pictures in [0, 1] from visual tokens."""
+        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.vocabulary):
+            raise UserError(f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {self.vocabulary - 1}")
+        embedded = F.embedding(ids, self.embeddings).permute(0, 3, 1, 2)  # (b, d, gh, gw)
+        if self.codebook is None:
+            bias = self._first_decoder_layer().bias
+            assert bias is not None
+            embedded = embedded + bias[:, None, None]
+        return self.pixels(self._decode_embedded(embedded))
+
+    def decode_relaxed(self, weights: Float[Tensor, "b v gh gw"]) -> Float[Tensor, "b o h w"]:
+        """The decoder's raw output for a weighting over codes at each place; `pixels` and the likelihoods read it.
+
+        o is the number of channels, or twice it for logit-Laplace (locations, then log-scales).
+        """
+        if self.codebook is None:
+            return self._decode_embedded(self._first_decoder_layer()(weights))
+        return self._decode_embedded(torch.einsum("bvhw,vd->bdhw", weights, self.codebook.weight))
+
+    def pixels(self, output: Float[Tensor, "b o h w"]) -> Float[Tensor, "b c h w"]:
+        """The picture in [0, 1] that a raw output of the decoder means."""
+        if self.config.reconstruction == "logit_laplace":
+            x = torch.sigmoid(output[:, : self.channels])
+            return ((x - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
+        return ((output - self._pixel_shift) / self._pixel_scale).clamp(0, 1)
+
+    def normalize(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Pictures in [0, 1] as the networks see them, the space in which squared error is measured."""
+        return self._pixel_scale * images + self._pixel_shift
+
+    def _first_decoder_layer(self) -> nn.Conv2d:
+        """The layer that is the codebook where there is no other."""
+        layer = next(layers_of(self.decoder))
+        assert self.codebook is None and isinstance(layer, nn.Conv2d)
+        return layer
+
+    def _decode_embedded(self, x: Tensor) -> Tensor:
+        layers = list(layers_of(self.decoder))
+        for layer in layers[1:] if self.codebook is None else layers:
+            x = layer(x)
+        return x
+
+    def _check(self, images: Tensor) -> None:
+        _, channels, height, width = images.shape
+        if channels != self.channels:
+            raise UserError(f"the pictures have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer")
+        if height % self.stride or width % self.stride or min(height, width) < self.stride:
+            nearest = [max(1, round(side / self.stride)) * self.stride for side in (height, width)]
+            raise UserError(
+                f"pictures of {height}x{width} pixels are not a whole number of the tokenizer's {self.stride}x{self.stride} cells; "
+                f"the nearest token image size that is: {nearest[0]}x{nearest[1]}"
+            )

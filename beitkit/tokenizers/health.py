@@ -1,0 +1,116 @@
+"""Is a tokenizer well? How its codes are used over many pictures, and named diagnoses with what to do about each.
+
+A masked-image model can learn only what the tokens say: with few codes in use, or one that is nearly always right, there is
+little to predict; with very many codes for few pictures, most are seen too seldom to be learnt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+MIN_USED_SHARE = 0.75
+MAX_COMMONEST_SHARE = 0.6
+"""Half of Fashion-MNIST is empty background, which one code should say; above this, guessing it is too good an answer."""
+MIN_PSNR = 16.0
+"""Decibels; the mean color of each cell alone gives about that at stride 4."""
+MIN_TOKENS_PER_CODE = 50
+
+
+class UsageStatistics(NamedTuple):
+    """How the codes were used over a number of tokens."""
+
+    vocabulary: int
+    tokens: int
+    codes_used: int
+    """Codes chosen at least once."""
+    used_share: float
+    """`codes_used` as a share of the vocabulary."""
+    dead_codes: int
+    """Codes never chosen."""
+    perplexity: float
+    """exp(entropy) of the codes' frequencies: the number of equally frequent codes that would be as varied."""
+    commonest_code: int
+    commonest_share: float
+    """Share of all tokens that is the commonest code: the accuracy of always guessing it."""
+
+
+class CodeUsage:
+    """Counts codes over batches."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self.counts: Tensor | None = None
+
+    def update(self, ids: Int[Tensor, "..."]) -> None:
+        """Count the tokens of one batch, of any shape."""
+        counts = torch.bincount(ids.flatten(), minlength=self.vocabulary)
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def statistics(self) -> UsageStatistics:
+        """The statistics of everything counted so far; needs at least one token."""
+        assert self.counts is not None
+        counts = self.counts.cpu().double()
+        tokens = counts.sum()
+        shares = counts / tokens
+        codes_used = int((counts > 0).sum())
+        return UsageStatistics(
+            vocabulary=self.vocabulary,
+            tokens=int(tokens),
+            codes_used=codes_used,
+            used_share=codes_used / self.vocabulary,
+            dead_codes=self.vocabulary - codes_used,
+            perplexity=float(torch.special.entr(shares).sum().exp()),
+            commonest_code=int(counts.argmax()),
+            commonest_share=float(shares.max()),
+        )
+
+
+class Diagnosis(NamedTuple):
+    """Something wrong with a tokenizer, by name, in one sentence, and what to do."""
+
+    name: Literal["codes dead", "one token dominates", "reconstruction poor", "vocabulary too large for so few patches"]
+    finding: str
+    advice: str
+
+
+def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
+    """What is wrong with a tokenizer of this code usage and reconstruction quality (dB); empty when all is well."""
+    found: list[Diagnosis] = []
+    is_too_large = statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary
+    if is_too_large:
+        found.append(
+            Diagnosis(
+                "vocabulary too large for so few patches",
+                f"{statistics.tokens:,} patches were seen for {statistics.vocabulary:,} codes, fewer than {MIN_TOKENS_PER_CODE} for each.",
+                f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more pictures.",
+            )
+        )
+    if statistics.used_share < MIN_USED_SHARE:
+        found.append(
+            Diagnosis(
+                "codes dead",
+                f"{statistics.dead_codes:,} of {statistics.vocabulary:,} codes were never chosen.",
+                "Train longer, keep revival and the start from data on, or use a smaller vocabulary.",
+            )
+        )
+    if statistics.commonest_share > MAX_COMMONEST_SHARE:
+        found.append(
+            Diagnosis(
+                "one token dominates",
+                f"Code {statistics.commonest_code} makes up {statistics.commonest_share:.0%} of all tokens: guessing it is nearly always right.",
+                "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
+            )
+        )
+    if psnr < MIN_PSNR:
+        found.append(
+            Diagnosis(
+                "reconstruction poor",
+                f"Pictures decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
+                "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
+            )
+        )
+    return found

@@ -1,0 +1,143 @@
+"""Why no code dies: codes start on the pictures' own features, and unused ones are given part of an overburdened code's work.
+
+A relaxed vector quantizer that starts from random weights gives most codes no reason to be chosen, ever: on small data a
+large part of the vocabulary stays unused. Two things are done about it, the same for every geometry, through the two rows
+that a code consists of (one of the layer that scores it, one of the embeddings that the decoder reads):
+
+1. **Start** (`start_codes`): on the first batch, k-means finds centers c in the features f that the code layer sees, and
+   its rows are set so that a code's score is a multiple of -|f - c|^2 (less |f|^2, which no comparison notices).
+2. **Revival** (`CodeRevival`): over a window of batches it is counted how often each code is chosen, and how much squared
+   error of reconstruction falls on it. A code with hardly any use becomes a twin of one with the most error, and the pair is
+   told apart along a direction in which that code's own features vary. Error, not use, says who is split: the one code of an
+   empty background is chosen all the time and has nothing to gain from a twin.
+
+All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from beitkit.tokenizers.dvae import DiscreteVAE
+
+START_MARGIN = 3.0
+"""Mean lead in score of a feature's nearest center over the second nearest at the start; Gumbel noise has std 1.28."""
+SPLIT_MARGIN = 2.0
+"""Standard deviation, over a split code's features, of the difference of the twins' scores."""
+KMEANS_STEPS = 10
+MAX_POINTS = 32768
+"""Features that k-means looks at."""
+
+
+def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_STEPS) -> Float[Tensor, "v d"]:
+    """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii, 2007).
+
+    With fewer distinct points than centers, the surplus centers repeat points.
+    """
+    nearest = torch.full((len(points),), float("inf"), device=points.device)
+    chosen = torch.randint(len(points), (1,), device=points.device)
+    seeds = []
+    for _ in range(num_centers):
+        seed = points[chosen]  # (1, d)
+        seeds.append(seed)
+        nearest = torch.minimum(nearest, (points - seed).square().sum(1))
+        # The tiny constant leaves a choice where every point coincides with a seed.
+        chosen = torch.multinomial(nearest + 1e-12, 1)
+    centers = torch.cat(seeds)
+    for _ in range(steps):
+        owners = torch.cdist(points, centers).argmin(1)
+        sums = torch.zeros_like(centers).index_add_(0, owners, points)
+        counts = torch.zeros(num_centers, device=points.device).index_add_(0, owners, torch.ones_like(nearest))
+        centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)
+    return centers
+
+
+@torch.no_grad()
+def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
+    """Set the code layer, and the embeddings along with it, from k-means of features of real pictures."""
+    points = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
+    if len(points) > MAX_POINTS:
+        points = points[torch.randperm(len(points), device=points.device)[:MAX_POINTS]]
+    centers = kmeans(points, tokenizer.vocabulary)
+    first_two = torch.cdist(points, centers).square().topk(min(2, tokenizer.vocabulary), largest=False).values
+    lead = (first_two[:, 1] - first_two[:, 0]).mean().clamp(min=1e-12)
+    scale = START_MARGIN / lead
+    layer = tokenizer.code_layer
+    assert layer.bias is not None
+    # -scale * |f - c|^2 = 2 scale c.f - scale |c|^2 - scale |f|^2; measured from the mean to keep the numbers small.
+    mean = points.mean(0)
+    centered = centers - mean
+    layer.weight.copy_(2 * scale * centered[:, :, None, None])
+    layer.bias.copy_(-scale * (centered.square().sum(1) + 2 * centered @ mean))
+    # Codes with near centers start with near embeddings: a random projection of the centers, as spread as before.
+    embeddings = tokenizer.embeddings
+    projected = centered @ torch.randn(centered.shape[1], embeddings.shape[1], device=centered.device)
+    projected = (projected - projected.mean(0)) / projected.std(0).clamp(min=1e-12)
+    embeddings.copy_(projected * embeddings.std())
+
+
+class CodeRevival(nn.Module):
+    """Counts what each code does over a window of batches, and splits overburdened codes onto unused ones."""
+
+    usage: Tensor
+    error: Tensor
+    batches: Tensor
+
+    def __init__(self, vocabulary: int, dead_share: float) -> None:
+        """A code counts as dead when it is chosen less than `dead_share` times as often as codes are on average."""
+        super().__init__()
+        self.dead_share = dead_share
+        self.register_buffer("usage", torch.zeros(vocabulary, dtype=torch.float64))
+        self.register_buffer("error", torch.zeros(vocabulary, dtype=torch.float64))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"]) -> None:
+        """Count one batch: the chosen codes, and the squared error of reconstruction at each of them."""
+        flat = ids.flatten()
+        self.usage += torch.bincount(flat, minlength=len(self.usage))
+        self.error += torch.zeros_like(self.error).index_add_(0, flat, error.flatten().to(self.error.dtype))
+        self.batches += 1
+
+    @torch.no_grad()
+    def revive(self, tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> int:
+        """Turn dead codes into twins of those with the most error, begin a new window, return how many were revived.
+
+        `features` are of the present batch; only codes chosen at two different places in it can be split.
+        """
+        layer, embeddings = tokenizer.code_layer, tokenizer.embeddings
+        assert layer.bias is not None
+        ids = layer(features).argmax(1).flatten()
+        points = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
+        dead = torch.nonzero(self.usage < self.dead_share * self.usage.mean()).flatten().tolist()
+        is_dead = set(dead)
+        donors = [code for code in self.error.argsort(descending=True).tolist() if code not in is_dead]
+        revived = 0
+        for donor in donors:
+            if revived == len(dead):
+                break
+            members = points[ids == donor]
+            if len(members) < 2:
+                continue
+            mean = members.mean(0)
+            direction = members[torch.randint(len(members), (1,), device=members.device)][0] - mean
+            spread = ((members - mean) @ direction).std()
+            if not spread > 1e-6 * members.square().mean():
+                continue
+            twin = dead[revived]
+            tilt = SPLIT_MARGIN / spread * direction
+            # Score difference of the twins at f: tilt . (f - mean), so half of the members go to each.
+            layer.weight[twin] = layer.weight[donor]
+            layer.bias[twin] = layer.bias[donor]
+            embeddings[twin] = embeddings[donor] + 0.01 * embeddings.std() * torch.randn_like(embeddings[donor])
+            shift = tilt @ mean
+            for code, half in ((twin, 0.5), (donor, -0.5)):
+                layer.weight[code, :, 0, 0] += half * tilt
+                layer.bias[code] -= half * shift
+            revived += 1
+        self.usage.zero_()
+        self.error.zero_()
+        self.batches.zero_()
+        return revived

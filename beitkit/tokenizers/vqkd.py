@@ -1,0 +1,120 @@
+"""BEiT v2's tokenizer: codes good enough for a small decoder to predict a teacher network's features from them.
+
+A discrete VAE learns codes that rebuild pixels; VQ-KD (vector-quantized knowledge distillation, arXiv 2208.06366, section 2.2)
+learns codes that rebuild what CLIP or DINO sees in each patch, so they stand for things rather than for colors. Encoder and
+decoder are backbones; the decoder's "picture" is the grid of codes, with patches of one cell.
+
+Parameter names are the official ones with two exceptions: the backbones' `fc_norm`, applied to every patch, is their final
+`norm` here, and `quantize.embedding.weight`, `quantize.embedding.initted` and `quantize.cluster_size` are `codebook.codes`,
+`codebook.is_started` and `codebook.usage` (the official `quantize.embedding.cluster_size` and `.embed_avg` are never used).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from beitkit.configs.model import VQKDConfig
+from beitkit.errors import UserError
+from beitkit.nn.backbone import Backbone, truncated_normal_
+from beitkit.tokenizers.codebook import Codebook, Quantized
+from beitkit.tokenizers.fingerprint import digest_of
+
+
+class Distilled(NamedTuple):
+    """What VQ-KD is trained by: predicted teacher features, and the codebook's part of the loss."""
+
+    features: Float[Tensor, "b n t"]
+    ids: Int[Tensor, "b gh gw"]
+    commitment: Float[Tensor, ""]
+
+
+class VQKD(nn.Module):
+    """Encoder, codebook and decoder; a `contracts.Tokenizer` that cannot paint pictures."""
+
+    def __init__(self, config: VQKDConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.encoder.width
+        self.encoder = Backbone(config.encoder)
+        self.encode_task_layer = _task_layer(width, config.code_dim)
+        self.codebook = Codebook(
+            config.vocabulary, config.code_dim, decay=config.code_decay, start_from_data=config.start_from_data
+        )
+        self.decoder = Backbone(config.decoder)
+        self.decode_task_layer = _task_layer(width, config.target_dim)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        return self.config.vocabulary
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        return self.config.encoder.patch[0]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures."""
+        return self.config.encoder.channels
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest (32 hex digits) of config and weights."""
+        return digest_of(self.config, self.state_dict())
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
+        """The visual tokens of pictures in [0, 1] of the configured size."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.codebook.lookup(self._code_vectors(images))
+
+    def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
+        """Nothing: there is no way back to pixels.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"VQ-KD tokens stand for a teacher's features, not for pixels, so no pictures can be made of {tuple(ids.shape)} ids; "
+            "for reconstructions use a discrete VAE as --tokenizer"
+        )
+
+    def quantize(self, images: Float[Tensor, "b c h w"]) -> Quantized:
+        """The codes of pictures in [0, 1], as vectors and as ids; in training mode the codebook follows them."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.codebook(self._code_vectors(images))
+
+    def predict_features(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b n t"]:
+        """The teacher's patch features that the decoder predicts from code vectors."""
+        return self.decode_task_layer(self.decoder(vectors).patches)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Distilled:
+        """Pictures in [0, 1] through encoder, codebook and decoder."""
+        quantized = self.quantize(images)
+        return Distilled(self.predict_features(quantized.vectors), quantized.ids, quantized.commitment)
+
+    def _code_vectors(self, images: Tensor) -> Tensor:
+        features = self.encoder(self._normalize(images))
+        return self.encode_task_layer(features.patches).transpose(1, 2).unflatten(2, features.grid)  # (b, d, gh, gw)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        expected = torch.tensor([self.config.preprocessing.mean, self.config.preprocessing.std])
+        if self.channels != 3:
+            expected = expected.mean(1, keepdim=True)
+        mean, std = expected.to(images)[:, :, None, None]
+        return (images - mean) / std
+
+
+def _task_layer(width: int, outputs: int) -> nn.Sequential:
+    """Linear, tanh, linear; starts like the backbone's linear layers."""
+    layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            truncated_normal_(layer.weight, 2.0)
+            nn.init.zeros_(layer.bias)
+    return layers

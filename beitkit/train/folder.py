@@ -1,0 +1,141 @@
+"""A run's folder: what was asked for, on what machine, how far it is, and what came out.
+
+The same command in the same folder continues the run; another command there is refused, and nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import PIL
+import torch
+
+import beitkit
+from beitkit.configs.codec import to_json
+from beitkit.errors import UserError
+from beitkit.train.checkpoint import Checkpoints, write_atomically
+
+NOT_PART_OF_A_RUN = ("out", "device.threads", "read.workers", "loop.log_every", "loop.save_every", "compare")
+"""Fields that a continued run may change: they do not change what comes out."""
+
+
+class RunFolder:
+    """The folder of one run; made on first use, checked on every other."""
+
+    def __init__(self, path: Path, verb: str, config: Any) -> None:
+        """Make the folder or open it to continue.
+
+        Raises:
+            UserError: if another command's run is there, or files that are no run.
+        """
+        self.path = path
+        wanted = {"verb": verb, **to_json(config)}
+        recorded = path / "config.json"
+        if recorded.exists():
+            _refuse_other(path, _read(recorded), wanted)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"--out {path} is not empty and holds no run; choose another --out, or empty it yourself")
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            self.write_json("config.json", wanted)
+        self.write_json("environment.json", environment())
+
+    @property
+    def journal(self) -> Path:
+        """Where events are logged."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The training states."""
+        return Checkpoints(self.path / "checkpoints")
+
+    @property
+    def broken_list(self) -> Path:
+        """Where files that could not be read are listed, one JSON object a line."""
+        return self.path / "broken_files.jsonl"
+
+    def is_finished(self) -> bool:
+        """Whether the finished model is there."""
+        return (self.path / "model.json").exists()
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file of the folder, whole or not at all."""
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(self.path / name, lambda file: file.write(text.encode()))
+
+    def note_broken(self, file: Path, reason: str) -> None:
+        """Add a file to the list of those that could not be read, once."""
+        line = json.dumps({"path": str(file), "reason": reason}) + "\n"
+        if self.broken_list.exists() and line in self.broken_list.read_text(encoding="utf-8"):
+            return
+        with self.broken_list.open("a", encoding="utf-8") as listing:
+            listing.write(line)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, git revision and command line."""
+    return {
+        "command": ["beitkit", *sys.argv[1:]],
+        "beitkit": beitkit.__version__,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cores": os.cpu_count(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Revision of the source tree that is running, if it is one."""
+    root = Path(beitkit.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); choose another --out") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not describe a run; choose another --out")
+    return content
+
+
+def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    before, now = _flat(there), _flat(wanted)
+    differing = [
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in NOT_PART_OF_A_RUN and before.get(name) != now.get(name)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"--out {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
+            "give that command again to continue it, or choose another --out"
+        )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,99 @@
+"""What a run says while it works: one JSON object per event in `journal.jsonl`, and lines for people on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import TextIO
+
+MAX_LINE_RATE = 0.5
+"""Seconds between two updates of the progress line on a terminal."""
+
+
+class Journal:
+    """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence."""
+
+    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.path = path
+        self.quiet = quiet
+        self.stream = sys.stderr if stream is None else stream
+        self.is_terminal = self.stream.isatty()
+        self._line_open = False
+        self._last_drawn = 0.0
+
+    def rewind(self, step: int) -> None:
+        """Forget events after `step`: a run that continues from a checkpoint writes them again."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                is_kept = line.endswith("\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                is_kept = False  # a line torn by a kill
+            if is_kept:
+                kept.append(line)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def record(self, kind: str, step: int, **values: float | str) -> None:
+        """Append one event to the file."""
+        clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        if self.quiet:
+            return
+        if self._line_open:
+            self.stream.write("\r\x1b[K")
+            self._line_open = False
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def progress(self, text: str, *, is_last: bool) -> None:
+        """Print a line that the next one replaces; off a terminal, a plain line."""
+        if self.quiet:
+            return
+        if not self.is_terminal or is_last:
+            self.say(text)
+        elif time.monotonic() - self._last_drawn > MAX_LINE_RATE:
+            self.stream.write("\r\x1b[K" + text)
+            self.stream.flush()
+            self._line_open, self._last_drawn = True, time.monotonic()
+
+
+class WaitMeter:
+    """Adds up the time a consumer spends waiting for the stream below it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def metered(self, stream):
+        """The same stream, with its waiting time counted."""
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(stream)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += time.perf_counter() - start
+            yield item
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

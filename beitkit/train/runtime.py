@@ -1,0 +1,97 @@
+"""The machine: which device, which precision, how many threads, and what to do when somebody presses Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from beitkit.configs.train import DeviceConfig
+from beitkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in which precision a run computes."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    """Precision of matrix products, or None for float32 throughout."""
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Autocast in this run's precision."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            yield
+
+    def describe(self) -> str:
+        """One line for people."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
+
+
+def start_runtime(config: DeviceConfig) -> Runtime:
+    """Choose the device and precision, and set the number of CPU threads.
+
+    Raises:
+        UserError: if a device or precision was asked for that this machine does not have.
+    """
+    torch.set_num_threads(config.threads or usable_cores())
+    device = torch.device(_best_device() if config.device == "auto" else config.device)
+    if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
+        raise UserError(f"--device {device.type} was asked for, but this machine has none that PyTorch can use; try --device auto")
+    if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
+    use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
+    return Runtime(device, torch.bfloat16 if use_bf16 else None)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class StopRequest:
+    """Remembers that a signal arrived, so that the loop can finish its step and save; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Listen to SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) while inside; the main thread only."""
+        numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+        try:
+            before = {number: signal.signal(number, self._receive) for number in numbers}
+        except ValueError:  # not the main thread: somebody else owns the signals
+            before = {}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number

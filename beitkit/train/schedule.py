@@ -1,0 +1,56 @@
+"""How long a run is, and what the learning rate is at each of its steps."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.errors import UserError
+
+WARMUP_SHARE = 0.1
+"""A warm-up stated in epochs never takes more than this share of a run: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
+
+
+class Plan(NamedTuple):
+    """A run's length and learning rates, with everything turned into optimizer steps."""
+
+    steps: int
+    warmup: int
+    pictures_per_step: int
+    steps_per_epoch: float
+    lr: float
+    min_lr: float
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        return cosine(step, self.steps, self.warmup, self.lr, self.min_lr)
+
+
+def make_plan(loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: float) -> Plan:
+    """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
+    per_step = loop.batch_size * loop.accumulate
+    steps_per_epoch = pictures / per_step
+    epochs = default_epochs if loop.epochs is None else loop.epochs
+    steps = loop.steps if loop.steps is not None else max(1, round(epochs * steps_per_epoch))
+    if optim.warmup_steps is not None:
+        warmup = optim.warmup_steps
+        if warmup >= steps:
+            raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --warmup-steps")
+    else:
+        warmup = min(round(optim.warmup_epochs * steps_per_epoch), int(steps * WARMUP_SHARE))
+    scale = optim.scale(per_step)
+    return Plan(steps, warmup, per_step, steps_per_epoch, optim.lr * scale, optim.min_lr * scale)
+
+
+def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> float:
+    """Linear warm-up from 0 to `base` (both reached), then a half cosine that ends just above `final` (facts 6.3)."""
+    if step < warmup:
+        return base * step / max(1, warmup - 1)
+    phase = (step - warmup) / (steps - warmup)
+    return final + 0.5 * (base - final) * (1 + math.cos(math.pi * phase))
+
+
+def is_due(done: int, every: int, steps: int) -> bool:
+    """True after every `every`-th step and after the last; `every` = 0 means only after the last."""
+    return done == steps or (every > 0 and done % every == 0)

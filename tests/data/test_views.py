@@ -1,0 +1,159 @@
+"""Views against the original's golden crop boxes, hand-made references and brute force over seeds."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+
+from beitkit.configs.data import INCEPTION, Preprocessing, ViewConfig
+from beitkit.data.pictures import to_tensor
+from beitkit.data.views import EvaluationView, PretrainView, TrainView, color_jittered, covering_size, crop_box
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+PLAIN = ViewConfig(color_jitter=0.0, flip=0.0)
+
+
+def noise(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("seed", "box"), [(0, (3, 5, 372, 432)), (1, (195, 32, 177, 216)), (2, (0, 2, 373, 482))])
+def test_golden_crop_boxes(seed: int, box: tuple[int, int, int, int]) -> None:
+    assert crop_box((375, 500), SCALE, RATIO, random.Random(seed)) == box
+
+
+def test_golden_fallback_boxes() -> None:
+    assert crop_box((10, 1000), SCALE, RATIO, random.Random(0)) == (0, 493, 10, 13)
+    assert crop_box((1000, 10), SCALE, RATIO, random.Random(0)) == (493, 0, 13, 10)
+
+
+@pytest.mark.parametrize("picture", [(1, 1), (1, 20000), (2, 3), (28, 28), (300, 7)])
+def test_crops_lie_inside_and_are_not_empty(picture: tuple[int, int]) -> None:
+    for seed in range(50):
+        top, left, height, width = crop_box(picture, SCALE, RATIO, random.Random(seed))
+        assert 0 <= top < top + height <= picture[0]
+        assert 0 <= left < left + width <= picture[1]
+
+
+def test_both_views_show_the_same_crop() -> None:
+    image = noise(60, 90)
+    for seed in range(5):
+        views = PretrainView(ViewConfig(color_jitter=0.0), (32, 48), (16, 24))(image, random.Random(seed))
+        rng = random.Random(seed)
+        top, left, height, width = crop_box((60, 90), SCALE, RATIO, rng)
+        crop = image.crop((left, top, left + width, top + height))
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        assert torch.equal(views["images"], to_tensor(crop.resize((48, 32), Image.Resampling.BICUBIC)))
+        assert torch.equal(views["token_images"], to_tensor(crop.resize((24, 16), Image.Resampling.LANCZOS)))
+
+
+def test_no_token_view_without_a_token_size() -> None:
+    views = PretrainView(ViewConfig(), (16, 16), None)(noise(20, 20, "L"), random.Random(0))
+    assert {key: value.shape for key, value in views.items()} == {"images": (1, 16, 16)}
+
+
+def test_flips_come_as_often_as_asked() -> None:
+    view = PretrainView(ViewConfig(color_jitter=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.3), (9, 9), None)
+    image = noise(9, 9)
+    upright, flipped = to_tensor(image), to_tensor(image).flip(2)
+    shown = [view(image, random.Random(seed))["images"] for seed in range(1000)]
+    assert all(torch.equal(picture, upright) or torch.equal(picture, flipped) for picture in shown)
+    assert sum(torch.equal(picture, flipped) for picture in shown) == pytest.approx(300, abs=60)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(28, 28), (50, 31)])
+def test_jitter_is_a_chain_of_pillow_enhancements(mode: str, size: tuple[int, int]) -> None:
+    image, orders = noise(*size, mode), set()
+    for seed in range(20):
+        kinds = [ImageEnhance.Brightness, ImageEnhance.Contrast, *([ImageEnhance.Color] if mode == "RGB" else [])]
+        rng, expected = random.Random(seed), image
+        rng.shuffle(kinds)
+        orders.add(tuple(kind.__name__ for kind in kinds))
+        for kind in kinds:
+            expected = kind(expected).enhance(rng.uniform(0.6, 1.4))
+        assert np.array_equal(np.array(color_jittered(image, 0.4, random.Random(seed))), np.array(expected))
+    assert len(orders) == (6 if mode == "RGB" else 2)
+
+
+def test_no_jitter_draws_nothing() -> None:
+    rng, image = random.Random(0), noise(4, 4)
+    assert color_jittered(image, 0.0, rng) is image
+    assert rng.random() == random.Random(0).random()
+
+
+@pytest.mark.parametrize(
+    "view",
+    [PretrainView(ViewConfig(), (32, 32), (16, 16)), TrainView(ViewConfig(), (28, 28)), TrainView(ViewConfig(), (48, 40))],
+)
+def test_a_view_depends_on_its_generator_only_and_leaves_the_picture_alone(view: PretrainView | TrainView) -> None:
+    image = noise(40, 30)
+    before = image.tobytes()
+    first, again, other = (view(image, random.Random(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["images"], other["images"])
+    assert image.tobytes() == before
+
+
+def test_small_training_pictures_are_shifted_and_not_cropped() -> None:
+    image, seen = noise(28, 28, "L"), set()
+    padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
+    shifts = {(y, x): padded[:, y : y + 28, x : x + 28] for y in range(9) for x in range(9)}
+    for seed in range(300):
+        shown = TrainView(PLAIN, (28, 28))(image, random.Random(seed))["images"]
+        matches = [shift for shift, expected in shifts.items() if torch.equal(shown, expected)]
+        assert len(matches) == 1
+        seen.update(matches)
+    assert len(seen) > 70  # of 81
+    assert TrainView(PLAIN, (32, 24))(noise(50, 9), random.Random(0))["images"].shape == (3, 32, 24)
+
+
+def test_large_training_pictures_are_cropped() -> None:
+    image = noise(70, 50)
+    shown = TrainView(PLAIN, (40, 40))(image, random.Random(3))["images"]
+    top, left, height, width = crop_box((70, 50), SCALE, RATIO, random.Random(3))
+    crop = image.crop((left, top, left + width, top + height)).resize((40, 40), Image.Resampling.BICUBIC)
+    assert torch.equal(shown, to_tensor(crop))
+
+
+@pytest.mark.parametrize(
+    ("picture", "size", "share", "expected"),
+    [
+        ((375, 500), (224, 224), 0.875, (256, 341)),  # int(256 * 500 / 375)
+        ((500, 333), (224, 224), 0.875, (384, 256)),
+        ((300, 300), (384, 384), 1.0, (384, 384)),
+        ((480, 640), (128, 384), 1.0, (288, 384)),  # a wide network: the width decides
+        ((100, 1000), (128, 384), 1.0, (128, 1280)),
+    ],
+)
+def test_covering_size(picture: tuple[int, int], size: tuple[int, int], share: float, expected: tuple[int, int]) -> None:
+    assert covering_size(picture, size, share) == expected
+
+
+def test_evaluation_is_resize_then_center_crop() -> None:
+    image = noise(75, 100)
+    shown = EvaluationView(Preprocessing(crop_share=0.875), (56, 56))(image, random.Random(0))["images"]
+    resized = image.resize((85, 64), Image.Resampling.BICUBIC)  # short side 56 / 0.875, long side int(64 * 100 / 75)
+    left, top = round((85 - 56) / 2), round((64 - 56) / 2)
+    assert torch.equal(shown, to_tensor(resized.crop((left, top, left + 56, top + 56))))
+
+
+def test_small_evaluation_pictures_are_not_cropped() -> None:
+    image = noise(32, 32)
+    assert torch.equal(EvaluationView(INCEPTION, (32, 32))(image, random.Random(0))["images"], to_tensor(image))
+    scaled = to_tensor(image.resize((24, 28), Image.Resampling.BICUBIC))
+    assert torch.equal(EvaluationView(INCEPTION, (28, 24))(image, random.Random(0))["images"], scaled)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20000), (20000, 1), (3, 2), (1000, 40)])
+@pytest.mark.parametrize("size", [(48, 48), (64, 40), (28, 28)])
+def test_every_view_takes_every_shape(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    image = noise(*shape)
+    for view in (PretrainView(ViewConfig(), size, (24, 24)), TrainView(ViewConfig(), size), EvaluationView(INCEPTION, size)):
+        assert view(image, random.Random(0))["images"].shape == (3, *size)

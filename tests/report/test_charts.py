@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from beitkit.report.charts import HEIGHT, WIDTH, Dots, Series, dot_chart, format_value, line_chart, thin
+
+SVG = "{http://www.w3.org/2000/svg}"
+LABELS = {"title": "Loss", "x_label": "step", "y_label": "nats"}
+finite = st.floats(-1e6, 1e6).map(lambda value: value if abs(value) > 1e-30 else 0.0)
+
+
+def paths(svg: str, style: str) -> list[str]:
+    root = ElementTree.fromstring(svg)
+    return [path.get("d", "") for path in root.iter(f"{SVG}path") if style in path.get("class", "").split()]
+
+
+def texts(svg: str) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path)]
+
+
+def test_a_line_is_drawn_to_scale() -> None:
+    (path,) = paths(line_chart([Series("a", [0, 1, 4], [0, 10, 5])], **LABELS), "line")
+    (x0, y0), (x1, y1), (x2, y2) = points(path)
+    assert (x1 - x0) / (x2 - x0) == pytest.approx(1 / 4, abs=1e-3)
+    assert (y0 - y2) / (y0 - y1) == pytest.approx(1 / 2, abs=1e-2)  # SVG's y grows downwards
+    assert y1 < y0
+
+
+def test_a_log_axis_gives_equal_ratios_equal_distances() -> None:
+    svg = line_chart([Series("lr", [0, 1, 2], [1e-4, 1e-3, 1e-2])], log_y=True, **LABELS)
+    (_, y0), (_, y1), (_, y2) = points(paths(svg, "line")[0])
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert {"1e-4", "0.001", "0.01"} <= set(texts(svg))
+
+
+def test_zero_on_a_log_axis_leaves_a_gap_and_no_cross() -> None:
+    svg = line_chart([Series("lr", [0, 1, 2], [0.0, 1e-3, 1e-2])], log_y=True, **LABELS)
+    assert len(points(paths(svg, "line")[0])) == 2
+    assert paths(svg, "lost") == []
+
+
+def test_values_that_are_not_finite_break_the_line_and_are_marked() -> None:
+    svg = line_chart([Series("a", list(range(7)), [1, 2, math.nan, 3, math.inf, 1, 2])], **LABELS)
+    (path,) = paths(svg, "line")
+    assert path.count("M") == 3
+    assert len(points(path)) == 5
+    assert len(paths(svg, "lost")) == 2
+    assert "nan" not in svg.replace("a is not finite", "").lower()
+
+
+def test_a_reference_line_lies_at_its_value_and_inside() -> None:
+    svg = line_chart([Series("a", [0, 1], [1.0, 3.0])], y_reference=[("chance = ln 64", math.log(64)), ("low", 2.0)], **LABELS)
+    heights = [float(path.split()[1].split("H")[0]) for path in paths(svg, "reference")]
+    (_, y_one), (_, y_three) = points(paths(svg, "line")[0])
+    assert heights[0] == pytest.approx((y_one + y_three) / 2, abs=0.2)  # 2.0 is half-way between 1 and 3
+    assert 0 < heights[1] < y_three  # 4.16 is above 3
+    assert "chance = ln 64" in texts(svg)
+
+
+def test_names_of_equal_references_do_not_cover_each_other() -> None:
+    svg = line_chart([Series("a", [0, 1], [0, 9])], y_reference=[("one", 5.0), ("two", 5.0), ("three", 5.01)], **LABELS)
+    root = ElementTree.fromstring(svg)
+    heights = sorted(float(text.get("y", "")) for text in root.iter(f"{SVG}text") if text.get("class") == "reference-name")
+    assert min(b - a for a, b in pairwise(heights)) >= 12
+
+
+def test_the_legend_names_several_lines_but_not_a_single_one() -> None:
+    one = Series("training", [0, 1], [1, 2])
+    assert "training" not in texts(line_chart([one], **LABELS))
+    names = texts(line_chart([one, Series("held out", [0, 1], [2, 3])], **LABELS))
+    assert {"training", "held out"} <= set(names)
+
+
+def test_text_is_escaped() -> None:
+    svg = line_chart([Series("<b>&", [0], [1]), Series('"x"', [0], [1])], title="<script>", x_label="&", y_label="'")
+    assert "<script>" not in svg
+    assert {"<script>", "<b>&", '"x"'} <= set(texts(svg))
+
+
+@pytest.mark.parametrize("lines", [[], [Series("a", [], [])], [Series("a", [1], [math.nan])]])
+def test_no_values_are_said(lines: list[Series]) -> None:
+    assert "no values yet" in texts(line_chart(lines, **LABELS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(finite, min_size=1, max_size=30), st.booleans())
+def test_any_values_give_a_readable_axis_and_stay_inside(values: list[float], log_y: bool) -> None:
+    svg = line_chart([Series("a", list(range(len(values))), values)], log_y=log_y, **LABELS)
+    for path in paths(svg, "line"):
+        for x, y in points(path):
+            assert 0 <= x <= WIDTH
+            assert 0 <= y <= HEIGHT
+    assert len(paths(svg, "grid")) <= 16
+    if not log_y:
+        assert len(paths(svg, "grid")) >= 2
+        ticks = [path.split()[1].split("H")[0] for path in paths(svg, "grid")]
+        assert len(set(ticks)) == len(ticks)
+
+
+@pytest.mark.parametrize(
+    ("top", "expected"),
+    [
+        (8000, ["0", "2k", "4k", "6k", "8k"]),
+        (1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (60, ["0", "10", "20", "30", "40", "50", "60"]),
+    ],
+)
+def test_ticks_are_round_numbers(top: int, expected: list[str]) -> None:
+    svg = line_chart([Series("a", [0, top], [0, 1])], title="t", x_label="x", y_label="y", unit="percent")
+    root = ElementTree.fromstring(svg)
+    quiet = [text for text in root.iter(f"{SVG}text") if text.get("class") == "quiet" and text.get("text-anchor") == "middle"]
+    assert [text.text for text in quiet if text.text != "x"] == expected
+    assert "20%" in texts(svg)
+
+
+def test_thinning_keeps_ends_and_spikes() -> None:
+    line = [(float(x), math.sin(x / 500)) for x in range(10_000)]
+    line[4321] = (4321.0, 50.0)
+    line[4322] = (4322.0, -50.0)
+    thinned = thin(line, 400)
+    assert len(thinned) <= 400
+    assert thinned == sorted(set(thinned))
+    assert {line[0], line[-1], line[4321], line[4322]} <= set(thinned)
+    assert thin(line[:400], 400) == line[:400]
+
+
+def test_a_long_line_is_thinned_in_the_chart() -> None:
+    svg = line_chart([Series("a", list(range(5000)), [x % 7 for x in range(5000)])], **LABELS)
+    assert 300 < len(points(paths(svg, "line")[0])) <= 400
+
+
+def test_every_seed_is_a_dot_and_means_are_labeled() -> None:
+    dots = [Dots("scratch", [[0.30, 0.32, 0.34], []]), Dots("pre-trained", [[0.40, 0.42, 0.41], [0.7]])]
+    svg = dot_chart(dots, ["50", "500"], title="t", x_label="labels", y_label="top-1")
+    assert len(paths(svg, "mark")) == 7 + 2  # and two in the legend
+    assert len(paths(svg, "range")) == 2  # a single seed has no spread
+    assert {"32.0%", "41.0%", "70.0%"} <= set(texts(svg))
+    description = ElementTree.fromstring(svg).get("aria-label", "")
+    assert "scratch, 50: 32.0%, 3 seeds from 30.0% to 34.0%." in description
+    assert "pre-trained, 500: 70.0%." in description
+
+
+def test_connected_means_are_one_line_per_set() -> None:
+    svg = dot_chart(
+        [Dots("probe", [[0.3], [0.5], [0.4]])], ["1", "2", "3"], title="t", x_label="block", y_label="y", connect=True
+    )
+    (path,) = paths(svg, "line")
+    (_, y1), (_, y2), (_, y3) = points(path)
+    assert y2 < y3 < y1
+
+
+def test_the_description_says_what_is_shown() -> None:
+    svg = line_chart([Series("train", [0, 1, 2], [4.0, 1.0, 2.0])], y_reference=[("chance", 4.16)], **LABELS)
+    description = ElementTree.fromstring(svg).get("aria-label")
+    assert description == "Loss. train: from 4.00 to 2.00, lowest 1.00, highest 4.00. Reference line: chance (4.16)."
+
+
+def test_lengths_must_agree() -> None:
+    with pytest.raises(ValueError, match="3 x values but 2 y"):
+        Series("a", [1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match="1 categories, the chart has 2"):
+        dot_chart([Dots("a", [[1.0]])], ["1", "2"], title="t", x_label="x", y_label="y")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.00125, "0.00125"), (6.2994, "6.30"), (1250.4, "1,250"), (-0.5, "-0.5"), (math.nan, "nan")]
+)
+def test_values_are_written_as_people_do(value: float, text: str) -> None:
+    assert format_value(value) == text
