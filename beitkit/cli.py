@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"there is no verb {verb!r}{_nearest(verb, list(VERBS))}; the verbs are {', '.join(VERBS)}")
     try:
         config = _parse(verb, arguments[1:])
-        run = getattr(importlib.import_module(f"beitkit.runs.{verb}"), "run")
+        run = importlib.import_module(f"beitkit.runs.{verb}").run
         run(config)
     except UserError as error:
         _fail(str(error))

@@ -61,6 +61,7 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Knows a metric and its data; knows the model only as a prediction function."""
 

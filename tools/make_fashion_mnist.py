@@ -50,7 +50,8 @@ def main() -> None:
         image_file = options.source / f"{prefix}-images-idx3-ubyte.gz"
         images = read_idx(image_file)
         labels = read_idx(options.source / f"{prefix}-labels-idx1-ubyte.gz")
-        assert images.shape[1:] == (SIDE, SIDE) and len(images) == len(labels)
+        assert images.shape[1:] == (SIDE, SIDE)
+        assert len(images) == len(labels)
         raw = first_of_each_class(images, labels, count).tobytes()
         packed = lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)
         target = options.out / f"{part}.xz"

@@ -24,7 +24,7 @@ class Size(NamedTuple):
 # base and large: BEiT, arXiv 2106.08254; tiny and small: DeiT's shapes; huge and giant: BEiT v2's registry (patch 14).
 # nano is ours, for the demo and for tests on a laptop.
 SIZES: dict[str, Size] = {
-    "nano": Size(128, 4, 4, 512, 0.1),
+    "nano": Size(96, 4, 3, 384, 0.1),
     "tiny": Size(192, 12, 3, 768, 0.1),
     "small": Size(384, 12, 6, 1536, 0.1),
     "base": Size(768, 12, 12, 3072, 0.1),
@@ -96,7 +96,7 @@ class BackboneConfig:
         channels: int = 3,
         absolute_positions: bool = False,
         relative_positions: RelativePositions = "shared",
-        layer_scale: float | None | Literal["default"] = "default",
+        layer_scale: float | Literal["default"] | None = "default",
         drop_path: float = 0.0,
         mask_token: bool = False,
         final_norm: bool = True,
@@ -134,14 +134,15 @@ class DVAEConfig:
 
     geometry: Geometry = "light"
     """light: small, for small pictures and backbones; beit: BEiT's own DiscreteVAE; dalle: DALL-E's encoder and decoder."""
-    vocabulary: int = 8192
-    """Number of codes."""
+    vocabulary: int = 1024
+    """Number of codes; a few hundred are enough for small pictures (published: 8192)."""
     stride: int = 8
     """Pixels per code, along each axis; a power of two (always 8 for dalle)."""
-    hidden: int = 256
-    """Base width of the convolutions (dalle: n_hid; beit: hidden; light: width of the last stage)."""
-    codebook_dim: int = 512
-    """Width of a code's embedding (beit, light); dalle: n_init, the decoder's first width."""
+    hidden: int = 128
+    """Base width of the convolutions. light: on the token grid, halving towards the pixels; beit: everywhere (published: 256);
+    dalle: n_hid, of the first group (published: 256)."""
+    codebook_dim: int = 128
+    """Width of a code's embedding (beit, published: 512); dalle: n_init, the decoder's first width (published: 128)."""
     channels: int = 3
     reconstruction: Literal["mse", "logit_laplace"] = "mse"
     """mse, or DALL-E's logit-Laplace likelihood, for which the decoder puts out a location and a scale per channel."""
@@ -151,8 +152,21 @@ class DVAEConfig:
             raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
         if self.stride < 2 or self.stride & (self.stride - 1):
             raise UserError(f"stride must be a power of two of at least 2, got {self.stride}")
+        if self.hidden < 4:
+            raise UserError(f"hidden must be at least 4, got {self.hidden}")
+        if min(self.codebook_dim, self.channels) < 1:
+            raise UserError(f"codebook_dim and channels must be at least 1, got {self.codebook_dim} and {self.channels}")
         if self.geometry == "dalle" and (self.stride != 8 or self.reconstruction != "logit_laplace"):
-            raise UserError("the dalle geometry has stride 8 and the logit_laplace reconstruction; set both, or choose another geometry")
+            raise UserError(
+                "the dalle geometry has stride 8 and the logit_laplace reconstruction; set both, or choose another geometry"
+            )
+
+
+# The networks of DALL-E's encoder.pkl and decoder.pkl, and of BEiT's own `--discrete_vae_type customized`.
+PUBLISHED_DVAES: dict[str, DVAEConfig] = {
+    "dalle": DVAEConfig(geometry="dalle", vocabulary=8192, hidden=256, codebook_dim=128, reconstruction="logit_laplace"),
+    "beit": DVAEConfig(geometry="beit", vocabulary=8192, hidden=256, codebook_dim=512),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +246,9 @@ class SegmenterConfig:
         if not self.classes:
             raise UserError("a segmenter needs at least one class")
         if self.channels < 1 or (self.auxiliary_channels is not None and self.auxiliary_channels < 1):
-            raise UserError(f"channels and auxiliary_channels must be at least 1, got {self.channels} and {self.auxiliary_channels}")
+            raise UserError(
+                f"channels and auxiliary_channels must be at least 1, got {self.channels} and {self.auxiliary_channels}"
+            )
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise UserError(f"palette must have one color for each of the {len(self.classes)} classes, got {len(self.palette)}")
         depth = self.backbone.depth
@@ -257,7 +273,7 @@ class SegmenterConfig:
     @property
     def pyramid_scales(self) -> tuple[float, float, float, float]:
         """Size of each pyramid level relative to the patch grid: strides 4, 8, 16, 32 pixels for patches of 16 or of 8 pixels."""
-        return (4, 2, 1, 1 / 2) if max(self.backbone.patch) > 8 else (2, 1, 1 / 2, 1 / 4)
+        return (4.0, 2.0, 1.0, 0.5) if max(self.backbone.patch) > 8 else (2.0, 1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,9 +314,7 @@ class VQKDConfig:
     @property
     def decoder(self) -> BackboneConfig:
         """The decoder: its "pixels" are codes, one per patch."""
-        return replace(
-            self.encoder, depth=self.decoder_depth, image_size=self.encoder.grid, patch=(1, 1), channels=self.code_dim
-        )
+        return replace(self.encoder, depth=self.decoder_depth, image_size=self.encoder.grid, patch=(1, 1), channels=self.code_dim)
 
 
 @dataclass(frozen=True, kw_only=True)

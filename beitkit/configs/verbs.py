@@ -101,9 +101,7 @@ class FinetuneRun:
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     loop: Annotated[LoopConfig, Flat] = field(default_factory=lambda: LoopConfig(batch_size=64))
     optim: Annotated[OptimConfig, Flat] = field(
-        default_factory=lambda: OptimConfig(
-            lr=4e-3, lr_batch=1024, min_lr=1e-6, warmup_epochs=20, layer_decay=0.65, clip=None
-        )
+        default_factory=lambda: OptimConfig(lr=4e-3, lr_batch=1024, min_lr=1e-6, warmup_epochs=20, layer_decay=0.65, clip=None)
     )
     device: Annotated[DeviceConfig, Flat] = DeviceConfig()
     read: Annotated[ReadConfig, Flat] = ReadConfig()

@@ -23,8 +23,8 @@ from beitkit.errors import UserError
 
 # What is read, by Pillow's name of the format, with the endings a folder is searched for. Of all that Pillow opens this
 # leaves out what is no raster picture or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
-# PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode). The order is the one in which a file's first bytes are
-# compared, so the common formats come first.
+# PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode), and IM, which Pillow is about to drop. A file's first
+# bytes are compared in this order, so the common formats come first.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -45,7 +45,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "GBR": (".gbr",),
     "ICNS": (".icns",),
     "ICO": (".ico",),
-    "IM": (".im",),
     "IPTC": (".iim",),
     "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
     "MSP": (".msp",),
@@ -308,7 +307,7 @@ def _csv_rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, str, str]]:
                     raise UserError(f"{path}, line {reader.line_num}: the label is empty")
                 yield reader.line_num, row["path"].strip(), label
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+            raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from error
 
 
 def _check_row(path: Path, line: int, name: str) -> None:

@@ -25,6 +25,8 @@ from torch import Tensor
 from beitkit.data.files import FORMATS
 from beitkit.errors import UserError
 
+Image.init()
+READABLE = tuple(name for name in FORMATS if name in Image.OPEN)  # older and leaner builds of Pillow lack some
 MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB decoded
 
 # EXIF orientation -> what puts the picture upright (EXIF 2.3, tag 0x0112).
@@ -74,7 +76,7 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Ima
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=tuple(FORMATS)) as image:
+            with Image.open(path, formats=READABLE) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")

@@ -15,13 +15,14 @@ replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `label
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +46,6 @@ Key = tuple[int, int]
 MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
 CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
 CACHE_BYTES = 512 * 2**20  # decoded pictures kept per process
-READ_TIMEOUT = 300  # seconds for one batch before a worker counts as hung, on a dead network disk for instance
 
 
 def derived_seed(*parts: int | str) -> int:
@@ -148,7 +148,7 @@ class PictureDataset:
 
 def training_stream(
     dataset: PictureDataset, batch_size: int, *, start_batch: int = 0, workers: int = 0, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless batches; the first is number `start_batch`. Batch i of a process depends only on (seed, i, rank, world).
 
     The processes of a step share positions i * batch_size * world and following, in the order of their ranks, so that
@@ -156,7 +156,7 @@ def training_stream(
     the workers; -1 workers are `default_workers()`.
 
     Raises:
-        UserError: a run of unreadable pictures, or a worker process that died or hung.
+        UserError: a run of unreadable pictures, or a worker process that died.
     """
 
     def keys() -> Iterator[list[Key]]:
@@ -168,7 +168,7 @@ def training_stream(
     return _batches(dataset, keys(), workers)
 
 
-def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
     """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`."""
     total = len(dataset)
     keys = (
@@ -233,7 +233,7 @@ def check_grids_match(patch_grid: Pair, token_size: Pair, stride: int) -> None:
 
 
 def counted_broken(
-    stream: Iterable[Batch], files: PictureList, limit_share: float, report: Callable[[Path, str], None], list_file: Path
+    stream: Iterable[Batch], files: PictureList, limit_share: float, report: Callable[[Path, str], None], list_file: Path | None
 ) -> Iterator[Batch]:
     """The same batches; `report(path, reason)` is called once for each picture that could not be read.
 
@@ -252,7 +252,7 @@ def counted_broken(
         if len(seen) > limit_share * len(files):
             raise UserError(
                 f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
-                f"they are listed in {list_file}: remove or repair them, or raise --max-broken"
+                f"{'they are named above' if list_file is None else f'they are listed in {list_file}'}: remove or repair them, or raise --max-broken"
             )
         yield batch
 
@@ -283,33 +283,37 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch]:
+def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
     """The batches of these keys, in their order, read here or by worker processes."""
     fetch = _Fetch(dataset)
     workers = default_workers() if workers == -1 else workers
-    source = map(fetch.__getitem__, keys) if workers == 0 else _by_workers(fetch, keys, workers)
-    for item in source:
-        if isinstance(item, UserError):
-            raise item
-        yield item
+    source = (fetch[batch] for batch in keys) if workers == 0 else _by_workers(fetch, keys, workers)
+    with contextlib.closing(source):
+        for item in source:
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
-def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch | UserError]:
-    loader = DataLoader(fetch, sampler=keys, batch_size=None, collate_fn=_as_it_is, num_workers=workers, timeout=READ_TIMEOUT)
+def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
+    loader = DataLoader(fetch, sampler=keys, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
     iterator = _started(loader)
+    failure: str | None = None
     try:
         yield from iterator
     except RuntimeError as error:
         if not str(error).startswith("DataLoader"):
             raise
-        what = " ".join(str(error).split())
-        raise UserError(
-            f"a process that reads pictures stopped ({what}); it may have run out of memory or of shared memory: "
-            f"use fewer --workers (now {workers}; 0 reads in the main process)"
-        ) from None
+        failure = " ".join(str(error).split())
     finally:
-        # The workers end with the last reference to the iterator; an exception's traceback would keep it alive.
+        # The workers end with the last reference to the iterator. An exception's traceback is one too, so what the user
+        # is told is raised after it is gone.
         del iterator, loader
+    if failure is not None:
+        raise UserError(
+            f"a process that reads pictures stopped ({failure}); it may have run out of memory or of shared memory: "
+            f"use fewer --workers (now {workers}; 0 reads in the main process)"
+        )
 
 
 def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:

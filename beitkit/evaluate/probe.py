@@ -119,8 +119,7 @@ def _probe(
     kept, out = held_out_split(train.labels)
     held_out = [_share(answer((block[kept], train.labels[kept]), block[out]), train.labels[out]) for block in train.features]
     reported = [
-        _share(answer((block, train.labels), ask), test.labels)
-        for block, ask in zip(train.features, test.features, strict=True)
+        _share(answer((block, train.labels), ask), test.labels) for block, ask in zip(train.features, test.features, strict=True)
     ]
     chosen = max(range(len(held_out)), key=held_out.__getitem__)
     return ProbeResult(chosen, held_out, reported)

@@ -61,12 +61,11 @@ class Backbone(nn.Module):
                 heads=config.heads,
                 hidden=config.hidden,
                 layer_scale=config.layer_scale,
-                drop_path=0.0,
+                drop_path=config.drop_path * index / max(1, config.depth - 1),
                 grid=grid if config.relative_positions == "per_block" else None,
             )
-            for _ in range(config.depth)
+            for index in range(config.depth)
         )
-        self.set_drop_path(config.drop_path)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if config.final_norm else None
         self.init_weights()
 
@@ -172,11 +171,6 @@ class Backbone(nn.Module):
     def split(self, x: Float[Tensor, "b t d"]) -> Features:
         """Class token and patches apart."""
         return Features(x[:, 0], x[:, 1:], self.config.grid)
-
-    def set_drop_path(self, rate: float) -> None:
-        """Set stochastic depth for training: `rate` at the last block, falling linearly to 0 at the first."""
-        for index, block in enumerate(self.each_block()):
-            block.drop_path.rate = rate * index / max(1, self.depth - 1)
 
     def each_block(self) -> list[Block]:
         """The blocks, typed."""

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
+from beitkit.contracts import LoadReport
 from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
@@ -17,6 +18,9 @@ BACKBONE_PREFIX = "backbone."
 
 class MaskedImageModel(nn.Module):
     """Predicts the visual tokens of masked patches (arXiv 2106.08254, equation 2)."""
+
+    load_report: LoadReport | None = None
+    """What became of every tensor, when the network was loaded from a checkpoint."""
 
     def __init__(self, config: MaskedImageModelConfig) -> None:
         super().__init__()
@@ -62,6 +66,9 @@ class MaskedImageModel(nn.Module):
 
 class Classifier(nn.Module):
     """Names what a picture shows (arXiv 2106.08254, section 2.6; the released code's mean pooling)."""
+
+    load_report: LoadReport | None = None
+    """What became of every tensor, when the network was loaded from a checkpoint."""
 
     def __init__(self, config: ClassifierConfig, *, head_scale: float = 0.001) -> None:
         """A fresh classifier; its head starts `head_scale` times as large as the table in `Backbone` says (official code)."""

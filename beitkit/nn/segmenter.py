@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beitkit.configs.model import Pair, SegmenterConfig
+from beitkit.contracts import LoadReport
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import layer_of, no_decay
 
@@ -106,6 +107,9 @@ class FCNHead(nn.Module):
 
 class Segmenter(nn.Module):
     """Names every pixel of a picture (arXiv 2106.08254, section 3.2, with UPerNet as in its tables 5 to 7)."""
+
+    load_report: LoadReport | None = None
+    """What became of every tensor, when the network was loaded from a checkpoint."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()

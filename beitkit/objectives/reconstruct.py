@@ -53,7 +53,8 @@ class Reconstruct(nn.Module):
             reconstruction = logit_laplace_loss(output, images)
         else:
             reconstruction = F.mse_loss(output, tokenizer.normalize(images))
-        kl = kl_to_uniform(logits)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and kl_weight > 0):
+            kl = kl_to_uniform(logits)
         total = reconstruction + kl_weight * kl / (tokenizer.stride**2 * tokenizer.channels)
 
         with torch.no_grad():
@@ -75,12 +76,14 @@ class Reconstruct(nn.Module):
 
     def _tend_codes(self, features: Float[Tensor, "b d gh gw"], progress: float) -> None:
         """Start the codes on the first batch; revive unused ones when a window is full."""
-        if not self.is_started:
-            start_codes(self.tokenizer, features)
-            self.is_started.fill_(True)
         window = self.config.revive_every
-        if window and progress < self.config.revive_share and self.revival.batches >= window:
-            self.revival.revive(self.tokenizer, features)
+        # Without autocast: it would keep a half-precision copy of the rows from before they are changed.
+        with torch.autocast(features.device.type, enabled=False):
+            if not self.is_started:
+                start_codes(self.tokenizer, features.float())
+                self.is_started.fill_(True)
+            elif window and progress < self.config.revive_share and self.revival.batches >= window:
+                self.revival.revive(self.tokenizer, features.float())
 
 
 def anneal(ends: tuple[float, float], progress: float, share: float) -> float:

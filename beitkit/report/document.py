@@ -21,8 +21,9 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from beitkit.atomic import write_atomically
 from beitkit.report.normal import Line, State
-from beitkit.report.pictures import check_columns, fit, png_bytes, replace_file
+from beitkit.report.pictures import check_columns, fit, png_bytes
 
 Align = Literal["left", "right"]
 
@@ -147,7 +148,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the page; a reader sees the old file or the new one, never half of it."""
-        replace_file(path, self.html().encode())
+        write_atomically(path, self.html().encode())
 
     def _add(self, block: str) -> None:
         self._sections[-1].blocks.append(block)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from beitkit.atomic import write_atomically
 
 CELL = 128
 """Pixels of a picture's long side on a sheet."""
@@ -118,22 +119,7 @@ def check_columns(columns: Mapping[str, Tensor]) -> int:
 
 def write_png(path: Path, image: Float[Tensor, "c h w"]) -> None:
     """Write the picture as PNG; a reader sees the old file or the new one, never half of it."""
-    replace_file(path, png_bytes(image))
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file in one step, creating its folder: the data goes to a file beside it, which then takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    write_atomically(path, png_bytes(image))
 
 
 def _token_color(token: int) -> tuple[float, float, float]:

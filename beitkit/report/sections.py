@@ -53,7 +53,7 @@ def normal_training(events: Sequence[Event]) -> list[Line]:
         losses=series(events, "loss").values,
         grad_norms=series(events, "grad_norm").values,
         data_wait=sum(waits) / len(waits) if waits else 0.0,
-        bad_steps=sum(event.kind == "note" for event in events),
+        bad_steps=sum("not applied" in event.texts.get("text", "") for event in events),
     )
 
 

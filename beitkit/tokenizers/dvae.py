@@ -71,7 +71,8 @@ class DiscreteVAE(nn.Module):
     def code_layer(self) -> nn.Conv2d:
         """The 1x1 convolution that scores the codes: row i of its weight (vocabulary, width, 1, 1) belongs to code i."""
         layer = list(layers_of(self.encoder))[-1]
-        assert isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.kernel_size == (1, 1)
         return layer
 
     @property
@@ -101,8 +102,10 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Pictures in [0, 1] from visual tokens."""
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < self.vocabulary):
-            raise UserError(f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {self.vocabulary - 1}")
+        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocabulary):
+            raise UserError(
+                f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {self.vocabulary - 1}"
+            )
         embedded = F.embedding(ids, self.embeddings).permute(0, 3, 1, 2)  # (b, d, gh, gw)
         if self.codebook is None:
             bias = self._first_decoder_layer().bias
@@ -133,7 +136,8 @@ class DiscreteVAE(nn.Module):
     def _first_decoder_layer(self) -> nn.Conv2d:
         """The layer that is the codebook where there is no other."""
         layer = next(layers_of(self.decoder))
-        assert self.codebook is None and isinstance(layer, nn.Conv2d)
+        assert self.codebook is None
+        assert isinstance(layer, nn.Conv2d)
         return layer
 
     def _decode_embedded(self, x: Tensor) -> Tensor:
@@ -145,10 +149,12 @@ class DiscreteVAE(nn.Module):
     def _check(self, images: Tensor) -> None:
         _, channels, height, width = images.shape
         if channels != self.channels:
-            raise UserError(f"the pictures have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer")
+            raise UserError(
+                f"the pictures have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer"
+            )
         if height % self.stride or width % self.stride or min(height, width) < self.stride:
             nearest = [max(1, round(side / self.stride)) * self.stride for side in (height, width)]
             raise UserError(
-                f"pictures of {height}x{width} pixels are not a whole number of the tokenizer's {self.stride}x{self.stride} cells; "
-                f"the nearest token image size that is: {nearest[0]}x{nearest[1]}"
+                f"pictures of {height}x{width} pixels do not divide into the tokenizer's cells of {self.stride}x{self.stride}; "
+                f"the nearest --image-size that does: {nearest[0]}x{nearest[1]}"
             )

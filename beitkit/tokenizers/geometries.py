@@ -8,7 +8,7 @@ our `weight` and `bias`), and BEiT's own `DiscreteVAE` with `encoder.0.0`, `enco
 - `dalle`: DALL-E's encoder and decoder (arXiv 2102.12092, appendix A; the published code), stride 8.
 - `beit`: the `DiscreteVAE` class that comes with BEiT v1, any power-of-two stride (published loader: 8).
 - `light`: ours, for pictures of 28 to 128 pixels and backbones of a few million parameters. Widths halve towards the
-  pixels, so most arithmetic happens on the token grid: about 11 MFLOP to encode a 28x28 picture at stride 4 and width 64.
+  pixels; encoding a 28x28 picture at stride 4, width 64 and 256 codes takes under 10 MFLOP.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def initialize(parts: Parts, config: DVAEConfig) -> None:
     | dalle | biases | 0 | the same |
     | beit | convolutions | PyTorch's uniform(-1/sqrt(fan in), +1/sqrt(fan in)) | the original leaves the defaults |
     | beit | codebook | normal, std 1 | the same |
-    | light | convolution weights | normal, std sqrt(2 / fan in); last layer of a residual block 0, of the decoder a tenth | keeps the variance through ReLU; starts near gray |
+    | light | convolution weights | normal, std sqrt(2 / fan in) | keeps the variance through ReLU |
+    | light | last weights of a residual block; of the decoder | 0; a tenth of the above | starts plain; starts near gray |
     | light | biases | 0 | |
     | light | codebook | normal, std 1 | |
 

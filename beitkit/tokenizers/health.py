@@ -45,7 +45,7 @@ class CodeUsage:
         self.vocabulary = vocabulary
         self.counts: Tensor | None = None
 
-    def update(self, ids: Int[Tensor, "..."]) -> None:
+    def update(self, ids: Int[Tensor, "*shape"]) -> None:
         """Count the tokens of one batch, of any shape."""
         counts = torch.bincount(ids.flatten(), minlength=self.vocabulary)
         self.counts = counts if self.counts is None else self.counts + counts
@@ -80,12 +80,11 @@ class Diagnosis(NamedTuple):
 def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
     """What is wrong with a tokenizer of this code usage and reconstruction quality (dB); empty when all is well."""
     found: list[Diagnosis] = []
-    is_too_large = statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary
-    if is_too_large:
+    if statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary:
         found.append(
             Diagnosis(
                 "vocabulary too large for so few patches",
-                f"{statistics.tokens:,} patches were seen for {statistics.vocabulary:,} codes, fewer than {MIN_TOKENS_PER_CODE} for each.",
+                f"There are {statistics.tokens:,} patches for {statistics.vocabulary:,} codes: under {MIN_TOKENS_PER_CODE} each.",
                 f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more pictures.",
             )
         )
@@ -101,7 +100,7 @@ def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
         found.append(
             Diagnosis(
                 "one token dominates",
-                f"Code {statistics.commonest_code} makes up {statistics.commonest_share:.0%} of all tokens: guessing it is nearly always right.",
+                f"Code {statistics.commonest_code} is {statistics.commonest_share:.0%} of all tokens: guessing it pays.",
                 "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
             )
         )

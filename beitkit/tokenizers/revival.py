@@ -57,7 +57,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
 @torch.no_grad()
 def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
     """Set the code layer, and the embeddings along with it, from k-means of features of real pictures."""
-    points = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
+    points = features.permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
     if len(points) > MAX_POINTS:
         points = points[torch.randperm(len(points), device=points.device)[:MAX_POINTS]]
     centers = kmeans(points, tokenizer.vocabulary)
@@ -89,8 +89,8 @@ class CodeRevival(nn.Module):
         """A code counts as dead when it is chosen less than `dead_share` times as often as codes are on average."""
         super().__init__()
         self.dead_share = dead_share
-        self.register_buffer("usage", torch.zeros(vocabulary, dtype=torch.float64))
-        self.register_buffer("error", torch.zeros(vocabulary, dtype=torch.float64))
+        self.register_buffer("usage", torch.zeros(vocabulary, dtype=torch.int64))
+        self.register_buffer("error", torch.zeros(vocabulary))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class CodeRevival(nn.Module):
         """Count one batch: the chosen codes, and the squared error of reconstruction at each of them."""
         flat = ids.flatten()
         self.usage += torch.bincount(flat, minlength=len(self.usage))
-        self.error += torch.zeros_like(self.error).index_add_(0, flat, error.flatten().to(self.error.dtype))
+        self.error += torch.zeros_like(self.error).index_add_(0, flat, error.flatten().float())
         self.batches += 1
 
     @torch.no_grad()
@@ -110,8 +110,8 @@ class CodeRevival(nn.Module):
         layer, embeddings = tokenizer.code_layer, tokenizer.embeddings
         assert layer.bias is not None
         ids = layer(features).argmax(1).flatten()
-        points = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
-        dead = torch.nonzero(self.usage < self.dead_share * self.usage.mean()).flatten().tolist()
+        points = features.permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
+        dead = torch.nonzero(self.usage < self.dead_share * self.usage.float().mean()).flatten().tolist()
         is_dead = set(dead)
         donors = [code for code in self.error.argsort(descending=True).tolist() if code not in is_dead]
         revived = 0
@@ -124,14 +124,14 @@ class CodeRevival(nn.Module):
             mean = members.mean(0)
             direction = members[torch.randint(len(members), (1,), device=members.device)][0] - mean
             spread = ((members - mean) @ direction).std()
-            if not spread > 1e-6 * members.square().mean():
+            if spread <= 1e-6 * members.square().mean():  # the same features everywhere: nothing to tell twins apart by
                 continue
             twin = dead[revived]
             tilt = SPLIT_MARGIN / spread * direction
-            # Score difference of the twins at f: tilt . (f - mean), so half of the members go to each.
             layer.weight[twin] = layer.weight[donor]
             layer.bias[twin] = layer.bias[donor]
             embeddings[twin] = embeddings[donor] + 0.01 * embeddings.std() * torch.randn_like(embeddings[donor])
+            # Score difference of the twins at f: tilt . (f - mean), so about half of the members go to each.
             shift = tilt @ mean
             for code, half in ((twin, 0.5), (donor, -0.5)):
                 layer.weight[code, :, 0, 0] += half * tilt

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import VQKDConfig
 from beitkit.errors import UserError
-from beitkit.nn.backbone import Backbone, truncated_normal_
+from beitkit.nn.backbone import Backbone, Features, truncated_normal_
 from beitkit.tokenizers.codebook import Codebook, Quantized
 from beitkit.tokenizers.fingerprint import digest_of
 
@@ -64,14 +64,16 @@ class VQKD(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Digest (32 hex digits) of config and weights."""
-        return digest_of(self.config, self.state_dict())
+        """Digest (32 hex digits) of config and of the weights that ids depend on."""
+        decisive = ("encoder.", "encode_task_layer.", "codebook.codes")
+        return digest_of(self.config, {name: value for name, value in self.state_dict().items() if name.startswith(decisive)})
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
         """The visual tokens of pictures in [0, 1] of the configured size."""
+        patches = self.encoder(self._normalize(images))
         with torch.autocast(images.device.type, enabled=False):
-            return self.codebook.lookup(self._code_vectors(images))
+            return self.codebook.lookup(self._code_vectors(patches))
 
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Nothing: there is no way back to pixels.
@@ -86,8 +88,10 @@ class VQKD(nn.Module):
 
     def quantize(self, images: Float[Tensor, "b c h w"]) -> Quantized:
         """The codes of pictures in [0, 1], as vectors and as ids; in training mode the codebook follows them."""
+        patches = self.encoder(self._normalize(images))
+        # In bfloat16 near codes could not be told apart, so from here on everything is as precise as the weights (official code).
         with torch.autocast(images.device.type, enabled=False):
-            return self.codebook(self._code_vectors(images))
+            return self.codebook(self._code_vectors(patches))
 
     def predict_features(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b n t"]:
         """The teacher's patch features that the decoder predicts from code vectors."""
@@ -98,9 +102,9 @@ class VQKD(nn.Module):
         quantized = self.quantize(images)
         return Distilled(self.predict_features(quantized.vectors), quantized.ids, quantized.commitment)
 
-    def _code_vectors(self, images: Tensor) -> Tensor:
-        features = self.encoder(self._normalize(images))
-        return self.encode_task_layer(features.patches).transpose(1, 2).unflatten(2, features.grid)  # (b, d, gh, gw)
+    def _code_vectors(self, features: Features) -> Tensor:
+        patches = features.patches.to(self.codebook.codes.dtype)
+        return self.encode_task_layer(patches).transpose(1, 2).unflatten(2, features.grid)  # (b, d, gh, gw)
 
     def _normalize(self, images: Tensor) -> Tensor:
         expected = torch.tensor([self.config.preprocessing.mean, self.config.preprocessing.std])

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from beitkit.atomic import write_atomically
 from beitkit.errors import UserError
 
 KEEP = 2
@@ -33,7 +32,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}.pt"
         write_atomically(target, lambda file: torch.save(state, file))
         note = {"step": step, "bytes": target.stat().st_size, "blake2b": _digest(target)}
-        write_atomically(target.with_suffix(".json"), lambda file: file.write(json.dumps(note).encode()))
+        write_atomically(target.with_suffix(".json"), json.dumps(note).encode())
         for old in self._newest_first()[KEEP:]:
             old.unlink()
             old.with_suffix(".json").unlink(missing_ok=True)
@@ -51,25 +50,13 @@ class Checkpoints:
             if _is_whole(path):
                 return torch.load(path, map_location="cpu", weights_only=True)
         if candidates:
-            raise UserError(f"none of the {len(candidates)} checkpoints in {self.folder} is whole; remove that folder to start anew")
+            raise UserError(
+                f"none of the {len(candidates)} checkpoints in {self.folder} is whole; remove that folder to start anew"
+            )
         return None
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that, whenever the process or machine dies, either the old or the whole new one is there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _is_whole(path: Path) -> bool:

@@ -17,9 +17,10 @@ import PIL
 import torch
 
 import beitkit
+from beitkit.atomic import write_atomically
 from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
-from beitkit.train.checkpoint import Checkpoints, write_atomically
+from beitkit.train.checkpoint import Checkpoints
 
 NOT_PART_OF_A_RUN = ("out", "device.threads", "read.workers", "loop.log_every", "loop.save_every", "compare")
 """Fields that a continued run may change: they do not change what comes out."""
@@ -68,7 +69,7 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the folder, whole or not at all."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.path / name, lambda file: file.write(text.encode()))
+        write_atomically(self.path / name, text.encode())
 
     def note_broken(self, file: Path, reason: str) -> None:
         """Add a file to the list of those that could not be read, once."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict
+from collections.abc import Callable
+from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ class Group(TypedDict):
     weight_decay: float
 
 
+@runtime_checkable
 class Layered(Protocol):
     """A module that knows which layer each of its parameters is in."""
 
@@ -38,12 +40,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 def layered_groups(model: nn.Module, layers: Layered, optim: OptimConfig) -> list[Group]:
     """Groups by layer and decay (facts 6.1, 6.2): layer j of L + 2 learns at layer_decay ** (L + 1 - j) of the rate."""
     top = max(layers.layer_of(name) for name, _ in model.named_parameters())
-    return _grouped(
-        model, optim.weight_decay, lambda name: optim.layer_decay ** (top - layers.layer_of(name)), layers.no_decay
-    )
+    return _grouped(model, optim.weight_decay, lambda name: optim.layer_decay ** (top - layers.layer_of(name)), layers.no_decay)
 
 
-def _grouped(model: nn.Module, weight_decay: float, lr_scale_of, no_decay) -> list[Group]:
+def _grouped(
+    model: nn.Module, weight_decay: float, lr_scale_of: Callable[[str], float], no_decay: Callable[[str], bool]
+) -> list[Group]:
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -45,7 +45,9 @@ def start_runtime(config: DeviceConfig) -> Runtime:
     torch.set_num_threads(config.threads or usable_cores())
     device = torch.device(_best_device() if config.device == "auto" else config.device)
     if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
-        raise UserError(f"--device {device.type} was asked for, but this machine has none that PyTorch can use; try --device auto")
+        raise UserError(
+            f"--device {device.type} was asked for, but this machine has none that PyTorch can use; try --device auto"
+        )
     if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"

@@ -27,7 +27,7 @@ class Plan(NamedTuple):
         return cosine(step, self.steps, self.warmup, self.lr, self.min_lr)
 
 
-def make_plan(loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: float) -> Plan:
+def make_plan(loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
     per_step = loop.batch_size * loop.accumulate
     steps_per_epoch = pictures / per_step

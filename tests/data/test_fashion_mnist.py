@@ -12,13 +12,15 @@ from beitkit.data.fashion_mnist import load_fashion_mnist
 
 def test_pictures_are_balanced_and_as_published() -> None:
     data = load_fashion_mnist()
-    assert data.train_images.shape == (14_000, 28, 28) and data.test_images.shape == (2_000, 28, 28)
+    assert data.train_images.shape == (14_000, 28, 28)
+    assert data.test_images.shape == (2_000, 28, 28)
     assert data.train_images.dtype == np.uint8
     for images, labels, digest in (
         (data.train_images, data.train_labels, "4f51cf10e77b9134a9b8226e812e90527a80ebcc4207eced6fe01774dd30c072"),
         (data.test_images, data.test_labels, "80f041a1db53aeefce90d32bb6094e616abf55eed82a9c247b6c2a44a773acf7"),
     ):
-        assert len(set(np.bincount(labels))) == 1 and labels[:10].tolist() == list(range(10))
+        assert len(set(np.bincount(labels))) == 1
+        assert labels[:10].tolist() == list(range(10))
         by_class = np.concatenate([images[labels == label] for label in range(10)])
         assert hashlib.sha256(by_class.tobytes()).hexdigest() == digest
     assert len(data.class_names) == 10
@@ -43,5 +45,5 @@ def test_size_and_papers() -> None:
 
 
 def test_needs_no_torch() -> None:
-    program = "import sys; from beitkit.data.fashion_mnist import load_fashion_mnist; load_fashion_mnist(); assert 'torch' not in sys.modules"
+    program = "import sys, beitkit.data.fashion_mnist as data; data.load_fashion_mnist(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -53,8 +53,7 @@ def test_a_setting_is_refused_or_meets_its_count(
     config = MaskConfig(kind=kind, ratio=ratio, min_block=min_block, min_aspect=aspect)  # pyright: ignore[reportArgumentType]
     try:
         draw = masker(config, grid)
-    except UserError as error:
-        assert "\n" not in str(error)
+    except UserError:
         return
     mask = draw(random.Random(seed))
     assert mask.shape == grid == draw.grid
@@ -77,9 +76,7 @@ def test_blocks_keep_to_algorithm_1(grid: tuple[int, int], monkeypatch: pytest.M
 
     monkeypatch.setattr(BlockMasking, "_gain", recorded)
     least = max(1, round(16 / 196 * grid[0] * grid[1]))
-    shapes = [
-        (h, w) for h in range(1, grid[0] + 1) for w in range(1, grid[1] + 1) if h * w >= least and 0.3 <= h / w <= 1 / 0.3
-    ]
+    shapes = [(h, w) for h in range(1, grid[0] + 1) for w in range(1, grid[1] + 1) if h * w >= least and 0.3 <= h / w <= 1 / 0.3]
     rectangles = {
         sum(1 << (row * grid[1] + column) for row in range(top, top + h) for column in range(left, left + w))
         for h, w in shapes

@@ -24,13 +24,13 @@ def gradient(height: int = 12, width: int = 20) -> Image.Image:
     return Image.fromarray(np.stack([red, green, np.full_like(red, 99)], axis=2))
 
 
-LOSSLESS = ["png", "bmp", "ppm", "tif", "tga", "webp", "qoi", "sgi", "pcx", "dds", "im", "jp2", "dib"]
+LOSSLESS = ["png", "bmp", "ppm", "tif", "tga", "webp", "qoi", "sgi", "pcx", "dds", "jp2", "dib"]
 
 
 @pytest.mark.parametrize("ending", LOSSLESS)
 def test_lossless_formats_give_the_pixels(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
-    gradient().save(path, **({"lossless": True} if ending == "webp" else {}))
+    gradient().save(path, lossless=True)  # which only WebP heeds
     assert np.array_equal(np.array(open_picture(path, 3)), np.array(gradient()))
 
 
@@ -112,9 +112,14 @@ def test_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
 
 def png_header(width: int, height: int) -> bytes:
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + bytes(64)
-
-
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + struct.pack(">I", 900)
+        + b"IDAT"
+    )
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "gif", "webp", "tif", "bmp", "avif", "jp2", "qoi", "tga"])
@@ -141,10 +146,10 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("pipe", os.mkfifo, "not a regular file"),
     ("folder", lambda path: path.mkdir(), "not a regular file"),
     ("device", lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-    ("large", lambda path: path.write_bytes(png_header(9000, 8000)), "9000x8000 pixels, more than 64 million"),
+    ("large", lambda path: path.write_bytes(png_header(9000, 8000) + bytes(64)), "9000x8000 pixels, more than 64 million"),
     ("larger", lambda path: path.write_bytes(png_header(12000, 12000)), "12000x12000 pixels"),
     ("bomb", lambda path: path.write_bytes(png_header(60000, 60000)), "more than 64 million pixels"),
-    ("garbage", lambda path: path.write_bytes(png_header(10, 10) + bytes(range(256)) * 9), ""),
+    ("garbage", lambda path: path.write_bytes(png_header(10, 10) + bytes(range(256)) * 9), "."),
 ]
 
 

@@ -8,9 +8,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ from beitkit.errors import UserError
 
 @pytest.fixture
 def files(tmp_path: Path) -> PictureList:
-    """Ten pictures in two classes, told apart by their brightness; number 4 is cut short in `with_broken`."""
+    """Ten pictures in two classes, told apart by their brightness."""
     for index in range(10):
         path = tmp_path / "ab"[index % 2] / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
@@ -62,9 +62,9 @@ def dataset(files: PictureList, kind: Literal["train", "evaluate"] = "train", se
     return PictureDataset(files, view, masker=mask, seed=seed, kind=kind)
 
 
-def take(stream: Iterator[Batch], count: int) -> list[Batch]:
+def take(stream: Generator[Batch, None, None], count: int) -> list[Batch]:
     batches = list(itertools.islice(stream, count))
-    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    stream.close()
     return batches
 
 
@@ -175,6 +175,7 @@ def test_nothing_readable_ends_with_one_line(files: PictureList, workers: int) -
     with pytest.raises(UserError, match=r"10 pictures in a row cannot be read, the last one .*png: .*") as caught:
         next(stream)
     assert "\n" not in str(caught.value)
+    assert alive() == []  # although the exception is still here
 
 
 def test_an_empty_list_is_refused(files: PictureList) -> None:
@@ -198,7 +199,7 @@ def test_small_pictures_are_decoded_once(files: PictureList, monkeypatch: pytest
     assert len(opened) == 10 + 10 + 6
 
 
-def alive() -> list[multiprocessing.process.BaseProcess]:
+def alive() -> list[Any]:
     deadline = time.monotonic() + 5
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -206,26 +207,27 @@ def alive() -> list[multiprocessing.process.BaseProcess]:
 
 
 def test_closing_ends_the_workers(files: PictureList) -> None:
+    assert alive() == []
     stream = training_stream(dataset(files), 4, workers=2)
     next(stream)
     assert len(multiprocessing.active_children()) == 2
-    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+    stream.close()
     assert alive() == []
     assert len(list(evaluation_stream(dataset(files, "evaluate"), 4, workers=2))) == 3
     assert alive() == []
 
 
 def test_a_killed_worker_is_one_clear_line(files: PictureList) -> None:
-    stream = training_stream(dataset(files), 4, workers=1)
+    assert alive() == []
+    stream = training_stream(dataset(files), 4, workers=2)
     next(stream)
     before = signal.getsignal(signal.SIGCHLD)
-    (worker,) = multiprocessing.active_children()
+    worker = multiprocessing.active_children()[0]
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    with pytest.raises(UserError, match="a process that reads pictures stopped .*--workers") as caught:
-        for _ in range(20):
-            next(stream)
+    with pytest.raises(UserError, match=r"a process that reads pictures stopped .*--workers") as caught:
+        take(stream, 20)
     assert "\n" not in str(caught.value)
     assert signal.getsignal(signal.SIGCHLD) == before == signal.SIG_DFL
     assert alive() == []
@@ -285,9 +287,9 @@ def test_grids_that_differ_are_refused() -> None:
     check_grids_match((14, 14), (112, 112), 8)
     check_grids_match((7, 14), (28, 56), 4)
     for token_size in ((224, 224), (116, 112), (112, 104)):
-        with pytest.raises(UserError, match="patch grid is 14x14 .* must be 112x112"):
+        with pytest.raises(UserError, match=r"patch grid is 14x14 .* must be 112x112"):
             check_grids_match((14, 14), token_size, 8)
-    with pytest.raises(UserError, match="patch grid is 3x3 but the token grid 2x2; .* must be 6x6"):
+    with pytest.raises(UserError, match=r"patch grid is 3x3 but the token grid 2x2; .* must be 6x6"):
         next(tokenized([{"token_images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}], Brightest(), (3, 3)))
 
 

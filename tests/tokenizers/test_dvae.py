@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.model import PUBLISHED_DVAES, DVAEConfig
 from beitkit.contracts import Tokenizer
 from beitkit.errors import UserError
 from beitkit.tokenizers.dvae import DiscreteVAE
@@ -45,10 +45,10 @@ def fill_as_golden(module: nn.Module) -> None:
 
 def test_published_parameter_counts() -> None:
     with torch.device("meta"):
-        full = DiscreteVAE(dalle(vocabulary=8192, hidden=256, first=128))
+        full = DiscreteVAE(PUBLISHED_DVAES["dalle"])
         assert num_parameters(full.encoder) == 53_786_240
         assert num_parameters(full.decoder) == 43_829_766
-        assert num_parameters(DiscreteVAE(beit(vocabulary=8192, hidden=256, dim=512))) == 20_081_411
+        assert num_parameters(DiscreteVAE(PUBLISHED_DVAES["beit"])) == 20_081_411
 
 
 def test_dalle_golden_vector() -> None:
@@ -61,7 +61,8 @@ def test_dalle_golden_vector() -> None:
         ids = (torch.arange(16) * 31 % 512).reshape(1, 4, 4)
         weights = nn.functional.one_hot(ids, 512).permute(0, 3, 1, 2).float()
         output = tokenizer.decode_relaxed(weights)
-    assert logits.shape == (1, 512, 4, 4) and output.shape == (1, 6, 32, 32)
+    assert logits.shape == (1, 512, 4, 4)
+    assert output.shape == (1, 6, 32, 32)
     assert float(logits.sum()) == pytest.approx(2.66345, rel=1e-3)
     assert float(logits.abs().sum()) == pytest.approx(2436.48021, rel=1e-4)
     assert logits.flatten()[:5].tolist() == pytest.approx([-0.34281, -0.34197, -0.34196, -0.34262, -0.34253], rel=1e-4)
@@ -108,7 +109,9 @@ def test_beit_geometry_against_the_written_out_formula() -> None:
     assert torch.equal(tokenizer.encode(images), ids)
     y = state["codebook.weight"][ids].permute(0, 3, 1, 2)
     for i in (0, 2, 4):
-        y = functional.conv_transpose2d(y, state[f"decoder.{i}.0.weight"], state[f"decoder.{i}.0.bias"], stride=2, padding=1).relu()
+        y = functional.conv_transpose2d(
+            y, state[f"decoder.{i}.0.weight"], state[f"decoder.{i}.0.bias"], stride=2, padding=1
+        ).relu()
         y = block(y, f"decoder.{i + 1}")
     y = functional.conv2d(y, state["decoder.6.weight"], state["decoder.6.bias"])
     torch.testing.assert_close(tokenizer.decode(ids), ((y + 1) / 2).clamp(0, 1))
@@ -121,9 +124,14 @@ def test_is_a_tokenizer_of_any_rectangle(config: DVAEConfig) -> None:
     assert isinstance(tokenizer, Tokenizer)
     images = torch.rand(2, config.channels, 2 * config.stride, 3 * config.stride)
     ids = tokenizer.encode(images)
-    assert ids.shape == (2, 2, 3) and ids.dtype == torch.int64 and 0 <= int(ids.min()) and int(ids.max()) < tokenizer.vocabulary
+    assert ids.shape == (2, 2, 3)
+    assert ids.dtype == torch.int64
+    assert int(ids.min()) >= 0
+    assert int(ids.max()) < tokenizer.vocabulary
     decoded = tokenizer.decode(ids)
-    assert decoded.shape == images.shape and 0 <= float(decoded.min()) and float(decoded.max()) <= 1
+    assert decoded.shape == images.shape
+    assert float(decoded.min()) >= 0
+    assert float(decoded.max()) <= 1
     one_hot = nn.functional.one_hot(ids, config.vocabulary).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(tokenizer.pixels(tokenizer.decode_relaxed(one_hot)), decoded, atol=1e-5, rtol=1e-5)
 
@@ -144,7 +152,9 @@ def test_initialization_statistics() -> None:
     blocks = DiscreteVAE(dalle(hidden=64)).encoder.get_submodule("blocks")
     for name in ("group_2.block_2.res_path.conv_1", "group_4.block_1.res_path.conv_4"):
         layer = blocks.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d) and layer.bias is not None and not layer.bias.any()
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        assert not layer.bias.any()
         fan_in = math.prod(layer.weight.shape[1:])
         assert float(layer.weight.detach().std()) == pytest.approx(fan_in**-0.5, rel=0.05)
 
@@ -187,3 +197,10 @@ def test_mistakes_are_told_in_one_line() -> None:
         tokenizer.encode(torch.rand(1, 3, 28, 28))
     with pytest.raises(UserError, match="codes 0 to 15"):
         tokenizer.decode(torch.full((1, 2, 2), 16))
+
+
+def test_a_light_encoder_sees_no_frame() -> None:
+    """A constant picture has the same scores everywhere, so an empty border needs no codes of its own."""
+    torch.manual_seed(0)
+    logits = DiscreteVAE(light()).logits(torch.zeros(1, 1, 28, 28)).detach()
+    torch.testing.assert_close(logits, logits[:, :, 3:4, 3:4].expand_as(logits))

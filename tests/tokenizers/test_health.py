@@ -18,7 +18,8 @@ def test_statistics_against_scipy() -> None:
     statistics = usage.statistics()
     counts = torch.bincount(ids.flatten(), minlength=64)
     assert statistics.tokens == 2450
-    assert statistics.codes_used == len(ids.unique()) and statistics.dead_codes == 64 - len(ids.unique())
+    assert statistics.codes_used == len(ids.unique())
+    assert statistics.dead_codes == 64 - len(ids.unique())
     assert statistics.used_share == pytest.approx(len(ids.unique()) / 64)
     assert statistics.perplexity == pytest.approx(math.exp(float(entropy(counts.numpy()))))
     assert statistics.commonest_code == int(ids.flatten().mode().values)
@@ -31,7 +32,8 @@ def test_perplexity_at_the_corners() -> None:
     assert usage.statistics().perplexity == pytest.approx(8)
     usage = CodeUsage(8)
     usage.update(torch.full((5, 2, 2), 6))
-    assert usage.statistics().perplexity == pytest.approx(1) and usage.statistics().commonest_share == 1
+    assert usage.statistics().perplexity == pytest.approx(1)
+    assert usage.statistics().commonest_share == 1
 
 
 def make(vocabulary: int = 100, tokens: int = 100_000, used: int = 98, commonest: float = 0.3) -> UsageStatistics:
@@ -57,4 +59,5 @@ def test_diagnoses_by_name(statistics: UsageStatistics, psnr: float, names: list
 
 def test_a_diagnosis_names_the_numbers() -> None:
     (found,) = diagnose(make(tokens=1000), 22.0)
-    assert "1,000 patches" in found.finding and "at most 20," in found.advice
+    assert "1,000 patches" in found.finding
+    assert "at most 20," in found.advice

@@ -34,7 +34,8 @@ def test_kmeans_with_fewer_distinct_points_than_centers() -> None:
     torch.manual_seed(0)
     points = torch.tensor([[0.0], [1.0]]).repeat(50, 1)
     centers = kmeans(points, 6)
-    assert centers.isfinite().all() and centers.unique().tolist() == pytest.approx([0.0, 1.0])
+    assert centers.isfinite().all()
+    assert centers.unique().tolist() == pytest.approx([0.0, 1.0])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.geometry)
@@ -49,7 +50,6 @@ def test_start_scores_codes_by_distance(config: DVAEConfig) -> None:
         assert len(tokenizer.encode(images).unique()) == config.vocabulary
         assert tokenizer.embeddings.isfinite().all()
     points = features.permute(0, 2, 3, 1).flatten(0, 2).double()
-    # Recover the centers from the rows: weight = 2 s (c - mean).
     first_two = logits.topk(2).values
     assert float((first_two[:, 0] - first_two[:, 1]).mean()) == pytest.approx(START_MARGIN, rel=1e-2)
     owners = logits.argmax(1)
@@ -69,7 +69,7 @@ def test_a_dead_code_takes_half_of_the_donors_work(config: DVAEConfig) -> None:
         tokenizer.code_layer.bias[5] = -1e9  # pyright: ignore[reportOptionalSubscript]
         ids = tokenizer.encode(images)
         points = features.permute(0, 2, 3, 1).flatten(0, 2)
-        varied = max(range(16), key=lambda code: float(points[ids.flatten() == code].var(0, correction=0).nan_to_num().sum()))
+        varied = max(ids.unique().tolist(), key=lambda code: float(points[ids.flatten() == code].var(0, correction=0).sum()))
         error = torch.where(ids == varied, 1.0, 0.01)
         revival = CodeRevival(config.vocabulary, dead_share=0.05)
         revival.observe(ids, error)
@@ -80,13 +80,17 @@ def test_a_dead_code_takes_half_of_the_donors_work(config: DVAEConfig) -> None:
         after = tokenizer.encode(images)
     moved = (ids == varied) & (after == 5)
     stayed = (ids == varied) & (after == varied)
-    assert moved.any() and stayed.any() and int(moved.sum() + stayed.sum()) >= 0.9 * int((ids == varied).sum())
+    assert moved.any()
+    assert stayed.any()
+    assert int(moved.sum() + stayed.sum()) >= 0.9 * int((ids == varied).sum())
     others = (ids != varied) & (after != ids)
     assert others.float().mean() < 0.05
     change = (tokenizer.embeddings - before).norm(dim=1)
     assert change.nonzero().flatten().tolist() == [5]
     torch.testing.assert_close(tokenizer.embeddings[5], before[varied], atol=float(before.std()) * 0.1, rtol=0)
-    assert not revival.usage.any() and not revival.error.any() and revival.batches == 0
+    assert not revival.usage.any()
+    assert not revival.error.any()
+    assert revival.batches == 0
 
 
 def test_an_empty_background_is_not_split() -> None:
@@ -108,4 +112,6 @@ def test_counts_are_kept_in_the_state_dict() -> None:
     revival.observe(torch.tensor([[[0, 0], [3, 1]]]), torch.tensor([[[1.0, 2.0], [4.0, 8.0]]]))
     other = CodeRevival(4, dead_share=0.05)
     other.load_state_dict(revival.state_dict())
-    assert other.usage.tolist() == [2, 1, 0, 1] and other.error.tolist() == [3, 8, 0, 4] and other.batches == 1
+    assert other.usage.tolist() == [2, 1, 0, 1]
+    assert other.error.tolist() == [3, 8, 0, 4]
+    assert other.batches == 1

@@ -1,0 +1,84 @@
+"""From a config and unread tensors to a network, strictly: every tensor has its place, and every place its tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from beitkit.configs.model import ClassifierConfig, SegmenterConfig
+from beitkit.errors import UserError
+from beitkit.interop.kinds import KINDS, NetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.stored import State
+
+LISTED = 8
+"""Names that an error message spells out; the number of the rest follows."""
+
+
+def build(config: NetworkConfig | TokenizerConfig, tensors: State, fresh: Collection[str] = ()) -> nn.Module:
+    """A network in eval mode on the CPU, floating-point tensors in float32.
+
+    Args:
+        config: what to build.
+        tensors: the tensors by our own names, read here.
+        fresh: names that are drawn anew instead.
+
+    Raises:
+        UserError: listing the tensors that are missing, too many or of another shape.
+    """
+    model = shell(config)
+    wanted = model.state_dict()
+    check_complete({name: tuple(tensor.shape) for name, tensor in wanted.items()}, tensors, fresh)
+    state = _fresh_tensors(config, fresh) if fresh else {}
+    for name, stored in tensors.items():
+        state[name] = stored.read().to(wanted[name].dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    return model.eval()
+
+
+def shell(config: NetworkConfig | TokenizerConfig) -> nn.Module:
+    """The network without memory for its weights: names and shapes only."""
+    with torch.device("meta"):
+        return KINDS[kind_of_config(config)][0](config)
+
+
+def check_complete(wanted: dict[str, tuple[int, ...]], tensors: State, fresh: Collection[str] = ()) -> None:
+    """Raise a `UserError` that names every tensor that is missing, too many or of another shape."""
+    missing = [name for name in wanted if name not in tensors and name not in fresh]
+    surplus = [name for name in tensors if name not in wanted]
+    misshapen = [
+        f"{name} {_shape(stored.shape)} instead of {_shape(wanted[name])}"
+        for name, stored in tensors.items()
+        if name in wanted and stored.shape != wanted[name]
+    ]
+    problems = [
+        f"{len(names)} {what}: {listed(names)}"
+        for what, names in (("missing", missing), ("not expected", surplus), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise UserError(f"the tensors do not fit the network; {'; '.join(problems)}")
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _fresh_tensors(config: NetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
+    """Newly drawn tensors. They are never part of the backbone, so a network with as few blocks as possible provides them."""
+    assert isinstance(config, ClassifierConfig | SegmenterConfig) and not any(name.startswith("backbone.") for name in names)
+    if isinstance(config, SegmenterConfig):
+        small: ClassifierConfig | SegmenterConfig = replace(config, backbone=replace(config.backbone, depth=4), taps=None)
+    else:
+        small = replace(config, backbone=replace(config.backbone, depth=1))
+    drawn = KINDS[kind_of_config(small)][0](small).state_dict()
+    return {name: drawn[name] for name in names}

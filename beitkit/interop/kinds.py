@@ -1,0 +1,66 @@
+"""The networks that are kept in files: their class, their config, and which tensors are theirs alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from beitkit.configs.model import (
+    BackboneConfig,
+    ClassifierConfig,
+    DVAEConfig,
+    MaskedImageModelConfig,
+    SegmenterConfig,
+)
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.segmenter import Segmenter
+from beitkit.tokenizers.dvae import DiscreteVAE
+
+Task = Literal["masked", "classify", "segment"]
+NetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
+Network = MaskedImageModel | Classifier | Segmenter
+TokenizerConfig = DVAEConfig
+TokenizerNetwork = DiscreteVAE
+
+KINDS: dict[str, tuple[type[nn.Module], type]] = {
+    "masked": (MaskedImageModel, MaskedImageModelConfig),
+    "classify": (Classifier, ClassifierConfig),
+    "segment": (Segmenter, SegmenterConfig),
+    "dvae": (DiscreteVAE, DVAEConfig),
+}
+"""Name in `model.json`, class, and the config that the class is built from."""
+
+TASKS: dict[str, str] = {
+    "masked": "masked-image modelling",
+    "classify": "classification",
+    "segment": "semantic segmentation",
+    "backbone": "features only",
+}
+
+OWN_TENSORS: dict[str, tuple[str, ...]] = {
+    "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
+    "classify": ("norm.", "fc_norm.", "head."),
+    "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
+    "backbone": ("mask_token", "norm.", "fc_norm."),
+}
+"""Beginnings of the official names of what serves a task alone; all else is the backbone, which is handed over."""
+
+CLASS_TENSORS: dict[str, tuple[str, ...]] = {
+    "classify": ("head.",),
+    "segment": ("decode_head.conv_seg.", "auxiliary_head.conv_seg."),
+}
+"""What depends on the classes, and starts afresh with other classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headless:
+    """What a file without any head describes: a backbone, which needs a task before it is a network."""
+
+    backbone: BackboneConfig
+
+
+def kind_of_config(config: object) -> str:
+    """The kind of network that a config describes."""
+    return next(kind for kind, (_, config_class) in KINDS.items() if type(config) is config_class)

@@ -1,0 +1,62 @@
+"""`beitkit.load`: a network from a checkpoint of any layout, exactly as it was or handed over to another task or size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from beitkit.configs.model import Pair
+from beitkit.contracts import LoadReport, Tokenizer
+from beitkit.errors import UserError
+from beitkit.interop.build import build
+from beitkit.interop.handover import Wish, plan
+from beitkit.interop.kinds import Network, Task
+from beitkit.interop.native import load_native
+from beitkit.interop.read import read_checkpoint
+
+
+def load(
+    path: str | Path,
+    *,
+    task: Task | None = None,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    image_size: int | Pair | None = None,
+    drop_path: float | None = None,
+) -> Network:
+    """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` says what became of every tensor.
+
+    Args:
+        path: a run folder, a Hugging Face or timm folder, or a file: official `.pth`, safetensors, `.bin`.
+        task: what the network is for, if not for what it was saved; the head is then fresh.
+        num_classes: how many classes; other than the file's means a fresh head.
+        classes: their names; other than the file's means a fresh head, unless the file has only numbers.
+        image_size: side, or (height, width), of the pictures; positions are resized by the official rule.
+        drop_path: stochastic depth of the last block, for training on; None keeps what the file says.
+
+    Raises:
+        UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot
+            be what is asked for.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    wish = Wish(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path)
+    try:
+        planned = plan(checkpoint.config, checkpoint.tensors, wish)
+        model = build(planned.config, planned.tensors, planned.fresh)
+    except UserError as problem:
+        raise UserError(f"{path} ({checkpoint.layout}): {problem}") from None
+    assert isinstance(model, Network)
+    model.load_report = LoadReport(
+        source=f"{path} ({checkpoint.layout})",
+        records=(*planned.records, *checkpoint.skipped),
+        notes=checkpoint.notes,
+    )
+    return model
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a run folder, frozen, in eval mode, on the CPU."""
+    tokenizer = load_native(Path(path))
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(f"{path} holds a network, not a tokenizer; give the folder that `beitkit tokenizer` wrote")
+    return tokenizer.requires_grad_(False)

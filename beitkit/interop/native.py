@@ -1,0 +1,68 @@
+"""Our own files: `model.safetensors` with the weights, and `model.json` with all that is needed to rebuild the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as encode_safetensors
+from torch import nn
+
+import beitkit
+from beitkit.configs.codec import from_json, to_json
+from beitkit.errors import UserError
+from beitkit.interop.build import build
+from beitkit.interop.kinds import KINDS, Network, TokenizerNetwork, kind_of_config
+from beitkit.interop.stored import State, read_safetensors
+from beitkit.train.checkpoint import write_atomically
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT_VERSION = 1
+
+
+def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
+    """Write a network to `folder`, which is made if need be; each file is written whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "beitkit": beitkit.__version__,
+        "kind": kind_of_config(model.config),
+        "config": to_json(model.config),
+    }
+    encoded = encode_safetensors(tensors, {"format": "pt"})
+    write_atomically(folder / WEIGHTS, lambda file: file.write(encoded))
+    # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
+    # unless it fits.
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / DESCRIPTION, lambda file: file.write(text.encode()))
+
+
+def read_native(folder: Path) -> tuple[Any, State]:
+    """The config and the unread tensors of a folder that `save_native` wrote.
+
+    Raises:
+        UserError: if a file is missing or damaged, or was written by a newer version.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, kind, config = description["format_version"], description["kind"], description["config"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the description of a beitkit network; save the model again") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, this beitkit reads {FORMAT_VERSION}; update beitkit")
+    if kind not in KINDS:
+        raise UserError(f"{path} holds a network of kind {kind!r}, this beitkit knows {', '.join(KINDS)}; update beitkit")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
+    tensors, _ = read_safetensors(folder / WEIGHTS)
+    return from_json(KINDS[kind][1], config, where=str(path)), tensors
+
+
+def load_native(folder: Path | str) -> nn.Module:
+    """The network or tokenizer that `save_native` wrote, as it was, in eval mode."""
+    config, tensors = read_native(Path(folder))
+    return build(config, tensors)

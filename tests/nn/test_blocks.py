@@ -1,0 +1,112 @@
+"""Attention against the plain formula, the MLP and the block against theirs, stochastic depth in expectation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from beitkit.nn.blocks import Attention, Block, DropPath, Mlp
+from beitkit.nn.position import relative_position_index
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module.double()
+
+
+def naive_attention(attention: Attention, x: Tensor, shared: Tensor | None) -> Tensor:
+    """softmax(q k / sqrt(d) + bias) v, one picture and one head at a time."""
+    width, heads = x.shape[2], attention.heads
+    query_rows, key_rows, value_rows = attention.qkv.weight.split(width)
+    part = width // heads
+    pictures = []
+    for tokens in x:
+        query = tokens @ query_rows.T + attention.q_bias
+        key = tokens @ key_rows.T
+        value = tokens @ value_rows.T + attention.v_bias
+        outputs = []
+        for head in range(heads):
+            columns = slice(head * part, (head + 1) * part)
+            scores = query[:, columns] @ key[:, columns].T / math.sqrt(part)
+            if attention.relative_position_bias_table is not None:
+                scores = scores + attention.relative_position_bias_table[relative_position_index((2, 3)), head]
+            if shared is not None:
+                scores = scores + shared[0, head]
+            weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+            outputs.append(weights @ value[:, columns])
+        pictures.append(torch.cat(outputs, dim=1))
+    return torch.stack(pictures) @ attention.proj.weight.T + attention.proj.bias
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+@pytest.mark.parametrize("has_shared", [False, True])
+def test_attention_equals_the_naive_softmax_formula(has_own: bool, has_shared: bool) -> None:
+    torch.manual_seed(0)
+    attention = randomized(Attention(12, 3, (2, 3) if has_own else None))
+    assert isinstance(attention, Attention)
+    shared = torch.randn(1, 3, 7, 7, dtype=torch.float64) if has_shared else None
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(attention(x, shared), naive_attention(attention, x, shared))
+
+
+def test_attention_has_no_key_bias() -> None:
+    assert {name for name, _ in Attention(12, 3, None).named_parameters() if "bias" in name} == {"q_bias", "v_bias", "proj.bias"}
+
+
+def test_mlp_uses_the_exact_gelu() -> None:
+    torch.manual_seed(0)
+    mlp = randomized(Mlp(4, 8))
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_block_adds_two_scaled_branches(layer_scale: float | None) -> None:
+    torch.manual_seed(0)
+    block = randomized(Block(width=12, heads=3, hidden=24, layer_scale=layer_scale, drop_path=0.0, grid=None))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+
+    def norm(layer: nn.LayerNorm, values: Tensor) -> Tensor:
+        centered = values - values.mean(2, keepdim=True)
+        return centered / (centered.square().mean(2, keepdim=True) + 1e-6).sqrt() * layer.weight + layer.bias
+
+    first, second = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
+    middle = x + first * naive_attention(block.attn, norm(block.norm1, x), None)
+    expected = middle + second * block.mlp(norm(block.norm2, middle))
+    torch.testing.assert_close(block(x, None), expected)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    dropped = DropPath(0.3).train()(torch.ones(20_000, 3, 2))
+    per_sample = dropped.flatten(1)
+    assert (per_sample == per_sample[:, :1]).all()
+    values = per_sample[:, 0].unique()
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.7]))
+    # Four standard errors of the mean of 20,000 draws.
+    assert abs(float(per_sample[:, 0].mean()) - 1) < 4 * math.sqrt(0.3 / 0.7 / 20_000)
+
+
+def test_drop_path_is_off_in_evaluation_and_at_rate_zero() -> None:
+    x = torch.randn(64, 3, 2)
+    assert DropPath(0.9).eval()(x) is x
+    assert DropPath(0.0).train()(x) is x
+
+
+def test_both_branches_of_a_block_are_dropped_independently() -> None:
+    torch.manual_seed(0)
+    block = Block(width=4, heads=1, hidden=8, layer_scale=None, drop_path=0.5, grid=None).train()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+        block.attn.proj.bias.fill_(1)
+        block.mlp.fc2.bias.fill_(10)
+    sums = block(torch.zeros(200, 2, 4), None)[:, 0, 0]
+    assert sums.unique().tolist() == [0, 2, 20, 22]

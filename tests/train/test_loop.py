@@ -1,0 +1,216 @@
+"""`fit` on a toy objective: accumulation, resume, averaging, what is not finite, and signals."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.contracts import Batch, Loss
+from beitkit.errors import Interrupted, NumericalError
+from beitkit.train.checkpoint import Checkpoints
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import WeightAverage, fit
+from beitkit.train.optim import parameter_groups
+from beitkit.train.runtime import Runtime
+from beitkit.train.schedule import make_plan
+
+BATCH = 4
+
+
+class Toy(nn.Module):
+    """Least squares with noise from torch's generator, so that resuming must get that right too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+        self.progress: list[float] = []
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        self.progress.append(progress)
+        x = batch["x"]
+        noise = torch.randn(len(x), 1) * (0.1 if self.training else 0)
+        error = (self.layer(x) + noise - x.sum(1, keepdim=True)).square().mean()
+        return Loss(error + batch["poison"].sum(), {"error": error.detach()})
+
+
+def stream(start: int, poisoned: range = range(0)) -> Iterator[Batch]:
+    index = start
+    while True:
+        generator = torch.Generator().manual_seed(index)
+        poison = torch.full((1,), math.nan if index in poisoned else 0.0)
+        yield {"x": torch.randn(BATCH, 3, generator=generator), "poison": poison}
+        index += 1
+
+
+def train(folder: Path, loop: LoopConfig, *, batches=stream, evaluators=(), optim: OptimConfig | None = None) -> Toy:
+    optim = optim or OptimConfig(lr=0.05, lr_scaling="none", warmup_steps=0)
+    torch.manual_seed(0)
+    toy = Toy()
+    fit(
+        toy,
+        batches,
+        parameter_groups(toy, 0.01),
+        plan=make_plan(loop, optim, 40, default_epochs=1),
+        loop=loop,
+        optim=optim,
+        runtime=Runtime(torch.device("cpu"), None),
+        journal=Journal(folder / "journal.jsonl", quiet=True),
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        waited=WaitMeter(),
+        evaluators=evaluators,
+    )
+    return toy
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    toy = train(tmp_path, LoopConfig(steps=300, batch_size=BATCH))
+    assert torch.allclose(toy.layer.weight, torch.ones(1, 3), atol=0.05)
+
+
+def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> None:
+    loop = LoopConfig(steps=12, batch_size=BATCH, save_every=3, ema=0.9, accumulate=2)
+    unbroken = train(tmp_path / "unbroken", loop)
+    for cut in (1, 5, 9, 11):
+        folder = tmp_path / str(cut)
+
+        def dying(start: int, cut: int = cut) -> Iterator[Batch]:
+            for position, batch in enumerate(stream(start), start):
+                if position == 2 * cut + 1:  # in the middle of an accumulated step
+                    raise ConnectionError
+                yield batch
+
+        with pytest.raises(ConnectionError):
+            train(folder, loop, batches=dying)
+        torch.manual_seed(99)
+        assert same(unbroken, train(folder, loop)), cut
+
+
+def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
+    def halves(start: int) -> Iterator[Batch]:
+        for batch in stream(start // 2):
+            for half in batch["x"].split(BATCH // 2):
+                yield {"x": half, "poison": batch["poison"]}
+
+    class Silent(Toy):
+        def forward(self, batch: Batch, progress: float) -> Loss:
+            x = batch["x"]
+            return Loss((self.layer(x) - x.sum(1, keepdim=True)).square().mean(), {})
+
+    results = []
+    for name, loop, batches in (
+        ("one", LoopConfig(steps=5, batch_size=BATCH), stream),
+        ("two", LoopConfig(steps=5, batch_size=BATCH // 2, accumulate=2), halves),
+    ):
+        torch.manual_seed(0)
+        toy = Silent()
+        optim = OptimConfig(lr=0.05, lr_scaling="none", warmup_steps=0)
+        plan = make_plan(loop, optim, 40, default_epochs=1)
+        fit(
+            toy, batches, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=optim,
+            runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / name, quiet=True),
+            checkpoints=Checkpoints(tmp_path / f"{name}-states"), waited=WaitMeter(),
+        )  # fmt: skip
+        results.append(toy.layer.weight)
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) -> None:
+    loop = LoopConfig(steps=3, batch_size=BATCH)
+    train(tmp_path / "bad", loop, batches=lambda start: stream(start, range(1, 2)))
+    events = [json.loads(line) for line in (tmp_path / "bad" / "journal.jsonl").read_text().splitlines()]
+    notes = [event for event in events if event["kind"] == "note"]
+    assert [note["step"] for note in notes] == [2]
+    assert "not applied" in notes[0]["text"]
+
+    def frozen_after_first(start: int) -> Iterator[Batch]:
+        return stream(start, range(1, 3))
+
+    one = train(tmp_path / "one", LoopConfig(steps=3, batch_size=BATCH, save_every=1), batches=frozen_after_first)
+    assert all(parameter.isfinite().all() for parameter in one.parameters())
+    first = torch.load(tmp_path / "one" / "checkpoints" / "step-00000002.pt", weights_only=True)["objective"]
+    assert torch.equal(first["layer.weight"], one.layer.weight)
+
+
+def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Path) -> None:
+    with pytest.raises(NumericalError, match="3 steps in a row .* the last was step 7"):
+        train(tmp_path, LoopConfig(steps=20, batch_size=BATCH), batches=lambda start: stream(start, range(4, 20)))
+
+
+def test_progress_rises_from_zero_towards_one(tmp_path: Path) -> None:
+    assert train(tmp_path, LoopConfig(steps=4, batch_size=BATCH)).progress == [0, 0.25, 0.5, 0.75]
+
+
+def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(tmp_path: Path) -> None:
+    class Watch:
+        name = "watch"
+
+        def run(self) -> Iterator[tuple[str, float]]:
+            yield "value", 1.0
+
+    plain = train(tmp_path / "plain", LoopConfig(steps=6, batch_size=BATCH))
+    loop = LoopConfig(steps=6, batch_size=BATCH, ema=0.5, evaluate_every=2)
+    averaged = train(tmp_path / "ema", loop, evaluators=[Watch()])
+    state = torch.load(tmp_path / "ema" / "checkpoints" / "step-00000006.pt", weights_only=True)
+    assert torch.equal(state["objective"]["layer.weight"], plain.layer.weight)
+    assert torch.equal(state["average"]["layer.weight"], averaged.layer.weight)
+    assert not torch.equal(averaged.layer.weight, plain.layer.weight)
+
+
+def test_the_average_follows_its_recursion() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    average = WeightAverage(layer, 0.9)
+    for value in (2.0, 3.0):
+        layer.weight.data.fill_(value)
+        average.update()
+    expected = 0.9 * (0.9 * 1.0 + 0.1 * 2.0) + 0.1 * 3.0
+    average.swap()
+    assert layer.weight.item() == pytest.approx(expected)
+    average.swap()
+    assert layer.weight.item() == 3.0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_after_the_step_and_the_run_continues_exactly(tmp_path: Path, number: int, code: int) -> None:
+    loop = LoopConfig(steps=10, batch_size=BATCH, save_every=0)
+    unbroken = train(tmp_path / "unbroken", loop)
+
+    def interrupting(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(stream(start), start):
+            if position == 4:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(Interrupted, match="after step 5 of 10") as caught:
+        train(tmp_path / "cut", loop, batches=interrupting)
+    assert caught.value.exit_code == code
+    assert same(unbroken, train(tmp_path / "cut", loop))
+
+
+def test_events_after_the_restored_step_are_rewritten_once(tmp_path: Path) -> None:
+    loop = LoopConfig(steps=9, batch_size=BATCH, save_every=4, log_every=1)
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(stream(start), start):
+            if position == 6:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path, loop, batches=dying)
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')  # torn by the kill
+    train(tmp_path, loop)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 10))

@@ -1,0 +1,54 @@
+"""Golden values of facts 6.3: base 1.5e-3, final 1e-5, 1000 steps, warm-up 200 or 50."""
+
+import pytest
+
+from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.errors import UserError
+from beitkit.train.schedule import cosine, is_due, make_plan
+
+GOLDEN_200 = {
+    0: 0.0,
+    1: 7.537688442e-06,
+    199: 0.0015,
+    200: 0.0015,
+    201: 0.0014999942555891956,
+    600: 0.000755,
+    999: 1.0005744410804437e-05,
+}
+GOLDEN_50 = {49: 0.0015, 50: 0.0015, 999: 1.0004073600320186e-05}
+
+
+@pytest.mark.parametrize(("warmup", "golden"), [(200, GOLDEN_200), (50, GOLDEN_50)])
+def test_cosine_equals_the_official_schedule(warmup: int, golden: dict[int, float]) -> None:
+    for step, value in golden.items():
+        assert cosine(step, 1000, warmup, 1.5e-3, 1e-5) == pytest.approx(value, rel=1e-9, abs=1e-18)
+
+
+def test_epochs_become_steps_and_a_batch_scales_the_rate() -> None:
+    loop = LoopConfig(epochs=3, batch_size=16, accumulate=2)
+    plan = make_plan(loop, OptimConfig(lr=1.0, min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
+    assert (plan.steps, plan.pictures_per_step, plan.steps_per_epoch) == (9, 32, 3.125)
+    assert (plan.lr, plan.min_lr) == (0.25, 0.125)
+    sqrt = make_plan(loop, OptimConfig(lr=1.0, lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9)
+    assert sqrt.lr == 0.5
+    assert make_plan(loop, OptimConfig(lr=1.0, lr_scaling="none"), 100, default_epochs=9).lr == 1.0
+
+
+def test_no_length_given_takes_the_default_epochs() -> None:
+    assert make_plan(LoopConfig(batch_size=10), OptimConfig(), 100, default_epochs=7).steps == 70
+
+
+def test_warmup_in_epochs_takes_at_most_a_tenth_of_the_run() -> None:
+    long = make_plan(LoopConfig(epochs=800, batch_size=2048), OptimConfig(), 1_281_167, default_epochs=1)
+    assert long.warmup == round(10 * 1_281_167 / 2048)
+    assert make_plan(LoopConfig(epochs=20, batch_size=10), OptimConfig(), 100, default_epochs=1).warmup == 20
+
+
+def test_warmup_steps_longer_than_the_run_are_refused() -> None:
+    with pytest.raises(UserError, match="--warmup-steps"):
+        make_plan(LoopConfig(steps=50), OptimConfig(warmup_steps=50), 100, default_epochs=1)
+
+
+def test_is_due_fires_every_nth_and_after_the_last() -> None:
+    assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
+    assert [step for step in range(1, 11) if is_due(step, 0, 10)] == [10]
