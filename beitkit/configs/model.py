@@ -75,7 +75,8 @@ class BackboneConfig:
             raise UserError(f"width {self.width} is not divisible by {self.heads} heads")
         if min(self.depth, self.heads, self.hidden, self.channels) < 1:
             raise UserError(
-                f"depth, heads, hidden and channels must be at least 1, got {self.depth}, {self.heads}, {self.hidden}, {self.channels}"
+                "depth, heads, hidden and channels must be at least 1, "
+                f"got {self.depth}, {self.heads}, {self.hidden}, {self.channels}"
             )
         if self.layer_scale is not None and self.layer_scale <= 0:
             raise UserError(f"layer_scale must be positive, or None for no LayerScale, got {self.layer_scale}")
@@ -306,7 +307,8 @@ class VQKDConfig:
             raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
         if min(self.decoder_depth, self.code_dim, self.target_dim) < 1:
             raise UserError(
-                f"decoder_depth, code_dim and target_dim must be at least 1, got {self.decoder_depth}, {self.code_dim}, {self.target_dim}"
+                "decoder_depth, code_dim and target_dim must be at least 1, "
+                f"got {self.decoder_depth}, {self.code_dim}, {self.target_dim}"
             )
         if not 0 < self.code_decay < 1:
             raise UserError(f"code_decay must lie between 0 and 1, got {self.code_decay}")
@@ -325,14 +327,14 @@ class ReconstructConfig:
     """Temperature of the Gumbel-softmax at the start and at the end (DALL-E: 1 to 1/16)."""
     temperature_share: float = 0.75
     """Share of the run over which the temperature falls, by a cosine; then it stays."""
-    kl_weight: tuple[float, float] = (0.0, 0.0)
-    """Weight of the KL divergence to the uniform distribution at the start and at the end (DALL-E: 0 to 6.6). Both losses are
-    per pixel and channel: with mse the useful size is about 0.01, with logit_laplace about 1."""
-    kl_share: float = 0.25
+    kl_weight: tuple[float, float] = (0.02, 0.0)
+    """Weight of the KL divergence to the uniform distribution at the start and at the end. Both losses are per pixel and channel:
+    with mse, 0.02 falling to 0 lets codes be tried early and be certain late; DALL-E's logit_laplace has 0 rising to 6.6."""
+    kl_share: float = 1.0
     """Share of the run over which the KL weight changes, by a cosine; then it stays."""
     start_from_data: bool = True
     """Set the codes from k-means of the first batch's features."""
-    revive_every: int = 50
+    revive_every: int = 25
     """Batches after which unused codes are split off from those with the most error; 0 turns this off."""
     revive_share: float = 0.75
     """Share of the run during which codes are revived; the rest lets them settle."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import random
 import signal
 import threading
@@ -39,6 +38,7 @@ from beitkit.data.masking import Masker
 from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode, reason
 from beitkit.data.views import View
 from beitkit.errors import UserError
+from beitkit.system import usable_cores
 
 Key = tuple[int, int]
 """(epoch, index): all that a sample depends on, besides the seed."""
@@ -177,11 +177,6 @@ def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int 
     return _batches(dataset, keys, workers)
 
 
-def usable_cores() -> int:
-    """Processor cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def default_workers(cores: int | None = None) -> int:
     """Worker processes for a number of cores: all but one of them, at most 16.
 
@@ -240,9 +235,11 @@ def counted_broken(
     Put it before `to_device`, so that looking at `broken` does not make the device wait.
 
     Raises:
-        UserError: more than `limit_share` of the files could not be read; names `list_file`, where `report` writes them.
+        UserError: more than `limit_share` of the files could not be read; names `list_file`, where `report` writes them
+            (None where it prints them).
     """
     seen: set[int] = set()
+    where = "they are named above" if list_file is None else f"they are listed in {list_file}"
     for batch in stream:
         for index in batch["broken"].tolist():
             if index < 0 or index in seen:
@@ -252,7 +249,7 @@ def counted_broken(
         if len(seen) > limit_share * len(files):
             raise UserError(
                 f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
-                f"{'they are named above' if list_file is None else f'they are listed in {list_file}'}: remove or repair them, or raise --max-broken"
+                f"{where}: remove or repair them, or raise --max-broken"
             )
         yield batch
 

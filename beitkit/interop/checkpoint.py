@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Checkpoint:
 
 def split_skipped(tensors: State) -> tuple[State, tuple[TensorRecord, ...]]:
     """Tensors to use, and records of those that are never needed."""
-    reasons = {name: reason for name in tensors for ending, reason in SKIPPED.items() if f".{name}".endswith(ending)}
+    reasons = {name: reason for name in tensors for pattern, reason in SKIPPED.items() if fnmatchcase(name, pattern)}
     records = tuple(TensorRecord(name, "dropped", (name,), tensors[name].shape, reason) for name, reason in reasons.items())
     return {name: stored for name, stored in tensors.items() if name not in reasons}, records
 

@@ -17,11 +17,10 @@ from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import shell
 from beitkit.interop.kinds import CLASS_TENSORS, OWN_TENSORS, TASKS, Headless, NetworkConfig, Task, kind_of_config
-from beitkit.interop.layouts import NATIVE
+from beitkit.interop.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.stored import State, Stored
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
-SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
 DECODER_CHANNELS = {768: 768, 1024: 1024}
 """UPerNet's width by the backbone's (facts 9.2); other backbones get a decoder as wide as themselves."""

@@ -1,7 +1,7 @@
 """Name tables: what a tensor is called in our networks, officially, and in every other layout, as data for both directions.
 
 A rule pairs an official name with a foreign one. `{i}` and `{j}` stand for a number, `{p}` for `weight` or `bias`, `{rest}`
-for anything. A rule with several foreign names says that the official tensor is theirs, one below the other (dimension 0).
+for anything, `{name}` for letters. A rule with several foreign names says that the official tensor is theirs, one below the other (dimension 0).
 Official names are those of the classification and masked-image networks of BEiT's release, without any prefix; the feature
 pyramid of a segmentation network counts as `fpn1...` and `fpn2...`.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "rest": ".+"}
+PATTERNS = {"i": r"\d+", "j": r"\d+", "p": "weight|bias", "rest": ".+", "name": "[a-z]+"}
 
 
 class Rule(NamedTuple):

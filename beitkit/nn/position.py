@@ -24,7 +24,7 @@ def table_rows(grid: Pair) -> int:
 def relative_position_index(grid: Pair) -> Int[Tensor, "tokens tokens"]:
     """Row of the bias table for every (query, key) pair of tokens, the class token first; shape (n + 1, n + 1)."""
     height, width = grid
-    # Explicit device and no inference mode: the cached tensor outlives a `torch.device("meta")` or inference block around the call.
+    # Device and mode are fixed because the cached tensor outlives a `torch.device("meta")` or inference block around the call.
     with torch.inference_mode(False):
         rows = torch.arange(height, device="cpu").repeat_interleave(width)
         columns = torch.arange(width, device="cpu").repeat(height)

@@ -97,6 +97,8 @@ def _b_splines(x: Float[Tensor, " m"], knots: Float[Tensor, " t"], degree: int) 
         rising, falling = knots[order : order + count] - knots[:count], knots[order + 1 :][:count] - knots[1 : 1 + count]
         # Knots that coincide span nothing: their share is 0, not 0 / 0.
         left = torch.where(rising > 0, (x - knots[:count]) / rising.where(rising > 0, torch.ones_like(rising)), 0)
-        right = torch.where(falling > 0, (knots[order + 1 :][:count] - x) / falling.where(falling > 0, torch.ones_like(falling)), 0)
+        right = torch.where(
+            falling > 0, (knots[order + 1 :][:count] - x) / falling.where(falling > 0, torch.ones_like(falling)), 0
+        )
         values = left * values[:, :count] + right * values[:, 1 : count + 1]
     return values

@@ -118,8 +118,8 @@ class Segmenter(nn.Module):
         self.backbone = Backbone(config.backbone)
         self.pyramid = FeaturePyramid(width, config.pyramid_scales)
         self.decode_head = UPerHead(width, config.channels, num_classes)
-        has_auxiliary = config.auxiliary_channels is not None
-        self.auxiliary_head = FCNHead(width, config.auxiliary_channels, num_classes) if has_auxiliary else None
+        auxiliary = config.auxiliary_channels
+        self.auxiliary_head = None if auxiliary is None else FCNHead(width, auxiliary, num_classes)
 
     def features(self, images: Float[Tensor, "b c h w"]) -> list[Float[Tensor, "b d _ _"]]:
         """The four levels of the feature pyramid, finest first."""

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.report.normal import Line, State
 from beitkit.report.pictures import check_columns, fit, png_bytes
 

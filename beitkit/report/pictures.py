@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 
 CELL = 128
 """Pixels of a picture's long side on a sheet."""

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.model import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig

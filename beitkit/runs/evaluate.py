@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from beitkit.configs.verbs import EvaluateRun
 from beitkit.contracts import Batch
-from beitkit.data.files import find_labelled, split_folders
+from beitkit.data.files import Split, find_labelled, split_folders
 from beitkit.data.stream import PictureDataset, counted_broken, evaluation_stream, normalized, to_device
 from beitkit.data.views import EvaluationView
 from beitkit.errors import UserError
@@ -43,7 +43,8 @@ def run(config: EvaluateRun) -> Evaluation:
     if not isinstance(model, Classifier):
         raise UserError(f"{config.model} holds a {type(model).__name__}, not a classifier; make one with beitkit finetune")
     splits = split_folders(config.images)
-    split = next((name for name in ("val", "test", "train") if name in splits and "train" in splits), None)
+    order: tuple[Split, ...] = ("val", "test", "train")
+    split = next((name for name in order if name in splits and "train" in splits), None)
     files = find_labelled(config.images, split, classes=model.config.classes)
     runtime = start_runtime(config.device)
     model.to(runtime.device)
@@ -83,12 +84,12 @@ def run(config: EvaluateRun) -> Evaluation:
     return result
 
 
-def _jsonable(result: Evaluation) -> dict[str, object]:
+def _jsonable(result: Evaluation) -> dict[str, Any]:
     classes = {name: {"pictures": count, "top1": share if count else None} for name, (count, share) in result.classes.items()}
     return result._asdict() | {"classes": classes}
 
 
-def _print(result: Evaluation, split: str | None, config: EvaluateRun) -> None:
+def _print(result: Evaluation, split: Split | None, config: EvaluateRun) -> None:
     table = Table("class", "pictures", "named right", box=None)
     for name, (count, share) in result.classes.items():
         table.add_row(name, str(count), f"{share:.1%}" if count else "-")

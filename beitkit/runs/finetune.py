@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList

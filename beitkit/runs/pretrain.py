@@ -13,7 +13,7 @@ from torch import Tensor
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.configs.verbs import PretrainRun
-from beitkit.contracts import Batch, Tokenizer
+from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.masking import Masker, masker
 from beitkit.data.stream import (
@@ -27,6 +27,7 @@ from beitkit.data.stream import (
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluate.reconstruction import EXPLANATION, reconstruction_columns
+from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load, load_tokenizer
 from beitkit.interop.native import save_native
 from beitkit.nn.models import MaskedImageModel
@@ -56,7 +57,7 @@ class Setup:
     """What a run works with, checked against each other before anything is written."""
 
     config: PretrainRun
-    tokenizer: Tokenizer
+    tokenizer: TokenizerNetwork
     model: MaskedImageModelConfig
     draw_mask: Masker
     files: PictureList
@@ -139,7 +140,7 @@ def previewed(config: PretrainRun) -> dict[str, Tensor]:
     return reconstruction_columns(model, setup.tokenizer, next(stream), SHOWN_PICTURES)
 
 
-def model_of(config: PretrainRun, tokenizer: Tokenizer) -> MaskedImageModelConfig:
+def model_of(config: PretrainRun, tokenizer: TokenizerNetwork) -> MaskedImageModelConfig:
     """The network a run asks for; its channels and vocabulary are the tokenizer's.
 
     Raises:

@@ -46,9 +46,10 @@ def run(config: ProbeRun) -> Probe:
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.device)
     model.to(runtime.device)
-    features = [_features(config, model, files, runtime, folder) for files in (train, test)]
+    fit = _features(config, model, train, runtime, folder)
+    ask = _features(config, model, test, runtime, folder)
     classes = len(train.classes)
-    result = Probe(nearest_neighbors(*features, classes), linear_probe(*features, classes), len(train), len(test), classes)
+    result = Probe(nearest_neighbors(fit, ask, classes), linear_probe(fit, ask, classes), len(train), len(test), classes)
     if folder is not None:
         folder.write_json("probe.json", _jsonable(result))
         _report(folder.path, config, result)

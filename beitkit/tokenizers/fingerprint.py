@@ -17,5 +17,5 @@ def digest_of(config: object, state: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(json.dumps(to_json(config), sort_keys=True).encode(), digest_size=16)
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

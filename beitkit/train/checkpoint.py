@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.errors import UserError
 
 KEEP = 2

@@ -17,7 +17,7 @@ import PIL
 import torch
 
 import beitkit
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
 from beitkit.train.checkpoint import Checkpoints

@@ -17,6 +17,7 @@ class Journal:
     """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence."""
 
     def __init__(self, path: Path, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.quiet = quiet
         self.stream = sys.stderr if stream is None else stream

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from beitkit.configs.train import DeviceConfig
 from beitkit.errors import UserError
+from beitkit.system import usable_cores
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,6 @@ def start_runtime(config: DeviceConfig) -> Runtime:
         raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
     return Runtime(device, torch.bfloat16 if use_bf16 else None)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _best_device() -> str:

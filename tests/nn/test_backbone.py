@@ -16,7 +16,13 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
 VARIANTS = [
-    {"relative_positions": relative, "absolute_positions": absolute, "layer_scale": scale, "final_norm": norm, "mask_token": token}
+    {
+        "relative_positions": relative,
+        "absolute_positions": absolute,
+        "layer_scale": scale,
+        "final_norm": norm,
+        "mask_token": token,
+    }
     for relative, absolute, scale, norm, token in itertools.product(
         ("none", "shared", "per_block"), (False, True), (None, 0.1), (False, True), (False, True)
     )
@@ -49,7 +55,8 @@ def test_every_parameter_gets_a_gradient(variant: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "patch", "channels"), [((32, 48), (16, 16), 1), ((20, 60), (10, 12), 5), ((8, 12), (4, 2), 3), ((16, 16), (16, 16), 2)]
+    ("image", "patch", "channels"),
+    [((32, 48), (16, 16), 1), ((20, 60), (10, 12), 5), ((8, 12), (4, 2), 3), ((16, 16), (16, 16), 2)],
 )
 def test_any_rectangle_patch_and_channel_count(image: Pair, patch: Pair, channels: int) -> None:
     config = small(image_size=image, patch=patch, channels=channels, relative_positions="per_block", absolute_positions=True)
@@ -185,7 +192,14 @@ def standardized(weight: Tensor, std: float) -> tuple[float, float]:
 @pytest.mark.parametrize("pretrain", [False, True])
 def test_initialization_follows_the_table(pretrain: bool) -> None:
     torch.manual_seed(0)
-    options = {"width": 96, "hidden": 384, "absolute_positions": True, "mask_token": True, "layer_scale": 1e-5, "image_size": (224, 224)}
+    options = {
+        "width": 96,
+        "hidden": 384,
+        "absolute_positions": True,
+        "mask_token": True,
+        "layer_scale": 1e-5,
+        "image_size": (224, 224),
+    }
     backbone = Backbone(small(pretrain_init=pretrain, relative_positions="shared", **options))
     # A normal of deviation 0.02 cut at one deviation has a deviation of 0.02 * 0.5396.
     std = 0.02 * 0.53956 if pretrain else 0.02

@@ -141,7 +141,7 @@ def transformers_config(config: BackboneConfig, **options: Any) -> BeitConfig:
         patch_size=config.patch[0],
         num_channels=config.channels,
         layer_norm_eps=1e-6,
-        layer_scale_init_value=config.layer_scale or 0,
+        layer_scale_init_value=config.layer_scale or 0.0,
         use_absolute_position_embeddings=config.absolute_positions,
         use_shared_relative_position_bias=config.relative_positions == "shared",
         use_relative_position_bias=config.relative_positions == "per_block",
@@ -200,6 +200,7 @@ def test_pooling_takes_patches_or_the_class_token() -> None:
     assert torch.equal(cls.features(images), cls.backbone(images).cls)
 
 
+@torch.no_grad()
 def test_heads_start_as_the_table_says() -> None:
     torch.manual_seed(0)
     config = ClassifierConfig(backbone=small(final_norm=False), classes=tuple(map(str, range(1000))))
@@ -238,6 +239,7 @@ def test_branch_reaches_late_blocks_through_the_class_token_only(golden_mask: Te
     assert not late.grad[:, 1:].any()
 
 
+@torch.no_grad()
 def test_branch_starts_as_in_the_official_code() -> None:
     torch.manual_seed(0)
     model = masked_model(ClsBranchConfig(early_layer=2, head_layers=3, shared_head=False), drop_path=0.4, pretrain_init=True)
@@ -316,8 +318,14 @@ def test_layers_and_decay_of_whole_networks() -> None:
         assert masked.layer_of(name) == 4
     for name in ("head.weight", "fc_norm.bias", "backbone.rel_pos_bias.relative_position_bias_table"):
         assert classes.layer_of(name) == 4
-    assert {name for name, _ in masked.named_parameters() if masked.no_decay(name)} == {"backbone.cls_token", "backbone.pos_embed"}
-    assert {name for name, _ in classes.named_parameters() if classes.no_decay(name)} == {"backbone.cls_token", "backbone.pos_embed"}
+    assert {name for name, _ in masked.named_parameters() if masked.no_decay(name)} == {
+        "backbone.cls_token",
+        "backbone.pos_embed",
+    }
+    assert {name for name, _ in classes.named_parameters() if classes.no_decay(name)} == {
+        "backbone.cls_token",
+        "backbone.pos_embed",
+    }
 
 
 def test_wrong_use_is_one_clear_line(golden_mask: Tensor) -> None:

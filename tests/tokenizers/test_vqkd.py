@@ -32,7 +32,15 @@ def small(image: tuple[int, int] = (48, 48), channels: int = 3, **options: Any) 
         layer_scale=None,
     )
     return VQKDConfig(
-        **{"encoder": encoder, "decoder_depth": 1, "vocabulary": 16, "code_dim": 4, "target_dim": 8, "start_from_data": False, **options}
+        **{
+            "encoder": encoder,
+            "decoder_depth": 1,
+            "vocabulary": 16,
+            "code_dim": 4,
+            "target_dim": 8,
+            "start_from_data": False,
+            **options,
+        }
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from beitkit.atomic import write_atomically
+from beitkit.system import write_atomically
 from beitkit.errors import UserError
 from beitkit.train.checkpoint import Checkpoints
 

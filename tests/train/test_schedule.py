@@ -25,7 +25,7 @@ def test_cosine_equals_the_official_schedule(warmup: int, golden: dict[int, floa
 
 
 def test_epochs_become_steps_and_a_batch_scales_the_rate() -> None:
-    loop = LoopConfig(epochs=3, batch_size=16, accumulate=2)
+    loop = LoopConfig(epochs=3.0, batch_size=16, accumulate=2)
     plan = make_plan(loop, OptimConfig(lr=1.0, min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
     assert (plan.steps, plan.pictures_per_step, plan.steps_per_epoch) == (9, 32, 3.125)
     assert (plan.lr, plan.min_lr) == (0.25, 0.125)
@@ -39,9 +39,9 @@ def test_no_length_given_takes_the_default_epochs() -> None:
 
 
 def test_warmup_in_epochs_takes_at_most_a_tenth_of_the_run() -> None:
-    long = make_plan(LoopConfig(epochs=800, batch_size=2048), OptimConfig(), 1_281_167, default_epochs=1)
+    long = make_plan(LoopConfig(epochs=800.0, batch_size=2048), OptimConfig(), 1_281_167, default_epochs=1)
     assert long.warmup == round(10 * 1_281_167 / 2048)
-    assert make_plan(LoopConfig(epochs=20, batch_size=10), OptimConfig(), 100, default_epochs=1).warmup == 20
+    assert make_plan(LoopConfig(epochs=20.0, batch_size=10), OptimConfig(), 100, default_epochs=1).warmup == 20
 
 
 def test_warmup_steps_longer_than_the_run_are_refused() -> None:

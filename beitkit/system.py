@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the whole new one, whenever the process or the machine dies."""
+"""What is asked of the operating system: files that are whole whenever the process dies, and the cores one may use."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
