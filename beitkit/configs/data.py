@@ -75,15 +75,11 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 @dataclass(frozen=True, kw_only=True)
 class ReadConfig:
-    """How pictures are read."""
+    """What happens to files that cannot be read."""
 
-    workers: int = -1
-    """Processes that read pictures; -1 chooses by the number of cores, 0 reads in the main process."""
     max_broken: float = 0.01
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
 
     def __post_init__(self) -> None:
-        if self.workers < -1:
-            raise UserError(f"workers must be 0 or more, or -1 to choose, got {self.workers}")
         if not 0 <= self.max_broken <= 1:
-            raise UserError(f"max_broken is a share in [0, 1], got {self.max_broken}")
+            raise UserError(f"--read.max-broken is a share in [0, 1], got {self.max_broken}")

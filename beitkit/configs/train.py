@@ -1,4 +1,4 @@
-"""How long, how fast, on what: the loop, the optimizer and the device."""
+"""How long, how fast, on what: the length of a run, the optimizer, the loop and the machine."""
 
 from __future__ import annotations
 
@@ -9,40 +9,73 @@ from beitkit.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW and its schedules (facts: per-step cosine with linear warm-up)."""
+class TrainConfig:
+    """What most people change: how long, how much at once, how fast."""
 
+    epochs: float | None = None
+    """Passes over the pictures; None takes the verb's usual length."""
+    steps: int | None = None
+    """Optimizer steps, instead of --epochs."""
+    batch_size: int = 64
+    """Pictures per forward pass."""
     lr: float = 1.5e-3
-    """Peak learning rate at a batch of --lr-batch pictures."""
+    """Peak learning rate at a batch of --optim.lr-batch pictures; scaled to yours."""
+    seed: int = 0
+    """Fixes first weights, order, crops and masks."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise UserError(f"give --epochs or --steps, not both (got {self.epochs} epochs and {self.steps} steps)")
+        if (self.epochs is not None and self.epochs <= 0) or (self.steps is not None and self.steps < 1):
+            raise UserError(f"a run needs a positive length, got {self.epochs} epochs, {self.steps} steps")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.lr <= 0:
+            raise UserError(f"--lr must be positive, got {self.lr}")
+        if self.seed < 0:
+            raise UserError(f"--seed must not be negative, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedules: cosine with linear warm-up, every step."""
+
     lr_batch: int = 2048
-    """Batch that --lr is stated for."""
+    """Pictures per optimizer step that --lr is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
-    """How the peak follows the batch: lr * (batch / lr_batch), its square root, or not at all."""
+    """How the peak follows the batch: lr * (batch / lr_batch), times the root of that ratio, or not at all."""
     min_lr: float = 1e-5
     """Learning rate at the end, before scaling."""
-    warmup_epochs: float = 10
-    """Linear warm-up from 0, in epochs; at most a tenth of a short run unless --warmup-steps is given."""
+    warmup_epochs: float = 10.0
+    """Linear warm-up from 0, in epochs; at most a tenth of the run."""
     warmup_steps: int | None = None
-    """Linear warm-up in steps; overrides --warmup-epochs."""
+    """Linear warm-up in steps, instead of epochs."""
     weight_decay: float = 0.05
+    """Decay of matrices; vectors have none."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
     eps: float = 1e-8
+    """AdamW's guard against division by zero."""
     layer_decay: float = 1.0
     """Each block below the top learns this much slower than the one above it (fine-tuning)."""
     clip: float | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.min_lr < 0 or self.min_lr > self.lr:
-            raise UserError(f"learning rates must satisfy 0 <= min_lr <= lr and lr > 0, got lr {self.lr}, min_lr {self.min_lr}")
+        if self.min_lr < 0:
+            raise UserError(f"--optim.min-lr must not be negative, got {self.min_lr}")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
             raise UserError(f"warm-up must not be negative, got {self.warmup_epochs} epochs, {self.warmup_steps} steps")
         if not 0 < self.layer_decay <= 1:
-            raise UserError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+            raise UserError(f"--optim.layer-decay must lie in (0, 1], got {self.layer_decay}")
         if self.clip is not None and self.clip <= 0:
-            raise UserError(f"clip must be positive, or None, got {self.clip}")
+            raise UserError(f"--optim.clip must be positive, or None, got {self.clip}")
         if self.lr_batch < 1:
-            raise UserError(f"lr_batch must be at least 1, got {self.lr_batch}")
+            raise UserError(f"--optim.lr-batch must be at least 1, got {self.lr_batch}")
+        if self.weight_decay < 0:
+            raise UserError(f"--optim.weight-decay must not be negative, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"--optim.betas must lie in [0, 1), got {self.betas[0]} {self.betas[1]}")
 
     def scale(self, batch: int) -> float:
         """Factor on lr and min_lr for a batch of this many pictures per optimizer step."""
@@ -52,19 +85,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long to train, and how often to log, evaluate and save."""
+    """What the loop does besides stepping: accumulate, average, log, evaluate, save."""
 
-    epochs: float | None = None
-    """Length of the run in passes over the pictures."""
-    steps: int | None = None
-    """Length of the run in optimizer steps; instead of --epochs."""
-    batch_size: int = 64
-    """Pictures per forward pass."""
     accumulate: int = 1
     """Forward passes per optimizer step."""
-    seed: int = 0
     ema: float | None = None
-    """Decay of an exponential moving average of the weights, which is then the finished model; None keeps none."""
+    """Decay of a moving average of the weights, which is then the finished model; None keeps none."""
     log_every: int = 20
     """Steps between log lines."""
     evaluate_every: int = 0
@@ -75,31 +101,34 @@ class LoopConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are not applied."""
 
     def __post_init__(self) -> None:
-        if self.epochs is not None and self.steps is not None:
-            raise UserError(f"give --epochs or --steps, not both (got {self.epochs} epochs and {self.steps} steps)")
-        if (self.epochs is not None and self.epochs <= 0) or (self.steps is not None and self.steps < 1):
-            raise UserError(f"a run needs a positive length, got {self.epochs} epochs, {self.steps} steps")
-        for name in ("batch_size", "accumulate", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("log_every", "evaluate_every", "save_every", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+        if min(self.accumulate, self.max_bad_steps) < 1:
+            raise UserError(
+                f"--loop.accumulate and --loop.max-bad-steps must be at least 1, got {self.accumulate} and {self.max_bad_steps}"
+            )
+        if min(self.log_every, self.evaluate_every, self.save_every) < 0:
+            raise UserError(
+                "--loop.log-every, --loop.evaluate-every and --loop.save-every must not be negative, "
+                f"got {self.log_every}, {self.evaluate_every} and {self.save_every}"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"--ema must lie between 0 and 1, got {self.ema}")
+            raise UserError(f"--loop.ema must lie between 0 and 1, got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviceConfig:
-    """Where the arithmetic happens."""
+class MachineConfig:
+    """Where the arithmetic happens, and who reads the pictures."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """auto takes CUDA, then MPS, then the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 autocast where the hardware multiplies in it."""
+    """auto takes bfloat16 where the hardware multiplies in it."""
     threads: int = 0
     """CPU threads; 0 takes the cores this process may use."""
+    workers: int = -1
+    """Processes that read pictures; -1 chooses by the cores, 0 reads in the main process."""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise UserError(f"--threads must be 0 or more, got {self.threads}")
+        if self.workers < -1:
+            raise UserError(f"--workers must be 0 or more, or -1 to choose, got {self.workers}")

@@ -1,24 +1,25 @@
 """What each verb of the command line takes; the Python functions of the same names take the same fields.
 
-Only this package is imported for `--help` and for mistyped options, so nothing here may import torch.
+Fields directly in a verb, and those of its `Flat` parts, are what people change; the nested rest is written with a prefix
+(`--optim.clip`) and shown after them. Only this package is imported for `--help` and for mistyped options, so nothing here
+may import torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
+from beitkit.configs.data import IMAGENET, INCEPTION, MaskConfig, Preprocessing, ReadConfig, ViewConfig
 from beitkit.configs.model import DVAEConfig, ReconstructConfig, RelativePositions, SizeName
-from beitkit.configs.train import DeviceConfig, LoopConfig, OptimConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.errors import UserError
 
 Flat = arg(name="")
-"""Options of this part are written without a prefix: `--lr`, not `--optim.lr`."""
-
-Normalization = Literal["inception", "imagenet"]
+"""Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,33 @@ class TokenizerRun:
     """Run folder to make or to continue."""
     image_size: int = 112
     """Side of the square pictures it is trained on, in pixels; it can encode other sizes later."""
-    loop: Annotated[LoopConfig, Flat] = field(default_factory=lambda: LoopConfig(batch_size=32))
-    optim: Annotated[OptimConfig, Flat] = field(
-        default_factory=lambda: OptimConfig(lr=1e-3, lr_batch=64, min_lr=1e-5, weight_decay=1e-4, warmup_epochs=1, clip=1.0)
-    )
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
-    read: Annotated[ReadConfig, Flat] = ReadConfig()
-    dvae: DVAEConfig = DVAEConfig(vocabulary=1024)
+    train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    dvae: DVAEConfig = DVAEConfig()
     reconstruct: ReconstructConfig = ReconstructConfig()
     view: ViewConfig = ViewConfig(crop_scale=(0.3, 1.0), color_jitter=0.0)
+    optim: OptimConfig = OptimConfig(lr_batch=64, weight_decay=1e-4, warmup_epochs=1.0, clip=1.0)
+    loop: LoopConfig = LoopConfig()
+    read: ReadConfig = ReadConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The details of the network that is pre-trained."""
+
+    positions: RelativePositions = "shared"
+    """Relative position bias: one table for all blocks, one per block, or none (then learned absolute positions)."""
+    layer_scale: float | None = None
+    """First value of LayerScale; None takes the size's usual one, 0 leaves it out."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block."""
+    normalization: Literal["inception", "imagenet"] = "imagenet"
+    """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the finished model expects of its pictures."""
+        return IMAGENET if self.normalization == "imagenet" else INCEPTION
 
 
 @dataclass(frozen=True)
@@ -55,25 +74,19 @@ class PretrainRun:
     out: Path
     """Run folder to make or to continue."""
     size: SizeName = "base"
-    """Network size."""
+    """Size of the network."""
     image_size: int = 224
     """Side of the square pictures, in pixels."""
     patch: int = 16
     """Side of a patch, in pixels."""
-    positions: RelativePositions = "shared"
-    """Relative position bias: one table for all blocks, one per block, or none (then learned absolute positions)."""
-    drop_path: float = 0.1
-    """Stochastic depth of the last block."""
-    layer_scale: float | None = None
-    """First value of LayerScale; None takes the size's usual one, 0 leaves it out."""
-    normalization: Normalization = "imagenet"
-    """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
-    loop: Annotated[LoopConfig, Flat] = LoopConfig()
-    optim: Annotated[OptimConfig, Flat] = OptimConfig()
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
-    read: Annotated[ReadConfig, Flat] = ReadConfig()
+    train: Annotated[TrainConfig, Flat] = TrainConfig()
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    network: NetworkConfig = NetworkConfig()
     mask: MaskConfig = MaskConfig()
     view: ViewConfig = ViewConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+    read: ReadConfig = ReadConfig()
 
 
 @dataclass(frozen=True)
@@ -83,29 +96,32 @@ class FinetuneRun:
     images: Positional[Path]
     """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv with path and label."""
     _: KW_ONLY
-    out: Path
-    """Run folder to make or to continue."""
     model: Path
     """Pre-trained run folder or checkpoint to start from."""
+    out: Path
+    """Run folder to make or to continue."""
     scratch: bool = False
     """Start from fresh weights instead, with the network that --model describes: what did pre-training buy?"""
     val: Path | None = None
     """Labelled pictures to evaluate on, when they are not in a val/ folder beside train/."""
     labels: int | None = None
     """Train on this many labelled pictures only, the same number of every class, drawn by --seed."""
+    compare: Path | None = None
+    """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: float = 0.1
     """Stochastic depth of the last block."""
     label_smoothing: float = 0.1
     """Share of the target spread evenly over all classes."""
-    compare: Path | None = None
-    """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
-    loop: Annotated[LoopConfig, Flat] = field(default_factory=lambda: LoopConfig(batch_size=64))
-    optim: Annotated[OptimConfig, Flat] = field(
-        default_factory=lambda: OptimConfig(lr=4e-3, lr_batch=1024, min_lr=1e-6, warmup_epochs=20, layer_decay=0.65, clip=None)
-    )
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
-    read: Annotated[ReadConfig, Flat] = ReadConfig()
+    train: Annotated[TrainConfig, Flat] = TrainConfig(lr=4e-3)
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
+    optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, layer_decay=0.65, clip=None)
+    loop: LoopConfig = LoopConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
 
 
 @dataclass(frozen=True)
@@ -124,11 +140,16 @@ class ProbeRun:
     limit: int = 10_000
     """At most this many training pictures, the same number of every class."""
     batch_size: int = 64
+    """Pictures per forward pass."""
     seed: int = 0
+    """Draws the pictures when there are more than --limit, and the validation part where there is none."""
     json: bool = False
     """Print the result as JSON on stdout."""
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
-    read: Annotated[ReadConfig, Flat] = ReadConfig()
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        _check_batch(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -141,10 +162,14 @@ class EvaluateRun:
     model: Path
     """Run folder or checkpoint of a classifier."""
     batch_size: int = 64
+    """Pictures per forward pass."""
     json: bool = False
     """Print the result as JSON on stdout."""
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
-    read: Annotated[ReadConfig, Flat] = ReadConfig()
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        _check_batch(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -153,4 +178,9 @@ class DemoRun:
 
     out: Path = Path("runs/demo")
     """Folder for the demo's pictures, runs, report.html and verdict.json; made or continued."""
-    device: Annotated[DeviceConfig, Flat] = DeviceConfig()
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+
+
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {batch_size}")

@@ -249,7 +249,7 @@ def counted_broken(
         if len(seen) > limit_share * len(files):
             raise UserError(
                 f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
-                f"{where}: remove or repair them, or raise --max-broken"
+                f"{where}: remove or repair them, or raise --read.max-broken"
             )
         yield batch
 
@@ -293,7 +293,14 @@ def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -
 
 
 def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
-    loader = DataLoader(fetch, sampler=keys, batch_size=None, collate_fn=_as_it_is, num_workers=workers)
+    loader = DataLoader(
+        fetch,
+        sampler=keys,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
+    )
     iterator = _started(loader)
     failure: str | None = None
     try:

@@ -8,6 +8,7 @@ never on the pictures that are reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -47,13 +48,13 @@ class ProbeResult(NamedTuple):
 
 @torch.no_grad()
 def block_features(
-    backbone: Backbone, batches: Iterator[Batch], precision: Callable[[], torch.autocast | object]
+    backbone: Backbone, batches: Iterator[Batch], precision: Callable[[], AbstractContextManager[None]]
 ) -> BlockFeatures:
     """The official probe's features, (class token, mean patch) of every raw block output (facts 8.2), as float32 on the CPU."""
     parts, labels = [], []
     for batch in batches:
         readable = (batch["broken"] < 0).cpu()
-        with precision():  # type: ignore[attr-defined]
+        with precision():
             outputs = backbone.intermediates(batch["images"], range(backbone.depth))
         stacked = torch.stack([torch.cat((out.cls, out.patches.mean(1)), dim=1) for out in outputs])
         parts.append(stacked.float().cpu()[:, readable])

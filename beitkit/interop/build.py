@@ -75,7 +75,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _fresh_tensors(config: NetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
     """Newly drawn tensors. They are never part of the backbone, so a network with as few blocks as possible provides them."""
-    assert isinstance(config, ClassifierConfig | SegmenterConfig) and not any(name.startswith("backbone.") for name in names)
+    assert isinstance(config, ClassifierConfig | SegmenterConfig)
+    assert not any(name.startswith("backbone.") for name in names)
     if isinstance(config, SegmenterConfig):
         small: ClassifierConfig | SegmenterConfig = replace(config, backbone=replace(config.backbone, depth=4), taps=None)
     else:

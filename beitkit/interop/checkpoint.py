@@ -32,9 +32,9 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def split_skipped(tensors: State) -> tuple[State, tuple[TensorRecord, ...]]:
-    """Tensors to use, and records of those that are never needed."""
-    reasons = {name: reason for name in tensors for pattern, reason in SKIPPED.items() if fnmatchcase(name, pattern)}
+def split_skipped(tensors: State, skipped: dict[str, str] = SKIPPED) -> tuple[State, tuple[TensorRecord, ...]]:
+    """Tensors to use, and records of those that are never needed; `skipped` gives reasons by pattern."""
+    reasons = {name: reason for name in tensors for pattern, reason in skipped.items() if fnmatchcase(name, pattern)}
     records = tuple(TensorRecord(name, "dropped", (name,), tensors[name].shape, reason) for name, reason in reasons.items())
     return {name: stored for name, stored in tensors.items() if name not in reasons}, records
 

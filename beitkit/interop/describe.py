@@ -10,6 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from jaxtyping import Int
+from torch import Tensor
+
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import (
     SIZES,
@@ -37,6 +40,8 @@ WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger a
 class Hints:
     """What a file says besides its tensors; None where it says nothing."""
 
+    config: NetworkConfig | None = None
+    """Everything; only our own files say it."""
     image_size: Pair | None = None
     heads: int | None = None
     classes: tuple[str, ...] | None = None
@@ -45,7 +50,7 @@ class Hints:
     palette: tuple[tuple[int, int, int], ...] | None = None
     early_layer: int | None = None
     layer_scale: float | None = None
-    tokenizer: str = ""
+    drop_path: float | None = None
     is_imagenet: bool | None = None
     """Whether the training script says that it normalized with ImageNet's statistics."""
     is_version_2: bool = False
@@ -65,15 +70,16 @@ def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tu
     Raises:
         UserError: if the tensors are not those of a BEiT network, or leave something open.
     """
-    kind, backbone = kind_of_state(tensors), _backbone(tensors, hints)
+    if hints.config is not None:
+        return hints.config, ("config: carried by the file",)
+    kind, backbone = kind_of_state(tensors), describe_backbone(tensors, hints)
     preprocessing, note = _preprocessing(kind, tensors, backbone, hints)
     notes = (*hints.notes, note)
     if kind == "masked":
         vocabulary, branch = tensors["lm_head.weight"].shape[0], _cls_branch(tensors, backbone.depth, hints)
-        masked = MaskedImageModelConfig(
-            backbone=backbone, vocabulary=vocabulary, cls_branch=branch, preprocessing=preprocessing, tokenizer=hints.tokenizer
-        )
-        return masked, notes
+        return MaskedImageModelConfig(
+            backbone=backbone, vocabulary=vocabulary, cls_branch=branch, preprocessing=preprocessing
+        ), notes
     if kind == "classify":
         classes = _classes(tensors["head.weight"].shape[0], hints)
         pooling = "mean" if "fc_norm.weight" in tensors else "cls"
@@ -86,14 +92,19 @@ def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tu
             channels=tensors["decode_head.conv_seg.weight"].shape[1],
             auxiliary_channels=None if auxiliary is None else auxiliary.shape[0],
             taps=hints.taps,
-            palette=hints.palette,
+            palette=hints.palette if hints.classes is not None else None,
             preprocessing=preprocessing,
         )
         return segmenter, notes
     return Headless(backbone=backbone), hints.notes
 
 
-def _backbone(tensors: State, hints: Hints) -> BackboneConfig:
+def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:
+    """The backbone among official tensors.
+
+    Raises:
+        UserError: if there is none, or the tensors leave something open.
+    """
     needed = ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     absent = [name for name in needed if name not in tensors]
     if absent:
@@ -114,6 +125,7 @@ def _backbone(tensors: State, hints: Hints) -> BackboneConfig:
         absolute_positions="pos_embed" in tensors,
         relative_positions=positions,
         layer_scale=(hints.layer_scale or _usual_layer_scale(width, depth)) if has_layer_scale else None,
+        drop_path=hints.drop_path or 0.0,
         mask_token="mask_token" in tensors,
         final_norm="norm.weight" in tensors,
         pretrain_init="mask_token" in tensors,
@@ -128,7 +140,9 @@ def _heads(tensors: State, hints: Hints, width: int) -> int:
     table = tensors.get(SHARED_TABLE) or tensors.get(BLOCK_TABLE)
     heads = (table.shape[1] if table is not None else None) or hints.heads or width // HEAD_WIDTH
     if heads < 1 or width % heads:
-        raise UserError(f"the file does not show its number of heads, and width {width} is no multiple of {HEAD_WIDTH}; add config.json")
+        raise UserError(
+            f"the file does not show its number of heads, and width {width} is no multiple of {HEAD_WIDTH}; add config.json"
+        )
     return heads
 
 
@@ -146,8 +160,8 @@ def _grid(tensors: State, hints: Hints, patch: Pair) -> Pair:
     side = (math.isqrt((rows or 0) - 3) + 1) // 2 if rows is not None and rows > 3 else math.isqrt((tokens or 1) - 1)
     if not _agrees((side, side), rows, tokens):
         raise UserError(
-            f"the grid of patches is not a square ({rows if rows is not None else tokens} position rows) and the file does not say "
-            "how high and wide it is; add config.json with image_size"
+            f"the grid of patches is not a square ({rows if rows is not None else tokens} position rows), and the file does not "
+            "say how high and wide it is; add config.json with image_size"
         )
     return side, side
 
@@ -191,3 +205,11 @@ def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: H
     crop = 1.0 if min(backbone.image_size) >= WHOLE_CROP_FROM else INCEPTION.crop_share
     name = "ImageNet's statistics" if chosen is IMAGENET else "mean and deviation 0.5"
     return replace(chosen, crop_share=crop), f"pictures: normalized with {name}, {why}"
+
+
+def grid_of_index(index: Int[Tensor, "t t"]) -> Pair:
+    """The grid (gh, gw) that an index table was made for: down a column, rows of patches begin where the index leaps."""
+    column = index[1:, 1]
+    leaps = (column[1:] - column[:-1] != 1).nonzero()
+    width = int(leaps[0]) + 1 if len(leaps) else len(column)
+    return len(column) // width, width

@@ -8,8 +8,11 @@ Another picture size resizes the positions. Nothing else changes, and anything u
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
+
+from torch import Tensor
 
 from beitkit.configs.data import INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig, as_pair
@@ -22,8 +25,6 @@ from beitkit.interop.stored import State, Stored
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
-DECODER_CHANNELS = {768: 768, 1024: 1024}
-"""UPerNet's width by the backbone's (facts 9.2); other backbones get a decoder as wide as themselves."""
 
 
 class Wish(NamedTuple):
@@ -73,34 +74,35 @@ def wished_config(found: NetworkConfig | Headless, wish: Wish) -> NetworkConfig:
     Raises:
         UserError: if the wish cannot be met from this file.
     """
-    before = _kind(found)
-    task = wish.task or before
-    backbone = found.backbone
+    before, backbone = _kind(found), found.backbone
+    if wish.task not in (None, *get_args(Task)):
+        raise UserError(f"task must be one of {', '.join(get_args(Task))}, got {wish.task!r}")
     if wish.image_size is not None:
         backbone = replace(backbone, image_size=as_pair(wish.image_size))
     if wish.drop_path is not None:
         backbone = replace(backbone, drop_path=wish.drop_path)
-    if task == "backbone":
+    if wish.task is None and isinstance(found, Headless):
         raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
-    if task == "masked" and not isinstance(found, MaskedImageModelConfig):
+    if wish.task == "masked" and not isinstance(found, MaskedImageModelConfig):
         raise UserError(
-            f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; load a pre-trained one"
+            f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; "
+            "load a pre-trained one"
         )
-    if isinstance(found, MaskedImageModelConfig) and task == "masked":
+    if isinstance(found, MaskedImageModelConfig) and wish.task in (None, "masked"):
         if wish.num_classes is not None or wish.classes is not None:
             raise UserError("a masked-image model has no classes; say task='classify' or 'segment' to get a fresh head")
         return replace(found, backbone=backbone)
     classes = wished_classes(wish)
-    if task == before:
-        assert isinstance(found, ClassifierConfig | SegmenterConfig)
+    if isinstance(found, ClassifierConfig | SegmenterConfig) and wish.task in (None, before):
         if classes is None or (wish.classes is None and len(classes) == len(found.classes)):
             return replace(found, backbone=backbone)
         if isinstance(found, SegmenterConfig):
             return replace(found, backbone=backbone, classes=classes, palette=found.palette if classes == found.classes else None)
         return replace(found, backbone=backbone, classes=classes)
+    assert wish.task in ("classify", "segment")
     if classes is None:
-        raise UserError(f"task={task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
-    return _other_task(task, found, _fine_tuning_form(backbone), classes)
+        raise UserError(f"task={wish.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
+    return _other_task(wish.task, found, _fine_tuning_form(backbone), classes)
 
 
 def wished_classes(wish: Wish) -> tuple[str, ...] | None:
@@ -132,8 +134,8 @@ def _other_task(
     preprocessing: Preprocessing = INCEPTION if isinstance(found, Headless) else found.preprocessing
     if task == "classify":
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=preprocessing)
-    channels = DECODER_CHANNELS.get(backbone.width, backbone.width)
-    return SegmenterConfig(backbone=backbone, classes=classes, channels=channels, preprocessing=preprocessing)
+    # The official decoders are as wide as their backbones (facts 9.2).
+    return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=preprocessing)
 
 
 def _kind(found: NetworkConfig | Headless) -> str:

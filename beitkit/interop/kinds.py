@@ -13,22 +13,25 @@ from beitkit.configs.model import (
     DVAEConfig,
     MaskedImageModelConfig,
     SegmenterConfig,
+    VQKDConfig,
 )
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.vqkd import VQKD
 
 Task = Literal["masked", "classify", "segment"]
 NetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
-TokenizerConfig = DVAEConfig
-TokenizerNetwork = DiscreteVAE
+TokenizerConfig = DVAEConfig | VQKDConfig
+TokenizerNetwork = DiscreteVAE | VQKD
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),
     "classify": (Classifier, ClassifierConfig),
     "segment": (Segmenter, SegmenterConfig),
     "dvae": (DiscreteVAE, DVAEConfig),
+    "vqkd": (VQKD, VQKDConfig),
 }
 """Name in `model.json`, class, and the config that the class is built from."""
 
@@ -37,7 +40,10 @@ TASKS: dict[str, str] = {
     "classify": "classification",
     "segment": "semantic segmentation",
     "backbone": "features only",
+    "dvae": "tokenizing with a discrete VAE",
+    "vqkd": "tokenizing with VQ-KD",
 }
+"""What each kind is for, in words."""
 
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),

@@ -218,3 +218,26 @@ MMSEGMENTATION = Layout(
 
 FOREIGN = (MICROSOFT, HUGGING_FACE, HUGGING_FACE_5, MMPRETRAIN, MMSEGMENTATION)
 """The layouts that a file without any description is tried against, in this order. timm's names are official ones."""
+
+DALLE_ENCODER = table(("encoder.{rest}.weight", "{rest}.w"), ("encoder.{rest}.bias", "{rest}.b"))
+DALLE_DECODER = table(("decoder.{rest}.weight", "{rest}.w"), ("decoder.{rest}.bias", "{rest}.b"))
+"""DALL-E's two files; "official" here means our own names of `tokenizers.dvae`."""
+DISCRETE_VAE = table(*_same("codebook.weight", "encoder.{rest}", "decoder.{rest}"))
+"""BEiT's own discrete VAE."""
+VQ_KD = table(
+    ("encoder.norm.{p}", "encoder.fc_norm.{p}"),
+    ("decoder.norm.{p}", "decoder.fc_norm.{p}"),
+    *_same(*(f"{side}.{name}" for side in ("encoder", "decoder") for name in TRUNK)),
+    *_same("encode_task_layer.{i}.{p}", "decode_task_layer.{i}.{p}"),
+    ("codebook.codes", "quantize.embedding.weight"),
+    ("codebook.usage", "quantize.cluster_size"),
+    ("codebook.is_started", "quantize.embedding.initted"),
+)
+"""BEiT v2's tokenizer, in our names of `tokenizers.vqkd`."""
+VQ_KD_SKIPPED = {
+    "quantize.embedding.cluster_size": "never used",
+    "quantize.embedding.embed_avg": "never used",
+    "teacher*": "the teacher network, needed in training only",
+    "scaling*": "the teacher's pixel statistics, needed in training only",
+    "loss*": "needed in training only",
+}

@@ -10,9 +10,9 @@ from beitkit.contracts import LoadReport, Tokenizer
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Wish, plan
-from beitkit.interop.kinds import Network, Task
-from beitkit.interop.native import load_native
+from beitkit.interop.kinds import Network, Task, TokenizerNetwork
 from beitkit.interop.read import read_checkpoint
+from beitkit.interop.tokenizers import read_tokenizer
 
 
 def load(
@@ -55,8 +55,19 @@ def load(
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a run folder, frozen, in eval mode, on the CPU."""
-    tokenizer = load_native(Path(path))
-    if not isinstance(tokenizer, Tokenizer):
-        raise UserError(f"{path} holds a network, not a tokenizer; give the folder that `beitkit tokenizer` wrote")
+    """The tokenizer of a run folder or of a file, frozen, in eval mode, on the CPU.
+
+    Args:
+        path: a folder that beitkit wrote; DALL-E's `encoder.pkl` with `decoder.pkl` beside it, or their state dicts, or the
+            folder of both; `pytorch_model.bin` of BEiT's own discrete VAE, or its folder; a VQ-KD `.pth`.
+
+    Raises:
+        UserError: if there is no tokenizer, or its tensors do not fit together.
+    """
+    checkpoint = read_tokenizer(Path(path))
+    try:
+        tokenizer = build(checkpoint.config, checkpoint.tensors)
+    except UserError as problem:
+        raise UserError(f"{path} ({checkpoint.layout}): {problem}") from None
+    assert isinstance(tokenizer, TokenizerNetwork)
     return tokenizer.requires_grad_(False)

@@ -1,9 +1,9 @@
 """Name tables: what a tensor is called in our networks, officially, and in every other layout, as data for both directions.
 
 A rule pairs an official name with a foreign one. `{i}` and `{j}` stand for a number, `{p}` for `weight` or `bias`, `{rest}`
-for anything, `{name}` for letters. A rule with several foreign names says that the official tensor is theirs, one below the other (dimension 0).
-Official names are those of the classification and masked-image networks of BEiT's release, without any prefix; the feature
-pyramid of a segmentation network counts as `fpn1...` and `fpn2...`.
+for anything, `{name}` for letters. A rule with several foreign names says that the official tensor is theirs, one below the
+other (dimension 0). Official names are those of the classification and masked-image networks of BEiT's release, without any
+prefix; the feature pyramid of a segmentation network counts as `fpn1...` and `fpn2...`.
 """
 
 from __future__ import annotations

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save as encode_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 import beitkit
 from beitkit.configs.codec import from_json, to_json
 from beitkit.errors import UserError
 from beitkit.interop.build import build
-from beitkit.interop.kinds import KINDS, Network, TokenizerNetwork, kind_of_config
+from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, TokenizerNetwork, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.train.checkpoint import write_atomically
 
@@ -23,24 +22,29 @@ FORMAT_VERSION = 1
 
 def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
     """Write a network to `folder`, which is made if need be; each file is written whole or not at all."""
-    folder = Path(folder)
+    write_native(model.config, model.state_dict(), Path(folder))
+
+
+def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write a network's config and tensors to `folder`."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    description = {
-        "format_version": FORMAT_VERSION,
-        "beitkit": beitkit.__version__,
-        "kind": kind_of_config(model.config),
-        "config": to_json(model.config),
-    }
-    encoded = encode_safetensors(tensors, {"format": "pt"})
+    encoded = encode_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     write_atomically(folder / WEIGHTS, lambda file: file.write(encoded))
     # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
     # unless it fits.
+    description = {
+        "format_version": FORMAT_VERSION,
+        "beitkit": beitkit.__version__,
+        "kind": kind_of_config(config),
+        "config": to_json(config),
+    }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / DESCRIPTION, lambda file: file.write(text.encode()))
 
 
-def read_native(folder: Path) -> tuple[Any, State]:
+def read_native(folder: Path) -> tuple[NetworkConfig | TokenizerConfig, State]:
     """The config and the unread tensors of a folder that `save_native` wrote.
 
     Raises:

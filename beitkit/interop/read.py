@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.checkpoint import Checkpoint, split_skipped, to_official
-from beitkit.interop.describe import Hints, describe
-from beitkit.interop.hints import hints_of_dict, hints_of_hugging_face, hints_of_timm
+from beitkit.interop.describe import Hints, describe, grid_of_index
+from beitkit.interop.hints import hints_of_hugging_face, hints_of_pickle, hints_of_timm
 from beitkit.interop.kinds import NetworkConfig, kind_of_config
 from beitkit.interop.layouts import FOREIGN, NATIVE, TIMM, Layout
 from beitkit.interop.names import NameTable
@@ -26,7 +27,7 @@ WEIGHT_FILES = (
     "model.pth",
 )
 """Where a folder with a config.json keeps its weights, the preferred first."""
-WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema")
+WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema", "weights")
 """Keys under which training scripts file the weights, the preferred first."""
 
 
@@ -39,16 +40,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder or a checkpoint")
     if not path.is_dir():
-        tensors, hints = _read_file(path)
+        tensors, hints = read_file(path)
         return _understand(path, tensors, hints)
     if (path / DESCRIPTION).is_file():
         return _native(path)
     return _read_folder(path)
-
-
-def read_state(path: Path) -> State:
-    """The tensors of a single file under its own names, wrappers taken off."""
-    return _read_file(path)[0]
 
 
 def _native(path: Path) -> Checkpoint:
@@ -63,7 +59,9 @@ def _native(path: Path) -> Checkpoint:
 def _read_folder(path: Path) -> Checkpoint:
     config = read_json(path / "config.json")
     if config is None:
-        raise UserError(f"{path} holds neither {DESCRIPTION} nor config.json; give a run folder, a Hugging Face or timm folder, or a file")
+        raise UserError(
+            f"{path} holds neither {DESCRIPTION} nor config.json; give a run folder, a Hugging Face or timm folder, or a file"
+        )
     if "verb" in config:
         raise UserError(f"{path} is a run that is not finished: it has no {DESCRIPTION} yet; repeat its command to continue it")
     tensors = _read_weights(path)
@@ -78,7 +76,7 @@ def _read_weights(folder: Path) -> State:
     if found is None:
         raise UserError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}")
     if found.suffix != ".json":
-        return _read_file(found)[0]
+        return read_file(found)[0]
     index = read_json(found) or {}
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
@@ -87,18 +85,18 @@ def _read_weights(folder: Path) -> State:
     for name in sorted(set(places.values())):
         if not (folder / name).is_file():
             raise UserError(f"{folder} lacks {name}, which {found.name} names; copy the whole folder")
-        tensors |= _read_file(folder / name)[0]
+        tensors |= read_file(folder / name)[0]
     lost = [name for name in places if name not in tensors]
     if lost:
         raise UserError(f"{found} promises {len(lost)} tensors that its files do not have: {listed(lost)}")
     return tensors
 
 
-def _read_file(path: Path) -> tuple[State, Hints]:
-    """Tensors of one file, and what else it says."""
+def read_file(path: Path) -> tuple[State, Hints]:
+    """The tensors of a single file under its own names, wrappers taken off, and what else it says."""
     if path.suffix == ".safetensors":
         tensors, _ = read_safetensors(path)
-        return tensors, hints_of_dict({}, path.name)
+        return tensors, hints_of_pickle({}, path.name)
     unpickled = read_pickled(path)
     inner: Any = unpickled.root
     while isinstance(inner, dict) and not tensors_of(inner):
@@ -107,7 +105,7 @@ def _read_file(path: Path) -> tuple[State, Hints]:
     if not tensors:
         raise UserError(f"{path} holds no weights of a network; expected a state dict, or one under {', '.join(WRAPPERS)}")
     outside = unpickled.root if isinstance(unpickled.root, dict) and unpickled.root is not inner else {}
-    return _without_prefix(tensors, "module."), hints_of_dict(outside, path.name)
+    return _without_prefix(tensors, "module."), hints_of_pickle(outside, path.name)
 
 
 def _without_prefix(tensors: State, prefix: str) -> State:
@@ -122,7 +120,7 @@ def _understand(path: Path, tensors: State, hints: Hints, known: Layout | None =
     layout, names = _layout_of(path, used, (known,) if known else FOREIGN)
     try:
         official = to_official(used, names)
-        config, notes = describe(official, with_index(hints, tensors))
+        config, notes = describe(official, _with_grid(hints, tensors))
     except UserError as problem:
         raise UserError(f"{path} ({layout.name}): {problem}") from None
     return Checkpoint(path=path, layout=layout.name, config=config, tensors=official, skipped=skipped, notes=notes)
@@ -137,8 +135,23 @@ def _layout_of(path: Path, tensors: State, layouts: tuple[Layout, ...]) -> tuple
     if not strange:
         return candidates[nearest]
     if len(strange) == len(tensors):
-        raise UserError(f"{path} holds no BEiT network: no layout knows any of its {len(tensors)} tensors, such as {listed(strange)}")
-    raise UserError(f"{path} is nearest to the layout {candidates[nearest][0].name}, which does not know {len(strange)} tensors: {listed(strange)}")
+        raise UserError(
+            f"{path} holds no BEiT network: no layout knows any of its {len(tensors)} tensors, such as {listed(strange)}"
+        )
+    raise UserError(
+        f"{path} is nearest to the layout {candidates[nearest][0].name}, which does not know "
+        f"{len(strange)} tensors: {listed(strange)}"
+    )
+
+
+def _with_grid(hints: Hints, tensors: State) -> Hints:
+    """Hints with the picture size, if an index table shows the grid of patches (official files keep one per position table)."""
+    index = next((stored for name, stored in tensors.items() if name.endswith("relative_position_index")), None)
+    kernel = next((stored for name, stored in tensors.items() if "patch_embed" in name and len(stored.shape) == 4), None)
+    if hints.image_size is not None or index is None or kernel is None:
+        return hints
+    grid = grid_of_index(index.read())
+    return replace(hints, image_size=(grid[0] * kernel.shape[2], grid[1] * kernel.shape[3]))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

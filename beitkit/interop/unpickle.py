@@ -143,7 +143,9 @@ class Unpickled(NamedTuple):
         storage, path = note.storage, self.path
         begin, size = self.block_offsets.get(storage.key, (0, -1))
         first = storage.offset + note.offset
-        reach = first + (1 + sum((side - 1) * step for side, step in zip(note.shape, note.stride, strict=True)) if note.shape else 1)
+        reach = first + (
+            1 + sum((side - 1) * step for side, step in zip(note.shape, note.stride, strict=True)) if note.shape else 1
+        )
         numel = math.prod(note.shape)
         if numel and (reach * storage.dtype.itemsize > size or numel > storage.numel):
             raise UserError(f"{path} is damaged: tensor {name} reaches beyond its {max(size, 0)} bytes")
@@ -169,7 +171,9 @@ def read_pickled(path: Path) -> Unpickled:
                 return _read_zip(path)
             file.seek(257)
             if file.read(5) == b"ustar":
-                raise UserError(f"{path} is a tar archive, PyTorch's format before version 0.2; save it again with a newer PyTorch")
+                raise UserError(
+                    f"{path} is a tar archive, PyTorch's format before version 0.2; save it again with a newer PyTorch"
+                )
             file.seek(0)
             return _read_legacy(path, file)
     except (UserError, OSError):
@@ -227,20 +231,21 @@ class _Unpickler(pickle.Unpickler):
         place = ("builtins" if module == "__builtin__" else module, name)
         if place not in self.names:
             raise UserError(
-                f"{self.path} refused: it names {module}.{name}"[:200] + ", which no checkpoint needs; nothing of it was run"
+                f"{self.path} refused: it names {ascii(f'{module}.{name}')[1:-1][:100]}, which no checkpoint needs; "
+                "nothing of it was run"
             )
         return self.names[place]
 
     def persistent_load(self, pid: Any, /) -> Any:
         """The storage, or the class of a module (old format), that the file refers to."""
-        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
-            return pid[1]
-        if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage" and isinstance(pid[1], _Kind)):
+        parts: list[Any] = list(pid) if isinstance(pid, tuple) else []
+        if len(parts) == 4 and parts[0] == "module":
+            return parts[1]
+        if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Kind):
             raise UserError(f"{self.path} refers to something that is not a tensor's storage; this is no PyTorch checkpoint")
-        _, kind, key, _, numel = pid[:5]
-        view = pid[5] if len(pid) == 6 else None
-        self.storages[str(key)] = Storage(str(key), kind.dtype, int(numel))
-        return self.storages[str(key)]._replace(offset=0 if view is None else int(view[1]))
+        key, view = str(parts[2]), parts[5] if len(parts) == 6 else None
+        self.storages[key] = Storage(key, parts[1].dtype, int(parts[4]))
+        return self.storages[key]._replace(offset=0 if view is None else int(view[1]))
 
 
 class _Kind:
@@ -261,7 +266,9 @@ def _note(storage: object, offset: object, shape: object, stride: object, *_: ob
     numbers = (offset, *shape, *stride) if isinstance(shape, tuple) and isinstance(stride, tuple) else (None,)
     if not isinstance(storage, Storage) or not all(type(number) is int and number >= 0 for number in numbers):
         raise UserError("a tensor of the file is described in a way that PyTorch does not write; it may have been tampered with")
-    assert isinstance(offset, int) and isinstance(shape, tuple) and isinstance(stride, tuple)
+    assert isinstance(offset, int)
+    assert isinstance(shape, tuple)
+    assert isinstance(stride, tuple)
     return TensorNote(storage, offset, shape, stride)
 
 
@@ -273,7 +280,9 @@ def _read_zip(path: Path) -> Unpickled:
         if len(pickles) != 1 or any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in records):
             raise UserError(f"{path} is a zip archive, but no PyTorch checkpoint (a compiled TorchScript model is none either)")
         if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-            raise UserError(f"{path} has compressed records, which PyTorch does not write; unpack it and save it again with PyTorch")
+            raise UserError(
+                f"{path} has compressed records, which PyTorch does not write; unpack it and save it again with PyTorch"
+            )
         folder = pickles[0].removesuffix("data.pkl")
         order = folder + "byteorder"
         if order in records and archive.read(order) != b"little":

@@ -21,9 +21,9 @@ from typing import Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from beitkit.system import write_atomically
 from beitkit.report.normal import Line, State
 from beitkit.report.pictures import check_columns, fit, png_bytes
+from beitkit.system import write_atomically
 
 Align = Literal["left", "right"]
 

@@ -198,7 +198,7 @@ def _token_accuracy_lines(vocabulary: int, accuracy: Number, commonest_share: Nu
 def _course_lines(losses: Sequence[float]) -> list[Line]:
     if len(losses) < 10:
         logged = f"Only {_count(len(losses), 'finite loss', 'finite losses')} logged"
-        return [Line("note", f"{logged}, too few to judge their course; a smaller --log-every logs more.")]
+        return [Line("note", f"{logged}, too few to judge their course; a smaller --loop.log-every logs more.")]
     tenth = max(1, len(losses) // 10)
     first, before, last = fmean(losses[:tenth]), fmean(losses[-2 * tenth : -tenth]), fmean(losses[-tenth:])
     course = f"the loss went from {first:.3g} to {last:.3g}"
@@ -221,7 +221,7 @@ def _spike_lines(norms: Sequence[float]) -> list[Line]:
         found = (
             f"{_count(len(spikes), 'logged step')} above {SPIKE:.0f} times the usual {usual:.2g}, the highest {max(spikes):.2g}"
         )
-        return [Line("note", f"Gradient spikes: {found}. Clipping (--clip) tames them; a lower --lr avoids them.")]
+        return [Line("note", f"Gradient spikes: {found}. Clipping (--optim.clip) tames them; a lower --lr avoids them.")]
     return [Line("ok", f"Gradients are steady: norm {usual:.2g}, at most {max(later):.2g}.")]
 
 

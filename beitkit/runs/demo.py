@@ -16,23 +16,24 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from beitkit.system import write_atomically
-from beitkit.configs.data import ReadConfig, ViewConfig
-from beitkit.configs.model import DVAEConfig
-from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.configs.verbs import DemoRun, FinetuneRun, PretrainRun, ProbeRun, TokenizerRun
+from beitkit.configs.data import ViewConfig
+from beitkit.configs.model import SIZES, DVAEConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.configs.verbs import DemoRun, FinetuneRun, NetworkConfig, PretrainRun, ProbeRun, TokenizerRun
 from beitkit.data.fashion_mnist import load_fashion_mnist
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.sections import curve
 from beitkit.runs import finetune, pretrain, probe, tokenizer
+from beitkit.system import write_atomically
 from beitkit.train.journal import duration
 
 LABELS = (100, 1000)
 SEEDS = (0, 1, 2)
 IMAGE_SIZE, PATCH = 28, 4
-READ = ReadConfig(workers=0)
+VIEW = ViewConfig(crop_scale=(0.4, 1.0), color_jitter=0.0)
+"""Grey pictures of clothes, all alike in light and size: mild crops and no jitter."""
 
 
 class Score(NamedTuple):
@@ -65,11 +66,10 @@ def run(config: DemoRun) -> dict[int, Score]:
     pretrain.run(pretrain_run(config, pictures))
     say("\n[bold]3 of 4[/] judge the frozen features of every block")
     probed = probe.run(
-        ProbeRun(pictures / "labelled", model=out / "pretrain", out=out / "probe", limit=2000, device=config.device, read=READ)
+        ProbeRun(pictures / "labelled", model=out / "pretrain", out=out / "probe", limit=2000, machine=config.machine)
     )
-    say(
-        f"\n[bold]4 of 4[/] fine-tune with {' and '.join(map(str, LABELS))} labels, from scratch and pre-trained, {len(SEEDS)} seeds each"
-    )
+    counts = " and ".join(map(str, LABELS))
+    say(f"\n[bold]4 of 4[/] fine-tune with {counts} labels, from scratch and pre-trained, {len(SEEDS)} seeds each")
     scores = {
         labels: Score(
             *(
@@ -106,21 +106,21 @@ def unpack(folder: Path) -> Path:
 
 
 def tokenizer_run(config: DemoRun, pictures: Path) -> TokenizerRun:
-    """A light tokenizer with few codes; about a minute."""
+    """A light tokenizer with few codes; under a minute."""
     return TokenizerRun(
         pictures / "unlabelled",
         out=config.out / "tokenizer",
         image_size=IMAGE_SIZE,
-        loop=LoopConfig(steps=1500, batch_size=64, log_every=100),
-        device=config.device,
-        read=READ,
+        train=TrainConfig(steps=800, batch_size=64, lr=5e-3),
+        machine=config.machine,
         dvae=DVAEConfig(vocabulary=128, stride=PATCH, channels=1, hidden=64, codebook_dim=64),
-        view=ViewConfig(crop_scale=(0.4, 1.0), color_jitter=0.0),
+        view=VIEW,
+        loop=LoopConfig(log_every=100),
     )
 
 
 def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
-    """BEiT's recipe on a nano network; about four minutes."""
+    """BEiT's recipe on a nano network; a few minutes."""
     return PretrainRun(
         pictures / "unlabelled",
         tokenizer=config.out / "tokenizer",
@@ -128,13 +128,12 @@ def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
         size="nano",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        drop_path=0.0,
-        normalization="inception",
-        loop=LoopConfig(steps=1000, batch_size=128, log_every=50),
-        optim=OptimConfig(lr=2e-3, lr_batch=128, warmup_steps=100),
-        device=config.device,
-        read=READ,
-        view=ViewConfig(crop_scale=(0.4, 1.0), color_jitter=0.0),
+        train=TrainConfig(steps=1000, batch_size=128, lr=3e-3),
+        machine=config.machine,
+        network=NetworkConfig(drop_path=0.0, normalization="inception"),
+        view=VIEW,
+        optim=OptimConfig(lr_batch=128, warmup_steps=100),
+        loop=LoopConfig(log_every=50),
     )
 
 
@@ -147,11 +146,11 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
         out=config.out / "finetune" / f"{labels}-{start}-{seed}",
         scratch=scratch,
         labels=labels,
-        loop=LoopConfig(steps=200, batch_size=64, seed=seed, log_every=100),
-        optim=OptimConfig(lr=1e-3, lr_batch=64, min_lr=1e-6, warmup_steps=20, layer_decay=0.75),
-        device=config.device,
-        read=READ,
-        view=ViewConfig(crop_scale=(0.4, 1.0), color_jitter=0.0),
+        train=TrainConfig(steps=200, batch_size=64, lr=3e-3, seed=seed),
+        machine=config.machine,
+        view=VIEW,
+        optim=OptimConfig(lr_batch=64, min_lr=1e-6, warmup_steps=20, layer_decay=0.75, clip=None),
+        loop=LoopConfig(log_every=100),
     )
 
 
@@ -177,8 +176,8 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
     report.facts(
         [
             ("Pictures", "Fashion-MNIST, 28x28, 14,000 without labels"),
-            ("Network", f"nano/{PATCH}: width 128, 4 blocks, 49 patches"),
-            ("Pre-training", f"{pretraining.loop.steps:,} steps of {pretraining.loop.batch_size}"),
+            ("Network", f"nano/{PATCH}: width {SIZES['nano'].width}, {SIZES['nano'].depth} blocks, 49 patches"),
+            ("Pre-training", f"{pretraining.train.steps:,} steps of {pretraining.train.batch_size}"),
             ("Time", duration(seconds)),
         ]
     )
@@ -237,7 +236,7 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
         "beitkit finetune labelled/ --model runs/pre --scratch --out runs/scratch"
     )
     report.paragraph(
-        "Every step above left a report of its own: tokenizer/report.html, pretrain/report.html, probe/report.html and one in each "
-        "folder of finetune/."
+        "Every step above left a report of its own: tokenizer/report.html, pretrain/report.html, probe/report.html and one "
+        "in each folder of finetune/."
     )
     report.write(out / "report.html")

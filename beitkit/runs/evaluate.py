@@ -46,7 +46,7 @@ def run(config: EvaluateRun) -> Evaluation:
     order: tuple[Split, ...] = ("val", "test", "train")
     split = next((name for name in order if name in splits and "train" in splits), None)
     files = find_labelled(config.images, split, classes=model.config.classes)
-    runtime = start_runtime(config.device)
+    runtime = start_runtime(config.machine)
     model.to(runtime.device)
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(
@@ -60,7 +60,7 @@ def run(config: EvaluateRun) -> Evaluation:
         console.print(f"skipped {file}: {reason}", highlight=False, markup=False)
 
     def batches() -> Iterator[Batch]:
-        stream = evaluation_stream(dataset, config.batch_size, workers=config.read.workers)
+        stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
         stream = counted_broken(stream, files, config.read.max_broken, note, None)
         return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
 

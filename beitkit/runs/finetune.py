@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 
-from beitkit.system import write_atomically
 from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList
@@ -27,6 +26,7 @@ from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.normal import finetuning_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import fit
@@ -47,9 +47,9 @@ class Result(NamedTuple):
 
 def run(config: FinetuneRun) -> Result:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
-    train, val = train_and_val(config.images, config.val, config.loop.seed)
+    train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
-        train = few_per_class(train, config.labels, config.loop.seed)
+        train = few_per_class(train, config.labels, config.train.seed)
     model = load(config.model, task="classify", classes=train.classes, drop_path=config.drop_path)
     assert isinstance(model, Classifier)
     compared = None if config.compare is None else _result_of(config.compare)
@@ -59,9 +59,9 @@ def run(config: FinetuneRun) -> Result:
         journal.say(f"{folder.path} holds this run, finished")
         return _result_of(folder.path)
     write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
-    runtime = start_runtime(config.device)
-    plan = make_plan(config.loop, config.optim, len(train), default_epochs=DEFAULT_EPOCHS)
-    torch.manual_seed(config.loop.seed)
+    runtime = start_runtime(config.machine)
+    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=DEFAULT_EPOCHS)
+    torch.manual_seed(config.train.seed)
     if config.scratch:
         model = Classifier(model.config)
     else:
@@ -76,12 +76,12 @@ def run(config: FinetuneRun) -> Result:
 
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(
-        train, TrainView(config.view, backbone.image_size), channels=backbone.channels, seed=config.loop.seed
+        train, TrainView(config.view, backbone.image_size), channels=backbone.channels, seed=config.train.seed
     )
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.loop.batch_size, start_batch=first, workers=config.read.workers)
+        stream = training_stream(dataset, config.train.batch_size, start_batch=first, workers=config.machine.workers)
         stream = counted_broken(stream, train, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std)
 
@@ -90,7 +90,7 @@ def run(config: FinetuneRun) -> Result:
     )
 
     def val_batches() -> Iterator[Batch]:
-        stream = evaluation_stream(evaluation, 2 * config.loop.batch_size, workers=config.read.workers)
+        stream = evaluation_stream(evaluation, 2 * config.train.batch_size, workers=config.machine.workers)
         stream = counted_broken(stream, val, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
 

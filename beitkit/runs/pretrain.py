@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
@@ -78,7 +77,7 @@ class Setup:
             PretrainView(self.config.view, self.model.backbone.image_size, token_size),
             masker=self.draw_mask,
             channels=self.tokenizer.channels,
-            seed=self.config.loop.seed,
+            seed=self.config.train.seed,
         )
 
     def prepared(self, stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -96,17 +95,17 @@ def run(config: PretrainRun) -> Path:
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
         return folder.path
-    runtime = start_runtime(config.device)
+    runtime = start_runtime(config.machine)
     setup.tokenizer.to(runtime.device)
-    plan = make_plan(config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
-    torch.manual_seed(config.loop.seed)
+    plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
+    torch.manual_seed(config.train.seed)
     objective = MaskedTokens(MaskedImageModel(setup.model)).to(runtime.device)
     journal.say(_announcement(setup, objective.model, plan, runtime))
     dataset = setup.dataset()
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.loop.batch_size, start_batch=start, workers=config.read.workers)
+        stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, setup.files, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
 
@@ -150,10 +149,10 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork) -> MaskedImageMod
         f"{config.size}/{config.patch}",
         image_size=config.image_size,
         channels=tokenizer.channels,
-        absolute_positions=config.positions == "none",
-        relative_positions=config.positions,
-        layer_scale="default" if config.layer_scale is None else config.layer_scale or None,
-        drop_path=config.drop_path,
+        absolute_positions=config.network.positions == "none",
+        relative_positions=config.network.positions,
+        layer_scale="default" if config.network.layer_scale is None else config.network.layer_scale or None,
+        drop_path=config.network.drop_path,
         mask_token=True,
         pretrain_init=True,
     )
@@ -162,9 +161,11 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork) -> MaskedImageMod
             f"--image-size {config.image_size} holds {backbone.grid[0]}x{backbone.grid[1]} patches of --patch {config.patch}; "
             "at least 2x2 are needed"
         )
-    preprocessing: Preprocessing = IMAGENET if config.normalization == "imagenet" else INCEPTION
     return MaskedImageModelConfig(
-        backbone=backbone, vocabulary=tokenizer.vocabulary, preprocessing=preprocessing, tokenizer=tokenizer.fingerprint
+        backbone=backbone,
+        vocabulary=tokenizer.vocabulary,
+        preprocessing=config.network.preprocessing,
+        tokenizer=tokenizer.fingerprint,
     )
 
 
@@ -175,14 +176,14 @@ def _announcement(setup: Setup, model: MaskedImageModel, plan: Plan, runtime: Ru
         f"pre-training: {config.size}/{config.patch} at {config.image_size} ({parameters / 1e6:.1f} M parameters), "
         f"{setup.draw_mask.count} of {grid[0] * grid[1]} patches masked ({config.mask.kind}), {setup.model.vocabulary} tokens; "
         f"{len(setup.files)} pictures, {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g} "
-        f"({config.optim.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
+        f"({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
     )
 
 
 def _report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: Runtime) -> None:
     config, draw_mask, files, tokenizer = setup.config, setup.draw_mask, setup.files, setup.tokenizer
     events = read_journal(folder.journal)
-    stream = training_stream(setup.dataset(), config.loop.batch_size, workers=config.read.workers)
+    stream = training_stream(setup.dataset(), config.train.batch_size, workers=config.machine.workers)
     first, statistics = _count_tokens(setup.prepared(stream, runtime.device), model.config.vocabulary)
     entropy = math.log(statistics.perplexity)
     patches = draw_mask.grid[0] * draw_mask.grid[1]

@@ -44,7 +44,7 @@ def run(config: ProbeRun) -> Probe:
     if len(train) > config.limit:
         train = few_per_class(train, config.limit, config.seed)
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
-    runtime = start_runtime(config.device)
+    runtime = start_runtime(config.machine)
     model.to(runtime.device)
     fit = _features(config, model, train, runtime, folder)
     ask = _features(config, model, test, runtime, folder)
@@ -74,7 +74,7 @@ def _features(
         if folder is not None:
             folder.note_broken(file, reason)
 
-    stream = evaluation_stream(dataset, config.batch_size, workers=config.read.workers)
+    stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
     stream = counted_broken(stream, files, config.read.max_broken, note, None if folder is None else folder.broken_list)
     stream = normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
     with torch.no_grad():
@@ -132,8 +132,8 @@ def _report(path: Path, config: ProbeRun, result: Probe) -> None:
     )
     report.section(
         "Frozen features",
-        "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on held-out "
-        "training pictures, never on the test pictures.",
+        "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on "
+        "held-out training pictures, never on the test pictures.",
     )
     report.figure(chart(result), "Test accuracy of a linear classifier and of weighted nearest neighbors on each block's output.")
     rows = [

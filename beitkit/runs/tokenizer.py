@@ -47,7 +47,8 @@ def run(config: TokenizerRun) -> Path:
     if config.image_size % config.dvae.stride:
         nearest = max(1, round(config.image_size / config.dvae.stride)) * config.dvae.stride
         raise UserError(
-            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {config.dvae.stride}; nearest: {nearest}"
+            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {config.dvae.stride}; "
+            f"nearest: {nearest}"
         )
     files = find_pictures(config.images)
     folder = RunFolder(config.out, "tokenizer", config)
@@ -55,20 +56,20 @@ def run(config: TokenizerRun) -> Path:
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
         return folder.path
-    runtime = start_runtime(config.device)
-    plan = make_plan(config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
-    torch.manual_seed(config.loop.seed)
+    runtime = start_runtime(config.machine)
+    plan = make_plan(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
+    torch.manual_seed(config.train.seed)
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
     journal.say(
         f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}; {len(files)} pictures, "
         f"{plan.steps} steps of {plan.pictures_per_step}, lr {plan.lr:.3g}; {runtime.describe()}"
     )
 
-    dataset = PictureDataset(files, PretrainView(config.view, size, None), channels=config.dvae.channels, seed=config.loop.seed)
+    dataset = PictureDataset(files, PretrainView(config.view, size, None), channels=config.dvae.channels, seed=config.train.seed)
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.loop.batch_size, start_batch=start, workers=config.read.workers)
+        stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, files, config.read.max_broken, folder.note_broken, folder.broken_list)
         stream = to_device(waited.metered(stream), runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
@@ -115,9 +116,9 @@ class Judge:
         chosen = [index * len(self.files) // count for index in range(count)]
         view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
         dataset = PictureDataset(
-            self.files.subset(chosen), view, channels=self.config.dvae.channels, seed=self.config.loop.seed, kind="evaluate"
+            self.files.subset(chosen), view, channels=self.config.dvae.channels, seed=self.config.train.seed, kind="evaluate"
         )
-        stream = to_device(evaluation_stream(dataset, self.config.loop.batch_size), self.runtime.device)
+        stream = to_device(evaluation_stream(dataset, self.config.train.batch_size), self.runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from beitkit.system import write_atomically
 from beitkit.errors import UserError
+from beitkit.system import write_atomically
 
 KEEP = 2
 """How many checkpoints stay: the newest, and the one before it in case the newest is torn."""

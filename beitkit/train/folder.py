@@ -17,12 +17,12 @@ import PIL
 import torch
 
 import beitkit
-from beitkit.system import write_atomically
 from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
+from beitkit.system import write_atomically
 from beitkit.train.checkpoint import Checkpoints
 
-NOT_PART_OF_A_RUN = ("out", "device.threads", "read.workers", "loop.log_every", "loop.save_every", "compare")
+NOT_PART_OF_A_RUN = ("out", "machine.threads", "machine.workers", "loop.log_every", "loop.save_every", "compare")
 """Fields that a continued run may change: they do not change what comes out."""
 
 

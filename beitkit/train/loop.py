@@ -24,6 +24,10 @@ from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
 
 
+SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Sets the random numbers of runs with neighboring seeds far apart."""
+
+
 class WeightAverage:
     """Exponential moving average of a module's parameters (its buffers are not averaged)."""
 
@@ -99,13 +103,13 @@ def fit(
     objective.train()
     with StopRequest().listening() as stop:
         while done < plan.steps:
-            # A step's random numbers (drop path, Gumbel noise) depend on the seed and the step alone.
-            torch.manual_seed(loop.seed * 0x9E3779B97F4A7C15 + done & 0x7FFFFFFFFFFFFFFF)
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at(done) * group["lr_scale"]
 
-            for _ in range(loop.accumulate):
+            for part in range(loop.accumulate):
                 batch = next(stream)
+                # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
+                torch.manual_seed((plan.seed * SEED_STRIDE + done * loop.accumulate + part) % 2**63)
                 with runtime.precision():
                     loss = objective(batch, done / plan.steps)
                 (loss.total / loop.accumulate).backward()
@@ -127,7 +131,7 @@ def fit(
                 if bad_steps >= loop.max_bad_steps:
                     raise NumericalError(
                         f"{bad_steps} steps in a row were not finite, the last was step {done + 1}; "
-                        "try a lower --lr, a smaller --clip, or --precision float32"
+                        "try a lower --lr, a smaller --optim.clip, or --precision float32"
                     )
             optimizer.zero_grad(set_to_none=True)
             done += 1

@@ -59,4 +59,4 @@ def _grouped(
 
 def make_optimizer(groups: list[Group], optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW over the groups, fused into one pass over the parameters."""
-    return torch.optim.AdamW([dict(group) for group in groups], lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return torch.optim.AdamW([dict(group) for group in groups], betas=optim.betas, eps=optim.eps, fused=True)

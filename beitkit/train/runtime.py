@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from beitkit.configs.train import DeviceConfig
+from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 
@@ -36,7 +36,7 @@ class Runtime:
         return f"{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
 
 
-def start_runtime(config: DeviceConfig) -> Runtime:
+def start_runtime(config: MachineConfig) -> Runtime:
     """Choose the device and precision, and set the number of CPU threads.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
 
 WARMUP_SHARE = 0.1
@@ -13,7 +13,7 @@ WARMUP_SHARE = 0.1
 
 
 class Plan(NamedTuple):
-    """A run's length and learning rates, with everything turned into optimizer steps."""
+    """A run's length, learning rates and seed, with everything turned into optimizer steps."""
 
     steps: int
     warmup: int
@@ -21,26 +21,29 @@ class Plan(NamedTuple):
     steps_per_epoch: float
     lr: float
     min_lr: float
+    seed: int
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         return cosine(step, self.steps, self.warmup, self.lr, self.min_lr)
 
 
-def make_plan(loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
+def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
-    per_step = loop.batch_size * loop.accumulate
+    per_step = train.batch_size * loop.accumulate
     steps_per_epoch = pictures / per_step
-    epochs = default_epochs if loop.epochs is None else loop.epochs
-    steps = loop.steps if loop.steps is not None else max(1, round(epochs * steps_per_epoch))
+    epochs = default_epochs if train.epochs is None else train.epochs
+    steps = train.steps if train.steps is not None else max(1, round(epochs * steps_per_epoch))
     if optim.warmup_steps is not None:
         warmup = optim.warmup_steps
         if warmup >= steps:
-            raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --warmup-steps")
+            raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --optim.warmup-steps")
     else:
         warmup = min(round(optim.warmup_epochs * steps_per_epoch), int(steps * WARMUP_SHARE))
     scale = optim.scale(per_step)
-    return Plan(steps, warmup, per_step, steps_per_epoch, optim.lr * scale, optim.min_lr * scale)
+    if optim.min_lr > train.lr:
+        raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {train.lr:g}; lower it")
+    return Plan(steps, warmup, per_step, steps_per_epoch, train.lr * scale, optim.min_lr * scale, train.seed)
 
 
 def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> float:

@@ -301,7 +301,7 @@ def test_broken_files_are_reported_once_and_counted(files: PictureList, tmp_path
     assert sorted(path for path, _ in reports) == [files.path(4), files.path(7)]
     assert all(reason for _, reason in reports)
     counted = counted_broken(training_stream(dataset(files), 5), files, 0.1, lambda path, reason: None, tmp_path / "broken.txt")
-    with pytest.raises(UserError, match=r"2 of 10 pictures .* 10.00% allowed; .*broken.txt.*--max-broken"):
+    with pytest.raises(UserError, match=r"2 of 10 pictures .* 10.00% allowed; .*broken.txt.*--read.max-broken"):
         list(itertools.islice(counted, 8))
 
 
@@ -315,3 +315,15 @@ def test_order_and_randomness_are_pinned(files: PictureList) -> None:
 ORDER_SEED = 7220543181192583189
 ORDER = [6, 7, 1, 3, 9, 5, 8, 0, 4, 2]
 FIRST = 0.8907146355695513
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_does_not_draw_from_the_global_generator(tmp_path: Path, workers: int) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    dataset = PictureDataset(find_pictures(tmp_path), PretrainView(ViewConfig(), (8, 8), None))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    stream = training_stream(dataset, 2, workers=workers)
+    next(stream)
+    assert torch.equal(torch.get_rng_state(), before)
+    stream.close()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from beitkit.system import write_atomically
 from beitkit.errors import UserError
+from beitkit.system import write_atomically
 from beitkit.train.checkpoint import Checkpoints
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.errors import Interrupted, NumericalError
 from beitkit.train.checkpoint import Checkpoints
@@ -49,17 +49,20 @@ def stream(start: int, poisoned: range = range(0)) -> Iterator[Batch]:
         index += 1
 
 
-def train(folder: Path, loop: LoopConfig, *, batches=stream, evaluators=(), optim: OptimConfig | None = None) -> Toy:
-    optim = optim or OptimConfig(lr=0.05, lr_scaling="none", warmup_steps=0)
+PLAIN = LoopConfig()
+OPTIM = OptimConfig(lr_scaling="none", warmup_steps=0)
+
+
+def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream, evaluators=()) -> Toy:
     torch.manual_seed(0)
     toy = Toy()
     fit(
         toy,
         batches,
         parameter_groups(toy, 0.01),
-        plan=make_plan(loop, optim, 40, default_epochs=1),
+        plan=make_plan(TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
         loop=loop,
-        optim=optim,
+        optim=OPTIM,
         runtime=Runtime(torch.device("cpu"), None),
         journal=Journal(folder / "journal.jsonl", quiet=True),
         checkpoints=Checkpoints(folder / "checkpoints"),
@@ -74,13 +77,13 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    toy = train(tmp_path, LoopConfig(steps=300, batch_size=BATCH))
+    toy = train(tmp_path, 300)
     assert torch.allclose(toy.layer.weight, torch.ones(1, 3), atol=0.05)
 
 
 def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> None:
-    loop = LoopConfig(steps=12, batch_size=BATCH, save_every=3, ema=0.9, accumulate=2)
-    unbroken = train(tmp_path / "unbroken", loop)
+    steps, loop = 12, LoopConfig(save_every=3, ema=0.9, accumulate=2)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
     for cut in (1, 5, 9, 11):
         folder = tmp_path / str(cut)
 
@@ -91,9 +94,9 @@ def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> No
                 yield batch
 
         with pytest.raises(ConnectionError):
-            train(folder, loop, batches=dying)
+            train(folder, steps, loop, batches=dying)
         torch.manual_seed(99)
-        assert same(unbroken, train(folder, loop)), cut
+        assert same(unbroken, train(folder, steps, loop)), cut
 
 
 def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
@@ -108,16 +111,12 @@ def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
             return Loss((self.layer(x) - x.sum(1, keepdim=True)).square().mean(), {})
 
     results = []
-    for name, loop, batches in (
-        ("one", LoopConfig(steps=5, batch_size=BATCH), stream),
-        ("two", LoopConfig(steps=5, batch_size=BATCH // 2, accumulate=2), halves),
-    ):
+    for name, size, accumulate, batches in (("one", BATCH, 1, stream), ("two", BATCH // 2, 2, halves)):
         torch.manual_seed(0)
-        toy = Silent()
-        optim = OptimConfig(lr=0.05, lr_scaling="none", warmup_steps=0)
-        plan = make_plan(loop, optim, 40, default_epochs=1)
+        toy, loop = Silent(), LoopConfig(accumulate=accumulate)
+        plan = make_plan(TrainConfig(steps=5, batch_size=size, lr=0.05), loop, OPTIM, 40, default_epochs=1)
         fit(
-            toy, batches, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=optim,
+            toy, batches, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=OPTIM,
             runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / name, quiet=True),
             checkpoints=Checkpoints(tmp_path / f"{name}-states"), waited=WaitMeter(),
         )  # fmt: skip
@@ -126,8 +125,8 @@ def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
 
 
 def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) -> None:
-    loop = LoopConfig(steps=3, batch_size=BATCH)
-    train(tmp_path / "bad", loop, batches=lambda start: stream(start, range(1, 2)))
+    steps, loop = 3, LoopConfig()
+    train(tmp_path / "bad", steps, loop, batches=lambda start: stream(start, range(1, 2)))
     events = [json.loads(line) for line in (tmp_path / "bad" / "journal.jsonl").read_text().splitlines()]
     notes = [event for event in events if event["kind"] == "note"]
     assert [note["step"] for note in notes] == [2]
@@ -136,7 +135,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
     def frozen_after_first(start: int) -> Iterator[Batch]:
         return stream(start, range(1, 3))
 
-    one = train(tmp_path / "one", LoopConfig(steps=3, batch_size=BATCH, save_every=1), batches=frozen_after_first)
+    one = train(tmp_path / "one", 3, LoopConfig(save_every=1), batches=frozen_after_first)
     assert all(parameter.isfinite().all() for parameter in one.parameters())
     first = torch.load(tmp_path / "one" / "checkpoints" / "step-00000002.pt", weights_only=True)["objective"]
     assert torch.equal(first["layer.weight"], one.layer.weight)
@@ -144,11 +143,11 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
 
 def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="3 steps in a row .* the last was step 7"):
-        train(tmp_path, LoopConfig(steps=20, batch_size=BATCH), batches=lambda start: stream(start, range(4, 20)))
+        train(tmp_path, 20, batches=lambda start: stream(start, range(4, 20)))
 
 
 def test_progress_rises_from_zero_towards_one(tmp_path: Path) -> None:
-    assert train(tmp_path, LoopConfig(steps=4, batch_size=BATCH)).progress == [0, 0.25, 0.5, 0.75]
+    assert train(tmp_path, 4).progress == [0, 0.25, 0.5, 0.75]
 
 
 def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(tmp_path: Path) -> None:
@@ -158,9 +157,9 @@ def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(t
         def run(self) -> Iterator[tuple[str, float]]:
             yield "value", 1.0
 
-    plain = train(tmp_path / "plain", LoopConfig(steps=6, batch_size=BATCH))
-    loop = LoopConfig(steps=6, batch_size=BATCH, ema=0.5, evaluate_every=2)
-    averaged = train(tmp_path / "ema", loop, evaluators=[Watch()])
+    plain = train(tmp_path / "plain", 6)
+    steps, loop = 6, LoopConfig(ema=0.5, evaluate_every=2)
+    averaged = train(tmp_path / "ema", steps, loop, evaluators=[Watch()])
     state = torch.load(tmp_path / "ema" / "checkpoints" / "step-00000006.pt", weights_only=True)
     assert torch.equal(state["objective"]["layer.weight"], plain.layer.weight)
     assert torch.equal(state["average"]["layer.weight"], averaged.layer.weight)
@@ -183,8 +182,8 @@ def test_the_average_follows_its_recursion() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_after_the_step_and_the_run_continues_exactly(tmp_path: Path, number: int, code: int) -> None:
-    loop = LoopConfig(steps=10, batch_size=BATCH, save_every=0)
-    unbroken = train(tmp_path / "unbroken", loop)
+    steps, loop = 10, LoopConfig(save_every=0)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
 
     def interrupting(start: int) -> Iterator[Batch]:
         for position, batch in enumerate(stream(start), start):
@@ -193,13 +192,13 @@ def test_a_signal_saves_after_the_step_and_the_run_continues_exactly(tmp_path: P
             yield batch
 
     with pytest.raises(Interrupted, match="after step 5 of 10") as caught:
-        train(tmp_path / "cut", loop, batches=interrupting)
+        train(tmp_path / "cut", steps, loop, batches=interrupting)
     assert caught.value.exit_code == code
-    assert same(unbroken, train(tmp_path / "cut", loop))
+    assert same(unbroken, train(tmp_path / "cut", steps, loop))
 
 
 def test_events_after_the_restored_step_are_rewritten_once(tmp_path: Path) -> None:
-    loop = LoopConfig(steps=9, batch_size=BATCH, save_every=4, log_every=1)
+    steps, loop = 9, LoopConfig(save_every=4, log_every=1)
 
     def dying(start: int) -> Iterator[Batch]:
         for position, batch in enumerate(stream(start), start):
@@ -208,9 +207,9 @@ def test_events_after_the_restored_step_are_rewritten_once(tmp_path: Path) -> No
             yield batch
 
     with pytest.raises(ConnectionError):
-        train(tmp_path, loop, batches=dying)
+        train(tmp_path, steps, loop, batches=dying)
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # torn by the kill
-    train(tmp_path, loop)
+    train(tmp_path, steps, loop)
     steps = [json.loads(line)["step"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 10))

@@ -60,7 +60,8 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_one_step_follows_adamw_by_hand() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(2.0)
-    optimizer = make_optimizer(parameter_groups(layer, 0.1), OptimConfig(lr=0.01, betas=(0.9, 0.999), eps=1e-8))
+    optimizer = make_optimizer(parameter_groups(layer, 0.1), OptimConfig(betas=(0.9, 0.999), eps=1e-8))
+    optimizer.param_groups[0]["lr"] = 0.01
     layer(torch.ones(1, 1)).backward()  # gradient 1: the first AdamW step is lr in size, after decay by lr * 0.1
     optimizer.step()
     assert layer.weight.item() == pytest.approx(2.0 * (1 - 0.01 * 0.1) - 0.01, rel=1e-6)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
 from beitkit.train.schedule import cosine, is_due, make_plan
 
@@ -25,28 +25,32 @@ def test_cosine_equals_the_official_schedule(warmup: int, golden: dict[int, floa
 
 
 def test_epochs_become_steps_and_a_batch_scales_the_rate() -> None:
-    loop = LoopConfig(epochs=3.0, batch_size=16, accumulate=2)
-    plan = make_plan(loop, OptimConfig(lr=1.0, min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
-    assert (plan.steps, plan.pictures_per_step, plan.steps_per_epoch) == (9, 32, 3.125)
+    train, loop = TrainConfig(epochs=3.0, batch_size=16, lr=1.0, seed=7), LoopConfig(accumulate=2)
+    plan = make_plan(train, loop, OptimConfig(min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
+    assert (plan.steps, plan.pictures_per_step, plan.steps_per_epoch, plan.seed) == (9, 32, 3.125, 7)
     assert (plan.lr, plan.min_lr) == (0.25, 0.125)
-    sqrt = make_plan(loop, OptimConfig(lr=1.0, lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9)
-    assert sqrt.lr == 0.5
-    assert make_plan(loop, OptimConfig(lr=1.0, lr_scaling="none"), 100, default_epochs=9).lr == 1.0
+    assert make_plan(train, loop, OptimConfig(lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9).lr == 0.5
+    assert make_plan(train, loop, OptimConfig(lr_scaling="none"), 100, default_epochs=9).lr == 1.0
 
 
 def test_no_length_given_takes_the_default_epochs() -> None:
-    assert make_plan(LoopConfig(batch_size=10), OptimConfig(), 100, default_epochs=7).steps == 70
+    assert make_plan(TrainConfig(batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=7).steps == 70
 
 
 def test_warmup_in_epochs_takes_at_most_a_tenth_of_the_run() -> None:
-    long = make_plan(LoopConfig(epochs=800.0, batch_size=2048), OptimConfig(), 1_281_167, default_epochs=1)
+    long = make_plan(TrainConfig(epochs=800.0, batch_size=2048), LoopConfig(), OptimConfig(), 1_281_167, default_epochs=1)
     assert long.warmup == round(10 * 1_281_167 / 2048)
-    assert make_plan(LoopConfig(epochs=20.0, batch_size=10), OptimConfig(), 100, default_epochs=1).warmup == 20
+    short = make_plan(TrainConfig(epochs=20.0, batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=1)
+    assert short.warmup == 20
 
 
-def test_warmup_steps_longer_than_the_run_are_refused() -> None:
-    with pytest.raises(UserError, match="--warmup-steps"):
-        make_plan(LoopConfig(steps=50), OptimConfig(warmup_steps=50), 100, default_epochs=1)
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(UserError, match="--optim.warmup-steps"):
+        make_plan(TrainConfig(steps=50), LoopConfig(), OptimConfig(warmup_steps=50), 100, default_epochs=1)
+    with pytest.raises(UserError, match="--optim.min-lr 0.1 is above --lr 0.01"):
+        make_plan(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
+    with pytest.raises(UserError, match="give --epochs or --steps, not both"):
+        TrainConfig(epochs=1.0, steps=1)
 
 
 def test_is_due_fires_every_nth_and_after_the_last() -> None:

@@ -1,0 +1,112 @@
+"""What is this file? A summary of any checkpoint, without reading its numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from beitkit.configs.data import Preprocessing
+from beitkit.contracts import TensorRecord
+from beitkit.errors import UserError
+from beitkit.interop.kinds import TASKS, Headless, NetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.read import read_checkpoint
+from beitkit.interop.stored import State
+from beitkit.interop.tokenizers import read_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSummary:
+    """What a checkpoint is."""
+
+    path: Path
+    layout: str
+    task: str
+    """In words: masked-image modelling, classification, ..."""
+    config: NetworkConfig | TokenizerConfig | Headless
+    parameters: int
+    """Numbers in the tensors that are used."""
+    tensors: tuple[TensorRecord, ...]
+    """Every tensor of the file, by its official name; the ones that are not needed are dropped."""
+    notes: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The pixels it expects; None for a discrete VAE, which takes pixels as they are, and for a bare backbone."""
+        return getattr(self.config, "preprocessing", None)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to show of it, as (name, value)."""
+        shown = [("path", str(self.path)), ("layout", self.layout), ("for", self.task), ("parameters", f"{self.parameters:,}")]
+        if not isinstance(self.config, TokenizerConfig):
+            backbone = self.config.backbone
+            scale = "no LayerScale" if backbone.layer_scale is None else "LayerScale"
+            positions = (
+                [f"{backbone.relative_positions.replace('_', ' ')} relative"] if backbone.relative_positions != "none" else []
+            )
+            positions += ["absolute"] if backbone.absolute_positions else []
+            shown += [
+                (
+                    "network",
+                    f"{backbone.depth} blocks, width {backbone.width}, {backbone.heads} heads, MLP {backbone.hidden}, {scale}",
+                ),
+                ("pictures", f"{_by(backbone.image_size)}, {backbone.channels} channels, patches of {_by(backbone.patch)}"),
+                ("positions", " and ".join(positions) or "none"),
+            ]
+        if self.preprocessing is not None:
+            mean, std = self.preprocessing.mean, self.preprocessing.std
+            shown.append(
+                ("pixels", f"mean {_listed(mean)}, deviation {_listed(std)}, crop share {self.preprocessing.crop_share:g}")
+            )
+        for name in ("vocabulary", "stride", "geometry"):
+            value = getattr(self.config, name, None)
+            if value is not None:
+                shown.append((name, str(value)))
+        classes: tuple[str, ...] | None = getattr(self.config, "classes", None)
+        if classes:
+            shown.append(("classes", f"{len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"))
+        return [*shown, *(("note", note) for note in self.notes)]
+
+
+def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
+    """What the checkpoint at a path is, network or tokenizer.
+
+    Raises:
+        UserError: if it is neither; the message is the one that loading it as a network gives.
+    """
+    target = Path(path)
+    try:
+        found = read_checkpoint(target)
+    except UserError as problem:
+        try:
+            tokenizer = read_tokenizer(target)
+        except UserError:
+            raise problem from None
+        task = TASKS[kind_of_config(tokenizer.config)]
+        return _summary(target, tokenizer.layout, task, tokenizer.config, tokenizer.tensors, tokenizer.skipped, ())
+    task = TASKS["backbone" if isinstance(found.config, Headless) else kind_of_config(found.config)]
+    return _summary(target, found.layout, task, found.config, found.tensors, found.skipped, found.notes)
+
+
+def _summary(
+    path: Path,
+    layout: str,
+    task: str,
+    config: NetworkConfig | TokenizerConfig | Headless,
+    tensors: State,
+    skipped: tuple[TensorRecord, ...],
+    notes: tuple[str, ...],
+) -> CheckpointSummary:
+    records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, stored.reason) for name, stored in tensors.items()]
+    count = sum(math.prod(stored.shape) for stored in tensors.values() if stored.dtype.is_floating_point)
+    return CheckpointSummary(
+        path=path, layout=layout, task=task, config=config, parameters=count, tensors=(*records, *skipped), notes=notes
+    )
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

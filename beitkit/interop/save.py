@@ -1,0 +1,63 @@
+"""`beitkit.save`, and checkpoints from one format into another without building the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beitkit.contracts import LoadReport
+from beitkit.errors import UserError
+from beitkit.interop.build import check_complete, shell
+from beitkit.interop.handover import Wish, plan
+from beitkit.interop.kinds import Network, TokenizerNetwork
+from beitkit.interop.native import save_native
+from beitkit.interop.read import read_checkpoint
+from beitkit.interop.stored import of_tensors
+from beitkit.interop.write import WRITERS, Format, prepare, write
+
+
+def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format = "native") -> LoadReport:
+    """Write a network so that `beitkit.load`, or other software, reads it back; the report names every tensor.
+
+    Args:
+        model: a network or, in the native format, a tokenizer.
+        path: a folder that is made if need be (native, huggingface, timm), or a `.pth` file (microsoft).
+        format: native keeps everything; microsoft is the official code's, huggingface that of transformers.
+
+    Raises:
+        UserError: if the format cannot hold the network.
+    """
+    target, file_format = Path(path), _known(format)
+    if not isinstance(model, Network):
+        if file_format != "native":
+            raise UserError(f"a tokenizer can be saved as native only, got format {file_format!r}")
+        save_native(model, target)
+        return LoadReport(source=f"{target} (native)", records=())
+    output = prepare(model.config, of_tensors(model.state_dict()), file_format)
+    write(model.config, output, target, file_format)
+    return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
+
+
+def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = False) -> LoadReport:
+    """Write a checkpoint in another format; `dry_run` only says what would become of every tensor.
+
+    Raises:
+        UserError: if the checkpoint is not understood completely, or the format cannot hold it.
+    """
+    checkpoint, file_format = read_checkpoint(Path(path)), _known(to)
+    planned = plan(checkpoint.config, checkpoint.tensors, Wish())
+    check_complete({name: tuple(tensor.shape) for name, tensor in shell(planned.config).state_dict().items()}, planned.tensors)
+    output = prepare(planned.config, planned.tensors, file_format)
+    if not dry_run:
+        write(planned.config, output, Path(out), file_format)
+    return LoadReport(
+        source=f"{path} ({checkpoint.layout}) to {out} ({file_format})",
+        records=(*output.records, *checkpoint.skipped),
+        notes=(*checkpoint.notes, *output.notes),
+    )
+
+
+def _known(name: str) -> Format:
+    for known in WRITERS:
+        if known == name:
+            return known
+    raise UserError(f"no format is called {name!r}; there are {', '.join(WRITERS)}")

@@ -1,0 +1,50 @@
+"""Accuracy against hand-made cases."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from beitkit.contracts import Batch
+from beitkit.evaluate.classification import Accuracy, collect_logits, confusion, per_class, top_k
+
+LOGITS = torch.tensor([[3.0, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]])
+LABELS = torch.tensor([0, 2, 2, 1])
+
+
+def batches() -> Iterator[Batch]:
+    """The third picture is broken and must not count."""
+    images = torch.cat((LOGITS[:2], torch.zeros(1, 3), LOGITS[2:]))
+    labels = torch.tensor([0, 2, 0, 2, 1])
+    broken = torch.tensor([-1, -1, 7, -1, -1])
+    for part in (slice(0, 3), slice(3, 5)):
+        yield {"images": images[part], "labels": labels[part], "broken": broken[part]}
+
+
+def test_top_k_by_hand() -> None:
+    assert top_k(LOGITS, LABELS, 1) == 0.5
+    assert top_k(LOGITS, LABELS, 2) == 0.75
+    assert top_k(LOGITS, LABELS, 3) == 1.0
+
+
+def test_broken_pictures_do_not_count() -> None:
+    logits, labels = collect_logits(lambda images: images, batches())
+    assert torch.equal(logits, LOGITS)
+    assert torch.equal(labels, LABELS)
+
+
+def test_the_evaluator_yields_top1_and_loss_and_no_top5_for_three_classes() -> None:
+    values = dict(Accuracy(lambda images: images, batches).run())
+    assert set(values) == {"top1", "loss"}
+    assert values["top1"] == 0.5
+    assert values["loss"] == pytest.approx(F.cross_entropy(LOGITS, LABELS).item())
+
+
+def test_confusion_and_per_class_by_hand() -> None:
+    assert confusion(LOGITS, LABELS).tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+    counts = per_class(torch.cat((LOGITS, torch.zeros(4, 1) - 9), 1), LABELS)
+    assert [count for count, _ in counts] == [1, 1, 2, 0]
+    assert [share for _, share in counts[:3]] == [1.0, 0.0, 0.5]
+    assert math.isnan(counts[3][1])

@@ -1,0 +1,97 @@
+"""Probes against brute force, and on features whose answer is known."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from beitkit.configs.model import BackboneConfig
+from beitkit.evaluate.probe import (
+    NEIGHBORS,
+    TEMPERATURE,
+    BlockFeatures,
+    block_features,
+    held_out_split,
+    linear_probe,
+    logistic,
+    nearest_neighbors,
+)
+from beitkit.nn.backbone import Backbone
+
+
+def clusters(count: int, noise: float, seed: int) -> BlockFeatures:
+    """Block 0 is noise, block 1 holds three separable clusters."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    centers = torch.eye(3, 8) * 5
+    informative = centers[labels] + noise * torch.randn(count, 8, generator=generator)
+    return BlockFeatures(torch.stack((torch.randn(count, 8, generator=generator), informative)), labels)
+
+
+def test_both_probes_choose_the_block_that_separates() -> None:
+    train, test = clusters(90, 0.3, 0), clusters(60, 0.3, 1)
+    for result in (nearest_neighbors(train, test, 3), linear_probe(train, test, 3)):
+        assert result.chosen == 1
+        assert result.test[1] == 1.0
+        assert result.test[0] < 0.6
+
+
+def test_the_test_pictures_do_not_influence_the_choice() -> None:
+    train = clusters(90, 0.3, 0)
+    swapped = clusters(60, 0.3, 1)
+    swapped = BlockFeatures(swapped.features.flip(0), swapped.labels)
+    assert nearest_neighbors(train, swapped, 3).chosen == linear_probe(train, swapped, 3).chosen == 1
+
+
+def test_neighbors_vote_like_brute_force() -> None:
+    train, test = clusters(60, 6.0, 2), clusters(25, 6.0, 3)
+    result = nearest_neighbors(train, test, 3)
+    right = 0
+    for ask, label in zip(test.features[1], test.labels, strict=True):
+        similarity = F.cosine_similarity(train.features[1], ask[None])
+        votes = [0.0, 0.0, 0.0]
+        for index in similarity.argsort(descending=True)[:NEIGHBORS].tolist():
+            votes[int(train.labels[index])] += float((similarity[index] / TEMPERATURE).exp())
+        right += votes.index(max(votes)) == int(label)
+    assert result.test[1] == pytest.approx(right / 25)
+    assert right < 25  # hard enough that a wrong vote would show
+
+
+def test_logistic_reaches_the_stationary_point() -> None:
+    train = clusters(60, 2.0, 4)
+    features, labels, penalty = train.features[1], train.labels, 1e-2
+    standardized = (features - features.mean(0)) / features.std(0)
+    # An independent solver: plain gradient descent to convergence in float64.
+    weight = torch.zeros(8, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD((weight, bias), lr=0.5)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        logits = standardized.double() @ weight + bias
+        (F.cross_entropy(logits, labels) + 0.5 * penalty * weight.square().sum()).backward()
+        optimizer.step()
+    expected = (standardized.double() @ weight + bias).argmax(1)
+    assert torch.equal(logistic(features, labels, features, 3, penalty), expected)
+
+
+def test_the_held_out_part_is_a_fifth_of_every_class() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 5 + [2] * 3)
+    kept, out = held_out_split(labels)
+    assert sorted([*kept.tolist(), *out.tolist()]) == list(range(28))
+    assert torch.bincount(labels[out], minlength=3).tolist() == [4, 1, 0]
+    tiny_kept, tiny_out = held_out_split(torch.tensor([0, 0, 1, 1]))
+    assert (len(tiny_kept), len(tiny_out)) == (2, 2)
+
+
+def test_features_are_class_token_and_mean_patch_of_raw_blocks() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig.named("nano/4", image_size=8)).eval()
+    images = torch.randn(3, 3, 8, 8)
+    batch = {"images": images, "labels": torch.tensor([0, 1, 2]), "broken": torch.tensor([-1, 4, -1])}
+    features, labels = block_features(backbone, iter([batch]), contextlib.nullcontext)
+    assert labels.tolist() == [0, 2]
+    with torch.no_grad():
+        third = backbone.intermediates(images, [2])[0]
+    expected = torch.cat((third.cls, third.patches.mean(1)), 1)[[0, 2]]
+    assert torch.allclose(features[2], expected, atol=1e-6)

@@ -1,0 +1,77 @@
+"""timm and our classifier agree on the same file, in both directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from beitkit.errors import UserError
+from beitkit.interop.load import load
+from beitkit.interop.save import save
+
+CLASSIFIERS = [
+    "classify",
+    "classify, class token",
+    "classify, absolute",
+    "classify, shared table",
+    "classify, rectangle",
+    "classify, one channel",
+]
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_timm_reads_what_we_write(name: str, network: Any, random_images: Any, timm_library: Any, tmp_path: Path) -> None:
+    ours = network(name)
+    save(ours, tmp_path / "out", format="timm")
+    theirs = timm_library.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = random_images(2, ours.config.backbone.channels, *ours.config.backbone.image_size)
+    torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_we_read_what_timm_writes(
+    name: str, network: Any, random_images: Any, timm_library: Any, tmp_path: Path, assert_same_tensors: Callable[..., None]
+) -> None:
+    first = network(name)
+    save(first, tmp_path / "out", format="timm")
+    theirs = timm_library.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(1.01)
+    save_file(theirs.state_dict(), tmp_path / "out" / "model.safetensors")
+    ours = load(tmp_path / "out")
+    assert ours.config == first.config
+    images = random_images(2, ours.config.backbone.channels, *ours.config.backbone.image_size)
+    torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
+
+
+def test_a_bare_state_dict_of_timm(network: Any, tmp_path: Path, assert_same_tensors: Callable[..., None]) -> None:
+    ours = network("classify")
+    save(ours, tmp_path / "out", format="timm")
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}, tmp_path / "model.pth")
+    for path in (tmp_path / "out" / "model.safetensors", tmp_path / "model.pth"):
+        assert_same_tensors(load(path), ours)
+
+
+def test_the_older_form_of_the_config(network: Any, tmp_path: Path) -> None:
+    ours = network("classify")
+    save(ours, tmp_path / "out", format="timm")
+    path = tmp_path / "out" / "config.json"
+    newer = json.loads(path.read_text())
+    about = newer["pretrained_cfg"]
+    path.write_text(json.dumps({"architecture": "beit_base_patch16_224", "num_features": 24, **about}))
+    assert load(tmp_path / "out").config.preprocessing == ours.config.preprocessing
+
+
+def test_only_classifiers_go_to_timm(network: Any, tmp_path: Path) -> None:
+    for name, task in (("masked", "masked-image modelling"), ("segment", "semantic segmentation")):
+        with pytest.raises(UserError, match=f"timm has BEiT for classification only.*{task}"):
+            save(network(name), tmp_path / "out", format="timm")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,154 @@
+"""The command line: help without torch, one line for a mistake, exit codes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import beitkit
+from beitkit.cli import VERBS, main
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a mistake prints."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("beitkit: ")
+    assert printed.err.count("\n") == 1, printed.err
+    return printed.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "photos", "--bach-size", "3"]])
+def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom beitkit.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([verb, "--help"])
+    assert stopped.value.code == 0
+    assert "--device" in capsys.readouterr().out
+
+
+def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in ((["--version"], beitkit.__version__), ([], "beitkit demo"), (["-h"], "beitkit pretrain")):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_a_misspelt_option_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--batch-size" in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--bach-size", "3"], capsys)
+    assert "--mask.ratio" in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--mask.ration", ".4"], capsys)
+
+
+def test_a_misspelt_verb_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean 'pretrain'" in fails(["pretrian"], capsys)
+
+
+def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    line = fails(["pretrain", "photos"], capsys)
+    assert "--tokenizer" in line
+    assert "--out" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--batch-size", "0", "--batch-size must be at least 1, got 0"),
+        ("--steps", "1.5", "--steps"),
+        ("--mask.kind", "blok", "block"),
+        ("--mask.ratio", "1.2", "mask ratio must lie between 0 and 1"),
+        ("--size", "bas", "base"),
+        ("--optim.clip", "-1", "--optim.clip must be positive"),
+    ],
+)
+def test_an_impossible_value_says_what_is_possible(
+    option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", option, value], capsys)
+
+
+def test_wrong_paths_say_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    out = tmp_path / "out"
+    assert "does not exist" in fails(["tokenizer", str(tmp_path / "none"), "--out", str(out)], capsys)
+    assert "holds no pictures" in fails(["tokenizer", str(empty), "--out", str(out)], capsys)
+    assert "holds no pictures" in fails(["tokenizer", str(tmp_path / "texts"), "--out", str(out)], capsys)
+    assert str(tmp_path / "none") in fails(["probe", str(empty), "--model", str(tmp_path / "none")], capsys)
+    assert not out.exists()
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "precious"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    line = fails(["tokenizer", str(pictures), "--out", str(out), "--image-size", "16"], capsys)
+    assert "not empty" in line
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_another_command_in_a_run_folder_is_refused(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    command = ["tokenizer", str(pictures), "--out", str(out), "--image-size", "16", "--steps", "1", "--dvae.vocabulary", "8"]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    capsys.readouterr()
+    line = fails([*command[:-3], "2", *command[-2:]], capsys)
+    assert "another command" in line
+    assert "train.steps was 1 and is now 2" in line
+    assert "choose another --out" in line
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    with pytest.raises(SystemExit) as stopped:
+        main(command)  # the same command again
+    assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_continues(pictures: Path, tmp_path: Path, number: int, code: int) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "beitkit", "tokenizer", str(pictures), "--out", str(out), "--image-size", "16",
+        "--steps", "1000000", "--batch-size", "2", "--dvae.vocabulary", "8", "--loop.log-every", "1", "--threads", "1",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == code, printed
+    assert "Traceback" not in printed
+    assert "everything is saved, the same command continues" in printed.splitlines()[-1]
+    assert list((out / "checkpoints").glob("step-*.pt"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(12):
+        Image.new("RGB", (20, 24), (index * 20, 255 - index * 20, 100)).save(folder / f"{index}.png")
+    return folder
