@@ -26,6 +26,10 @@ VERBS = {
     "finetune": verbs.FinetuneRun,
     "probe": verbs.ProbeRun,
     "evaluate": verbs.EvaluateRun,
+    "inspect": verbs.InspectRun,
+    "show-load": verbs.ShowLoadRun,
+    "convert": verbs.ConvertRun,
+    "export": verbs.ExportRun,
 }
 OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
@@ -36,6 +40,9 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit probe     labelled/ --model runs/pre                    judge the frozen features of every block
   beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them
   beitkit evaluate  labelled/ --model runs/cls                    measure it
+  beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
+  beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
+  beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
 
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
 USAGE_ERROR = 2
@@ -56,7 +63,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(f"there is no verb {verb!r}{_nearest(verb, list(VERBS))}; the verbs are {', '.join(VERBS)}")
     try:
         config = _parse(verb, arguments[1:])
-        run = importlib.import_module(f"beitkit.runs.{verb}").run
+        run = importlib.import_module(f"beitkit.runs.{verb.replace('-', '_')}").run
         run(config)
     except UserError as error:
         _fail(str(error))

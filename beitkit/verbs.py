@@ -1,17 +1,22 @@
-"""The verbs of the command line as Python functions: same names, same fields.
+"""The verbs of the command line as Python functions: same names, same options.
 
-`beitkit.pretrain("photos", tokenizer="runs/tok", out="runs/pre")` does what `beitkit pretrain photos --tokenizer runs/tok
---out runs/pre` does, and returns what the verb found out.
+`beitkit.pretrain("photos", tokenizer="runs/tok", out="runs/pre", epochs=100, lr=1e-3)` does what `beitkit pretrain photos
+--tokenizer runs/tok --out runs/pre --epochs 100 --lr 1e-3` does, and returns what the verb found out. Options with a prefix
+are given as a config: `mask=MaskConfig(ratio=0.5)` for `--mask.ratio 0.5` (see `beitkit.configs`).
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from beitkit.configs import verbs
+from beitkit.errors import UserError
 from beitkit.runs import demo as demo_run
 from beitkit.runs import evaluate as evaluate_run
 from beitkit.runs import finetune as finetune_run
@@ -19,24 +24,58 @@ from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
 from beitkit.runs import tokenizer as tokenizer_run
 
-Fields = ParamSpec("Fields")
 Config = TypeVar("Config")
 Result = TypeVar("Result")
 
 
-def _verb(name: str, config: Callable[Fields, Config], run: Callable[[Config], Result]) -> Callable[Fields, Result]:
-    @functools.wraps(run)
-    def call(*args: Fields.args, **kwargs: Fields.kwargs) -> Result:
-        return run(config(*args, **kwargs))
+class Verb(Generic[Config, Result]):
+    """A verb that is called like a function."""
 
-    call.__name__ = call.__qualname__ = name
-    call.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
-    return call
+    def __init__(self, name: str, config: type[Config], run: Callable[[Config], Result]) -> None:
+        functools.update_wrapper(self, run, assigned=("__doc__",), updated=())
+        self.__name__ = self.__qualname__ = name
+        self._config = config
+        self._run = run
+        hints = get_type_hints(config, include_extras=True)
+        self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}}
+        # Parts whose options the command line writes without a prefix.
+        self._flat = {key: hint for key, hint in hints.items() if get_origin(hint) is Annotated and verbs.Flat in get_args(hint)}
+        self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
+        self.__signature__ = self._signature()
+
+    def __call__(self, *args: Any, **options: Any) -> Result:
+        """Run the verb; wrong options and values raise `UserError`."""
+        for name in options:
+            if name not in self.__signature__.parameters:
+                close = difflib.get_close_matches(name, self.__signature__.parameters, n=1)
+                raise UserError(f"{self.__name__} has no option {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        try:
+            given = self.__signature__.bind(*args, **options).arguments
+        except TypeError as error:
+            raise UserError(f"{self.__name__}: {error}") from None
+        own = {key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()}
+        parts: dict[str, Any] = {}
+        for key in [key for key in own if key in self._home]:
+            parts.setdefault(self._home[key], {})[key] = own.pop(key)
+        config = self._config(**own)
+        return self._run(replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()}))  # type: ignore[type-var]
+
+    def _signature(self) -> inspect.Signature:
+        parameters = []
+        for key, parameter in inspect.signature(self._config).parameters.items():
+            if key not in self._flat:
+                parameters.append(parameter)
+                continue
+            parameters += [
+                parameter.replace(name=option.name, default=getattr(parameter.default, option.name), annotation=option.type)
+                for option in fields(get_args(self._flat[key])[0])
+            ]
+        return inspect.Signature(parameters)
 
 
-demo = _verb("demo", verbs.DemoRun, demo_run.run)
-tokenizer = _verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
-pretrain = _verb("pretrain", verbs.PretrainRun, pretrain_run.run)
-finetune = _verb("finetune", verbs.FinetuneRun, finetune_run.run)
-probe = _verb("probe", verbs.ProbeRun, probe_run.run)
-evaluate = _verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
+demo = Verb("demo", verbs.DemoRun, demo_run.run)
+tokenizer = Verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
+pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
+finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
+probe = Verb("probe", verbs.ProbeRun, probe_run.run)
+evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)

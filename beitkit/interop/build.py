@@ -45,6 +45,11 @@ def shell(config: NetworkConfig | TokenizerConfig) -> nn.Module:
         return KINDS[kind_of_config(config)][0](config)
 
 
+def shapes_of(config: NetworkConfig | TokenizerConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors that a network has, by our names."""
+    return {name: tuple(tensor.shape) for name, tensor in shell(config).state_dict().items()}
+
+
 def check_complete(wanted: dict[str, tuple[int, ...]], tensors: State, fresh: Collection[str] = ()) -> None:
     """Raise a `UserError` that names every tensor that is missing, too many or of another shape."""
     missing = [name for name in wanted if name not in tensors and name not in fresh]

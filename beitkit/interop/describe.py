@@ -25,8 +25,7 @@ from beitkit.configs.model import (
     SegmenterConfig,
 )
 from beitkit.errors import UserError
-from beitkit.interop.handover import numbered
-from beitkit.interop.kinds import Headless, NetworkConfig
+from beitkit.interop.kinds import Headless, NetworkConfig, numbered
 from beitkit.interop.layouts import SHARED_TABLE
 from beitkit.interop.stored import State
 from beitkit.nn.position import table_rows
@@ -96,7 +95,7 @@ def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tu
             preprocessing=preprocessing,
         )
         return segmenter, notes
-    return Headless(backbone=backbone), hints.notes
+    return Headless(backbone=backbone, preprocessing=preprocessing), notes
 
 
 def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
-from beitkit.configs.data import INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig, as_pair
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.build import shell
-from beitkit.interop.kinds import CLASS_TENSORS, OWN_TENSORS, TASKS, Headless, NetworkConfig, Task, kind_of_config
+from beitkit.interop.build import shapes_of
+from beitkit.interop.kinds import CLASS_TENSORS, OWN_TENSORS, TASKS, Headless, NetworkConfig, Task, kind_of_config, numbered
 from beitkit.interop.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.stored import State, Stored
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
@@ -52,7 +52,7 @@ def plan(found: NetworkConfig | Headless, official: State, wish: Wish) -> Plan:
     """How a file's tensors, under official names, become the wished network."""
     config = wished_config(found, wish)
     kind, before = kind_of_config(config), _kind(found)
-    wanted = {name: tuple(tensor.shape) for name, tensor in shell(config).state_dict().items()}
+    wanted = shapes_of(config)
     tensors = dict(official)
     dropped = _drop(tensors, before, kind, _has_new_classes(found, config))
     if config.backbone.relative_positions == "per_block" and SHARED_TABLE in tensors:
@@ -63,7 +63,7 @@ def plan(found: NetworkConfig | Headless, official: State, wish: Wish) -> Plan:
     fresh = tuple(
         name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, _has_new_classes(found, config))
     )
-    records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, stored.reason) for name, stored in ours.items()]
+    records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, _reason(stored)) for name, stored in ours.items()]
     records += [TensorRecord(name, "fresh", (), wanted[name], f"for {TASKS[kind]}") for name in fresh]
     return Plan(config, ours, fresh, (*records, *dropped))
 
@@ -118,11 +118,6 @@ def wished_classes(wish: Wish) -> tuple[str, ...] | None:
     return wish.classes
 
 
-def numbered(count: int) -> tuple[str, ...]:
-    """Names for classes that have none: their numbers."""
-    return tuple(str(index) for index in range(count))
-
-
 def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
     positions = "per_block" if backbone.relative_positions == "shared" else backbone.relative_positions
     return replace(backbone, relative_positions=positions, mask_token=False, final_norm=False, pretrain_init=False)
@@ -131,11 +126,10 @@ def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
 def _other_task(
     task: Task, found: NetworkConfig | Headless, backbone: BackboneConfig, classes: tuple[str, ...]
 ) -> ClassifierConfig | SegmenterConfig:
-    preprocessing: Preprocessing = INCEPTION if isinstance(found, Headless) else found.preprocessing
     if task == "classify":
-        return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=preprocessing)
+        return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
     # The official decoders are as wide as their backbones (facts 9.2).
-    return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=preprocessing)
+    return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
 
 
 def _kind(found: NetworkConfig | Headless) -> str:
@@ -194,6 +188,13 @@ def _resize(tensors: State, old: Pair, new: Pair) -> None:
 def _resized(stored: Stored, shape: tuple[int, ...], reason: str, transform: Callable[[Tensor], Tensor]) -> Stored:
     reasons = "; ".join(filter(None, (stored.reason, reason)))
     return replace(stored, shape=shape, read=lambda: transform(stored.read()), fate="resized", reason=reasons)
+
+
+def _reason(stored: Stored) -> str:
+    is_converted = stored.dtype.is_floating_point and stored.dtype != torch.float32
+    return "; ".join(
+        filter(None, (stored.reason, f"{str(stored.dtype).removeprefix('torch.')} to float32" if is_converted else ""))
+    )
 
 
 def _our_name(kind: str, official: str) -> str:

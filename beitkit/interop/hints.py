@@ -23,10 +23,11 @@ def hints_of_pickle(outside: dict[Any, Any], file_name: str) -> Hints:
     options = outside.get("args")
     given = options.attributes if isinstance(options, Inert) else {}
     meta = _typed(dict, outside.get("meta")) or {}
+    newer_meta = _typed(dict, meta.get("dataset_meta")) or {}  # mmsegmentation 1.x
     return Hints(
         config=_own_config(outside.get(OUR_NOTE), file_name),
-        classes=_names(meta.get("CLASSES")),
-        palette=_palette(meta.get("PALETTE")),
+        classes=_names(meta.get("CLASSES", newer_meta.get("classes"))),
+        palette=_palette(meta.get("PALETTE", newer_meta.get("palette"))),
         early_layer=_typed(int, given.get("early_layers")),
         layer_scale=_typed(float, given.get("layer_scale_init_value")) or None,
         is_imagenet=_typed(bool, given.get("imagenet_default_mean_and_std")),

@@ -9,10 +9,10 @@ from pathlib import Path
 from beitkit.configs.data import Preprocessing
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
+from beitkit.interop.checkpoint import Checkpoint
 from beitkit.interop.kinds import TASKS, Headless, NetworkConfig, TokenizerConfig, kind_of_config
 from beitkit.interop.read import read_checkpoint
-from beitkit.interop.stored import State
-from beitkit.interop.tokenizers import read_tokenizer
+from beitkit.interop.tokenizers import TokenizerCheckpoint, read_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,34 +74,33 @@ def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
     Raises:
         UserError: if it is neither; the message is the one that loading it as a network gives.
     """
-    target = Path(path)
+    found = read_any(Path(path))
+    stored_tensors = found.tensors.items()
+    records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, stored.reason) for name, stored in stored_tensors]
+    return CheckpointSummary(
+        path=found.path,
+        layout=found.layout,
+        task=TASKS["backbone" if isinstance(found.config, Headless) else kind_of_config(found.config)],
+        config=found.config,
+        parameters=sum(math.prod(stored.shape) for _, stored in stored_tensors if stored.dtype.is_floating_point),
+        tensors=(*records, *found.skipped),
+        notes=() if isinstance(found, TokenizerCheckpoint) else found.notes,
+    )
+
+
+def read_any(path: Path) -> Checkpoint | TokenizerCheckpoint:
+    """What a path holds, network or tokenizer, understood and not read yet.
+
+    Raises:
+        UserError: if it is neither; the message is the one that loading it as a network gives.
+    """
     try:
-        found = read_checkpoint(target)
+        return read_checkpoint(path)
     except UserError as problem:
         try:
-            tokenizer = read_tokenizer(target)
+            return read_tokenizer(path)
         except UserError:
             raise problem from None
-        task = TASKS[kind_of_config(tokenizer.config)]
-        return _summary(target, tokenizer.layout, task, tokenizer.config, tokenizer.tensors, tokenizer.skipped, ())
-    task = TASKS["backbone" if isinstance(found.config, Headless) else kind_of_config(found.config)]
-    return _summary(target, found.layout, task, found.config, found.tensors, found.skipped, found.notes)
-
-
-def _summary(
-    path: Path,
-    layout: str,
-    task: str,
-    config: NetworkConfig | TokenizerConfig | Headless,
-    tensors: State,
-    skipped: tuple[TensorRecord, ...],
-    notes: tuple[str, ...],
-) -> CheckpointSummary:
-    records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, stored.reason) for name, stored in tensors.items()]
-    count = sum(math.prod(stored.shape) for stored in tensors.values() if stored.dtype.is_floating_point)
-    return CheckpointSummary(
-        path=path, layout=layout, task=task, config=config, parameters=count, tensors=(*records, *skipped), notes=notes
-    )
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import (
     BackboneConfig,
     ClassifierConfig,
@@ -65,6 +66,12 @@ class Headless:
     """What a file without any head describes: a backbone, which needs a task before it is a network."""
 
     backbone: BackboneConfig
+    preprocessing: Preprocessing
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes that have none: their numbers."""
+    return tuple(str(index) for index in range(count))
 
 
 def kind_of_config(config: object) -> str:

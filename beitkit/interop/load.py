@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beitkit.configs.model import Pair
-from beitkit.contracts import LoadReport, Tokenizer
+from beitkit.contracts import LoadReport
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Wish, plan
@@ -54,7 +54,7 @@ def load(
     return model
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path) -> TokenizerNetwork:
     """The tokenizer of a run folder or of a file, frozen, in eval mode, on the CPU.
 
     Args:

@@ -14,7 +14,7 @@ from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, TokenizerNetwork, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
-from beitkit.train.checkpoint import write_atomically
+from beitkit.system import write_atomically
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
@@ -29,9 +29,8 @@ def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Ten
     """Write a network's config and tensors to `folder`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
-    folder.mkdir(parents=True, exist_ok=True)
     encoded = encode_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    write_atomically(folder / WEIGHTS, lambda file: file.write(encoded))
+    write_atomically(folder / WEIGHTS, encoded)
     # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
     # unless it fits.
     description = {
@@ -41,7 +40,7 @@ def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Ten
         "config": to_json(config),
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / DESCRIPTION, lambda file: file.write(text.encode()))
+    write_atomically(folder / DESCRIPTION, text.encode())
 
 
 def read_native(folder: Path) -> tuple[NetworkConfig | TokenizerConfig, State]:

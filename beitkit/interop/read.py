@@ -29,6 +29,7 @@ WEIGHT_FILES = (
 """Where a folder with a config.json keeps its weights, the preferred first."""
 WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema", "weights")
 """Keys under which training scripts file the weights, the preferred first."""
+MAX_WRAPPERS = 3  # one in another; a file whose wrapper contains itself must not keep us unwrapping
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -52,7 +53,10 @@ def _native(path: Path) -> Checkpoint:
     if not isinstance(config, NetworkConfig):
         raise UserError(f"{path} holds a tokenizer, not a network; load_tokenizer reads it")
     used, skipped = split_skipped(tensors)
-    official = to_official(used, NATIVE.tables[kind_of_config(config)])
+    try:
+        official = to_official(used, NATIVE.tables[kind_of_config(config)])
+    except UserError as problem:
+        raise UserError(f"{path} ({NATIVE.name}): {problem}") from None
     return Checkpoint(path=path, layout=NATIVE.name, config=config, tensors=official, skipped=skipped)
 
 
@@ -99,8 +103,9 @@ def read_file(path: Path) -> tuple[State, Hints]:
         return tensors, hints_of_pickle({}, path.name)
     unpickled = read_pickled(path)
     inner: Any = unpickled.root
-    while isinstance(inner, dict) and not tensors_of(inner):
-        inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), dict)), None)
+    for _ in range(MAX_WRAPPERS):
+        if isinstance(inner, dict):
+            inner = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), dict)), inner)
     tensors = unpickled.state(tensors_of(inner))
     if not tensors:
         raise UserError(f"{path} holds no weights of a network; expected a state dict, or one under {', '.join(WRAPPERS)}")

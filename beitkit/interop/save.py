@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beitkit.contracts import LoadReport
+from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.build import check_complete, shell
+from beitkit.interop.build import build, check_complete, shapes_of
 from beitkit.interop.handover import Wish, plan
+from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network, TokenizerNetwork
-from beitkit.interop.native import save_native
-from beitkit.interop.read import read_checkpoint
+from beitkit.interop.native import save_native, write_native
 from beitkit.interop.stored import of_tensors
+from beitkit.interop.tokenizers import TokenizerCheckpoint
 from beitkit.interop.write import WRITERS, Format, prepare, write
 
 
@@ -28,10 +29,10 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format 
     """
     target, file_format = Path(path), _known(format)
     if not isinstance(model, Network):
-        if file_format != "native":
-            raise UserError(f"a tokenizer can be saved as native only, got format {file_format!r}")
+        _refuse_foreign_tokenizer(file_format)
         save_native(model, target)
-        return LoadReport(source=f"{target} (native)", records=())
+        records = [TensorRecord(name, "kept", (name,), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+        return LoadReport(source=f"{target} (native)", records=tuple(records))
     output = prepare(model.config, of_tensors(model.state_dict()), file_format)
     write(model.config, output, target, file_format)
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
@@ -43,9 +44,11 @@ def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = Fa
     Raises:
         UserError: if the checkpoint is not understood completely, or the format cannot hold it.
     """
-    checkpoint, file_format = read_checkpoint(Path(path)), _known(to)
+    checkpoint, file_format = read_any(Path(path)), _known(to)
+    if isinstance(checkpoint, TokenizerCheckpoint):
+        return _convert_tokenizer(checkpoint, file_format, Path(out), dry_run)
     planned = plan(checkpoint.config, checkpoint.tensors, Wish())
-    check_complete({name: tuple(tensor.shape) for name, tensor in shell(planned.config).state_dict().items()}, planned.tensors)
+    check_complete(shapes_of(planned.config), planned.tensors)
     output = prepare(planned.config, planned.tensors, file_format)
     if not dry_run:
         write(planned.config, output, Path(out), file_format)
@@ -54,6 +57,23 @@ def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = Fa
         records=(*output.records, *checkpoint.skipped),
         notes=(*checkpoint.notes, *output.notes),
     )
+
+
+def _convert_tokenizer(checkpoint: TokenizerCheckpoint, file_format: Format, out: Path, dry_run: bool) -> LoadReport:
+    _refuse_foreign_tokenizer(file_format)
+    check_complete(shapes_of(checkpoint.config), checkpoint.tensors)
+    if not dry_run:
+        tokenizer = build(checkpoint.config, checkpoint.tensors)
+        write_native(checkpoint.config, tokenizer.state_dict(), out)
+    records = [TensorRecord(name, item.fate, item.sources, item.shape, item.reason) for name, item in checkpoint.tensors.items()]
+    return LoadReport(
+        source=f"{checkpoint.path} ({checkpoint.layout}) to {out} ({file_format})", records=(*records, *checkpoint.skipped)
+    )
+
+
+def _refuse_foreign_tokenizer(file_format: Format) -> None:
+    if file_format != "native":
+        raise UserError(f"a tokenizer can be saved as native only, got format {file_format!r}")
 
 
 def _known(name: str) -> Format:

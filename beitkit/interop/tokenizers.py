@@ -67,15 +67,16 @@ def _native(path: Path) -> TokenizerCheckpoint:
 
 def _dalle(path: Path, first: State) -> TokenizerCheckpoint:
     """DALL-E's encoder and decoder, which are two files; either one may be given."""
-    is_encoder = first["blocks.input.w"].shape[2] > 1  # the encoder starts with 7x7 pixels, the decoder with single codes
-    here, there = ("encoder", "decoder") if is_encoder else ("decoder", "encoder")
+    here, there = ("encoder", "decoder") if _is_dalle_encoder(first) else ("decoder", "encoder")
     other_path = path.with_name(path.name.replace(here, there))
     if here not in path.name or not other_path.is_file():
         raise UserError(f"{path} is DALL-E's {here}; its {there} must lie beside it as {there}{path.suffix}")
     other, _ = read_file(other_path)
-    encoder, decoder = (first, other) if is_encoder else (other, first)
-    if "blocks.input.w" not in other or "blocks.output.conv.w" not in encoder:
+    if "blocks.input.w" not in other or _is_dalle_encoder(other) == _is_dalle_encoder(first):
         raise UserError(f"{other_path} is not DALL-E's {there}")
+    encoder, decoder = (first, other) if _is_dalle_encoder(first) else (other, first)
+    if "blocks.output.conv.w" not in encoder:
+        raise UserError(f"{path} has no blocks.output.conv.w, which scores the codes; this is not the whole of DALL-E's encoder")
     config = DVAEConfig(
         geometry="dalle",
         vocabulary=encoder["blocks.output.conv.w"].shape[0],
@@ -87,6 +88,11 @@ def _dalle(path: Path, first: State) -> TokenizerCheckpoint:
     )
     tensors = to_official(encoder, DALLE_ENCODER) | to_official(decoder, DALLE_DECODER)
     return TokenizerCheckpoint(path=path, layout="DALL-E", config=config, tensors=tensors)
+
+
+def _is_dalle_encoder(tensors: State) -> bool:
+    """The encoder starts with 7x7 pixels, the decoder with single codes."""
+    return tensors["blocks.input.w"].shape[-1] > 1
 
 
 def _discrete_vae(path: Path, tensors: State) -> TokenizerCheckpoint:

@@ -73,9 +73,14 @@ class Inert:
 
     __slots__ = ("arguments", "attributes")
 
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
-        self.attributes: dict[Any, Any] = {}
+    arguments: tuple[object, ...]
+    attributes: dict[Any, Any]
+
+    def __new__(cls, *arguments: object) -> Inert:
+        """By `__new__`, because a pickle may leave out `__init__`."""
+        self = super().__new__(cls)
+        self.arguments, self.attributes = arguments, {}
+        return self
 
     def __setstate__(self, state: object) -> None:
         self.attributes = dict(state) if isinstance(state, dict) else {}

@@ -31,7 +31,7 @@ from beitkit.interop.native import write_native
 from beitkit.interop.stored import State, Stored
 from beitkit.interop.timm import refuse_for_timm, timm_config
 from beitkit.nn.position import relative_position_index
-from beitkit.train.checkpoint import write_atomically
+from beitkit.system import write_atomically
 
 Format = Literal["native", "microsoft", "huggingface", "timm"]
 Tensors = dict[str, Tensor]
@@ -120,7 +120,6 @@ def _write_microsoft(config: NetworkConfig, tensors: Tensors, path: Path) -> Non
     else:
         is_imagenet = config.preprocessing.mean == IMAGENET.mean
         content |= {"model": tensors, "args": argparse.Namespace(imagenet_default_mean_and_std=is_imagenet)}
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -141,11 +140,10 @@ def _write_timm(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
 def _write_folder(folder: Path, tensors: Tensors, texts: dict[str, str]) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file; this format is a folder, give another path")
-    folder.mkdir(parents=True, exist_ok=True)
     encoded = encode_safetensors(tensors, {"format": "pt"})
-    write_atomically(folder / "model.safetensors", lambda file: file.write(encoded))
+    write_atomically(folder / "model.safetensors", encoded)
     for name, text in texts.items():
-        write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+        write_atomically(folder / name, text.encode())
 
 
 def _as_json(content: dict[str, Any]) -> str:

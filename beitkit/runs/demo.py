@@ -128,12 +128,12 @@ def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
         size="nano",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        train=TrainConfig(steps=1000, batch_size=128, lr=3e-3),
+        train=TrainConfig(steps=3000, batch_size=32, lr=4e-3),
         machine=config.machine,
         network=NetworkConfig(drop_path=0.0, normalization="inception"),
         view=VIEW,
-        optim=OptimConfig(lr_batch=128, warmup_steps=100),
-        loop=LoopConfig(log_every=50),
+        optim=OptimConfig(lr_batch=32, warmup_steps=200),
+        loop=LoopConfig(log_every=100),
     )
 
 
@@ -146,11 +146,11 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
         out=config.out / "finetune" / f"{labels}-{start}-{seed}",
         scratch=scratch,
         labels=labels,
-        train=TrainConfig(steps=200, batch_size=64, lr=3e-3, seed=seed),
+        train=TrainConfig(steps=300, batch_size=32, lr=4e-3, seed=seed),
         machine=config.machine,
         view=VIEW,
-        optim=OptimConfig(lr_batch=64, min_lr=1e-6, warmup_steps=20, layer_decay=0.75, clip=None),
-        loop=LoopConfig(log_every=100),
+        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=0.8, clip=None),
+        loop=LoopConfig(log_every=150),
     )
 
 

@@ -23,6 +23,10 @@ from beitkit.nn.models import Classifier
 from beitkit.train.runtime import start_runtime
 
 
+REPORTED: tuple[Split, ...] = ("val", "test", "train")
+"""Which part of a split folder is measured: the first of these that is there."""
+
+
 class Evaluation(NamedTuple):
     """What was measured; accuracies are shares."""
 
@@ -43,8 +47,7 @@ def run(config: EvaluateRun) -> Evaluation:
     if not isinstance(model, Classifier):
         raise UserError(f"{config.model} holds a {type(model).__name__}, not a classifier; make one with beitkit finetune")
     splits = split_folders(config.images)
-    order: tuple[Split, ...] = ("val", "test", "train")
-    split = next((name for name in order if name in splits and "train" in splits), None)
+    split: Split | None = next((name for name in REPORTED if name in splits), None) if "train" in splits else None
     files = find_labelled(config.images, split, classes=model.config.classes)
     runtime = start_runtime(config.machine)
     model.to(runtime.device)

@@ -46,8 +46,8 @@ from beitkit.train.schedule import Plan, make_plan
 
 DEFAULT_EPOCHS = 300
 """Length of the paper's ablations; its main runs took 800 epochs of 1.28 million pictures."""
-COUNTED_PICTURES = 2048
-"""Views whose tokens are counted for the baselines of "is this normal?"."""
+COUNTED_BATCHES = 8
+"""Batches whose tokens are counted for the baselines of "is this normal?"."""
 SHOWN_PICTURES = 8
 
 
@@ -245,9 +245,9 @@ def _report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: R
 
 def _count_tokens(stream: Iterator[Batch], vocabulary: int) -> tuple[Batch, UsageStatistics]:
     """The stream's first batch, and how often each token occurs among its first pictures."""
-    first = batch = next(stream)
+    first = next(stream)
     usage = CodeUsage(vocabulary)
-    usage.update(batch["tokens"])
-    for _ in range(COUNTED_PICTURES // len(batch["tokens"])):
+    usage.update(first["tokens"])
+    for _ in range(COUNTED_BATCHES - 1):
         usage.update(next(stream)["tokens"])
     return first, usage.statistics()

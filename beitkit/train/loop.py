@@ -23,7 +23,6 @@ from beitkit.train.optim import Group, make_optimizer
 from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
 
-
 SEED_STRIDE = 0x9E3779B97F4A7C15
 """Sets the random numbers of runs with neighboring seeds far apart."""
 

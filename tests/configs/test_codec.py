@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beitkit.configs.codec import from_json, to_json
-from beitkit.configs.model import BackboneConfig, ClassifierConfig, DVAEConfig, MaskedImageModelConfig, SegmenterConfig, VQKDConfig
+from beitkit.configs.model import (
+    BackboneConfig,
+    ClassifierConfig,
+    DVAEConfig,
+    MaskedImageModelConfig,
+    SegmenterConfig,
+    VQKDConfig,
+)
 from beitkit.configs.verbs import FinetuneRun, PretrainRun
 from beitkit.errors import UserError
 

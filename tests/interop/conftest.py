@@ -116,7 +116,16 @@ class _Anything(ModuleType):
 @pytest.fixture(scope="session")
 def timm_library() -> Iterator[Any]:
     """timm, imported without torchvision, which its BEiT does not need."""
-    names = ("", ".datasets", ".models", ".models.feature_extraction", ".ops", ".ops.misc", ".transforms", ".transforms.functional")
+    names = (
+        "",
+        ".datasets",
+        ".models",
+        ".models.feature_extraction",
+        ".ops",
+        ".ops.misc",
+        ".transforms",
+        ".transforms.functional",
+    )
     stubs = {f"torchvision{name}": _Anything(f"torchvision{name}") for name in names}
     for name, stub in stubs.items():
         parent, _, child = name.rpartition(".")

@@ -14,7 +14,13 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from transformers import BeitConfig, BeitForImageClassification, BeitForMaskedImageModeling, BeitForSemanticSegmentation, BeitModel
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitForSemanticSegmentation,
+    BeitModel,
+)
 from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 
 from beitkit.configs.data import Preprocessing
@@ -132,7 +138,9 @@ def test_segmenters_from_transformers(auxiliary: bool, random_images: Any, tmp_p
 
 
 def test_their_default_eps_is_replaced_by_the_official_one(random_images: Any, tmp_path: Path) -> None:
-    theirs = randomize(BeitForImageClassification(BeitConfig(**(SIZES | {"layer_norm_eps": 1e-12}), use_relative_position_bias=True)))
+    theirs = randomize(
+        BeitForImageClassification(BeitConfig(**(SIZES | {"layer_norm_eps": 1e-12}), use_relative_position_bias=True))
+    )
     theirs.save_pretrained(tmp_path)
     ours, images = load(tmp_path), random_images(2, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs(images).logits, rtol=0, atol=1e-3)
@@ -141,7 +149,9 @@ def test_their_default_eps_is_replaced_by_the_official_one(random_images: Any, t
 
 def test_names_of_transformers_5_in_a_bare_state_dict(random_images: Any, tmp_path: Path) -> None:
     images, mask = random_images(2, 3, 64, 64), random_mask()
-    masked = randomize(BeitForMaskedImageModeling(BeitConfig(**SIZES, use_mask_token=True, use_shared_relative_position_bias=True)))
+    masked = randomize(
+        BeitForMaskedImageModeling(BeitConfig(**SIZES, use_mask_token=True, use_shared_relative_position_bias=True))
+    )
     torch.save(masked.state_dict(), tmp_path / "masked.bin")
     torch.testing.assert_close(load(tmp_path / "masked.bin")(images, mask), masked(images, mask).logits[mask], **EXACT)
     classifier = randomize(BeitForImageClassification(BeitConfig(**SIZES, use_relative_position_bias=True)))
@@ -160,11 +170,14 @@ def test_names_of_transformers_5_in_a_bare_state_dict(random_images: Any, tmp_pa
 def test_a_headless_file_becomes_a_classifier(random_images: Any, tmp_path: Path) -> None:
     theirs = randomize(BeitModel(BeitConfig(**SIZES, use_relative_position_bias=True)))
     theirs.save_pretrained(tmp_path)
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "do_center_crop": False, "size": 64}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with pytest.raises(UserError, match="without a head"):
         load(tmp_path)
     ours, images = load(tmp_path, task="classify", num_classes=3), random_images(2, 3, 64, 64)
     expected = theirs(images).last_hidden_state[:, 1:]
     torch.testing.assert_close(ours.backbone(images).patches, expected, **EXACT)
+    assert ours.config.preprocessing == Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_share=1.0)
 
 
 @pytest.mark.parametrize("weights", ["shards", "bin", "old buffers"])
@@ -184,7 +197,9 @@ def test_other_ways_to_keep_the_weights(
         state = load_file(tmp_path / "model.safetensors")
         (tmp_path / "model.safetensors").unlink()
         if weights == "old buffers":
-            state["beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"] = torch.zeros(17, 17).long()
+            state["beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"] = torch.zeros(
+                17, 17
+            ).long()
         torch.save(state, tmp_path / "pytorch_model.bin")
     assert_same_tensors(load(tmp_path), ours)
 

@@ -78,9 +78,7 @@ def test_official_golden_values() -> None:
     values = resized[:-3, 0].double().view(47, 47)
     assert float(values.sum()) == pytest.approx(6591.726489889919, rel=1e-6)
     np.testing.assert_allclose(values[0, :5], [0, 0.334126099, 0.692352659, 1.06763521, 1.45295036], atol=1e-6)
-    np.testing.assert_allclose(
-        values[23, 20:27], [4.10132822, 5.20995023, 6.0, 0, 1.0, 1.95595128, 2.73239521], atol=1e-6
-    )
+    np.testing.assert_allclose(values[23, 20:27], [4.10132822, 5.20995023, 6.0, 0, 1.0, 1.95595128, 2.73239521], atol=1e-6)
     assert float(values[-1, -1]) == pytest.approx(0, abs=1e-6)
 
 
