@@ -21,7 +21,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.configs.verbs import NetworkConfig
 
 SEEDS = (0, 1, 2)
-STEPS = {500: 400, 5000: 1500, 50000: 5000}
+STEPS = {500: 400, 5000: 1000, 50000: 5000}
 """Optimizer steps of 32 pictures by number of labels."""
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", default="nano")
-    parser.add_argument("--pretrain-steps", type=int, default=12000)
+    parser.add_argument("--pretrain-steps", type=int, default=8000)
     parser.add_argument("--labels", type=int, nargs="+", default=[500, 5000])
     arguments = parser.parse_args()
     out, images = arguments.out, arguments.images

@@ -128,7 +128,7 @@ def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
         size="nano",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        train=TrainConfig(steps=3000, batch_size=32, lr=4e-3),
+        train=TrainConfig(steps=2400, batch_size=32, lr=4e-3),
         machine=config.machine,
         network=NetworkConfig(drop_path=0.0, normalization="inception"),
         view=VIEW,
@@ -149,7 +149,7 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
         train=TrainConfig(steps=300, batch_size=32, lr=4e-3, seed=seed),
         machine=config.machine,
         view=VIEW,
-        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=0.8, clip=None),
+        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=0.8, clip=3.0),
         loop=LoopConfig(log_every=150),
     )
 
