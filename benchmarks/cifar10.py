@@ -2,7 +2,7 @@
 
     python benchmarks/cifar10.py CIFAR10_FOLDER --out runs/cifar10
 
-CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only the training pictures are used for choosing anything; the test pictures are
+CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only training pictures choose anything; the test pictures are
 measured once per run. Prints the tables of docs/results.md as Markdown. The same command continues a run that was cut.
 """
 

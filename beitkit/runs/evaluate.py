@@ -22,7 +22,6 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
 from beitkit.train.runtime import start_runtime
 
-
 REPORTED: tuple[Split, ...] = ("val", "test", "train")
 """Which part of a split folder is measured: the first of these that is there."""
 

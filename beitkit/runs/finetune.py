@@ -29,7 +29,7 @@ from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import fit
+from beitkit.train.loop import Best, fit
 from beitkit.train.optim import layered_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
@@ -110,6 +110,7 @@ def run(config: FinetuneRun) -> Result:
         checkpoints=folder.checkpoints,
         waited=waited,
         evaluators=[Accuracy(predict, val_batches)],
+        best=Best("val/top1", lambda: save_native(model, folder.best)),
     )
     logits, labels = collect_logits(predict, val_batches())
     accuracy = top_k(logits, labels, 1)

@@ -28,7 +28,7 @@ from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.health import diagnose
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import fit
+from beitkit.train.loop import Best, fit
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
@@ -88,6 +88,7 @@ def run(config: TokenizerRun) -> Path:
         checkpoints=folder.checkpoints,
         waited=waited,
         evaluators=[quality],
+        best=Best("tokenizer/psnr", lambda: save_native(objective.tokenizer, folder.best)),
     )
     tokenizer = objective.tokenizer
     values = dict(quality.run())

@@ -58,6 +58,11 @@ class RunFolder:
         return Checkpoints(self.path / "checkpoints")
 
     @property
+    def best(self) -> Path:
+        """Folder of the model that was best at an evaluation."""
+        return self.path / "checkpoints" / "best"
+
+    @property
     def broken_list(self) -> Path:
         """Where files that could not be read are listed, one JSON object a line."""
         return self.path / "broken_files.jsonl"

@@ -6,21 +6,24 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from io import TextIOBase
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
-MAX_LINE_RATE = 0.5
-"""Seconds between two updates of the progress line on a terminal."""
+SECONDS_PER_LINE = 0.5
+"""A terminal's progress line is redrawn no more often than this."""
+Item = TypeVar("Item")
 
 
 class Journal:
     """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence."""
 
-    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIOBase | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.quiet = quiet
-        self.stream = sys.stderr if stream is None else stream
+        self.stream: TextIO | TextIOBase = sys.stderr if stream is None else stream
         self.is_terminal = self.stream.isatty()
         self._line_open = False
         self._last_drawn = 0.0
@@ -63,7 +66,7 @@ class Journal:
             return
         if not self.is_terminal or is_last:
             self.say(text)
-        elif time.monotonic() - self._last_drawn > MAX_LINE_RATE:
+        elif time.monotonic() - self._last_drawn > SECONDS_PER_LINE:
             self.stream.write("\r\x1b[K" + text)
             self.stream.flush()
             self._line_open, self._last_drawn = True, time.monotonic()
@@ -75,7 +78,7 @@ class WaitMeter:
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def metered(self, stream):
+    def metered(self, stream: Iterator[Item]) -> Iterator[Item]:
         """The same stream, with its waiting time counted."""
         while True:
             start = time.perf_counter()

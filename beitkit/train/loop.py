@@ -50,6 +50,22 @@ class WeightAverage:
             self.averages[name].copy_(kept)
 
 
+class Best:
+    """The best weights so far by one metric, written whenever an evaluation beats all before it."""
+
+    def __init__(self, metric: str, write: Callable[[], object]) -> None:
+        """`metric` is an evaluation's name, larger is better; `write` stores the weights as they are when it is called."""
+        self.metric = metric
+        self.write = write
+        self.value = -math.inf
+
+    def offer(self, values: dict[str, float]) -> None:
+        """Write if this evaluation is the best."""
+        if values[self.metric] > self.value:
+            self.value = values[self.metric]
+            self.write()
+
+
 def fit(
     objective: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
@@ -63,6 +79,7 @@ def fit(
     checkpoints: Checkpoints,
     waited: WaitMeter,
     evaluators: Sequence[Evaluator] = (),
+    best: Best | None = None,
 ) -> None:
     """Train `objective` in place; afterwards it holds the finished weights (the averaged ones with `loop.ema`).
 
@@ -78,6 +95,7 @@ def fit(
         checkpoints: where the state goes; a state found there is continued.
         waited: meter inside the stream, for the share of time spent waiting for data.
         evaluators: run every `loop.evaluate_every` steps and at the end.
+        best: keeps the weights of the best evaluation.
 
     Raises:
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
@@ -93,6 +111,8 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.averages = {name: tensor.to(runtime.device) for name, tensor in state["average"].items()}
+        if best is not None:
+            best.value = state["best"]
         done, bad_steps = state["step"], state["bad_steps"]
         journal.say(f"continuing after step {done} of {plan.steps}")
     journal.rewind(done)
@@ -142,7 +162,7 @@ def fit(
                 journal.record("train", done, **values)
                 journal.progress(_line(done, plan, values), is_last=done == plan.steps)
             if evaluators and is_due(done, loop.evaluate_every, plan.steps):
-                _evaluate(objective, average, evaluators, journal, done)
+                _evaluate(objective, average, evaluators, best, journal, done)
                 window = _Window(done, waited)
             if is_due(done, loop.save_every, plan.steps) or stop.signal_number is not None:
                 checkpoints.save(
@@ -153,6 +173,7 @@ def fit(
                         "average": {} if average is None else average.averages,
                         "step": done,
                         "bad_steps": bad_steps,
+                        "best": -math.inf if best is None else best.value,
                     },
                 )
             if stop.signal_number is not None and done < plan.steps:
@@ -193,7 +214,12 @@ class _Window:
 
 
 def _evaluate(
-    objective: nn.Module, average: WeightAverage | None, evaluators: Sequence[Evaluator], journal: Journal, step: int
+    objective: nn.Module,
+    average: WeightAverage | None,
+    evaluators: Sequence[Evaluator],
+    best: Best | None,
+    journal: Journal,
+    step: int,
 ) -> None:
     objective.eval()
     values: dict[str, float] = {}
@@ -202,6 +228,8 @@ def _evaluate(
             average.swap()
         for evaluator in evaluators:
             values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+        if best is not None:
+            best.offer(values)
         if average is not None:
             average.swap()
     journal.record("evaluate", step, **values)

@@ -1,0 +1,67 @@
+"""A run folder continues the same command and refuses all else."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from beitkit.configs.train import LoopConfig, MachineConfig, TrainConfig
+from beitkit.configs.verbs import TokenizerRun
+from beitkit.errors import UserError
+from beitkit.train.folder import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TokenizerRun:
+    return TokenizerRun(Path("pictures"), out=tmp_path / "run")
+
+
+def test_a_new_folder_gets_the_whole_configuration_and_the_environment(config: TokenizerRun) -> None:
+    folder = RunFolder(config.out, "tokenizer", config)
+    written = json.loads((config.out / "config.json").read_text())
+    assert written["verb"] == "tokenizer"
+    assert written["train"]["batch_size"] == config.train.batch_size
+    assert written["dvae"]["vocabulary"] == config.dvae.vocabulary
+    assert {"torch", "python", "command", "git"} <= set(json.loads((config.out / "environment.json").read_text()))
+    assert not folder.is_finished()
+
+
+def test_what_does_not_change_the_result_may_change(config: TokenizerRun) -> None:
+    RunFolder(config.out, "tokenizer", config)
+    other = replace(config, machine=MachineConfig(threads=3, workers=2), loop=LoopConfig(log_every=1, save_every=7))
+    RunFolder(config.out, "tokenizer", other)
+
+
+def test_another_configuration_is_refused_and_nothing_is_overwritten(config: TokenizerRun) -> None:
+    RunFolder(config.out, "tokenizer", config)
+    before = (config.out / "config.json").read_bytes()
+    other = replace(config, train=TrainConfig(lr=1.0, seed=9))
+    with pytest.raises(
+        UserError, match=r"train.lr was 0.005 and is now 1.0; train.seed was 0 and is now 9.*choose another --out"
+    ):
+        RunFolder(config.out, "tokenizer", other)
+    with pytest.raises(UserError, match="verb was 'tokenizer' and is now 'probe'"):
+        RunFolder(config.out, "probe", config)
+    assert (config.out / "config.json").read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(config: TokenizerRun) -> None:
+    config.out.mkdir()
+    (config.out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        RunFolder(config.out, "tokenizer", config)
+    (config.out / "config.json").write_text("{broken")
+    with pytest.raises(UserError, match="not valid JSON"):
+        RunFolder(config.out, "tokenizer", config)
+    file = config.out / "notes.txt"
+    with pytest.raises(UserError, match="not empty"):
+        RunFolder(file, "tokenizer", config)
+
+
+def test_a_broken_file_is_listed_once(config: TokenizerRun) -> None:
+    folder = RunFolder(config.out, "tokenizer", config)
+    for name in ("a.png", "b.png", "a.png"):
+        folder.note_broken(Path(name), "truncated")
+    listed = [json.loads(line)["path"] for line in folder.broken_list.read_text().splitlines()]
+    assert listed == ["a.png", "b.png"]
