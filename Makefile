@@ -30,6 +30,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,onnx]"
+	# A referee in tests, under a stub of torchvision: with its dependencies, pip would replace the pinned PyTorch.
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@
 
 clean:

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from beitkit.configs.model import Pair
 from beitkit.data.files import FORMATS
 from beitkit.errors import UserError
 
@@ -61,11 +62,12 @@ def picture_mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
     """The picture of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenPicture: the file is no picture, damaged, cut short, or has more than `max_pixels` pixels.
+        BrokenPicture: the file is no picture, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
+            than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
     mode = picture_mode(channels)
@@ -80,6 +82,8 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Ima
                 width, height = image.size
                 if width * height > max_pixels:
                     raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+                if min(image.size) < min(smallest) or max(image.size) < max(smallest):
+                    raise BrokenPicture(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
                 image.load()
                 turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
                 plain = _plain(image, mode)
@@ -92,15 +96,6 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Ima
         raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
         raise BrokenPicture(path, _one_line(error)) from error
-
-
-def reason(path: Path) -> str:
-    """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
-    try:
-        open_picture(path, 3)
-    except BrokenPicture as error:
-        return error.reason
-    return "could be read at the second attempt"
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:

@@ -2,7 +2,7 @@
 
     dataset = PictureDataset(files, view, masker=masker, channels=3, seed=0)
     stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
-    stream = counted_broken(stream, files, limit_share=0.01, report=..., list_file=...)
+    stream = counted_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
     stream = normalized(tokenized(to_device(stream, device), tokenizer, grid), mean, std)
 
 What a sample looks like depends on (seed, epoch, picture) only, and batch i of a stream on (seed, i) only: never on the
@@ -35,7 +35,7 @@ from beitkit.configs.model import Pair
 from beitkit.contracts import Batch, Tokenizer
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
-from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode, reason
+from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode
 from beitkit.data.views import View
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
@@ -72,7 +72,9 @@ class PictureDataset:
         channels: int = 3,
         seed: int = 0,
         kind: Literal["train", "evaluate"] = "train",
+        smallest: Pair = (1, 1),
     ) -> None:
+        """`smallest` is a patch, (height, width): a picture that could not fill one counts as unreadable."""
         if not len(files):
             raise UserError(f"the list of pictures in {files.root} is empty")
         self.files = files
@@ -81,6 +83,7 @@ class PictureDataset:
         self.channels = channels
         self.seed = seed
         self.kind = kind
+        self.smallest = smallest
         self._mode = picture_mode(channels)
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
@@ -131,14 +134,22 @@ class PictureDataset:
                 return candidate, self._picture(candidate)
             except BrokenPicture:
                 continue
-        last = self.files.path((index + attempts - 1) % len(self))
-        raise UserError(f"{attempts} pictures in a row cannot be read, the last one {last}: {reason(last)}")
+        last = (index + attempts - 1) % len(self)
+        raise UserError(f"{attempts} pictures in a row cannot be read, the last one {self.files.path(last)}: {self.reason(last)}")
+
+    def reason(self, index: int) -> str:
+        """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
+        try:
+            self._picture(index)
+        except BrokenPicture as error:
+            return error.reason
+        return "could be read at the second attempt"
 
     def _picture(self, index: int) -> Image.Image:
         known = self._decoded.get(index)
         if known is not None:
             return known
-        image = open_picture(self.files.path(index), self.channels)
+        image = open_picture(self.files.path(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
         if pixels <= CACHED_PIXELS and self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
             self._decoded[index] = image
@@ -228,9 +239,13 @@ def check_grids_match(patch_grid: Pair, token_size: Pair, stride: int) -> None:
 
 
 def counted_broken(
-    stream: Iterable[Batch], files: PictureList, limit_share: float, report: Callable[[Path, str], None], list_file: Path | None
+    stream: Iterable[Batch],
+    dataset: PictureDataset,
+    limit_share: float,
+    report: Callable[[Path, str], None],
+    list_file: Path | None,
 ) -> Iterator[Batch]:
-    """The same batches; `report(path, reason)` is called once for each picture that could not be read.
+    """The same batches; `report(path, reason)` is called once for each picture of `dataset` that could not be read.
 
     Put it before `to_device`, so that looking at `broken` does not make the device wait.
 
@@ -238,6 +253,7 @@ def counted_broken(
         UserError: more than `limit_share` of the files could not be read; names `list_file`, where `report` writes them
             (None where it prints them).
     """
+    files = dataset.files
     seen: set[int] = set()
     where = "they are named above" if list_file is None else f"they are listed in {list_file}"
     for batch in stream:
@@ -245,7 +261,7 @@ def counted_broken(
             if index < 0 or index in seen:
                 continue
             seen.add(index)
-            report(files.path(index), reason(files.path(index)))
+            report(files.path(index), dataset.reason(index))
         if len(seen) > limit_share * len(files):
             raise UserError(
                 f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
@@ -293,15 +309,7 @@ def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -
 
 
 def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
-    loader = DataLoader(
-        fetch,
-        sampler=keys,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
-    )
-    iterator = _started(loader)
+    iterator = _started(fetch, keys, workers)
     failure: str | None = None
     try:
         yield from iterator
@@ -312,7 +320,7 @@ def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Gener
     finally:
         # The workers end with the last reference to the iterator. An exception's traceback is one too, so what the user
         # is told is raised after it is gone.
-        del iterator, loader
+        del iterator
     if failure is not None:
         raise UserError(
             f"a process that reads pictures stopped ({failure}); it may have run out of memory or of shared memory: "
@@ -320,13 +328,23 @@ def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Gener
         )
 
 
-def _started(loader: DataLoader[Batch | UserError]) -> Iterator[Batch | UserError]:
-    """The loader's iterator, its workers running."""
+def _started(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch | UserError]:
+    """A loader's iterator, its workers running."""
     is_main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGCHLD) if is_main else None
     with warnings.catch_warnings():
         # Python 3.12 warns about every fork of a process with threads; torch's are idle here and not used by the workers.
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
+        # More workers than cores are the user's choice; readers of slow disks want them.
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        loader = DataLoader(
+            fetch,
+            sampler=keys,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
+        )
         iterator = iter(loader)
     if is_main and previous is not None:
         # torch's handler raises wherever the main thread happens to be, in the middle of an optimizer step for instance.

@@ -52,7 +52,11 @@ def run(config: EvaluateRun) -> Evaluation:
     model.to(runtime.device)
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(
-        files, EvaluationView(preprocessing, backbone.image_size), channels=backbone.channels, kind="evaluate"
+        files,
+        EvaluationView(preprocessing, backbone.image_size),
+        channels=backbone.channels,
+        kind="evaluate",
+        smallest=backbone.patch,
     )
     broken: list[str] = []
     console = Console(stderr=True)
@@ -63,7 +67,7 @@ def run(config: EvaluateRun) -> Evaluation:
 
     def batches() -> Iterator[Batch]:
         stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
-        stream = counted_broken(stream, files, config.read.max_broken, note, None)
+        stream = counted_broken(stream, dataset, config.read.max_broken, note, None)
         return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
 
     def predict(images: torch.Tensor) -> torch.Tensor:

@@ -58,6 +58,7 @@ def run(config: FinetuneRun) -> Result:
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
         return _result_of(folder.path)
+    folder.pin(pictures=train.digest, **{"validation pictures": val.digest})
     write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
     runtime = start_runtime(config.machine)
     plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=DEFAULT_EPOCHS)
@@ -76,22 +77,30 @@ def run(config: FinetuneRun) -> Result:
 
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(
-        train, TrainView(config.view, backbone.image_size), channels=backbone.channels, seed=config.train.seed
+        train,
+        TrainView(config.view, backbone.image_size),
+        channels=backbone.channels,
+        seed=config.train.seed,
+        smallest=backbone.patch,
     )
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
         stream = training_stream(dataset, config.train.batch_size, start_batch=first, workers=config.machine.workers)
-        stream = counted_broken(stream, train, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std)
 
     evaluation = PictureDataset(
-        val, EvaluationView(preprocessing, backbone.image_size), channels=backbone.channels, kind="evaluate"
+        val,
+        EvaluationView(preprocessing, backbone.image_size),
+        channels=backbone.channels,
+        kind="evaluate",
+        smallest=backbone.patch,
     )
 
     def val_batches() -> Iterator[Batch]:
         stream = evaluation_stream(evaluation, 2 * config.train.batch_size, workers=config.machine.workers)
-        stream = counted_broken(stream, val, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = counted_broken(stream, evaluation, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
 
     def predict(images: torch.Tensor) -> torch.Tensor:

@@ -78,6 +78,7 @@ class Setup:
             masker=self.draw_mask,
             channels=self.tokenizer.channels,
             seed=self.config.train.seed,
+            smallest=self.model.backbone.patch,
         )
 
     def prepared(self, stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -95,6 +96,7 @@ def run(config: PretrainRun) -> Path:
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
         return folder.path
+    folder.pin(pictures=setup.files.digest, tokenizer=setup.tokenizer.fingerprint)
     runtime = start_runtime(config.machine)
     setup.tokenizer.to(runtime.device)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
@@ -106,7 +108,7 @@ def run(config: PretrainRun) -> Path:
 
     def batches(start: int) -> Iterator[Batch]:
         stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
-        stream = counted_broken(stream, setup.files, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
 
     fit(

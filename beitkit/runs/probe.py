@@ -65,7 +65,11 @@ def _features(
 ) -> BlockFeatures:
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(
-        files, EvaluationView(preprocessing, backbone.image_size), channels=backbone.channels, kind="evaluate"
+        files,
+        EvaluationView(preprocessing, backbone.image_size),
+        channels=backbone.channels,
+        kind="evaluate",
+        smallest=backbone.patch,
     )
     console = Console(stderr=True)
 
@@ -75,7 +79,7 @@ def _features(
             folder.note_broken(file, reason)
 
     stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
-    stream = counted_broken(stream, files, config.read.max_broken, note, None if folder is None else folder.broken_list)
+    stream = counted_broken(stream, dataset, config.read.max_broken, note, None if folder is None else folder.broken_list)
     stream = normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
     with torch.no_grad():
         return block_features(model.backbone, stream, runtime.precision)

@@ -56,6 +56,7 @@ def run(config: TokenizerRun) -> Path:
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
         return folder.path
+    folder.pin(pictures=files.digest)
     runtime = start_runtime(config.machine)
     plan = make_plan(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
@@ -65,12 +66,18 @@ def run(config: TokenizerRun) -> Path:
         f"{plan.steps} steps of {plan.pictures_per_step}, lr {plan.lr:.3g}; {runtime.describe()}"
     )
 
-    dataset = PictureDataset(files, PretrainView(config.view, size, None), channels=config.dvae.channels, seed=config.train.seed)
+    dataset = PictureDataset(
+        files,
+        PretrainView(config.view, size, None),
+        channels=config.dvae.channels,
+        seed=config.train.seed,
+        smallest=as_pair(config.dvae.stride),
+    )
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
         stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
-        stream = counted_broken(stream, files, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         stream = to_device(waited.metered(stream), runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
 
@@ -116,9 +123,7 @@ class Judge:
         count = min(JUDGED_PICTURES, len(self.files))
         chosen = [index * len(self.files) // count for index in range(count)]
         view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
-        dataset = PictureDataset(
-            self.files.subset(chosen), view, channels=self.config.dvae.channels, seed=self.config.train.seed, kind="evaluate"
-        )
+        dataset = PictureDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
         stream = to_device(evaluation_stream(dataset, self.config.train.batch_size), self.runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
 

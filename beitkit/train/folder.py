@@ -47,6 +47,23 @@ class RunFolder:
             self.write_json("config.json", wanted)
         self.write_json("environment.json", environment())
 
+    def pin(self, **inputs: str) -> None:
+        """Note digests of what the run reads, or compare them with those of its beginning.
+
+        Raises:
+            UserError: if an input is no longer what the run began with.
+        """
+        path = self.path / "inputs.json"
+        if not path.exists():
+            self.write_json(path.name, inputs)
+            return
+        for name, before in _read(path).items():
+            if inputs.get(name) != before:
+                raise UserError(
+                    f"the {name} changed since the run in {self.path} began, so it cannot be continued; "
+                    "put the old one back, or choose another --out"
+                )
+
     @property
     def journal(self) -> Path:
         """Where events are logged."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from beitkit.data.pictures import BrokenPicture, open_picture, reason, to_tensor
+from beitkit.data.pictures import BrokenPicture, open_picture, to_tensor
 from beitkit.errors import UserError
 
 
@@ -167,13 +167,6 @@ def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
     assert open_picture(path, 3).size == (20, 12)
 
 
-def test_the_reason_is_found_by_a_second_attempt(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"")
-    gradient().save(tmp_path / "b.png")
-    assert reason(tmp_path / "a.jpg").startswith("not a picture")
-    assert reason(tmp_path / "b.png") == "could be read at the second attempt"
-
-
 @pytest.mark.parametrize("channels", [0, 2, 4, 13])
 def test_other_channels_are_refused(tmp_path: Path, channels: int) -> None:
     with pytest.raises(UserError, match=f"not with {channels}"):
@@ -186,3 +179,10 @@ def test_to_tensor_keeps_every_pixel_in_place() -> None:
     assert (pixels.dtype, pixels.shape, pixels.is_contiguous()) == (torch.uint8, (3, 3, 4), True)
     for x, y in ((0, 0), (3, 1), (1, 2)):
         assert tuple(pixels[:, y, x].tolist()) == image.getpixel((x, y))
+
+
+def test_a_picture_smaller_than_a_patch_is_of_no_use(tmp_path: Path) -> None:
+    Image.new("RGB", (30, 10)).save(tmp_path / "low.png")
+    assert open_picture(tmp_path / "low.png", 3, smallest=(10, 10)).size == (30, 10)
+    with pytest.raises(BrokenPicture, match="30x10 pixels, smaller than a patch of 16x16"):
+        open_picture(tmp_path / "low.png", 3, smallest=(16, 16))

@@ -65,3 +65,11 @@ def test_a_broken_file_is_listed_once(config: TokenizerRun) -> None:
         folder.note_broken(Path(name), "truncated")
     listed = [json.loads(line)["path"] for line in folder.broken_list.read_text().splitlines()]
     assert listed == ["a.png", "b.png"]
+
+
+def test_inputs_that_changed_are_refused(config: TokenizerRun) -> None:
+    RunFolder(config.out, "tokenizer", config).pin(pictures="a", tokenizer="b")
+    again = RunFolder(config.out, "tokenizer", config)
+    again.pin(pictures="a", tokenizer="b")
+    with pytest.raises(UserError, match="the tokenizer changed since the run in .* began"):
+        again.pin(pictures="a", tokenizer="other")
