@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from beitkit.nn.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import demo, evaluate, finetune, pretrain, probe, tokenizer
+    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, show_load, tokenizer
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,10 @@ _HOME = {
     "pretrain": "verbs",
     "probe": "verbs",
     "save": "interop.save",
+    "convert": "verbs",
+    "inspect": "verbs",
+    "show_load": "verbs",
+    "export": "verbs",
     "tokenizer": "verbs",
 }
 
@@ -47,14 +51,18 @@ __all__ = [
     "Features",
     "MaskedImageModel",
     "Segmenter",
+    "convert",
     "demo",
     "evaluate",
+    "export",
     "finetune",
+    "inspect",
     "load",
     "load_tokenizer",
     "pretrain",
     "probe",
     "save",
+    "show_load",
     "tokenizer",
 ]
 

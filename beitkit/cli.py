@@ -1,6 +1,7 @@
 """The command line: verbs to functions. The only place that prints for people and exits.
 
-Nothing here imports torch until a verb runs, so `--help` and mistyped options answer at once.
+Nothing here imports torch until a verb runs, and nothing but the standard library until one is named, so the overview, `--help`
+and mistyped options answer at once.
 """
 
 from __future__ import annotations
@@ -9,28 +10,28 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import re
+import signal
 import sys
 from typing import NoReturn
 
-import tyro
-
 import beitkit
-from beitkit.configs import verbs
 from beitkit.errors import Interrupted, NumericalError, UserError
 
 VERBS = {
-    "demo": verbs.DemoRun,
-    "tokenizer": verbs.TokenizerRun,
-    "pretrain": verbs.PretrainRun,
-    "finetune": verbs.FinetuneRun,
-    "probe": verbs.ProbeRun,
-    "evaluate": verbs.EvaluateRun,
-    "inspect": verbs.InspectRun,
-    "show-load": verbs.ShowLoadRun,
-    "convert": verbs.ConvertRun,
-    "export": verbs.ExportRun,
+    "demo": "DemoRun",
+    "tokenizer": "TokenizerRun",
+    "pretrain": "PretrainRun",
+    "finetune": "FinetuneRun",
+    "probe": "ProbeRun",
+    "evaluate": "EvaluateRun",
+    "inspect": "InspectRun",
+    "show-load": "ShowLoadRun",
+    "convert": "ConvertRun",
+    "export": "ExportRun",
 }
+"""Name of a verb, and of its class in `beitkit.configs.verbs`."""
 OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
 
@@ -52,6 +53,9 @@ BOX = re.compile(r"[╭╮╰╯│─]+")
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 the run failed, 2 a mistake in the command, 128 + n stopped by signal n."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(OVERVIEW)
         sys.exit(0)
@@ -60,11 +64,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(0)
     verb = arguments[0]
     if verb not in VERBS:
-        _fail(f"there is no verb {verb!r}{_nearest(verb, list(VERBS))}; the verbs are {', '.join(VERBS)}")
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
     try:
         config = _parse(verb, arguments[1:])
-        run = importlib.import_module(f"beitkit.runs.{verb.replace('-', '_')}").run
-        run(config)
+        importlib.import_module(f"beitkit.runs.{verb.replace('-', '_')}").run(config)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except Interrupted as error:
@@ -72,36 +78,39 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except NumericalError as error:
         _fail(str(error), code=1)
     except KeyboardInterrupt:
-        _fail("stopped", code=130)
+        _fail("stopped at once; the last saved step is kept, the same command continues", code=128 + signal.SIGINT)
     except BrokenPipeError:
-        sys.exit(0)
+        # Whoever read our output is gone; the interpreter must not complain about that while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), code=1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class; torch may not be imported here
+            raise
+        _fail("the device is out of memory; lower --batch-size and raise --loop.accumulate to match, in another --out", code=1)
     sys.exit(0)
 
 
 def _parse(verb: str, arguments: list[str]):
     """The verb's config from its options; tyro's boxed complaint becomes one line."""
+    import tyro  # here, because the overview and a mistyped verb do without
+
+    from beitkit.configs import verbs
+
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(VERBS[verb], prog=f"beitkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+            return tyro.cli(
+                getattr(verbs, VERBS[verb]), prog=f"beitkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+            )
     except SystemExit as stop:
         if stop.code != USAGE_ERROR:
             raise
-    except ValueError as error:  # a config refused its values
-        raise UserError(str(error)) from None
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
     words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
     words = re.sub(r"^(Unrecognized options|Required options|Value error|Invalid choice|Parsing error) (?=\S)", "", words)
     raise UserError(f"{words.rstrip('.')}; see beitkit {verb} --help")
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

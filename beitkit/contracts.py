@@ -2,7 +2,7 @@
 
 Conventions, once: masks are bool and True means hidden; sizes are (height, width); pictures are uint8 (c, h, w) in the
 data layer, float in [0, 1] for tokenizers and normalized float for backbones; token ids are int64 in raster order; an
-ignored label is -1 in classification and 255 in a label map; the class token is never among the patches.
+ignored label in a label map is 255; the class token is never among the patches.
 
 Axis letters: b batch, c channel, h w pixels, gh gw grid, n patches (gh * gw), d width, k heads, v vocabulary, m masked.
 """

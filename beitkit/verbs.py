@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from beitkit.configs import verbs
 from beitkit.errors import UserError
+from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
 from beitkit.runs import evaluate as evaluate_run
+from beitkit.runs import export as export_run
 from beitkit.runs import finetune as finetune_run
+from beitkit.runs import inspect as inspect_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
+from beitkit.runs import show_load as show_load_run
 from beitkit.runs import tokenizer as tokenizer_run
 
 Config = TypeVar("Config")
@@ -60,9 +64,9 @@ class Verb(Generic[Config, Result]):
         config = self._config(**own)
         return self._run(replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()}))  # type: ignore[type-var]
 
-    def _signature(self) -> inspect.Signature:
+    def _signature(self) -> Signature:
         parameters = []
-        for key, parameter in inspect.signature(self._config).parameters.items():
+        for key, parameter in signature(self._config).parameters.items():
             if key not in self._flat:
                 parameters.append(parameter)
                 continue
@@ -70,7 +74,7 @@ class Verb(Generic[Config, Result]):
                 parameter.replace(name=option.name, default=getattr(parameter.default, option.name), annotation=option.type)
                 for option in fields(get_args(self._flat[key])[0])
             ]
-        return inspect.Signature(parameters)
+        return Signature(parameters)
 
 
 demo = Verb("demo", verbs.DemoRun, demo_run.run)
@@ -79,3 +83,7 @@ pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
 finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)
 evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
+inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
+show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
+convert = Verb("convert", verbs.ConvertRun, convert_run.run)
+export = Verb("export", verbs.ExportRun, export_run.run)

@@ -69,7 +69,7 @@ def main() -> None:
                     lambda labels=labels, start=start, seed=seed: beitkit.finetune(
                         images, model=out / "pre", out=out / "cls" / f"{labels}-{start}-{seed}", scratch=start == "scratch",
                         labels=labels, seed=seed, steps=STEPS[labels], batch_size=32, lr=3e-3,
-                        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=STEPS[labels] // 10, layer_decay=0.8, clip=None),
+                        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=STEPS[labels] // 10, layer_decay=1.0, clip=None),
                         loop=LoopConfig(log_every=500),
                     ),
                 )  # fmt: skip

@@ -125,7 +125,7 @@ def test_another_command_in_a_run_folder_is_refused(pictures: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_same_command_continues(pictures: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_saves_and_says_how_to_continue(pictures: Path, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "run"
     command = [
         sys.executable, "-m", "beitkit", "tokenizer", str(pictures), "--out", str(out), "--image-size", "16",

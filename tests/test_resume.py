@@ -18,9 +18,11 @@ def beitkit(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "beitkit", *map(str, arguments)]
 
 
-def run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """Run to the end; returns what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def kill_after(command: list[str], out: Path, step: int) -> None:
@@ -81,6 +83,7 @@ def test_killed_and_continued_equals_unbroken(world: Path, tmp_path: Path, verb:
     cut = tmp_path / "cut"
     # Every step is logged, so that the kill can be timed; how often is logged does not change the result.
     kill_after(beitkit(*command, "--out", cut, "--loop.log-every", 1), cut, step)
-    run(beitkit(*command, "--out", cut))
+    said = run(beitkit(*command, "--out", cut))
+    assert "continuing after step" in said
     assert (cut / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
     assert (cut / "report.html").exists()

@@ -42,6 +42,10 @@ class TokenizerRun:
     loop: LoopConfig = LoopConfig()
     read: ReadConfig = ReadConfig()
 
+    def __post_init__(self) -> None:
+        if self.optim.layer_decay not in (None, 1.0):
+            raise UserError(f"--optim.layer-decay {self.optim.layer_decay:g} has no meaning for a tokenizer; leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -105,7 +109,7 @@ class FinetuneRun:
     val: Path | None = None
     """Labelled pictures to evaluate on, when they are not in a val/ folder beside train/."""
     labels: int | None = None
-    """Train on this many labelled pictures only, the same number of every class, drawn by --seed."""
+    """Train on this many labelled pictures only, as evenly over the classes as can be, drawn by --seed."""
     compare: Path | None = None
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: float = 0.1
@@ -115,11 +119,13 @@ class FinetuneRun:
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=4e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
-    optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, layer_decay=0.65, clip=None)
+    optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, clip=None)
     loop: LoopConfig = LoopConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        if self.labels is not None and self.labels < 1:
+            raise UserError(f"--labels must be at least 1, got {self.labels}")
         if not 0 <= self.label_smoothing < 1:
             raise UserError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
 
@@ -138,7 +144,7 @@ class ProbeRun:
     out: Path | None = None
     """Where to write probe.json and report.html; nothing is written without it."""
     limit: int = 10_000
-    """At most this many training pictures, the same number of every class."""
+    """At most this many training pictures, as evenly over the classes as can be."""
     batch_size: int = 64
     """Pictures per forward pass."""
     seed: int = 0
@@ -150,6 +156,8 @@ class ProbeRun:
 
     def __post_init__(self) -> None:
         _check_batch(self.batch_size)
+        if self.limit < 1:
+            raise UserError(f"--limit must be at least 1, got {self.limit}")
 
 
 @dataclass(frozen=True)

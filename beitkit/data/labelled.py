@@ -34,15 +34,15 @@ def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[PictureLis
     return train.subset(kept), train.subset(aside)
 
 
-def few_per_class(files: PictureList, labels: int, seed: int) -> PictureList:
-    """That many pictures, as evenly over the classes as can be, drawn by `seed`.
+def few_per_class(files: PictureList, labels: int, seed: int, option: str = "--labels") -> PictureList:
+    """That many pictures, as evenly over the classes as can be, drawn by `seed`; `option` is what the user called the number.
 
     Raises:
         UserError: fewer labels than classes, or more than there are.
     """
     classes = len(files.classes)
     if not classes <= labels <= len(files):
-        raise UserError(f"--labels {labels} must lie between the {classes} classes and the {len(files)} training pictures")
+        raise UserError(f"{option} {labels} must lie between the {classes} classes and the {len(files)} training pictures")
     known = _labels(files)
     shuffled = np.array(random.Random(seed).sample(range(len(files)), len(files)))
     # Position of every picture within its class, in shuffled order: taking the smallest first takes classes in turn.

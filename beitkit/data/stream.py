@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from beitkit.configs.data import Triple
+from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch, Tokenizer
 from beitkit.data.files import PictureList
@@ -231,13 +231,6 @@ def tokenized(stream: Iterable[Batch], tokenizer: Tokenizer, patch_grid: Pair) -
         yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids.flatten(1)}
 
 
-def check_grids_match(patch_grid: Pair, token_size: Pair, stride: int) -> None:
-    """Raise a `UserError` unless a tokenizer of this stride gives one token per patch for views of `token_size` pixels."""
-    token_grid = token_size[0] // stride, token_size[1] // stride
-    if token_grid != patch_grid or token_size[0] % stride or token_size[1] % stride:
-        raise UserError(_grids_differ(patch_grid, token_grid, stride))
-
-
 def counted_broken(
     stream: Iterable[Batch],
     dataset: PictureDataset,
@@ -268,6 +261,23 @@ def counted_broken(
                 f"{where}: remove or repair them, or raise --read.max-broken"
             )
         yield batch
+
+
+def evaluation_batches(
+    dataset: PictureDataset,
+    batch_size: int,
+    *,
+    workers: int,
+    device: torch.device,
+    preprocessing: Preprocessing,
+    max_broken: float,
+    report: Callable[[Path, str], None],
+    list_file: Path | None,
+) -> Iterator[Batch]:
+    """One ordered pass of normalized batches on a device; unreadable pictures are reported, and marked in `broken`."""
+    stream = evaluation_stream(dataset, batch_size, workers=workers)
+    stream = counted_broken(stream, dataset, max_broken, report, list_file)
+    return normalized(to_device(stream, device), preprocessing.mean, preprocessing.std)
 
 
 def _grids_differ(patch_grid: Pair, token_grid: Pair, stride: int) -> str:

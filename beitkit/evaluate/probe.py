@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from beitkit.contracts import Batch
+from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
 NEIGHBORS = 20
@@ -88,6 +89,8 @@ def held_out_split(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " kept"], Int
     is_out = position % HELD_OUT == HELD_OUT - 1
     if not is_out.any():  # fewer than five pictures of every class: the second of each chooses
         is_out = position == 1
+    if not is_out.any():
+        raise UserError("every class has only one training picture; two are needed, so that one can choose the block")
     return (~is_out).nonzero().squeeze(1), is_out.nonzero().squeeze(1)
 
 

@@ -17,7 +17,7 @@ class TokenizerQuality:
     name = "tokenizer"
 
     def __init__(self, tokenizer: Tokenizer, batches: Callable[[], Iterable[Batch]]) -> None:
-        """`batches()` makes one pass over batches with `images` in [0, 1], on the tokenizer's device."""
+        """`batches()` makes one pass over batches with `images` in [0, 1] and `broken`, on the tokenizer's device."""
         self.tokenizer = tokenizer
         self.batches = batches
         self.usage = CodeUsage(tokenizer.vocabulary)
@@ -31,7 +31,9 @@ class TokenizerQuality:
         self.usage = CodeUsage(self.tokenizer.vocabulary)
         squared_error, num_values = 0.0, 0
         for batch in self.batches():
-            images = batch["images"]
+            images = batch["images"][batch["broken"] < 0]
+            if not len(images):
+                continue
             ids = self.tokenizer.encode(images)
             self.usage.update(ids)
             squared_error += float((self.tokenizer.decode(ids) - images).square().sum(dtype=torch.float64))

@@ -44,7 +44,9 @@ class Reconstruct(nn.Module):
         temperature = anneal(self.config.temperature, progress, self.config.temperature_share)
         kl_weight = anneal(self.config.kl_weight, progress, self.config.kl_share)
         features = tokenizer.features(images)
-        if self.training:
+        # A step that is not finite is not applied by the loop; nothing of it may stay in the codes and counters either.
+        is_sound = self.training and bool(features.detach().isfinite().all())
+        if is_sound:
             self._tend_codes(features.detach(), progress)
         logits = tokenizer.code_layer(features).float()  # (b, v, gh, gw)
         output = tokenizer.decode_relaxed(gumbel_softmax(logits, temperature)).float()
@@ -59,7 +61,7 @@ class Reconstruct(nn.Module):
 
         with torch.no_grad():
             ids = logits.argmax(1)
-            if self.training:
+            if is_sound:
                 error = (tokenizer.pixels(output) - images).square().mean(1, keepdim=True)
                 self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0])
             usage = CodeUsage(tokenizer.vocabulary)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from beitkit.configs.verbs import EvaluateRun
-from beitkit.contracts import Batch
-from beitkit.data.files import Split, find_labelled, split_folders
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_stream, normalized, to_device
+from beitkit.data.files import PictureList, Split, find_labelled, split_folders
+from beitkit.data.stream import PictureDataset, evaluation_batches
 from beitkit.data.views import EvaluationView
 from beitkit.errors import UserError
 from beitkit.evaluate.classification import collect_logits, per_class, top_k
@@ -45,9 +45,7 @@ def run(config: EvaluateRun) -> Evaluation:
     model = load(config.model)
     if not isinstance(model, Classifier):
         raise UserError(f"{config.model} holds a {type(model).__name__}, not a classifier; make one with beitkit finetune")
-    splits = split_folders(config.images)
-    split: Split | None = next((name for name in REPORTED if name in splits), None) if "train" in splits else None
-    files = find_labelled(config.images, split, classes=model.config.classes)
+    files, where = _pictures(config, model.config.classes)
     runtime = start_runtime(config.machine)
     model.to(runtime.device)
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
@@ -59,22 +57,27 @@ def run(config: EvaluateRun) -> Evaluation:
         smallest=backbone.patch,
     )
     broken: list[str] = []
-    console = Console(stderr=True)
 
-    def note(file, reason: str) -> None:
+    def note(file: Path, reason: str) -> None:
         broken.append(str(file))
-        console.print(f"skipped {file}: {reason}", highlight=False, markup=False)
+        print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    def batches() -> Iterator[Batch]:
-        stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
-        stream = counted_broken(stream, dataset, config.read.max_broken, note, None)
-        return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
+    stream = evaluation_batches(
+        dataset,
+        config.batch_size,
+        workers=config.machine.workers,
+        device=runtime.device,
+        preprocessing=preprocessing,
+        max_broken=config.read.max_broken,
+        report=note,
+        list_file=None,
+    )
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         with runtime.precision():
             return model(images)
 
-    logits, labels = collect_logits(predict, batches())
+    logits, labels = collect_logits(predict, stream)
     result = Evaluation(
         pictures=len(labels),
         top1=top_k(logits, labels, 1),
@@ -86,7 +89,7 @@ def run(config: EvaluateRun) -> Evaluation:
     if config.json:
         print(json.dumps(_jsonable(result)))
     else:
-        _print(result, split, config)
+        _print(result, where)
     return result
 
 
@@ -95,13 +98,33 @@ def _jsonable(result: Evaluation) -> dict[str, Any]:
     return result._asdict() | {"classes": classes}
 
 
-def _print(result: Evaluation, split: Split | None, config: EvaluateRun) -> None:
+def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureList, str]:
+    """What to measure, and its name: never pictures the model was trained on without saying so."""
+    splits = split_folders(config.images)
+    if "train" in splits:
+        split: Split = next(name for name in REPORTED if name in splits)
+        files = find_labelled(config.images, split, classes=classes)
+        return files, f"{splits[split]}" + (" (training pictures)" if split == "train" else "")
+    aside = config.model / "val.csv"
+    if config.images.is_dir() and aside.exists() and _trained_on(config):
+        return find_labelled(aside, classes=classes), f"the part of {config.images} that was set aside for validation"
+    return find_labelled(config.images, classes=classes), str(config.images)
+
+
+def _trained_on(config: EvaluateRun) -> bool:
+    """Whether the model's run was given this very folder, and set a part of it aside."""
+    try:
+        run = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
+        return run["val"] is None and Path(run["images"]).resolve() == config.images.resolve()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _print(result: Evaluation, where: str) -> None:
     table = Table("class", "pictures", "named right", box=None)
     for name, (count, share) in result.classes.items():
         table.add_row(name, str(count), f"{share:.1%}" if count else "-")
-    console = Console(highlight=False)
-    console.print(table, markup=False)
+    Console(highlight=False, markup=False).print(table)
     top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
-    where = f" ({split}/)" if split else ""
     skipped = f", {result.broken} unreadable left out" if result.broken else ""
-    print(f"{config.images}{where}: top-1 {result.top1:.1%}{top5}, loss {result.loss:.4f} on {result.pictures} pictures{skipped}")
+    print(f"{where}: top-1 {result.top1:.1%}{top5}, loss {result.loss:.4f} on {result.pictures} pictures{skipped}")

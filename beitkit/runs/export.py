@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beitkit import export
+from beitkit import programs
 from beitkit.configs.verbs import ExportRun
 from beitkit.errors import UserError
 from beitkit.interop.load import load
@@ -17,7 +17,7 @@ def run(config: ExportRun) -> Path:
         raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
     model = load(config.model, image_size=config.image_size)
     if config.format in ("onnx", "torch"):
-        difference = export.export(model, config.out, format=config.format)
+        difference = programs.export(model, config.out, format=config.format)
         print(f"written: {config.out}; its outputs differ from the network's by at most {difference:.1e}")
     else:
         print(save(model, config.out, format=config.format).summary())

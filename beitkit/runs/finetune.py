@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import as_csv, few_per_class, train_and_val
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_stream, normalized, to_device, training_stream
+from beitkit.data.stream import PictureDataset, counted_broken, evaluation_batches, normalized, to_device, training_stream
 from beitkit.data.views import EvaluationView, TrainView
 from beitkit.errors import UserError
 from beitkit.evaluate.classification import Accuracy, collect_logits, per_class, top_k
@@ -27,6 +28,7 @@ from beitkit.report.journal import read_journal
 from beitkit.report.normal import finetuning_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.system import write_atomically
+from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
@@ -35,6 +37,8 @@ from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
 
 DEFAULT_EPOCHS = 100
+PRETRAINED_LAYER_DECAY = 0.65
+"""The paper's, for the base size (arXiv 2106.08254, table 13)."""
 
 
 class Result(NamedTuple):
@@ -52,27 +56,35 @@ def run(config: FinetuneRun) -> Result:
         train = few_per_class(train, config.labels, config.train.seed)
     model = load(config.model, task="classify", classes=train.classes, drop_path=config.drop_path)
     assert isinstance(model, Classifier)
-    compared = None if config.compare is None else _result_of(config.compare)
+    compared = None if config.compare is None else _result_of(config.compare, val.digest)
     folder = RunFolder(config.out, "finetune", config)
     journal = Journal(folder.journal)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished")
-        return _result_of(folder.path)
-    folder.pin(pictures=train.digest, **{"validation pictures": val.digest})
+        return _result_of(folder.path, val.digest)
+    folder.pin(
+        pictures=train.digest,
+        **{"validation pictures": val.digest, "model": digest_of(model.config, model.backbone.state_dict())},
+    )
     write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
     runtime = start_runtime(config.machine)
-    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=DEFAULT_EPOCHS)
+    if config.optim.layer_decay is None:
+        # Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly.
+        optim = replace(config.optim, layer_decay=1.0 if config.scratch else PRETRAINED_LAYER_DECAY)
+    else:
+        optim = config.optim
+    plan = make_plan(config.train, config.loop, optim, len(train), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     if config.scratch:
         model = Classifier(model.config)
-    else:
-        model.reset_head()
+    elif _has_fresh_head(model):
+        model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing).to(runtime.device)
     start = "from scratch" if config.scratch else f"from {config.model}"
     journal.say(
         f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
         f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
-        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}"
+        f"layer decay {optim.layer_decay:g}; {runtime.describe()}"
     )
 
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
@@ -99,9 +111,16 @@ def run(config: FinetuneRun) -> Result:
     )
 
     def val_batches() -> Iterator[Batch]:
-        stream = evaluation_stream(evaluation, 2 * config.train.batch_size, workers=config.machine.workers)
-        stream = counted_broken(stream, evaluation, config.read.max_broken, folder.note_broken, folder.broken_list)
-        return normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
+        return evaluation_batches(
+            evaluation,
+            2 * config.train.batch_size,
+            workers=config.machine.workers,
+            device=runtime.device,
+            preprocessing=preprocessing,
+            max_broken=config.read.max_broken,
+            report=folder.note_broken,
+            list_file=folder.broken_list,
+        )
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         with runtime.precision():
@@ -110,10 +129,10 @@ def run(config: FinetuneRun) -> Result:
     fit(
         objective,
         batches,
-        layered_groups(model, model, config.optim),
+        layered_groups(model, model, optim),
         plan=plan,
         loop=config.loop,
-        optim=config.optim,
+        optim=optim,
         runtime=runtime,
         journal=journal,
         checkpoints=folder.checkpoints,
@@ -123,20 +142,32 @@ def run(config: FinetuneRun) -> Result:
     )
     logits, labels = collect_logits(predict, val_batches())
     accuracy = top_k(logits, labels, 1)
-    folder.write_json("result.json", {"top1": accuracy, "pictures": len(labels), "labels": len(train), "scratch": config.scratch})
+    result = {"top1": accuracy, "pictures": len(labels), "labels": len(train), "scratch": config.scratch}
+    folder.write_json("result.json", result | {"val_digest": val.digest})
     _report(folder, config, model, train, per_class(logits, labels), accuracy, compared, runtime)
     save_native(model.cpu(), folder.path)
     journal.say(f"accuracy {accuracy:.1%} on {len(labels)} pictures")
-    journal.say(f"done: {folder.path} (report.html shows it). Next: beitkit evaluate LABELLED --model {folder.path}")
+    journal.say(f"done: {folder.path} (report.html shows it). Next: beitkit evaluate {config.images} --model {folder.path}")
     return Result(folder.path, accuracy)
 
 
-def _result_of(folder: Path) -> Result:
+def _has_fresh_head(model: Classifier) -> bool:
+    """Whether the head is new, because the checkpoint had none or one for other classes."""
+    assert model.load_report is not None
+    return any(record.name == "head.weight" and record.fate == "fresh" for record in model.load_report.records)
+
+
+def _result_of(folder: Path, val_digest: str) -> Result:
+    """What a finished run found out, on the same validation pictures."""
     path = folder / "result.json"
     try:
-        return Result(folder, float(json.loads(path.read_text(encoding="utf-8"))["top1"]))
+        result = json.loads(path.read_text(encoding="utf-8"))
+        accuracy, measured_on = float(result["top1"]), result["val_digest"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
+    if measured_on != val_digest:
+        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+    return Result(folder, accuracy)
 
 
 def _report(
@@ -159,6 +190,7 @@ def _report(
             ("Network", f"width {backbone.width}, {backbone.depth} blocks, {backbone.image_size[0]} pixels"),
             ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
             ("Device", runtime.describe()),
+            *folder.broken_facts(),
         ]
     )
     if compared is not None:
@@ -205,10 +237,10 @@ def _report(
         "Share of pictures named right.",
     )
     report.section("Classes")
-    report.table(
-        ["class", "pictures", "named right"],
-        [[name, f"{count:,}", f"{share:.1%}"] for name, (count, share) in zip(train.classes, classes, strict=True)],
-        "Validation pictures of each class.",
-    )
+    rows = [
+        [name, f"{count:,}", f"{share:.1%}" if count else "-"]
+        for name, (count, share) in zip(train.classes, classes, strict=True)
+    ]
+    report.table(["class", "pictures", "named right"], rows, "Validation pictures of each class.")
     pace_figures(report, events)
     report.write(folder.path / "report.html")

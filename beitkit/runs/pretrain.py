@@ -18,6 +18,7 @@ from beitkit.data.masking import Masker, masker
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
+    evaluation_stream,
     normalized,
     to_device,
     tokenized,
@@ -25,6 +26,7 @@ from beitkit.data.stream import (
 )
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
+from beitkit.evaluate.masked import MaskedAccuracy
 from beitkit.evaluate.reconstruction import EXPLANATION, reconstruction_columns
 from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load, load_tokenizer
@@ -39,7 +41,7 @@ from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import fit
+from beitkit.train.loop import Best, fit
 from beitkit.train.optim import layered_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import Plan, make_plan
@@ -48,6 +50,8 @@ DEFAULT_EPOCHS = 300
 """Length of the paper's ablations; its main runs took 800 epochs of 1.28 million pictures."""
 COUNTED_BATCHES = 8
 """Batches whose tokens are counted for the baselines of "is this normal?"."""
+JUDGED_PICTURES = 512
+"""Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
 SHOWN_PICTURES = 8
 
 
@@ -81,6 +85,21 @@ class Setup:
             smallest=self.model.backbone.patch,
         )
 
+    def fixed(self) -> PictureDataset:
+        """Some of the pictures, evenly spread, each always in the same view and under the same mask."""
+        count = min(JUDGED_PICTURES, len(self.files))
+        chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
+        dataset = self.dataset()
+        return PictureDataset(
+            chosen,
+            dataset.view,
+            masker=self.draw_mask,
+            channels=dataset.channels,
+            seed=self.config.train.seed,
+            kind="evaluate",
+            smallest=dataset.smallest,
+        )
+
     def prepared(self, stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         """Batches ready for the objective."""
         statistics = self.model.preprocessing
@@ -103,13 +122,20 @@ def run(config: PretrainRun) -> Path:
     torch.manual_seed(config.train.seed)
     objective = MaskedTokens(MaskedImageModel(setup.model)).to(runtime.device)
     journal.say(_announcement(setup, objective.model, plan, runtime))
-    dataset = setup.dataset()
+    dataset, fixed = setup.dataset(), setup.fixed()
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
         stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
+
+    def fixed_batches() -> Iterator[Batch]:
+        return setup.prepared(evaluation_stream(fixed, config.train.batch_size, workers=0), runtime.device)
+
+    def predict(images: Tensor, mask: Tensor) -> Tensor:
+        with runtime.precision():
+            return objective.model(images, mask)
 
     fit(
         objective,
@@ -122,6 +148,8 @@ def run(config: PretrainRun) -> Path:
         journal=journal,
         checkpoints=folder.checkpoints,
         waited=waited,
+        evaluators=[MaskedAccuracy(predict, fixed_batches)],
+        best=Best("fixed/accuracy", lambda: save_native(objective.model, folder.best)),
     )
     _report(folder, setup, objective.model, runtime)
     save_native(objective.model.cpu(), folder.path)
@@ -198,6 +226,7 @@ def _report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: R
             ("Mask", f"{draw_mask.count} of {patches} patches, {config.mask.kind}"),
             ("Pictures", f"{len(files):,}, no labels used"),
             ("Device", runtime.describe()),
+            *folder.broken_facts(),
         ]
     )
     report.section("Is this normal?")

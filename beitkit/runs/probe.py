@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from beitkit.configs.verbs import ProbeRun
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import few_per_class, train_and_val
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_stream, normalized, to_device
+from beitkit.data.stream import PictureDataset, evaluation_batches
 from beitkit.data.views import EvaluationView
 from beitkit.errors import UserError
 from beitkit.evaluate.probe import BlockFeatures, ProbeResult, block_features, linear_probe, nearest_neighbors
@@ -42,7 +43,7 @@ def run(config: ProbeRun) -> Probe:
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
     train, test = train_and_val(config.images, config.val, config.seed)
     if len(train) > config.limit:
-        train = few_per_class(train, config.limit, config.seed)
+        train = few_per_class(train, config.limit, config.seed, option="--limit")
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.machine)
     model.to(runtime.device)
@@ -71,16 +72,20 @@ def _features(
         kind="evaluate",
         smallest=backbone.patch,
     )
-    console = Console(stderr=True)
 
     def note(file: Path, reason: str) -> None:
-        console.print(f"skipped {file}: {reason}", highlight=False, markup=False)
-        if folder is not None:
-            folder.note_broken(file, reason)
+        print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    stream = evaluation_stream(dataset, config.batch_size, workers=config.machine.workers)
-    stream = counted_broken(stream, dataset, config.read.max_broken, note, None if folder is None else folder.broken_list)
-    stream = normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
+    stream = evaluation_batches(
+        dataset,
+        config.batch_size,
+        workers=config.machine.workers,
+        device=runtime.device,
+        preprocessing=preprocessing,
+        max_broken=config.read.max_broken,
+        report=note if folder is None else folder.note_broken,
+        list_file=None if folder is None else folder.broken_list,
+    )
     with torch.no_grad():
         return block_features(model.backbone, stream, runtime.precision)
 

@@ -13,7 +13,7 @@ from beitkit.configs.model import as_pair
 from beitkit.configs.verbs import TokenizerRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_stream, normalized, to_device, training_stream
+from beitkit.data.stream import PictureDataset, counted_broken, evaluation_batches, normalized, to_device, training_stream
 from beitkit.data.views import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluate.tokens import TokenizerQuality
@@ -81,7 +81,7 @@ def run(config: TokenizerRun) -> Path:
         stream = to_device(waited.metered(stream), runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
 
-    judge = Judge(config, files, runtime)
+    judge = Judge(config, files, runtime, folder)
     quality = TokenizerQuality(objective.tokenizer, judge.batches)
     fit(
         objective,
@@ -117,6 +117,7 @@ class Judge:
     config: TokenizerRun
     files: PictureList
     runtime: Runtime
+    folder: RunFolder
 
     def batches(self) -> Iterator[Batch]:
         """One pass."""
@@ -124,8 +125,16 @@ class Judge:
         chosen = [index * len(self.files) // count for index in range(count)]
         view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
         dataset = PictureDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
-        stream = to_device(evaluation_stream(dataset, self.config.train.batch_size), self.runtime.device)
-        return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
+        return evaluation_batches(
+            dataset,
+            self.config.train.batch_size,
+            workers=0,
+            device=self.runtime.device,
+            preprocessing=UNIT_RANGE,
+            max_broken=self.config.read.max_broken,
+            report=self.folder.note_broken,
+            list_file=self.folder.broken_list,
+        )
 
 
 @torch.no_grad()
@@ -140,6 +149,7 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
             ("Codes", f"{config.vocabulary:,}, one for {config.stride}x{config.stride} pixels"),
             ("Pictures", f"{len(judge.files):,}"),
             ("Device", judge.runtime.describe()),
+            *folder.broken_facts(),
         ]
     )
     report.section("Is this normal?")
@@ -154,7 +164,8 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
     report.normal_lines([*lines, *normal_training(events)])
 
     report.section("What the tokens keep", "Each picture becomes a grid of tokens, and is decoded again from these alone.")
-    images = next(iter(judge.batches()))["images"][:SHOWN_PICTURES]
+    batch = next(judge.batches())
+    images = batch["images"][batch["broken"] < 0][:SHOWN_PICTURES]
     ids = tokenizer.encode(images)
     report.pictures(
         {

@@ -5,6 +5,7 @@ The same command in the same folder continues the run; another command there is 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -22,30 +23,46 @@ from beitkit.errors import UserError
 from beitkit.system import write_atomically
 from beitkit.train.checkpoint import Checkpoints
 
-NOT_PART_OF_A_RUN = ("out", "machine.threads", "machine.workers", "loop.log_every", "loop.save_every", "compare")
-"""Fields that a continued run may change: they do not change what comes out."""
+NOT_PART_OF_A_RUN = (
+    "out",
+    "machine.threads",
+    "machine.workers",
+    "loop.log_every",
+    "loop.save_every",
+    "read.max_broken",
+    "compare",
+    "json",
+)
+"""Fields that a continued run may change: they do not change what comes out (threads: but for rounding)."""
+
+
+LOCK = ".lock"
 
 
 class RunFolder:
-    """The folder of one run; made on first use, checked on every other."""
+    """The folder of one run; made on first use, checked on every other, and locked while the process lives."""
 
     def __init__(self, path: Path, verb: str, config: Any) -> None:
         """Make the folder or open it to continue.
 
         Raises:
-            UserError: if another command's run is there, or files that are no run.
+            UserError: if another command's run is there, or files that are no run, or the folder cannot be made, or another
+                process is writing to it.
         """
         self.path = path
         wanted = {"verb": verb, **to_json(config)}
         recorded = path / "config.json"
         if recorded.exists():
             _refuse_other(path, _read(recorded), wanted)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(not _is_leftover(entry) for entry in path.iterdir())):
             raise UserError(f"--out {path} is not empty and holds no run; choose another --out, or empty it yourself")
-        else:
+        try:
             path.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(path)
             self.write_json("config.json", wanted)
-        self.write_json("environment.json", environment())
+            self._record_start()
+        except (NotADirectoryError, FileExistsError, PermissionError) as error:
+            raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
 
     def pin(self, **inputs: str) -> None:
         """Note digests of what the run reads, or compare them with those of its beginning.
@@ -90,16 +107,35 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a file of the folder, whole or not at all."""
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.path / name, text.encode())
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def note_broken(self, file: Path, reason: str) -> None:
-        """Add a file to the list of those that could not be read, once."""
+        """Add a file to the list of those that could not be read, and say so, once."""
         line = json.dumps({"path": str(file), "reason": reason}) + "\n"
-        if self.broken_list.exists() and line in self.broken_list.read_text(encoding="utf-8"):
+        if line in self._broken_lines():
             return
+        print(f"skipped {file}: {reason}", file=sys.stderr)
         with self.broken_list.open("a", encoding="utf-8") as listing:
             listing.write(line)
+
+    def broken_facts(self) -> list[tuple[str, str]]:
+        """For the head of a report: how many files could not be read, if any."""
+        count = len(self._broken_lines())
+        return [("Unreadable files", f"{count:,}, listed in {self.broken_list.name}")] if count else []
+
+    def _broken_lines(self) -> list[str]:
+        return self.broken_list.read_text(encoding="utf-8").splitlines(keepends=True) if self.broken_list.exists() else []
+
+    def _record_start(self) -> None:
+        """Keep the environment of the first start, and of each that continued the run."""
+        if self.is_finished():
+            return
+        path = self.path / "environment.json"
+        first = _read(path) if path.exists() else None
+        if first is None:
+            self.write_json(path.name, environment())
+        else:
+            self.write_json(path.name, first | {"continued": [*first.get("continued", []), environment()]})
 
 
 def environment() -> dict[str, Any]:
@@ -130,6 +166,23 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def _is_leftover(entry: Path) -> bool:
+    """Whether a file is what a start that was killed at once leaves behind."""
+    return entry.name == LOCK or entry.suffix == ".tmp"
+
+
+def _locked(path: Path) -> int:
+    """A lock that ends with this process, so that two starts of one command do not write over each other."""
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(lock, False)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise UserError(f"another process is writing to --out {path}; wait for it, or choose another --out") from None
+    return lock
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
@@ -52,24 +54,38 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        if self.quiet:
-            return
         if self._line_open:
-            self.stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
             self._line_open = False
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        self._write(text + "\n")
 
     def progress(self, text: str, *, is_last: bool) -> None:
         """Print a line that the next one replaces; off a terminal, a plain line."""
-        if self.quiet:
-            return
         if not self.is_terminal or is_last:
             self.say(text)
         elif time.monotonic() - self._last_drawn > SECONDS_PER_LINE:
-            self.stream.write("\r\x1b[K" + text)
-            self.stream.flush()
+            # A line that wraps could not be erased again.
+            self._write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
             self._line_open, self._last_drawn = True, time.monotonic()
+
+    @contextmanager
+    def open_line(self) -> Iterator[None]:
+        """Whatever ends the work inside, the progress line is ended before anybody else writes."""
+        try:
+            yield
+        finally:
+            if self._line_open:
+                self._write("\n")
+                self._line_open = False
+
+    def _write(self, text: str) -> None:
+        if self.quiet:
+            return
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            self.quiet = True  # nobody listens any more; the work goes on
 
 
 class WaitMeter:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError
+from beitkit.contracts import Batch, Evaluator, Loss
+from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.optim import Group, make_optimizer
@@ -107,8 +108,11 @@ def fit(
     done = bad_steps = 0
     state = checkpoints.restore()
     if state is not None:
-        objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
+        try:
+            objective.load_state_dict(state["objective"])
+            optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError):
+            raise UserError(f"{checkpoints.folder} holds the state of another network; choose another --out") from None
         if average is not None:
             average.averages = {name: tensor.to(runtime.device) for name, tensor in state["average"].items()}
         if best is not None:
@@ -120,11 +124,12 @@ def fit(
     stream = batches(done * loop.accumulate)
     window = _Window(done, waited)
     objective.train()
-    with StopRequest().listening() as stop:
+    with StopRequest().listening() as stop, journal.open_line():
         while done < plan.steps:
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at(done) * group["lr_scale"]
 
+            losses = []
             for part in range(loop.accumulate):
                 batch = next(stream)
                 # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
@@ -132,50 +137,54 @@ def fit(
                 with runtime.precision():
                     loss = objective(batch, done / plan.steps)
                 (loss.total / loop.accumulate).backward()
-                window.add(loss.total, loss.parts)
-            grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if optim.clip is None else optim.clip, foreach=True)
+                losses.append(loss)
+            total = torch.stack([loss.total.detach() for loss in losses]).mean().item()
+            limit = math.inf if optim.clip is None else optim.clip
+            grad_norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True).item()
 
-            if math.isfinite(grad_norm.item()) and math.isfinite(window.last_total.item()):
+            if math.isfinite(total) and math.isfinite(grad_norm):
                 optimizer.step()
                 bad_steps = 0
+                window.add(losses)
                 if average is not None:
                     average.update()
             else:
                 bad_steps += 1
-                sentence = (
-                    f"step {done + 1} was not applied: loss {window.last_total.item():g}, gradient norm {grad_norm.item():g}"
-                )
+                sentence = f"step {done + 1} was not applied: loss {total:g}, gradient norm {grad_norm:g}"
                 journal.record("note", done + 1, text=sentence)
                 journal.say(sentence)
                 if bad_steps >= loop.max_bad_steps:
                     raise NumericalError(
-                        f"{bad_steps} steps in a row were not finite, the last was step {done + 1}; "
-                        "try a lower --lr, a smaller --optim.clip, or --precision float32"
+                        f"{bad_steps} steps in a row were not finite, the last was step {done + 1}; start again in another --out "
+                        "with a lower --lr, a smaller --optim.clip, or --precision float32"
                     )
             optimizer.zero_grad(set_to_none=True)
             done += 1
 
             if is_due(done, loop.log_every, plan.steps):
                 values = window.close(done)
-                values.update(lr=plan.lr_at(done - 1), grad_norm=grad_norm.item(), epoch=done / plan.steps_per_epoch)
+                values.update(lr=plan.lr_at(done - 1), grad_norm=grad_norm, epoch=done / plan.steps_per_epoch)
                 values["images_per_second"] = values.pop("steps_per_second") * plan.pictures_per_step
                 journal.record("train", done, **values)
                 journal.progress(_line(done, plan, values), is_last=done == plan.steps)
-            if evaluators and is_due(done, loop.evaluate_every, plan.steps):
-                _evaluate(objective, average, evaluators, best, journal, done)
-                window = _Window(done, waited)
-            if is_due(done, loop.save_every, plan.steps) or stop.signal_number is not None:
-                checkpoints.save(
-                    done,
-                    {
-                        "objective": objective.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "average": {} if average is None else average.averages,
-                        "step": done,
-                        "bad_steps": bad_steps,
-                        "best": -math.inf if best is None else best.value,
-                    },
-                )
+            is_evaluated = evaluators and is_due(done, loop.evaluate_every, plan.steps)
+            try:
+                if is_evaluated:
+                    with window.paused():
+                        _evaluate(objective, average, evaluators, best, journal, done)
+            finally:  # pictures that cannot be evaluated must not cost the steps since the last save
+                if is_evaluated or is_due(done, loop.save_every, plan.steps) or stop.signal_number is not None:
+                    checkpoints.save(
+                        done,
+                        {
+                            "objective": objective.state_dict(),
+                            "optimizer": optimizer.state_dict(),
+                            "average": {} if average is None else average.averages,
+                            "step": done,
+                            "bad_steps": bad_steps,
+                            "best": -math.inf if best is None else best.value,
+                        },
+                    )
             if stop.signal_number is not None and done < plan.steps:
                 raise Interrupted(done, plan.steps, stop.signal_number)
     if average is not None:
@@ -184,32 +193,38 @@ def fit(
 
 
 class _Window:
-    """Sums of what happened since the last log line, kept on the device until the line is due."""
+    """What happened since the last log line; values stay on the device until the line is due."""
 
     def __init__(self, step: int, waited: WaitMeter) -> None:
         self.waited = waited
-        self.last_total = torch.zeros(())
         self._restart(step)
 
-    def add(self, total: Tensor, parts: dict[str, Tensor]) -> None:
-        """Count one forward pass."""
-        self.last_total = total.detach()
-        for name, value in {"loss": self.last_total, **parts}.items():
-            self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach().clone()
-        self.passes += 1
+    def add(self, losses: Sequence[Loss]) -> None:
+        """Count the forward passes of one step."""
+        for loss in losses:
+            for name, value in {"loss": loss.total, **loss.parts}.items():
+                self.sums[name] = self.sums.get(name, 0) + value.detach()
+            self.passes += 1
 
     def close(self, step: int) -> dict[str, float]:
         """Means since the last call, steps per second, and the share of time spent waiting for data."""
         seconds = time.perf_counter() - self.start
-        values = {name: value.item() / self.passes for name, value in self.sums.items()}
+        values = {name: float(value) / self.passes for name, value in self.sums.items()}
         values["steps_per_second"] = (step - self.step) / seconds
         values["data_wait"] = (self.waited.seconds - self.waited_before) / seconds
         self._restart(step)
         return values
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
     def _restart(self, step: int) -> None:
         self.step, self.start, self.waited_before = step, time.perf_counter(), self.waited.seconds
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor | int] = {}
         self.passes = 0
 
 

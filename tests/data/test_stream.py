@@ -25,7 +25,6 @@ from beitkit.data.files import PictureList, find_labelled, find_pictures
 from beitkit.data.masking import masker
 from beitkit.data.stream import (
     PictureDataset,
-    check_grids_match,
     counted_broken,
     default_workers,
     derived_seed,
@@ -186,7 +185,9 @@ def test_an_empty_list_is_refused(files: PictureList) -> None:
 def test_small_pictures_are_decoded_once(files: PictureList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
     original = streams.open_picture
-    monkeypatch.setattr(streams, "open_picture", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1])
+    monkeypatch.setattr(
+        streams, "open_picture", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
+    )
     data = dataset(files)
     first = [data.sample(place) for place in range(10)]
     assert len(opened) == 10
@@ -284,11 +285,6 @@ def test_tokenized_adds_raster_ids_and_drops_the_view() -> None:
 
 
 def test_grids_that_differ_are_refused() -> None:
-    check_grids_match((14, 14), (112, 112), 8)
-    check_grids_match((7, 14), (28, 56), 4)
-    for token_size in ((224, 224), (116, 112), (112, 104)):
-        with pytest.raises(UserError, match=r"patch grid is 14x14 .* must be 112x112"):
-            check_grids_match((14, 14), token_size, 8)
     with pytest.raises(UserError, match=r"patch grid is 3x3 but the token grid 2x2; .* must be 6x6"):
         next(tokenized([{"token_images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}], Brightest(), (3, 3)))
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from beitkit.contracts import Evaluator
+from beitkit.contracts import Batch, Evaluator
 from beitkit.evaluate.tokens import TokenizerQuality, psnr
 
 
@@ -26,7 +27,14 @@ class EightGrays:
 def test_quality_of_a_known_tokenizer() -> None:
     first = torch.tensor([0.0, 1.0, 1.0, 1.0]).reshape(1, 1, 2, 2)
     second = torch.tensor([0.05, 0.0, 0.0, 3 / 7]).reshape(1, 1, 2, 2)
-    evaluator: Evaluator = TokenizerQuality(EightGrays(), lambda: ({"images": images} for images in (first, second)))
+    broken = torch.zeros(1, 1, 2, 2)  # would add four tokens of code 0 and their error
+
+    def batches() -> Iterator[Batch]:
+        yield {"images": torch.cat((first, broken)), "broken": torch.tensor([-1, 3])}
+        yield {"images": broken, "broken": torch.tensor([4])}
+        yield {"images": second, "broken": torch.tensor([-1])}
+
+    evaluator: Evaluator = TokenizerQuality(EightGrays(), batches)
     for _ in range(2):  # a second run counts afresh
         values = dict(evaluator.run())
         assert values["psnr"] == pytest.approx(10 * math.log10(8 / 0.05**2), rel=1e-4)

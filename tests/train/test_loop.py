@@ -13,10 +13,10 @@ from torch import nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
-from beitkit.errors import Interrupted, NumericalError
+from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import WeightAverage, fit
+from beitkit.train.loop import Best, WeightAverage, fit
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import make_plan
@@ -53,7 +53,7 @@ PLAIN = LoopConfig()
 OPTIM = OptimConfig(lr_scaling="none", warmup_steps=0)
 
 
-def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream, evaluators=()) -> Toy:
+def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream, evaluators=(), best=None) -> Toy:
     torch.manual_seed(0)
     toy = Toy()
     fit(
@@ -68,6 +68,7 @@ def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream,
         checkpoints=Checkpoints(folder / "checkpoints"),
         waited=WaitMeter(),
         evaluators=evaluators,
+        best=best,
     )
     return toy
 
@@ -96,7 +97,9 @@ def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> No
         with pytest.raises(ConnectionError):
             train(folder, steps, loop, batches=dying)
         torch.manual_seed(99)
-        assert same(unbroken, train(folder, steps, loop)), cut
+        resumed = train(folder, steps, loop)
+        assert resumed.progress[0] == cut // 3 * 3 / steps, "the last checkpoint was not continued"
+        assert same(unbroken, resumed), cut
 
 
 def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
@@ -194,7 +197,9 @@ def test_a_signal_saves_after_the_step_and_the_run_continues_exactly(tmp_path: P
     with pytest.raises(Interrupted, match="after step 5 of 10") as caught:
         train(tmp_path / "cut", steps, loop, batches=interrupting)
     assert caught.value.exit_code == code
-    assert same(unbroken, train(tmp_path / "cut", steps, loop))
+    resumed = train(tmp_path / "cut", steps, loop)
+    assert len(resumed.progress) == 5, "the run did not continue after the step it was stopped at"
+    assert same(unbroken, resumed)
 
 
 def test_events_after_the_restored_step_are_rewritten_once(tmp_path: Path) -> None:
@@ -213,3 +218,83 @@ def test_events_after_the_restored_step_are_rewritten_once(tmp_path: Path) -> No
     train(tmp_path, steps, loop)
     steps = [json.loads(line)["step"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 10))
+
+
+class Scripted:
+    """An evaluator that says what it is told to."""
+
+    name = "val"
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        yield "score", self.values.pop(0)
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
+    written: list[int] = []
+    loop = LoopConfig(evaluate_every=2)
+    best = Best("val/score", lambda: written.append(1))
+    train(tmp_path, 8, loop, evaluators=[Scripted([1.0, 3.0, 2.0, 3.0])], best=best)
+    assert len(written) == 2  # 1, then 3; an equal one does not replace it
+    assert best.value == 3.0
+
+
+def test_the_best_value_survives_a_cut(tmp_path: Path) -> None:
+    loop = LoopConfig(evaluate_every=2, save_every=2)
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(stream(start), start):
+            if position == 5:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path, 8, loop, batches=dying, evaluators=[Scripted([5.0, 1.0])], best=Best("val/score", lambda: None))
+    written: list[int] = []
+    train(tmp_path, 8, loop, evaluators=[Scripted([4.0, 3.0])], best=Best("val/score", lambda: written.append(1)))
+    assert not written
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Path) -> None:
+    class Failing:
+        name = "val"
+
+        def run(self) -> Iterator[tuple[str, float]]:
+            raise UserError("a picture cannot be read")
+            yield "never", 0.0
+
+    with pytest.raises(UserError, match="cannot be read"):
+        train(tmp_path, 6, LoopConfig(save_every=0), evaluators=[Failing()])
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    state = torch.load(tmp_path / "checkpoints" / "step-00000002.pt", weights_only=True)
+    state["objective"]["layer.weight"] = torch.zeros(1, 7)
+    Checkpoints(tmp_path / "checkpoints").save(3, state)
+    with pytest.raises(UserError, match="the state of another network"):
+        train(tmp_path, 6)
+
+
+def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Counting(Toy):
+        def forward(self, batch: Batch, progress: float) -> Loss:
+            loss = super().forward(batch, progress)
+            seen.append(loss.total.item())
+            return loss
+
+    torch.manual_seed(0)
+    toy, loop = Counting(), LoopConfig(log_every=4, evaluate_every=2)
+    plan = make_plan(TrainConfig(steps=4, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1)
+    fit(
+        toy, stream, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=OPTIM,
+        runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / "journal.jsonl", quiet=True),
+        checkpoints=Checkpoints(tmp_path / "states"), waited=WaitMeter(), evaluators=[Scripted([1.0, 1.0])],
+    )  # fmt: skip
+    events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [event["loss"] for event in events if event["kind"] == "train"] == [pytest.approx(sum(seen) / 4)]

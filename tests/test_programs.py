@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import beitkit.export as exporting
+import beitkit.programs as exporting
 from beitkit.configs.codec import from_json
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.errors import UserError
-from beitkit.export import export, suffix_of
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmenter import Segmenter
+from beitkit.programs import export, suffix_of
 
 BACKBONE = BackboneConfig(
     width=24, depth=4, heads=4, hidden=48, image_size=(64, 96), patch=(16, 16), relative_positions="per_block", final_norm=False
