@@ -31,12 +31,12 @@ def test_base_with_dalle_geometry_trains_in_under_six_gigabytes(tmp_path: Path) 
     save_native(DiscreteVAE(PUBLISHED_DVAES["dalle"]), tmp_path / "tokenizer")
     generator = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
-    for index in range(8):
+    for index in range(4):
         pixels = generator.integers(0, 255, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((500, 375)).save(tmp_path / "photos" / f"{index}.jpg")
     command = [
-        "pretrain", tmp_path / "photos", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "run", "--steps", 2,
-        "--batch-size", 8, "--loop.save-every", 0, "--device", "cpu",
+        "pretrain", tmp_path / "photos", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "run", "--steps", 1,
+        "--batch-size", 4, "--loop.save-every", 0, "--device", "cpu",
     ]  # fmt: skip
     done = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

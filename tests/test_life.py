@@ -153,7 +153,7 @@ def test_what_cannot_work_together_is_refused_before_anything_is_written(
     for options, expected in (
         (["--image-size", 30], "not a whole number of 4x4 patches; the nearest that is: 32x32"),
         (["--image-size", 4], "at least 2x2 are needed"),
-        (["--image-size", 8, "--mask.ratio", 0.05], "--mask.ratio"),
+        (["--image-size", 8, "--mask.ratio", 0.05], "the nearest ratio is 0.25"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*map(str, pretrain), *map(str, options), *SMALL])

@@ -48,7 +48,7 @@ from beitkit.train.schedule import Plan, make_plan
 
 DEFAULT_EPOCHS = 300
 """Length of the paper's ablations; its main runs took 800 epochs of 1.28 million pictures."""
-COUNTED_BATCHES = 8
+COUNTED_BATCHES = 4
 """Batches whose tokens are counted for the baselines of "is this normal?"."""
 JUDGED_PICTURES = 512
 """Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
