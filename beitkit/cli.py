@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), code=1)
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's class; torch may not be imported here
+        # torch's own class on GPUs, a plain RuntimeError on the CPU; torch may not be imported here
+        if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
         _fail("the device is out of memory; lower --batch-size and raise --loop.accumulate to match, in another --out", code=1)
     sys.exit(0)
@@ -108,9 +109,22 @@ def _parse(verb: str, arguments: list[str]):
         if stop.code != USAGE_ERROR:
             raise
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
+    raise UserError(f"{_one_line(words)}; see beitkit {verb} --help")
+
+
+def _one_line(words: str) -> str:
+    """The point of tyro's complaint, given as running text."""
     words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
     words = re.sub(r"^(Unrecognized options|Required options|Value error|Invalid choice|Parsing error) (?=\S)", "", words)
-    raise UserError(f"{words.rstrip('.')}; see beitkit {verb} --help")
+    if unknown := re.match(r"Unrecognized options: ([^,\s]+)", words):
+        meant = re.search(r"Perhaps you meant: (--[\w.-]+)", words)
+        return f"there is no option {unknown[1]}" + (f", did you mean {meant[1]}?" if meant else "")
+    if words.startswith("Missing from"):
+        names = re.findall(r"(--[\w.-]+|\bPATH\b)(?: [A-Z{][^ ]*)? [^()]*\(required\)", words)
+        return f"this is required: {', '.join(names)}" if names else words
+    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (\S+) could be instantiated from \['(.*?)'\]", words):
+        return f"{wrong[1]} takes {wrong[2]}, got {wrong[3]!r}"
+    return re.sub(r"^Error parsing \w+: ", "", words).rstrip(".")
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

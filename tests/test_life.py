@@ -118,7 +118,7 @@ def test_the_verbs_are_functions_with_the_same_fields(world: Path) -> None:
         image_size=16,
         steps=1,
         batch_size=2,
-        dvae=DVAEConfig(vocabulary=8, hidden=16),
+        dvae=DVAEConfig(vocabulary=8, hidden=16, codebook_dim=16),
     )
     assert (folder / "model.safetensors").exists()
     assert json.loads((folder / "config.json").read_text())["train"]["batch_size"] == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beitkit.errors import UserError
+from beitkit.errors import UserError, check_finite
 
 Triple = tuple[float, float, float]
 
@@ -25,12 +25,13 @@ class MaskConfig:
     """Blocks have an aspect ratio between this and its inverse."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not 0 < self.ratio < 1:
-            raise UserError(f"mask ratio must lie between 0 and 1, got {self.ratio}")
+            raise UserError(f"--mask.ratio must lie between 0 and 1, got {self.ratio:g}")
         if not 0 < self.min_block <= 1:
-            raise UserError(f"the smallest block must be a share of the grid in (0, 1], got {self.min_block}")
+            raise UserError(f"--mask.min-block must be a share of the grid in (0, 1], got {self.min_block:g}")
         if not 0 < self.min_aspect <= 1:
-            raise UserError(f"min_aspect must lie in (0, 1], got {self.min_aspect}")
+            raise UserError(f"--mask.min-aspect must lie in (0, 1], got {self.min_aspect:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,17 @@ class ViewConfig:
     """Strength of the brightness, contrast and saturation jitter; 0 turns it off."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise UserError(f"crop scale must satisfy 0 < smallest <= largest <= 1, got {low} {high}")
+            raise UserError(f"--view.crop-scale must satisfy 0 < smallest <= largest <= 1, got {low} {high}")
         low, high = self.crop_ratio
         if not 0 < low <= high:
-            raise UserError(f"crop ratio must satisfy 0 < smallest <= largest, got {low} {high}")
+            raise UserError(f"--view.crop-ratio must satisfy 0 < smallest <= largest, got {low} {high}")
         if not 0 <= self.flip <= 1:
-            raise UserError(f"flip is a probability in [0, 1], got {self.flip}")
+            raise UserError(f"--view.flip is a probability in [0, 1], got {self.flip}")
         if not 0 <= self.color_jitter < 1:
-            raise UserError(f"color jitter must lie in [0, 1), got {self.color_jitter}")
+            raise UserError(f"--view.color-jitter must lie in [0, 1), got {self.color_jitter}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +83,6 @@ class ReadConfig:
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not 0 <= self.max_broken <= 1:
             raise UserError(f"--read.max-broken is a share in [0, 1], got {self.max_broken}")

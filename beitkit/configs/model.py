@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
-from beitkit.errors import UserError
+from beitkit.errors import UserError, check_finite
 
 Pair = tuple[int, int]
 
@@ -64,6 +64,7 @@ class BackboneConfig:
     """Draw weights by the pre-training table (truncated at one standard deviation) instead of the fine-tuning table."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         (height, width), (patch_height, patch_width) = self.image_size, self.patch
         if min(patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
             nearest = [max(1, round(s / p)) * p if p > 0 else s for s, p in zip(self.image_size, self.patch, strict=True)]
@@ -149,6 +150,7 @@ class DVAEConfig:
     """mse, or DALL-E's logit-Laplace likelihood, for which the decoder puts out a location and a scale per channel."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.vocabulary < 2:
             raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
         if self.stride < 2 or self.stride & (self.stride - 1):
@@ -182,6 +184,7 @@ class ClsBranchConfig:
     """Whether both predictions use the same final norm and head."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if min(self.early_layer, self.head_layers) < 1:
             raise UserError(f"early_layer and head_layers must be at least 1, got {self.early_layer} and {self.head_layers}")
 
@@ -199,6 +202,7 @@ class MaskedImageModelConfig:
     """Fingerprint of the tokenizer it was trained with; empty if unknown."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not self.backbone.mask_token:
             raise UserError("a masked-image model needs a backbone with mask_token=True")
         if self.cls_branch is not None and self.cls_branch.early_layer > self.backbone.depth:
@@ -218,6 +222,7 @@ class ClassifierConfig:
     preprocessing: Preprocessing = INCEPTION
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.backbone.final_norm != (self.pooling == "cls"):
             raise UserError("mean pooling needs a backbone with final_norm=False, class-token pooling one with final_norm=True")
         if not self.classes:
@@ -242,6 +247,7 @@ class SegmenterConfig:
     preprocessing: Preprocessing = IMAGENET
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.backbone.final_norm or self.backbone.mask_token:
             raise UserError("a segmenter needs a backbone with final_norm=False and mask_token=False")
         if not self.classes:
@@ -299,6 +305,7 @@ class VQKDConfig:
     """What the encoder expects (released files: 0.5 and 0.5)."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if not self.encoder.final_norm or self.encoder.mask_token:
             raise UserError("a VQ-KD tokenizer needs an encoder with final_norm=True and mask_token=False")
         if self.encoder.patch[0] != self.encoder.patch[1]:
@@ -342,6 +349,7 @@ class ReconstructConfig:
     """A code is unused when it is chosen less often than this share of the average."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if min(self.temperature) <= 0:
             raise UserError(f"temperatures must be positive, got {self.temperature[0]} {self.temperature[1]}")
         if min(self.kl_weight) < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from beitkit.errors import UserError
+from beitkit.errors import UserError, check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,19 @@ class TrainConfig:
     """Fixes first weights, order, crops and masks."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.epochs is not None and self.steps is not None:
             raise UserError(f"give --epochs or --steps, not both (got {self.epochs} epochs and {self.steps} steps)")
-        if (self.epochs is not None and self.epochs <= 0) or (self.steps is not None and self.steps < 1):
-            raise UserError(f"a run needs a positive length, got {self.epochs} epochs, {self.steps} steps")
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"--epochs must be positive, got {self.epochs:g}")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {self.steps}")
         if self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.lr <= 0:
             raise UserError(f"--lr must be positive, got {self.lr}")
-        if self.seed < 0:
-            raise UserError(f"--seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,11 @@ class OptimConfig:
     """Largest total gradient norm; None does not clip."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.min_lr < 0:
             raise UserError(f"--optim.min-lr must not be negative, got {self.min_lr}")
+        if self.eps <= 0:
+            raise UserError(f"--optim.eps must be positive, got {self.eps}")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
             raise UserError(f"warm-up must not be negative, got {self.warmup_epochs} epochs, {self.warmup_steps} steps")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -102,6 +108,7 @@ class LoopConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are not applied."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if min(self.accumulate, self.max_bad_steps) < 1:
             raise UserError(
                 f"--loop.accumulate and --loop.max-bad-steps must be at least 1, got {self.accumulate} and {self.max_bad_steps}"
@@ -129,6 +136,7 @@ class MachineConfig:
     """Processes that read pictures; -1 chooses by the cores, 0 reads in the main process."""
 
     def __post_init__(self) -> None:
+        check_finite(self)
         if self.threads < 0:
             raise UserError(f"--threads must be 0 or more, got {self.threads}")
         if self.workers < -1:

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from beitkit.configs.data import IMAGENET, INCEPTION, MaskConfig, Preprocessing, ReadConfig, ViewConfig
 from beitkit.configs.model import DVAEConfig, ReconstructConfig, RelativePositions, SizeName
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.errors import UserError
+from beitkit.errors import UserError, check_finite
 
 Flat = arg(name="")
 """Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
@@ -43,6 +43,8 @@ class TokenizerRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        if self.image_size < self.dvae.stride:
+            raise UserError(f"--image-size must be at least --dvae.stride, got {self.image_size} and {self.dvae.stride}")
         if self.optim.layer_decay not in (None, 1.0):
             raise UserError(f"--optim.layer-decay {self.optim.layer_decay:g} has no meaning for a tokenizer; leave it out")
 
@@ -59,6 +61,13 @@ class NetworkConfig:
     """Stochastic depth of the last block."""
     normalization: Literal["inception", "imagenet"] = "imagenet"
     """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--network.drop-path must lie in [0, 1), got {self.drop_path}")
+        if self.layer_scale is not None and self.layer_scale < 0:
+            raise UserError(f"--network.layer-scale must not be negative, got {self.layer_scale}")
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -92,6 +101,10 @@ class PretrainRun:
     loop: LoopConfig = LoopConfig()
     read: ReadConfig = ReadConfig()
 
+    def __post_init__(self) -> None:
+        if min(self.image_size, self.patch) < 1:
+            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
+
 
 @dataclass(frozen=True)
 class FinetuneRun:
@@ -124,6 +137,9 @@ class FinetuneRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        check_finite(self)
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
         if self.labels is not None and self.labels < 1:
             raise UserError(f"--labels must be at least 1, got {self.labels}")
         if not 0 <= self.label_smoothing < 1:

@@ -45,6 +45,7 @@ Key = tuple[int, int]
 
 MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
 CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
+CHECKED_BEFORE_STOPPING = 2000  # pictures that are tried before a run stops for too many unreadable ones
 CACHE_BYTES = 512 * 2**20  # decoded pictures kept per process
 
 
@@ -136,6 +137,14 @@ class PictureDataset:
                 continue
         last = (index + attempts - 1) % len(self)
         raise UserError(f"{attempts} pictures in a row cannot be read, the last one {self.files.path(last)}: {self.reason(last)}")
+
+    def is_readable(self, index: int) -> bool:
+        """Whether a picture can be read."""
+        try:
+            self._picture(index)
+        except BrokenPicture:
+            return False
+        return True
 
     def reason(self, index: int) -> str:
         """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
@@ -256,6 +265,11 @@ def counted_broken(
             seen.add(index)
             report(files.path(index), dataset.reason(index))
         if len(seen) > limit_share * len(files):
+            # Name the others too, so that one repair is enough; in a large list the first ones must do.
+            for index in range(min(len(files), CHECKED_BEFORE_STOPPING)):
+                if index not in seen and not dataset.is_readable(index):
+                    seen.add(index)
+                    report(files.path(index), dataset.reason(index))
             raise UserError(
                 f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
                 f"{where}: remove or repair them, or raise --read.max-broken"

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from beitkit.contracts import Batch, Tokenizer
+from beitkit.errors import UserError
 from beitkit.nn.models import MaskedImageModel
 from beitkit.report.pictures import masked_picture
 
@@ -19,19 +20,21 @@ def reconstruction_columns(
 ) -> dict[str, Float[Tensor, "r c h w"]]:
     """Columns for a report, each in [0, 1]: original, masked, decoded from all true tokens, decoded with predicted ones.
 
-    `batch` holds normalized `images`, `mask` and `tokens`; its first `limit` pictures are shown.
+    `batch` holds normalized `images`, `mask` and `tokens`; its first `limit` pictures are shown. A tokenizer that cannot decode
+    to pixels (VQ-KD) leaves the last two columns out.
     """
     images, mask, tokens = (batch[key][:limit] for key in ("images", "mask", "tokens"))
     predicted = tokens.clone()
     predicted[mask] = model(images, mask).argmax(-1)
     grid = model.config.backbone.grid
     originals = _unnormalized(model, images).cpu()
-    return {
-        "original": originals,
-        "masked": torch.stack([masked_picture(*pair, grid) for pair in zip(originals, mask.cpu(), strict=True)]),
-        "tokenizer": tokenizer.decode(tokens.unflatten(1, grid)).cpu(),
-        "from predicted tokens": tokenizer.decode(predicted.unflatten(1, grid)).cpu(),
-    }
+    masked = [masked_picture(*pair, grid) for pair in zip(originals, mask.cpu(), strict=True)]
+    columns = {"original": originals, "masked": torch.stack(masked)}
+    try:
+        columns["tokenizer"] = tokenizer.decode(tokens.unflatten(1, grid)).cpu()
+    except UserError:
+        return columns
+    return columns | {"from predicted tokens": tokenizer.decode(predicted.unflatten(1, grid)).cpu()}
 
 
 def _unnormalized(model: MaskedImageModel, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -324,7 +324,11 @@ def _line(
         # A stretch starts with a stroke of no length: with round ends a point that stands alone is then a visible dot.
         commands.append(f"L{place}" if is_joined else f"M{place}h0")
         previous = x
-    return f'<path class="line s{index % NUM_COLORS} d{index % NUM_COLORS}" d="{"".join(commands)}"/>' if commands else ""
+    color = index % NUM_COLORS
+    if len(points) == 1:
+        x, y = frame.x(x_axis.place(points[0][0])), frame.y(y_axis.place(points[0][1]))
+        return f'<circle class="s{color}" fill="currentColor" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+    return f'<path class="line s{color} d{color}" d="{"".join(commands)}"/>' if commands else ""
 
 
 def _lost(frame: _Frame, x: float, text: str) -> str:

@@ -20,6 +20,7 @@ from beitkit.errors import UserError
 from beitkit.evaluate.classification import collect_logits, per_class, top_k
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
+from beitkit.system import quoted
 from beitkit.train.runtime import start_runtime
 
 REPORTED: tuple[Split, ...] = ("val", "test", "train")
@@ -90,6 +91,7 @@ def run(config: EvaluateRun) -> Evaluation:
         print(json.dumps(_jsonable(result)))
     else:
         _print(result, where)
+        print(f"Next: beitkit export --model {quoted(config.model)} --format onnx --out model.onnx")
     return result
 
 

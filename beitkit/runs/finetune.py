@@ -27,7 +27,7 @@ from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.normal import finetuning_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
-from beitkit.system import write_atomically
+from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
@@ -60,7 +60,7 @@ def run(config: FinetuneRun) -> Result:
     folder = RunFolder(config.out, "finetune", config)
     journal = Journal(folder.journal)
     if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished")
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return _result_of(folder.path, val.digest)
     folder.pin(
         pictures=train.digest,
@@ -147,7 +147,8 @@ def run(config: FinetuneRun) -> Result:
     _report(folder, config, model, train, per_class(logits, labels), accuracy, compared, runtime)
     save_native(model.cpu(), folder.path)
     journal.say(f"accuracy {accuracy:.1%} on {len(labels)} pictures")
-    journal.say(f"done: {folder.path} (report.html shows it). Next: beitkit evaluate {config.images} --model {folder.path}")
+    after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
+    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     return Result(folder.path, accuracy)
 
 
@@ -196,7 +197,7 @@ def _report(
     if compared is not None:
         difference = accuracy - compared.accuracy
         report.verdict(
-            f"{accuracy:.1%} here, {compared.accuracy:.1%} in {compared.folder}: {difference:+.1%}",
+            f"{accuracy:.1%} here, {compared.accuracy:.1%} in {compared.folder}: {100 * difference:+.1f} points",
             None,
             "One run each. Repeat both with other values of --seed before you believe a small difference.",
         )

@@ -38,6 +38,7 @@ from beitkit.report.journal import read_journal
 from beitkit.report.normal import pretraining_lines
 from beitkit.report.pictures import sheet, write_png
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.system import quoted
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
@@ -113,7 +114,7 @@ def run(config: PretrainRun) -> Path:
     folder = RunFolder(config.out, "pretrain", config)
     journal = Journal(folder.journal)
     if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished")
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(pictures=setup.files.digest, tokenizer=setup.tokenizer.fingerprint)
     runtime = start_runtime(config.machine)
@@ -154,8 +155,8 @@ def run(config: PretrainRun) -> Path:
     _report(folder, setup, objective.model, runtime)
     save_native(objective.model.cpu(), folder.path)
     journal.say(
-        f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELLED --model {folder.path}, "
-        f"or beitkit finetune LABELLED --model {folder.path} --out ..."
+        f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELLED --model {quoted(folder.path)}, "
+        f"or beitkit finetune LABELLED --model {quoted(folder.path)} --out ..."
     )
     return folder.path
 

@@ -22,6 +22,7 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime, start_runtime
 
@@ -58,6 +59,8 @@ def run(config: ProbeRun) -> Probe:
         print(json.dumps(_jsonable(result)))
     else:
         _print(config, result)
+        where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
+        print(f"{where}. Next: beitkit finetune {quoted(config.images)} --model {quoted(config.model)} --out ...")
     return result
 
 

@@ -24,6 +24,7 @@ from beitkit.report.journal import read_journal
 from beitkit.report.normal import tokenizer_lines
 from beitkit.report.pictures import token_map
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.system import quoted
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.health import diagnose
 from beitkit.train.folder import RunFolder
@@ -54,7 +55,7 @@ def run(config: TokenizerRun) -> Path:
     folder = RunFolder(config.out, "tokenizer", config)
     journal = Journal(folder.journal)
     if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished")
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(pictures=files.digest)
     runtime = start_runtime(config.machine)
@@ -104,9 +105,8 @@ def run(config: TokenizerRun) -> Path:
         journal.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
     _report(folder, tokenizer, quality, values["psnr"], judge)
     save_native(tokenizer.cpu(), folder.path)
-    journal.say(
-        f"done: {folder.path} (report.html shows it). Next: beitkit pretrain {config.images} --tokenizer {folder.path} --out ..."
-    )
+    after = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(folder.path)} --out ..."
+    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     return folder.path
 
 

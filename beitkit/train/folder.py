@@ -52,10 +52,11 @@ class RunFolder:
         self.path = path
         wanted = {"verb": verb, **to_json(config)}
         recorded = path / "config.json"
-        if recorded.exists():
+        if recorded.exists() and self._has_begun():
             _refuse_other(path, _read(recorded), wanted)
-        elif path.exists() and (not path.is_dir() or any(not _is_leftover(entry) for entry in path.iterdir())):
-            raise UserError(f"--out {path} is not empty and holds no run; choose another --out, or empty it yourself")
+        elif path.exists() and (not path.is_dir() or not all(_is_of_no_value(entry) for entry in path.iterdir())):
+            what = "is not empty and holds no run" if path.is_dir() else "is a file"
+            raise UserError(f"--out {path} {what}; choose another --out, or remove it yourself")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(path)
@@ -100,6 +101,10 @@ class RunFolder:
     def broken_list(self) -> Path:
         """Where files that could not be read are listed, one JSON object a line."""
         return self.path / "broken_files.jsonl"
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything to lose: a command that was refused before its first step leaves nothing."""
+        return self.is_finished() or self.journal.exists() or self.checkpoints.folder.exists()
 
     def is_finished(self) -> bool:
         """Whether the finished model is there."""
@@ -168,9 +173,9 @@ def _git_revision() -> str | None:
     return done.stdout.strip()
 
 
-def _is_leftover(entry: Path) -> bool:
-    """Whether a file is what a start that was killed at once leaves behind."""
-    return entry.name == LOCK or entry.suffix == ".tmp"
+def _is_of_no_value(entry: Path) -> bool:
+    """Whether a file is what a start leaves behind that was refused, or killed, before its first step."""
+    return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "val.csv") or entry.suffix == ".tmp"
 
 
 def _locked(path: Path) -> int:
@@ -196,6 +201,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if there.get("verb") != wanted["verb"]:
+        raise UserError(f"--out {path} holds a run of beitkit {there.get('verb')}; choose another --out")
     before, now = _flat(there), _flat(wanted)
     differing = [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"

@@ -189,6 +189,10 @@ def fit(
                 raise Interrupted(done, plan.steps, stop.signal_number)
     if average is not None:
         average.swap()
+    if bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
+        raise NumericalError(
+            f"the run ended with numbers that are not finite after step {done}; start again in another --out with a lower --lr"
+        )
     objective.eval()
 
 

@@ -32,7 +32,8 @@ class Runtime:
     def describe(self) -> str:
         """One line for people."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
         return f"{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
 
 

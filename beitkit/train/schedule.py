@@ -30,6 +30,8 @@ class Plan(NamedTuple):
 
 def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
+    if train.batch_size > pictures:
+        raise UserError(f"--batch-size {train.batch_size} is more than there are pictures; give at most {pictures}")
     per_step = train.batch_size * loop.accumulate
     steps_per_epoch = pictures / per_step
     epochs = default_epochs if train.epochs is None else train.epochs

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from beitkit.report.pictures import enlarge, fit, masked_picture, png_bytes, replace_file, sheet, to_bytes, token_map, write_png
+from beitkit.report.pictures import enlarge, fit, masked_picture, png_bytes, sheet, to_bytes, token_map
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -114,18 +113,3 @@ def test_a_sheet_holds_every_picture_in_its_place() -> None:
 def test_columns_need_the_same_rows(columns: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="same number of pictures"):
         sheet(columns)
-
-
-def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "folder" / "picture.png"
-    write_png(path, torch.zeros(1, 2, 2))
-    old = path.read_bytes()
-
-    def fail(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        replace_file(path, b"new")
-    assert path.read_bytes() == old
-    assert list(path.parent.iterdir()) == [path]

@@ -1,6 +1,8 @@
 """A run folder continues the same command and refuses all else."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +36,17 @@ def test_what_does_not_change_the_result_may_change(config: TokenizerRun) -> Non
 
 
 def test_another_configuration_is_refused_and_nothing_is_overwritten(config: TokenizerRun) -> None:
+    folder = RunFolder(config.out, "tokenizer", config)
+    RunFolder(config.out, "tokenizer", replace(config, train=TrainConfig(steps=7)))  # nothing has begun: no harm done
     RunFolder(config.out, "tokenizer", config)
+    folder.journal.touch()
     before = (config.out / "config.json").read_bytes()
     other = replace(config, train=TrainConfig(lr=1.0, seed=9))
     with pytest.raises(
         UserError, match=r"train.lr was 0.005 and is now 1.0; train.seed was 0 and is now 9.*choose another --out"
     ):
         RunFolder(config.out, "tokenizer", other)
-    with pytest.raises(UserError, match="verb was 'tokenizer' and is now 'probe'"):
+    with pytest.raises(UserError, match="holds a run of beitkit tokenizer; choose another --out"):
         RunFolder(config.out, "probe", config)
     assert (config.out / "config.json").read_bytes() == before
 
@@ -51,12 +56,37 @@ def test_a_folder_that_is_no_run_is_left_alone(config: TokenizerRun) -> None:
     (config.out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         RunFolder(config.out, "tokenizer", config)
+    with pytest.raises(UserError, match="is a file"):
+        RunFolder(config.out / "notes.txt", "tokenizer", config)
+    with pytest.raises(UserError, match="cannot be written"):
+        RunFolder(config.out / "notes.txt" / "below", "tokenizer", config)
+
+
+def test_a_damaged_configuration_of_a_run_is_said(config: TokenizerRun) -> None:
+    RunFolder(config.out, "tokenizer", config).journal.touch()
     (config.out / "config.json").write_text("{broken")
     with pytest.raises(UserError, match="not valid JSON"):
         RunFolder(config.out, "tokenizer", config)
-    file = config.out / "notes.txt"
-    with pytest.raises(UserError, match="not empty"):
-        RunFolder(file, "tokenizer", config)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(config: TokenizerRun) -> None:
+    RunFolder(config.out, "tokenizer", config)
+    program = (
+        f"import fcntl, sys\nlock = open({str(config.out / '.lock')!r}, 'w')\n"
+        "fcntl.lockf(lock, fcntl.LOCK_EX)\nprint(1, flush=True)\nsys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    # This process holds the lock from above until its descriptor is closed; POSIX locks go with the process's descriptors.
+    (config.out / ".lock").open().close()
+    assert holder.stdout.readline()
+    with pytest.raises(UserError, match="another process is writing"):
+        RunFolder(config.out, "tokenizer", config)
+    holder.stdin.close()
+    holder.wait()
+    RunFolder(config.out, "tokenizer", config)
+    holder.stdout.close()
 
 
 def test_a_broken_file_is_listed_once(config: TokenizerRun) -> None:

@@ -138,10 +138,15 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
     def frozen_after_first(start: int) -> Iterator[Batch]:
         return stream(start, range(1, 3))
 
-    one = train(tmp_path / "one", 3, LoopConfig(save_every=1), batches=frozen_after_first)
+    one = train(tmp_path / "one", 4, LoopConfig(save_every=1), batches=frozen_after_first)
     assert all(parameter.isfinite().all() for parameter in one.parameters())
-    first = torch.load(tmp_path / "one" / "checkpoints" / "step-00000002.pt", weights_only=True)["objective"]
-    assert torch.equal(first["layer.weight"], one.layer.weight)
+    third = torch.load(tmp_path / "one" / "checkpoints" / "step-00000003.pt", weights_only=True)
+    assert [state["step"].item() for state in third["optimizer"]["state"].values()] == [1, 1]
+
+
+def test_a_run_that_ends_on_a_bad_step_is_not_called_done(tmp_path: Path) -> None:
+    with pytest.raises(NumericalError, match="ended with numbers that are not finite after step 3"):
+        train(tmp_path, 3, batches=lambda start: stream(start, range(2, 9)))
 
 
 def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Path) -> None:
