@@ -147,7 +147,7 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
         train=TrainConfig(steps=300, batch_size=32, lr=4e-3, seed=seed),
         machine=config.machine,
         view=VIEW,
-        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=1.0, clip=3.0),
+        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=0.8, clip=3.0),
         loop=LoopConfig(log_every=150),
     )
 
