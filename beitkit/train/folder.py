@@ -52,9 +52,10 @@ class RunFolder:
         self.path = path
         wanted = {"verb": verb, **to_json(config)}
         recorded = path / "config.json"
-        if recorded.exists() and self._has_begun():
+        holds_something = path.is_dir() and not all(_is_of_no_value(entry) for entry in path.iterdir())
+        if recorded.exists() and holds_something:
             _refuse_other(path, _read(recorded), wanted)
-        elif path.exists() and (not path.is_dir() or not all(_is_of_no_value(entry) for entry in path.iterdir())):
+        elif holds_something or (path.exists() and not path.is_dir()):
             what = "is not empty and holds no run" if path.is_dir() else "is a file"
             raise UserError(f"--out {path} {what}; choose another --out, or remove it yourself")
         try:
@@ -101,10 +102,6 @@ class RunFolder:
     def broken_list(self) -> Path:
         """Where files that could not be read are listed, one JSON object a line."""
         return self.path / "broken_files.jsonl"
-
-    def _has_begun(self) -> bool:
-        """Whether there is anything to lose: a command that was refused before its first step leaves nothing."""
-        return self.is_finished() or self.journal.exists() or self.checkpoints.folder.exists()
 
     def is_finished(self) -> bool:
         """Whether the finished model is there."""

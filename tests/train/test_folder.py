@@ -29,6 +29,15 @@ def test_a_new_folder_gets_the_whole_configuration_and_the_environment(config: T
     assert not folder.is_finished()
 
 
+def test_a_folder_of_runs_continues_too(config: TokenizerRun) -> None:
+    """The demo keeps pictures and whole runs below its folder, and no journal of its own."""
+    RunFolder(config.out, "demo", config)
+    (config.out / "pretrain").mkdir()
+    RunFolder(config.out, "demo", config)
+    with pytest.raises(UserError, match="train.lr was"):
+        RunFolder(config.out, "demo", replace(config, train=TrainConfig(lr=1.0)))
+
+
 def test_what_does_not_change_the_result_may_change(config: TokenizerRun) -> None:
     RunFolder(config.out, "tokenizer", config)
     other = replace(config, machine=MachineConfig(threads=3, workers=2), loop=LoopConfig(log_every=1, save_every=7))
