@@ -153,8 +153,8 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
 
 
 def _total_seconds(out: Path) -> float:
-    """Time from the first to the last file of the demo's runs, whatever starts it took; pauses between starts count."""
-    return (out / "verdict.json").stat().st_mtime - (out / "environment.json").stat().st_mtime
+    """Time since the pictures were unpacked, whatever starts it took; pauses between starts count."""
+    return (out / "verdict.json").stat().st_mtime - (out / "pictures" / "complete").stat().st_mtime
 
 
 def _claim(scores: dict[int, Score]) -> tuple[str, bool]:
