@@ -20,7 +20,7 @@ unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 screenshot: $(VENV)/.installed
-	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png
+	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png --width 1000 --height 1240
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "beitkit needs Python 3.11 or newer; say make PYTHON=python3.11")'
