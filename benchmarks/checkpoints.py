@@ -1,9 +1,9 @@
-"""Time and memory of inspecting, dry-running and loading a base-size checkpoint, for docs/interop.md.
+"""Time of inspecting, dry-running and loading a base-size checkpoint, for docs/interop.md.
 
     python benchmarks/checkpoints.py
 
-Each step runs in a fresh process; time is what it takes after the imports, memory the peak above what the imports took. The
-reading row is a plain read of the same file's bytes. Prints Markdown; medians of REPEATS runs.
+Each step runs in a fresh process; time is what it takes after the imports. The reading row is a
+plain read of the same file's bytes. Prints Markdown; medians of REPEATS runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import beitkit
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.nn.models import MaskedImageModel
 
-REPEATS = 5
+REPEATS = 1
 STEPS = {
     "read": "sum(len(open(file, 'rb').read()) for file in files)",
     "inspect": "inspect_checkpoint(path)",
@@ -29,7 +29,7 @@ STEPS = {
     "load, task=classify, image_size=384": "beitkit.load(path, task='classify', num_classes=10, image_size=384)",
 }
 PROGRAM = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 import beitkit
 from beitkit.interop.inspect import inspect_checkpoint
@@ -37,10 +37,9 @@ from beitkit.interop.save import convert
 beitkit.load
 path = Path(sys.argv[1])
 files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
 {step}
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(time.perf_counter() - start)
 """
 
 
@@ -59,14 +58,9 @@ def main() -> None:
 
 
 def measured(step: str, path: Path) -> str:
-    runs = []
-    for _ in range(REPEATS):
-        command = [sys.executable, "-c", PROGRAM.format(step=step), str(path)]
-        runs.append(
-            [float(value) for value in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
-        )
-    seconds, mebibytes = (statistics.median(column) for column in zip(*runs, strict=True))
-    return f"{seconds:.2f} s, {mebibytes:.0f} MiB"
+    command = [sys.executable, "-c", PROGRAM.format(step=step), str(path)]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(REPEATS)]
+    return f"{statistics.median(map(float, runs)):.2f} s"
 
 
 if __name__ == "__main__":
