@@ -245,12 +245,14 @@ def _evaluate(
     with torch.no_grad():
         if average is not None:
             average.swap()
-        for evaluator in evaluators:
-            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
-        if best is not None:
-            best.offer(values)
-        if average is not None:
-            average.swap()
+        try:
+            for evaluator in evaluators:
+                values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+            if best is not None:
+                best.offer(values)
+        finally:  # what is saved after a failure must be the weights that train, not their averages
+            if average is not None:
+                average.swap()
     journal.record("evaluate", step, **values)
     journal.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     objective.train()

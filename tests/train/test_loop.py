@@ -273,6 +273,10 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Pa
     with pytest.raises(UserError, match="cannot be read"):
         train(tmp_path, 6, LoopConfig(save_every=0), evaluators=[Failing()])
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+    with pytest.raises(UserError, match="cannot be read"):
+        train(tmp_path / "ema", 6, LoopConfig(ema=0.5), evaluators=[Failing()])
+    saved = torch.load(tmp_path / "ema" / "checkpoints" / "step-00000006.pt", weights_only=True)
+    assert torch.equal(saved["objective"]["layer.weight"], train(tmp_path / "plain", 6).layer.weight)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
