@@ -31,12 +31,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beitkit.configs.data import Preprocessing, Triple
-from beitkit.configs.model import Pair
+from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import Batch, Tokenizer
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
 from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode
-from beitkit.data.views import View
+from beitkit.data.views import EvaluationView, View
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 
@@ -275,6 +275,17 @@ def counted_broken(
                 f"{where}: remove or repair them, or raise --read.max-broken"
             )
         yield batch
+
+
+def evaluation_dataset(files: PictureList, backbone: BackboneConfig, preprocessing: Preprocessing) -> PictureDataset:
+    """Pictures as a network is evaluated on them: whole or their center, in its size and channels."""
+    return PictureDataset(
+        files,
+        EvaluationView(preprocessing, backbone.image_size),
+        channels=backbone.channels,
+        kind="evaluate",
+        smallest=backbone.patch,
+    )
 
 
 def evaluation_batches(

@@ -14,8 +14,7 @@ from rich.table import Table
 
 from beitkit.configs.verbs import EvaluateRun
 from beitkit.data.files import PictureList, Split, find_labelled, split_folders
-from beitkit.data.stream import PictureDataset, evaluation_batches
-from beitkit.data.views import EvaluationView
+from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluate.classification import collect_logits, per_class, top_k
 from beitkit.interop.load import load
@@ -50,13 +49,7 @@ def run(config: EvaluateRun) -> Evaluation:
     runtime = start_runtime(config.machine)
     model.to(runtime.device)
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    dataset = PictureDataset(
-        files,
-        EvaluationView(preprocessing, backbone.image_size),
-        channels=backbone.channels,
-        kind="evaluate",
-        smallest=backbone.patch,
-    )
+    dataset = evaluation_dataset(files, backbone, preprocessing)
     broken: list[str] = []
 
     def note(file: Path, reason: str) -> None:

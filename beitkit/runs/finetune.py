@@ -14,8 +14,16 @@ from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import as_csv, few_per_class, train_and_val
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_batches, normalized, to_device, training_stream
-from beitkit.data.views import EvaluationView, TrainView
+from beitkit.data.stream import (
+    PictureDataset,
+    counted_broken,
+    evaluation_batches,
+    evaluation_dataset,
+    normalized,
+    to_device,
+    training_stream,
+)
+from beitkit.data.views import TrainView
 from beitkit.errors import UserError
 from beitkit.evaluate.classification import Accuracy, collect_logits, per_class, top_k
 from beitkit.interop.load import load
@@ -102,13 +110,7 @@ def run(config: FinetuneRun) -> Result:
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std)
 
-    evaluation = PictureDataset(
-        val,
-        EvaluationView(preprocessing, backbone.image_size),
-        channels=backbone.channels,
-        kind="evaluate",
-        smallest=backbone.patch,
-    )
+    evaluation = evaluation_dataset(val, backbone, preprocessing)
 
     def val_batches() -> Iterator[Batch]:
         return evaluation_batches(

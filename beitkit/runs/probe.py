@@ -14,8 +14,7 @@ from rich.table import Table
 from beitkit.configs.verbs import ProbeRun
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import few_per_class, train_and_val
-from beitkit.data.stream import PictureDataset, evaluation_batches
-from beitkit.data.views import EvaluationView
+from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluate.probe import BlockFeatures, ProbeResult, block_features, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
@@ -68,13 +67,7 @@ def _features(
     config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, runtime: Runtime, folder: RunFolder | None
 ) -> BlockFeatures:
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    dataset = PictureDataset(
-        files,
-        EvaluationView(preprocessing, backbone.image_size),
-        channels=backbone.channels,
-        kind="evaluate",
-        smallest=backbone.patch,
-    )
+    dataset = evaluation_dataset(files, backbone, preprocessing)
 
     def note(file: Path, reason: str) -> None:
         print(f"skipped {file}: {reason}", file=sys.stderr)

@@ -13,6 +13,8 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from beitkit.system import write_atomically
+
 SECONDS_PER_LINE = 0.5
 """A terminal's progress line is redrawn no more often than this."""
 Item = TypeVar("Item")
@@ -42,9 +44,7 @@ class Journal:
                 is_kept = False  # a line torn by a kill
             if is_kept:
                 kept.append(line)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(kept).encode())
 
     def record(self, kind: str, step: int, **values: float | str) -> None:
         """Append one event to the file."""
