@@ -219,6 +219,8 @@ class ClassifierConfig:
     classes: tuple[str, ...]
     pooling: Literal["mean", "cls"] = "mean"
     """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm."""
+    multilabel: bool = False
+    """Whether a picture may show several classes at once: each logit is then a yes or no of its own (sigmoid)."""
     preprocessing: Preprocessing = INCEPTION
 
     def __post_init__(self) -> None:

@@ -1,0 +1,72 @@
+"""`beitkit inspect`, `show-load`, `convert` and `export`: what they take."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+CheckpointFormat = Literal["native", "microsoft", "huggingface", "timm"]
+ProgramFormat = Literal["onnx", "torch"]
+Task = Literal["masked", "classify", "segment"]
+
+
+@dataclass(frozen=True)
+class InspectRun:
+    """What is this checkpoint? Format, task, network, positions, pixels, classes."""
+
+    path: Positional[Path]
+    """A run folder, a Hugging Face or timm folder, or a file: .pth, .pt, .bin, .pkl, .safetensors."""
+    _: KW_ONLY
+    verbose: bool = False
+    """Name every tensor."""
+    json: bool = False
+    """Print the network's description as JSON."""
+
+
+@dataclass(frozen=True)
+class ShowLoadRun:
+    """What becomes of every tensor when a checkpoint is loaded: kept, split, expanded, resized, dropped, fresh."""
+
+    path: Positional[Path]
+    """What `beitkit.load` would be given."""
+    _: KW_ONLY
+    task: Task | None = None
+    """What the network is wanted for, if not for what it was saved."""
+    num_classes: int | None = None
+    """How many classes; other than the file's means a fresh head."""
+    image_size: int | None = None
+    """Side of the pictures; positions are resized to it."""
+
+
+@dataclass(frozen=True)
+class ConvertRun:
+    """Write a checkpoint in another format; there and back is the identity, tensor by tensor."""
+
+    path: Positional[Path]
+    """Checkpoint in any format that `beitkit inspect` knows."""
+    _: KW_ONLY
+    to: CheckpointFormat
+    """microsoft is the official code's (a .pth file); the others are folders."""
+    out: Path
+    """What to write; must not be there yet."""
+    dry_run: bool = False
+    """Only say what would become of every tensor."""
+    verbose: bool = False
+    """Print the whole table after writing."""
+
+
+@dataclass(frozen=True)
+class ExportRun:
+    """Give a network to other software, checked before it is called done."""
+
+    model: Path
+    """Run folder or checkpoint."""
+    format: CheckpointFormat | ProgramFormat
+    """onnx and torch (.pt2) are programs that run by themselves; the others are checkpoints."""
+    out: Path
+    """What to write; must not be there yet."""
+    image_size: int | None = None
+    """Side of the pictures, if not the checkpoint's."""
