@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+IGNORED = 255
+"""In a label map: a pixel that neither trains nor counts."""
 Batch = dict[str, Tensor]
 """What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, index (see `data.stream`)."""
 

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Batch, Tokenizer
+from beitkit.contracts import IGNORED, Batch, Tokenizer
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
 from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode
@@ -74,8 +74,21 @@ class PictureDataset:
         seed: int = 0,
         kind: Literal["train", "evaluate"] = "train",
         smallest: Pair = (1, 1),
+        label_map: Callable[[int], Image.Image] | None = None,
     ) -> None:
-        """`smallest` is a patch, (height, width): a picture that could not fill one counts as unreadable."""
+        """A dataset of `files`.
+
+        Args:
+            files: the pictures.
+            view: what is shown of a picture.
+            masker: draws the mask, where there is one.
+            channels: 1 (grey) or 3 (RGB).
+            seed: of order, views and masks.
+            kind: an endless shuffled order, or one ordered pass.
+            smallest: a patch, (height, width): a picture that could not fill one counts as unreadable.
+            label_map: the label map of a picture by its index; the view is then called as `view(image, label_map, rng)`. It
+                may raise `BrokenPicture`, which makes the pair count as unreadable.
+        """
         if not len(files):
             raise UserError(f"the list of pictures in {files.root} is empty")
         self.files = files
@@ -85,6 +98,7 @@ class PictureDataset:
         self.seed = seed
         self.kind = kind
         self.smallest = smallest
+        self.label_map = label_map
         self._mode = picture_mode(channels)
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
@@ -112,27 +126,27 @@ class PictureDataset:
 
     def read(self, epoch: int, index: int) -> dict[str, Tensor]:
         """One picture as it is shown in an epoch, or its replacement."""
-        shown, image = self._readable(index)
+        shown, inputs = self._readable(index)
         # The view has its own generator: it can be drawn again without the mask, which stored tokens will need.
-        sample = self.view(image or Image.new(self._mode, (8, 8)), random.Random(derived_seed(self.seed, "view", epoch, index)))
+        sample = self.view(*(inputs or self._blank()), random.Random(derived_seed(self.seed, "view", epoch, index)))
         if self.masker is not None:
             sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index))).flatten()
         if self.files.labels is not None:
             sample["labels"] = torch.tensor(int(self.files.labels[shown]))
-        is_broken = shown != index or image is None
+        is_broken = shown != index or inputs is None
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 
-    def _readable(self, index: int) -> tuple[int, Image.Image | None]:
-        """The index of the picture to show for this one, and that picture; None where there is no replacement."""
+    def _readable(self, index: int) -> tuple[int, tuple[Image.Image, ...] | None]:
+        """The index of the picture to show for this one, and what the view takes; None where there is no replacement."""
         if self.kind == "evaluate":
             try:
-                return index, self._picture(index)
+                return index, self._inputs(index)
             except BrokenPicture:
                 return index, None
         attempts = min(MAX_REPLACEMENTS, len(self))
         for candidate in ((index + step) % len(self) for step in range(attempts)):
             try:
-                return candidate, self._picture(candidate)
+                return candidate, self._inputs(candidate)
             except BrokenPicture:
                 continue
         last = (index + attempts - 1) % len(self)
@@ -141,7 +155,7 @@ class PictureDataset:
     def is_readable(self, index: int) -> bool:
         """Whether a picture can be read."""
         try:
-            self._picture(index)
+            self._inputs(index)
         except BrokenPicture:
             return False
         return True
@@ -149,10 +163,20 @@ class PictureDataset:
     def reason(self, index: int) -> str:
         """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
         try:
-            self._picture(index)
+            self._inputs(index)
         except BrokenPicture as error:
             return error.reason
         return "could be read at the second attempt"
+
+    def _inputs(self, index: int) -> tuple[Image.Image, ...]:
+        """What the view takes: the picture, and its label map where there is one."""
+        image = self._picture(index)
+        return (image,) if self.label_map is None else (image, self.label_map(index))
+
+    def _blank(self) -> tuple[Image.Image, ...]:
+        """In place of what cannot be read: black, and a label map in which every pixel is ignored."""
+        image = Image.new(self._mode, (8, 8))
+        return (image,) if self.label_map is None else (image, Image.new("L", (8, 8), IGNORED))
 
     def _picture(self, index: int) -> Image.Image:
         known = self._decoded.get(index)

@@ -22,7 +22,8 @@ from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.pictures import to_tensor
 
-View = Callable[[Image.Image, random.Random], dict[str, Tensor]]
+View = Callable[..., dict[str, Tensor]]
+"""Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
 
 SMALL = 32  # up to this size, pictures are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
 PADDING = 4  # pixels of black around small pictures before a training crop, as usual on CIFAR
