@@ -41,7 +41,10 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules: cosine with linear warm-up, every step."""
+    """AdamW and its schedule: linear warm-up, then a half cosine or a straight line down, every step."""
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the rate falls after the warm-up: half a cosine, or linearly over the whole run (segmentation: "poly" of power 1)."""
 
     lr_batch: int = 2048
     """Pictures per optimizer step that --lr is stated for."""

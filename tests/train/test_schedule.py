@@ -4,7 +4,7 @@ import pytest
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
-from beitkit.train.schedule import cosine, is_due, make_plan
+from beitkit.train.schedule import cosine, is_due, linear, make_plan
 
 GOLDEN_200 = {
     0: 0.0,
@@ -56,3 +56,19 @@ def test_what_does_not_fit_together_is_refused() -> None:
 def test_is_due_fires_every_nth_and_after_the_last() -> None:
     assert [step for step in range(1, 11) if is_due(step, 4, 10)] == [4, 8, 10]
     assert [step for step in range(1, 11) if is_due(step, 0, 10)] == [10]
+
+
+def test_linear_is_the_poly_policy_of_the_official_segmentation_runs() -> None:
+    """lr (1 - it / max), times 1 - (1 - it / W) (1 - 1e-6) for it < W (facts 9.4)."""
+    base, steps, warmup = 7e-4, 160_000, 1500
+    for step in (0, 1, 749, 1499):
+        expected = base * (1 - step / steps) * (1 - (1 - step / warmup) * (1 - 1e-6))
+        assert linear(step, steps, warmup, base, 0.0) == pytest.approx(expected, rel=1e-12)
+    assert linear(0, steps, warmup, base, 0.0) == pytest.approx(base * 1e-6)
+    assert linear(80_000, steps, warmup, base, 0.0) == pytest.approx(base / 2)
+    assert linear(159_999, steps, warmup, base, 0.0) == pytest.approx(base / 160_000)
+    plan = make_plan(
+        TrainConfig(steps=100, batch_size=16, lr=base), LoopConfig(), OptimConfig(schedule="linear", lr_batch=16, min_lr=0.0),
+        1000, default_epochs=1,
+    )  # fmt: skip
+    assert plan.lr_at(50) == pytest.approx(base / 2)

@@ -1,0 +1,84 @@
+"""Label maps as pictures people look at: class colors, overlays, where a prediction is wrong, a legend.
+
+Label maps are uint8 (h, w): class ids, 255 where a pixel does not count. Colors are (red, green, blue), 0 to 255.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from beitkit.contracts import IGNORED
+
+Color = tuple[int, int, int]
+
+IGNORED_COLOR: Color = (0, 0, 0)
+RIGHT, WRONG, UNCOUNTED = (0.86, 0.93, 0.87), (0.84, 0.15, 0.16), (0.45, 0.45, 0.45)
+"""Colors of an error map, RGB in [0, 1]."""
+HUE_STEP = 0.6180339887498949  # golden ratio - 1: neighbors in the list of classes get hues far apart
+
+
+def class_colors(count: int) -> tuple[Color, ...]:
+    """Colors for classes that have none of their own: the same for the same number everywhere."""
+    colors = []
+    for index in range(count):
+        lightness, saturation = (0.45, 0.65, 0.3)[index % 3], (0.75, 0.6)[index % 2]
+        red, green, blue = colorsys.hls_to_rgb(0.03 + index * HUE_STEP % 1, lightness, saturation)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)
+
+
+def palette_of(classes: Sequence[str], palette: Sequence[Color] | None) -> tuple[Color, ...]:
+    """The palette of a network, or colors made for its classes."""
+    return class_colors(len(classes)) if palette is None else tuple(palette)
+
+
+def colored(label_map: UInt8[Tensor, "h w"], palette: Sequence[Color]) -> Float[Tensor, "3 h w"]:
+    """Every pixel in its class's color, in [0, 1]; pixels that do not count are black."""
+    table = torch.tensor([IGNORED_COLOR] * 256)
+    table[: len(palette)] = torch.tensor(palette)
+    table[IGNORED] = torch.tensor(IGNORED_COLOR)
+    return table[label_map.long()].permute(2, 0, 1) / 255
+
+
+def overlay(
+    picture: UInt8[Tensor, "c h w"], label_map: UInt8[Tensor, "h w"], palette: Sequence[Color], share: float = 0.55
+) -> Float[Tensor, "3 h w"]:
+    """The picture, in grey, under the colors of its classes; `share` is the colors' weight. In [0, 1].
+
+    Pixels that do not count show the picture alone.
+    """
+    grey = (picture.float().mean(0, keepdim=True) / 255).expand(3, -1, -1)
+    weight = torch.where(label_map == IGNORED, 0.0, share)
+    return torch.lerp(grey, colored(label_map, palette), weight)
+
+
+def error_map(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> Float[Tensor, "3 h w"]:
+    """Where a prediction is right (pale), wrong (red) and not counted (grey), in [0, 1]."""
+    which = torch.where(truth == IGNORED, 2, (predicted != truth).long())
+    return torch.tensor([RIGHT, WRONG, UNCOUNTED])[which].permute(2, 0, 1)
+
+
+def legend(classes: Sequence[str], palette: Sequence[Color], width: int = 720) -> Float[Tensor, "3 h w"]:
+    """A swatch and a name for every class, in rows as wide as `width` pixels."""
+    font, swatch, gap = ImageFont.load_default(13), 14, 10
+    places: list[tuple[float, int]] = []
+    left, top = float(gap), gap
+    for name in classes:
+        needed = swatch + 5 + font.getlength(name) + 2 * gap
+        if left > gap and left + needed > width:
+            left, top = float(gap), top + swatch + gap
+        places.append((left, top))
+        left += needed
+    page = Image.new("RGB", (width, top + swatch + gap), "white")
+    draw = ImageDraw.Draw(page)
+    for name, color, (x, y) in zip(classes, palette, places, strict=True):
+        draw.rectangle((x, y, x + swatch, y + swatch), fill=color)
+        draw.text((x + swatch + 5, y + swatch / 2), name, fill="black", font=font, anchor="lm")
+    data = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
+    return data.view(page.height, width, 3).permute(2, 0, 1).float() / 255
