@@ -50,8 +50,9 @@ class LabelCode:
     @cached_property
     def _by_color(self) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
         """Packed colors, sorted, and the class of each."""
-        pairs = sorted((int(packed(np.array(color))), label) for color, label in self.colors)
-        return np.array([color for color, _ in pairs]), np.array([label for _, label in pairs], dtype=np.uint8)
+        numbers = packed(np.array([color for color, _ in self.colors]))
+        order = np.argsort(numbers)
+        return numbers[order], np.array([label for _, label in self.colors], dtype=np.uint8)[order]
 
     def label_map(self, mask: Mask) -> NDArray[np.uint8]:
         """Class ids (h, w) of a mask.

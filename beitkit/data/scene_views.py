@@ -43,7 +43,7 @@ class SceneTrainView:
     def __call__(self, image: Image.Image, label_map: Image.Image, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) uint8, `label_map` (h, w) uint8, and `extent` (2) int64: height and width that are not padding."""
         size = training_size((image.height, image.width), self.crop, self.view, rng.uniform(*self.view.scale))
-        label_map = label_map.resize(size[::-1], Image.Resampling.NEAREST)
+        label_map = label_map.resize((size[1], size[0]), Image.Resampling.NEAREST)
         box = varied_crop(np.asarray(label_map), self.crop, self.view.max_share, rng)
         image, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
         if rng.random() < self.view.flip:
@@ -57,7 +57,7 @@ class SceneTrainView:
         return {"images": images, "label_map": labels, "extent": torch.tensor([height, width])}
 
 
-def fitted_size(picture: Pair, short: float, long: float) -> Pair:
+def fitted_size(picture: Pair, short: int, long: int) -> Pair:
     """The largest (height, width) with the picture's aspect whose shorter side is at most `short` and the longer at most `long`.
 
     Sides are rounded to whole pixels, halves up, as in mmcv.
