@@ -86,3 +86,47 @@ class ReadConfig:
         check_finite(self)
         if not 0 <= self.max_broken <= 1:
             raise UserError(f"--read.max-broken is a share in [0, 1], got {self.max_broken}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneViewConfig:
+    """How a picture and its label map become a training sample for segmentation; the defaults are those of the official code."""
+
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest factor on the size at which the picture fits its shorter side into the crop's shorter side."""
+    long_side: float = 4.0
+    """How many times the crop's shorter side the picture's longer side may have at factor 1; longer pictures are made smaller."""
+    max_share: float = 0.75
+    """A crop is drawn again, up to 10 times, while one class has this share of its counted pixels or more; 1 turns it off."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    distortion: float = 0.5
+    """Probability of each change of color: brightness, contrast, saturation and hue; 0 turns all of them off."""
+    brightness: float = 32.0
+    """Most that is added to or taken from every value; values go from 0 to 255."""
+    contrast: float = 0.5
+    """Values are multiplied by a factor between 1 - this and 1 + this."""
+    saturation: float = 0.5
+    """The saturation is multiplied by a factor between 1 - this and 1 + this."""
+    hue: int = 18
+    """Most by which the hue is turned, in steps of 2 degrees: the whole circle has 180."""
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise UserError(f"--view.scale must satisfy 0 < smallest <= largest, got {low:g} {high:g}")
+        if not self.long_side >= 1:
+            raise UserError(f"--view.long-side must be 1 or more, got {self.long_side:g}")
+        if not 0 < self.max_share <= 1:
+            raise UserError(f"--view.max-share must lie in (0, 1], got {self.max_share:g}")
+        for name in ("flip", "distortion"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--view.{name} is a probability in [0, 1], got {getattr(self, name):g}")
+        if not 0 <= self.brightness <= 255:
+            raise UserError(f"--view.brightness must lie in [0, 255], got {self.brightness:g}")
+        for name in ("contrast", "saturation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--view.{name} must lie in [0, 1), got {getattr(self, name):g}")
+        if not 0 <= self.hue <= 90:
+            raise UserError(f"--view.hue must lie in [0, 90], got {self.hue}")
