@@ -29,6 +29,10 @@ def network(kind: str) -> Any:
     models = {
         "classifier": lambda: Classifier(ClassifierConfig(backbone=BACKBONE, classes=("a", "b", "c")), head_scale=1.0),
         "segmenter": lambda: Segmenter(SegmenterConfig(backbone=BACKBONE, classes=("a", "b"), channels=16)),
+        "linear": lambda: Segmenter(
+            SegmenterConfig(backbone=BACKBONE, classes=("a", "b"), head="linear", auxiliary_channels=None)
+        ),
+        "setr_pup": lambda: Segmenter(SegmenterConfig(backbone=BACKBONE, classes=("a", "b"), head="setr_pup", channels=16)),
         "features": lambda: MaskedImageModel(MaskedImageModelConfig(backbone=PRETRAINED, vocabulary=8)),
     }
     model = models[kind]()
@@ -45,7 +49,7 @@ def outputs_of(model: Any, images: torch.Tensor) -> list[torch.Tensor]:
         return [model(images)]
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter", "features"])
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "linear", "setr_pup", "features"])
 def test_onnx(kind: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
@@ -65,7 +69,7 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("kind", ["classifier", "segmenter", "features"])
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "linear", "setr_pup", "features"])
 def test_torch(kind: str, tmp_path: Path) -> None:
     model, path = network(kind), tmp_path / "model.pt2"
     assert export(model, path, format="torch") < 1e-5

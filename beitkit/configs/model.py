@@ -231,19 +231,29 @@ class ClassifierConfig:
             raise UserError("a classifier needs at least one class")
 
 
+SegmentationHead = Literal["uper", "linear", "setr_pup"]
+SETR_CHANNELS = 256  # arXiv 2012.15840, released code
+MAX_CLASSES = 255  # label maps are 8-bit, and 255 is the ignored label
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmenterConfig:
     """A backbone that names every pixel; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
     classes: tuple[str, ...]
-    channels: int
-    """Width of the decoder (BEiT: 768 for base, 1024 for large)."""
+    head: SegmentationHead = "uper"
+    """uper: UPerNet on a feature pyramid (official checkpoints); setr_pup: four convolutions that double the resolution (the
+    paper's tables 3 and 4); linear: batch norm and a linear classifier of each patch, to judge features that stay frozen."""
+    channels: int | None = None
+    """Width of the decoder; None takes the backbone's for uper (official: 768 for base, 1024 for large) and 256 for setr_pup.
+    A linear head has none."""
     auxiliary_channels: int | None = 256
-    """Width of the head that helps in training only; None leaves it out."""
+    """Width of the head that helps in training only; None leaves it out, as it must be for a linear head."""
     taps: tuple[int, int, int, int] | None = None
     """The blocks (0-based, ascending) that feed the four levels of the feature pyramid, finest first; None takes those at a
-    third, half, two thirds and the end of the depth: 3 5 7 11 of 12."""
+    third, half, two thirds and the end of the depth: 3 5 7 11 of 12. The heads without a pyramid read the last one, the
+    auxiliary head the third."""
     palette: tuple[tuple[int, int, int], ...] | None = None
     """Color (red, green, blue, 0 to 255) of every class, for pictures of predictions."""
     preprocessing: Preprocessing = IMAGENET
@@ -252,12 +262,9 @@ class SegmenterConfig:
         check_finite(self)
         if self.backbone.final_norm or self.backbone.mask_token:
             raise UserError("a segmenter needs a backbone with final_norm=False and mask_token=False")
-        if not self.classes:
-            raise UserError("a segmenter needs at least one class")
-        if self.channels < 1 or (self.auxiliary_channels is not None and self.auxiliary_channels < 1):
-            raise UserError(
-                f"channels and auxiliary_channels must be at least 1, got {self.channels} and {self.auxiliary_channels}"
-            )
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise UserError(f"a segmenter needs at least one class and at most {MAX_CLASSES}, got {len(self.classes)}")
+        self._check_widths()
         if self.palette is not None and len(self.palette) != len(self.classes):
             raise UserError(f"palette must have one color for each of the {len(self.classes)} classes, got {len(self.palette)}")
         depth = self.backbone.depth
@@ -267,15 +274,30 @@ class SegmenterConfig:
         if ascending != self.tapped_blocks or len(ascending) != 4 or not 0 <= ascending[0] <= ascending[-1] < depth:
             raise UserError(f"taps must be 4 different blocks in ascending order, numbered 0 to {depth - 1}, got {self.taps}")
         coarsest = round(1 / min(self.pyramid_scales))
-        if min(self.backbone.grid) < coarsest:
+        if self.head == "uper" and min(self.backbone.grid) < coarsest:
             raise UserError(
-                f"a segmenter needs a grid of at least {coarsest}x{coarsest} patches, "
-                f"got {self.backbone.grid[0]}x{self.backbone.grid[1]}; choose a larger image_size"
+                f"a segmenter with a feature pyramid needs a grid of at least {coarsest}x{coarsest} patches, "
+                f"got {self.backbone.grid[0]}x{self.backbone.grid[1]}; choose a larger image_size, or another head"
             )
+
+    def _check_widths(self) -> None:
+        if self.head == "linear" and self.channels is not None:
+            raise UserError(f"a linear head has no channels of its own, got {self.channels}; leave channels at None")
+        if self.head == "linear" and self.auxiliary_channels is not None:
+            raise UserError("a linear head is trained without an auxiliary one; set auxiliary_channels to None")
+        for name in ("channels", "auxiliary_channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, or None, got {value}")
+
+    @property
+    def decoder_channels(self) -> int:
+        """Width of the decoder, `channels` or the rule; for a linear head that of the backbone, which it reads directly."""
+        return self.channels or (SETR_CHANNELS if self.head == "setr_pup" else self.backbone.width)
 
     @property
     def tapped_blocks(self) -> tuple[int, int, int, int]:
-        """The blocks that feed the feature pyramid, `taps` or the rule."""
+        """The blocks that feed the head, `taps` or the rule."""
         depth = self.backbone.depth
         return self.taps or (depth // 3 - 1, depth // 2 - 1, -(-2 * depth // 3) - 1, depth - 1)
 

@@ -84,6 +84,8 @@ def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tu
         pooling = "mean" if "fc_norm.weight" in tensors else "cls"
         return ClassifierConfig(backbone=backbone, classes=classes, pooling=pooling, preprocessing=preprocessing), notes
     if kind == "segment":
+        if "decode_head.fpn_bottleneck.conv.weight" not in tensors:
+            raise UserError("the decoder in the file is not UPerNet, the only one that is read from files without a config")
         auxiliary = tensors.get("auxiliary_head.convs.0.conv.weight")
         segmenter = SegmenterConfig(
             backbone=backbone,

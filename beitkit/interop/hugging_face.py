@@ -36,9 +36,11 @@ def refuse_for_hugging_face(config: NetworkConfig) -> tuple[str, ...]:
         if config.cls_branch is not None:
             notes.append("the class-token branch is left out: transformers has none, and only pre-training uses it")
     if isinstance(config, SegmenterConfig):
-        if config.channels != backbone.width:
+        if config.head != "uper":
+            raise UserError(f"transformers has BEiT with UPerNet only, this network has the head {config.head}; use native")
+        if config.decoder_channels != backbone.width:
             raise UserError(
-                f"transformers' decoder is as wide as the backbone ({backbone.width}), this one is {config.channels}; "
+                f"transformers' decoder is as wide as the backbone ({backbone.width}), this one is {config.decoder_channels}; "
                 "use microsoft or native"
             )
         if backbone.patch != (16, 16):

@@ -154,9 +154,15 @@ def _holds_everything(config: NetworkConfig) -> tuple[str, ...]:
     return ()
 
 
+def _refuse_for_microsoft(config: NetworkConfig) -> tuple[str, ...]:
+    if isinstance(config, SegmenterConfig) and config.head != "uper":
+        raise UserError(f"the official code has UPerNet only, this network has the head {config.head}; use native")
+    return ()
+
+
 WRITERS: dict[Format, Writer] = {
     "native": Writer(NATIVE, _holds_everything, write_native),
-    "microsoft": Writer(MICROSOFT, _holds_everything, _write_microsoft),
+    "microsoft": Writer(MICROSOFT, _refuse_for_microsoft, _write_microsoft),
     "huggingface": Writer(HUGGING_FACE, refuse_for_hugging_face, _write_hugging_face, left_out=("cls_pt_",)),
     "timm": Writer(TIMM, refuse_for_timm, _write_timm),
 }

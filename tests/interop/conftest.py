@@ -52,6 +52,8 @@ CONFIGS: dict[str, MaskedImageModelConfig | ClassifierConfig | SegmenterConfig] 
         taps=(2, 4, 5, 7),
         palette=((0, 0, 0), (1, 2, 3), (250, 0, 9)),
     ),
+    "segment, linear": SegmenterConfig(backbone=FINE_TUNED, classes=ANIMALS, head="linear", auxiliary_channels=None),
+    "segment, setr_pup": SegmenterConfig(backbone=FINE_TUNED, classes=ANIMALS, head="setr_pup", channels=8),
     "segment, no auxiliary head": SegmenterConfig(backbone=FINE_TUNED, classes=ANIMALS, channels=16, auxiliary_channels=None),
 }
 

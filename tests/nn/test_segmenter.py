@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import IMAGENET
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
 from beitkit.errors import UserError
-from beitkit.nn.segmenter import ConvModule, Segmenter, resize
+from beitkit.nn.segmentation_heads import ConvModule, resize
+from beitkit.nn.segmenter import Segmenter
 
 CLASSES = tuple("abcdefg")
 
@@ -210,6 +212,68 @@ def test_layers_and_decay() -> None:
     assert {name for name in layers if model.no_decay(name)} == {"backbone.cls_token"}
 
 
+HEADS: dict[str, dict[str, Any]] = {
+    "linear": {"channels": None, "auxiliary_channels": None},
+    "setr_pup": {},
+}
+
+
+@torch.no_grad()
+def test_a_linear_head_is_batch_norm_and_a_matrix_on_the_last_tap() -> None:
+    model = Segmenter(small(depth=6, head="linear", taps=(0, 1, 2, 4), **HEADS["linear"])).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert model.pyramid is None
+    (tap,) = model.backbone.intermediates(images, [4])
+    head = model.decode_head
+    assert count(head) == 2 * 24 + 24 * 7 + 7
+    normal = tap.patches / (1 + 1e-5) ** 0.5  # fresh running statistics
+    expected = normal @ head.conv_seg.weight.flatten(1).T + head.conv_seg.bias  # (b, n, classes)
+    torch.testing.assert_close(model.coarse_logits(images).flatten(2).transpose(1, 2), expected)
+
+
+@torch.no_grad()
+def test_setr_pup_doubles_the_last_tap_four_times() -> None:
+    model = Segmenter(small(depth=6, head="setr_pup", channels=None)).eval()
+    assert model.config.decoder_channels == 256
+    images = torch.randn(1, 3, 64, 64)
+    head, x = model.decode_head, model.features(images)[-1]
+    assert count(head) == 9 * 256 * (24 + 3 * 256) + 4 * 2 * 256 + 256 * 7 + 7
+    for step in head.up_convs:
+        x = nn.functional.conv2d(x, step.conv.weight, padding=1) / (1 + 1e-5) ** 0.5
+        x = nn.functional.interpolate(x.clamp(min=0), scale_factor=2, mode="bilinear", align_corners=False)
+    assert x.shape == (1, 256, 64, 64)
+    expected = torch.einsum("bchw,vc->bvhw", x, head.conv_seg.weight[:, :, 0, 0])
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    auxiliary = model.training_logits(images).auxiliary
+    assert auxiliary is not None
+    assert model.auxiliary_head is not None
+    third = model.backbone.intermediates(images, [3])[0].patches.transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(auxiliary, model.auxiliary_head([third] * 4))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("image", [(16, 16), (48, 32)])
+def test_other_heads_take_any_grid_and_reach_every_parameter(head: str, image: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    backbone = replace(small().backbone, image_size=image)
+    model = Segmenter(small(backbone=backbone, head=head, **HEADS[head])).train()
+    images = torch.randn(2, 3, *image)
+    assert model(images).shape == (2, 7, *image)
+    logits = model.training_logits(images)
+    loss = sum((part * torch.randn_like(part)).sum() for part in logits if part is not None)
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    unreached = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    # A single patch has no offset to another one, and attends to itself and to the class token alone.
+    assert image == (16, 16) or not unreached
+
+
+def test_widths_that_are_left_open() -> None:
+    assert small(channels=None).decoder_channels == 24
+    assert small(channels=None, head="setr_pup").decoder_channels == 256
+    assert small(channels=40, head="setr_pup").decoder_channels == 40
+
+
 def test_config_survives_json() -> None:
     config = small(taps=(0, 1, 2, 3), palette=tuple((index, 0, 255) for index in range(7)))
     assert from_json(SegmenterConfig, to_json(config)) == config
@@ -225,7 +289,11 @@ def test_config_survives_json() -> None:
         ({"taps": (2, 1, 0, 3)}, "ascending order"),
         ({"classes": ()}, "at least one class"),
         ({"palette": ((0, 0, 0),)}, "one color for each of the 7 classes, got 1"),
-        ({"channels": 0}, "must be at least 1, got 0 and 8"),
+        ({"channels": 0}, "channels must be at least 1, or None, got 0"),
+        ({"auxiliary_channels": 0}, "auxiliary_channels must be at least 1, or None, got 0"),
+        ({"classes": tuple(map(str, range(256)))}, "at most 255, got 256"),
+        ({"head": "linear", "auxiliary_channels": None}, "leave channels at None"),
+        ({"head": "linear", "channels": None}, "set auxiliary_channels to None"),
         ({"image": 16}, "at least 2x2 patches, got 1x1"),
         ({"image": 24, "patch": 8}, "at least 4x4 patches, got 3x3"),
         ({"backbone": BackboneConfig.named("nano/16")}, "final_norm=False"),

@@ -1,0 +1,82 @@
+"""Batch norm that has the same statistics on one process as on many.
+
+A segmentation network fits few pictures on a device, often two, so its batch norms must look at the pictures of all of them.
+PyTorch's SyncBatchNorm does that on GPUs only and refuses to run on a CPU; this one needs nothing but a process group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, distributed, nn
+
+from beitkit.errors import UserError
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes (arXiv 1502.03167); PyTorch's, with its names, where there is only one.
+
+    In training each value counts the same, whichever process it is on: local batches may differ in size. All processes must
+    run forward and backward through the layer equally often, else they wait for each other.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The map, normalized per channel, in its own precision.
+
+        Raises:
+            UserError: in training, if a channel has a single value, which has no variance.
+        """
+        if self.training and _has_processes():
+            return self._synchronized(input)
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            raise UserError("batch norm cannot be trained on one picture where its map has one pixel; use --batch-size 2 or more")
+        return super().forward(input)
+
+    def _synchronized(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        # Sums in float64, so that mean square minus squared mean keeps its digits.
+        count = torch.full((1,), x.shape[0] * x.shape[2] * x.shape[3], dtype=torch.float64, device=x.device)
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        sums = (values.sum((0, 2, 3), dtype=torch.float64), values.square().sum((0, 2, 3), dtype=torch.float64))
+        total = _AllReduceSum.apply(torch.cat((count, *sums)))
+        mean, mean_square = (total[1:] / total[0].detach()).chunk(2)
+        variance = (mean_square - mean.square()).clamp(min=0)
+        self._follow(total[0].detach(), mean.detach(), variance.detach())
+        scale = self.weight * (variance + self.eps).rsqrt()  # float64, (c)
+        shift = self.bias - mean * scale
+        return (values * scale.to(values.dtype)[:, None, None] + shift.to(values.dtype)[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, count: Tensor, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
+        """Move the running statistics, the variance without bias, as PyTorch does."""
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs, because every process uses the result."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        total = local.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _has_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
