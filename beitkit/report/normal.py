@@ -116,6 +116,37 @@ def finetuning_lines(
     return lines
 
 
+def segmentation_lines(
+    *,
+    mean_iou: Number,
+    pixel_accuracy: Number,
+    commonest_share: Number,
+    unseen: Sequence[str],
+    train_accuracy: Number | None = None,
+) -> list[Line]:
+    """Segmentation at its end: pixels named right against always naming the commonest class, and classes that are never found.
+
+    `commonest_share` is the share of the largest class among the counted pixels of the training masks, `unseen` are classes of
+    which not one pixel was found, although they occur.
+    """
+    against = f"always naming the commonest class names {commonest_share:.1%} of the pixels right"
+    found = f"{pixel_accuracy:.1%} of the pixels are named right, mIoU {mean_iou:.1%}"
+    if pixel_accuracy <= commonest_share * 1.02:
+        advice = "check the masks with a picture editor, then train longer or raise --lr"
+        lines = [Line("warn", f"At chance: {found}, and {against}; {advice}.")]
+    else:
+        lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
+    if unseen:
+        named = ", ".join(unseen[:6]) + (f" and {len(unseen) - 6} more" if len(unseen) > 6 else "")
+        lines.append(
+            Line("note", f"Never found: {named}. Rare and small classes come last; train longer, or on more pictures of them.")
+        )
+    if train_accuracy is not None and train_accuracy - pixel_accuracy > 0.1:
+        both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation pictures"
+        lines.append(Line("note", f"Some overfitting: {both}; more pictures help most, drop path and wider scales help too."))
+    return lines
+
+
 def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], data_wait: Number, bad_steps: int) -> list[Line]:
     """What holds for every training: the course of the loss, spikes, steps that were not finite, and waiting for data.
 

@@ -1,0 +1,246 @@
+"""`beitkit segment`: train a network that names every pixel, from a pre-trained one or from scratch in the same set-up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from beitkit.configs.choose_scenes import SceneCircumstances, Start, choose_scenes
+from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.train import decided
+from beitkit.configs.verbs import SegmentRun
+from beitkit.contracts import Batch
+from beitkit.data.pictures import BrokenPicture
+from beitkit.data.scene_audit import audit
+from beitkit.data.scene_pass import readable_scenes
+from beitkit.data.scene_views import SceneTrainView, blanked
+from beitkit.data.scenes import CLASSES_FILE, Scenes, as_csv, picture_header, sampled, train_and_val_scenes
+from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
+from beitkit.errors import UserError
+from beitkit.evaluate.label_map import predict_label_map
+from beitkit.evaluate.segmentation import MeanIoU
+from beitkit.interop.load import load
+from beitkit.interop.native import save_native
+from beitkit.interop.read import read_checkpoint
+from beitkit.nn.segmenter import Segmenter
+from beitkit.objectives.segment import Segment
+from beitkit.report.overlays import palette_of
+from beitkit.runs.scene_sheets import judged
+from beitkit.runs.segment_report import write_report
+from beitkit.system import quoted, write_atomically
+from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import Best, fit
+from beitkit.train.optim import layered_groups
+from beitkit.train.runtime import start_runtime
+from beitkit.train.schedule import make_plan
+
+MEASURED = 200
+"""Pictures whose sizes are looked up to choose the network's."""
+AUXILIARY_CHANNELS = 256
+"""Width of the auxiliary head (facts 9.2); a narrower network gets one of its own width."""
+
+
+class Result(NamedTuple):
+    """What a segmentation run found out, on the validation pictures; all values are shares."""
+
+    folder: Path
+    mean_iou: float
+    """Mean over the classes that occur of intersection / union."""
+    class_iou: dict[str, float | None]
+    """None for a class that neither occurs nor was named."""
+
+
+def run(config: SegmentRun) -> Result:
+    """Train or continue; the run folder is what `beitkit.load` reads."""
+    train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
+    audits = audit(train), audit(val)
+    runtime = start_runtime(config.machine)
+    backbone, start = _start(config)
+    found = SceneCircumstances(
+        pictures=len(train),
+        side=_median_side(train),
+        start=start,
+        patch=max(backbone.patch),
+        width=backbone.width,
+        depth=backbone.depth,
+        device=runtime.kind,
+    )
+    config, reasons = choose_scenes(config, found)
+    compared = None if config.compare is None else result_of(config.compare, val.digest)
+    model = _network(config, backbone, train)
+    folder = RunFolder(config.out, "segment", config)
+    journal = Journal(folder.journal)
+    if folder.is_finished():
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+        return result_of(folder.path, val.digest)
+    first_weights = digest_of(model.config.backbone, model.backbone.state_dict())
+    folder.pin(pictures=train.digest, **{"validation pictures": val.digest, "model": first_weights})
+    write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
+    write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
+    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=1)
+    odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
+    for line in (*reasons, *(f"note: {note}" for note in odd)):
+        journal.say(line)
+    origin = f"from {config.model}" if start != "scratch" else "from scratch"
+    journal.say(
+        f"segmentation {origin}: {len(train)} pictures of {len(train.classes)} classes, {len(val)} to validate; crops of "
+        f"{config.image_size}, {config.head} head; {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, "
+        f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}"
+    )
+    objective = Segment(model, config.loss).to(runtime.device)
+    dataset = PictureDataset(
+        train.files,
+        SceneTrainView(config.view, model.config.backbone.image_size),
+        channels=backbone.channels,
+        seed=config.train.seed,
+        smallest=backbone.patch,
+        label_map=train.label_map,
+    )
+    preprocessing = model.config.preprocessing
+    waited = WaitMeter()
+
+    def batches(first: int) -> Iterator[Batch]:
+        stream = training_stream(
+            dataset, decided(config.train.batch_size), start_batch=first, workers=config.machine.workers
+        )
+        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
+        return blanked(normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std))
+
+    def predict(picture: Tensor) -> Tensor:
+        return predict_label_map(model, picture, config.inference, runtime.precision)
+
+    def scenes() -> Iterator[tuple[Tensor, Tensor]]:
+        for scene in readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken):
+            yield scene.image, scene.label_map
+
+    fit(
+        objective,
+        batches,
+        layered_groups(model, model, config.optim),
+        plan=plan,
+        loop=config.loop,
+        optim=config.optim,
+        runtime=runtime,
+        journal=journal,
+        checkpoints=folder.checkpoints,
+        waited=waited,
+        evaluators=[MeanIoU(predict, scenes, len(train.classes))],
+        best=Best("val/miou", lambda: save_native(model, folder.best)),
+    )
+    verdict = judged(
+        predict,
+        readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
+        train.classes,
+        palette_of(train.classes, model.config.palette),
+    )
+    result = Result(folder.path, verdict.scores.mean_iou, verdict.class_iou)
+    folder.write_json(
+        "result.json",
+        {
+            "miou": result.mean_iou,
+            "macc": verdict.scores.mean_accuracy,
+            "aacc": verdict.scores.pixel_accuracy,
+            "class_iou": result.class_iou,
+            "pictures": len(val),
+            "scratch": start == "scratch",
+            "val_digest": val.digest,
+        },
+    )
+    write_report(folder, config, model.config, audits[0], verdict, compared, runtime)
+    save_native(model.cpu(), folder.path)
+    journal.say(f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {verdict.scores.pixel_accuracy:.1%})")
+    after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
+    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    return result
+
+
+def result_of(folder: Path, val_digest: str) -> Result:
+    """What a finished run found out, on the same validation pictures.
+
+    Raises:
+        UserError: if there is no finished run, or it was measured on other pictures.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        mean_iou, class_iou, measured_on = float(result["miou"]), dict(result["class_iou"]), result["val_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} holds no finished segmentation run (expected {path})") from None
+    if measured_on != val_digest:
+        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+    return Result(folder, mean_iou, class_iou)
+
+
+def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
+    """The network's backbone as the checkpoint has it, or as the options describe it, and where its weights come from."""
+    if config.model is None:
+        side = config.image_size or 4 * config.patch  # its real size is chosen when the pictures are known
+        backbone = BackboneConfig.named(
+            f"{config.size}/{config.patch}",
+            image_size=side,
+            absolute_positions=config.network.positions == "none",
+            relative_positions=config.network.positions,
+            layer_scale=config.network.first_layer_scale,
+            final_norm=False,
+        )
+        return backbone, "scratch"
+    found = read_checkpoint(config.model).config
+    if config.scratch:
+        return found.backbone, "scratch"
+    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig) else "fine-tuned"
+
+
+def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Segmenter:
+    """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
+    torch.manual_seed(config.train.seed)
+    side = decided(config.image_size)
+    has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
+    head = {
+        "head": config.head,
+        "channels": config.channels,
+        "auxiliary_channels": min(AUXILIARY_CHANNELS, backbone.width) if has_auxiliary else None,
+        "palette": train.code.palette,
+    }
+    if config.model is None:
+        sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
+        return Segmenter(
+            SegmenterConfig(
+                backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing, **head
+            )
+        )
+    loaded = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
+    assert isinstance(loaded, Segmenter)
+    wanted = replace(loaded.config, **head)
+    if config.scratch:
+        return Segmenter(wanted)
+    kept_width = config.channels is None or config.channels == loaded.config.decoder_channels
+    if isinstance(read_checkpoint(config.model).config, SegmenterConfig) and loaded.config.head == config.head and kept_width:
+        loaded.config = replace(loaded.config, palette=train.code.palette)
+        model = loaded
+    else:
+        model = Segmenter(wanted)
+        model.backbone.load_state_dict(loaded.backbone.state_dict())
+    if config.freeze:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def _median_side(scenes: Scenes) -> int:
+    """Median of the pictures' shorter sides; of many, of some drawn by a fixed seed."""
+    sides = []
+    for index in sampled(len(scenes), MEASURED, 0, "sides"):
+        try:
+            sides.append(min(picture_header(scenes.files.path(index)).upright))
+        except BrokenPicture:
+            continue  # counted and named when it is needed
+    if not sides:
+        raise UserError(f"none of the pictures in {scenes.files.root} can be opened")
+    return sorted(sides)[len(sides) // 2]
