@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -129,7 +129,7 @@ def _folders(sides: _Sides | None) -> Pairs:
             f"only {len(paired)} of {len(masks)} masks in {sides.masks} have a picture of the same name in {sides.pictures}: "
             f"none belongs to {lonely.name}; name each mask as its picture ({pictures.path(0).stem}.png, say), or give a table"
         )
-    is_ade = all(Path(os.fsdecode(_relative(pictures, index))).name.startswith("ADE_") for index, _ in paired)
+    is_ade = all(pictures.path(index).name.startswith("ADE_") for index, _ in paired)
     is_voc = sides.masks.name == "SegmentationClass" and sides.pictures.name == "JPEGImages"
     return Pairs(
         pictures.subset([picture for picture, _ in paired]),
@@ -170,12 +170,8 @@ def _partners(pictures: PictureList, masks: PictureList) -> dict[int, int]:
     return partners
 
 
-def _relative(files: PictureList, index: int) -> bytes:
-    return os.fsencode(files.path(index).relative_to(files.root))
-
-
 def _stem(files: PictureList, index: int) -> str:
-    return str(PurePosixPath(os.fsdecode(_relative(files, index))).with_suffix(""))
+    return files.path(index).relative_to(files.root).with_suffix("").as_posix()
 
 
 def _without(name: str, endings: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,11 @@ def test_the_palette_is_that_of_pascal_voc() -> None:
 
 def test_values_that_are_not_numbered_through(tmp_path: Path) -> None:
     assert ids(plain_code(["x", "y"], "here", values=[5, 90], ignored=[0]), [90, 0, 5]) == [1, 255, 0]
+
+
+def test_the_examples_of_the_guide_are_valid(tmp_path: Path) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "segment.md"
+    examples = re.findall(r"```json\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 4
+    for example in examples:
+        assert len(code(tmp_path, **json.loads(example)).classes) >= 2
