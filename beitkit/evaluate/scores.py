@@ -17,6 +17,14 @@ THRESHOLD = 0.5
 """A class counts as named where its probability is larger, in networks for several labels a picture."""
 
 
+class ClassShare(NamedTuple):
+    """One class among those of which a picture shows exactly one."""
+
+    pictures: int
+    top1: float
+    """Share of them named right; NaN without pictures."""
+
+
 class Scores(NamedTuple):
     """A classifier with one label a picture; accuracies are shares."""
 
@@ -33,8 +41,7 @@ class Scores(NamedTuple):
     calibration_error: float
     bins: list[Bin]
     """What the calibration error is made of, for a reliability diagram."""
-    classes: dict[str, tuple[int, float]]
-    """Class name to its number of pictures and the share named right (NaN for none)."""
+    classes: dict[str, ClassShare]
     confusion: list[list[int]]
     """How many pictures of each class (row) were given each name (column)."""
 
@@ -95,7 +102,7 @@ def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, 
         loss=F.cross_entropy(logits, labels).item(),
         calibration_error=calibration_error(bins),
         bins=bins,
-        classes=dict(zip(names, classes, strict=True)),
+        classes={name: ClassShare(*one) for name, one in zip(names, classes, strict=True)},
         confusion=confusion(logits, labels).tolist(),
     )
 

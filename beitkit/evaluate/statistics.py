@@ -26,7 +26,7 @@ class Spread(NamedTuple):
     mean: float
     deviation: float
     """Sample standard deviation (divided by n - 1)."""
-    count: int
+    repetitions: int
 
 
 def wilson(right: int, total: int) -> Interval:

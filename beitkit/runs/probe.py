@@ -74,7 +74,7 @@ def _features(
 
     stream = evaluation_batches(
         dataset,
-        config.batch_size,
+        config.batch_size or 64,
         workers=config.machine.workers,
         device=runtime.device,
         preprocessing=preprocessing,
