@@ -126,7 +126,7 @@ class ProbeAccuracy:
         accuracies = block_accuracies(self.predict, self.pictures)
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         yield "best", accuracies[best]
-        yield "block", self.blocks[best]
+        yield "block", float(self.blocks[best])
 
 
 @torch.no_grad()
