@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from inspect import Signature, signature
 from pathlib import Path
@@ -41,7 +41,8 @@ class Verb(Generic[Config, Result]):
         self._config = config
         self._run = run
         hints = get_type_hints(config, include_extras=True)
-        self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}}
+        self._several = {key for key, hint in hints.items() if hint == tuple[Path, ...]}
+        self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}} - self._several
         # Parts whose options the command line writes without a prefix.
         self._flat = {key: hint for key, hint in hints.items() if get_origin(hint) is Annotated and verbs.Flat in get_args(hint)}
         self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
@@ -57,7 +58,10 @@ class Verb(Generic[Config, Result]):
             given = self.__signature__.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.__name__}: {error}") from None
-        own = {key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()}
+        own: dict[str, Any] = {
+            key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()
+        }
+        own |= {key: _as_paths(own[key]) for key in self._several & own.keys()}
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
@@ -75,6 +79,11 @@ class Verb(Generic[Config, Result]):
                 for option in fields(get_args(self._flat[key])[0])
             ]
         return Signature(parameters)
+
+
+def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
+    """One path, or several."""
+    return (Path(value),) if isinstance(value, str | Path) else tuple(Path(one) for one in value)
 
 
 demo = Verb("demo", verbs.DemoRun, demo_run.run)

@@ -82,6 +82,8 @@ class PictureList:
     labels: NDArray[np.int64] | None = None
     """Index into `classes` per picture."""
     classes: tuple[str, ...] = ()
+    targets: NDArray[np.bool_] | None = None
+    """Which of `classes` each picture shows, (pictures, classes); in place of `labels` where it may show several."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

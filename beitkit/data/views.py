@@ -104,6 +104,17 @@ class EvaluationView:
         return {"images": to_tensor(_resized(image, size, Image.Resampling.BICUBIC).crop(center))}
 
 
+@dataclass(frozen=True)
+class ProbeView:
+    """Training of the official linear probe: a random crop of the usual area and aspect, resized bilinearly, and a flip."""
+
+    image_size: Pair
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8."""
+        return {"images": to_tensor(_resized(_cropped(image, ViewConfig(), rng), self.image_size, Image.Resampling.BILINEAR))}
+
+
 def covering_size(picture: Pair, image_size: Pair, crop_share: float) -> Pair:
     """The (height, width) a picture is resized to, aspect kept, so that image size / crop share just fits into it."""
     height, width = int(image_size[0] / crop_share), int(image_size[1] / crop_share)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.contracts import Batch
@@ -63,3 +63,23 @@ def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> 
     totals = counts.sum(1)
     shares = counts.diagonal() / totals  # 0 / 0 is NaN
     return list(zip(totals.tolist(), shares.tolist(), strict=True))
+
+
+def balanced_accuracy(classes: Sequence[tuple[int, float]]) -> float:
+    """Mean over the classes that have pictures of the share named right, from what `per_class` returns."""
+    shares = [share for count, share in classes if count]
+    return sum(shares) / len(shares)
+
+
+def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> float:
+    """Step-wise average precision as scikit-learn defines it: the sum of precision times the rise in recall, by falling score.
+
+    Pictures of equal score are taken together. NaN where there are no hits.
+    """
+    ordered, order = scores.sort(descending=True)
+    found = hits[order].double().cumsum(0)
+    is_last = torch.cat((ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)))  # of its equal scores
+    found = found[is_last]
+    precision = found / (is_last.nonzero().squeeze(1) + 1)
+    rise = found.diff(prepend=found.new_zeros(1)) / found[-1]  # 0 / 0 is NaN
+    return (precision * rise).sum().item()

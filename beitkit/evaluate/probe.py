@@ -1,5 +1,8 @@
 """How good frozen features are: nearest neighbors and a linear classifier on the output of every block.
 
+Either the features of every picture are computed once, and neighbors and logistic regression judge them; or, as the official
+script and the paper do, linear layers (`objectives.probe`) learn from random crops, whose features are a stage of the stream.
+
 BEiT's last block is trained to predict tokens; the features that name things are in the middle (arXiv 2106.08254, table 9
 uses the 9th of 12 blocks). So every block is probed, and the block is chosen on pictures held out of the training set,
 never on the pictures that are reported.
@@ -7,19 +10,22 @@ never on the pictures that are reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.contracts import Batch
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
+Precision = Callable[[], AbstractContextManager[None]]
+"""Autocast of a run, see `train.runtime.Runtime.precision`."""
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
@@ -30,7 +36,7 @@ HELD_OUT = 5
 
 
 class BlockFeatures(NamedTuple):
-    """Features of one set of pictures: the class token and the mean patch of every block side by side."""
+    """Features of one set of pictures, of every block that is probed."""
 
     features: Float[Tensor, "blocks n f"]
     labels: Int[Tensor, " n"]
@@ -40,7 +46,7 @@ class ProbeResult(NamedTuple):
     """Accuracies (shares) of one kind of probe."""
 
     chosen: int
-    """Block (0-based) that was best on the held-out part of the training pictures."""
+    """Position in the lists of the block that was best on the held-out part of the training pictures."""
     held_out: list[float]
     """Per block, on the held-out part."""
     test: list[float]
@@ -48,24 +54,93 @@ class ProbeResult(NamedTuple):
 
 
 @torch.no_grad()
+def frozen_features(
+    backbone: Backbone,
+    images: Float[Tensor, "b c h w"],
+    blocks: Sequence[int],
+    precision: Precision,
+    *,
+    with_class_token: bool = True,
+) -> Float[Tensor, "blocks b f"]:
+    """Features of raw block outputs (0-based, ascending), in float32 and without a gradient.
+
+    With the class token they are the official probe's, (class token, mean patch) side by side (facts 8.2); without it the
+    paper's, the mean patch alone (facts 8.1).
+    """
+    with precision():
+        outputs = backbone.intermediates(images, blocks)
+    means = [out.patches.mean(1) for out in outputs]
+    if with_class_token:
+        means = [torch.cat((out.cls, mean), dim=1) for out, mean in zip(outputs, means, strict=True)]
+    return torch.stack(means).float()
+
+
 def block_features(
-    backbone: Backbone, batches: Iterator[Batch], precision: Callable[[], AbstractContextManager[None]]
+    backbone: Backbone,
+    batches: Iterator[Batch],
+    precision: Precision,
+    blocks: Sequence[int] | None = None,
+    *,
+    with_class_token: bool = True,
 ) -> BlockFeatures:
-    """The official probe's features, (class token, mean patch) of every raw block output (facts 8.2), as float32 on the CPU."""
+    """`frozen_features` of all readable pictures, on the CPU; None takes every block."""
+    blocks = range(backbone.depth) if blocks is None else blocks
     parts, labels = [], []
     for batch in batches:
         readable = (batch["broken"] < 0).cpu()
-        with precision():
-            outputs = backbone.intermediates(batch["images"], range(backbone.depth))
-        stacked = torch.stack([torch.cat((out.cls, out.patches.mean(1)), dim=1) for out in outputs])
-        parts.append(stacked.float().cpu()[:, readable])
+        features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
+        parts.append(features.cpu()[:, readable])
         labels.append(batch["labels"].cpu()[readable])
     return BlockFeatures(torch.cat(parts, dim=1), torch.cat(labels))
 
 
-def nearest_neighbors(train: BlockFeatures, test: BlockFeatures, classes: int) -> ProbeResult:
+def featured(
+    stream: Iterable[Batch],
+    backbone: Backbone,
+    blocks: Sequence[int],
+    precision: Precision,
+    held_out: Bool[Tensor, " pictures"],
+    *,
+    with_class_token: bool,
+) -> Iterator[Batch]:
+    """Batches with `features` (blocks, b, f) in place of `images`, and `held_out` (b,): which pictures choose the block."""
+    for batch in stream:
+        features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
+        rest = {key: value for key, value in batch.items() if key != "images"}
+        yield rest | {"features": features, "held_out": held_out[batch["index"]]}
+
+
+@dataclass
+class ProbeAccuracy:
+    """The best block's top-1 accuracy on one set of pictures, and which block that is; a `contracts.Evaluator`."""
+
+    name: str
+    predict: Callable[[Tensor], Tensor]
+    """Features (blocks, b, f) to logits (blocks, b, classes)."""
+    pictures: BlockFeatures
+    blocks: Sequence[int]
+    """What the blocks are called."""
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield best (a share) and block."""
+        accuracies = block_accuracies(self.predict, self.pictures)
+        best = max(range(len(accuracies)), key=accuracies.__getitem__)
+        yield "best", accuracies[best]
+        yield "block", float(self.blocks[best])
+
+
+@torch.no_grad()
+def block_accuracies(predict: Callable[[Tensor], Tensor], pictures: BlockFeatures) -> list[float]:
+    """Top-1 accuracy of every block; `predict` maps features (blocks, b, f) to logits (blocks, b, classes)."""
+    right = torch.zeros(len(pictures.features))
+    for features, labels in zip(pictures.features.split(1024, dim=1), pictures.labels.split(1024), strict=True):
+        right += (predict(features).argmax(-1).cpu() == labels).sum(1)
+    return (right / len(pictures.labels)).tolist()
+
+
+def nearest_neighbors(train: BlockFeatures, test: BlockFeatures, classes: int, neighbors: int = NEIGHBORS) -> ProbeResult:
     """Weighted vote of the nearest training pictures by cosine similarity."""
-    return _probe(train, test, lambda fit, ask: _vote(fit, ask, classes))
+    return _probe(train, test, lambda fit, ask: _vote(fit, ask, classes, neighbors))
 
 
 def linear_probe(train: BlockFeatures, test: BlockFeatures, classes: int) -> ProbeResult:
@@ -129,11 +204,11 @@ def _probe(
     return ProbeResult(chosen, held_out, reported)
 
 
-def _vote(fit: tuple[Tensor, Tensor], ask: Tensor, classes: int) -> Tensor:
+def _vote(fit: tuple[Tensor, Tensor], ask: Tensor, classes: int, neighbors: int) -> Tensor:
     features, labels = F.normalize(fit[0], dim=1), fit[1]
     answers = []
     for part in F.normalize(ask, dim=1).split(1024):
-        similarity, index = (part @ features.T).topk(min(NEIGHBORS, len(features)), dim=1)
+        similarity, index = (part @ features.T).topk(min(neighbors, len(features)), dim=1)
         votes = torch.zeros(len(part), classes).scatter_add_(1, labels[index], (similarity / TEMPERATURE).exp())
         answers.append(votes.argmax(1))
     return torch.cat(answers)

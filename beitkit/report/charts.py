@@ -1,4 +1,5 @@
-"""Charts as inline SVG: lines over the steps of a run, and dots for accuracies with one dot per seed.
+"""Charts as inline SVG: lines over the steps of a run, dots for accuracies with one dot per seed, and what a classifier
+confuses and how far its probabilities can be believed.
 
 A chart carries no colors of its own: its elements have classes (`s0`, `s1`, ... for the series) that `style.css` colors for a
 light page, a dark page and paper. Its `aria-label` says in words what it shows. Coordinates are user units of a 480 wide
@@ -25,6 +26,7 @@ MOST_POINTS = 400
 
 _CHARACTER = 7.2  # width of a character; generous at 12 units, so that the larger text of a phone fits as well
 _LINE = 16.0
+_LONGEST_NAME = 16
 _MARKERS = (  # one shape per series, so that a print in grey can be read
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
     "M0 -4.6L4.6 0L0 4.6L-4.6 0z",
@@ -155,6 +157,62 @@ def dot_chart(
         ]
         parts.append(_dot_series(frame, y_axis, groups, index, unit, connect, is_labeled=not connect and slot >= 34))
     return _svg(_describe_dots(title, dots, categories, references, unit), parts)
+
+
+def heat_map(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str, x_label: str, y_label: str) -> str:
+    """An SVG of a square table of counts, one row per name from the top down; a cell is as dark as its share of its row.
+
+    Counts are written where they fit; names that do not fit are left out, and long ones are cut.
+    """
+    if [len(row) for row in counts] != [len(names)] * len(names):
+        raise ValueError(f"a heat map of {len(names)} names needs as many rows and columns of counts")
+    short = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names]
+    frame = _Frame(left=12 + max(map(len, short)) * _CHARACTER, top=46, right=WIDTH - 12, bottom=HEIGHT - 40)
+    wide, high = (frame.right - frame.left) / len(names), (frame.bottom - frame.top) / len(names)
+    parts = [_heading(title, ""), _text(frame.left, frame.top - 8, y_label, style="quiet")]
+    parts += [_category_names(frame, short, wide), _axis_name(frame, x_label)]
+    for row, (name, values) in enumerate(zip(names, counts, strict=True)):
+        top = frame.top + row * high
+        if row % math.ceil(12 / high) == 0:
+            parts.append(_text(frame.left - 6, top + high / 2 + 4, short[row], "end"))
+        for column, count in enumerate(values):
+            if count:
+                hint = f"{name}, {x_label} {names[column]}: {count:,}"
+                parts.append(_cell(frame.left + column * wide, top, wide, high, count, count / sum(values), hint))
+    right = sum(row[place] for place, row in enumerate(counts))
+    total = sum(map(sum, counts))
+    return _svg(f"{title}. {len(names)} rows; {right:,} of {total:,} lie on the diagonal.", parts)
+
+
+def reliability_diagram(certainties: Sequence[float], accuracies: Sequence[float], pictures: Sequence[int], *, title: str) -> str:
+    """An SVG of accuracy over certainty in bins of equal width over [0, 1]; on the dashed diagonal certainty comes true.
+
+    Every bin with pictures is a bar as high as its accuracy, and a mark at its mean certainty that is the larger the more
+    pictures it holds.
+    """
+    if not len(certainties) == len(accuracies) == len(pictures):
+        raise ValueError(f"the bins are {len(certainties)}, {len(accuracies)} and {len(pictures)}; expected as many of each")
+    axis = _Axis(0.0, 1.0, [tick / 5 for tick in range(6)], 0.2, is_log=False)
+    frame = _frame(axis, "percent", 0.0)
+    parts = [_heading(title, ""), _y_grid(frame, axis, "percent", "named right"), _x_ticks(frame, axis, "certainty")]
+    parts.append(f'<path class="reference" d="M{frame.left:.1f} {frame.bottom:.1f}L{frame.right:.1f} {frame.top:.1f}"/>')
+    sentences = [f"{title}."]
+    bars: list[str] = []
+    for place, (certainty, accuracy, count) in enumerate(zip(certainties, accuracies, pictures, strict=True)):
+        if not count:
+            continue
+        words = f"certainty {format_value(certainty, 'percent')}: {format_value(accuracy, 'percent')} of {count:,} right"
+        sentences.append(f" {words}.")
+        left, right = frame.x(place / len(pictures)), frame.x((place + 1) / len(pictures))
+        size = 0.5 + 1.2 * math.sqrt(count / max(pictures))
+        transform = f"translate({frame.x(certainty):.1f} {frame.y(accuracy):.1f}) scale({size:.2f})"
+        bars.append(
+            f'<rect fill="currentColor" fill-opacity="0.18" x="{left + 1:.1f}" y="{frame.y(accuracy):.1f}" '
+            f'width="{right - left - 2:.1f}" height="{frame.bottom - frame.y(accuracy):.1f}"/>'
+            f'<path class="mark" transform="{transform}" d="{_MARKERS[0]}"><title>{escape(words)}</title></path>'
+        )
+    parts.append(f'<g class="s0">{"".join(bars)}</g>')
+    return _svg("".join(sentences), parts)
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MOST_POINTS) -> list[tuple[float, float]]:
@@ -334,6 +392,16 @@ def _line(
 def _lost(frame: _Frame, x: float, text: str) -> str:
     cross = f"M{x - 3.5:.1f} {frame.top + 1:.1f}l7 7m0 -7l-7 7"
     return f'<path class="lost" d="{cross}"><title>{escape(text)}</title></path>'
+
+
+def _cell(x: float, y: float, width: float, height: float, count: int, share: float, hint: str) -> str:
+    """A cell of a heat map, with its number where it fits and can be read on the shade."""
+    number = f"{count:,}"
+    is_written = height >= 13 and width >= len(number) * _CHARACTER
+    place = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{width - 1:.1f}" height="{height - 1:.1f}"'
+    shade = 0.06 + 0.54 * share  # never so dark that the number drowns
+    rectangle = f'<rect class="s0" fill="currentColor" fill-opacity="{shade:.2f}" {place}><title>{escape(hint)}</title></rect>'
+    return rectangle + (_text(x + width / 2, y + height / 2 + 4, number, "middle") if is_written else "")
 
 
 def _category_names(frame: _Frame, names: Sequence[str], band: float) -> str:

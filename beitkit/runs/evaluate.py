@@ -1,96 +1,218 @@
-"""`beitkit evaluate`: measure a classifier on labelled pictures."""
+"""`beitkit evaluate`: measure classifiers on labelled pictures, one or several side by side."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from beitkit.configs.data import Preprocessing
 from beitkit.configs.verbs import EvaluateRun
+from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, Split, find_labelled, split_folders
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluate.classification import collect_logits, per_class, top_k
+from beitkit.evaluate.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
+from beitkit.evaluate.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
-from beitkit.system import quoted
-from beitkit.train.runtime import start_runtime
+from beitkit.runs.evaluate_report import Answers, as_json, predictions_table, print_result, write_report
+from beitkit.system import quoted, write_atomically
+from beitkit.train.folder import RunFolder
+from beitkit.train.runtime import Runtime, start_runtime
 
 REPORTED: tuple[Split, ...] = ("val", "test", "train")
 """Which part of a split folder is measured: the first of these that is there."""
+NAMED_IN_A_REFUSAL = 3
 
 
-class Evaluation(NamedTuple):
-    """What was measured; accuracies are shares."""
+class Reader(NamedTuple):
+    """How pictures are read, whatever network they are for."""
 
-    pictures: int
-    top1: float
-    top5: float | None
-    """None with five classes or fewer."""
-    loss: float
-    classes: dict[str, tuple[int, float]]
-    """Class name to its number of pictures and the share named right (NaN for none)."""
-    broken: int
-    """Pictures that could not be read and do not count."""
+    batch_size: int
+    workers: int
+    device: torch.device
+    max_broken: float
+    report: Callable[[Path, str], None]
+    list_file: Path | None
 
 
 def run(config: EvaluateRun) -> Evaluation:
-    """Measure, and print a table on stdout (or JSON with `json`)."""
-    model = load(config.model)
-    if not isinstance(model, Classifier):
-        raise UserError(f"{config.model} holds a {type(model).__name__}, not a classifier; make one with beitkit finetune")
-    files, where = _pictures(config, model.config.classes)
+    """Measure, and print tables on stdout (or JSON with `json`)."""
+    networks = [load(path, image_size=config.image_size) for path in config.model]
+    # What a network is for decides how it is measured; here, before anything is read.
+    return _evaluate_classifiers(config, _classifiers(config.model, networks))
+
+
+def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Evaluation:
+    classes = models[0].config.classes
+    files, where = _pictures(config, classes)
+    is_multilabel = models[0].config.multilabel
+    if files.targets is not None and not is_multilabel:
+        raise UserError(f"{config.images} has several labels a picture, but {config.model[0]} was trained for one")
+    folder = None if config.out is None else RunFolder(config.out, "evaluate", config)
     runtime = start_runtime(config.machine)
-    model.to(runtime.device)
-    backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    dataset = evaluation_dataset(files, backbone, preprocessing)
-    broken: list[str] = []
+    broken: set[Path] = set()
 
     def note(file: Path, reason: str) -> None:
-        broken.append(str(file))
-        print(f"skipped {file}: {reason}", file=sys.stderr)
+        if file not in broken:  # models of several sizes read a picture several times
+            broken.add(file)
+            print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    stream = evaluation_batches(
-        dataset,
-        config.batch_size,
+    reader = Reader(
+        batch_size=config.batch_size,
         workers=config.machine.workers,
         device=runtime.device,
-        preprocessing=preprocessing,
         max_broken=config.read.max_broken,
         report=note,
         list_file=None,
     )
-
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with runtime.precision():
-            return model(images)
-
-    logits, labels = collect_logits(predict, stream)
+    logits, index = _answers(models, files, reader, runtime, config.crop_share)
+    targets = _targets(files)[index]
+    names = _short_names(config.model)
+    results, right = [], []
+    for name, path, answer in zip(names, config.model, logits, strict=True):
+        scores, is_right = _scored(answer, targets, classes, is_multilabel)
+        results.append(ModelResult(name, path, scores))
+        right.append(is_right)
     result = Evaluation(
-        pictures=len(labels),
-        top1=top_k(logits, labels, 1),
-        top5=top_k(logits, labels, 5) if logits.shape[1] > 5 else None,
-        loss=F.cross_entropy(logits, labels).item(),
-        classes=dict(zip(model.config.classes, per_class(logits, labels), strict=True)),
+        where=where,
+        pictures=len(index),
         broken=len(broken),
+        models=tuple(results),
+        pairs=compared(names, right),
+        seeds=seed_groups(results, [_run_config(path) for path in config.model]),
     )
+    if folder is not None:
+        answers = Answers([files.path(place) for place in index.tolist()], targets, dict(zip(names, logits, strict=True)))
+        folder.write_json("evaluation.json", as_json(result))
+        table = predictions_table(answers, classes, is_multilabel=is_multilabel)
+        write_atomically(folder.path / "predictions.csv", table.encode("utf-8", "surrogateescape"))
+        write_report(folder.path / "report.html", result)
     if config.json:
-        print(json.dumps(_jsonable(result)))
+        print(json.dumps(as_json(result)))
     else:
-        _print(result, where)
-        print(f"Next: beitkit export --model {quoted(config.model)} --format onnx --out model.onnx")
+        print_result(result)
+        print(_next_step(config))
     return result
 
 
-def _jsonable(result: Evaluation) -> dict[str, Any]:
-    classes = {name: {"pictures": count, "top1": share if count else None} for name, (count, share) in result.classes.items()}
-    return result._asdict() | {"classes": classes}
+def _next_step(config: EvaluateRun) -> str:
+    first = quoted(config.model[0])
+    after = f"beitkit export --model {first} --format onnx --out model.onnx"
+    if config.out is not None:
+        return f"written: {config.out} (report.html shows it). Next: {after}"
+    return f"give --out to keep a report. Next: {after}"
+
+
+def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Classifier]:
+    """The networks, if all are classifiers of the same classes (in any order)."""
+    models: list[Classifier] = []
+    for path, network in zip(paths, networks, strict=True):
+        if not isinstance(network, Classifier):
+            raise UserError(f"{path} holds a {type(network).__name__}, not a classifier; make one with beitkit finetune")
+        first = models[0].config if models else network.config
+        if network.config.multilabel != first.multilabel:
+            kinds = ["several labels" if one.multilabel else "one label" for one in (network.config, first)]
+            raise UserError(f"{path} gives {kinds[0]} a picture, {paths[0]} {kinds[1]}; evaluate them one by one")
+        if set(network.config.classes) != set(first.classes):
+            lacking = _listed(set(first.classes) - set(network.config.classes))
+            surplus = _listed(set(network.config.classes) - set(first.classes))
+            raise UserError(
+                f"{path} and {paths[0]} name other classes (only the second: {lacking}; only the first: {surplus}); "
+                "compare models with the same classes"
+            )
+        models.append(network)
+    return models
+
+
+def _listed(names: set[str]) -> str:
+    more = f" and {len(names) - NAMED_IN_A_REFUSAL} more" if len(names) > NAMED_IN_A_REFUSAL else ""
+    return (", ".join(sorted(names)[:NAMED_IN_A_REFUSAL]) or "none") + more
+
+
+def _answers(
+    models: Sequence[Classifier], files: PictureList, reader: Reader, runtime: Runtime, crop_share: float | None
+) -> tuple[list[Tensor], Tensor]:
+    """Logits (n, classes) of every model, columns in the first one's order, and which n pictures they are of.
+
+    Models that take the same input share one reading of the pictures. A picture counts if every model can read it: one that
+    is smaller than a patch is unreadable to that model.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, model in enumerate(models):
+        backbone = model.config.backbone
+        key = backbone.image_size, backbone.channels, backbone.patch, model.config.preprocessing
+        groups.setdefault(key, []).append(place)
+    logits: dict[int, Tensor] = {}
+    readable: dict[int, Tensor] = {}
+    for places in groups.values():
+        members = [models[place].to(runtime.device) for place in places]
+        stream = _stream(members[0], files, reader, crop_share)
+        answers, index = collect_answers([_predict(member, runtime.precision) for member in members], stream)
+        for place, member, answer in zip(places, members, answers, strict=True):
+            order = [member.config.classes.index(name) for name in models[0].config.classes]
+            logits[place], readable[place] = answer[:, order], index
+            member.cpu()
+    common = readable[0]
+    for index in readable.values():
+        common = common[torch.isin(common, index)]
+    if not len(common):
+        raise UserError(f"none of the {len(files)} pictures can be read, so there is nothing to measure")
+    return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
+
+
+def _stream(model: Classifier, files: PictureList, reader: Reader, crop_share: float | None) -> Iterator[Batch]:
+    preprocessing: Preprocessing = model.config.preprocessing
+    if crop_share is not None:
+        preprocessing = replace(preprocessing, crop_share=crop_share)
+    dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
+    return evaluation_batches(
+        dataset,
+        reader.batch_size,
+        workers=reader.workers,
+        device=reader.device,
+        preprocessing=preprocessing,
+        max_broken=reader.max_broken,
+        report=reader.report,
+        list_file=reader.list_file,
+    )
+
+
+def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[None]]) -> Callable[[Tensor], Tensor]:
+    def predict(images: Tensor) -> Tensor:
+        with precision():
+            return model(images)
+
+    return predict
+
+
+def _targets(files: PictureList) -> Bool[Tensor, "n classes"]:
+    """Which classes each picture shows."""
+    if files.targets is not None:
+        return torch.from_numpy(files.targets)
+    assert files.labels is not None
+    targets = torch.zeros(len(files), len(files.classes), dtype=torch.bool)
+    targets[torch.arange(len(files)), torch.from_numpy(files.labels)] = True
+    return targets
+
+
+def _scored(
+    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], classes: tuple[str, ...], is_multilabel: bool
+) -> tuple[Scores | MultilabelScores, Bool[Tensor, " n"]]:
+    """Scores, and which pictures are right altogether."""
+    if is_multilabel:
+        return multilabel_scores(logits, targets, classes), ((logits.sigmoid() > THRESHOLD) == targets).all(1)
+    labels: Int[Tensor, " n"] = targets.int().argmax(1)
+    return single_label_scores(logits, labels, classes), logits.argmax(1) == labels
 
 
 def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureList, str]:
@@ -100,26 +222,38 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
         split: Split = next(name for name in REPORTED if name in splits)
         files = find_labelled(config.images, split, classes=classes)
         return files, f"{splits[split]}" + (" (training pictures)" if split == "train" else "")
-    aside = config.model / "val.csv"
-    if config.images.is_dir() and aside.exists() and _trained_on(config):
-        return find_labelled(aside, classes=classes), f"the part of {config.images} that was set aside for validation"
+    asides = [path / "val.csv" for path in config.model if _trained_on(path, config.images) and (path / "val.csv").exists()]
+    if config.images.is_dir() and asides:
+        lists = [find_labelled(aside, classes=classes) for aside in asides]
+        other = next((aside for aside, one in zip(asides, lists, strict=True) if one.digest != lists[0].digest), None)
+        if other is not None:
+            raise UserError(
+                f"{asides[0].parent} and {other.parent} set aside different pictures of {config.images} for validation; "
+                "give pictures that neither was trained on, or evaluate them one by one"
+            )
+        return lists[0], f"the part of {config.images} that was set aside for validation"
     return find_labelled(config.images, classes=classes), str(config.images)
 
 
-def _trained_on(config: EvaluateRun) -> bool:
+def _trained_on(model: Path, images: Path) -> bool:
     """Whether the model's run was given this very folder, and set a part of it aside."""
+    config = _run_config(model)
     try:
-        run = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
-        return run["val"] is None and Path(run["images"]).resolve() == config.images.resolve()
-    except (OSError, ValueError, KeyError):
+        return config is not None and config["val"] is None and Path(config["images"]).resolve() == images.resolve()
+    except (KeyError, TypeError):
         return False
 
 
-def _print(result: Evaluation, where: str) -> None:
-    table = Table("class", "pictures", "named right", box=None)
-    for name, (count, share) in result.classes.items():
-        table.add_row(name, str(count), f"{share:.1%}" if count else "-")
-    Console(highlight=False, markup=False).print(table)
-    top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
-    skipped = f", {result.broken} unreadable left out" if result.broken else ""
-    print(f"{where}: top-1 {result.top1:.1%}{top5}, loss {result.loss:.4f} on {result.pictures} pictures{skipped}")
+def _run_config(model: Path) -> dict[str, Any] | None:
+    """What the run of this folder was asked for; None for a checkpoint that is no run."""
+    try:
+        content = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "verb" in content else None
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, or all of them where these are the same."""
+    last = [path.resolve().name for path in paths]
+    return [name if last.count(name) == 1 else str(path) for name, path in zip(last, paths, strict=True)]

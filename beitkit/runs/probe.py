@@ -1,39 +1,30 @@
-"""`beitkit probe`: judge frozen features by nearest neighbors and by a linear probe on every block."""
+"""`beitkit probe`: judge frozen features, block by block, with the quick protocol, the official script's or the paper's."""
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from beitkit.configs.verbs import ProbeRun
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import few_per_class, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluate.probe import BlockFeatures, ProbeResult, block_features, linear_probe, nearest_neighbors
+from beitkit.evaluate.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
-from beitkit.report.charts import Dots, dot_chart
-from beitkit.report.document import Report
+from beitkit.runs.probe_report import Probe, as_json, chart, print_result, write_report
+from beitkit.runs.probe_training import Pictures, say_skipped, train_probes
 from beitkit.system import quoted
+from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime, start_runtime
 
+EVALUATION_BATCH = 64
+"""Pictures per forward pass where nothing is learnt."""
 
-class Probe(NamedTuple):
-    """Both probes of one network."""
-
-    neighbors: ProbeResult
-    linear: ProbeResult
-    train_pictures: int
-    test_pictures: int
-    classes: int
+__all__ = ["Probe", "chart", "run"]
 
 
 def run(config: ProbeRun) -> Probe:
@@ -41,110 +32,80 @@ def run(config: ProbeRun) -> Probe:
     model = load(config.model)
     if not isinstance(model, MaskedImageModel | Classifier):
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
+    blocks = _blocks(config, model.backbone.depth)
     train, test = train_and_val(config.images, config.val, config.seed)
     if len(train) > config.limit:
         train = few_per_class(train, config.limit, config.seed, option="--limit")
+    if train.labels is None:
+        raise UserError(f"{config.images} has several labels a picture; beitkit probe takes one")
+    if config.protocol != "quick" and (config.batch_size or 1) > len(train):  # before anything is written
+        raise UserError(f"--batch-size {config.batch_size} is more than there are pictures; give at most {len(train)}")
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.machine)
-    model.to(runtime.device)
-    fit = _features(config, model, train, runtime, folder)
-    ask = _features(config, model, test, runtime, folder)
-    classes = len(train.classes)
-    result = Probe(nearest_neighbors(fit, ask, classes), linear_probe(fit, ask, classes), len(train), len(test), classes)
-    if folder is not None:
-        folder.write_json("probe.json", _jsonable(result))
-        _report(folder.path, config, result)
-    if config.json:
-        print(json.dumps(_jsonable(result)))
+    model.to(runtime.device).requires_grad_(False)
+    ask = _features(config, model, test, blocks, runtime, folder)
+    if config.protocol == "quick":
+        fit = _features(config, model, train, blocks, runtime, folder)
+        neighbors = nearest_neighbors(fit, ask, len(train.classes), config.neighbors)
+        linear, optimistic = linear_probe(fit, ask, len(train.classes)), None
     else:
-        _print(config, result)
+        if folder is not None:
+            network = digest_of(model.config, model.backbone.state_dict())
+            folder.pin(pictures=train.digest, **{"test pictures": test.digest, "model": network})
+        _, out = held_out_split(torch.from_numpy(train.labels))
+        choosing = _features(config, model, train.subset(out.numpy()), blocks, runtime, folder)
+        is_out = torch.zeros(len(train), dtype=torch.bool).index_fill(0, out, value=True)
+        pictures = Pictures(train, is_out, choosing, ask)
+        neighbors = None
+        linear, optimistic = train_probes(config, model, pictures, blocks, runtime, folder)
+    result = Probe(
+        protocol=config.protocol,
+        blocks=blocks,
+        neighbors=neighbors,
+        linear=linear,
+        optimistic=optimistic,
+        train_pictures=len(train),
+        test_pictures=len(test),
+        classes=len(train.classes),
+    )
+    if folder is not None:
+        folder.write_json("probe.json", as_json(result))
+        write_report(folder.path / "report.html", str(config.model), result)
+    if config.json:
+        print(json.dumps(as_json(result)))
+    else:
+        print_result(str(config.model), result)
         where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
         print(f"{where}. Next: beitkit finetune {quoted(config.images)} --model {quoted(config.model)} --out ...")
     return result
 
 
+def _blocks(config: ProbeRun, depth: int) -> tuple[int, ...]:
+    """The blocks to probe, counted from 1 and ascending."""
+    blocks = tuple(range(1, depth + 1)) if config.blocks is None else tuple(sorted(config.blocks))
+    if blocks[-1] > depth:
+        raise UserError(f"--blocks {blocks[-1]} is more than the {depth} blocks of {config.model}")
+    return blocks
+
+
 def _features(
-    config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, runtime: Runtime, folder: RunFolder | None
+    config: ProbeRun,
+    model: MaskedImageModel | Classifier,
+    files: PictureList,
+    blocks: tuple[int, ...],
+    runtime: Runtime,
+    folder: RunFolder | None,
 ) -> BlockFeatures:
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    dataset = evaluation_dataset(files, backbone, preprocessing)
-
-    def note(file: Path, reason: str) -> None:
-        print(f"skipped {file}: {reason}", file=sys.stderr)
-
     stream = evaluation_batches(
-        dataset,
-        config.batch_size,
+        evaluation_dataset(files, backbone, preprocessing),
+        min(EVALUATION_BATCH, config.batch_size or EVALUATION_BATCH),
         workers=config.machine.workers,
         device=runtime.device,
         preprocessing=preprocessing,
         max_broken=config.read.max_broken,
-        report=note if folder is None else folder.note_broken,
+        report=say_skipped if folder is None else folder.note_broken,
         list_file=None if folder is None else folder.broken_list,
     )
-    with torch.no_grad():
-        return block_features(model.backbone, stream, runtime.precision)
-
-
-def chart(result: Probe) -> str:
-    """Accuracy of both probes by block."""
-    blocks = range(1, len(result.linear.test) + 1)
-    return dot_chart(
-        [
-            Dots("linear probe", [[value] for value in result.linear.test]),
-            Dots("nearest neighbors", [[value] for value in result.neighbors.test]),
-        ],
-        [str(block) for block in blocks],
-        title="Frozen features, block by block",
-        x_label="block",
-        y_label="top-1",
-        y_reference=[("chance", 1 / result.classes)],
-        connect=True,
-    )
-
-
-def _jsonable(result: Probe) -> dict[str, object]:
-    return {
-        "neighbors": result.neighbors._asdict(),
-        "linear": result.linear._asdict(),
-        "train_pictures": result.train_pictures,
-        "test_pictures": result.test_pictures,
-    }
-
-
-def _print(config: ProbeRun, result: Probe) -> None:
-    table = Table("block", "nearest neighbors", "linear probe", box=None)
-    for block, (neighbors, linear) in enumerate(zip(result.neighbors.test, result.linear.test, strict=True)):
-        marks = [" *" if block == one.chosen else "  " for one in (result.neighbors, result.linear)]
-        table.add_row(str(block + 1), f"{neighbors:.1%}{marks[0]}", f"{linear:.1%}{marks[1]}")
-    Console(highlight=False).print(table)
-    best = result.linear.test[result.linear.chosen]
-    print(
-        f"{config.model}: linear probe {best:.1%} at block {result.linear.chosen + 1}, nearest neighbors "
-        f"{result.neighbors.test[result.neighbors.chosen]:.1%} at block {result.neighbors.chosen + 1} "
-        f"({result.train_pictures} training and {result.test_pictures} test pictures; * chosen on training pictures held out)"
-    )
-
-
-def _report(path: Path, config: ProbeRun, result: Probe) -> None:
-    report = Report("Probe", str(config.model))
-    report.facts(
-        [
-            ("Training pictures", f"{result.train_pictures:,}"),
-            ("Test pictures", f"{result.test_pictures:,}"),
-            ("Classes", f"{result.classes}"),
-        ]
-    )
-    report.section(
-        "Frozen features",
-        "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on "
-        "held-out training pictures, never on the test pictures.",
-    )
-    report.figure(chart(result), "Test accuracy of a linear classifier and of weighted nearest neighbors on each block's output.")
-    rows = [
-        [str(block + 1), f"{neighbors:.1%}", f"{linear:.1%}"]
-        for block, (neighbors, linear) in enumerate(zip(result.neighbors.test, result.linear.test, strict=True))
-    ]
-    chosen = f"Chosen: block {result.linear.chosen + 1} (linear), block {result.neighbors.chosen + 1} (neighbors)."
-    report.table(["block", "nearest neighbors", "linear probe"], rows, f"Test accuracy. {chosen}")
-    report.write(path / "report.html")
+    numbers = [block - 1 for block in blocks]
+    return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=config.protocol != "paper")

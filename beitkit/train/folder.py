@@ -200,7 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     if there.get("verb") != wanted["verb"]:
         raise UserError(f"--out {path} holds a run of beitkit {there.get('verb')}; choose another --out")
-    before, now = _flat(there), _flat(wanted)
+    before, now = flat(there), flat(wanted)
     differing = [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -214,8 +214,9 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
         )
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as JSON with one level only, its names dotted: {"train.seed": 0, ...}."""
+    values: dict[str, Any] = {}
     for key, value in content.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+        values.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return values

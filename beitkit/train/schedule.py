@@ -26,9 +26,15 @@ class Plan(NamedTuple):
     min_lr: float
     seed: int
     schedule: Literal["cosine", "linear"] = "cosine"
+    held_epochs: int | None = None
+    """In a run of this many epochs the learning rate is held for an epoch at a time, without a warm-up; None changes it every
+    step."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
+        if self.held_epochs is not None:
+            epoch = step * self.pictures_per_step // round(self.steps_per_epoch * self.pictures_per_step)
+            return cosine(epoch, self.held_epochs, 0, self.lr, self.min_lr)
         shape = cosine if self.schedule == "cosine" else linear
         return shape(step, self.steps, self.warmup, self.lr, self.min_lr)
 

@@ -11,7 +11,10 @@ from beitkit.evaluate.probe import (
     NEIGHBORS,
     TEMPERATURE,
     BlockFeatures,
+    ProbeAccuracy,
+    block_accuracies,
     block_features,
+    featured,
     held_out_split,
     linear_probe,
     logistic,
@@ -95,3 +98,28 @@ def test_features_are_class_token_and_mean_patch_of_raw_blocks() -> None:
         third = backbone.intermediates(images, [2])[0]
     expected = torch.cat((third.cls, third.patches.mean(1)), 1)[[0, 2]]
     assert torch.allclose(features[2], expected, atol=1e-6)
+    paper, _ = block_features(backbone, iter([batch]), contextlib.nullcontext, [2], with_class_token=False)
+    assert torch.allclose(paper[0], third.patches.mean(1)[[0, 2]], atol=1e-6)
+
+
+def test_features_are_a_stage_of_the_stream_that_leaves_no_gradient() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig.named("nano/4", image_size=8)).eval()
+    batch = {"images": torch.randn(2, 3, 8, 8), "index": torch.tensor([3, 1]), "labels": torch.tensor([0, 1])}
+    held_out = torch.tensor([False, False, True, True])
+    (out,) = featured([batch], backbone, [0, 3], contextlib.nullcontext, held_out, with_class_token=True)
+    assert set(out) == {"features", "held_out", "index", "labels"}
+    assert out["features"].shape == (2, 2, 2 * 96)
+    assert not out["features"].requires_grad
+    assert out["held_out"].tolist() == [True, False]
+
+
+def test_the_evaluator_names_the_best_block() -> None:
+    pictures = clusters(30, 0.0, 5)
+
+    def predict(features: torch.Tensor) -> torch.Tensor:
+        return features[..., :3]  # block 1 holds the label in these places, block 0 holds noise
+
+    assert block_accuracies(predict, pictures)[1] == 1.0
+    values = dict(ProbeAccuracy("test", predict, pictures, (4, 9)).run())
+    assert values == {"best": 1.0, "block": 9}

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beitkit.report.charts import HEIGHT, WIDTH, Dots, Series, dot_chart, format_value, line_chart, thin
+from beitkit.report.charts import (
+    HEIGHT,
+    WIDTH,
+    Dots,
+    Series,
+    dot_chart,
+    format_value,
+    heat_map,
+    line_chart,
+    reliability_diagram,
+    thin,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "Loss", "x_label": "step", "y_label": "nats"}
@@ -178,3 +189,43 @@ def test_lengths_must_agree() -> None:
 )
 def test_values_are_written_as_people_do(value: float, text: str) -> None:
     assert format_value(value) == text
+
+
+def rectangles(svg: str) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(svg).iter(f"{SVG}rect"))
+
+
+def test_a_heat_map_is_as_dark_as_the_share_of_its_row() -> None:
+    svg = heat_map([[3, 1], [0, 8]], ["cat", "<dog>"], title="Confusion", x_label="named", y_label="label")
+    cells = rectangles(svg)
+    assert len(cells) == 3  # nothing is drawn for a zero
+    shades = [float(cell.get("fill-opacity", "")) for cell in cells]
+    assert shades[1] < shades[0] < shades[2]
+    assert [cell[0].text for cell in cells] == ["cat, named cat: 3", "cat, named <dog>: 1", "<dog>, named <dog>: 8"]
+    assert {"cat", "<dog>", "3", "1", "8"} <= set(texts(svg))
+    assert float(cells[0].get("y", "")) < float(cells[2].get("y", ""))  # the first row is the top one
+    assert "11 of 12 lie on the diagonal" in ElementTree.fromstring(svg).get("aria-label", "")
+    with pytest.raises(ValueError, match="as many rows"):
+        heat_map([[1, 2]], ["a", "b"], title="t", x_label="x", y_label="y")
+
+
+def test_a_heat_map_of_many_classes_stays_inside_and_drops_numbers() -> None:
+    names = [f"class with a long name {index}" for index in range(60)]
+    svg = heat_map([[1] * 60] * 60, names, title="t", x_label="x", y_label="y")
+    for cell in rectangles(svg):
+        x, y, width, height = (float(cell.get(key, "")) for key in ("x", "y", "width", "height"))
+        assert 0 <= x <= x + width <= WIDTH
+        assert 0 <= y <= y + height <= HEIGHT
+    assert "1" not in texts(svg)
+    assert max(map(len, texts(svg))) <= 16
+
+
+def test_a_reliability_diagram_shows_the_bins_that_hold_pictures() -> None:
+    svg = reliability_diagram([0.2, math.nan, 0.9], [0.5, math.nan, 1.0], [2, 0, 6], title="Reliability")
+    low, high = rectangles(svg)
+    assert float(high.get("height", "")) == pytest.approx(2 * float(low.get("height", "")), abs=0.2)
+    assert len(paths(svg, "mark")) == 2
+    assert "nan" not in svg
+    assert "certainty 90.0%: 100.0% of 6 right" in ElementTree.fromstring(svg).get("aria-label", "")
+    with pytest.raises(ValueError, match="expected as many"):
+        reliability_diagram([0.1], [0.2, 0.3], [1], title="t")

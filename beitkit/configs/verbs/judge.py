@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs.parts import Flat, check_batch
-from beitkit.errors import UserError
+from beitkit.errors import UserError, check_finite
+
+Protocol = Literal["quick", "official", "paper"]
 
 
 @dataclass(frozen=True)
@@ -27,32 +29,64 @@ class ProbeRun:
     """Labelled pictures to report on, when they are not in a val/ folder beside train/."""
     out: Path | None = None
     """Where to write probe.json and report.html; nothing is written without it."""
+    protocol: Protocol = "quick"
+    """quick: nearest neighbors and logistic regression on features that are computed once; official: the released script's
+    linear layers on class token and mean patch, trained on random crops; paper: the same on the mean patch alone."""
+    blocks: tuple[int, ...] | None = None
+    """Probe these blocks only, counted from 1; None probes every block."""
+    neighbors: int = 20
+    """Nearest training pictures that vote (quick)."""
+    epochs: int | None = None
+    """Passes over the training pictures (official and paper); None takes 100 for official, 50 for paper."""
+    batch_size: int | None = None
+    """Pictures per forward pass, and per step where there are steps; None takes 64 for quick, else 1024 or as many as there
+    are."""
+    lr: float | None = None
+    """First learning rate (official and paper), as it is; None takes 1e-3 x batch / 256."""
     limit: int = 10_000
     """At most this many training pictures, as evenly over the classes as can be."""
-    batch_size: int = 64
-    """Pictures per forward pass."""
     seed: int = 0
-    """Draws the pictures when there are more than --limit, and the validation part where there is none."""
+    """Draws first weights, order and crops, the pictures when there are more than --limit, and the validation part where there
+    is none."""
     json: bool = False
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
-        check_batch(self.batch_size)
-        if self.limit < 1:
-            raise UserError(f"--limit must be at least 1, got {self.limit}")
+        check_finite(self)
+        if self.batch_size is not None:
+            check_batch(self.batch_size)
+        for name in ("limit", "neighbors", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1, got {value}")
+        if self.lr is not None and self.lr <= 0:
+            raise UserError(f"--lr must be positive, got {self.lr:g}")
+        if self.protocol == "quick" and (self.epochs, self.lr) != (None, None):
+            raise UserError("--epochs and --lr are for --protocol official and paper; the quick one solves, it takes no steps")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
+        if self.blocks is not None and (not self.blocks or min(self.blocks) < 1 or len(set(self.blocks)) < len(self.blocks)):
+            given = " ".join(map(str, self.blocks)) or "none"
+            raise UserError(f"--blocks must be different numbers from 1 up, got {given}")
 
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Measure a fine-tuned classifier on labelled pictures."""
+    """Measure one or several fine-tuned classifiers on the same labelled pictures."""
 
     images: Positional[Path]
     """Class folders (the val/ part where there is one), or a .csv with path and label."""
     _: KW_ONLY
-    model: Path
-    """Run folder or checkpoint of a classifier."""
+    model: tuple[Path, ...]
+    """Run folders or checkpoints of classifiers with the same classes; several are compared side by side."""
+    out: Path | None = None
+    """Where to write report.html, evaluation.json and predictions.csv; nothing is written without it."""
+    image_size: int | None = None
+    """Side of the pictures in pixels, with positions resized; None takes what each model was trained for."""
+    crop_share: float | None = None
+    """Share of the resized picture's side that the center crop keeps; None takes what each model was trained for."""
     batch_size: int = 64
     """Pictures per forward pass."""
     json: bool = False
@@ -61,4 +95,14 @@ class EvaluateRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        check_finite(self)
         check_batch(self.batch_size)
+        if not self.model:
+            raise UserError("--model needs at least one run folder or checkpoint, got none")
+        twice = next((path for index, path in enumerate(self.model) if path in self.model[:index]), None)
+        if twice is not None:
+            raise UserError(f"--model names {twice} twice; give every model once")
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"--image-size must be at least 1, got {self.image_size}")
+        if self.crop_share is not None and not 0 < self.crop_share <= 1:
+            raise UserError(f"--crop-share must lie in (0, 1], got {self.crop_share:g}")

@@ -1,0 +1,169 @@
+"""Several networks on the same pictures: what each answers, which is better by more than luck, and what a seed changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from beitkit.contracts import Batch
+from beitkit.errors import UserError
+from beitkit.evaluate.scores import ClassScores, ClassShare, MultilabelScores, Scores
+from beitkit.evaluate.statistics import LUCK, Spread, mcnemar, spread
+from beitkit.train.folder import NOT_PART_OF_A_RUN, flat
+
+SEEDS = ("seed", "train.seed")
+"""What a run calls its seed."""
+
+
+class ModelResult(NamedTuple):
+    """One network's scores."""
+
+    name: str
+    """What tells it apart: the last part of its path, or all of it."""
+    path: Path
+    scores: Scores | MultilabelScores
+
+    @property
+    def headline(self) -> float:
+        """The one number to compare: top-1, or with several labels a picture the mean average precision."""
+        return self.scores.top1 if isinstance(self.scores, Scores) else self.scores.mean_average_precision
+
+
+class Pair(NamedTuple):
+    """Two networks on the same pictures."""
+
+    first: str
+    second: str
+    only_first: int
+    """Pictures that only the first has right (with several labels a picture: all of its labels)."""
+    only_second: int
+    p_value: float
+    """Of McNemar's exact test: the probability of a split at least as uneven if the two were equally good."""
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        counts = (
+            f"{self.first} has {self.only_first:,} right that {self.second} has wrong, and {self.only_second:,} the other way"
+        )
+        if self.p_value >= LUCK:
+            return f"{counts} (exact McNemar p = {self.p_value:.2g}): the difference can be luck."
+        better = self.first if self.only_first > self.only_second else self.second
+        return f"{counts} (exact McNemar p = {self.p_value:.2g}): {better} is better on such pictures by more than luck."
+
+
+class SeedGroup(NamedTuple):
+    """Runs of one set-up that differ in nothing but their seed."""
+
+    models: tuple[str, ...]
+    seeds: tuple[int, ...]
+    spread: Spread
+    """Of the headline number over the seeds."""
+
+
+class Evaluation(NamedTuple):
+    """What was measured, of one network or of several on the same pictures.
+
+    Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly.
+    """
+
+    where: str
+    """What the pictures are, in words."""
+    pictures: int
+    broken: int
+    """Pictures that could not be read and do not count."""
+    models: tuple[ModelResult, ...]
+    pairs: tuple[Pair, ...]
+    """Every pair of networks, in their order."""
+    seeds: tuple[SeedGroup, ...]
+
+    @property
+    def top1(self) -> float:
+        """Share named right."""
+        return self._only().top1
+
+    @property
+    def top5(self) -> float | None:
+        """Share whose label is among the five most probable; None with five classes or fewer."""
+        return self._only().top5
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, of several labels a picture the binary one."""
+        return self.single.loss
+
+    @property
+    def classes(self) -> Mapping[str, ClassShare | ClassScores]:
+        """Scores by the name of the class."""
+        return self.single.classes
+
+    @property
+    def single(self) -> Scores | MultilabelScores:
+        """The scores, where there is one network."""
+        (*others, last) = self.models
+        if others:
+            raise UserError(f"{len(self.models)} models were evaluated; ask models[0].scores, models[1].scores and so on")
+        return last.scores
+
+    def _only(self) -> Scores:
+        scores = self.single
+        if not isinstance(scores, Scores):
+            raise UserError("with several labels a picture there is no top-1; ask for single.mean_average_precision")
+        return scores
+
+
+@torch.no_grad()
+def collect_answers(
+    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch]
+) -> tuple[list[Float[Tensor, "n classes"]], Int[Tensor, " n"]]:
+    """The logits of every network, and which pictures they are of; unreadable ones are left out. All on the CPU.
+
+    Args:
+        predicts: per network normalized pictures (b, c, h, w) to logits (b, classes).
+        batches: an ordered pass; batches hold images, index and broken.
+    """
+    logits: list[list[Tensor]] = [[] for _ in predicts]
+    indices = []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        for kept, predict in zip(logits, predicts, strict=True):
+            kept.append(predict(batch["images"]).float()[readable].cpu())
+        indices.append(batch["index"][readable].cpu())
+    return [torch.cat(kept) for kept in logits], torch.cat(indices)
+
+
+def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[Pair, ...]:
+    """Every pair of networks, from which pictures each of them has right."""
+    pairs = []
+    for (first, a), (second, b) in combinations(zip(names, right, strict=True), 2):
+        only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
+        pairs.append(Pair(first, second, only_first, only_second, mcnemar(only_first, only_second)))
+    return tuple(pairs)
+
+
+def seed_groups(models: Sequence[ModelResult], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
+    """Networks whose runs were given the same options but for the seed, with the spread of their headline numbers.
+
+    `configs` holds the content of each run's config.json, or None for what is no run; options that do not change what comes
+    out (`NOT_PART_OF_A_RUN`) are not compared.
+    """
+    set_ups: dict[str, list[tuple[int, ModelResult]]] = {}
+    for model, config in zip(models, configs, strict=True):
+        values = {} if config is None else flat(dict(config))
+        seed = next((values[key] for key in SEEDS if key in values), None)
+        if isinstance(seed, int):
+            rest = {key: value for key, value in values.items() if key not in (*SEEDS, *NOT_PART_OF_A_RUN)}
+            set_ups.setdefault(repr(sorted(rest.items())), []).append((seed, model))
+    groups = []
+    for runs in set_ups.values():
+        seeds = tuple(seed for seed, _ in runs)
+        if len(set(seeds)) == len(seeds) > 1:  # a copy of a run says nothing about the spread
+            values = spread([model.headline for _, model in runs])
+            groups.append(SeedGroup(tuple(model.name for _, model in runs), seeds, values))
+    return tuple(groups)

@@ -1,0 +1,142 @@
+"""All that one pass over labelled pictures says about a classifier: of one label a picture, or of several."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from beitkit.evaluate.calibration import Bin, calibration_error, reliability
+from beitkit.evaluate.classification import average_precision, balanced_accuracy, confusion, per_class, top_k
+from beitkit.evaluate.statistics import Interval, wilson
+
+THRESHOLD = 0.5
+"""A class counts as named where its probability is larger, in networks for several labels a picture."""
+
+
+class ClassShare(NamedTuple):
+    """One class among those of which a picture shows exactly one."""
+
+    pictures: int
+    top1: float
+    """Share of them named right; NaN without pictures."""
+
+
+class Scores(NamedTuple):
+    """A classifier with one label a picture; accuracies are shares."""
+
+    pictures: int
+    top1: float
+    top1_interval: Interval
+    top5: float | None
+    """None with five classes or fewer."""
+    top5_interval: Interval | None
+    balanced: float
+    """Mean over the classes that have pictures of the share named right: every class counts the same."""
+    loss: float
+    """Mean cross-entropy, in nats."""
+    calibration_error: float
+    bins: list[Bin]
+    """What the calibration error is made of, for a reliability diagram."""
+    classes: dict[str, ClassShare]
+    confusion: list[list[int]]
+    """How many pictures of each class (row) were given each name (column)."""
+
+
+class Mistake(NamedTuple):
+    """One cell beside the diagonal of the confusion matrix."""
+
+    label: str
+    named: str
+    pictures: int
+    share: float
+    """Of the pictures with this label."""
+
+
+class ClassScores(NamedTuple):
+    """One class among several labels a picture."""
+
+    pictures: int
+    """Pictures that show it."""
+    average_precision: float
+    """NaN where there are none."""
+    f1: float
+    """Of the yes or no at a probability of 0.5; NaN where the class is neither shown nor named."""
+
+
+class MultilabelScores(NamedTuple):
+    """A classifier with several labels a picture; shares in [0, 1]."""
+
+    pictures: int
+    mean_average_precision: float
+    """Mean over the classes that have pictures."""
+    micro_f1: float
+    """F1 of all (picture, class) decisions together."""
+    macro_f1: float
+    """Mean F1 over the classes that are shown or named at least once."""
+    subset_accuracy: float
+    """Share of pictures whose labels are all right, and no other class named."""
+    subset_interval: Interval
+    loss: float
+    """Mean binary cross-entropy over pictures and classes, in nats."""
+    classes: dict[str, ClassScores]
+
+
+def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...]) -> Scores:
+    """Scores of logits against one label a picture."""
+    total, right = len(labels), logits.argmax(1) == labels
+    has_top5 = logits.shape[1] > 5
+    top5 = top_k(logits, labels, 5) if has_top5 else None
+    classes = per_class(logits, labels)
+    bins = reliability(logits.softmax(1).amax(1), right)
+    return Scores(
+        pictures=total,
+        top1=top_k(logits, labels, 1),
+        top1_interval=wilson(int(right.sum()), total),
+        top5=top5,
+        top5_interval=None if top5 is None else wilson(round(top5 * total), total),
+        balanced=balanced_accuracy(classes),
+        loss=F.cross_entropy(logits, labels).item(),
+        calibration_error=calibration_error(bins),
+        bins=bins,
+        classes={name: ClassShare(*one) for name, one in zip(names, classes, strict=True)},
+        confusion=confusion(logits, labels).tolist(),
+    )
+
+
+def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
+    """The commonest mistakes, most pictures first, those of equal number in the order of the classes."""
+    names = list(scores.classes)
+    mistakes = [
+        Mistake(names[label], names[named], count, count / sum(row))
+        for label, row in enumerate(scores.confusion)
+        for named, count in enumerate(row)
+        if count and named != label
+    ]
+    return sorted(mistakes, key=lambda mistake: -mistake.pictures)[:limit]
+
+
+def multilabel_scores(
+    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], names: tuple[str, ...]
+) -> MultilabelScores:
+    """Scores of logits, each a yes or no of its own (sigmoid), against any number of labels a picture."""
+    named = logits.sigmoid() > THRESHOLD
+    hits, shown, said = (table.sum(0).double() for table in (named & targets, targets, named))
+    f1 = 2 * hits / (shown + said)  # 0 / 0 is NaN
+    precisions = torch.tensor([average_precision(*pair) for pair in zip(logits.T, targets.T, strict=True)], dtype=torch.float64)
+    decisions = (shown + said).sum()
+    right = (named == targets).all(1)
+    rows = zip(shown.int().tolist(), precisions.tolist(), f1.tolist(), strict=True)
+    return MultilabelScores(
+        pictures=len(targets),
+        mean_average_precision=precisions.nanmean().item(),
+        micro_f1=(2 * hits.sum() / decisions).item(),
+        macro_f1=f1.nanmean().item(),
+        subset_accuracy=right.double().mean().item(),
+        subset_interval=wilson(int(right.sum()), len(targets)),
+        loss=F.binary_cross_entropy_with_logits(logits, targets.float()).item(),
+        classes={name: ClassScores(*row) for name, row in zip(names, rows, strict=True)},
+    )

@@ -1,0 +1,65 @@
+"""How far a measured share can be trusted, and whether two networks differ by more than luck."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist, mean, stdev
+from typing import NamedTuple
+
+CONFIDENCE = 0.95
+"""Share of repetitions in which an interval holds the true value."""
+LUCK = 0.05
+"""A difference whose p-value is at least this can well be luck."""
+
+
+class Interval(NamedTuple):
+    """Ends of a confidence interval, both in [0, 1]."""
+
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    """A number over repetitions."""
+
+    mean: float
+    deviation: float
+    """Sample standard deviation (divided by n - 1)."""
+    repetitions: int
+
+
+def wilson(right: int, total: int) -> Interval:
+    """Wilson's score interval (95%) of a share that was measured as `right` of `total` (E. B. Wilson, JASA 22, 1927).
+
+    It stays inside [0, 1] and is not empty at 0 and at all, where the usual plus-minus is.
+    """
+    assert 0 <= right <= total, f"{right} of {total} is no share"
+    assert total, "an interval needs at least one picture"
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    share = right / total
+    center = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    low, high = (center - half) / scale, (center + half) / scale
+    return Interval(0.0 if right == 0 else low, 1.0 if right == total else high)  # exact there, but for rounding
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (Q. McNemar, Psychometrika 12, 1947).
+
+    Of the pictures that exactly one of two networks names right, each network is the right one with probability one half if
+    they are equally good; returned is the binomial probability of a split at least as uneven.
+    """
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    ways = term = 1
+    for count in range(fewer):
+        term = term * (total - count) // (count + 1)
+        ways += term
+    return min(1.0, 2 * ways / (1 << total))
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and deviation of at least two repetitions."""
+    assert len(values) > 1, "one value has no spread"
+    return Spread(mean(values), stdev(values), len(values))
