@@ -47,7 +47,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
 
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
 USAGE_ERROR = 2
-BOX = re.compile(r"[╭╮╰╯│─]+")
+BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

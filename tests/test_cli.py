@@ -62,9 +62,11 @@ def test_a_misspelt_verb_names_the_right_one(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(["pretrain", "photos"], capsys)
-    assert "--tokenizer" in line
-    assert "--out" in line
+    line = fails(["probe"], capsys)
+    assert "--model" in line
+    assert "PATH" in line
+    assert "this is required: --out" in fails(["pretrain", "photos"], capsys)
+    assert "this is required: --tokenizer" in fails(["pretrain", "photos", "--out", "o"], capsys)
 
 
 @pytest.mark.parametrize(
