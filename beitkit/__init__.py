@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from beitkit.nn.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, show_load, tokenizer
+    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, recipes, show_load, tokenizer
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ _HOME = {
     "load_tokenizer": "interop.load",
     "pretrain": "verbs",
     "probe": "verbs",
+    "recipes": "verbs",
     "save": "interop.save",
     "convert": "verbs",
     "inspect": "verbs",
@@ -61,6 +62,7 @@ __all__ = [
     "load_tokenizer",
     "pretrain",
     "probe",
+    "recipes",
     "save",
     "show_load",
     "tokenizer",

@@ -19,6 +19,7 @@ from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
 from beitkit.configs.verbs.pretrain import PretrainRun
+from beitkit.configs.verbs.recipes import RecipesRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PretrainRun",
     "ProbeRun",
     "ProgramFormat",
+    "RecipesRun",
     "ShowLoadRun",
     "Task",
     "TokenizerRun",
