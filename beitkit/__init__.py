@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from beitkit.nn.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, recipes, show_load, tokenizer
+    from beitkit.verbs import (
+        ablate,
+        convert,
+        demo,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        pretrain,
+        probe,
+        recipes,
+        show_load,
+        tokenizer,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,6 +50,7 @@ _HOME = {
     "probe": "verbs",
     "recipes": "verbs",
     "save": "interop.save",
+    "ablate": "verbs",
     "convert": "verbs",
     "inspect": "verbs",
     "show_load": "verbs",
@@ -52,6 +66,7 @@ __all__ = [
     "Features",
     "MaskedImageModel",
     "Segmenter",
+    "ablate",
     "convert",
     "demo",
     "evaluate",

@@ -32,6 +32,7 @@ VERBS = {
     "convert": "ConvertRun",
     "export": "ExportRun",
     "recipes": "RecipesRun",
+    "ablate": "AblateRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
 RECIPE_VERBS = ("pretrain", "finetune")
@@ -48,6 +49,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
+  beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
   beitkit recipes                                                 the published set-ups, which --recipe takes
 
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 from beitkit.configs import verbs
 from beitkit.configs.recipes import started_from
 from beitkit.errors import UserError
+from beitkit.runs import ablate as ablate_run
 from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
 from beitkit.runs import evaluate as evaluate_run
@@ -95,3 +96,4 @@ show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
 convert = Verb("convert", verbs.ConvertRun, convert_run.run)
 export = Verb("export", verbs.ExportRun, export_run.run)
 recipes = Verb("recipes", verbs.RecipesRun, recipes_run.run)
+ablate = Verb("ablate", verbs.AblateRun, ablate_run.run)

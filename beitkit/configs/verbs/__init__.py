@@ -5,6 +5,7 @@ Fields directly in a verb, and those of its `Flat` parts, are what people change
 may import torch.
 """
 
+from beitkit.configs.verbs.ablate import AblateRun
 from beitkit.configs.verbs.checkpoints import (
     CheckpointFormat,
     ConvertRun,
@@ -23,6 +24,7 @@ from beitkit.configs.verbs.recipes import RecipesRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
+    "AblateRun",
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
