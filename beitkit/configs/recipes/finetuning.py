@@ -1,7 +1,8 @@
 """Fine-tuning as it was published: BEiT (arXiv 2106.08254) and BEiT v2 (arXiv 2208.06366), on pre-trained weights.
 
 Common to all: AdamW with a cosine from a linear warm-up down to 1e-6, label smoothing 0.1, mean pooling, no clipping unless said
-(the original's DeepSpeed runs ignore it). Whatever is to be set for all of them at once is set in `finetune_run`.
+(the original's DeepSpeed runs ignore it). Not set, because fine-tuning has no options for them: the picture size (it is the
+network's), RandAugment, erasing, Mixup and CutMix, repeated augmentation. Where a docstring names them, they are missing.
 """
 
 from __future__ import annotations
@@ -23,14 +24,10 @@ def finetune_run(
     drop_path: float,
     weight_decay: float = 0.05,
     clip: float | None = None,
-    image_size: int = 224,
-    is_mixing: bool = True,
-    erasing: float = 0.25,
-    repeats: int = 1,
 ) -> FinetuneRun:
     """A complete fine-tuning run but for its paths.
 
-    `batch` is (pictures per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0.
+    `batch` is (pictures per pass, passes per step), `warmup` in epochs.
     """
     return FinetuneRun(
         IMAGES,
@@ -62,7 +59,7 @@ def finetune_base_in1k() -> FinetuneRun:
 
     The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is the README's for the base size.
     """
-    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, repeats=3)
+    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)
 
 
 @recipe(
@@ -89,9 +86,7 @@ def finetune_base_in1k_384() -> FinetuneRun:
     Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
     before, one epoch of warm-up, and the augmentation of the run at 224.
     """
-    return finetune_run(
-        lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1, image_size=384, repeats=3
-    )
+    return finetune_run(lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1)
 
 
 @recipe(
@@ -105,7 +100,7 @@ def finetune_large_in1k_384() -> FinetuneRun:
     Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
     before, one epoch of warm-up, and the augmentation of the run at 224.
     """
-    return finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1, image_size=384)
+    return finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1)
 
 
 @recipe(
@@ -118,9 +113,7 @@ def finetune_base_cifar100() -> FinetuneRun:
 
     The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is our choice.
     """
-    return finetune_run(
-        lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3, erasing=0.0
-    )
+    return finetune_run(lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3)
 
 
 @recipe(
@@ -153,9 +146,7 @@ def finetune_base_in22k() -> FinetuneRun:
 
     The README's command for this batch of 2048 names 16 x 256, which would be 4096; the total it states is taken.
     """
-    return finetune_run(
-        lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0, is_mixing=False
-    )
+    return finetune_run(lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0)
 
 
 @recipe(
@@ -165,9 +156,7 @@ def finetune_base_in22k() -> FinetuneRun:
 )
 def finetune_large_in22k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT-L (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k."""
-    return finetune_run(
-        lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0, is_mixing=False
-    )
+    return finetune_run(lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0)
 
 
 @recipe(
@@ -177,7 +166,7 @@ def finetune_large_in22k() -> FinetuneRun:
 )
 def finetune_base_pt22k_ft22k() -> FinetuneRun:
     """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _base_after_labels(224)
+    return _base_after_labels()
 
 
 @recipe(
@@ -187,7 +176,7 @@ def finetune_base_pt22k_ft22k() -> FinetuneRun:
 )
 def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
     """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _base_after_labels(384)
+    return _base_after_labels()
 
 
 @recipe(
@@ -197,7 +186,7 @@ def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _large_after_labels(224)
+    return _large_after_labels()
 
 
 @recipe(
@@ -207,7 +196,7 @@ def finetune_large_pt22k_ft22k() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _large_after_labels(384)
+    return _large_after_labels()
 
 
 @recipe(
@@ -217,7 +206,7 @@ def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k_512() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 512."""
-    return _large_after_labels(512)
+    return _large_after_labels()
 
 
 @recipe(
@@ -287,7 +276,7 @@ def finetune_v2_large_in21k() -> FinetuneRun:
 )
 def finetune_v2_base_ft21k() -> FinetuneRun:
     """BEiT v2 base after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1, is_mixing=False)
+    return finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1)
 
 
 @recipe(
@@ -297,7 +286,7 @@ def finetune_v2_base_ft21k() -> FinetuneRun:
 )
 def finetune_v2_large_ft21k() -> FinetuneRun:
     """BEiT v2 large after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25, is_mixing=False)
+    return finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25)
 
 
 FINETUNING = (
@@ -327,7 +316,7 @@ FINETUNING = (
 """In the order in which they are listed."""
 
 
-def _base_after_labels(image_size: int) -> FinetuneRun:
+def _base_after_labels() -> FinetuneRun:
     return finetune_run(
         lr=2e-5,
         batch=(32, 16),
@@ -336,12 +325,10 @@ def _base_after_labels(image_size: int) -> FinetuneRun:
         layer_decay=0.85,
         drop_path=0.1,
         weight_decay=1e-8,
-        image_size=image_size,
-        is_mixing=False,
     )
 
 
-def _large_after_labels(image_size: int) -> FinetuneRun:
+def _large_after_labels() -> FinetuneRun:
     return finetune_run(
         lr=2e-5,
         batch=(16, 32),
@@ -350,6 +337,4 @@ def _large_after_labels(image_size: int) -> FinetuneRun:
         layer_decay=0.9,
         drop_path=0.4,
         weight_decay=1e-8,
-        image_size=image_size,
-        is_mixing=False,
     )

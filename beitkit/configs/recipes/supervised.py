@@ -1,4 +1,8 @@
-"""Training on labels alone, which the paper compares with: DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929)."""
+"""Training on labels alone, which the paper compares with: DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929).
+
+The network from scratch is the one that `--model` describes; its class token and absolute positions are not set here, and
+neither are augmentation and picture size (see `finetuning`).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,6 @@ def supervised_base_in22k() -> FinetuneRun:
     return replace(
         finetune_run(
             lr=1e-3, batch=(64, 64), epochs=90.0, warmup=3.0, layer_decay=1.0, drop_path=0.1, weight_decay=0.03, clip=1.0,
-            is_mixing=False, erasing=0.0,
         ),
         scratch=True,
     )  # fmt: skip
@@ -75,8 +78,6 @@ def supervised_base_in1k_384() -> FinetuneRun:
         drop_path=0.1,
         weight_decay=1e-8,
         clip=1.0,
-        image_size=384,
-        is_mixing=False,
     )
 
 
@@ -86,7 +87,7 @@ SUPERVISED = (scratch_base_in1k, scratch_small_in1k, supervised_base_in22k, supe
 
 def _deit(size: Literal["base", "small"]) -> FinetuneRun:
     return replace(
-        finetune_run(lr=5e-4, batch=(64, 16), epochs=300.0, warmup=5.0, layer_decay=1.0, drop_path=0.1, repeats=3),
+        finetune_run(lr=5e-4, batch=(64, 16), epochs=300.0, warmup=5.0, layer_decay=1.0, drop_path=0.1),
         scratch=True,
         optim=OptimConfig(lr_batch=512, lr_scaling="linear", min_lr=5e-6, warmup_epochs=5.0, layer_decay=1.0, clip=None),
         loop=LoopConfig(accumulate=16, ema=0.99996),
