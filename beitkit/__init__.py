@@ -18,7 +18,20 @@ if TYPE_CHECKING:
     from beitkit.nn.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, show_load, tokenizer
+    from beitkit.verbs import (
+        ablate,
+        convert,
+        demo,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        pretrain,
+        probe,
+        recipes,
+        show_load,
+        tokenizer,
+    )
 
 __version__ = "0.1.0"
 
@@ -37,7 +50,9 @@ _HOME = {
     "load_tokenizer": "interop.load",
     "pretrain": "verbs",
     "probe": "verbs",
+    "recipes": "verbs",
     "save": "interop.save",
+    "ablate": "verbs",
     "convert": "verbs",
     "inspect": "verbs",
     "show_load": "verbs",
@@ -53,6 +68,7 @@ __all__ = [
     "Features",
     "MaskedImageModel",
     "Segmenter",
+    "ablate",
     "convert",
     "demo",
     "evaluate",
@@ -63,6 +79,7 @@ __all__ = [
     "load_tokenizer",
     "pretrain",
     "probe",
+    "recipes",
     "save",
     "show_load",
     "tokenizer",

@@ -7,6 +7,7 @@ and mistyped options answer at once.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib
 import io
@@ -30,8 +31,12 @@ VERBS = {
     "show-load": "ShowLoadRun",
     "convert": "ConvertRun",
     "export": "ExportRun",
+    "recipes": "RecipesRun",
+    "ablate": "AblateRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
+RECIPE_VERBS = ("pretrain", "finetune")
+"""The verbs that take --recipe."""
 OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
 
@@ -44,10 +49,12 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
+  beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
+  beitkit recipes                                                 the published set-ups, which --recipe takes
 
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
 USAGE_ERROR = 2
-BOX = re.compile(r"[╭╮╰╯│─]+")
+BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -99,17 +106,41 @@ def _parse(verb: str, arguments: list[str]):
 
     from beitkit.configs import verbs
 
+    default = _from_recipe(verb, arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                getattr(verbs, VERBS[verb]), prog=f"beitkit {verb}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+                getattr(verbs, VERBS[verb]),
+                prog=f"beitkit {verb}",
+                args=arguments,
+                default=default,
+                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if stop.code != USAGE_ERROR:
             raise
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
     raise UserError(f"{_one_line(words)}; see beitkit {verb} --help")
+
+
+def _from_recipe(verb: str, arguments: list[str]):
+    """The config that the command's --recipe puts in place of the defaults, its paths missing; None without --recipe."""
+    named = [arguments[place : place + 2] for place, argument in enumerate(arguments) if argument == "--recipe"]
+    named += [argument.split("=", 1) for argument in arguments if argument.startswith("--recipe=")]
+    if verb not in RECIPE_VERBS or not named or len(named[0]) < 2:
+        return None  # nothing to look up; what is wrong with the command is said where it is parsed
+    if len(named) > 1:
+        raise UserError(f"--recipe is given {len(named)} times; give one, and override its values by options")
+    import tyro
+
+    from beitkit.configs.recipes import recipe_named, started_from
+
+    given = {argument.removeprefix("--").split("=", 1)[0].replace("-", "_") for argument in arguments}
+    config = copy.copy(started_from(named[0][1], verb, given))
+    for path in recipe_named(named[0][1]).paths:
+        object.__setattr__(config, path, tyro.MISSING)  # tyro's mark of a required option; the config would not let it in
+    return config
 
 
 def _one_line(words: str) -> str:

@@ -2,7 +2,8 @@
 
 `beitkit.pretrain("photos", tokenizer="runs/tok", out="runs/pre", epochs=100, lr=1e-3)` does what `beitkit pretrain photos
 --tokenizer runs/tok --out runs/pre --epochs 100 --lr 1e-3` does, and returns what the verb found out. Options with a prefix
-are given as a config: `mask=MaskConfig(ratio=0.5)` for `--mask.ratio 0.5` (see `beitkit.configs`).
+are given as a config: `mask=MaskConfig(ratio=0.5)` for `--mask.ratio 0.5` (see `beitkit.configs`). With `recipe="NAME"` the
+recipe's values take the place of the defaults; a config that is given replaces the recipe's as a whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from beitkit.configs import verbs
+from beitkit.configs.recipes import started_from
 from beitkit.errors import UserError
+from beitkit.runs import ablate as ablate_run
 from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
 from beitkit.runs import evaluate as evaluate_run
@@ -25,6 +28,7 @@ from beitkit.runs import finetune as finetune_run
 from beitkit.runs import inspect as inspect_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
+from beitkit.runs import recipes as recipes_run
 from beitkit.runs import show_load as show_load_run
 from beitkit.runs import tokenizer as tokenizer_run
 
@@ -65,7 +69,11 @@ class Verb(Generic[Config, Result]):
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
-        config = self._config(**own)
+        name = given.get("recipe")
+        if name is None:
+            config = self._config(**own)
+        else:
+            config = replace(started_from(name, self.__name__, parts.get("train", {})), **own)
         return self._run(replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()}))  # type: ignore[type-var]
 
     def _signature(self) -> Signature:
@@ -96,3 +104,5 @@ inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
 show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
 convert = Verb("convert", verbs.ConvertRun, convert_run.run)
 export = Verb("export", verbs.ExportRun, export_run.run)
+recipes = Verb("recipes", verbs.RecipesRun, recipes_run.run)
+ablate = Verb("ablate", verbs.AblateRun, ablate_run.run)

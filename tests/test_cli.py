@@ -41,7 +41,7 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
     with pytest.raises(SystemExit) as stopped:
         main([verb, "--help"])
     assert stopped.value.code == 0
-    assert "--out" in capsys.readouterr().out or verb in ("evaluate", "inspect", "show-load")
+    assert "--out" in capsys.readouterr().out or verb in ("evaluate", "inspect", "show-load", "recipes")
 
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,9 +62,11 @@ def test_a_misspelt_verb_names_the_right_one(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    line = fails(["pretrain", "photos"], capsys)
-    assert "--tokenizer" in line
-    assert "--out" in line
+    line = fails(["probe"], capsys)
+    assert "--model" in line
+    assert "PATH" in line
+    assert "this is required: --out" in fails(["pretrain", "photos"], capsys)
+    assert "this is required: --tokenizer" in fails(["pretrain", "photos", "--out", "o"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ Triple = tuple[float, float, float]
 class MaskConfig:
     """Which patches are hidden from the network."""
 
-    kind: Literal["block", "official", "random"] = "block"
+    kind: Literal["block", "official", "random", "none"] = "block"
     """block: BEiT's Algorithm 1 with an exact count; official: the original code bit for bit (the count may fall short);
-    random: uniform over patches, for the ablation."""
+    random: uniform over patches; none: hide nothing (needs --recover all). The last two are for ablations."""
     ratio: float = 0.4
     """Share of patches to mask; the original's 75 of 196 is 0.3827."""
     min_block: float = 16 / 196

@@ -191,10 +191,11 @@ class ClsBranchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImageModelConfig:
-    """A backbone that predicts visual tokens; what `model.json` stores beside the weights."""
+    """A backbone that predicts visual tokens, or pixels; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
-    vocabulary: int
+    vocabulary: int | None
+    """Number of visual tokens; None for a network that predicts the pixels of a patch instead (BEiT's ablation)."""
     cls_branch: ClsBranchConfig | None = None
     """BEiT v2's class-token branch, for training only; None for BEiT v1."""
     preprocessing: Preprocessing = INCEPTION
@@ -209,6 +210,14 @@ class MaskedImageModelConfig:
             raise UserError(
                 f"early_layer must be at most the backbone's {self.backbone.depth} blocks, got {self.cls_branch.early_layer}"
             )
+        if self.cls_branch is not None and self.vocabulary is None:
+            raise UserError("a class-token branch predicts visual tokens; give a vocabulary, or no cls_branch")
+
+    @property
+    def outputs(self) -> int:
+        """Numbers predicted for each patch: one per visual token, or one per pixel and channel."""
+        backbone = self.backbone
+        return backbone.channels * backbone.patch[0] * backbone.patch[1] if self.vocabulary is None else self.vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)

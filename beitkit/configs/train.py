@@ -53,7 +53,9 @@ class OptimConfig:
     min_lr: float = 1e-5
     """Learning rate at the end, before scaling."""
     warmup_epochs: float = 10.0
-    """Linear warm-up from 0, in epochs; at most a tenth of the run."""
+    """Linear warm-up from 0, in epochs."""
+    warmup_limit: float = 0.1
+    """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
     warmup_steps: int | None = None
     """Linear warm-up in steps, instead of epochs."""
     weight_decay: float = 0.05
@@ -76,6 +78,8 @@ class OptimConfig:
             raise UserError(f"--optim.eps must be positive, got {self.eps}")
         if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
             raise UserError(f"warm-up must not be negative, got {self.warmup_epochs} epochs, {self.warmup_steps} steps")
+        if not 0 < self.warmup_limit < 1:
+            raise UserError(f"--optim.warmup-limit is a share between 0 and 1, got {self.warmup_limit}")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise UserError(f"--optim.layer-decay must lie in (0, 1], got {self.layer_decay}")
         if self.clip is not None and self.clip <= 0:

@@ -53,6 +53,14 @@ class RandomMasking(Masker):
         return sum(1 << patch for patch in rng.sample(range(self.grid[0] * self.grid[1]), self.count))
 
 
+class NoMasking(Masker):
+    """Hides nothing: the ablation of masking itself (BEiT, Table 4)."""
+
+    def draw(self, rng: random.Random) -> int:
+        """The empty set."""
+        return 0
+
+
 class OfficialMasking(Masker):
     """The original code's generator, bit for bit from an equally seeded `random.Random`.
 
@@ -162,6 +170,8 @@ def masker(config: MaskConfig, grid: Pair) -> Masker:
     num = grid[0] * grid[1]
     if num < 2:
         raise UserError(f"a grid of {grid[0]}x{grid[1]} patches cannot be masked in part; use smaller patches or larger pictures")
+    if config.kind == "none":
+        return NoMasking(grid, 0)
     count = round(config.ratio * num)
     if not 0 < count < num:
         nearest = (1 if count < 1 else num - 1) / num
@@ -182,6 +192,11 @@ def masker(config: MaskConfig, grid: Pair) -> Masker:
         return OfficialMasking(grid, count, min_block, config.min_aspect)
     _check_block(config, grid, min_block)
     return BlockMasking(grid, count, min_block, config.min_aspect)
+
+
+def recovered(mask: Bool[Tensor, "b n"], recover_all: bool) -> Bool[Tensor, "b n"]:
+    """The patches that are to be predicted: the masked ones, or every one."""
+    return torch.ones_like(mask) if recover_all else mask
 
 
 def _check_block(config: MaskConfig, grid: Pair, min_block: int) -> None:

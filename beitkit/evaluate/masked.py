@@ -1,4 +1,4 @@
-"""How well the tokens of masked patches are predicted, on pictures whose views and masks stay the same."""
+"""How well masked patches are predicted, on pictures whose views and masks stay the same."""
 
 from __future__ import annotations
 
@@ -9,32 +9,75 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
+from beitkit.data.masking import recovered
+from beitkit.nn.patches import to_patches
+
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Normalized pictures (b, c, h, w), masks (b, n) and positions (b, n) to predictions at the positions (m, outputs)."""
 
 
 @dataclass
 class MaskedAccuracy:
-    """Share of masked patches whose token is predicted exactly, and the cross-entropy, over one pass."""
+    """Share of masked patches (or of all) whose token is predicted exactly, and the cross-entropy, over one pass."""
 
-    predict: Callable[[Tensor, Tensor], Tensor]
-    """Normalized pictures (b, c, h, w) and masks (b, n) to logits of the masked patches (m, vocabulary)."""
+    predict: Predict
     batches: Callable[[], Iterator[Batch]]
     """A fresh pass; batches hold images, mask, tokens and broken."""
+    recover_all: bool = False
+    """Whether visible patches are judged as well."""
     name: str = "fixed"
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[str, float]]:
-        """Yield accuracy (a share) and loss, both means over masked patches of readable pictures."""
+        """Yield accuracy (a share) and loss, both means over the judged patches of readable pictures."""
         right = loss = 0.0
         count = 0
-        for batch in self.batches():
-            readable = batch["broken"] < 0
-            if not readable.any():
-                continue
-            images, mask, tokens = (batch[key][readable] for key in ("images", "mask", "tokens"))
-            logits, targets = self.predict(images, mask).float(), tokens[mask]
+        for batch, at in _readable(self.batches(), self.recover_all):
+            logits, targets = self.predict(batch["images"], batch["mask"], at).float(), batch["tokens"][at]
             right += (logits.argmax(-1) == targets).sum().item()
             loss += F.cross_entropy(logits, targets, reduction="sum").item()
             count += len(targets)
         yield "accuracy", right / count
         yield "loss", loss / count
+
+
+@dataclass
+class MaskedError:
+    """Mean squared error of the pixels of masked patches (or of all), and how much of their variance that explains."""
+
+    predict: Predict
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh pass; batches hold images, mask and broken."""
+    patch: Pair
+    recover_all: bool = False
+    """Whether visible patches are judged as well."""
+    name: str = "fixed"
+
+    @torch.no_grad()
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield explained (a share, 1 - loss / variance), loss and variance (the loss of always predicting the mean patch)."""
+        loss = count = 0.0
+        total = squares = torch.zeros(())
+        for batch, at in _readable(self.batches(), self.recover_all):
+            targets = to_patches(batch["images"], self.patch)[at]
+            predicted = self.predict(batch["images"], batch["mask"], at).float()
+            loss += F.mse_loss(predicted, targets, reduction="sum").item()
+            count += len(targets)
+            exact = targets.cpu().double()
+            total, squares = total + exact.sum(0), squares + exact.square().sum(0)  # (pixels,)
+        variance = (squares / count - (total / count).square()).mean().item()
+        loss /= count * total.numel()
+        yield "explained", 1 - loss / max(variance, torch.finfo(torch.float32).eps)
+        yield "loss", loss
+        yield "variance", variance
+
+
+def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches without the pictures that could not be read, and where their predictions are judged."""
+    for batch in batches:
+        readable = batch["broken"] < 0
+        if readable.any():
+            batch = {key: value[readable] for key, value in batch.items()}
+            yield batch, recovered(batch["mask"], recover_all)

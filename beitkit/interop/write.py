@@ -20,7 +20,7 @@ from torch import Tensor
 import beitkit
 from beitkit.configs.codec import to_json
 from beitkit.configs.data import IMAGENET
-from beitkit.configs.model import ClassifierConfig, SegmenterConfig
+from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.hints import OUR_NOTE
@@ -64,6 +64,11 @@ def prepare(config: NetworkConfig, tensors: State, file_format: Format) -> Outpu
         UserError: if the format cannot hold this network.
     """
     writer, kind = WRITERS[file_format], kind_of_config(config)
+    if isinstance(config, MaskedImageModelConfig) and config.vocabulary is None and file_format != "native":
+        raise UserError(
+            f"the {file_format} format holds networks that predict visual tokens, and this one predicts pixels; use native, "
+            "or hand it over to another task first"
+        )
     notes = writer.refuse(config)
     names = writer.layout.tables[kind]
     renamed: State = {}

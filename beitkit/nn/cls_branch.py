@@ -52,7 +52,7 @@ class ClsBranch(nn.Module):
             self.cls_pt_norm = self.cls_pt_lm_head = None
         else:
             self.cls_pt_norm = nn.LayerNorm(backbone.width, eps=NORM_EPS)
-            self.cls_pt_lm_head = nn.Linear(backbone.width, config.vocabulary)
+            self.cls_pt_lm_head = nn.Linear(backbone.width, config.outputs)
             truncated_normal_(self.cls_pt_lm_head.weight, INIT_STD)
             nn.init.zeros_(self.cls_pt_lm_head.bias)
 

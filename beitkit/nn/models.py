@@ -17,7 +17,7 @@ BACKBONE_PREFIX = "backbone."
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the visual tokens of masked patches (arXiv 2106.08254, equation 2)."""
+    """Predicts the visual tokens of masked patches (arXiv 2106.08254, equation 2), or their pixels (its ablation)."""
 
     load_report: LoadReport | None = None
     """What became of every tensor, when the network was loaded from a checkpoint."""
@@ -26,14 +26,23 @@ class MaskedImageModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone)
-        self.lm_head = nn.Linear(config.backbone.width, config.vocabulary)
+        self.lm_head = nn.Linear(config.backbone.width, config.outputs)
         truncated_normal_(self.lm_head.weight, INIT_STD)
         nn.init.zeros_(self.lm_head.bias)
         self.cls_branch = None if config.cls_branch is None else ClsBranch(config)
 
     def forward(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
-        """Logits over the vocabulary at the masked positions only, in row-major order over batch, then position."""
-        return self.lm_head(self.backbone(images, mask).patches[mask])
+        """Logits over the vocabulary at the masked positions only, in row-major order over batch, then position.
+
+        Of a network without a vocabulary, the normalized pixels of these patches (see `nn.patches`).
+        """
+        return self.predict(images, mask, mask)
+
+    def predict(
+        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "m v"]:
+        """What `forward` gives, at the positions where `at` is True, hidden or not."""
+        return self.lm_head(self.backbone(images, mask).patches[at])
 
     def both_logits(
         self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]

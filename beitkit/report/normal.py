@@ -30,6 +30,8 @@ STILL = 0.01
 """Share of its first value by which a loss must fall to count as having moved."""
 LEARNED = 0.02
 """Nats below a baseline's loss from which a network counts as better than it."""
+EXPLAINED = 0.02
+"""Share of the pixels' variance from which a network counts as better than the mean patch."""
 
 
 class Line(NamedTuple):
@@ -40,15 +42,21 @@ class Line(NamedTuple):
 
 
 def pretraining_lines(
-    *, vocabulary: int, loss: Number, accuracy: Number, token_entropy: Number, commonest_share: Number, masked_share: Number
+    *,
+    vocabulary: int,
+    loss: Number,
+    accuracy: Number,
+    token_entropy: Number,
+    commonest_share: Number,
+    masked_share: Number | None,
 ) -> list[Line]:
     """Masked-token prediction at its end: the mask, the targets, and loss and accuracy against what guessing reaches.
 
     `token_entropy` and `commonest_share` describe how often each visual token occurs among the targets: always naming the
     commonest one scores `commonest_share`, and predicting the frequencies costs `token_entropy`. `masked_share` is the share of
-    patches that was in fact hidden.
+    patches that was in fact hidden; None where none was to be.
     """
-    if masked_share <= 0:
+    if masked_share is not None and masked_share <= 0:
         return [
             Line(
                 "warn",
@@ -62,6 +70,26 @@ def pretraining_lines(
         _loss_line(vocabulary, loss, token_entropy),
         *_token_accuracy_lines(vocabulary, accuracy, commonest_share),
     ]
+
+
+def pixel_lines(*, loss: Number, variance: Number, masked_share: Number | None) -> list[Line]:
+    """Masked-pixel regression at its end: the mask, the targets, and the loss against always predicting the mean patch.
+
+    `variance` is the mean variance of the target pixels, which is what that constant prediction costs. `masked_share` is the
+    share of patches that was hidden; None where none was to be.
+    """
+    lines = _mask_lines(masked_share)
+    if not variance > 1e-4:
+        return [*lines, Line("warn", f"Targets constant: the pixels' variance is {variance:.2g}, so there is nothing to learn.")]
+    if not math.isfinite(loss):
+        advice = "training has broken down. Lower --lr, or use --precision float32"
+        return [*lines, Line("warn", f"The loss is {loss}: {advice}.")]
+    explained = 1 - loss / variance
+    level = f"always predicting the mean patch costs the variance, {variance:.3g}"
+    if explained < EXPLAINED:
+        advice = "train longer; if the loss has been flat for long, try another --lr"
+        return [*lines, Line("warn", f"Loss at chance: {loss:.3g} shows no use of the visible patches yet ({level}); {advice}.")]
+    return [*lines, Line("ok", f"Loss {loss:.3g} explains {explained:.0%} of the pixels' variance ({level}).")]
 
 
 def tokenizer_lines(
@@ -171,7 +199,10 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
     return lines
 
 
-def _mask_lines(masked_share: Number) -> list[Line]:
+def _mask_lines(masked_share: Number | None) -> list[Line]:
+    if masked_share is None:
+        found = "it need only recognize what it sees, and in BEiT's ablation learned the poorest features of all variants"
+        return [Line("note", f"No patch was hidden (--mask.kind none): {found}.")]
     if masked_share < 0.1 or masked_share > 0.8:
         usual = "BEiT hides about 40%"
         return [

@@ -222,7 +222,7 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
         "What the network learned to fill in",
         "It sees the second column and names a visual token for each hidden patch; the tokenizer's decoder draws them.",
     )
-    report.pictures(pretrain.previewed(pretraining), pretrain.EXPLANATION)
+    report.pictures(*pretrain.previewed(pretraining))
     events = read_journal(out / "pretrain" / "journal.jsonl")
     report.figure(
         curve(events, {"loss": ("train", "loss")}, title="Pre-training loss", y_label="cross-entropy"), "Masked patches."

@@ -8,9 +8,6 @@ from typing import Literal, NamedTuple
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
 
-WARMUP_SHARE = 0.1
-"""A warm-up stated in epochs never takes more than this share of a run: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
-
 WARMUP_START = 1e-6
 """Share of the rate at the first step of a linear schedule's warm-up (official segmentation configs)."""
 
@@ -52,7 +49,7 @@ def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures
         if warmup >= steps:
             raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --optim.warmup-steps")
     else:
-        warmup = min(round(optim.warmup_epochs * steps_per_epoch), int(steps * WARMUP_SHARE))
+        warmup = min(round(optim.warmup_epochs * steps_per_epoch), int(steps * optim.warmup_limit))
     scale = optim.scale(per_step)
     if optim.min_lr > train.lr:
         raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {train.lr:g}; lower it")

@@ -137,3 +137,12 @@ def test_what_an_error_names_works() -> None:
     masker(MaskConfig(min_block=0.398), (14, 14))
     masker(MaskConfig(min_block=0.15), (1, 20))
     masker(MaskConfig(kind="official", min_block=0.1333), (3, 30))
+
+
+def test_no_masking_hides_nothing_and_draws_nothing() -> None:
+    rng = random.Random(3)
+    before = rng.getstate()
+    mask = masker(MaskConfig(kind="none"), (4, 5))(rng)
+    assert mask.shape == (4, 5)
+    assert not mask.any()
+    assert rng.getstate() == before

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from beitkit.report.normal import Line, finetuning_lines, pretraining_lines, tokenizer_lines, training_lines
+from beitkit.report.normal import Line, finetuning_lines, pixel_lines, pretraining_lines, tokenizer_lines, training_lines
 from beitkit.tokenizers.health import UsageStatistics, diagnose
 
 GOOD = {"vocabulary": 64, "loss": 2.5, "accuracy": 0.3, "token_entropy": 3.5, "commonest_share": 0.12, "masked_share": 0.4}
@@ -45,6 +45,31 @@ def test_a_good_pretraining_is_all_right() -> None:
 )
 def test_each_fault_of_a_pretraining_has_its_name(change: dict[str, float], name: str) -> None:
     assert name in warnings(pretraining_lines(**{**GOOD, **change}))
+
+
+def test_hiding_nothing_on_purpose_is_no_fault() -> None:
+    lines = pretraining_lines(**{**GOOD, "masked_share": None})
+    assert states(lines) == ["note", "ok", "ok", "ok"]
+    assert "--mask.kind none" in lines[0].sentence
+
+
+def test_a_loss_of_pixels_is_judged_by_their_variance() -> None:
+    lines = pixel_lines(loss=0.6, variance=0.8, masked_share=0.4)
+    assert states(lines) == ["ok", "ok"]
+    assert "explains 25% of the pixels' variance" in lines[1].sentence  # 1 - 0.6 / 0.8
+
+
+@pytest.mark.parametrize(
+    ("loss", "variance", "name"),
+    [
+        (0.8, 0.8, "Loss at chance"),
+        (0.9, 0.8, "Loss at chance"),
+        (math.nan, 0.8, "The loss is nan"),
+        (0.0, 0.0, "Targets constant"),
+    ],
+)
+def test_each_fault_of_predicting_pixels_has_its_name(loss: float, variance: float, name: str) -> None:
+    assert name in warnings(pixel_lines(loss=loss, variance=variance, masked_share=0.4))
 
 
 def test_the_official_numbers_are_normal() -> None:

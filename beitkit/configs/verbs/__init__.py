@@ -5,6 +5,7 @@ Fields directly in a verb, and those of its `Flat` parts, are what people change
 may import torch.
 """
 
+from beitkit.configs.verbs.ablate import AblateRun
 from beitkit.configs.verbs.checkpoints import (
     CheckpointFormat,
     ConvertRun,
@@ -19,9 +20,11 @@ from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
 from beitkit.configs.verbs.pretrain import PretrainRun
+from beitkit.configs.verbs.recipes import RecipesRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
+    "AblateRun",
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
@@ -34,6 +37,7 @@ __all__ = [
     "PretrainRun",
     "ProbeRun",
     "ProgramFormat",
+    "RecipesRun",
     "ShowLoadRun",
     "Task",
     "TokenizerRun",

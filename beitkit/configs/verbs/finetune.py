@@ -25,6 +25,8 @@ class FinetuneRun:
     """Pre-trained run folder or checkpoint to start from."""
     out: Path
     """Run folder to make or to continue."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     scratch: bool = False
     """Start from fresh weights instead, with the network that --model describes: what did pre-training buy?"""
     val: Path | None = None

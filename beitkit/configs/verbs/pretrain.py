@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -22,16 +22,27 @@ class PretrainRun:
     images: Positional[Path]
     """Folder of pictures (nested or flat), or a .txt/.csv list of files."""
     _: KW_ONLY
-    tokenizer: Path
-    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
+    tokenizer: Path | None = None
+    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for --target tokens."""
     out: Path
     """Run folder to make or to continue."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     size: SizeName = "base"
     """Size of the network."""
     image_size: int = 224
     """Side of the square pictures, in pixels."""
     patch: int = 16
     """Side of a patch, in pixels."""
+    target: Literal["tokens", "pixels"] = "tokens"
+    """What is predicted: visual tokens, or as an ablation the patch's pixels, normalized like the input (mean squared error)."""
+    recover: Literal["masked", "all"] = "masked"
+    """Which patches are predicted: the masked ones, or as an ablation all."""
+    cls_branch: int | None = None
+    """BEiT v2's second prediction through the class token: after how many blocks the patches are handed to it (v2: 9 of 12, 21
+    of 24); None leaves it out."""
+    channels: Literal[1, 3] | None = None
+    """Channels of the pictures: 1 (grey) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
     train: Annotated[TrainConfig, Flat] = TrainConfig()
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
@@ -44,3 +55,14 @@ class PretrainRun:
     def __post_init__(self) -> None:
         if min(self.image_size, self.patch) < 1:
             raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
+        if self.mask.kind == "none" and self.recover == "masked":
+            raise UserError("--mask.kind none hides nothing, so there is nothing masked to predict; give --recover all with it")
+        if self.target == "pixels" and self.tokenizer is not None:
+            raise UserError("--target pixels uses no tokenizer; leave --tokenizer out, or predict its tokens")
+        if self.cls_branch is not None and (self.target == "pixels" or self.recover == "all"):
+            raise UserError(
+                f"--cls-branch predicts the tokens of masked patches a second time; "
+                f"leave it out, or give --target tokens and --recover masked (got {self.target} and {self.recover})"
+            )
+        if self.cls_branch is not None and self.cls_branch < 1:
+            raise UserError(f"--cls-branch must be at least 1, got {self.cls_branch}")

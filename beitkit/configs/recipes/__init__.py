@@ -1,0 +1,58 @@
+"""Recipes: complete configs of pre-training and fine-tuning, as published, by name.
+
+`beitkit recipes` lists them, `--recipe NAME` (or `recipe="NAME"` in Python) makes a recipe's values the defaults of a run. A
+recipe is a function with a docstring; calling it returns the config. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import replace
+
+from beitkit.configs.recipes.finetuning import FINETUNING
+from beitkit.configs.recipes.pretraining import PRETRAINING
+from beitkit.configs.recipes.recipe import Recipe
+from beitkit.configs.recipes.supervised import SUPERVISED
+from beitkit.configs.verbs import FinetuneRun, PretrainRun
+from beitkit.errors import UserError
+
+__all__ = ["RECIPES", "Recipe", "recipe_named", "started_from"]
+
+RECIPES: dict[str, Recipe[PretrainRun] | Recipe[FinetuneRun]] = {
+    recipe.name: recipe for recipe in (*PRETRAINING, *FINETUNING, *SUPERVISED)
+}
+"""All recipes by name."""
+
+
+def recipe_named(name: str) -> Recipe[PretrainRun] | Recipe[FinetuneRun]:
+    """The recipe of a name.
+
+    Raises:
+        UserError: if there is none; the message names the nearest.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        meant = f", did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"there is no recipe {name!r}{meant}; beitkit recipes lists them")
+    return RECIPES[name]
+
+
+def started_from(name: str, verb: str, given: Collection[str]) -> PretrainRun | FinetuneRun:
+    """The recipe's config for a run of `verb` that overrides the options `given` (as in `steps`, `optim.warmup_epochs`).
+
+    A recipe's length or warm-up makes way for one that is given in the other unit.
+
+    Raises:
+        UserError: if there is no such recipe, or it is another verb's.
+    """
+    recipe = recipe_named(name)
+    if recipe.verb != verb:
+        own = ", ".join(other for other, one in RECIPES.items() if one.verb == verb)
+        raise UserError(f"the recipe {name!r} is for beitkit {recipe.verb}, not for {verb}; it has {own}")
+    config = recipe()
+    if "steps" in given:
+        config = replace(config, train=replace(config.train, epochs=None))
+    if "optim.warmup_epochs" in given:
+        config = replace(config, optim=replace(config.optim, warmup_steps=None))
+    return config

@@ -1,0 +1,18 @@
+"""`beitkit recipes`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class RecipesRun:
+    """List the published set-ups that --recipe takes, or show one of them in full."""
+
+    name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
+    """The recipe to show; without it all are listed."""
+    json: bool = False
+    """Print as JSON on stdout."""
