@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beitkit.configs.verbs import EvaluateRun
-from beitkit.data.files import PictureList, Split, find_labelled, split_folders
+from beitkit.data.files import LabelledList, PictureList, find_labelled, labelled_source
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluate.classification import collect_logits, per_class, top_k
@@ -21,9 +21,6 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
 from beitkit.system import quoted
 from beitkit.train.runtime import start_runtime
-
-REPORTED: tuple[Split, ...] = ("val", "test", "train")
-"""Which part of a split folder is measured: the first of these that is there."""
 
 
 class Evaluation(NamedTuple):
@@ -95,24 +92,27 @@ def _jsonable(result: Evaluation) -> dict[str, Any]:
 
 def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureList, str]:
     """What to measure, and its name: never pictures the model was trained on without saying so."""
-    splits = split_folders(config.images)
-    if "train" in splits:
-        split: Split = next(name for name in REPORTED if name in splits)
-        files = find_labelled(config.images, split, classes=classes)
-        return files, f"{splits[split]}" + (" (training pictures)" if split == "train" else "")
-    aside = config.model / "val.csv"
-    if config.images.is_dir() and aside.exists() and _trained_on(config):
-        return find_labelled(aside, classes=classes), f"the part of {config.images} that was set aside for validation"
-    return find_labelled(config.images, classes=classes), str(config.images)
+    source = labelled_source(config.images)
+    if "train" in source.splits or isinstance(source, LabelledList):
+        for split in ("val", "test"):
+            if split in source.splits:
+                return source.read(split, classes), f"the {split} part of {config.images}"
+    run = _run_on(config)
+    if run is not None and run["val"] is None:
+        stored = find_labelled(config.model / "split.csv", "val", classes=classes)
+        return stored, f"the part of {config.images} that was set aside for validation"
+    is_for_training = run is not None or "train" in source.splits
+    files = source.read("train" if "train" in source.splits else None, classes)
+    return files, str(config.images) + (" (training pictures)" if is_for_training else "")
 
 
-def _trained_on(config: EvaluateRun) -> bool:
-    """Whether the model's run was given this very folder, and set a part of it aside."""
+def _run_on(config: EvaluateRun) -> dict[str, Any] | None:
+    """The configuration of the model's run, if these very pictures were given to it."""
     try:
         run = json.loads((config.model / "config.json").read_text(encoding="utf-8"))
-        return run["val"] is None and Path(run["images"]).resolve() == config.images.resolve()
-    except (OSError, ValueError, KeyError):
-        return False
+        return run if Path(run["images"]).resolve() == config.images.resolve() and "val" in run else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _print(result: Evaluation, where: str) -> None:
