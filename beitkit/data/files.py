@@ -1,163 +1,136 @@
-"""Finding pictures: folders, class folders, text lists and CSV tables become one indexed, flat `PictureList`.
-
-The list holds all names in one block of bytes, not in a Python list: worker processes share it without copying, and ten
-million names cost their bytes and eight more each. Names that are not valid UTF-8 are kept as they are. Only regular
-files count as pictures; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later.
-"""
+"""Finding pictures: a folder, class folders or a list of files become a `PictureList`."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.data.folders import EXTENSIONS, entries_of, is_picture, walk
+from beitkit.data.lists import SPLIT_NAMES, ListTable, Split, read_list
+from beitkit.data.picture_list import PictureList
 from beitkit.errors import UserError
 
-# What is read, by Pillow's name of the format, with the endings a folder is searched for. Of all that Pillow opens this
-# leaves out what is no raster picture or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
-# PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode), and IM, which Pillow is about to drop. A file's first
-# bytes are compared in this order, so the common formats come first.
-FORMATS: dict[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
-    "AVIF": (".avif", ".avifs"),
-    "BLP": (".blp",),
-    "CUR": (".cur",),
-    "DCX": (".dcx",),
-    "DDS": (".dds",),
-    "DIB": (".dib",),
-    "FITS": (".fit", ".fits"),
-    "FLI": (".fli", ".flc"),
-    "FTEX": (".ftc", ".ftu"),
-    "GBR": (".gbr",),
-    "ICNS": (".icns",),
-    "ICO": (".ico",),
-    "IPTC": (".iim",),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "MSP": (".msp",),
-    "PCD": (".pcd",),
-    "PCX": (".pcx",),
-    "PIXAR": (".pxr",),
-    "PSD": (".psd",),
-    "QOI": (".qoi",),
-    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
-    "SUN": (".ras",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-    "XBM": (".xbm",),
-    "XPM": (".xpm",),
-}
-EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() for ending in endings)
-
-Split = Literal["train", "val", "test"]
-SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class PictureList:
-    """Pictures by index, with labels if they have any. Build one with `find_pictures` or `find_labelled`."""
-
-    root: Path
-    """What the names are relative to."""
-    names: bytes
-    """All names, one after the other."""
-    offsets: NDArray[np.int64]
-    """Where each name begins in `names`, and at the end where the last one stops; one longer than the list."""
-    labels: NDArray[np.int64] | None = None
-    """Index into `classes` per picture."""
-    classes: tuple[str, ...] = ()
-    targets: NDArray[np.bool_] | None = None
-    """Which of `classes` each picture shows, (pictures, classes); in place of `labels` where it may show several."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def path(self, index: int) -> Path:
-        """The file of one picture."""
-        return self.root / os.fsdecode(self._name(index))
-
-    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> PictureList:
-        """The pictures at these indices, in this order; classes stay as they are."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return _listed(self.root, [self._name(int(index)) for index in chosen], labels, self.classes)
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal digest of names, order, labels and classes; moving the whole folder does not change it."""
-        digest = hashlib.blake2b(digest_size=16)
-        labels = b"" if self.labels is None else self.labels.astype("<i8").tobytes()
-        for part in (self.names, self.offsets.astype("<i8").tobytes(), labels, "\0".join(self.classes).encode()):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-        return digest.hexdigest()
-
-    def _name(self, index: int) -> bytes:
-        return self.names[self.offsets[index] : self.offsets[index + 1]]
+_LONGEST_NUMBER = 18  # digits of a class name that is ordered by its value
 
 
 def find_pictures(path: Path | str) -> PictureList:
-    """All pictures of a folder (nested ones too, sorted by name), a text list or a CSV table, without labels.
+    """All pictures of a folder (nested ones too, sorted by name) or of a list (`data.lists`), without labels.
 
-    A text list has one path a line, relative to the list's own folder; empty lines and lines that begin with `#` are
-    skipped. A CSV table has a header with a column `path`. Hidden files and folders are skipped; links are followed, but
-    no folder is entered twice.
+    Hidden files and folders are skipped; links are followed, but no folder is entered twice.
 
     Raises:
         UserError: nothing at the path, no pictures there, or a row of a list that names no file (with its line number).
     """
     path = Path(path)
     if _exists_as_folder(path):
-        names = sorted(_walk(path))
+        names = sorted(walk(path))
         if not names:
             raise UserError(f"{path} holds no pictures (files that end in .jpg, .png, .webp, .tif and so on)")
-        return _listed(path, names)
-    rows = list(_rows(path, labelled=False))
-    return _listed(path.parent, [name for _, name, _ in rows])
+        return PictureList.of(path, names)
+    table = read_list(path, labelled=False)
+    return PictureList(path.parent, table.names, table.offsets)
 
 
 def find_labelled(path: Path | str, split: Split | None = None, classes: Sequence[str] | None = None) -> PictureList:
-    """Labelled pictures: one folder per class, or a CSV table with the columns `path` and `label`.
+    """Labelled pictures: one folder per class, or a CSV or JSON lines list with labels.
 
-    Classes are sorted by name (by number if all are numbers). With `split`, class folders are looked for in `train/`,
-    `val/` or `test/` (`training/` and so on work too) under the path; a table has no splits. With `classes`, labels are
-    indices into these: pass the training pictures' classes when reading the validation pictures.
+    Classes are those that a list declares, else all that occur, sorted by name (by number if all are numbers). With `split`,
+    class folders are looked for in `train/`, `val/` or `test/` (`training/` and so on work too) under the path, and rows of
+    a list by their `split`. With `classes`, labels are indices into these: pass the training pictures' classes when reading
+    the validation pictures.
 
     Raises:
         UserError: missing or empty path, no class folders, an empty class, pictures beside the class folders, fewer than
-            two classes, a class that is not in `classes`, or an unreadable row of a table.
+            two classes, a class that is not in `classes`, or an unreadable row of a list.
+    """
+    return labelled_source(path).read(split, classes)
+
+
+def labelled_source(path: Path | str) -> LabelledFolder | LabelledList:
+    """Where labelled pictures are read from; a list's rows are read and checked here, once for all its splits.
+
+    Raises:
+        UserError: nothing at the path, or an unreadable row of a list.
     """
     path = Path(path)
-    if _exists_as_folder(path):
-        return _class_folders(_split_folder(path, split), classes)
-    if split is not None:
-        raise UserError(f"{path} is a list and has no split {split!r}; give one list per split, or a folder with {split}/ in it")
-    rows = list(_rows(path, labelled=True))
-    if classes is None:
-        classes = sorted({label for _, _, label in rows}, key=_class_order)
-        _at_least_two(classes, path)
-    index = {name: label for label, name in enumerate(classes)}
-    for line, _, label in rows:
-        if label not in index:
-            raise UserError(f"{path}, line {line}: label {label!r} is not one of the {len(classes)} known classes")
-    labels = np.array([index[label] for _, _, label in rows], dtype=np.int64)
-    return _listed(path.parent, [name for _, name, _ in rows], labels, classes)
+    return LabelledFolder(path) if _exists_as_folder(path) else LabelledList(read_list(path, labelled=True))
+
+
+class LabelledFolder:
+    """Class folders, directly in a folder or in one of its splits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have a folder."""
+        return tuple(split_folders(self.path))
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of a folder that is not divided; see `find_labelled`."""
+        return _class_folders(_split_folder(self.path, split), classes)
+
+
+class LabelledList:
+    """The rows of a list with labels, and perhaps splits."""
+
+    def __init__(self, table: ListTable) -> None:
+        self.table = table
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have rows."""
+        return self.table.splits
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of a list that is not divided; see `find_labelled`."""
+        table = self.table
+        chosen = self._rows(split)
+        is_chosen = np.zeros(len(table.lines), dtype=np.bool_)
+        is_chosen[chosen] = True
+        row_of_label = np.repeat(np.arange(len(table.lines)), np.diff(table.label_offsets))
+        used = is_chosen[row_of_label]
+        if classes is None:
+            occurring = sorted((table.labels[label] for label in np.unique(table.label_ids[used])), key=_class_order)
+            classes = table.declared or occurring
+            _at_least_two(classes, table.path)
+        index = {name: label for label, name in enumerate(classes)}
+        known = np.array([index.get(name, -1) for name in table.labels], dtype=np.int64)[table.label_ids]
+        unknown = np.flatnonzero(used & (known < 0))
+        if len(unknown):
+            line, label = table.lines[row_of_label[unknown[0]]], table.labels[table.label_ids[unknown[0]]]
+            raise UserError(f"{table.path}, line {line}: label {label!r} is not one of the {_counted(classes)}")
+        files = PictureList(table.path.parent, table.names, table.offsets, classes=tuple(classes))
+        if table.has_several:
+            targets = np.zeros((len(files), len(classes)), dtype=np.bool_)
+            targets[row_of_label[used], known[used]] = True
+            files = replace(files, targets=targets)
+        else:
+            files = replace(files, labels=known)
+        return files if len(chosen) == len(files) else files.subset(chosen)
+
+    def lines(self, path: bytes) -> list[int]:
+        """The lines that name this file (absolute and normalized)."""
+        files = PictureList(self.table.path.parent, self.table.names, self.table.offsets)
+        return [int(self.table.lines[row]) for row, other in enumerate(files.paths()) if os.path.normpath(other) == path]
+
+    def _rows(self, split: Split | None) -> NDArray[np.int64]:
+        path, splits = self.table.path, self.splits
+        if split is None:
+            if splits:
+                raise UserError(f"{path} is divided into {', '.join(splits)} by its column split; one of them has to be chosen")
+            return np.arange(len(self.table.lines))
+        if not splits:
+            raise UserError(f"{path} is a list and has no split {split!r}; give it a column split, or give one list per split")
+        if split not in splits:
+            raise UserError(f"{path} has no pictures whose split is {split!r}; it has {', '.join(splits)}")
+        return self.table.rows_of(split)
 
 
 def split_folders(path: Path | str) -> Mapping[Split, Path]:
@@ -177,44 +150,14 @@ def _exists_as_folder(path: Path) -> bool:
     if path.is_dir():
         return True
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder of pictures, a text list or a CSV table")
+        raise UserError(f"{path} does not exist; give a folder of pictures, or a list (.txt, .csv, .jsonl)")
     if not path.is_file():
-        raise UserError(f"{path} is neither a folder nor a regular file; give a folder of pictures, a text list or a CSV table")
+        raise UserError(
+            f"{path} is neither a folder nor a regular file; give a folder of pictures, or a list (.txt, .csv, .jsonl)"
+        )
     if path.suffix.lower() in EXTENSIONS:
-        raise UserError(f"{path} is one picture; give the folder it is in, or a text list")
+        raise UserError(f"{path} is one picture; give the folder it is in, or a list")
     return False
-
-
-def _walk(root: Path) -> Iterator[bytes]:
-    """Names relative to `root` of all pictures below it, in no promised order."""
-    top = os.path.join(os.fsencode(root), b"")  # noqa: PTH118 - names are bytes here, which a Path cannot hold
-    entered: set[tuple[int, int]] = set()
-    folders = [top]
-    while folders:
-        folder = folders.pop()
-        status = os.stat(folder)  # noqa: PTH116
-        # A folder is known by device and inode: links that lead back up would otherwise be followed for ever.
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        entries = _entries(folder)
-        folders.extend(sorted((entry.path for entry in entries if entry.is_dir()), reverse=True))
-        yield from (entry.path[len(top) :] for entry in entries if _is_picture(entry))
-
-
-def _is_picture(entry: os.DirEntry[bytes]) -> bool:
-    """Whether this is a regular file with the ending of a picture."""
-    _, dot, ending = os.fsdecode(entry.name).rpartition(".")
-    return dot + ending.lower() in EXTENSIONS and entry.is_file()
-
-
-def _entries(folder: bytes) -> list[os.DirEntry[bytes]]:
-    """What lies in a folder, without hidden entries."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(b".")]
-    except OSError as error:
-        raise UserError(f"the folder {os.fsdecode(folder)} cannot be listed: {error.strerror}") from error
 
 
 def _split_folder(path: Path, split: Split | None) -> Path:
@@ -233,12 +176,12 @@ def _split_folder(path: Path, split: Split | None) -> Path:
 
 
 def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
-    entries = sorted(_entries(os.fsencode(path)), key=lambda entry: entry.name)
+    entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
     found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=_class_order)
-    stray = next((entry.name for entry in entries if _is_picture(entry)), None)
+    stray = next((entry.name for entry in entries if is_picture(entry)), None)
     if not found:
         what = "pictures but no class folders" if stray else "neither pictures nor class folders"
-        raise UserError(f"{path} holds {what}; expected one folder per class, or a CSV table with the columns path and label")
+        raise UserError(f"{path} holds {what}; expected one folder per class, or a .csv or .jsonl list with path and label")
     if stray is not None:
         raise UserError(f"{path / os.fsdecode(stray)} lies beside the class folders; move it into one of them")
     if classes is None:
@@ -249,85 +192,27 @@ def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
     labels: list[int] = []
     for name in found:
         if name not in index:
-            raise UserError(f"{path / name} is a class that the {len(classes)} known classes do not have; rename or remove it")
-        inside = sorted(_walk(path / name))
+            raise UserError(f"{path / name} is a class that is not one of the {_counted(classes)}; rename or remove it")
+        inside = sorted(walk(path / name))
         if not inside:
             raise UserError(f"the class folder {path / name} holds no pictures; fill or remove it")
         names.extend(os.fsencode(f"{name}/") + picture for picture in inside)
         labels.extend([index[name]] * len(inside))
-    return _listed(path, names, np.array(labels, dtype=np.int64), classes)
+    return PictureList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))
 
 
 def _at_least_two(classes: Sequence[str], path: Path) -> None:
     if len(classes) < 2:
-        raise UserError(f"{path} has only the class {classes[0]!r}; a classifier needs two or more")
+        found = f"only the class {classes[0]!r}" if classes else "no label"
+        raise UserError(f"{path} has {found}; a classifier needs two or more classes")
+
+
+def _counted(classes: Sequence[str]) -> str:
+    """How many known classes there are, and some of them."""
+    some = ", ".join(repr(name) for name in classes[:5])
+    return f"{len(classes)} known classes ({some}{', ...' if len(classes) > 5 else ''})"
 
 
 def _class_order(name: str) -> tuple[int, str]:
     """Numbers by value and before words, words by code point."""
-    return (int(name), "") if name.isascii() and name.isdigit() else (1 << 62, name)
-
-
-def _rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, bytes, str]]:
-    """(line number, name, label) of each row of a text list or CSV table; labels are empty when not asked for."""
-    if labelled and path.suffix.lower() != ".csv":
-        raise UserError(f"{path} has no labels; give one folder per class, or a .csv table with the columns path and label")
-    read = _csv_rows(path, labelled=labelled) if path.suffix.lower() == ".csv" else _text_rows(path)
-    some = False
-    for line, name, label in read:
-        _check_row(path, line, name)
-        some = True
-        yield line, os.fsencode(name), label
-    if not some:
-        raise UserError(f"{path} lists no pictures")
-
-
-def _text_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line, text in enumerate(file, start=1):
-            name = text.strip()
-            if name and not name.startswith("#"):
-                yield line, name, ""
-
-
-def _csv_rows(path: Path, *, labelled: bool) -> Iterator[tuple[int, str, str]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            for column in ("path", "label") if labelled else ("path",):
-                if column not in header:
-                    raise UserError(
-                        f"{path}: the first line must name a column {column!r}; found {', '.join(header) or 'nothing'}"
-                    )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(f"{path}, line {reader.line_num}: expected {len(header)} columns as in the first line")
-                label = row["label"].strip() if labelled else ""
-                if labelled and not label:
-                    raise UserError(f"{path}, line {reader.line_num}: the label is empty")
-                yield reader.line_num, row["path"].strip(), label
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from error
-
-
-def _check_row(path: Path, line: int, name: str) -> None:
-    """Raise unless the row names a regular file."""
-    shown = name if len(name) <= 200 else name[:200] + "..."
-    try:
-        status = (path.parent / name).stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise UserError(
-            f"{path}, line {line}: there is no picture {shown!r} (paths are relative to the list's folder)"
-        ) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}, line {line}: {shown!r} is not a regular file")
-
-
-def _listed(
-    root: Path, names: Sequence[bytes], labels: NDArray[np.int64] | None = None, classes: Sequence[str] = ()
-) -> PictureList:
-    offsets = np.zeros(len(names) + 1, dtype=np.int64)
-    np.cumsum([len(name) for name in names], out=offsets[1:])
-    return PictureList(root, b"".join(names), offsets, labels, tuple(classes))
+    return (int(name), name) if name.isascii() and name.isdigit() and len(name) <= _LONGEST_NUMBER else (1 << 62, name)

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from beitkit.configs.model import Pair
-from beitkit.data.files import FORMATS
+from beitkit.data.folders import FORMATS
 from beitkit.errors import UserError
 
 Image.init()

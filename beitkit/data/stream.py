@@ -9,8 +9,9 @@ What a sample looks like depends on (seed, epoch, picture) only, and batch i of 
 number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
 
 Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `token_images` uint8 (b, c, h', w'), in `tokenized`
-replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b); `index` int64 (b), which picture;
-`broken` int64 (b), the picture that should have been there but cannot be read, else -1.
+replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b), or `targets` float32 (b, classes),
+1 where a picture has the class and else 0; `index` int64 (b), which picture; `broken` int64 (b), the picture that should have
+been there but cannot be read, else -1.
 """
 
 from __future__ import annotations
@@ -133,6 +134,8 @@ class PictureDataset:
             sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index))).flatten()
         if self.files.labels is not None:
             sample["labels"] = torch.tensor(int(self.files.labels[shown]))
+        if self.files.targets is not None:
+            sample["targets"] = torch.tensor(self.files.targets[shown], dtype=torch.float32)
         is_broken = shown != index or inputs is None
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 

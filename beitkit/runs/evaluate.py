@@ -17,7 +17,7 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.verbs import EvaluateRun
 from beitkit.contracts import Batch
-from beitkit.data.files import PictureList, Split, find_labelled, split_folders
+from beitkit.data.files import LabelledList, PictureList, find_labelled, labelled_source
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluate.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
@@ -29,8 +29,6 @@ from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime, start_runtime
 
-REPORTED: tuple[Split, ...] = ("val", "test", "train")
-"""Which part of a split folder is measured: the first of these that is there."""
 NAMED_IN_A_REFUSAL = 3
 
 
@@ -217,14 +215,15 @@ def _scored(
 
 def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureList, str]:
     """What to measure, and its name: never pictures the model was trained on without saying so."""
-    splits = split_folders(config.images)
-    if "train" in splits:
-        split: Split = next(name for name in REPORTED if name in splits)
-        files = find_labelled(config.images, split, classes=classes)
-        return files, f"{splits[split]}" + (" (training pictures)" if split == "train" else "")
-    asides = [path / "val.csv" for path in config.model if _trained_on(path, config.images) and (path / "val.csv").exists()]
-    if config.images.is_dir() and asides:
-        lists = [find_labelled(aside, classes=classes) for aside in asides]
+    source = labelled_source(config.images)
+    if "train" in source.splits or isinstance(source, LabelledList):
+        for split in ("val", "test"):
+            if split in source.splits:
+                return source.read(split, classes), f"the {split} part of {config.images}"
+    runs = {model: run for model in config.model if (run := _run_on(model, config.images)) is not None}
+    asides = [model / "split.csv" for model, run in runs.items() if run["val"] is None]
+    if asides:
+        lists = [find_labelled(aside, "val", classes=classes) for aside in asides]
         other = next((aside for aside, one in zip(asides, lists, strict=True) if one.digest != lists[0].digest), None)
         if other is not None:
             raise UserError(
@@ -232,16 +231,18 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
                 "give pictures that neither was trained on, or evaluate them one by one"
             )
         return lists[0], f"the part of {config.images} that was set aside for validation"
-    return find_labelled(config.images, classes=classes), str(config.images)
+    is_for_training = bool(runs) or "train" in source.splits
+    files = source.read("train" if "train" in source.splits else None, classes)
+    return files, str(config.images) + (" (training pictures)" if is_for_training else "")
 
 
-def _trained_on(model: Path, images: Path) -> bool:
-    """Whether the model's run was given this very folder, and set a part of it aside."""
-    config = _run_config(model)
+def _run_on(model: Path, images: Path) -> dict[str, Any] | None:
+    """What the run of this folder was asked for, if these very pictures were given to it."""
+    run = _run_config(model)
     try:
-        return config is not None and config["val"] is None and Path(config["images"]).resolve() == images.resolve()
+        return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
     except (KeyError, TypeError):
-        return False
+        return None
 
 
 def _run_config(model: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import torch
 from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList
-from beitkit.data.labelled import as_csv, few_per_class, train_and_val
+from beitkit.data.labelled import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
@@ -74,7 +74,7 @@ def run(config: FinetuneRun) -> Result:
         pictures=train.digest,
         **{"validation pictures": val.digest, "model": digest_of(model.config, model.backbone.state_dict())},
     )
-    write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
+    write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
     runtime = start_runtime(config.machine)
     if config.optim.layer_decay is None:
         # Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly.
@@ -94,6 +94,8 @@ def run(config: FinetuneRun) -> Result:
         f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
         f"layer decay {optim.layer_decay:g}; {runtime.describe()}"
     )
+    if (note := note_on_val(val)) is not None:
+        journal.say(note)
 
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     dataset = PictureDataset(

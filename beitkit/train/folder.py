@@ -172,7 +172,7 @@ def _git_revision() -> str | None:
 
 def _is_of_no_value(entry: Path) -> bool:
     """Whether a file is what a start leaves behind that was refused, or killed, before its first step."""
-    return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "val.csv") or entry.suffix == ".tmp"
+    return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 
 
 def _locked(path: Path) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitkit.data.files import EXTENSIONS, FORMATS, PictureList, find_labelled, find_pictures, split_folders
+from beitkit.data.files import PictureList, find_labelled, find_pictures, split_folders
+from beitkit.data.folders import EXTENSIONS, FORMATS
 from beitkit.errors import UserError
 
 
@@ -104,8 +105,34 @@ def test_subset_and_digest(tmp_path: Path) -> None:
     assert len(files.subset(np.array([], dtype=np.int64))) == 0
     digests = {files.digest, part.digest, files.subset([0, 2]).digest, find_pictures(tmp_path).digest}
     assert len(digests) == 4
+    several = files.with_targets()
+    assert several.labels is None
+    assert several.targets is not None
+    assert several.targets.tolist() == [[True, False], [True, False], [False, True]]
+    assert several.counts().tolist() == files.counts().tolist() == [2, 1]
+    digests |= {several.digest, several.subset([0, 2]).digest, several.subset([2, 0]).digest}
+    assert len(digests) == 7
     moved = tmp_path.rename(tmp_path.with_name("moved"))
     assert find_labelled(moved).digest == files.digest
+
+
+def test_the_digest_is_the_same_however_the_files_are_named(tmp_path: Path) -> None:
+    folder = make(tmp_path / "pictures", "a/1.jpg", "a/12.jpg", "b/2.jpg")
+    expected = find_labelled(folder).digest
+    rows = {"a/1.jpg": "a", "a/12.jpg": "a", "b/2.jpg": "b"}
+    written = {
+        "relative": [f"pictures/{name}" for name in rows],
+        "absolute": [str(folder / name) for name in rows],
+        "mixed": [str(folder / "a/1.jpg"), "pictures/a/12.jpg", str(folder / "b/2.jpg")],
+    }
+    for kind, names in written.items():
+        table = tmp_path / f"{kind}.csv"
+        table.write_text("path,label\n" + "".join(f"{n},{c}\n" for n, c in zip(names, rows.values(), strict=True)))
+        assert find_labelled(table).digest == expected, kind
+    (folder / "b/2.jpg").rename(folder / "b/3.jpg")
+    assert find_labelled(folder).digest != expected
+    part = find_labelled(folder).subset([0, 1])
+    assert part.digest == PictureList.of(folder / "a", [b"1.jpg", b"12.jpg"], classes=("a", "b"), labels=part.labels).digest
 
 
 def test_a_list_is_flat_memory(tmp_path: Path) -> None:

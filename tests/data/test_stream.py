@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,14 @@ def test_a_sample_has_what_the_conventions_say(files: PictureList) -> None:
     }
     assert sample["mask"].sum() == 6
     assert "labels" not in dataset(find_pictures(files.root)).sample(0)
+
+
+def test_several_labels_arrive_as_targets(files: PictureList) -> None:
+    several = replace(files, labels=None, targets=np.eye(10, 3, dtype=np.bool_))
+    batches = list(evaluation_stream(dataset(several, "evaluate"), 4))
+    targets = torch.cat([batch["targets"] for batch in batches])
+    assert torch.equal(targets, torch.eye(10, 3))
+    assert "labels" not in batches[0]
 
 
 def test_each_epoch_shows_each_picture_once_in_another_order(files: PictureList) -> None:

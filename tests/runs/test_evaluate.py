@@ -234,7 +234,7 @@ def test_runs_that_set_aside_different_pictures_are_not_compared(
         beitkit.save(classifier(index), runs[-1])
         (runs[-1] / "config.json").write_text(json.dumps({"verb": "finetune", "images": str(pictures), "val": None}))
         aside = pictures / "red" / f"{3 * index:02d}.png"
-        (runs[-1] / "val.csv").write_text(f"path,label\n{aside},red\n")
+        (runs[-1] / "split.csv").write_text(f"path,label,split\n{aside},red,val\n")
     assert "set aside different pictures" in refused(capsys, "evaluate", pictures, "--model", *runs)
     alone = beitkit.evaluate(pictures, model=runs[0], **ALSO)
     assert alone.pictures == 1

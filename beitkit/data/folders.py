@@ -1,0 +1,85 @@
+"""Which files of a folder are pictures: endings by format, and the walk through nested folders.
+
+Only regular files count; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later. Names
+are bytes here: they need not be valid UTF-8, and are kept as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from beitkit.errors import UserError
+
+# What is read, by Pillow's name of the format, with the endings a folder is searched for. Of all that Pillow opens this
+# leaves out what is no raster picture or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
+# PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode), and IM, which Pillow is about to drop. A file's first
+# bytes are compared in this order, so the common formats come first.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "AVIF": (".avif", ".avifs"),
+    "BLP": (".blp",),
+    "CUR": (".cur",),
+    "DCX": (".dcx",),
+    "DDS": (".dds",),
+    "DIB": (".dib",),
+    "FITS": (".fit", ".fits"),
+    "FLI": (".fli", ".flc"),
+    "FTEX": (".ftc", ".ftu"),
+    "GBR": (".gbr",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "IPTC": (".iim",),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "MSP": (".msp",),
+    "PCD": (".pcd",),
+    "PCX": (".pcx",),
+    "PIXAR": (".pxr",),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
+    "SUN": (".ras",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+}
+EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() for ending in endings)
+
+
+def walk(root: Path) -> Iterator[bytes]:
+    """Names relative to `root` of all pictures below it, in no promised order."""
+    top = os.path.join(os.fsencode(root), b"")  # noqa: PTH118 - names are bytes here, which a Path cannot hold
+    entered: set[tuple[int, int]] = set()
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        status = os.stat(folder)  # noqa: PTH116
+        # A folder is known by device and inode: links that lead back up would otherwise be followed for ever.
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        entries = entries_of(folder)
+        folders.extend(sorted((entry.path for entry in entries if entry.is_dir()), reverse=True))
+        yield from (entry.path[len(top) :] for entry in entries if is_picture(entry))
+
+
+def is_picture(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a regular file with the ending of a picture."""
+    _, dot, ending = os.fsdecode(entry.name).rpartition(".")
+    return dot + ending.lower() in EXTENSIONS and entry.is_file()
+
+
+def entries_of(folder: bytes) -> list[os.DirEntry[bytes]]:
+    """What lies in a folder, without hidden entries."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(b".")]
+    except OSError as error:
+        raise UserError(f"the folder {os.fsdecode(folder)} cannot be listed: {error.strerror}") from error
