@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
+from beitkit.configs.train import decided
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, find_pictures
@@ -127,12 +128,12 @@ def run(config: PretrainRun) -> Path:
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
+        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
 
     def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, config.train.batch_size, workers=0), runtime.device)
+        return setup.prepared(evaluation_stream(fixed, decided(config.train.batch_size), workers=0), runtime.device)
 
     def predict(images: Tensor, mask: Tensor) -> Tensor:
         with runtime.precision():
@@ -214,7 +215,7 @@ def _announcement(setup: Setup, model: MaskedImageModel, plan: Plan, runtime: Ru
 def _report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: Runtime) -> None:
     config, draw_mask, files, tokenizer = setup.config, setup.draw_mask, setup.files, setup.tokenizer
     events = read_journal(folder.journal)
-    stream = training_stream(setup.dataset(), config.train.batch_size, workers=config.machine.workers)
+    stream = training_stream(setup.dataset(), decided(config.train.batch_size), workers=config.machine.workers)
     first, statistics = _count_tokens(setup.prepared(stream, runtime.device), model.config.vocabulary)
     entropy = math.log(statistics.perplexity)
     patches = draw_mask.grid[0] * draw_mask.grid[1]
