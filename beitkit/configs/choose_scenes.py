@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from beitkit.configs.choose import Choices
-from beitkit.configs.model import Pair
 from beitkit.configs.train import decided
 from beitkit.configs.verbs.segment import SegmentRun
 
@@ -65,9 +64,7 @@ def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     if steps is None and run.train.epochs is None:
         steps = choices.pick(None, "steps", _steps(found, per_epoch))
     length = steps if steps is not None else round(decided(run.train.epochs) * per_epoch)
-    train = replace(
-        run.train, batch_size=batch_size, steps=steps, lr=choices.pick(run.train.lr, "learning rate", _rate(found))
-    )
+    train = replace(run.train, batch_size=batch_size, steps=steps, lr=choices.pick(run.train.lr, "learning rate", _rate(found)))
     optim = replace(
         run.optim, layer_decay=choices.pick(run.optim.layer_decay, "layer decay", _layer_decay(found, is_frozen=run.freeze))
     )

@@ -83,3 +83,43 @@ def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> 
     precision = found / (is_last.nonzero().squeeze(1) + 1)
     rise = found.diff(prepend=found.new_zeros(1)) / found[-1]  # 0 / 0 is NaN
     return (precision * rise).sum().item()
+
+
+def class_precisions(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[float]:
+    """`average_precision` of every class; NaN for one that no picture shows."""
+    return [average_precision(scores, hits) for scores, hits in zip(logits.T, targets.T, strict=True)]
+
+
+def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
+    """Mean of `average_precision` over the classes that any picture shows."""
+    return torch.tensor(class_precisions(logits, targets), dtype=torch.float64).nanmean().item()
+
+
+@dataclass
+class MeanAveragePrecision:
+    """The mean average precision and the binary cross-entropy over one pass of pictures with several labels each."""
+
+    predict: Callable[[Tensor], Tensor]
+    """Normalized pictures (b, c, h, w) to logits (b, classes)."""
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh ordered pass; batches hold images, targets and broken."""
+    name: str = "val"
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield map and loss."""
+        logits, targets = collect_targets(self.predict, self.batches())
+        yield "map", mean_average_precision(logits, targets)
+        yield "loss", F.binary_cross_entropy_with_logits(logits, targets.float()).item()
+
+
+@torch.no_grad()
+def collect_targets(
+    predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
+) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
+    """Logits of every readable picture, and which classes it shows, on the CPU."""
+    logits, targets = [], []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        logits.append(predict(batch["images"]).float()[readable].cpu())
+        targets.append(batch["targets"][readable].cpu() > 0.5)
+    return torch.cat(logits), torch.cat(targets)

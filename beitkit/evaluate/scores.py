@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.evaluate.calibration import Bin, calibration_error, reliability
-from beitkit.evaluate.classification import average_precision, balanced_accuracy, confusion, per_class, top_k
+from beitkit.evaluate.classification import balanced_accuracy, class_precisions, confusion, per_class, top_k
 from beitkit.evaluate.statistics import Interval, wilson
 
 THRESHOLD = 0.5
@@ -126,7 +126,7 @@ def multilabel_scores(
     named = logits.sigmoid() > THRESHOLD
     hits, shown, said = (table.sum(0).double() for table in (named & targets, targets, named))
     f1 = 2 * hits / (shown + said)  # 0 / 0 is NaN
-    precisions = torch.tensor([average_precision(*pair) for pair in zip(logits.T, targets.T, strict=True)], dtype=torch.float64)
+    precisions = torch.tensor(class_precisions(logits, targets), dtype=torch.float64)
     decisions = (shown + said).sum()
     right = (named == targets).all(1)
     rows = zip(shown.int().tolist(), precisions.tolist(), f1.tolist(), strict=True)

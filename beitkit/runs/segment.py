@@ -108,9 +108,7 @@ def run(config: SegmentRun) -> Result:
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(
-            dataset, decided(config.train.batch_size), start_batch=first, workers=config.machine.workers
-        )
+        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=first, workers=config.machine.workers)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return blanked(normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std))
 
@@ -212,9 +210,7 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
     if config.model is None:
         sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
         return Segmenter(
-            SegmenterConfig(
-                backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing, **head
-            )
+            SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing, **head)
         )
     loaded = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
     assert isinstance(loaded, Segmenter)
