@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         pretrain,
         probe,
         recipes,
+        segment,
         show_load,
         tokenizer,
     )
@@ -51,6 +52,7 @@ _HOME = {
     "pretrain": "verbs",
     "probe": "verbs",
     "recipes": "verbs",
+    "segment": "verbs",
     "save": "interop.save",
     "ablate": "verbs",
     "convert": "verbs",
@@ -81,6 +83,7 @@ __all__ = [
     "probe",
     "recipes",
     "save",
+    "segment",
     "show_load",
     "tokenizer",
 ]

@@ -26,6 +26,7 @@ VERBS = {
     "pretrain": "PretrainRun",
     "finetune": "FinetuneRun",
     "probe": "ProbeRun",
+    "segment": "SegmentRun",
     "evaluate": "EvaluateRun",
     "inspect": "InspectRun",
     "show-load": "ShowLoadRun",
@@ -45,6 +46,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit pretrain  photos/ --tokenizer runs/tok --out runs/pre   predict the visual tokens of masked patches
   beitkit probe     labelled/ --model runs/pre                    judge the frozen features of every block
   beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them
+  beitkit segment   scenes/ --model runs/pre --out runs/seg       train a network that names every pixel
   beitkit evaluate  labelled/ --model runs/cls                    measure it
   beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways

@@ -29,6 +29,7 @@ from beitkit.runs import inspect as inspect_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
 from beitkit.runs import recipes as recipes_run
+from beitkit.runs import segment as segment_run
 from beitkit.runs import show_load as show_load_run
 from beitkit.runs import tokenizer as tokenizer_run
 
@@ -99,6 +100,7 @@ tokenizer = Verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
 pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
 finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)
+segment = Verb("segment", verbs.SegmentRun, segment_run.run)
 evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
 inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
 show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)

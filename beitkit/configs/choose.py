@@ -7,11 +7,11 @@ there are enough pictures (arXiv 2106.08254, table 13; facts 6.5); with fewer th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from beitkit.configs.data import PAPER_AUGMENT
 from beitkit.configs.model import Pair
-from beitkit.configs.train import decided
+from beitkit.configs.train import DeviceKind, decided
 from beitkit.configs.verbs.finetune import FinetuneRun
 
 FEW = 2_000
@@ -57,7 +57,7 @@ class Circumstances:
     """What the checkpoint was made for; None without one."""
     crop_share: float
     """What the checkpoint says."""
-    device: Literal["cpu", "mps", "cuda"]
+    device: DeviceKind
 
 
 class Chosen(NamedTuple):
@@ -68,13 +68,14 @@ class Chosen(NamedTuple):
     """One per chosen value, with its reason; then notes."""
 
 
-class _Choices:
+class Choices:
     """Keeps what is given, chooses what is not, and remembers why."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def pick(self, given: Choice | None, name: str, rule: tuple[Choice, str]) -> Choice:
+        """The given value, or else that of the rule; the rule's reason is then kept."""
         value, reason = rule
         if given is None:
             self.lines.append(f"{name} {value:.4g}: {reason}")
@@ -83,7 +84,7 @@ class _Choices:
 
 def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     """`run` with every open value decided; the same circumstances always give the same values."""
-    choices = _Choices()
+    choices = Choices()
     is_pretrained = not run.scratch
     image_size, crop_share = _shown(choices, run, found)
     side = image_size or max(found.image_size or (0,))
@@ -130,7 +131,7 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     return Chosen(config, tuple(choices.lines))
 
 
-def _shown(choices: _Choices, run: FinetuneRun, found: Circumstances) -> tuple[int | None, float]:
+def _shown(choices: Choices, run: FinetuneRun, found: Circumstances) -> tuple[int | None, float]:
     """Image size (None keeps a checkpoint's, which may be no square) and crop share."""
     size = run.image_size
     if found.image_size is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from beitkit.configs.choose import Choices
-from beitkit.configs.train import decided
+from beitkit.configs.train import DeviceKind, decided
 from beitkit.configs.verbs.segment import SegmentRun
 
 Start = Literal["scratch", "pre-trained", "fine-tuned"]
@@ -43,7 +43,7 @@ class SceneCircumstances:
     width: int
     depth: int
     """Of the network."""
-    device: Literal["cpu", "mps", "cuda"]
+    device: DeviceKind
 
 
 class ChosenScenes(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 from beitkit.errors import UserError, check_finite
 
 Value = TypeVar("Value")
+DeviceKind = Literal["cuda", "mps", "cpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ class LoopConfig:
 class MachineConfig:
     """Where the arithmetic happens, and who reads the pictures."""
 
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    device: Literal["auto"] | DeviceKind = "auto"
     """auto takes CUDA, then MPS, then the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware multiplies in it."""

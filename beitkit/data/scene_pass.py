@@ -15,9 +15,10 @@ from beitkit.errors import UserError
 
 
 class NumberedScene(NamedTuple):
-    """A scene and its place in the list."""
+    """A scene, and where it stands."""
 
-    index: int
+    place: int
+    """Its index in the list."""
     image: UInt8[Tensor, "c h w"]
     label_map: UInt8[Tensor, "h w"]
 
@@ -39,8 +40,8 @@ def readable_scenes(
             report(error.path, error.reason)
             if broken > max_broken * len(scenes):
                 raise UserError(
-                    f"{broken} of the first {index + 1} of {len(scenes)} pairs cannot be read, more than the {max_broken:.2%} of all "
-                    f"allowed, the last one {error.path}; remove or repair them, or raise --read.max-broken"
+                    f"{broken} of the first {index + 1} of {len(scenes)} pairs cannot be read, more than the "
+                    f"{max_broken:.2%} of all allowed, the last one {error.path}; repair them, or raise --read.max-broken"
                 ) from None
             continue
         yield NumberedScene(index, scene.image, scene.label_map)

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from beitkit.configs.choose import Circumstances, choose
-from beitkit.configs.model import SIZES, BackboneConfig, ClassifierConfig
+from beitkit.configs.model import SIZES, ClassifierConfig
 from beitkit.configs.train import decided
 from beitkit.configs.verbs import FinetuneRun
+from beitkit.configs.verbs.parts import DEFAULT_PATCH
 from beitkit.contracts import Batch
 from beitkit.data.augment import RandAugment, erased
 from beitkit.data.files import PictureList
@@ -56,8 +57,6 @@ from beitkit.train.loop import Best, fit
 from beitkit.train.optim import layered_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
-
-DEFAULT_PATCH = 16
 
 
 class Result(NamedTuple):
@@ -226,7 +225,7 @@ def _circumstances(config: FinetuneRun, train: PictureList, runtime: Runtime) ->
         patch=patch,
         image_size=image_size,
         crop_share=preprocessing.crop_share,
-        device="cuda" if runtime.device.type == "cuda" else "mps" if runtime.device.type == "mps" else "cpu",
+        device=runtime.kind,
     )
 
 
@@ -249,12 +248,10 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
     """The network that `--size`, `--patch`, `--image-size`, `--pooling` and `--network` ask for."""
     network, pooling = config.network, config.pooling or "mean"
     return ClassifierConfig(
-        backbone=BackboneConfig.named(
-            f"{config.size}/{config.patch or DEFAULT_PATCH}",
-            image_size=decided(config.image_size),
-            absolute_positions=network.positions == "none",
-            relative_positions=network.positions,
-            layer_scale="default" if network.layer_scale is None else network.layer_scale or None,
+        backbone=network.backbone(
+            decided(config.size),
+            config.patch or DEFAULT_PATCH,
+            decided(config.image_size),
             drop_path=decided(config.drop_path),
             final_norm=pooling == "cls",
         ),

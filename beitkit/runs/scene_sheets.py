@@ -30,7 +30,8 @@ SHEET_EXPLANATION = (
 class Shown(NamedTuple):
     """One picture of a sheet, reduced; all (3, h, w) in [0, 1]."""
 
-    index: int
+    place: int
+    """Its index in the list."""
     mean_iou: float
     columns: dict[str, Float[Tensor, "3 h w"]]
 
@@ -74,9 +75,9 @@ def judged(
     for scene in scenes:
         predicted = predict(scene.image)
         mean_iou = table.add(predicted, scene.label_map)
-        indices.append(scene.index)
+        indices.append(scene.place)
         if mean_iou == mean_iou and (len(worst) < WORST or mean_iou < worst[-1].mean_iou):  # NaN: nothing counts in it
-            worst.append(Shown(scene.index, mean_iou, _columns(scene, predicted, palette)))
+            worst.append(Shown(scene.place, mean_iou, _columns(scene, predicted, palette)))
             worst = sorted(worst, key=lambda shown: shown.mean_iou)[:WORST]
     scores = table.scores()
     class_iou = {name: None if iou != iou else iou for name, iou in zip(classes, scores.iou, strict=True)}

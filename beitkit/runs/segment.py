@@ -15,6 +15,7 @@ from beitkit.configs.choose_scenes import SceneCircumstances, Start, choose_scen
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.train import decided
 from beitkit.configs.verbs import SegmentRun
+from beitkit.configs.verbs.parts import DEFAULT_PATCH
 from beitkit.contracts import Batch
 from beitkit.data.pictures import BrokenPicture
 from beitkit.data.scene_audit import audit
@@ -180,15 +181,9 @@ def result_of(folder: Path, val_digest: str) -> Result:
 def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
     """The network's backbone as the checkpoint has it, or as the options describe it, and where its weights come from."""
     if config.model is None:
-        side = config.image_size or 4 * config.patch  # its real size is chosen when the pictures are known
-        backbone = BackboneConfig.named(
-            f"{config.size}/{config.patch}",
-            image_size=side,
-            absolute_positions=config.network.positions == "none",
-            relative_positions=config.network.positions,
-            layer_scale=config.network.first_layer_scale,
-            final_norm=False,
-        )
+        patch = config.patch or DEFAULT_PATCH
+        side = config.image_size or 4 * patch  # the real one is chosen when the pictures are known
+        backbone = config.network.backbone(decided(config.size), patch, side, drop_path=0.0, final_norm=False)
         return backbone, "scratch"
     found = read_checkpoint(config.model).config
     if config.scratch:

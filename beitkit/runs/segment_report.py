@@ -22,9 +22,20 @@ from beitkit.train.runtime import Runtime
 class Compared(Protocol):
     """Another run's result on the same validation pictures."""
 
-    folder: Path
-    mean_iou: float
-    class_iou: dict[str, float | None]
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        ...
+
+    @property
+    def mean_iou(self) -> float:
+        """A share."""
+        ...
+
+    @property
+    def class_iou(self) -> dict[str, float | None]:
+        """A share by class; None for one of which there was nothing to measure."""
+        ...
 
 
 def write_report(

@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from beitkit.configs.train import MachineConfig
+from beitkit.configs.train import DeviceKind, MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 
@@ -22,6 +22,11 @@ class Runtime:
     device: torch.device
     autocast: torch.dtype | None
     """Precision of matrix products, or None for float32 throughout."""
+
+    @property
+    def kind(self) -> DeviceKind:
+        """The kind of device."""
+        return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
 
     @contextmanager
     def precision(self) -> Iterator[None]:

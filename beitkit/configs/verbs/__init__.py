@@ -21,6 +21,7 @@ from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.recipes import RecipesRun
+from beitkit.configs.verbs.segment import SegmentRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ProbeRun",
     "ProgramFormat",
     "RecipesRun",
+    "SegmentRun",
     "ShowLoadRun",
     "Task",
     "TokenizerRun",

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.data import AugmentConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_start
 from beitkit.errors import UserError, check_finite
 
 
@@ -66,7 +66,8 @@ class FinetuneRun:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        self._check_start()
+        described = {"--size": self.size, "--patch": self.patch, "--pooling": self.pooling}
+        check_start(self.model, self.scratch, self.network, described)
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
         if self.labels is not None and self.labels < 1:
@@ -77,19 +78,3 @@ class FinetuneRun:
             raise UserError(f"--crop-share must lie in (0, 1], got {self.crop_share:g}")
         if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
             raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
-
-    def _check_start(self) -> None:
-        """Where the first weights and the network come from must be said once."""
-        if self.model is None and not (self.scratch and self.size is not None):
-            raise UserError(
-                "nothing says which network to train; give --model, or --scratch with --size (such as base) for fresh weights"
-            )
-        default = NetworkConfig()
-        if self.network.drop_path != default.drop_path:
-            raise UserError(f"--network.drop-path is for pre-training; give --drop-path {self.network.drop_path:g}")
-        described = {"--size": self.size, "--patch": self.patch, "--pooling": self.pooling}
-        if self.network != default:
-            described["--network"] = "of another kind"
-        given = [option for option, value in described.items() if value is not None]
-        if self.model is not None and given:
-            raise UserError(f"{given[0]} describes a network for --scratch, but --model {self.model} does already; leave one out")

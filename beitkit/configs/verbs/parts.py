@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import arg
 
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
-from beitkit.configs.model import RelativePositions
+from beitkit.configs.model import BackboneConfig, RelativePositions, SizeName
 from beitkit.errors import UserError, check_finite
 
+DEFAULT_PATCH = 16
+"""Side of a patch in pixels, where a network is described and nothing else is said (BEiT's)."""
 Flat = arg(name="")
 """Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
 
@@ -35,6 +38,18 @@ class NetworkConfig:
         if self.layer_scale is not None and self.layer_scale < 0:
             raise UserError(f"--network.layer-scale must not be negative, got {self.layer_scale}")
 
+    def backbone(self, size: SizeName, patch: int, image_size: int, *, drop_path: float, final_norm: bool) -> BackboneConfig:
+        """The fine-tuning form of the network that is described, for fresh weights."""
+        return BackboneConfig.named(
+            f"{size}/{patch}",
+            image_size=image_size,
+            absolute_positions=self.positions == "none",
+            relative_positions=self.positions,
+            layer_scale="default" if self.layer_scale is None else self.layer_scale or None,
+            drop_path=drop_path,
+            final_norm=final_norm,
+        )
+
     @property
     def preprocessing(self) -> Preprocessing:
         """What the finished model expects of its pictures."""
@@ -45,3 +60,25 @@ def check_batch(batch_size: int) -> None:
     """Raise a `UserError` for a batch without pictures."""
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
+
+
+def check_start(model: Path | None, scratch: bool, network: NetworkConfig, described: dict[str, str | int | None]) -> None:
+    """Raise a `UserError` unless it is said once where the network and its first weights come from.
+
+    Args:
+        model: the checkpoint, if one was given.
+        scratch: whether the weights are fresh.
+        network: the details of a network without a checkpoint.
+        described: the other options that describe it, `--size` among them; None where not given.
+    """
+    if model is None and not (scratch and described["--size"] is not None):
+        raise UserError(
+            "nothing says which network to train; give --model, or --scratch with --size (such as base) for fresh weights"
+        )
+    default = NetworkConfig()
+    if network.drop_path != default.drop_path:
+        raise UserError(f"--network.drop-path is for pre-training; give --drop-path {network.drop_path:g}")
+    given = [option for option, value in described.items() if value is not None]
+    given += ["--network"] if network != default else []
+    if model is not None and given:
+        raise UserError(f"{given[0]} describes a network for --scratch, but --model {model} does already; leave one out")

@@ -12,13 +12,16 @@ from beitkit.configs.data import ReadConfig, SceneViewConfig
 from beitkit.configs.model import SegmentationHead, SizeName
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_start
 from beitkit.errors import UserError, check_finite
 
 
 @dataclass(frozen=True)
 class SegmentRun:
-    """Fine-tune for semantic segmentation: name every pixel of a picture."""
+    """Fine-tune for semantic segmentation: name every pixel of a picture.
+
+    What is None is chosen from the pictures, the network and the device; each choice is printed with its reason.
+    """
 
     images: Positional[Path]
     """Folder with images/ and masks/ (or ADE20K's, Pascal VOC's or CamVid's layout), or a table of pairs."""
@@ -28,13 +31,13 @@ class SegmentRun:
     model: Path | None = None
     """Pre-trained run folder or checkpoint to start from."""
     scratch: bool = False
-    """Start from fresh weights: of the network that --model describes, or without --model of --size and --patch."""
-    size: SizeName = "base"
-    """Size of the network, with --scratch and no --model."""
-    patch: int = 16
-    """Side of a patch in pixels, with --scratch and no --model."""
+    """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
+    size: SizeName | None = None
+    """Size of the network, from scratch without --model."""
+    patch: int | None = None
+    """Side of a patch in pixels, from scratch without --model; None takes 16."""
     image_size: int | None = None
-    """Side in pixels of the square crops that the network sees; chosen by the pictures if left out."""
+    """Side of the square crops that the network sees, in pixels; positions are resized to it."""
     head: SegmentationHead = "uper"
     """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""
     channels: int | None = None
@@ -48,10 +51,10 @@ class SegmentRun:
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
     drop_path: float | None = None
-    """Stochastic depth of the last block; 0.1 if left out, 0 for frozen features and networks of fewer than 12 blocks."""
+    """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
-    network: NetworkConfig = NetworkConfig(positions="per_block", drop_path=0.0)
+    network: NetworkConfig = NetworkConfig()
     view: SceneViewConfig = SceneViewConfig()
     loss: SegmentationLossConfig = SegmentationLossConfig()
     inference: InferenceConfig = InferenceConfig()
@@ -61,13 +64,12 @@ class SegmentRun:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if self.model is None and not self.scratch:
-            raise UserError("give --model to start from, or --scratch with --size and --patch for fresh weights")
+        check_start(self.model, self.scratch, self.network, {"--size": self.size, "--patch": self.patch})
         if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
         if self.channels is not None and self.channels < 1:
             raise UserError(f"--channels must be at least 1, got {self.channels}")
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"--image-size must be at least 1, got {self.image_size}")
+        if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
+            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
         if self.freeze and self.scratch:
             raise UserError("--freeze keeps the features of --model; with --scratch there are none worth keeping")
