@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from beitkit.configs.model import SegmenterConfig
 from beitkit.configs.verbs import SegmentRun
@@ -19,6 +19,7 @@ from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime
 
 
+@runtime_checkable
 class Compared(Protocol):
     """Another run's result on the same validation pictures."""
 
