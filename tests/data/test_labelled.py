@@ -48,6 +48,8 @@ def test_a_fifth_of_each_class_is_set_aside_the_same_way_every_time(tmp_path: Pa
 
 def test_folders_beside_train_are_used_and_val_comes_before_test(tmp_path: Path) -> None:
     folder(tmp_path / "train", {"a": 3, "b": 3})
+    assert per_class(train_and_val(tmp_path, None, 0)[1]) == {"a": 1, "b": 1}  # nothing beside train: set aside
+    assert paths(train_and_val(tmp_path, None, 0)[1]) < paths(find_labelled(tmp_path, "train"))
     folder(tmp_path / "test", {"a": 1, "b": 1})
     assert per_class(train_and_val(tmp_path, None, 0)[1]) == {"a": 1, "b": 1}
     folder(tmp_path / "val", {"a": 2, "b": 2})
@@ -139,7 +141,7 @@ def test_several_labels_are_set_aside_by_the_rarest(tmp_path: Path) -> None:
 
 
 def test_the_last_picture_of_a_class_is_trained_on(tmp_path: Path) -> None:
-    several(tmp_path, ["a|b", "a|c", "b|c", "c|d"])
+    several(tmp_path, ["a|c", "a", "b|c", "b"])  # a and b, who choose first, could take both pictures of c
     for seed in range(10):
         train, val = train_and_val(tmp_path / "several.csv", None, seed)
         assert len(val) >= 1
