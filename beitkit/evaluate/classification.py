@@ -46,9 +46,14 @@ def collect_logits(
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
-    """Share of pictures whose label is among the k largest logits."""
-    best = logits.topk(k, dim=1).indices
-    return (best == labels[:, None]).any(1).float().mean().item()
+    """Share of pictures whose label is among the k largest logits; of equal ones the first class counts as larger.
+
+    That is `argmax`'s rule, so top-1 agrees with `confusion`; `topk` has another, and logits of half precision are often equal.
+    """
+    own = logits.gather(1, labels[:, None])
+    is_before = torch.arange(logits.shape[1]) < labels[:, None]
+    rank = ((logits > own) | ((logits == own) & is_before)).sum(1)
+    return (rank < k).float().mean().item()
 
 
 def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "classes classes"]:

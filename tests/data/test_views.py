@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 
 from beitkit.configs.data import INCEPTION, Preprocessing, ViewConfig
 from beitkit.data.pictures import to_tensor
-from beitkit.data.views import EvaluationView, PretrainView, TrainView, color_jittered, covering_size, crop_box
+from beitkit.data.views import EvaluationView, PretrainView, ProbeView, TrainView, color_jittered, covering_size, crop_box
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 PLAIN = ViewConfig(color_jitter=0.0, flip=0.0)
@@ -157,3 +157,15 @@ def test_every_view_takes_every_shape(shape: tuple[int, int], size: tuple[int, i
     image = noise(*shape)
     for view in (PretrainView(ViewConfig(), size, (24, 24)), TrainView(ViewConfig(), size), EvaluationView(INCEPTION, size)):
         assert view(image, random.Random(0))["images"].shape == (3, *size)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_probe_sees_a_bilinear_crop_flipped_or_not(seed: int) -> None:
+    image = noise(40, 50)
+    seen = ProbeView((24, 16))(image, random.Random(seed))["images"]
+    rng = random.Random(seed)
+    box = crop_box((40, 50), SCALE, RATIO, rng)
+    crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    if rng.random() < 0.5:
+        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert torch.equal(seen, to_tensor(crop.resize((16, 24), Image.Resampling.BILINEAR)))

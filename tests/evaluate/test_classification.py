@@ -38,6 +38,19 @@ def test_top_k_by_hand() -> None:
     assert top_k(LOGITS, LABELS, 3) == 1.0
 
 
+def test_equal_logits_count_the_same_in_top_1_and_in_the_confusion_matrix() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(3, (500, 12), generator=generator).float()  # nearly every row has ties
+    labels = torch.randint(12, (500,), generator=generator)
+    assert top_k(logits, labels, 1) == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert top_k(logits, labels, 1) == pytest.approx(confusion(logits, labels).diagonal().sum().item() / 500)
+    ranks = []
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        order = [place for _, place in sorted((-value, place) for place, value in enumerate(row))]
+        ranks.append(order.index(label))
+    assert top_k(logits, labels, 5) == pytest.approx(sum(rank < 5 for rank in ranks) / 500)
+
+
 def test_broken_pictures_do_not_count() -> None:
     logits, labels = collect_logits(lambda images: images, batches())
     assert torch.equal(logits, LOGITS)
