@@ -181,15 +181,17 @@ def test_image_size_and_crop_share_change_what_is_seen(world: Path) -> None:
     assert len({as_trained.loss, larger.loss, whole.loss}) == 3
 
 
-def test_several_labels_a_picture(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_labels_a_picture(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     single = find_labelled(world / "pictures", "val", classes=CLASSES)
     targets = np.random.default_rng(1).random((24, 3)) < 0.5
-    files = replace(single, labels=None, targets=targets)
-    monkeypatch.setattr(evaluate, "find_labelled", lambda *args, **rest: files)
+    listed = tmp_path / "several.jsonl"
+    rows = [
+        {"path": str(single.path(index)), "labels": [name for name, shown in zip(CLASSES, row, strict=True) if shown]}
+        for index, row in enumerate(targets)
+    ]
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out"
-    result = beitkit.evaluate(world / "pictures", model=world / "several", out=out, **ALSO)
+    result = beitkit.evaluate(listed, model=world / "several", out=out, **ALSO)
     logits = direct_logits(classifier(4, multilabel=True), single)
     exact = ((logits > 0) == torch.from_numpy(targets)).all(1).float().mean().item()
     assert result.single.subset_accuracy == pytest.approx(exact)
@@ -200,7 +202,7 @@ def test_several_labels_a_picture(
     assert rows[5]["labels"] == "|".join(name for name, shown in zip(CLASSES, targets[5], strict=True) if shown)
     assert float(rows[5]["probability of green"]) == pytest.approx(logits[5, 1].sigmoid().item(), rel=1e-3)
     with pytest.raises(beitkit.errors.UserError, match="has several labels a picture, but .* was trained for one"):
-        evaluate.run(EvaluateRun(world / "pictures", model=(world / "a",)))
+        evaluate.run(EvaluateRun(listed, model=(world / "a",)))
 
 
 def test_mistakes_are_refused_in_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ import beitkit
 from beitkit.configs.data import NO_AUGMENT, PAPER_AUGMENT, ViewConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
 from beitkit.configs.verbs import FinetuneRun, NetworkConfig
-from beitkit.data.files import PictureList
 from beitkit.errors import Interrupted, UserError
 from beitkit.runs import finetune, finetune_report
 from beitkit.train import loop as loops
@@ -154,22 +153,16 @@ def test_a_mixed_target_is_written_in_words() -> None:
     assert finetune_report.named_target(torch.zeros(3), names) == "none of the classes"
 
 
-def test_several_labels_a_picture(configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_labels_a_picture(configured: Callable[..., FinetuneRun]) -> None:
     """Each picture shows its color, and all of them are pictures."""
-    read = finetune.train_and_val
-
-    def several(images: Path, val: Path | None, seed: int) -> tuple[PictureList, PictureList]:
-        def labelled(files: PictureList) -> PictureList:
-            assert files.labels is not None
-            targets = np.stack([files.labels == 0, files.labels == 1, np.full(len(files), True)], 1)
-            return replace(files, labels=None, targets=targets, classes=("blue", "red", "picture"))
-
-        train, held_out = read(images, val, seed)
-        return labelled(train), labelled(held_out)
-
-    monkeypatch.setattr(finetune, "train_and_val", several)
-    monkeypatch.setattr(finetune, "as_csv", lambda files: "")
-    run = configured("several", train=TrainConfig(steps=40, batch_size=8, lr=1e-3))
+    plain = configured("plain")
+    rows = [
+        {"path": str(path), "labels": [path.parent.name, "picture"], "split": path.parent.parent.name}
+        for path in sorted(plain.images.glob("*/*/*.png"))
+    ]
+    listed = plain.images.parent / "several.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = configured("several", images=listed, train=TrainConfig(steps=40, batch_size=8, lr=1e-3))
     result = finetune.run(run)
     assert result.accuracy > 0.95
     assert json.loads((result.folder / "result.json").read_text())["map"] == result.accuracy
@@ -179,4 +172,4 @@ def test_several_labels_a_picture(configured: Callable[..., FinetuneRun], monkey
     assert "average precision" in (result.folder / "report.html").read_text()
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label a picture"):
-        finetune.run(configured("balanced", balanced=True))
+        finetune.run(configured("balanced", images=listed, balanced=True))
