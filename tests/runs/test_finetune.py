@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import beitkit
+from beitkit.configs.choose import Circumstances, choose
 from beitkit.configs.data import NO_AUGMENT, PAPER_AUGMENT, ViewConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.configs.verbs import FinetuneRun, NetworkConfig
+from beitkit.configs.verbs import DemoRun, FinetuneRun, NetworkConfig
 from beitkit.errors import Interrupted, UserError
-from beitkit.runs import finetune, finetune_report
+from beitkit.runs import demo, finetune, finetune_report
 from beitkit.train import loop as loops
 
 HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
@@ -173,3 +174,14 @@ def test_several_labels_a_picture(configured: Callable[..., FinetuneRun]) -> Non
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label a picture"):
         finetune.run(configured("balanced", images=listed, balanced=True))
+
+
+def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
+    run = demo.finetune_run(DemoRun(), Path("pictures"), 100, 0, scratch=False)
+    found = Circumstances(
+        pictures=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
+    )
+    config, lines = choose(run, found)
+    assert lines == ("crop share 0.875: the network's own",)
+    assert config == replace(run, crop_share=0.875)
+    assert (config.augment, config.drop_path, config.loop.ema, config.train.lr) == (NO_AUGMENT, 0.1, 0.0, 4e-3)
