@@ -59,14 +59,16 @@ class Result(NamedTuple):
 
 def run(config: FinetuneRun) -> Result:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+    runtime = start_runtime(config.machine)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     model = load(config.model, task="classify", classes=train.classes, drop_path=config.drop_path)
     assert isinstance(model, Classifier)
     compared = None if config.compare is None else _result_of(config.compare, val.digest)
-    folder = RunFolder(config.out, "finetune", config)
-    journal = Journal(folder.journal)
+    folder = RunFolder(config.out, "finetune", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return _result_of(folder.path, val.digest)
@@ -74,8 +76,8 @@ def run(config: FinetuneRun) -> Result:
         pictures=train.digest,
         **{"validation pictures": val.digest, "model": digest_of(model.config, model.backbone.state_dict())},
     )
-    write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
-    runtime = start_runtime(config.machine)
+    if runtime.is_main:
+        write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
     if config.optim.layer_decay is None:
         # Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly.
         optim = replace(config.optim, layer_decay=1.0 if config.scratch else PRETRAINED_LAYER_DECAY)
@@ -106,7 +108,14 @@ def run(config: FinetuneRun) -> Result:
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.train.batch_size, start_batch=first, workers=config.machine.workers)
+        stream = training_stream(
+            dataset,
+            config.train.batch_size,
+            start_batch=first,
+            workers=config.machine.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std)
 
@@ -142,16 +151,18 @@ def run(config: FinetuneRun) -> Result:
         evaluators=[Accuracy(predict, val_batches)],
         best=Best("val/top1", lambda: save_native(model, folder.best)),
     )
-    logits, labels = collect_logits(predict, val_batches())
-    accuracy = top_k(logits, labels, 1)
-    result = {"top1": accuracy, "pictures": len(labels), "labels": len(train), "scratch": config.scratch}
-    folder.write_json("result.json", result | {"val_digest": val.digest})
-    _report(folder, config, model, train, per_class(logits, labels), accuracy, compared, runtime)
-    save_native(model.cpu(), folder.path)
-    journal.say(f"accuracy {accuracy:.1%} on {len(labels)} pictures")
-    after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
-    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    return Result(folder.path, accuracy)
+    if runtime.is_main:
+        logits, labels = collect_logits(predict, val_batches())
+        accuracy = top_k(logits, labels, 1)
+        result = {"top1": accuracy, "pictures": len(labels), "labels": len(train), "scratch": config.scratch}
+        folder.write_json("result.json", result | {"val_digest": val.digest})
+        _report(folder, config, model, train, per_class(logits, labels), accuracy, compared, runtime)
+        save_native(model.cpu(), folder.path)
+        journal.say(f"accuracy {accuracy:.1%} on {len(labels)} pictures")
+        after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
+        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    runtime.processes.wait()
+    return _result_of(folder.path, val.digest)
 
 
 def _has_fresh_head(model: Classifier) -> bool:
