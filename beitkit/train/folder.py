@@ -91,7 +91,7 @@ class RunFolder:
             for name, digest in others.items():
                 if digest != inputs[name]:
                     raise UserError(
-                        f"process {rank} reads another {name} than process {self.processes.rank}; "
+                        f"processes {rank} and {self.processes.rank} differ in the {name} that they read; "
                         "give all machines the same files under the same paths"
                     )
         path = self.path / "inputs.json"

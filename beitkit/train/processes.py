@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, TCPStore
+from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented
 
 from beitkit.errors import ProcessLost, UserError
 from beitkit.train.launch import Place
