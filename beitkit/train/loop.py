@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -230,7 +231,11 @@ def _averaging(objective: nn.Module, processes: Processes) -> nn.Module:
 
     Buffers are those of process 0, so an objective that counts must add up what all processes counted.
     """
-    return DistributedDataParallel(objective) if processes.world > 1 else objective
+    if processes.world == 1:
+        return objective
+    # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing a user could do about it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    return DistributedDataParallel(objective)
 
 
 def _added_up(trained: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
