@@ -18,7 +18,8 @@ import sys
 from typing import NoReturn
 
 import beitkit
-from beitkit.errors import Interrupted, NumericalError, UserError
+from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
+from beitkit.train.launch import Place, place
 
 VERBS = {
     "demo": "DemoRun",
@@ -38,6 +39,8 @@ VERBS = {
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
 RECIPE_VERBS = ("pretrain", "finetune")
 """The verbs that take --recipe."""
+SHARED_VERBS = ("tokenizer", "pretrain", "finetune", "segment")
+"""Those that several processes do together."""
 OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
 
@@ -76,16 +79,23 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
+    here = Place()
     try:
+        here = place()
+        if here.world > 1 and verb not in SHARED_VERBS:
+            raise UserError(
+                f"beitkit {verb} runs in one process, but torchrun or srun started {here.world}; start it without them "
+                f"({', '.join(SHARED_VERBS)} run in several)"
+            )
         config = _parse(verb, arguments[1:])
         importlib.import_module(f"beitkit.runs.{verb.replace('-', '_')}").run(config)
         sys.stdout.flush()
     except UserError as error:
-        _fail(str(error))
+        _fail(str(error), process=here.rank)
     except Interrupted as error:
-        _fail(str(error), code=error.exit_code)
-    except NumericalError as error:
-        _fail(str(error), code=1)
+        _leave(str(error), error.exit_code, here)
+    except (NumericalError, ProcessLost) as error:
+        _leave(str(error), 1, here)
     except KeyboardInterrupt:
         _fail("stopped at once; the last saved step is kept, the same command continues", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -160,6 +170,13 @@ def _one_line(words: str) -> str:
     return re.sub(r"^Error parsing \w+: ", "", words).rstrip(".")
 
 
-def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    print(f"beitkit: {message}", file=sys.stderr)
+def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
+    print(f"beitkit{f' (process {process})' if process else ''}: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _leave(message: str, code: int, here: Place) -> NoReturn:
+    """End as all processes of the run do; the main one says why."""
+    if here.rank:
+        sys.exit(code)
+    _fail(message, code)

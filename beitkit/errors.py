@@ -28,6 +28,10 @@ class NumericalError(RuntimeError):
     """Training produced a loss or gradient that is not finite several steps in a row."""
 
 
+class ProcessLost(RuntimeError):  # noqa: N818 - what happened, not what is wrong here
+    """Another process of a run ended, so this one cannot go on; the other one says why."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it, and the work is saved
     """The run stopped on a signal, by default after saving; `exit_code` is what a shell expects."""
 

@@ -155,3 +155,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(12):
         Image.new("RGB", (20, 24), (index * 20, 255 - index * 20, 100)).save(folder / f"{index}.png")
     return folder
+
+
+def test_a_verb_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    line = fails(["probe", "pictures", "--model", "run"], capsys)
+    assert "beitkit probe runs in one process, but torchrun or srun started 2" in line
+    monkeypatch.delenv("RANK")
+    assert "the environment variable RANK is not set" in fails(["pretrain", "pictures"], capsys)

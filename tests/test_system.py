@@ -8,6 +8,15 @@ import pytest
 from beitkit.system import quoted, usable_cores, write_atomically
 
 
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(12)), raising=False)
+    for processes, cores in (("1", 12), ("4", 3), ("100", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert usable_cores() == cores
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert usable_cores() == 12
+
+
 def test_bytes_and_writers_make_the_same_file_and_its_folder(tmp_path: Path) -> None:
     write_atomically(tmp_path / "new" / "a", b"content")
     write_atomically(tmp_path / "new" / "b", lambda file: file.write(b"content"))

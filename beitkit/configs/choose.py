@@ -89,7 +89,7 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     image_size, crop_share = _shown(choices, run, found)
     side = image_size or max(found.image_size or (0,))
     batch_size = choices.pick(run.train.batch_size, "batch size", _batch_size(found, side))
-    per_epoch = found.pictures / (batch_size * run.loop.accumulate)
+    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
     epochs = run.train.epochs
     if run.train.steps is None:
         epochs = choices.pick(epochs, "epochs", _epochs(found, per_epoch))

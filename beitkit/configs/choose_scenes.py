@@ -59,7 +59,7 @@ def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     choices = Choices()
     image_size = choices.pick(run.image_size, "image size", _image_size(found))
     batch_size = choices.pick(run.train.batch_size, "batch size", (min(BATCH[found.device], found.pictures), found.device))
-    per_epoch = found.pictures / batch_size
+    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
     steps = run.train.steps
     if steps is None and run.train.epochs is None:
         steps = choices.pick(None, "steps", _steps(found, per_epoch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from beitkit.errors import UserError, check_finite
@@ -103,8 +103,8 @@ class OptimConfig:
 class LoopConfig:
     """What the loop does besides stepping: accumulate, average, log, evaluate, save."""
 
-    accumulate: int = 1
-    """Forward passes per optimizer step."""
+    accumulate: int | None = None
+    """Forward passes per optimizer step, of all processes together; None takes one of each process."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is then the finished model; 0 keeps none, and so does None outside of
     fine-tuning, where it is chosen."""
@@ -119,7 +119,7 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        if min(self.accumulate, self.max_bad_steps) < 1:
+        if min(1 if self.accumulate is None else self.accumulate, self.max_bad_steps) < 1:
             raise UserError(
                 f"--loop.accumulate and --loop.max-bad-steps must be at least 1, got {self.accumulate} and {self.max_bad_steps}"
             )
@@ -130,6 +130,21 @@ class LoopConfig:
             )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise UserError(f"--loop.ema must lie in [0, 1), got {self.ema}")
+
+    def shared_by(self, processes: int) -> LoopConfig:
+        """The same with `accumulate` as a number that this many processes share evenly.
+
+        Raises:
+            UserError: if they cannot.
+        """
+        passes = processes if self.accumulate is None else self.accumulate
+        if passes % processes:
+            nearest = max(1, round(passes / processes)) * processes
+            raise UserError(
+                f"--loop.accumulate {passes} cannot be shared evenly by {processes} processes; nearest: {nearest} "
+                "(it counts the forward passes of all processes together)"
+            )
+        return replace(self, accumulate=passes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,9 @@ class Mix(NamedTuple):
     """CutMix: top, bottom, left, right of what the partner shows through; None blends whole pictures."""
 
 
-def mixed(stream: Iterable[Batch], augment: AugmentConfig, *, classes: int, seed: int, first: int) -> Iterator[Batch]:
+def mixed(
+    stream: Iterable[Batch], augment: AugmentConfig, *, classes: int, seed: int, first: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
     """Batches with mixed `images` (normalized) and `targets` float32 (b, classes), from `labels` or from `targets`.
 
     Args:
@@ -36,12 +38,16 @@ def mixed(stream: Iterable[Batch], augment: AugmentConfig, *, classes: int, seed
         augment: strength of Mixup and CutMix, decided.
         classes: how many there are.
         seed: of the run.
-        first: number of the first batch.
+        first: number of this process's first batch, as `start_batch` in `training_stream`.
+        rank: number of this process.
+        world: how many processes share the run; batch i of this one is number i * world + rank of the run.
     """
     for number, batch in enumerate(stream, start=first):
         images = batch["images"]
         targets = batch["targets"] if "targets" in batch else F.one_hot(batch["labels"], classes).float()
-        mix = draw_mix(augment, (images.shape[2], images.shape[3]), random.Random(derived_seed(seed, "mix", number)))
+        mix = draw_mix(
+            augment, (images.shape[2], images.shape[3]), random.Random(derived_seed(seed, "mix", number * world + rank))
+        )
         yield batch | {"images": mix_images(images, mix), "targets": mix.share * targets + (1 - mix.share) * targets.flip(0)}
 
 

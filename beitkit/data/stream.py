@@ -379,6 +379,12 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
+def _left_to_main(worker: int) -> None:
+    # torchrun and SLURM ask whole process trees to stop; the main process still needs pictures to finish its step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
     """The batches of these keys, in their order, read here or by worker processes."""
     fetch = _Fetch(dataset)
@@ -426,6 +432,7 @@ def _started(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
+            worker_init_fn=_left_to_main,
             generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
         )
         iterator = iter(loader)

@@ -3,7 +3,8 @@
 The codes at each place are weighted by a Gumbel-softmax whose temperature falls during training, so that the weighting
 becomes a choice; a KL term to the uniform distribution may keep the encoder from being certain too early. Reconstruction is
 measured by squared error, or by DALL-E's logit-Laplace likelihood. Codes are started from data and revived
-(`tokenizers.revival`). One forward pass per micro-batch; batches hold `images` in [0, 1], without normalization.
+(`tokenizers.revival`) on the first forward pass of a step: the gradients of a step belong to the same codes, however many passes
+and processes share it. Batches hold `images` in [0, 1], without normalization.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from beitkit.configs.model import ReconstructConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.tokenizers.dvae import LAPLACE_EPSILON, DiscreteVAE
 from beitkit.tokenizers.health import CodeUsage
-from beitkit.tokenizers.revival import CodeRevival, start_codes
+from beitkit.tokenizers.revival import CodeRevival, is_so_first, start_codes
 
 LOG_SCALE_FLOOR = -4.0
 """Smallest log-scale of logit-Laplace: about half a grey level. Pictures are quantized; without a floor, a constant
@@ -37,6 +38,7 @@ class Reconstruct(nn.Module):
         self.config = config
         self.revival = CodeRevival(tokenizer.vocabulary, config.dead_share)
         self.register_buffer("is_started", torch.tensor(not config.start_from_data))
+        self._tended_at: float | None = None
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss per pixel and channel; `progress` in [0, 1] sets temperature and KL weight."""
@@ -46,8 +48,10 @@ class Reconstruct(nn.Module):
         features = tokenizer.features(images)
         # A step that is not finite is not applied by the loop; nothing of it may stay in the codes and counters either.
         is_sound = self.training and bool(features.detach().isfinite().all())
-        if is_sound:
-            self._tend_codes(features.detach(), progress)
+        if self.training and progress != self._tended_at:
+            self._tended_at = progress
+            if is_so_first(is_sound, features.device):
+                self._tend_codes(features.detach(), progress)
         logits = tokenizer.code_layer(features).float()  # (b, v, gh, gw)
         output = tokenizer.decode_relaxed(gumbel_softmax(logits, temperature)).float()
 
@@ -61,9 +65,9 @@ class Reconstruct(nn.Module):
 
         with torch.no_grad():
             ids = logits.argmax(1)
-            if is_sound:
+            if self.training:
                 error = (tokenizer.pixels(output) - images).square().mean(1, keepdim=True)
-                self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0])
+                self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0], is_sound=is_sound)
             usage = CodeUsage(tokenizer.vocabulary)
             usage.update(ids)
             statistics = usage.statistics()

@@ -69,19 +69,20 @@ class Result(NamedTuple):
 
 def run(config: FinetuneRun) -> Result:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+    runtime = start_runtime(config.machine)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label a picture, but those of {config.images} have several; leave it out")
-    runtime = start_runtime(config.machine)
     chosen = choose(config, _circumstances(config, train, runtime))
     config = chosen.config
     model = _network(config, train)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _compared(config.compare, val.digest, metric)
-    folder = RunFolder(config.out, "finetune", config)
-    journal = Journal(folder.journal)
+    folder = RunFolder(config.out, "finetune", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return Result(folder.path, _compared(folder.path, val.digest, metric).score)
@@ -89,7 +90,8 @@ def run(config: FinetuneRun) -> Result:
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
     folder.pin(pictures=train.digest, **inputs)
-    write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
+    if runtime.is_main:
+        write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
     plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=0)
     torch.manual_seed(config.train.seed)
     if config.scratch:
@@ -129,19 +131,21 @@ def run(config: FinetuneRun) -> Result:
         evaluators=[evaluator(predict, streams.validation)],
         best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
     )
-    if model.config.multilabel:
-        outcome = _multilabel_outcome(*collect_targets(predict, streams.validation()))
-    else:
-        outcome = _outcome(*collect_logits(predict, streams.validation()))
-    result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
-    folder.write_json("result.json", result | {"val_digest": val.digest})
-    write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
-    save_native(model.cpu(), folder.path)
-    name = "mean average precision" if model.config.multilabel else "accuracy"
-    journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
-    after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
-    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    return Result(folder.path, outcome.score)
+    if runtime.is_main:
+        if model.config.multilabel:
+            outcome = _multilabel_outcome(*collect_targets(predict, streams.validation()))
+        else:
+            outcome = _outcome(*collect_logits(predict, streams.validation()))
+        result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
+        folder.write_json("result.json", result | {"val_digest": val.digest})
+        write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
+        save_native(model.cpu(), folder.path)
+        name = "mean average precision" if model.config.multilabel else "accuracy"
+        journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
+        after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
+        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    runtime.processes.wait()
+    return Result(folder.path, _compared(folder.path, val.digest, metric).score)
 
 
 @dataclass
@@ -179,14 +183,17 @@ class _Streams:
         """Endless batches from number `first` on: views, normalized, erased, mixed."""
         config, preprocessing, folder = self.config, self.network.preprocessing, self.folder
         workers = config.machine.workers
-        stream = training_stream(self.dataset, decided(config.train.batch_size), start_batch=first, workers=workers)
+        place = {"rank": self.runtime.rank, "world": self.runtime.world}
+        stream = training_stream(self.dataset, decided(config.train.batch_size), start_batch=first, workers=workers, **place)
         stream = counted_broken(stream, self.dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         stream = to_device(self.waited.metered(stream), self.runtime.device)
         stream = normalized(stream, preprocessing.mean, preprocessing.std)
         if config.augment.erasing:
             stream = erased(stream)
         if config.augment.is_mixing:
-            stream = mixed(stream, config.augment, classes=len(self.network.classes), seed=config.train.seed, first=first)
+            stream = mixed(
+                stream, config.augment, classes=len(self.network.classes), seed=config.train.seed, first=first, **place
+            )
         return stream
 
     def validation(self) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,14 +33,15 @@ DEFAULT_EPOCHS = 300
 
 def run(config: PretrainRun) -> Path:
     """Pre-train or continue; returns the run folder, which `beitkit.load` reads."""
+    runtime = start_runtime(config.machine)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
     setup = Setup.of(config)
-    folder = RunFolder(config.out, "pretrain", config)
-    journal = Journal(folder.journal)
+    folder = RunFolder(config.out, "pretrain", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(**setup.inputs())
-    runtime = start_runtime(config.machine)
     if setup.tokenizer is not None:
         setup.tokenizer.to(runtime.device)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
@@ -50,7 +52,14 @@ def run(config: PretrainRun) -> Path:
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=start, workers=config.machine.workers)
+        stream = training_stream(
+            dataset,
+            decided(config.train.batch_size),
+            start_batch=start,
+            workers=config.machine.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
 
@@ -81,8 +90,10 @@ def run(config: PretrainRun) -> Path:
         evaluators=[evaluator],
         best=Best(f"{evaluator.name}/{metric}", lambda: save_native(objective.model, folder.best)),
     )
-    write_report(folder, setup, objective.model, runtime)
-    save_native(objective.model.cpu(), folder.path)
+    if runtime.is_main:
+        write_report(folder, setup, objective.model, runtime)
+        save_native(objective.model.cpu(), folder.path)
+    runtime.processes.wait()
     journal.say(
         f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELLED --model {quoted(folder.path)}, "
         f"or beitkit finetune LABELLED --model {quoted(folder.path)} --out ..."

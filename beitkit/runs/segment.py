@@ -61,9 +61,10 @@ class Result(NamedTuple):
 
 def run(config: SegmentRun) -> Result:
     """Train or continue; the run folder is what `beitkit.load` reads."""
+    runtime = start_runtime(config.machine)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
     train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
     audits = audit(train), audit(val)
-    runtime = start_runtime(config.machine)
     backbone, start = _start(config)
     found = SceneCircumstances(
         pictures=len(train),
@@ -77,15 +78,16 @@ def run(config: SegmentRun) -> Result:
     config, reasons = choose_scenes(config, found)
     compared = None if config.compare is None else result_of(config.compare, val.digest)
     model = _network(config, backbone, train)
-    folder = RunFolder(config.out, "segment", config)
-    journal = Journal(folder.journal)
+    folder = RunFolder(config.out, "segment", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return result_of(folder.path, val.digest)
     first_weights = digest_of(model.config.backbone, model.backbone.state_dict())
     folder.pin(pictures=train.digest, **{"validation pictures": val.digest, "model": first_weights})
-    write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
-    write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
+    if runtime.is_main:
+        write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
+        write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
     plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=1)
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
@@ -109,7 +111,14 @@ def run(config: SegmentRun) -> Result:
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=first, workers=config.machine.workers)
+        stream = training_stream(
+            dataset,
+            decided(config.train.batch_size),
+            start_batch=first,
+            workers=config.machine.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return blanked(normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std))
 
@@ -134,31 +143,35 @@ def run(config: SegmentRun) -> Result:
         evaluators=[MeanIoU(predict, scenes, len(train.classes))],
         best=Best("val/miou", lambda: save_native(model, folder.best)),
     )
-    verdict = judged(
-        predict,
-        readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
-        train.classes,
-        palette_of(train.classes, model.config.palette),
-    )
-    result = Result(folder.path, verdict.scores.mean_iou, verdict.class_iou)
-    folder.write_json(
-        "result.json",
-        {
-            "miou": result.mean_iou,
-            "macc": verdict.scores.mean_accuracy,
-            "aacc": verdict.scores.pixel_accuracy,
-            "class_iou": result.class_iou,
-            "pictures": len(val),
-            "scratch": start == "scratch",
-            "val_digest": val.digest,
-        },
-    )
-    write_report(folder, config, model.config, audits[0], verdict, compared, runtime)
-    save_native(model.cpu(), folder.path)
-    journal.say(f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {verdict.scores.pixel_accuracy:.1%})")
-    after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
-    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    return result
+    if runtime.is_main:
+        verdict = judged(
+            predict,
+            readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
+            train.classes,
+            palette_of(train.classes, model.config.palette),
+        )
+        result = Result(folder.path, verdict.scores.mean_iou, verdict.class_iou)
+        folder.write_json(
+            "result.json",
+            {
+                "miou": result.mean_iou,
+                "macc": verdict.scores.mean_accuracy,
+                "aacc": verdict.scores.pixel_accuracy,
+                "class_iou": result.class_iou,
+                "pictures": len(val),
+                "scratch": start == "scratch",
+                "val_digest": val.digest,
+            },
+        )
+        write_report(folder, config, model.config, audits[0], verdict, compared, runtime)
+        save_native(model.cpu(), folder.path)
+        journal.say(
+            f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {verdict.scores.pixel_accuracy:.1%})"
+        )
+        after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
+        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    runtime.processes.wait()
+    return result_of(folder.path, val.digest)
 
 
 def result_of(folder: Path, val_digest: str) -> Result:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,8 @@ UNIT_RANGE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_share
 
 def run(config: TokenizerRun) -> Path:
     """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads."""
+    runtime = start_runtime(config.machine)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
     size = as_pair(config.image_size)
     if config.image_size % config.dvae.stride:
         nearest = max(1, round(config.image_size / config.dvae.stride)) * config.dvae.stride
@@ -53,13 +55,12 @@ def run(config: TokenizerRun) -> Path:
             f"nearest: {nearest}"
         )
     files = find_pictures(config.images)
-    folder = RunFolder(config.out, "tokenizer", config)
-    journal = Journal(folder.journal)
+    folder = RunFolder(config.out, "tokenizer", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(pictures=files.digest)
-    runtime = start_runtime(config.machine)
     plan = make_plan(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
@@ -78,7 +79,14 @@ def run(config: TokenizerRun) -> Path:
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=start, workers=config.machine.workers)
+        stream = training_stream(
+            dataset,
+            decided(config.train.batch_size),
+            start_batch=start,
+            workers=config.machine.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         stream = to_device(waited.metered(stream), runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
@@ -99,13 +107,15 @@ def run(config: TokenizerRun) -> Path:
         evaluators=[quality],
         best=Best("tokenizer/psnr", lambda: save_native(objective.tokenizer, folder.best)),
     )
-    tokenizer = objective.tokenizer
-    values = dict(quality.run())
-    problems = diagnose(quality.usage.statistics(), values["psnr"])
-    for problem in problems:
-        journal.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
-    _report(folder, tokenizer, quality, values["psnr"], judge)
-    save_native(tokenizer.cpu(), folder.path)
+    if runtime.is_main:
+        tokenizer = objective.tokenizer
+        values = dict(quality.run())
+        problems = diagnose(quality.usage.statistics(), values["psnr"])
+        for problem in problems:
+            journal.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
+        _report(folder, tokenizer, quality, values["psnr"], judge)
+        save_native(tokenizer.cpu(), folder.path)
+    runtime.processes.wait()
     after = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(folder.path)} --out ..."
     journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     return folder.path

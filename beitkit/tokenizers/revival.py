@@ -11,14 +11,15 @@ that a code consists of (one of the layer that scores it, one of the embeddings 
    told apart along a direction in which that code's own features vary. Error, not use, says who is split: the one code of an
    empty background is chosen all the time and has nothing to gain from a twin.
 
-All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly.
+All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly. Of several
+processes, all count together, and process 0 starts and revives the codes of all from its own pictures.
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from beitkit.tokenizers.dvae import DiscreteVAE
 
@@ -56,7 +57,13 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
 
 @torch.no_grad()
 def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
-    """Set the code layer, and the embeddings along with it, from k-means of features of real pictures."""
+    """Set the code layer, and the embeddings along with it, from k-means of features of real pictures (process 0's)."""
+    if _is_first():
+        _place_codes(tokenizer, features)
+    _share_codes(tokenizer)
+
+
+def _place_codes(tokenizer: DiscreteVAE, features: Tensor) -> None:
     points = features.permute(0, 2, 3, 1).flatten(0, 2)  # (b * gh * gw, d)
     if len(points) > MAX_POINTS:
         points = points[torch.randperm(len(points), device=points.device)[:MAX_POINTS]]
@@ -78,6 +85,31 @@ def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) ->
     embeddings.copy_(projected * embeddings.std())
 
 
+def is_so_first(claim: bool, device: torch.device) -> bool:
+    """Whether the claim holds in process 0 of several; the same answer in all of them."""
+    if not _has_processes():
+        return claim
+    told = torch.tensor(float(claim), device=device)
+    distributed.broadcast(told, src=0)
+    return bool(told)
+
+
+def _share_codes(tokenizer: DiscreteVAE) -> None:
+    """Give all processes the rows of process 0."""
+    assert tokenizer.code_layer.bias is not None
+    if _has_processes():
+        for rows in (tokenizer.code_layer.weight, tokenizer.code_layer.bias, tokenizer.embeddings):
+            distributed.broadcast(rows, src=0)
+
+
+def _is_first() -> bool:
+    return not _has_processes() or distributed.get_rank() == 0
+
+
+def _has_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 class CodeRevival(nn.Module):
     """Counts what each code does over a window of batches, and splits overburdened codes onto unused ones."""
 
@@ -94,19 +126,36 @@ class CodeRevival(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"]) -> None:
-        """Count one batch: the chosen codes, and the squared error of reconstruction at each of them."""
+    def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"], *, is_sound: bool = True) -> None:
+        """Count one batch of every process: the chosen codes, and the squared error of reconstruction at each of them.
+
+        One that is not sound counts nothing, but its process still adds up with the others.
+        """
         flat = ids.flatten()
-        self.usage += torch.bincount(flat, minlength=len(self.usage))
-        self.error += torch.zeros_like(self.error).index_add_(0, flat, error.flatten().float())
-        self.batches += 1
+        usage = torch.bincount(flat, minlength=len(self.usage))
+        summed = torch.zeros_like(self.error).index_add_(0, flat, error.flatten().float())
+        batches = torch.ones_like(self.batches)
+        for total, seen in ((self.usage, usage), (self.error, summed), (self.batches, batches)):
+            counted = seen if is_sound else torch.zeros_like(seen)
+            if _has_processes():
+                distributed.all_reduce(counted)
+            total += counted
 
     @torch.no_grad()
     def revive(self, tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> int:
-        """Turn dead codes into twins of those with the most error, begin a new window, return how many were revived.
+        """Turn dead codes into twins of those with the most error, begin a new window, return how many this process revived.
 
-        `features` are of the present batch; only codes chosen at two different places in it can be split.
+        `features` are of the present batch; only codes chosen at two different places in it can be split. Process 0 does it
+        for all.
         """
+        revived = self._split(tokenizer, features) if _is_first() else 0
+        _share_codes(tokenizer)
+        self.usage.zero_()
+        self.error.zero_()
+        self.batches.zero_()
+        return revived
+
+    def _split(self, tokenizer: DiscreteVAE, features: Tensor) -> int:
         layer, embeddings = tokenizer.code_layer, tokenizer.embeddings
         assert layer.bias is not None
         ids = layer(features).argmax(1).flatten()
@@ -137,7 +186,4 @@ class CodeRevival(nn.Module):
                 layer.weight[code, :, 0, 0] += half * tilt
                 layer.bias[code] -= half * shift
             revived += 1
-        self.usage.zero_()
-        self.error.zero_()
-        self.batches.zero_()
         return revived

@@ -1,6 +1,7 @@
 """A run's folder: what was asked for, on what machine, how far it is, and what came out.
 
-The same command in the same folder continues the run; another command there is refused, and nothing is overwritten.
+The same command in the same folder continues the run; another command there is refused, and nothing is overwritten. Of
+several processes only the main one writes; the others wait until it has, and read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 from beitkit.train.checkpoint import Checkpoints
+from beitkit.train.processes import ALONE, Processes
 
 NOT_PART_OF_A_RUN = (
     "out",
@@ -42,14 +44,27 @@ LOCK = ".lock"
 class RunFolder:
     """The folder of one run; made on first use, checked on every other, and locked while the process lives."""
 
-    def __init__(self, path: Path, verb: str, config: Any) -> None:
-        """Make the folder or open it to continue.
+    def __init__(self, path: Path, verb: str, config: Any, processes: Processes = ALONE) -> None:
+        """Make the folder or open it to continue; all processes of a run together.
 
         Raises:
             UserError: if another command's run is there, or files that are no run, or the folder cannot be made, or another
-                process is writing to it.
+                run is writing to it, or the processes do not see the same folder.
         """
         self.path = path
+        self.processes = processes
+        if processes.is_main:
+            self._open(verb, config)
+        processes.wait()
+        seen = processes.gather((path / "config.json").exists())
+        if not all(seen):
+            raise UserError(
+                f"process {seen.index(False)} does not see --out {path.absolute()}; choose a folder on a disk that all "
+                "machines share"
+            )
+
+    def _open(self, verb: str, config: Any) -> None:
+        path = self.path
         wanted = {"verb": verb, **to_json(config)}
         recorded = path / "config.json"
         holds_something = path.is_dir() and not all(_is_of_no_value(entry) for entry in path.iterdir())
@@ -72,7 +87,16 @@ class RunFolder:
         Raises:
             UserError: if an input is no longer what the run began with.
         """
+        for rank, others in enumerate(self.processes.gather(inputs)):
+            for name, digest in others.items():
+                if digest != inputs[name]:
+                    raise UserError(
+                        f"processes {rank} and {self.processes.rank} differ in the {name} that they read; "
+                        "give all machines the same files under the same paths"
+                    )
         path = self.path / "inputs.json"
+        if not self.processes.is_main:
+            return
         if not path.exists():
             self.write_json(path.name, inputs)
             return

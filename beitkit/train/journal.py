@@ -21,12 +21,17 @@ Item = TypeVar("Item")
 
 
 class Journal:
-    """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence."""
+    """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence.
 
-    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIOBase | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Of the processes of a run only the main one keeps it; what the others have to say is dropped.
+    """
+
+    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIOBase | None = None, is_main: bool = True) -> None:
+        self.is_main = is_main
+        if is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.quiet = quiet
+        self.quiet = quiet or not is_main
         self.stream: TextIO | TextIOBase = sys.stderr if stream is None else stream
         self.is_terminal = self.stream.isatty()
         self._line_open = False
@@ -34,7 +39,7 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Forget events after `step`: a run that continues from a checkpoint writes them again."""
-        if not self.path.exists():
+        if not self.is_main or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -48,6 +53,8 @@ class Journal:
 
     def record(self, kind: str, step: int, **values: float | str) -> None:
         """Append one event to the file."""
+        if not self.is_main:
+            return
         clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")

@@ -3,17 +3,22 @@
 The job is a module with one forward, `objective(batch, progress) -> Loss`; targets arrive in the batch; evaluators yield
 numbers. Step k's batches and random numbers depend only on (seed, k), so a run that was cut continues as if it had not
 been: nothing is replayed and no generator state is stored.
+
+Forward passes are numbered through the run. Of W processes, process r makes passes r, r + W, r + 2 W and so on, each with the
+pictures and the random numbers of its pass, so W decides who does the work and not what comes out, but for rounding.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.contracts import Batch, Evaluator, Loss
@@ -21,7 +26,8 @@ from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.optim import Group, make_optimizer
-from beitkit.train.runtime import Runtime, StopRequest
+from beitkit.train.processes import Processes
+from beitkit.train.runtime import SIGNALS, Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -86,12 +92,13 @@ def fit(
 
     Args:
         objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`.
-        batches: first batch index -> endless stream, so that a continued run needs no replay.
+        batches: first batch index -> endless stream, so that a continued run needs no replay. Several processes count each
+            its own batches (`data.stream.training_stream` with their rank and world).
         groups: parameters with their learning-rate factors and weight decay.
         plan: length and learning rates in steps.
         loop: how often to log, evaluate and save, and what to do about steps that are not finite.
         optim: the optimizer's constants.
-        runtime: device and precision.
+        runtime: device, precision and processes; several call this together, and the main one writes and evaluates.
         journal: where events go.
         checkpoints: where the state goes; a state found there is continued.
         waited: meter inside the stream, for the share of time spent waiting for data.
@@ -99,9 +106,13 @@ def fit(
         best: keeps the weights of the best evaluation.
 
     Raises:
+        ProcessLost: if another process ended.
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
         Interrupted: after a signal, with everything saved.
     """
+    processes, passes = runtime.processes, loop.shared_by(runtime.world).accumulate
+    assert passes is not None
+    own_passes = passes // processes.world
     optimizer = make_optimizer(groups, optim)
     average = WeightAverage(objective, loop.ema) if loop.ema else None
     parameters = [parameter for group in groups for parameter in group["params"]]
@@ -119,28 +130,33 @@ def fit(
             best.value = state["best"]
         done, bad_steps = state["step"], state["bad_steps"]
         journal.say(f"continuing after step {done} of {plan.steps}")
+    _check_agreement(processes, done, checkpoints)
     journal.rewind(done)
 
-    stream = batches(done * loop.accumulate)
-    window = _Window(done, waited)
+    trained = _averaging(objective, processes)
+    stream = batches(done * own_passes)
+    window = _Window(done, waited, processes)
     objective.train()
-    with StopRequest().listening() as stop, journal.open_line():
+    with StopRequest().listening() as stop, journal.open_line(), processes.watched():
         while done < plan.steps:
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr_at(done) * group["lr_scale"]
 
             losses = []
-            for part in range(loop.accumulate):
+            for own in range(own_passes):
                 batch = next(stream)
+                number = done * passes + own * processes.world + processes.rank
                 # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
-                torch.manual_seed((plan.seed * SEED_STRIDE + done * loop.accumulate + part) % 2**63)
-                with runtime.precision():
-                    loss = objective(batch, done / plan.steps)
-                (loss.total / loop.accumulate).backward()
+                torch.manual_seed((plan.seed * SEED_STRIDE + number) % 2**63)
+                with _added_up(trained, is_last=own == own_passes - 1):
+                    with runtime.precision():
+                        loss = trained(batch, done / plan.steps)
+                    # Gradients are then averaged over processes, so each scales by its own share of the passes.
+                    (loss.total / own_passes).backward()
                 losses.append(loss)
-            total = torch.stack([loss.total.detach() for loss in losses]).mean().item()
             limit = math.inf if optim.clip is None else optim.clip
-            grad_norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True).item()
+            norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+            total, grad_norm, signal_number = _agreed(losses, norm, stop, passes, processes)
 
             if math.isfinite(total) and math.isfinite(grad_norm):
                 optimizer.step()
@@ -169,11 +185,12 @@ def fit(
                 journal.progress(_line(done, plan, values), is_last=done == plan.steps)
             is_evaluated = evaluators and is_due(done, loop.evaluate_every, plan.steps)
             try:
-                if is_evaluated:
+                if is_evaluated and processes.is_main:
                     with window.paused():
                         _evaluate(objective, average, evaluators, best, journal, done)
             finally:  # pictures that cannot be evaluated must not cost the steps since the last save
-                if is_evaluated or is_due(done, loop.save_every, plan.steps) or stop.signal_number is not None:
+                is_saved = is_evaluated or is_due(done, loop.save_every, plan.steps) or signal_number is not None
+                if is_saved and processes.is_main:
                     checkpoints.save(
                         done,
                         {
@@ -185,8 +202,11 @@ def fit(
                             "best": -math.inf if best is None else best.value,
                         },
                     )
-            if stop.signal_number is not None and done < plan.steps:
-                raise Interrupted(done, plan.steps, stop.signal_number)
+            if is_saved:
+                with window.paused():
+                    processes.wait()
+            if signal_number is not None and done < plan.steps:
+                raise Interrupted(done, plan.steps, signal_number)
     if average is not None:
         average.swap()
     if bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
@@ -196,24 +216,72 @@ def fit(
     objective.eval()
 
 
+def _check_agreement(processes: Processes, done: int, checkpoints: Checkpoints) -> None:
+    """Raise a `UserError` where processes would continue from different steps."""
+    for rank, step in enumerate(processes.gather(done)):
+        if step != done:
+            raise UserError(
+                f"process {rank} found the state after step {step} in {checkpoints.folder} and process {processes.rank} that "
+                f"after step {done}; choose an --out on a disk that all machines share"
+            )
+
+
+def _averaging(objective: nn.Module, processes: Processes) -> nn.Module:
+    """The objective, with gradients that are averaged over processes where there are several.
+
+    Buffers are those of process 0, so an objective that counts must add up what all processes counted.
+    """
+    if processes.world == 1:
+        return objective
+    # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing a user could do about it.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+    return DistributedDataParallel(objective)
+
+
+def _added_up(trained: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
+    return trained.no_sync() if isinstance(trained, DistributedDataParallel) and not is_last else nullcontext()
+
+
+def _agreed(
+    losses: Sequence[Loss], norm: Tensor, stop: StopRequest, passes: int, processes: Processes
+) -> tuple[float, float, int | None]:
+    """A step's mean loss and gradient norm, and the signal that asks to stop: the same in all processes.
+
+    The one place in a step where the host waits for the device.
+    """
+    received = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
+    loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
+    together = processes.add_up(torch.cat([loss[None], received]))
+    total, grad_norm, *counts = torch.cat([together[:1], norm[None], together[1:]]).tolist()
+    numbers = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
+    return total / passes, grad_norm, numbers[0] if numbers else None
+
+
 class _Window:
     """What happened since the last log line; values stay on the device until the line is due."""
 
-    def __init__(self, step: int, waited: WaitMeter) -> None:
+    def __init__(self, step: int, waited: WaitMeter, processes: Processes) -> None:
         self.waited = waited
+        self.processes = processes
         self._restart(step)
 
     def add(self, losses: Sequence[Loss]) -> None:
         """Count the forward passes of one step."""
         for loss in losses:
             for name, value in {"loss": loss.total, **loss.parts}.items():
-                self.sums[name] = self.sums.get(name, 0) + value.detach()
+                self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach()
             self.passes += 1
 
     def close(self, step: int) -> dict[str, float]:
-        """Means since the last call, steps per second, and the share of time spent waiting for data."""
+        """Means over all passes since the last call, steps per second, and the share of time this process waited for data."""
+        values: dict[str, float] = {}
+        if self.sums:
+            device = self.sums["loss"].device
+            sums = self.processes.add_up(torch.stack([value.float().to(device) for value in self.sums.values()]))
+            passes = self.passes * self.processes.world
+            values = {name: value / passes for name, value in zip(self.sums, sums.tolist(), strict=True)}
         seconds = time.perf_counter() - self.start
-        values = {name: float(value) / self.passes for name, value in self.sums.items()}
         values["steps_per_second"] = (step - self.step) / seconds
         values["data_wait"] = (self.waited.seconds - self.waited_before) / seconds
         self._restart(step)
@@ -228,7 +296,7 @@ class _Window:
 
     def _restart(self, step: int) -> None:
         self.step, self.start, self.waited_before = step, time.perf_counter(), self.waited.seconds
-        self.sums: dict[str, Tensor | int] = {}
+        self.sums: dict[str, Tensor] = {}
         self.passes = 0
 
 

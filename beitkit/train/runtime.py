@@ -1,4 +1,4 @@
-"""The machine: which device, which precision, how many threads, and what to do when somebody presses Ctrl-C."""
+"""The machine: which device, which precision, how many threads and processes, and what to do when somebody presses Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import torch
 from beitkit.configs.train import DeviceKind, MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
+from beitkit.train.launch import Place, place
+from beitkit.train.processes import ALONE, Processes, join
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+"""What asks a run to stop; SIGUSR1 is SLURM's warning before the time is up."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,23 @@ class Runtime:
     device: torch.device
     autocast: torch.dtype | None
     """Precision of matrix products, or None for float32 throughout."""
+    processes: Processes = ALONE
+    """This process among those of the run."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return self.processes.rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.processes.world
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.processes.is_main
 
     @property
     def kind(self) -> DeviceKind:
@@ -39,15 +61,17 @@ class Runtime:
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
-        return f"{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
+        processes = f"{self.world} processes on " if self.world > 1 else ""
+        return f"{processes}{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
 
 
 def start_runtime(config: MachineConfig) -> Runtime:
-    """Choose the device and precision, and set the number of CPU threads.
+    """Choose the device and precision, set the number of CPU threads, and meet the other processes where a launcher started some.
 
     Raises:
-        UserError: if a device or precision was asked for that this machine does not have.
+        UserError: if a device or precision was asked for that this machine does not have, or the processes do not meet.
     """
+    here = place()
     torch.set_num_threads(config.threads or usable_cores())
     device = torch.device(_best_device() if config.device == "auto" else config.device)
     if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
@@ -56,8 +80,26 @@ def start_runtime(config: MachineConfig) -> Runtime:
         )
     if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
+    if here.world > 1:
+        device = _own_device(device, here)
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
-    return Runtime(device, torch.bfloat16 if use_bf16 else None)
+    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device))
+
+
+def _own_device(device: torch.device, here: Place) -> torch.device:
+    """The GPU of one process among several, made the current one; a CPU is shared."""
+    if device.type == "mps":
+        raise UserError(f"--device mps works in one process only, got {here.world}; try --device cpu")
+    if device.type == "cpu":
+        return device
+    visible = torch.cuda.device_count()
+    index = 0 if visible == 1 and here.sees_own_devices else here.local_rank
+    if index >= visible:
+        raise UserError(
+            f"process {here.local_rank} of this machine has no GPU of its own, {visible} can be seen; start {visible} processes"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _best_device() -> str:
@@ -83,9 +125,8 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Listen to SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) while inside; the main thread only."""
-        numbers = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
         try:
-            before = {number: signal.signal(number, self._receive) for number in numbers}
+            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         except ValueError:  # not the main thread: somebody else owns the signals
             before = {}
         try:

@@ -41,7 +41,7 @@ def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures
     batch_size, lr = decided(train.batch_size), decided(train.lr)
     if batch_size > pictures:
         raise UserError(f"--batch-size {batch_size} is more than there are pictures; give at most {pictures}")
-    per_step = batch_size * loop.accumulate
+    per_step = batch_size * (loop.accumulate or 1)
     steps_per_epoch = pictures / per_step
     epochs = default_epochs if train.epochs is None else train.epochs
     steps = train.steps if train.steps is not None else max(1, round(epochs * steps_per_epoch))

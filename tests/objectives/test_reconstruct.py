@@ -155,3 +155,18 @@ def test_resuming_is_exact() -> None:
     train(resumed, resumed_optimizer, images, 6, 12, 12)
     expected = objective.state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in resumed.state_dict().items())
+
+
+def test_codes_change_only_on_the_first_pass_of_a_step() -> None:
+    torch.manual_seed(0)
+    objective = Reconstruct(DiscreteVAE(LIGHT), ReconstructConfig(revive_every=1, dead_share=1.0))
+    images = pictures()
+    layer = objective.tokenizer.code_layer
+    objective({"images": images}, 0.0)
+    started = layer.weight.detach().clone()
+    objective({"images": images}, 0.0)
+    assert torch.equal(layer.weight, started)
+    assert objective.revival.batches == 2
+    objective({"images": images}, 0.1)
+    assert not torch.equal(layer.weight, started)
+    assert objective.revival.batches == 1

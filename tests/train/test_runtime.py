@@ -9,7 +9,8 @@ import torch
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
-from beitkit.train.runtime import StopRequest, start_runtime
+from beitkit.train.launch import Place
+from beitkit.train.runtime import StopRequest, _own_device, start_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +63,18 @@ def test_the_first_signal_is_remembered_and_the_second_interrupt_stops() -> None
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert _own_device(torch.device("cuda"), Place(rank=7, local_rank=3, world=8)) == torch.device("cuda", 3)
+    with pytest.raises(UserError, match="process 4 of this machine has no GPU of its own, 4 can be seen"):
+        _own_device(torch.device("cuda"), Place(rank=4, local_rank=4, world=8))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    bound = Place(rank=7, local_rank=3, world=8, sees_own_devices=True)
+    assert _own_device(torch.device("cuda"), bound) == torch.device("cuda", 0)
+    assert chosen == [3, 0]
+    with pytest.raises(UserError, match="--device mps works in one process only, got 8"):
+        _own_device(torch.device("mps"), bound)

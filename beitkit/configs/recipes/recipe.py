@@ -63,8 +63,7 @@ class Recipe(Generic[Run]):
     @property
     def batch(self) -> str:
         """Pictures per optimizer step, and how one process makes them."""
-        config = self()
-        size, passes = decided(config.train.batch_size), config.loop.accumulate
+        size, passes = self._batch()
         return f"{size * passes} = {size} x {passes} passes"
 
     @property
@@ -72,11 +71,17 @@ class Recipe(Generic[Run]):
         """The peak learning rate, the batch it is stated for, and how it follows yours."""
         config = self()
         optim, lr = config.optim, decided(config.train.lr)
-        batch = decided(config.train.batch_size) * config.loop.accumulate
+        size, passes = self._batch()
+        batch = size * passes
         here, half = (lr * optim.scale(size) for size in (batch, batch // 2))
         return (
             f"{lr:g} at {optim.lr_batch} pictures a step ({optim.lr_scaling}): {here:.3g} at {batch}, {half:.3g} at {batch // 2}"
         )
+
+    def _batch(self) -> tuple[int, int]:
+        """Pictures per forward pass, and passes per step."""
+        config: PretrainRun | FinetuneRun = self()
+        return decided(config.train.batch_size), decided(config.loop.accumulate)
 
 
 def recipe(

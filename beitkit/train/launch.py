@@ -1,0 +1,106 @@
+"""Which process of how many this one is, read from what `torchrun` or SLURM's `srun` put into the environment.
+
+Nothing here imports torch: the command line asks before it loads anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from beitkit.errors import UserError
+
+SLURM_PORTS = range(20000, 32000)
+"""Below the ports that the system hands out by itself; the number of the job chooses one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A process among those of a run, and where they meet."""
+
+    rank: int = 0
+    local_rank: int = 0
+    """Its number among those of its machine."""
+    world: int = 1
+    """How many processes there are."""
+    address: str = ""
+    port: int = 0
+    is_meeting_served: bool = False
+    """Whether the launcher listens at the address; otherwise process 0 does."""
+    attempt: int = 0
+    """How often the launcher has restarted the processes."""
+    sees_own_devices: bool = False
+    """Whether a GPU that is the only visible one belongs to this process alone (SLURM's --gpus-per-task)."""
+
+
+def place(environment: Mapping[str, str] = os.environ) -> Place:
+    """This process's place: the launcher's, or that of a single process where there is none.
+
+    Raises:
+        UserError: if a launcher's variables are missing or contradict each other.
+    """
+    if _number(environment, "WORLD_SIZE", default=1) > 1:
+        return _checked(
+            Place(
+                rank=_number(environment, "RANK"),
+                local_rank=_number(environment, "LOCAL_RANK"),
+                world=_number(environment, "WORLD_SIZE"),
+                address=_text(environment, "MASTER_ADDR"),
+                port=_number(environment, "MASTER_PORT"),
+                is_meeting_served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+                attempt=_number(environment, "TORCHELASTIC_RESTART_COUNT", default=0),
+            ),
+            "RANK and WORLD_SIZE",
+        )
+    # A batch script has SLURM_NTASKS too, but only what `srun` starts is a step.
+    is_step = "SLURM_STEP_ID" in environment and "WORLD_SIZE" not in environment
+    if is_step and _number(environment, "SLURM_NTASKS", default=1) > 1:
+        job = _number(environment, "SLURM_JOB_ID", default=0) + _number(environment, "SLURM_STEP_ID", default=0)
+        nodes = environment.get("SLURM_STEP_NODELIST") or _text(environment, "SLURM_NODELIST")
+        return _checked(
+            Place(
+                rank=_number(environment, "SLURM_PROCID"),
+                local_rank=_number(environment, "SLURM_LOCALID"),
+                world=_number(environment, "SLURM_NTASKS"),
+                address=environment.get("MASTER_ADDR") or first_host(nodes),
+                port=_number(environment, "MASTER_PORT", default=SLURM_PORTS[job % len(SLURM_PORTS)]),
+                attempt=_number(environment, "SLURM_RESTART_COUNT", default=0),
+                sees_own_devices=True,
+            ),
+            "SLURM_PROCID and SLURM_NTASKS",
+        )
+    return Place()
+
+
+def first_host(nodes: str) -> str:
+    """The first name of a SLURM node list: `gpu[03-05,7],cpu1` begins with gpu03."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert first is not None
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
+
+
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and name not in environment:
+        return default
+    text = _text(environment, name)
+    if not text.isdecimal():
+        raise UserError(f"the environment variable {name} must be a whole number, got {text!r}; a launcher should set it")
+    return int(text)
+
+
+def _text(environment: Mapping[str, str], name: str) -> str:
+    if name not in environment:
+        asked = "WORLD_SIZE" if "WORLD_SIZE" in environment else "SLURM_NTASKS"
+        raise UserError(
+            f"{asked} asks for {environment[asked]} processes, but the environment variable {name} is not set; "
+            f"start with torchrun or srun, or unset {asked}"
+        )
+    return environment[name]
+
+
+def _checked(place: Place, names: str) -> Place:
+    if place.rank >= place.world:
+        raise UserError(f"there is no process {place.rank} of {place.world}, counted from 0: {names} contradict each other")
+    return place
