@@ -20,7 +20,8 @@ from torch import Tensor
 IGNORED = 255
 """In a label map: a pixel that neither trains nor counts."""
 Batch = dict[str, Tensor]
-"""What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, index (see `data.stream`)."""
+"""What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, targets, erased, index (see
+`data.stream`)."""
 
 
 class Loss(NamedTuple):

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import beitkit
-from beitkit.configs.data import ViewConfig
+from beitkit.configs.data import NO_AUGMENT, ViewConfig
 from beitkit.configs.model import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.configs.verbs import NetworkConfig
@@ -70,7 +70,7 @@ def main() -> None:
                         images, model=out / "pre", out=out / "cls" / f"{labels}-{start}-{seed}", scratch=start == "scratch",
                         labels=labels, seed=seed, steps=STEPS[labels], batch_size=32, lr=3e-3,
                         optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=STEPS[labels] // 10, layer_decay=1.0, clip=None),
-                        loop=LoopConfig(log_every=500),
+                        drop_path=0.1, augment=NO_AUGMENT, loop=LoopConfig(log_every=500, ema=0.0),
                     ),
                 )  # fmt: skip
                 scores.setdefault(labels, {}).setdefault(start, []).append(result.accuracy)

@@ -62,6 +62,61 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How the training pictures of a classifier are changed beyond crop and flip; None is chosen by the data."""
+
+    operations: int | None = None
+    """RandAugment's operations for each picture (the original: 2); 0 turns it off. With it there is no color jitter."""
+    magnitude: float | None = None
+    """Mean magnitude of RandAugment, of at most 10 (the original: 9)."""
+    magnitude_std: float = 0.5
+    """Standard deviation of the magnitude."""
+    erasing: float | None = None
+    """Probability that a box of the picture is filled with noise (the original: 0.25); 0 turns it off."""
+    mixup: float | None = None
+    """Mixup: lambda ~ Beta(a, a) with this a (the original: 0.8); 0 turns it off."""
+    cutmix: float | None = None
+    """CutMix: lambda ~ Beta(a, a) with this a (the original: 1); 0 turns it off."""
+    mix_probability: float = 1.0
+    """Probability that a batch is mixed, where Mixup or CutMix is on."""
+    switch_probability: float = 0.5
+    """Probability of CutMix for a batch that is mixed, where both are on."""
+    repeats: int = 1
+    """Repeated augmentation: how often each drawn picture is shown in a row, each time in another view; an epoch keeps its
+    length (the paper: 3 for the base size)."""
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        if self.operations is not None and self.operations < 0:
+            raise UserError(f"--augment.operations must be 0 or more, got {self.operations}")
+        if self.magnitude is not None and not 0 <= self.magnitude <= 10:
+            raise UserError(f"--augment.magnitude must lie in [0, 10], got {self.magnitude:g}")
+        if self.magnitude_std < 0:
+            raise UserError(f"--augment.magnitude-std must not be negative, got {self.magnitude_std:g}")
+        for name in ("mixup", "cutmix"):
+            strength = getattr(self, name)
+            if strength is not None and strength < 0:
+                raise UserError(f"--augment.{name} must not be negative, got {strength:g}")
+        for name in ("erasing", "mix_probability", "switch_probability"):
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability <= 1:
+                raise UserError(f"--augment.{name.replace('_', '-')} is a probability in [0, 1], got {probability:g}")
+        if self.repeats < 1:
+            raise UserError(f"--augment.repeats must be at least 1, got {self.repeats}")
+
+    @property
+    def is_mixing(self) -> bool:
+        """Whether pictures are mixed with each other."""
+        return bool(self.mixup or self.cutmix) and self.mix_probability > 0
+
+
+NO_AUGMENT = AugmentConfig(operations=0, magnitude=0.0, erasing=0.0, mixup=0.0, cutmix=0.0)
+"""Nothing beyond crop, flip and color jitter."""
+PAPER_AUGMENT = AugmentConfig(operations=2, magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0)
+"""The original's `rand-m9-mstd0.5-inc1`, erasing, Mixup and CutMix (facts 6.5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """What a checkpoint expects of its input pictures; stored with the weights."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from beitkit.errors import UserError, check_finite
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +15,13 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: float | None = None
-    """Passes over the pictures; None takes 20 for a tokenizer, 300 for pre-training, 100 for fine-tuning."""
+    """Passes over the pictures; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
-    batch_size: int = 64
-    """Pictures per forward pass."""
-    lr: float = 1.5e-3
-    """Peak learning rate at a batch of --optim.lr-batch pictures; scaled to yours."""
+    batch_size: int | None = 64
+    """Pictures per forward pass; None, in fine-tuning, is chosen."""
+    lr: float | None = 1.5e-3
+    """Peak learning rate at a batch of --optim.lr-batch pictures, scaled to yours; None, in fine-tuning, is chosen."""
     seed: int = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -31,9 +33,9 @@ class TrainConfig:
             raise UserError(f"--epochs must be positive, got {self.epochs:g}")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"--steps must be at least 1, got {self.steps}")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.lr <= 0:
+        if self.lr is not None and self.lr <= 0:
             raise UserError(f"--lr must be positive, got {self.lr}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
@@ -49,8 +51,8 @@ class OptimConfig:
     """How the peak follows the batch: lr * (batch / lr_batch), times the root of that ratio, or not at all."""
     min_lr: float = 1e-5
     """Learning rate at the end, before scaling."""
-    warmup_epochs: float = 10.0
-    """Linear warm-up from 0, in epochs."""
+    warmup_epochs: float | None = 10.0
+    """Linear warm-up from 0, in epochs; None, in fine-tuning, is chosen."""
     warmup_limit: float = 0.1
     """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
     warmup_steps: int | None = None
@@ -62,8 +64,7 @@ class OptimConfig:
     eps: float = 1e-8
     """AdamW's guard against division by zero."""
     layer_decay: float | None = None
-    """Each block below the top learns this much slower than the one above it; None takes 0.65 for fine-tuning pre-trained
-    weights and 1 for everything else."""
+    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning, and 1 elsewhere."""
     clip: float | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
@@ -73,7 +74,7 @@ class OptimConfig:
             raise UserError(f"--optim.min-lr must not be negative, got {self.min_lr}")
         if self.eps <= 0:
             raise UserError(f"--optim.eps must be positive, got {self.eps}")
-        if self.warmup_epochs < 0 or (self.warmup_steps or 0) < 0:
+        if (self.warmup_epochs or 0) < 0 or (self.warmup_steps or 0) < 0:
             raise UserError(f"warm-up must not be negative, got {self.warmup_epochs} epochs, {self.warmup_steps} steps")
         if not 0 < self.warmup_limit < 1:
             raise UserError(f"--optim.warmup-limit is a share between 0 and 1, got {self.warmup_limit}")
@@ -101,7 +102,8 @@ class LoopConfig:
     accumulate: int = 1
     """Forward passes per optimizer step."""
     ema: float | None = None
-    """Decay of a moving average of the weights, which is then the finished model; None keeps none."""
+    """Decay of a moving average of the weights, which is then the finished model; 0 keeps none, and so does None outside of
+    fine-tuning, where it is chosen."""
     log_every: int = 20
     """Steps between log lines."""
     evaluate_every: int = 0
@@ -122,8 +124,8 @@ class LoopConfig:
                 "--loop.log-every, --loop.evaluate-every and --loop.save-every must not be negative, "
                 f"got {self.log_every}, {self.evaluate_every} and {self.save_every}"
             )
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UserError(f"--loop.ema must lie between 0 and 1, got {self.ema}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise UserError(f"--loop.ema must lie in [0, 1), got {self.ema}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +147,17 @@ class MachineConfig:
             raise UserError(f"--threads must be 0 or more, got {self.threads}")
         if self.workers < -1:
             raise UserError(f"--workers must be 0 or more, or -1 to choose, got {self.workers}")
+
+
+def decided(value: Value | None) -> Value:
+    """The value of an option that is given, or was chosen by `configs.choose`, before anything reads it."""
+    assert value is not None
+    return value
+
+
+def check_given(train: TrainConfig, optim: OptimConfig) -> None:
+    """Raise a `UserError` for what only fine-tuning chooses."""
+    undecided = {"batch-size": train.batch_size, "lr": train.lr, "optim.warmup-epochs": optim.warmup_epochs}
+    for name, value in undecided.items():
+        if value is None:
+            raise UserError(f"--{name} None has no meaning here, only beitkit finetune chooses; give a number")

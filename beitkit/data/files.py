@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +82,8 @@ class PictureList:
     labels: NDArray[np.int64] | None = None
     """Index into `classes` per picture."""
     classes: tuple[str, ...] = ()
+    targets: NDArray[np.bool_] | None = None
+    """Which of `classes` each picture shows, (pictures, classes); in place of `labels` where it may show several."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -94,7 +96,8 @@ class PictureList:
         """The pictures at these indices, in this order; classes stay as they are."""
         chosen = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[chosen]
-        return _listed(self.root, [self._name(int(index)) for index in chosen], labels, self.classes)
+        targets = None if self.targets is None else self.targets[chosen]
+        return replace(_listed(self.root, [self._name(int(index)) for index in chosen], labels, self.classes), targets=targets)
 
     @property
     def digest(self) -> str:

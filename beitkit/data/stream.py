@@ -5,12 +5,13 @@
     stream = counted_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
     stream = normalized(tokenized(to_device(stream, device), tokenizer, grid), mean, std)
 
-What a sample looks like depends on (seed, epoch, picture) only, and batch i of a stream on (seed, i) only: never on the
+What a sample looks like depends on (seed, epoch, picture, repeat) only, and batch i of a stream on (seed, i) only: never on the
 number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
 
 Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `token_images` uint8 (b, c, h', w'), in `tokenized`
-replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b); `index` int64 (b), which picture;
-`broken` int64 (b), the picture that should have been there but cannot be read, else -1.
+replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b), or `targets` float32 (b, classes)
+where a picture may have several labels; `erased` int64 (b, 5), see `augment`; `index` int64 (b), which picture; `broken`
+int64 (b), the picture that should have been there but cannot be read, else -1.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import IGNORED, Batch, Tokenizer
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
+from beitkit.data.order import balanced_order
 from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode
 from beitkit.data.views import EvaluationView, View
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 
-Key = tuple[int, int]
-"""(epoch, index): all that a sample depends on, besides the seed."""
+Key = tuple[int, int, int]
+"""(epoch, index, repeat): all that a sample depends on, besides the seed; the repeat counts how often the epoch has shown it."""
 
 MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
 CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
@@ -59,7 +61,9 @@ class PictureDataset:
     """Samples of a picture list: read, viewed, masked and labelled.
 
     For training the order is endless: position p is the (p mod N)-th picture of a permutation drawn for epoch p // N, and
-    a picture that cannot be read is replaced by the next one in the list that can. For evaluation position p is picture p,
+    a picture that cannot be read is replaced by the next one in the list that can. With `repeats` each picture of the
+    permutation fills that many positions, and an epoch ends after N positions all the same (repeated augmentation). With
+    `balanced` the epoch's pictures are drawn so that every class fills as many positions. For evaluation position p is picture p,
     and a picture that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
     `broken` is not -1.
     """
@@ -75,6 +79,8 @@ class PictureDataset:
         kind: Literal["train", "evaluate"] = "train",
         smallest: Pair = (1, 1),
         label_map: Callable[[int], Image.Image] | None = None,
+        repeats: int = 1,
+        balanced: bool = False,
     ) -> None:
         """A dataset of `files`.
 
@@ -88,6 +94,8 @@ class PictureDataset:
             smallest: a patch, (height, width): a picture that could not fill one counts as unreadable.
             label_map: the label map of a picture by its index; the view is then called as `view(image, label_map, rng)`. It
                 may raise `BrokenPicture`, which makes the pair count as unreadable.
+            repeats: how many positions in a row a picture of the order fills.
+            balanced: whether every class gets as many positions of an epoch; needs one label a picture.
         """
         if not len(files):
             raise UserError(f"the list of pictures in {files.root} is empty")
@@ -99,6 +107,8 @@ class PictureDataset:
         self.kind = kind
         self.smallest = smallest
         self.label_map = label_map
+        self.repeats = repeats
+        self.balanced = balanced
         self._mode = picture_mode(channels)
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
@@ -109,30 +119,43 @@ class PictureDataset:
         return len(self.files)
 
     def locate(self, position: int) -> Key:
-        """Which epoch a position lies in, and which picture is there."""
+        """Which epoch a position lies in, which picture is there, and how often the epoch has shown it before."""
         if self.kind == "evaluate":
-            return 0, position
+            return 0, position, 0
         epoch, place = divmod(position, len(self))
         if epoch not in self._orders:
             # A batch may span two epochs; more than two orders would only take memory.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
-            self._orders[epoch] = torch.randperm(len(self), generator=generator)
-        return epoch, int(self._orders[epoch][place])
+            self._orders[epoch] = self._drawn_order(epoch)
+        occurrence, index = divmod(int(self._orders[epoch][place // self.repeats]), len(self))
+        return epoch, index, occurrence * self.repeats + place % self.repeats
+
+    def _drawn_order(self, epoch: int) -> Tensor:
+        """An epoch's pictures (n,): index + n * how often it has occurred before."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
+        if not self.balanced:
+            return torch.randperm(len(self), generator=generator)
+        assert self.files.labels is not None
+        return balanced_order(torch.from_numpy(self.files.labels), generator)
 
     def sample(self, position: int) -> dict[str, Tensor]:
         """The sample at a position of the order."""
         return self.read(*self.locate(position))
 
-    def read(self, epoch: int, index: int) -> dict[str, Tensor]:
-        """One picture as it is shown in an epoch, or its replacement."""
+    def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:
+        """One picture as an epoch shows it for the first or a repeated time, or its replacement."""
         shown, inputs = self._readable(index)
         # The view has its own generator: it can be drawn again without the mask, which stored tokens will need.
-        sample = self.view(*(inputs or self._blank()), random.Random(derived_seed(self.seed, "view", epoch, index)))
+        shown_before = (repeat,) if repeat else ()
+        sample = self.view(
+            *(inputs or self._blank()), random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before))
+        )
         if self.masker is not None:
-            sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index))).flatten()
+            sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index, *shown_before))).flatten()
         if self.files.labels is not None:
             sample["labels"] = torch.tensor(int(self.files.labels[shown]))
+        if self.files.targets is not None:
+            sample["targets"] = torch.from_numpy(self.files.targets[shown]).float()
         is_broken = shown != index or inputs is None
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 
@@ -345,7 +368,7 @@ class _Fetch(Dataset[Batch | UserError]):
 
     def __getitem__(self, index: list[Key]) -> Batch | UserError:
         try:
-            samples = [self.dataset.read(epoch, picture) for epoch, picture in index]
+            samples = [self.dataset.read(*key) for key in index]
         except UserError as error:
             return error  # a raised one would arrive with the worker's traceback inside its message
         return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
+from beitkit.data.augment import RandAugment, draw_erasing
 from beitkit.data.pictures import to_tensor
 
 View = Callable[..., dict[str, Tensor]]
@@ -65,7 +66,7 @@ class PretrainView:
 
 @dataclass(frozen=True)
 class TrainView:
-    """Training of a classifier: a random crop resized with a bicubic filter, a flip, and jitter.
+    """Training of a classifier: a random crop resized with a bicubic filter, a flip, and RandAugment or else jitter.
 
     Networks for pictures of at most 32 pixels see the whole picture, shifted by up to 4 pixels, instead of a crop (the
     original's rule); `crop_scale` and `crop_ratio` do not matter to them.
@@ -73,14 +74,22 @@ class TrainView:
 
     view: ViewConfig
     image_size: Pair
+    augment: RandAugment | None = None
+    """With it the jitter is left out (facts 7.1)."""
+    erasing: float = 0.0
+    """Probability that a box is to be erased, once the picture is normalized."""
 
     def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
-        """`images` (c, h, w), uint8."""
+        """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
         if max(self.image_size) <= SMALL:
             shown = _flipped(_shifted(_resized(image, self.image_size, Image.Resampling.BICUBIC), rng), self.view.flip, rng)
         else:
             shown = _resized(_cropped(image, self.view, rng), self.image_size, Image.Resampling.BICUBIC)
-        return {"images": to_tensor(color_jittered(shown, self.view.color_jitter, rng))}
+        shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
+        sample = {"images": to_tensor(shown)}
+        if self.erasing > 0:
+            sample["erased"] = draw_erasing(self.image_size, self.erasing, rng)
+        return sample
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.contracts import Batch
@@ -63,3 +63,52 @@ def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> 
     totals = counts.sum(1)
     shares = counts.diagonal() / totals  # 0 / 0 is NaN
     return list(zip(totals.tolist(), shares.tolist(), strict=True))
+
+
+@dataclass
+class MeanAveragePrecision:
+    """The mean average precision and the binary cross-entropy over one pass of pictures with several labels each."""
+
+    predict: Callable[[Tensor], Tensor]
+    """Normalized pictures (b, c, h, w) to logits (b, classes)."""
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh ordered pass; batches hold images, targets and broken."""
+    name: str = "val"
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield map and loss."""
+        logits, targets = collect_targets(self.predict, self.batches())
+        yield "map", mean_average_precision(logits, targets)
+        yield "loss", F.binary_cross_entropy_with_logits(logits, targets.float()).item()
+
+
+@torch.no_grad()
+def collect_targets(
+    predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
+) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
+    """Logits of every readable picture, and which classes it shows, on the CPU."""
+    logits, targets = [], []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        logits.append(predict(batch["images"]).float()[readable].cpu())
+        targets.append(batch["targets"][readable].cpu() > 0.5)
+    return torch.cat(logits), torch.cat(targets)
+
+
+def average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> Float[Tensor, " classes"]:
+    """Area under each class's curve of precision over recall, as a sum over the steps of recall; NaN where no picture shows it.
+
+    Pictures with equal logits are taken in one step, so that their order does not matter.
+    """
+    ordered, order = logits.sort(dim=0, descending=True, stable=True)
+    hits = targets.gather(0, order).double()
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)[:, None]
+    for place in range(len(hits) - 2, -1, -1):  # a tie takes the precision at its last place
+        is_tied = ordered[place] == ordered[place + 1]
+        precision[place] = torch.where(is_tied, precision[place + 1], precision[place])
+    return ((precision * hits).sum(0) / hits.sum(0)).float()  # 0 / 0 is NaN
+
+
+def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
+    """Mean of `average_precision` over the classes that any picture shows."""
+    return average_precision(logits, targets).nanmean().item()

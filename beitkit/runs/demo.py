@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from beitkit.configs.data import ViewConfig
+from beitkit.configs.data import NO_AUGMENT, ViewConfig
 from beitkit.configs.model import SIZES, DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.configs.verbs import DemoRun, FinetuneRun, NetworkConfig, PretrainRun, ProbeRun, TokenizerRun
@@ -144,11 +144,13 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
         out=config.out / "finetune" / f"{labels}-{start}-{seed}",
         scratch=scratch,
         labels=labels,
+        drop_path=0.1,
         train=TrainConfig(steps=300, batch_size=32, lr=4e-3, seed=seed),
         machine=config.machine,
         view=VIEW,
+        augment=NO_AUGMENT,
         optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=30, layer_decay=0.8, clip=3.0),
-        loop=LoopConfig(log_every=150),
+        loop=LoopConfig(log_every=150, ema=0.0),
     )
 
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from beitkit.configs.choose import Circumstances, choose
+from beitkit.configs.model import SIZES, BackboneConfig, ClassifierConfig
+from beitkit.configs.train import decided
 from beitkit.configs.verbs import FinetuneRun
 from beitkit.contracts import Batch
+from beitkit.data.augment import RandAugment, erased
 from beitkit.data.files import PictureList
 from beitkit.data.labelled import as_csv, few_per_class, train_and_val
+from beitkit.data.mixing import mixed
+from beitkit.data.sides import median_side
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
@@ -25,16 +32,22 @@ from beitkit.data.stream import (
 )
 from beitkit.data.views import TrainView
 from beitkit.errors import UserError
-from beitkit.evaluate.classification import Accuracy, collect_logits, per_class, top_k
+from beitkit.evaluate.classification import (
+    Accuracy,
+    MeanAveragePrecision,
+    average_precision,
+    collect_logits,
+    collect_targets,
+    mean_average_precision,
+    per_class,
+    top_k,
+)
 from beitkit.interop.load import load
 from beitkit.interop.native import save_native
+from beitkit.interop.read import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
-from beitkit.report.charts import Dots, dot_chart
-from beitkit.report.document import Report
-from beitkit.report.journal import read_journal
-from beitkit.report.normal import finetuning_lines
-from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.runs.finetune_report import Compared, Outcome, write_report
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -44,9 +57,7 @@ from beitkit.train.optim import layered_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
 
-DEFAULT_EPOCHS = 100
-PRETRAINED_LAYER_DECAY = 0.65
-"""The paper's, for the base size (arXiv 2106.08254, table 13)."""
+DEFAULT_PATCH = 16
 
 
 class Result(NamedTuple):
@@ -54,7 +65,7 @@ class Result(NamedTuple):
 
     folder: Path
     accuracy: float
-    """Top-1 share on the validation pictures."""
+    """Top-1 share on the validation pictures; where pictures have several labels, the mean average precision."""
 
 
 def run(config: FinetuneRun) -> Result:
@@ -62,96 +73,203 @@ def run(config: FinetuneRun) -> Result:
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
-    model = load(config.model, task="classify", classes=train.classes, drop_path=config.drop_path)
-    assert isinstance(model, Classifier)
-    compared = None if config.compare is None else _result_of(config.compare, val.digest)
+    if config.balanced and train.labels is None:
+        raise UserError(f"--balanced needs one label a picture, but those of {config.images} have several; leave it out")
+    runtime = start_runtime(config.machine)
+    chosen = choose(config, _circumstances(config, train, runtime))
+    config = chosen.config
+    model = _network(config, train)
+    metric = "map" if model.config.multilabel else "top1"
+    compared = None if config.compare is None else _compared(config.compare, val.digest, metric)
     folder = RunFolder(config.out, "finetune", config)
     journal = Journal(folder.journal)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
-        return _result_of(folder.path, val.digest)
-    folder.pin(
-        pictures=train.digest,
-        **{"validation pictures": val.digest, "model": digest_of(model.config, model.backbone.state_dict())},
-    )
+        return Result(folder.path, _compared(folder.path, val.digest, metric).score)
+    inputs = {"validation pictures": val.digest}
+    if config.model is not None:  # a network that is described here has no weights of its own yet
+        inputs["model"] = digest_of(model.config, model.backbone.state_dict())
+    folder.pin(pictures=train.digest, **inputs)
     write_atomically(folder.path / "val.csv", as_csv(val).encode("utf-8", "surrogateescape"))
-    runtime = start_runtime(config.machine)
-    if config.optim.layer_decay is None:
-        # Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly.
-        optim = replace(config.optim, layer_decay=1.0 if config.scratch else PRETRAINED_LAYER_DECAY)
-    else:
-        optim = config.optim
-    plan = make_plan(config.train, config.loop, optim, len(train), default_epochs=DEFAULT_EPOCHS)
+    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=0)
     torch.manual_seed(config.train.seed)
     if config.scratch:
         model = Classifier(model.config)
     elif _has_fresh_head(model):
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing).to(runtime.device)
+    for line in chosen.lines:
+        journal.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     journal.say(
         f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
         f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
-        f"layer decay {optim.layer_decay:g}; {runtime.describe()}"
+        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}"
     )
 
-    backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    dataset = PictureDataset(
-        train,
-        TrainView(config.view, backbone.image_size),
-        channels=backbone.channels,
-        seed=config.train.seed,
-        smallest=backbone.patch,
-    )
-    waited = WaitMeter()
-
-    def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.train.batch_size, start_batch=first, workers=config.machine.workers)
-        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        return normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std)
-
-    evaluation = evaluation_dataset(val, backbone, preprocessing)
-
-    def val_batches() -> Iterator[Batch]:
-        return evaluation_batches(
-            evaluation,
-            2 * config.train.batch_size,
-            workers=config.machine.workers,
-            device=runtime.device,
-            preprocessing=preprocessing,
-            max_broken=config.read.max_broken,
-            report=folder.note_broken,
-            list_file=folder.broken_list,
-        )
+    streams = _Streams(config, model.config, train, val, runtime, folder, WaitMeter())
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         with runtime.precision():
             return model(images)
 
+    evaluator = MeanAveragePrecision if model.config.multilabel else Accuracy
     fit(
         objective,
-        batches,
-        layered_groups(model, model, optim),
+        streams.training,
+        layered_groups(model, model, config.optim),
         plan=plan,
         loop=config.loop,
-        optim=optim,
+        optim=config.optim,
         runtime=runtime,
         journal=journal,
         checkpoints=folder.checkpoints,
-        waited=waited,
-        evaluators=[Accuracy(predict, val_batches)],
-        best=Best("val/top1", lambda: save_native(model, folder.best)),
+        waited=streams.waited,
+        evaluators=[evaluator(predict, streams.validation)],
+        best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
     )
-    logits, labels = collect_logits(predict, val_batches())
-    accuracy = top_k(logits, labels, 1)
-    result = {"top1": accuracy, "pictures": len(labels), "labels": len(train), "scratch": config.scratch}
+    if model.config.multilabel:
+        outcome = _multilabel_outcome(*collect_targets(predict, streams.validation()))
+    else:
+        outcome = _outcome(*collect_logits(predict, streams.validation()))
+    result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
     folder.write_json("result.json", result | {"val_digest": val.digest})
-    _report(folder, config, model, train, per_class(logits, labels), accuracy, compared, runtime)
+    write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
     save_native(model.cpu(), folder.path)
-    journal.say(f"accuracy {accuracy:.1%} on {len(labels)} pictures")
+    name = "mean average precision" if model.config.multilabel else "accuracy"
+    journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
     after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
     journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    return Result(folder.path, accuracy)
+    return Result(folder.path, outcome.score)
+
+
+@dataclass
+class _Streams:
+    """The batches of a run: augmented ones to train on, plain ones to validate."""
+
+    config: FinetuneRun
+    network: ClassifierConfig
+    train: PictureList
+    val: PictureList
+    runtime: Runtime
+    folder: RunFolder
+    waited: WaitMeter
+
+    def __post_init__(self) -> None:
+        backbone, preprocessing = self.network.backbone, self.network.preprocessing
+        augment, seed = self.config.augment, self.config.train.seed
+        randomly = None
+        if decided(augment.operations):
+            randomly = RandAugment(
+                decided(augment.operations), decided(augment.magnitude), augment.magnitude_std, preprocessing.mean
+            )
+        self.dataset = PictureDataset(
+            self.train,
+            TrainView(self.config.view, backbone.image_size, randomly, decided(augment.erasing)),
+            channels=backbone.channels,
+            seed=seed,
+            smallest=backbone.patch,
+            repeats=augment.repeats,
+            balanced=self.config.balanced,
+        )
+        self.evaluation = evaluation_dataset(self.val, backbone, preprocessing)
+
+    def training(self, first: int) -> Iterator[Batch]:
+        """Endless batches from number `first` on: views, normalized, erased, mixed."""
+        config, preprocessing, folder = self.config, self.network.preprocessing, self.folder
+        workers = config.machine.workers
+        stream = training_stream(self.dataset, decided(config.train.batch_size), start_batch=first, workers=workers)
+        stream = counted_broken(stream, self.dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = to_device(self.waited.metered(stream), self.runtime.device)
+        stream = normalized(stream, preprocessing.mean, preprocessing.std)
+        if config.augment.erasing:
+            stream = erased(stream)
+        if config.augment.is_mixing:
+            stream = mixed(stream, config.augment, classes=len(self.network.classes), seed=config.train.seed, first=first)
+        return stream
+
+    def validation(self) -> Iterator[Batch]:
+        """One pass of the validation pictures as they are."""
+        return evaluation_batches(
+            self.evaluation,
+            2 * decided(self.config.train.batch_size),
+            workers=self.config.machine.workers,
+            device=self.runtime.device,
+            preprocessing=self.network.preprocessing,
+            max_broken=self.config.read.max_broken,
+            report=self.folder.note_broken,
+            list_file=self.folder.broken_list,
+        )
+
+
+def _circumstances(config: FinetuneRun, train: PictureList, runtime: Runtime) -> Circumstances:
+    """What the choices depend on: pictures, network and device."""
+    imbalance = 1.0
+    if train.labels is not None:
+        counts = np.unique(train.labels, return_counts=True)[1]
+        imbalance = float(counts.max() / counts.min())
+    if config.model is None:
+        size, patch, image_size = SIZES[decided(config.size)], config.patch or DEFAULT_PATCH, None
+        width, depth, preprocessing = size.width, size.depth, config.network.preprocessing
+    else:
+        stored = read_checkpoint(config.model).config
+        backbone, preprocessing = stored.backbone, stored.preprocessing
+        width, depth, patch, image_size = backbone.width, backbone.depth, max(backbone.patch), backbone.image_size
+    return Circumstances(
+        pictures=len(train),
+        side=median_side(train, config.train.seed),
+        imbalance=imbalance,
+        width=width,
+        depth=depth,
+        patch=patch,
+        image_size=image_size,
+        crop_share=preprocessing.crop_share,
+        device="cuda" if runtime.device.type == "cuda" else "mps" if runtime.device.type == "mps" else "cpu",
+    )
+
+
+def _network(config: FinetuneRun, files: PictureList) -> Classifier:
+    """The checkpoint as a classifier of these pictures, or the network that is described instead."""
+    if config.model is None:
+        model = Classifier(_described(config, files.classes))
+    else:
+        loaded = load(
+            config.model, task="classify", classes=files.classes, image_size=config.image_size, drop_path=config.drop_path
+        )
+        assert isinstance(loaded, Classifier)
+        model = loaded
+    shown = replace(model.config.preprocessing, crop_share=decided(config.crop_share))
+    model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
+    return model
+
+
+def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfig:
+    """The network that `--size`, `--patch`, `--image-size`, `--pooling` and `--network` ask for."""
+    network, pooling = config.network, config.pooling or "mean"
+    return ClassifierConfig(
+        backbone=BackboneConfig.named(
+            f"{config.size}/{config.patch or DEFAULT_PATCH}",
+            image_size=decided(config.image_size),
+            absolute_positions=network.positions == "none",
+            relative_positions=network.positions,
+            layer_scale="default" if network.layer_scale is None else network.layer_scale or None,
+            drop_path=decided(config.drop_path),
+            final_norm=pooling == "cls",
+        ),
+        classes=classes,
+        pooling=pooling,
+        preprocessing=network.preprocessing,
+    )
+
+
+def _outcome(logits: torch.Tensor, labels: torch.Tensor) -> Outcome:
+    return Outcome(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
+
+
+def _multilabel_outcome(logits: torch.Tensor, targets: torch.Tensor) -> Outcome:
+    precisions = average_precision(logits, targets).tolist()
+    classes = list(zip(targets.sum(0).tolist(), precisions, strict=True))
+    return Outcome(mean_average_precision(logits, targets), len(targets), classes)
 
 
 def _has_fresh_head(model: Classifier) -> bool:
@@ -160,90 +278,14 @@ def _has_fresh_head(model: Classifier) -> bool:
     return any(record.name == "head.weight" and record.fate == "fresh" for record in model.load_report.records)
 
 
-def _result_of(folder: Path, val_digest: str) -> Result:
+def _compared(folder: Path, val_digest: str, metric: str) -> Compared:
     """What a finished run found out, on the same validation pictures."""
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        accuracy, measured_on = float(result["top1"]), result["val_digest"]
+        score, measured_on = float(result[metric]), result["val_digest"]
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
     if measured_on != val_digest:
         raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
-    return Result(folder, accuracy)
-
-
-def _report(
-    folder: RunFolder,
-    config: FinetuneRun,
-    model: Classifier,
-    train: PictureList,
-    classes: list[tuple[int, float]],
-    accuracy: float,
-    compared: Result | None,
-    runtime: Runtime,
-) -> None:
-    events = read_journal(folder.journal)
-    pictures = sum(count for count, _ in classes)
-    backbone = model.config.backbone
-    report = Report("Fine-tuning", str(folder.path))
-    report.facts(
-        [
-            ("Start", "fresh weights" if config.scratch else str(config.model)),
-            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {backbone.image_size[0]} pixels"),
-            ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
-            ("Device", runtime.describe()),
-            *folder.broken_facts(),
-        ]
-    )
-    if compared is not None:
-        difference = accuracy - compared.accuracy
-        report.verdict(
-            f"{accuracy:.1%} here, {compared.accuracy:.1%} in {compared.folder}: {100 * difference:+.1f} points",
-            None,
-            "One run each. Repeat both with other values of --seed before you believe a small difference.",
-        )
-        report.figure(
-            dot_chart(
-                [Dots("top-1", [[accuracy], [compared.accuracy]])],
-                [folder.path.name, compared.folder.name],
-                title="Accuracy side by side",
-                x_label="run",
-                y_label="top-1",
-            ),
-            f"This run and {compared.folder}, on {pictures:,} pictures.",
-        )
-    report.section("Is this normal?")
-    lines = finetuning_lines(
-        classes=len(classes),
-        accuracy=accuracy,
-        commonest_share=max(count for count, _ in classes) / pictures,
-        pictures=pictures,
-        train_accuracy=last(events, "accuracy"),
-    )
-    report.normal_lines([*lines, *normal_training(events)])
-    report.section("Learning")
-    report.figure(
-        curve(
-            events, {"training": ("train", "loss"), "validation": ("evaluate", "val/loss")}, title="Loss", y_label="cross-entropy"
-        ),
-        "Cross-entropy; with label smoothing the training loss does not reach 0.",
-    )
-    report.figure(
-        curve(
-            events,
-            {"training": ("train", "accuracy"), "validation": ("evaluate", "val/top1")},
-            title="Accuracy",
-            y_label="top-1",
-            unit="percent",
-        ),
-        "Share of pictures named right.",
-    )
-    report.section("Classes")
-    rows = [
-        [name, f"{count:,}", f"{share:.1%}" if count else "-"]
-        for name, (count, share) in zip(train.classes, classes, strict=True)
-    ]
-    report.table(["class", "pictures", "named right"], rows, "Validation pictures of each class.")
-    pace_figures(report, events)
-    report.write(folder.path / "report.html")
+    return Compared(folder, score)

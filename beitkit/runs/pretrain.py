@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beitkit.configs.train import decided
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
 from beitkit.data.stream import counted_broken, evaluation_stream, training_stream
@@ -49,12 +50,12 @@ def run(config: PretrainRun) -> Path:
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
+        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device)
 
     def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, config.train.batch_size, workers=0), runtime.device)
+        return setup.prepared(evaluation_stream(fixed, decided(config.train.batch_size), workers=0), runtime.device)
 
     def predict(images: Tensor, mask: Tensor, at: Tensor) -> Tensor:
         with runtime.precision():

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from beitkit.configs.train import decided
 from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
 from beitkit.evaluate.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
@@ -31,7 +32,7 @@ def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runti
     """Write report.html and reconstructions.png of a run whose training is done."""
     config = setup.config
     events = read_journal(folder.journal)
-    stream = training_stream(setup.dataset(), config.train.batch_size, workers=config.machine.workers)
+    stream = training_stream(setup.dataset(), decided(config.train.batch_size), workers=config.machine.workers)
     prepared = setup.prepared(stream, runtime.device)
     first = next(prepared)
     statistics = None

@@ -10,6 +10,7 @@ import torch
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import as_pair
+from beitkit.configs.train import decided
 from beitkit.configs.verbs import TokenizerRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, find_pictures
@@ -77,7 +78,7 @@ def run(config: TokenizerRun) -> Path:
     waited = WaitMeter()
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(dataset, config.train.batch_size, start_batch=start, workers=config.machine.workers)
+        stream = training_stream(dataset, decided(config.train.batch_size), start_batch=start, workers=config.machine.workers)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         stream = to_device(waited.metered(stream), runtime.device)
         return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
@@ -127,7 +128,7 @@ class Judge:
         dataset = PictureDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
         return evaluation_batches(
             dataset,
-            self.config.train.batch_size,
+            decided(self.config.train.batch_size),
             workers=0,
             device=self.runtime.device,
             preprocessing=UNIT_RANGE,

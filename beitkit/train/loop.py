@@ -103,7 +103,7 @@ def fit(
         Interrupted: after a signal, with everything saved.
     """
     optimizer = make_optimizer(groups, optim)
-    average = WeightAverage(objective, loop.ema) if loop.ema is not None else None
+    average = WeightAverage(objective, loop.ema) if loop.ema else None
     parameters = [parameter for group in groups for parameter in group["params"]]
     done = bad_steps = 0
     state = checkpoints.restore()

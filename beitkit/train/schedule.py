@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig, decided
 from beitkit.errors import UserError
 
 
@@ -27,9 +27,10 @@ class Plan(NamedTuple):
 
 def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
-    if train.batch_size > pictures:
-        raise UserError(f"--batch-size {train.batch_size} is more than there are pictures; give at most {pictures}")
-    per_step = train.batch_size * loop.accumulate
+    batch_size, lr = decided(train.batch_size), decided(train.lr)
+    if batch_size > pictures:
+        raise UserError(f"--batch-size {batch_size} is more than there are pictures; give at most {pictures}")
+    per_step = batch_size * loop.accumulate
     steps_per_epoch = pictures / per_step
     epochs = default_epochs if train.epochs is None else train.epochs
     steps = train.steps if train.steps is not None else max(1, round(epochs * steps_per_epoch))
@@ -38,11 +39,11 @@ def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures
         if warmup >= steps:
             raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --optim.warmup-steps")
     else:
-        warmup = min(round(optim.warmup_epochs * steps_per_epoch), int(steps * optim.warmup_limit))
+        warmup = min(round(decided(optim.warmup_epochs) * steps_per_epoch), int(steps * optim.warmup_limit))
     scale = optim.scale(per_step)
-    if optim.min_lr > train.lr:
-        raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {train.lr:g}; lower it")
-    return Plan(steps, warmup, per_step, steps_per_epoch, train.lr * scale, optim.min_lr * scale, train.seed)
+    if optim.min_lr > lr:
+        raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {lr:g}; lower it")
+    return Plan(steps, warmup, per_step, steps_per_epoch, lr * scale, optim.min_lr * scale, train.seed)
 
 
 def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> float:

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ from torch import Tensor
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import stream as streams
+from beitkit.data.augment import RandAugment
 from beitkit.data.files import PictureList, find_labelled, find_pictures
 from beitkit.data.masking import masker
+from beitkit.data.order import balanced_order
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
@@ -34,7 +37,7 @@ from beitkit.data.stream import (
     tokenized,
     training_stream,
 )
-from beitkit.data.views import EvaluationView, PretrainView
+from beitkit.data.views import EvaluationView, PretrainView, TrainView
 from beitkit.errors import UserError
 
 
@@ -114,6 +117,67 @@ def test_a_sample_depends_on_seed_epoch_and_picture_only(files: PictureList) -> 
     assert same([first], [again])
     assert not torch.equal(first["images"], later["images"])
     assert not torch.equal(first["images"], other["images"])
+
+
+def test_repeated_pictures_follow_each_other_in_different_views(files: PictureList) -> None:
+    view = PretrainView(ViewConfig(), (8, 8), None)
+    plain, thrice = PictureDataset(files, view), PictureDataset(files, view, repeats=3)
+    order = [plain.locate(place)[1] for place in range(20)]
+    expected = [(place // 10, order[place // 10 * 10 + place % 10 // 3], place % 10 % 3) for place in range(20)]
+    assert [thrice.locate(place) for place in range(20)] == expected
+    first, second, third = (thrice.sample(place) for place in range(3))
+    assert same([first], [plain.sample(0)])
+    assert int(first["index"]) == int(second["index"]) == int(third["index"])
+    assert not torch.equal(first["images"], second["images"])
+    assert not torch.equal(second["images"], third["images"])
+
+
+def test_balanced_epochs_show_every_class_equally_often(files: PictureList) -> None:
+    uneven = files.subset([0, 1, 2, 3, 4, 5])  # five of class a, one of class b
+    data = PictureDataset(uneven, PretrainView(ViewConfig(), (8, 8), None), balanced=True)
+    assert uneven.labels is not None
+    for epoch in range(5):
+        keys = [data.locate(6 * epoch + place) for place in range(6)]
+        assert len(set(keys)) == 6  # no view comes twice
+        assert [int(uneven.labels[index]) for _, index, _ in keys].count(1) == 3
+        assert len({index for _, index, _ in keys if uneven.labels[index] == 0}) == 3  # without replacement
+        assert sorted(repeat for _, index, repeat in keys if uneven.labels[index] == 1) == [0, 1, 2]
+    assert len({tuple(data.locate(6 * epoch + place)[1] for place in range(6)) for epoch in range(5)}) > 1
+
+
+def test_balanced_order_by_brute_force() -> None:
+    labels = torch.tensor([0] * 50 + [2] * 7 + [3] * 3)
+    for seed in range(10):
+        order = balanced_order(labels, torch.Generator().manual_seed(seed))
+        assert len(order) == 60
+        assert len(order.unique()) == 60
+        index = order % 60
+        assert [int((labels[index] == label).sum()) for label in (0, 2, 3)] == [20, 20, 20]
+        times = torch.bincount(index, minlength=60)
+        assert times[:50].max() == 1
+        assert sorted(times[50:57].tolist()) == [2, 3, 3, 3, 3, 3, 3]
+        assert sorted(times[57:].tolist()) == [6, 7, 7]
+    assert not torch.equal(order, balanced_order(labels, torch.Generator().manual_seed(0)))
+    uneven = balanced_order(torch.tensor([0, 0, 0, 0, 1, 2, 2]), torch.Generator().manual_seed(0)) % 7
+    assert sorted(torch.bincount(torch.tensor([0, 0, 0, 0, 1, 2, 2])[uneven]).tolist()) == [2, 2, 3]
+
+
+def test_several_labels_a_picture_arrive_as_targets(files: PictureList) -> None:
+    targets = np.arange(20).reshape(10, 2) % 3 == 0
+    several = replace(files, labels=None, targets=targets)
+    sample = dataset(several).read(0, 4)
+    assert "labels" not in sample
+    assert torch.equal(sample["targets"], torch.from_numpy(targets[4]).float())
+    kept = several.subset([3, 1]).targets
+    assert kept is not None
+    assert np.array_equal(kept, targets[[3, 1]])
+
+
+def test_repeats_do_not_depend_on_the_workers(files: PictureList) -> None:
+    augment = RandAugment(2, 9.0, 0.5, INCEPTION.mean)
+    data = PictureDataset(files, TrainView(ViewConfig(), (40, 40), augment, 0.5), repeats=3, balanced=True)
+    assert same(take(training_stream(data, 4), 6), take(training_stream(data, 4, workers=2), 6))
+    assert same(take(training_stream(data, 4), 6)[3:], take(training_stream(data, 4, start_batch=3), 3))
 
 
 def test_the_view_does_not_depend_on_the_mask(files: PictureList) -> None:

@@ -1,11 +1,9 @@
-"""Small networks with random weights, one of every kind, and a stub that lets timm be imported without torchvision."""
+"""Small networks with random weights, one of every kind."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -99,39 +97,3 @@ def assert_same_tensors() -> Callable[[nn.Module, nn.Module], None]:
             assert torch.equal(tensor, second[name]), name
 
     return check
-
-
-class _Anything(ModuleType):
-    """A module that has every class one asks for."""
-
-    __path__: list[str] = []  # noqa: RUF012
-    __file__ = "stub"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"NEAREST": 0, "BILINEAR": 2, "BICUBIC": 3, "BOX": 4, "HAMMING": 5, "LANCZOS": 1})
-
-
-@pytest.fixture(scope="session")
-def timm_library() -> Iterator[Any]:
-    """timm, imported without torchvision, which its BEiT does not need."""
-    names = (
-        "",
-        ".datasets",
-        ".models",
-        ".models.feature_extraction",
-        ".ops",
-        ".ops.misc",
-        ".transforms",
-        ".transforms.functional",
-    )
-    stubs = {f"torchvision{name}": _Anything(f"torchvision{name}") for name in names}
-    for name, stub in stubs.items():
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(stubs[parent], child, stub)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, stub in stubs.items():
-            patch.setitem(sys.modules, name, stub)
-        yield pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")

@@ -8,6 +8,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from beitkit.configs.train import decided
 from beitkit.configs.verbs import FinetuneRun, PretrainRun
 
 IMAGES, MODEL, OUT = Path("IMAGES"), Path("MODEL"), Path("OUT")
@@ -63,15 +64,18 @@ class Recipe(Generic[Run]):
     def batch(self) -> str:
         """Pictures per optimizer step, and how one process makes them."""
         config = self()
-        size, passes = config.train.batch_size, config.loop.accumulate
+        size: int = decided(config.train.batch_size)
+        passes = config.loop.accumulate
         return f"{size * passes} = {size} x {passes} passes"
 
     @property
     def rate(self) -> str:
         """The peak learning rate, the batch it is stated for, and how it follows yours."""
         config = self()
-        optim, lr = config.optim, config.train.lr
-        batch = config.train.batch_size * config.loop.accumulate
+        optim = config.optim
+        lr: float = decided(config.train.lr)
+        size: int = decided(config.train.batch_size)
+        batch = size * config.loop.accumulate
         here, half = (lr * optim.scale(size) for size in (batch, batch // 2))
         return (
             f"{lr:g} at {optim.lr_batch} pictures a step ({optim.lr_scaling}): {here:.3g} at {batch}, {half:.3g} at {batch // 2}"

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
 from beitkit.errors import UserError
 
@@ -53,6 +53,7 @@ class PretrainRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        check_given(self.train, self.optim)
         if min(self.image_size, self.patch) < 1:
             raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
         if self.mask.kind == "none" and self.recover == "masked":

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.model import DVAEConfig, ReconstructConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
 from beitkit.configs.verbs.parts import Flat
 from beitkit.errors import UserError
 
@@ -36,6 +36,7 @@ class TokenizerRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
+        check_given(self.train, self.optim)
         if self.image_size < self.dvae.stride:
             raise UserError(f"--image-size must be at least --dvae.stride, got {self.image_size} and {self.dvae.stride}")
         if self.optim.layer_decay not in (None, 1.0):

@@ -1,0 +1,179 @@
+"""RandAugment and random erasing, as BEiT's fine-tuning uses them (facts 7.1: timm 0.3.2's `rand-m9-mstd0.5-inc1`).
+
+RandAugment changes the picture (arXiv 1909.13719); erasing fills a box with noise after normalization (arXiv 1708.04896). Both
+draw from the sample's own `random.Random`, in the order in which timm draws from the global one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from beitkit.configs.data import Triple
+from beitkit.configs.model import Pair
+from beitkit.contracts import Batch
+
+FULL_MAGNITUDE = 10
+"""Magnitudes lie between 0 and this."""
+OPERATION_PROBABILITY = 0.5
+"""Each chosen operation is applied as often as not."""
+ERASED_AREA = (0.02, 1 / 3)
+"""Share of the picture's area that is erased, smallest and largest."""
+ERASED_ASPECT = (0.3, 1 / 0.3)
+"""Height / width of the erased box, smallest and largest."""
+ERASING_ATTEMPTS = 10
+"""Boxes tried before a picture stays whole."""
+
+Fill = int | tuple[int, int, int]
+Operation = Callable[[Image.Image, float, random.Random, Fill], Image.Image]
+"""Takes a picture, the magnitude as a share of the full one, the generator of its sign, and what shows where the picture has
+left."""
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """A few operations, drawn with replacement and each applied with probability 1/2, at a magnitude around a given one."""
+
+    operations: int
+    """How many are drawn for each picture."""
+    magnitude: float
+    """Mean of the magnitude, of at most 10."""
+    magnitude_std: float
+    """Standard deviation of the magnitude, which is then clipped to [0, 10]."""
+    mean: Triple
+    """The network's pixel mean: what shows where the picture has left."""
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        """The picture after its operations; a grey one is never given the saturation operation."""
+        names = [name for name in OPERATIONS if image.mode != "L" or name != "color"]
+        for name in [rng.choice(names) for _ in range(self.operations)]:
+            image = self.apply(name, image, rng)
+        return image
+
+    def apply(self, name: str, image: Image.Image, rng: random.Random) -> Image.Image:
+        """The picture after one operation of `OPERATIONS`, or as it is, as drawn."""
+        if rng.random() > OPERATION_PROBABILITY:
+            return image
+        magnitude = rng.gauss(self.magnitude, self.magnitude_std) if self.magnitude_std > 0 else self.magnitude
+        share = max(0.0, min(magnitude, FULL_MAGNITUDE)) / FULL_MAGNITUDE
+        return OPERATIONS[name](image, share, rng, _fill(self.mean, image.mode))
+
+
+def draw_erasing(image_size: Pair, probability: float, rng: random.Random) -> Int64[Tensor, 5]:
+    """What to erase of a picture: top, left, height, width, and the seed of the noise; height 0 erases nothing."""
+    height, width = image_size
+    if rng.random() <= probability:
+        for _ in range(ERASING_ATTEMPTS):
+            area = rng.uniform(*ERASED_AREA) * height * width
+            aspect = math.exp(rng.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1])))
+            box_height, box_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if box_height < height and box_width < width:
+                top, left = rng.randint(0, height - box_height), rng.randint(0, width - box_width)
+                return torch.tensor([top, left, box_height, box_width, rng.getrandbits(63)])
+    return torch.zeros(5, dtype=torch.int64)
+
+
+def erased(stream: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches whose normalized `images` hold N(0, 1) noise in the boxes of `erased` (b, 5), which is taken out.
+
+    The noise is drawn on the CPU from each sample's seed, so that it is the same on every device.
+    """
+    for batch in stream:
+        images = batch["images"].clone()
+        for picture, (top, left, height, width, seed) in zip(images, batch["erased"].tolist(), strict=True):
+            if height and width:
+                noise = torch.randn(len(picture), height, width, generator=torch.Generator().manual_seed(seed))
+                picture[:, top : top + height, left : left + width] = noise.to(images.device)
+        yield {key: value for key, value in batch.items() if key != "erased"} | {"images": images}
+
+
+def _fill(mean: Triple, mode: str) -> Fill:
+    """The pixel value of the mean."""
+    if mode == "L":
+        return min(255, round(255 * sum(mean) / 3))
+    red, green, blue = (min(255, round(255 * channel)) for channel in mean)
+    return red, green, blue
+
+
+def _signed(value: float, rng: random.Random) -> float:
+    return -value if rng.random() > 0.5 else value
+
+
+def _posterize(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    kept_bits = 4 - int(share * 4)  # at full magnitude none, which leaves black and which Pillow's own function refuses
+    return _tabulated(image, [value & (256 - 2 ** (8 - kept_bits)) for value in range(256)])
+
+
+def _solarize(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return ImageOps.solarize(image, 256 - int(share * 256))
+
+
+def _solarize_add(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    added = int(share * 110)
+    return _tabulated(image, [min(255, value + added) if value < 128 else value for value in range(256)])
+
+
+def _tabulated(image: Image.Image, table: list[int]) -> Image.Image:
+    """Every pixel value replaced by its entry in a table of 256."""
+    return image.point(table * len(image.getbands()))
+
+
+def _rotate(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return image.rotate(_signed(share * 30, rng), Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def _shear_x(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return _mapped(image, (1.0, _signed(share * 0.3, rng), 0.0, 0.0, 1.0, 0.0), fill)
+
+
+def _shear_y(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return _mapped(image, (1.0, 0.0, 0.0, _signed(share * 0.3, rng), 1.0, 0.0), fill)
+
+
+def _translate_x(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return _mapped(image, (1.0, 0.0, _signed(share * 0.45, rng) * image.width, 0.0, 1.0, 0.0), fill)
+
+
+def _translate_y(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+    return _mapped(image, (1.0, 0.0, 0.0, 0.0, 1.0, _signed(share * 0.45, rng) * image.height), fill)
+
+
+def _mapped(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
+    """The picture seen through an affine map from new to old places."""
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+
+
+def _enhanced(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
+    """More or less of something: a factor of 1 ± 0.9 at full magnitude."""
+
+    def operation(image: Image.Image, share: float, rng: random.Random, fill: Fill) -> Image.Image:
+        return enhancer(image).enhance(max(0.1, 1 + _signed(share * 0.9, rng)))
+
+    return operation
+
+
+OPERATIONS: dict[str, Operation] = {
+    "auto contrast": lambda image, share, rng, fill: ImageOps.autocontrast(image),
+    "equalize": lambda image, share, rng, fill: ImageOps.equalize(image),
+    "invert": lambda image, share, rng, fill: ImageOps.invert(image),
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize add": _solarize_add,
+    "color": _enhanced(ImageEnhance.Color),
+    "contrast": _enhanced(ImageEnhance.Contrast),
+    "brightness": _enhanced(ImageEnhance.Brightness),
+    "sharpness": _enhanced(ImageEnhance.Sharpness),
+    "shear x": _shear_x,
+    "shear y": _shear_y,
+    "translate x": _translate_x,
+    "translate y": _translate_y,
+}
+"""The 15 operations of `inc1`: those whose effect grows with the magnitude."""

@@ -1,0 +1,175 @@
+"""Fine-tuning from described fresh networks: it learns, it resumes bit for bit, and EMA, sizes and several labels hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import beitkit
+from beitkit.configs.data import NO_AUGMENT, PAPER_AUGMENT, ViewConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.configs.verbs import FinetuneRun, NetworkConfig
+from beitkit.data.files import PictureList
+from beitkit.errors import Interrupted, UserError
+from beitkit.runs import finetune
+from beitkit.train import loop as loops
+
+HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Red and blue noise."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(36):
+        pixels = np.random.default_rng(index).integers(0, 120, (16, 16, 3))
+        pixels[..., index % 2 * 2] += 130
+        path = folder / ("train" if index < 24 else "val") / ("red", "blue")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def configured(pictures: Path, tmp_path: Path) -> Callable[..., FinetuneRun]:
+    """A run of a nano network on 16 pixels from scratch, with some fields changed."""
+
+    def make(name: str, **changed: object) -> FinetuneRun:
+        run = FinetuneRun(
+            pictures,
+            scratch=True,
+            size="nano",
+            patch=8,
+            out=tmp_path / name,
+            drop_path=0.1,
+            train=TrainConfig(steps=6, batch_size=5, lr=1e-3),
+            machine=MachineConfig(device="cpu", threads=1, workers=0, precision="float32"),
+            optim=OptimConfig(lr_batch=5, min_lr=1e-6, warmup_steps=1),
+            augment=NO_AUGMENT,
+            view=ViewConfig(color_jitter=0.0),
+            loop=LoopConfig(ema=0.0),
+        )
+        return replace(run, **changed)  # type: ignore[arg-type]
+
+    return make
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_it_learns_a_tiny_set_and_the_config_is_resolved(configured: Callable[..., FinetuneRun]) -> None:
+    result = finetune.run(configured("learns", train=TrainConfig(steps=40, batch_size=8, lr=1e-3)))
+    assert result.accuracy == 1
+    stored = json.loads((result.folder / "config.json").read_text())
+    assert stored["image_size"] == 16
+    assert stored["optim"]["layer_decay"] == 1
+    assert stored["crop_share"] == 0.875
+    model = beitkit.load(result.folder)
+    assert isinstance(model, beitkit.Classifier)
+    assert model.config.backbone.image_size == (16, 16)
+    again = finetune.run(configured("learns", train=TrainConfig(steps=40, batch_size=8, lr=1e-3)))
+    assert again == result
+
+
+def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
+    configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"augment": HEAVY, "loop": LoopConfig(ema=0.9, log_every=1, save_every=2, accumulate=2)}
+    whole = finetune.run(configured("whole", **options))
+    save = loops.Checkpoints.save
+
+    def cut(self: loops.Checkpoints, step: int, state: dict) -> None:
+        save(self, step, state)
+        if step == 4:
+            raise Interrupted(4, 6, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.Checkpoints, "save", cut)
+        with pytest.raises(Interrupted):
+            finetune.run(configured("cut", **options))
+    continued = finetune.run(configured("cut", **options))
+    assert weights(continued.folder) == weights(whole.folder)
+    plain = finetune.run(configured("plain", loop=options["loop"]))
+    assert weights(plain.folder) != weights(whole.folder)
+    report = (whole.folder / "report.html").read_text()
+    assert "What the network sees" in report
+    assert "% blue, " in report  # a mixed target
+
+
+def test_the_finished_and_the_best_model_are_the_averaged_ones(
+    configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[dict[str, torch.Tensor]] = []
+    update = loops.WeightAverage.update
+
+    def noted(self: loops.WeightAverage) -> None:
+        update(self)
+        trained.append({name: parameter.detach().clone() for name, parameter in self.module.named_parameters()})
+
+    monkeypatch.setattr(loops.WeightAverage, "update", noted)
+    run = configured("ema", loop=LoopConfig(ema=0.5), train=TrainConfig(steps=3, batch_size=4, lr=1e-3))
+    folder = finetune.run(run).folder
+    finished, best = beitkit.load(folder), beitkit.load(folder / "checkpoints" / "best")
+    first_lr_is_zero = trained[0]  # the first step of a warm-up moves nothing
+    for name, parameter in finished.named_parameters():
+        values = [step[f"model.{name}"] for step in trained]
+        expected = 0.25 * first_lr_is_zero[f"model.{name}"] + 0.25 * values[1] + 0.5 * values[2]
+        assert torch.allclose(parameter, expected, atol=1e-6), name
+        assert torch.equal(parameter, best.get_parameter(name)), name
+    assert not torch.allclose(finished.head.weight, trained[-1]["model.head.weight"], atol=1e-6)
+
+
+def test_deit_s_network_and_another_image_size(configured: Callable[..., FinetuneRun]) -> None:
+    network = NetworkConfig(positions="none", layer_scale=0.0)
+    run = configured("deit", pooling="cls", network=network, crop_share=1.0, train=TrainConfig(steps=1, batch_size=4, lr=1e-3))
+    folder = finetune.run(run).folder
+    model = beitkit.load(folder)
+    assert isinstance(model, beitkit.Classifier)
+    assert model.config.pooling == "cls"
+    assert model.config.backbone.absolute_positions
+    assert model.config.backbone.layer_scale is None
+    assert model.config.preprocessing.crop_share == 1
+    larger = replace(
+        configured("larger", train=TrainConfig(steps=1, batch_size=4, lr=1e-3)),
+        model=folder, scratch=False, size=None, patch=None, image_size=32,
+    )  # fmt: skip
+    resized = beitkit.load(finetune.run(larger).folder)
+    assert isinstance(resized, beitkit.Classifier)
+    assert resized.config.backbone.grid == (4, 4)
+    assert resized.config.preprocessing.crop_share == 1
+
+
+def test_several_labels_a_picture(configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture shows its color, and all of them are pictures."""
+    read = finetune.train_and_val
+
+    def several(images: Path, val: Path | None, seed: int) -> tuple[PictureList, PictureList]:
+        def labelled(files: PictureList) -> PictureList:
+            assert files.labels is not None
+            targets = np.stack([files.labels == 0, files.labels == 1, np.full(len(files), True)], 1)
+            return replace(files, labels=None, targets=targets, classes=("blue", "red", "picture"))
+
+        train, held_out = read(images, val, seed)
+        return labelled(train), labelled(held_out)
+
+    monkeypatch.setattr(finetune, "train_and_val", several)
+    monkeypatch.setattr(finetune, "as_csv", lambda files: "")
+    run = configured("several", train=TrainConfig(steps=40, batch_size=8, lr=1e-3))
+    result = finetune.run(run)
+    assert result.accuracy > 0.95
+    assert json.loads((result.folder / "result.json").read_text())["map"] == result.accuracy
+    model = beitkit.load(result.folder)
+    assert isinstance(model, beitkit.Classifier)
+    assert model.config.multilabel
+    assert "average precision" in (result.folder / "report.html").read_text()
+    assert (result.folder / "checkpoints" / "best" / "model.json").exists()
+    with pytest.raises(UserError, match="--balanced needs one label a picture"):
+        finetune.run(configured("balanced", balanced=True))
