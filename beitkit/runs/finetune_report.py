@@ -140,11 +140,14 @@ def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
         columns[f"from {half + 1} on"] = pixels[half : 2 * half]
     report.pictures(columns, "The beginning of the first batch, top to bottom.")
     targets = first["targets"] if "targets" in first else torch.eye(len(network.classes))[first["labels"].cpu()]
-    rows = [[str(number), _named(target, network.classes)] for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)]
+    rows = [
+        [str(number), named_target(target, network.classes)]
+        for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)
+    ]
     report.table(["picture", "target"], rows, "Before label smoothing.")
 
 
-def _named(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:
+def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:
     """A target in words: `70% cat, 30% dog`."""
     named = [f"{share:.0%} {classes[index]}" for index, share in enumerate(target.tolist()) if share > SHOWN_SHARE]
     return ", ".join(named) or "none of the classes"

@@ -114,10 +114,10 @@ def test_choosing_again_changes_nothing_and_the_choice_survives_json() -> None:
 
 
 def test_mixing_waits_for_a_long_run_on_many_pictures() -> None:
-    long = replace(RUN, train=TrainConfig(epochs=40, batch_size=None, lr=None))
+    long = replace(RUN, train=TrainConfig(epochs=40.0, batch_size=None, lr=None))
     assert choose(long, replace(IMAGENET, pictures=9_999)).config.augment.mixup == 0
     assert choose(long, replace(IMAGENET, pictures=10_000)).config.augment.mixup == 0.8
-    short = replace(RUN, train=TrainConfig(epochs=10, batch_size=None, lr=None), augment=AugmentConfig(mixup=0.3))
+    short = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=None, lr=None), augment=AugmentConfig(mixup=0.3))
     assert choose(short, IMAGENET).config.augment.mixup == 0.3
     assert choose(short, IMAGENET).config.augment.cutmix == 0
     assert choose(RUN, replace(IMAGENET, side=32)).config.augment.erasing == 0

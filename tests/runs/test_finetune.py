@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 import beitkit
+from beitkit.configs.choose import Circumstances, choose
 from beitkit.configs.data import NO_AUGMENT, PAPER_AUGMENT, ViewConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.configs.verbs import FinetuneRun, NetworkConfig
+from beitkit.configs.verbs import DemoRun, FinetuneRun, NetworkConfig
 from beitkit.data.files import PictureList
 from beitkit.errors import Interrupted, UserError
-from beitkit.runs import finetune
+from beitkit.runs import demo, finetune, finetune_report
 from beitkit.train import loop as loops
 
 HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
@@ -101,7 +102,7 @@ def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     assert weights(plain.folder) != weights(whole.folder)
     report = (whole.folder / "report.html").read_text()
     assert "What the network sees" in report
-    assert "% blue, " in report  # a mixed target
+    assert "Before label smoothing." in report
 
 
 def test_the_finished_and_the_best_model_are_the_averaged_ones(
@@ -129,7 +130,7 @@ def test_the_finished_and_the_best_model_are_the_averaged_ones(
 
 def test_deit_s_network_and_another_image_size(configured: Callable[..., FinetuneRun]) -> None:
     network = NetworkConfig(positions="none", layer_scale=0.0)
-    run = configured("deit", pooling="cls", network=network, crop_share=1.0, train=TrainConfig(steps=1, batch_size=4, lr=1e-3))
+    run = configured("deit", pooling="cls", network=network, crop_share=1.0, train=TrainConfig(steps=2, batch_size=4, lr=1e-3))
     folder = finetune.run(run).folder
     model = beitkit.load(folder)
     assert isinstance(model, beitkit.Classifier)
@@ -138,13 +139,20 @@ def test_deit_s_network_and_another_image_size(configured: Callable[..., Finetun
     assert model.config.backbone.layer_scale is None
     assert model.config.preprocessing.crop_share == 1
     larger = replace(
-        configured("larger", train=TrainConfig(steps=1, batch_size=4, lr=1e-3)),
+        configured("larger", train=TrainConfig(steps=2, batch_size=4, lr=1e-3)),
         model=folder, scratch=False, size=None, patch=None, image_size=32,
     )  # fmt: skip
     resized = beitkit.load(finetune.run(larger).folder)
     assert isinstance(resized, beitkit.Classifier)
     assert resized.config.backbone.grid == (4, 4)
     assert resized.config.preprocessing.crop_share == 1
+
+
+def test_a_mixed_target_is_written_in_words() -> None:
+    names = ("blue", "red", "green")
+    assert finetune_report.named_target(torch.tensor([0.7, 0.3, 0.0]), names) == "70% blue, 30% red"
+    assert finetune_report.named_target(torch.tensor([0.0, 0.0, 1.0]), names) == "100% green"
+    assert finetune_report.named_target(torch.zeros(3), names) == "none of the classes"
 
 
 def test_several_labels_a_picture(configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +181,14 @@ def test_several_labels_a_picture(configured: Callable[..., FinetuneRun], monkey
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label a picture"):
         finetune.run(configured("balanced", balanced=True))
+
+
+def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
+    run = demo.finetune_run(DemoRun(), Path("pictures"), 100, 0, scratch=False)
+    found = Circumstances(
+        pictures=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
+    )
+    config, lines = choose(run, found)
+    assert lines == ("crop share 0.875: the network's own",)
+    assert config == replace(run, crop_share=0.875)
+    assert (config.augment, config.drop_path, config.loop.ema, config.train.lr) == (NO_AUGMENT, 0.1, 0.0, 4e-3)
