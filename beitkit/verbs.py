@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from beitkit.configs import verbs
-from beitkit.configs.recipes import started_from
+from beitkit.configs.recipes import recipe_named, started_from
 from beitkit.errors import UserError
 from beitkit.runs import ablate as ablate_run
 from beitkit.runs import convert as convert_run
@@ -74,7 +74,10 @@ class Verb(Generic[Config, Result]):
         if name is None:
             config = self._config(**own)
         else:
-            config = replace(started_from(name, self.__name__, parts.get("train", {})), **own)
+            started = started_from(name, self.__name__, parts.get("train", {}))
+            if missing := [path for path in recipe_named(name).paths if path not in own]:
+                raise UserError(f"{self.__name__}: the recipe {name!r} needs {' and '.join(missing)}")
+            config = replace(started, **own)
         return self._run(replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()}))  # type: ignore[type-var]
 
     def _signature(self) -> Signature:

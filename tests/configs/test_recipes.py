@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from beitkit.cli import main
+from beitkit.configs.choose import Circumstances, choose
+from beitkit.configs.data import NO_AUGMENT
 from beitkit.configs.recipes import RECIPES, recipe_named, started_from
 from beitkit.configs.verbs import FinetuneRun, PretrainRun
 from beitkit.errors import UserError
@@ -68,7 +70,8 @@ def test_a_recipe_is_complete_but_for_its_paths(name: str) -> None:
     recipe = RECIPES[name]
     config = recipe()
     assert config.recipe == name
-    paths = {"images", "out"} if recipe.verb == "pretrain" else {"images", "model", "out"}
+    is_fresh = isinstance(config, PretrainRun) or config.scratch
+    paths = {"images", "out"} if is_fresh else {"images", "model", "out"}
     assert set(recipe.paths) == paths
     assert recipe.what.endswith(".")
     assert all((recipe.source, recipe.published, recipe.hardware))
@@ -115,6 +118,47 @@ def test_finetuning_recipes_are_the_published_ones(name: str) -> None:
     assert (config.optim.layer_decay, config.optim.weight_decay, config.optim.clip) == (layer_decay, weight_decay, clip)
     assert config.optim.betas == (0.9, 0.999)
     assert (config.drop_path, config.label_smoothing) == (drop_path, 0.1)
+
+
+NOT_MIXING = {
+    "finetune-base-in22k", "finetune-large-in22k", "finetune-base-pt22k-ft22k", "finetune-base-pt22k-ft22k-384",
+    "finetune-large-pt22k-ft22k", "finetune-large-pt22k-ft22k-384", "finetune-large-pt22k-ft22k-512", "finetune-v2-base-ft21k",
+    "finetune-v2-large-ft21k", "supervised-base-in1k-384", "supervised-base-in22k",
+}  # fmt: skip
+REPEATING = {"finetune-base-in1k", "finetune-base-in1k-384", "scratch-base-in1k", "scratch-small-in1k"}
+"""Repeated augmentation: the paper's base network, and DeiT."""
+
+
+@pytest.mark.parametrize("name", [*FINETUNING, *OURS])
+def test_augmentation_and_sizes_are_the_published_ones(name: str) -> None:
+    config = RECIPES[name]()
+    assert isinstance(config, FinetuneRun)
+    augment = config.augment
+    if name == "supervised-base-in22k":
+        assert augment == NO_AUGMENT
+    else:
+        assert (augment.operations, augment.magnitude, augment.magnitude_std) == (2, 9.0, 0.5)
+        assert augment.erasing == (0.0 if "cifar" in name else 0.25)
+    assert (augment.mixup, augment.cutmix) == ((0.0, 0.0) if name in NOT_MIXING else (0.8, 1.0))
+    assert augment.repeats == (3 if name in REPEATING else 1)
+    size = next((size for size in (384, 512) if name.endswith(str(size))), 224)
+    assert (config.image_size, config.crop_share) == (size, 0.875 if size == 224 else 1.0)
+    assert config.loop.ema == (0.99996 if name.startswith("scratch") else 0.0)
+    if config.scratch:
+        plain = ("cls", "none", 0.0)
+        assert (config.pooling, config.network.positions, config.network.layer_scale) == plain
+        assert config.network.normalization == ("inception" if "22k" in name else "imagenet")
+        assert (config.size, config.patch) == ("small" if "small" in name else "base", 16)
+
+
+def test_nothing_in_a_recipe_is_left_to_be_chosen() -> None:
+    found = Circumstances(
+        pictures=IN1K, side=400, imbalance=1.0, width=768, depth=12, patch=16, image_size=None, crop_share=0.875, device="cuda"
+    )
+    for name in (*FINETUNING, *OURS):
+        config = RECIPES[name]()
+        assert isinstance(config, FinetuneRun)
+        assert choose(config, found) == (config, ()), name
 
 
 def test_the_rate_follows_another_batch() -> None:

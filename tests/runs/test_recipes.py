@@ -115,6 +115,8 @@ def test_a_config_given_in_python_replaces_the_recipes(world: Path, tmp_path: Pa
 def test_mistakes_with_recipes_are_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="did you mean 'pretrain-base-in1k"):
         beitkit.pretrain(world / "pictures", recipe="pretrain-base-in1", out=tmp_path / "run")
+    with pytest.raises(UserError, match="the recipe 'finetune-base-pt22k' needs model"):
+        beitkit.finetune(world / "pictures", recipe="finetune-base-pt22k", out=tmp_path / "run")
     command = ["pretrain", "photos", "--out", str(tmp_path / "run"), "--tokenizer", "t"]
     for options, message in (
         (["--recipe", "finetune-base-pt22k"], "is for beitkit finetune, not for pretrain"),
@@ -130,3 +132,21 @@ def test_mistakes_with_recipes_are_one_line(world: Path, tmp_path: Path, capsys:
         assert message in said
         assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("recipe", ["scratch-small-in1k", "supervised-base-in22k"])
+def test_a_recipe_from_scratch_needs_no_model(recipe: str, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(16):
+        path = tmp_path / "labelled" / ("train" if index < 12 else "val") / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (34, 36, 3), dtype=np.uint8)).save(path)
+    result = beitkit.finetune(
+        tmp_path / "labelled", recipe=recipe, out=tmp_path / "run", size="nano", image_size=32, loop=LoopConfig(),
+        steps=2, batch_size=4, **MACHINE,
+    )  # fmt: skip
+    classifier = beitkit.load(result.folder)
+    assert isinstance(classifier, beitkit.Classifier)
+    assert classifier.config.pooling == "cls"
+    assert classifier.config.backbone.absolute_positions
+    assert classifier.config.backbone.layer_scale is None

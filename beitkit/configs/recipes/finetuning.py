@@ -1,16 +1,18 @@
 """Fine-tuning as it was published: BEiT (arXiv 2106.08254) and BEiT v2 (arXiv 2208.06366), on pre-trained weights.
 
 Common to all: AdamW with a cosine from a linear warm-up down to 1e-6, label smoothing 0.1, mean pooling, no clipping unless said
-(the original's DeepSpeed runs ignore it). Not set, because fine-tuning has no options for them: the picture size (it is the
-network's), RandAugment, erasing, Mixup and CutMix, repeated augmentation. Where a docstring names them, they are missing.
+(the original's DeepSpeed runs ignore it). Whatever is to be set for all of them at once is set in `finetune_run`.
 """
 
 from __future__ import annotations
 
+from beitkit.configs.data import AugmentConfig
 from beitkit.configs.recipes.recipe import IMAGES, MODEL, OUT, recipe
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.configs.verbs import FinetuneRun
 
+WHOLE_FROM = 384
+"""From this size on pictures are evaluated whole, not their center (facts 7.1)."""
 EIGHT_GPUS = "8 GPUs with {} pictures each (README)"
 
 
@@ -24,17 +26,31 @@ def finetune_run(
     drop_path: float,
     weight_decay: float = 0.05,
     clip: float | None = None,
+    image_size: int = 224,
+    is_mixing: bool = True,
+    erasing: float = 0.25,
+    repeats: int = 1,
 ) -> FinetuneRun:
     """A complete fine-tuning run but for its paths.
 
-    `batch` is (pictures per pass, passes per step), `warmup` in epochs.
+    `batch` is (pictures per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0.
     """
     return FinetuneRun(
         IMAGES,
         model=MODEL,
         out=OUT,
+        image_size=image_size,
+        crop_share=0.875 if image_size < WHOLE_FROM else 1.0,
         drop_path=drop_path,
         label_smoothing=0.1,
+        augment=AugmentConfig(
+            operations=2,
+            magnitude=9.0,
+            erasing=erasing,
+            mixup=0.8 if is_mixing else 0.0,
+            cutmix=1.0 if is_mixing else 0.0,
+            repeats=repeats,
+        ),
         train=TrainConfig(epochs=epochs, batch_size=batch[0], lr=lr),
         optim=OptimConfig(
             lr_batch=batch[0] * batch[1],
@@ -45,7 +61,7 @@ def finetune_run(
             layer_decay=layer_decay,
             clip=clip,
         ),
-        loop=LoopConfig(accumulate=batch[1]),
+        loop=LoopConfig(accumulate=batch[1], ema=0.0),
     )
 
 
@@ -59,7 +75,7 @@ def finetune_base_in1k() -> FinetuneRun:
 
     The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is the README's for the base size.
     """
-    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)
+    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, repeats=3)
 
 
 @recipe(
@@ -86,7 +102,9 @@ def finetune_base_in1k_384() -> FinetuneRun:
     Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
     before, one epoch of warm-up, and the augmentation of the run at 224.
     """
-    return finetune_run(lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1)
+    return finetune_run(
+        lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1, image_size=384, repeats=3
+    )
 
 
 @recipe(
@@ -100,7 +118,7 @@ def finetune_large_in1k_384() -> FinetuneRun:
     Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
     before, one epoch of warm-up, and the augmentation of the run at 224.
     """
-    return finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1)
+    return finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1, image_size=384)
 
 
 @recipe(
@@ -113,7 +131,9 @@ def finetune_base_cifar100() -> FinetuneRun:
 
     The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is our choice.
     """
-    return finetune_run(lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3)
+    return finetune_run(
+        lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3, erasing=0.0
+    )
 
 
 @recipe(
@@ -146,7 +166,9 @@ def finetune_base_in22k() -> FinetuneRun:
 
     The README's command for this batch of 2048 names 16 x 256, which would be 4096; the total it states is taken.
     """
-    return finetune_run(lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0)
+    return finetune_run(
+        lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0, is_mixing=False
+    )
 
 
 @recipe(
@@ -156,7 +178,9 @@ def finetune_base_in22k() -> FinetuneRun:
 )
 def finetune_large_in22k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT-L (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k."""
-    return finetune_run(lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0)
+    return finetune_run(
+        lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0, is_mixing=False
+    )
 
 
 @recipe(
@@ -166,7 +190,7 @@ def finetune_large_in22k() -> FinetuneRun:
 )
 def finetune_base_pt22k_ft22k() -> FinetuneRun:
     """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _base_after_labels()
+    return _base_after_labels(224)
 
 
 @recipe(
@@ -176,7 +200,7 @@ def finetune_base_pt22k_ft22k() -> FinetuneRun:
 )
 def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
     """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _base_after_labels()
+    return _base_after_labels(384)
 
 
 @recipe(
@@ -186,7 +210,7 @@ def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _large_after_labels()
+    return _large_after_labels(224)
 
 
 @recipe(
@@ -196,7 +220,7 @@ def finetune_large_pt22k_ft22k() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _large_after_labels()
+    return _large_after_labels(384)
 
 
 @recipe(
@@ -206,7 +230,7 @@ def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
 )
 def finetune_large_pt22k_ft22k_512() -> FinetuneRun:
     """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 512."""
-    return _large_after_labels()
+    return _large_after_labels(512)
 
 
 @recipe(
@@ -276,7 +300,7 @@ def finetune_v2_large_in21k() -> FinetuneRun:
 )
 def finetune_v2_base_ft21k() -> FinetuneRun:
     """BEiT v2 base after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1)
+    return finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1, is_mixing=False)
 
 
 @recipe(
@@ -286,7 +310,7 @@ def finetune_v2_base_ft21k() -> FinetuneRun:
 )
 def finetune_v2_large_ft21k() -> FinetuneRun:
     """BEiT v2 large after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25)
+    return finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25, is_mixing=False)
 
 
 FINETUNING = (
@@ -316,7 +340,7 @@ FINETUNING = (
 """In the order in which they are listed."""
 
 
-def _base_after_labels() -> FinetuneRun:
+def _base_after_labels(image_size: int) -> FinetuneRun:
     return finetune_run(
         lr=2e-5,
         batch=(32, 16),
@@ -325,10 +349,12 @@ def _base_after_labels() -> FinetuneRun:
         layer_decay=0.85,
         drop_path=0.1,
         weight_decay=1e-8,
+        image_size=image_size,
+        is_mixing=False,
     )
 
 
-def _large_after_labels() -> FinetuneRun:
+def _large_after_labels(image_size: int) -> FinetuneRun:
     return finetune_run(
         lr=2e-5,
         batch=(16, 32),
@@ -337,4 +363,6 @@ def _large_after_labels() -> FinetuneRun:
         layer_decay=0.9,
         drop_path=0.4,
         weight_decay=1e-8,
+        image_size=image_size,
+        is_mixing=False,
     )

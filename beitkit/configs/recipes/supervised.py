@@ -1,18 +1,15 @@
-"""Training on labels alone, which the paper compares with: DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929).
-
-The network from scratch is the one that `--model` describes; its class token and absolute positions are not set here, and
-neither are augmentation and picture size (see `finetuning`).
-"""
+"""Training on labels alone, which the paper compares with: DeiT (arXiv 2012.12877) and ViT (arXiv 2010.11929)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
 
+from beitkit.configs.data import NO_AUGMENT, ViewConfig
 from beitkit.configs.recipes.finetuning import finetune_run
 from beitkit.configs.recipes.recipe import recipe
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.configs.verbs import FinetuneRun
+from beitkit.configs.verbs import FinetuneRun, NetworkConfig
 
 
 @recipe(
@@ -53,8 +50,16 @@ def supervised_base_in22k() -> FinetuneRun:
     return replace(
         finetune_run(
             lr=1e-3, batch=(64, 64), epochs=90.0, warmup=3.0, layer_decay=1.0, drop_path=0.1, weight_decay=0.03, clip=1.0,
+            is_mixing=False, erasing=0.0,
         ),
         scratch=True,
+        model=None,
+        size="base",
+        patch=16,
+        pooling="cls",
+        network=NetworkConfig(positions="none", layer_scale=0.0, normalization="inception"),
+        augment=NO_AUGMENT,
+        view=ViewConfig(color_jitter=0.0),
     )  # fmt: skip
 
 
@@ -78,6 +83,8 @@ def supervised_base_in1k_384() -> FinetuneRun:
         drop_path=0.1,
         weight_decay=1e-8,
         clip=1.0,
+        image_size=384,
+        is_mixing=False,
     )
 
 
@@ -87,8 +94,13 @@ SUPERVISED = (scratch_base_in1k, scratch_small_in1k, supervised_base_in22k, supe
 
 def _deit(size: Literal["base", "small"]) -> FinetuneRun:
     return replace(
-        finetune_run(lr=5e-4, batch=(64, 16), epochs=300.0, warmup=5.0, layer_decay=1.0, drop_path=0.1),
+        finetune_run(lr=5e-4, batch=(64, 16), epochs=300.0, warmup=5.0, layer_decay=1.0, drop_path=0.1, repeats=3),
         scratch=True,
+        model=None,
+        size=size,
+        patch=16,
+        pooling="cls",
+        network=NetworkConfig(positions="none", layer_scale=0.0, normalization="imagenet"),
         optim=OptimConfig(lr_batch=512, lr_scaling="linear", min_lr=5e-6, warmup_epochs=5.0, layer_decay=1.0, clip=None),
         loop=LoopConfig(accumulate=16, ema=0.99996),
     )
