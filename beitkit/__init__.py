@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from beitkit.inference.networks import Embedding
+    from beitkit.inference.predictor import Embedder, Predictor
     from beitkit.interop.load import load, load_tokenizer
     from beitkit.interop.save import save
     from beitkit.nn.backbone import Backbone, Features
@@ -16,7 +18,20 @@ if TYPE_CHECKING:
     from beitkit.nn.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import convert, demo, evaluate, export, finetune, inspect, pretrain, probe, show_load, tokenizer
+    from beitkit.verbs import (
+        convert,
+        demo,
+        embed,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        predict,
+        pretrain,
+        probe,
+        show_load,
+        tokenizer,
+    )
 
 __version__ = "0.1.0"
 
@@ -24,15 +39,20 @@ _HOME = {
     "Backbone": "nn.backbone",
     "Classifier": "nn.models",
     "DiscreteVAE": "tokenizers.dvae",
+    "Embedder": "inference.predictor",
+    "Embedding": "inference.networks",
     "Features": "nn.backbone",
     "MaskedImageModel": "nn.models",
+    "Predictor": "inference.predictor",
     "Segmenter": "nn.segmenter",
     "VQKD": "tokenizers.vqkd",
     "demo": "verbs",
+    "embed": "verbs",
     "evaluate": "verbs",
     "finetune": "verbs",
     "load": "interop.load",
     "load_tokenizer": "interop.load",
+    "predict": "verbs",
     "pretrain": "verbs",
     "probe": "verbs",
     "save": "interop.save",
@@ -48,17 +68,22 @@ __all__ = [
     "Backbone",
     "Classifier",
     "DiscreteVAE",
+    "Embedder",
+    "Embedding",
     "Features",
     "MaskedImageModel",
+    "Predictor",
     "Segmenter",
     "convert",
     "demo",
+    "embed",
     "evaluate",
     "export",
     "finetune",
     "inspect",
     "load",
     "load_tokenizer",
+    "predict",
     "pretrain",
     "probe",
     "save",

@@ -19,10 +19,12 @@ from beitkit.configs import verbs
 from beitkit.errors import UserError
 from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
+from beitkit.runs import embed as embed_run
 from beitkit.runs import evaluate as evaluate_run
 from beitkit.runs import export as export_run
 from beitkit.runs import finetune as finetune_run
 from beitkit.runs import inspect as inspect_run
+from beitkit.runs import predict as predict_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
 from beitkit.runs import show_load as show_load_run
@@ -42,6 +44,7 @@ class Verb(Generic[Config, Result]):
         self._run = run
         hints = get_type_hints(config, include_extras=True)
         self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}}
+        self._path_tuples = {key for key, hint in hints.items() if tuple[Path, ...] in {hint, *get_args(hint)}}
         # Parts whose options the command line writes without a prefix.
         self._flat = {key: hint for key, hint in hints.items() if get_origin(hint) is Annotated and verbs.Flat in get_args(hint)}
         self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
@@ -57,7 +60,12 @@ class Verb(Generic[Config, Result]):
             given = self.__signature__.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.__name__}: {error}") from None
-        own = {key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()}
+        own: dict[str, Any] = {
+            key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()
+        }
+        for key in own.keys() & self._path_tuples:  # one path may stand for itself
+            value: Any = own[key]
+            own[key] = (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
@@ -83,6 +91,8 @@ pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
 finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)
 evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
+predict = Verb("predict", verbs.PredictRun, predict_run.run)
+embed = Verb("embed", verbs.EmbedRun, embed_run.run)
 inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
 show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
 convert = Verb("convert", verbs.ConvertRun, convert_run.run)

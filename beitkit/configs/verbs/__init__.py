@@ -18,6 +18,7 @@ from beitkit.configs.verbs.demo import DemoRun
 from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
@@ -25,12 +26,16 @@ __all__ = [
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
+    "EmbedRun",
+    "EngineName",
     "EvaluateRun",
     "ExportRun",
     "FinetuneRun",
     "Flat",
     "InspectRun",
     "NetworkConfig",
+    "Pool",
+    "PredictRun",
     "PretrainRun",
     "ProbeRun",
     "ProgramFormat",
