@@ -13,7 +13,7 @@ from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalize
 from beitkit.inference.networks import Computation
 from beitkit.inference.part import Part, in_blocks
 from beitkit.inference.predictor import BatchComputation
-from beitkit.inference.ray_engine import ray_results
+from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import Outcome, Result
 from beitkit.interop.kinds import Network
 from beitkit.train.runtime import Runtime, start_runtime
@@ -26,8 +26,13 @@ Engine = Callable[[PictureList], Iterator[Part]]
 
 
 def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, batch_size: int) -> Engine:
-    """The engine of this name for a computation, whose network `model` has been read."""
+    """The engine of this name for a computation, whose network `model` has been read.
+
+    Raises:
+        UserError: Ray is not installed, or the machine lacks what was asked for.
+    """
     if name == "ray":
+        import_ray()
         return lambda files: ray_results(files, computation, batch_size=batch_size)
     machine = computation.machine
     runtime = start_runtime(machine)

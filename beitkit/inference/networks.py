@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from beitkit.nn.backbone import Features
 from beitkit.nn.models import Classifier
 
 
+@runtime_checkable
 class Computation(Protocol):
     """From normalized pictures to one array of numbers for each; picklable."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Part(NamedTuple):
         return Part(self.paths[start:stop], self.errors[start:stop], self.values[start:stop])
 
 
+@runtime_checkable
 class Sheet(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +29,7 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached or cannot read the checkpoint.
     """
-    ray = _ray()
+    ray = import_ray()
     with _cluster(ray):
         available = ray.cluster_resources()
         cores = computation.machine.threads or 1
@@ -57,8 +58,12 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
             raise UserError(f"--engine ray: {' '.join(str(reason).split())[-300:]}") from None
 
 
-def _ray() -> Any:
-    """The module ray with ray.data."""
+def import_ray() -> Any:
+    """The module ray with ray.data.
+
+    Raises:
+        UserError: it is not installed.
+    """
     # Read by Ray when it starts: nothing is reported to anybody, and its own processes' logs stay in their files.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -76,7 +81,8 @@ def _cluster(ray: Any) -> Iterator[None]:
     was_connected = ray.is_initialized()
     if not was_connected:
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+            with _silent_stderr():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"--engine ray: the cluster cannot be reached ({reason}); set RAY_ADDRESS, or unset it") from None
@@ -91,6 +97,20 @@ def _cluster(ray: Any) -> Iterator[None]:
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing on stderr, not even from C++, which says there that it was told to be silent."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _tables(files: PictureList, rows: int) -> list[Any]:

@@ -35,9 +35,10 @@ def run(config: EmbedRun) -> Outcome:
         "shard": config.shard,
         "engine": config.engine,
     }
-    result = Result(sheets, command_of("embed", model, found, config.machine, settings), -(-len(files) // block))
+    command = command_of("embed", model, found, config.machine, settings)
     computation = BatchComputation(model=config.model, compute=embedding, machine=config.machine)
     engine = reported(chosen_engine(config.engine, computation, model, config.batch_size))
+    result = Result(sheets, command, -(-len(files) // block))
     outcome = complete(result, files, block, engine, progress)
     each = " x ".join(map(str, shape))
     read = "numpy.load" if out.suffix == ".npy" else "pyarrow.parquet.read_table"
