@@ -29,6 +29,8 @@ VERBS = {
     "probe": "ProbeRun",
     "segment": "SegmentRun",
     "evaluate": "EvaluateRun",
+    "predict": "PredictRun",
+    "embed": "EmbedRun",
     "inspect": "InspectRun",
     "show-load": "ShowLoadRun",
     "convert": "ConvertRun",
@@ -51,6 +53,8 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them
   beitkit segment   scenes/ --model runs/pre --out runs/seg       train a network that names every pixel
   beitkit evaluate  labelled/ --model runs/cls                    measure it
+  beitkit predict   new/ --model runs/cls --out predictions.csv   name what new pictures show
+  beitkit embed     new/ --model runs/pre --out features.npy      their features, of any block
   beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit

@@ -9,12 +9,16 @@ Axis letters: b batch, c channel, h w pixels, gh gw grid, n patches (gh * gw), d
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 IGNORED = 255
@@ -22,6 +26,9 @@ IGNORED = 255
 Batch = dict[str, Tensor]
 """What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, targets, erased, index (see
 `data.stream`)."""
+
+Picture = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
+"""One picture: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
 
 
 class Loss(NamedTuple):
@@ -61,6 +68,15 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Pictures in [0, 1] from token ids."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Prepares pictures for one network, as in its evaluation."""
+
+    def __call__(self, pictures: Sequence[Picture]) -> Float[Tensor, "b c h w"]:
+        """Normalized pictures on the CPU."""
         ...
 
 

@@ -22,10 +22,12 @@ from beitkit.errors import UserError
 from beitkit.runs import ablate as ablate_run
 from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
+from beitkit.runs import embed as embed_run
 from beitkit.runs import evaluate as evaluate_run
 from beitkit.runs import export as export_run
 from beitkit.runs import finetune as finetune_run
 from beitkit.runs import inspect as inspect_run
+from beitkit.runs import predict as predict_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
 from beitkit.runs import recipes as recipes_run
@@ -46,7 +48,7 @@ class Verb(Generic[Config, Result]):
         self._config = config
         self._run = run
         hints = get_type_hints(config, include_extras=True)
-        self._several = {key for key, hint in hints.items() if hint == tuple[Path, ...]}
+        self._several = {key for key, hint in hints.items() if tuple[Path, ...] in {hint, *get_args(hint)}}
         self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}} - self._several
         # Parts whose options the command line writes without a prefix.
         self._flat = {key: hint for key, hint in hints.items() if get_origin(hint) is Annotated and verbs.Flat in get_args(hint)}
@@ -105,6 +107,8 @@ finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)
 segment = Verb("segment", verbs.SegmentRun, segment_run.run)
 evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
+predict = Verb("predict", verbs.PredictRun, predict_run.run)
+embed = Verb("embed", verbs.EmbedRun, embed_run.run)
 inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
 show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
 convert = Verb("convert", verbs.ConvertRun, convert_run.run)

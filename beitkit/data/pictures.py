@@ -85,9 +85,7 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smalle
                 if min(image.size) < min(smallest) or max(image.size) < max(smallest):
                     raise BrokenPicture(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
                 image.load()
-                turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-                plain = _plain(image, mode)
-                return plain if turn is None else plain.transpose(turn)
+                return upright(opaque(image, mode), image)
     except BrokenPicture:
         raise
     except Image.DecompressionBombError as error:
@@ -104,8 +102,18 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
-def _plain(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in an opaque 8-bit mode."""
+def upright(image: Image.Image, origin: Image.Image) -> Image.Image:
+    """The picture turned as the EXIF orientation of the one that it was made from says."""
+    turn = UPRIGHT.get(origin.getexif().get(ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in an opaque 8-bit mode, "RGB" or "L".
+
+    Raises:
+        ValueError: pixels beyond 16 bits, or floats outside 0 to 1.
+    """
     if image.mode == mode and "transparency" not in image.info:
         return image.copy()  # the file closes, the pixels stay
     if image.mode.startswith("I") or image.mode == "F":

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import LoadReport
+from beitkit.data.reader import PictureReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Wish, plan
 from beitkit.interop.kinds import Network, Task, TokenizerNetwork
 from beitkit.interop.read import read_checkpoint
 from beitkit.interop.tokenizers import read_tokenizer
+from beitkit.nn.models import Classifier
 
 
 def load(
@@ -51,6 +53,8 @@ def load(
         records=(*planned.records, *checkpoint.skipped),
         notes=checkpoint.notes,
     )
+    if isinstance(model, Classifier):
+        model.reader = PictureReader.of(model.config.backbone, model.config.preprocessing)
     return model
 
 

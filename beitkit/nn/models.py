@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from typing import overload
+
 import torch
 from jaxtyping import Bool, Float
+from numpy import ndarray
+from PIL import Image
 from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
-from beitkit.contracts import LoadReport
+from beitkit.contracts import LoadReport, Picture, Reader
 from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
 from beitkit.nn.cls_branch import ClsBranch
+from beitkit.nn.prediction import Prediction
 
 BACKBONE_PREFIX = "backbone."
 
@@ -78,6 +85,8 @@ class Classifier(nn.Module):
 
     load_report: LoadReport | None = None
     """What became of every tensor, when the network was loaded from a checkpoint."""
+    reader: Reader | None = None
+    """Prepares pictures for `predict`; `beitkit.load` sets it."""
 
     def __init__(self, config: ClassifierConfig, *, head_scale: float = 0.001) -> None:
         """A fresh classifier; its head starts `head_scale` times as large as the table in `Backbone` says (official code)."""
@@ -104,6 +113,43 @@ class Classifier(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Logits, one per class."""
         return self.head(self.features(images))
+
+    def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+        """Softmax of logits in float32; the sigmoid of each where a picture may show several classes."""
+        return logits.float().sigmoid() if self.config.multilabel else logits.float().softmax(dim=1)
+
+    @overload
+    def predict(self, pictures: Picture, *, top: int = 5) -> Prediction: ...
+
+    @overload
+    def predict(self, pictures: list[Picture] | tuple[Picture, ...], *, top: int = 5) -> list[Prediction]: ...
+
+    @torch.no_grad()
+    def predict(self, pictures: Picture | list[Picture] | tuple[Picture, ...], *, top: int = 5) -> Prediction | list[Prediction]:
+        """What a picture shows, or what each of several does.
+
+        Args:
+            pictures: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+                (c, h, w); or a list of these, which is one batch.
+            top: how many classes `best` has.
+
+        Raises:
+            UserError: a picture that cannot be read, a network without a reader, or one that is in training mode.
+        """
+        if self.reader is None:
+            raise UserError("this network has no reader of pictures; load it with beitkit.load, or set its reader")
+        if self.training:
+            raise UserError("this network is in training mode, where predictions are drawn at random; call eval() first")
+        if top < 1:
+            raise UserError(f"top must be at least 1, got {top}")
+        is_one = isinstance(pictures, str | bytes | os.PathLike | Image.Image | ndarray | Tensor)
+        several: Sequence[Picture] = [pictures] if is_one else pictures
+        if not several:
+            return []
+        images = self.reader(several).to(self.head.weight.device)
+        probabilities = self.probabilities(self(images)).cpu()
+        predictions = [Prediction.of(self.config.classes, row, top) for row in probabilities]
+        return predictions[0] if is_one else predictions
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter for layer-wise learning rates; the head is above the last block."""

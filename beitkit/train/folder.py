@@ -75,7 +75,7 @@ class RunFolder:
             raise UserError(f"--out {path} {what}; choose another --out, or remove it yourself")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(path)
+            self._lock = locked(path)
             self.write_json("config.json", wanted)
             self._record_start()
         except (NotADirectoryError, FileExistsError, PermissionError) as error:
@@ -199,7 +199,7 @@ def _is_of_no_value(entry: Path) -> bool:
     return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 
 
-def _locked(path: Path) -> int:
+def locked(path: Path) -> int:
     """A lock that ends with this process, so that two starts of one command do not write over each other."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(lock, False)

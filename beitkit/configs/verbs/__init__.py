@@ -19,6 +19,7 @@ from beitkit.configs.verbs.demo import DemoRun
 from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.recipes import RecipesRun
 from beitkit.configs.verbs.segment import SegmentRun
@@ -29,12 +30,16 @@ __all__ = [
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
+    "EmbedRun",
+    "EngineName",
     "EvaluateRun",
     "ExportRun",
     "FinetuneRun",
     "Flat",
     "InspectRun",
     "NetworkConfig",
+    "Pool",
+    "PredictRun",
     "PretrainRun",
     "ProbeRun",
     "ProgramFormat",

@@ -1,0 +1,104 @@
+"""From a picture in any form that people have it in to what one network is shown, exactly as in an evaluation."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from beitkit.configs.data import Preprocessing
+from beitkit.configs.model import BackboneConfig, Pair
+from beitkit.contracts import Picture
+from beitkit.data.pictures import BrokenPicture, opaque, open_picture, picture_mode, upright
+from beitkit.data.stream import normalized
+from beitkit.data.views import EvaluationView
+from beitkit.errors import UserError
+
+CHANNELS = (1, 3, 4)
+"""What an axis of channels can have: grey, RGB, RGB with transparency."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureReader:
+    """Prepares pictures for a network: read, cut and resized by `EvaluationView`, normalized."""
+
+    preprocessing: Preprocessing
+    image_size: Pair
+    patch: Pair
+    channels: int
+
+    @classmethod
+    def of(cls, backbone: BackboneConfig, preprocessing: Preprocessing) -> PictureReader:
+        """The reader of the network that these describe."""
+        return cls(preprocessing=preprocessing, image_size=backbone.image_size, patch=backbone.patch, channels=backbone.channels)
+
+    def __call__(self, pictures: Sequence[Picture]) -> Float[Tensor, "b c h w"]:
+        """Normalized pictures on the CPU.
+
+        Args:
+            pictures: paths, Pillow images, or arrays and tensors, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+                (c, h, w) with 1, 3 or 4 channels; where both could be meant, arrays are (h, w, c) and tensors (c, h, w).
+
+        Raises:
+            UserError: a file that cannot be read, or an array that is no picture.
+        """
+        pixels = []
+        for picture in pictures:
+            try:
+                pixels.append(self.pixels(picture))
+            except BrokenPicture as broken:
+                raise UserError(f"{broken.path} cannot be read: {broken.reason}") from None
+        return self.normalized(torch.stack(pixels))
+
+    def pixels(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
+        """One picture at the network's size, not yet normalized.
+
+        Raises:
+            BrokenPicture: a file that cannot be read.
+            UserError: an array that is no picture.
+        """
+        if isinstance(picture, str | bytes | os.PathLike):
+            image = open_picture(Path(os.fsdecode(picture)), self.channels, smallest=self.patch)
+        else:
+            given = picture if isinstance(picture, Image.Image) else _as_image(picture)
+            try:
+                image = upright(opaque(given, picture_mode(self.channels)), given)
+            except ValueError as error:
+                raise UserError(f"a picture of mode {given.mode} cannot be shown: {error}") from None
+        return EvaluationView(self.preprocessing, self.image_size)(image, random.Random(0))["images"]
+
+    def normalized(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """What the network takes of pixels."""
+        return next(normalized([{"images": pixels}], self.preprocessing.mean, self.preprocessing.std))["images"]
+
+
+def _as_image(array: NDArray[np.generic] | Tensor) -> Image.Image:
+    """An array or tensor as a Pillow image."""
+    is_tensor = isinstance(array, Tensor)
+    pixels: NDArray[np.generic] = array.detach().cpu().numpy() if is_tensor else array
+    if pixels.ndim == 3:
+        is_first, is_last = pixels.shape[0] in CHANNELS, pixels.shape[2] in CHANNELS
+        if is_first and (is_tensor or not is_last):
+            pixels = pixels.transpose(1, 2, 0)
+        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in CHANNELS)):
+        raise UserError(
+            f"an array of shape {tuple(array.shape)} is no picture; "
+            "expected (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
+            raise UserError(f"a picture of floats must lie in [0, 1], got {pixels.min():g} to {pixels.max():g}; divide by 255?")
+        pixels = np.rint(np.multiply(pixels, 255)).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise UserError(f"a picture of {pixels.dtype} is not understood; give uint8, or floats in [0, 1]")
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -1,0 +1,31 @@
+"""What `predict` and `embed` say about themselves: what their result depends on, which file it goes to, how far it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beitkit.configs.train import MachineConfig
+from beitkit.data.files import PictureList
+from beitkit.inference.result import Setting
+from beitkit.interop.kinds import Network
+from beitkit.tokenizers.fingerprint import digest_of
+
+
+def command_of(
+    verb: str, model: Network, files: PictureList, machine: MachineConfig, settings: dict[str, Setting]
+) -> dict[str, Setting]:
+    """All that the result of a command depends on: a command that differs in it does not continue another's parts."""
+    return {
+        "verb": verb,
+        "model": digest_of(model.config, model.state_dict()),
+        "inputs": files.digest,
+        "pictures": len(files),
+        "device": machine.device,
+        "precision": machine.precision,
+        **settings,
+    }
+
+
+def shard_path(out: Path, number: int, shards: int, *, is_whole: bool) -> Path:
+    """The file of a shard: `new-00003-of-00008.csv` for `new.csv`; `out` itself where it is the whole."""
+    return out if is_whole else out.with_name(f"{out.stem}-{number:05d}-of-{shards:05d}{out.suffix}")

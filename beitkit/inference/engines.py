@@ -1,0 +1,83 @@
+"""Who computes: this process with its readers, or the actors of a Ray cluster. Both give the same rows in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from beitkit.configs.verbs.predict import EngineName
+from beitkit.data.files import PictureList
+from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
+from beitkit.inference.networks import Computation
+from beitkit.inference.part import Part, in_blocks
+from beitkit.inference.predictor import BatchComputation
+from beitkit.inference.ray_engine import import_ray, ray_results
+from beitkit.inference.result import Outcome, Result
+from beitkit.interop.kinds import Network
+from beitkit.train.runtime import Runtime, start_runtime
+
+BATCHES_PER_BLOCK = 16
+"""A part of the result, and what shards take in turn: large enough to cost nothing, small enough to compute again."""
+
+Engine = Callable[[PictureList], Iterator[Part]]
+"""From pictures to their results, in order."""
+
+
+def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, batch_size: int) -> Engine:
+    """The engine of this name for a computation, whose network `model` has been read.
+
+    Raises:
+        UserError: Ray is not installed, or the machine lacks what was asked for.
+    """
+    if name == "ray":
+        import_ray()
+        return lambda files: ray_results(files, computation, batch_size=batch_size)
+    machine = computation.machine
+    runtime = start_runtime(machine)
+    model.to(runtime.device)
+    return lambda files: local_results(files, model, computation.compute, runtime, batch_size=batch_size, workers=machine.workers)
+
+
+def complete(result: Result, files: PictureList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Outcome:
+    """Compute the parts of a result that are missing, each of `block` pictures, and join them.
+
+    `report(done, total)` is called after each with the number of parts that are there and that there will be.
+    """
+    if result.outcome is not None:
+        return result.outcome
+    missing = result.missing()
+    if missing:
+        rest = blocks_of(files, block, missing)
+        for left, part in zip(range(len(missing) - 1, -1, -1), in_blocks(engine(rest), block), strict=True):
+            result.write(missing[-1 - left], part)
+            report(result.parts - left, result.parts)
+    return result.finish()
+
+
+def blocks_of(files: PictureList, block: int, numbers: list[int]) -> PictureList:
+    """The pictures of some blocks of consecutive ones."""
+    places = np.arange(len(files))
+    return files.subset(np.concatenate([places[:0], *(places[number * block : (number + 1) * block] for number in numbers)]))
+
+
+def shard(files: PictureList, block: int, number: int, shards: int) -> PictureList:
+    """The pictures of shard `number` (from 1) of `shards`: every `shards`-th block, so that shards are of equal size."""
+    return blocks_of(files, block, list(range(number - 1, -(-len(files) // block), shards)))
+
+
+def local_results(
+    files: PictureList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
+) -> Iterator[Part]:
+    """Results by this process, a batch at a time; `model` is on the runtime's device."""
+    preprocessing = model.config.preprocessing
+    dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
+    stream = evaluation_stream(dataset, batch_size, workers=workers)
+    for batch in normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std):
+        with torch.no_grad(), runtime.precision():
+            values = compute(model, batch["images"]).float().cpu().numpy()
+        is_broken, indices = batch["broken"].cpu().numpy() >= 0, batch["index"].tolist()
+        values[is_broken] = np.nan
+        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken, strict=True)]
+        yield Part([files.path(index) for index in indices], errors, values)

@@ -1,0 +1,94 @@
+"""What is computed for a batch of pictures: the probabilities of their classes, or their features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from beitkit.configs.verbs import Pool
+from beitkit.errors import UserError
+from beitkit.interop.kinds import Network
+from beitkit.nn.backbone import Features
+from beitkit.nn.models import Classifier
+
+
+@runtime_checkable
+class Computation(Protocol):
+    """From normalized pictures to one array of numbers for each; picklable."""
+
+    def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """The numbers, in float32."""
+        ...
+
+    def shape(self, model: Network) -> tuple[int, ...]:
+        """Shape of the numbers of one picture.
+
+        Raises:
+            UserError: if the network cannot compute them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """The probability of every class."""
+
+    def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
+        """Probabilities in the order of the network's classes."""
+        assert isinstance(model, Classifier)
+        return model.probabilities(model(images))
+
+    def shape(self, model: Network) -> tuple[int, ...]:
+        """(classes,)."""
+        if not isinstance(model, Classifier):
+            raise UserError(
+                f"a {type(model).__name__} names no classes; make a classifier of it with beitkit finetune, or take its "
+                "features with beitkit embed"
+            )
+        return (len(model.config.classes),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Features of one block, of all, or of the whole network.
+
+    The whole network's are those of `model.backbone(images)`; pooled by their mean, those of a classifier that was trained on
+    the mean are `model.features(images)`, what its head sees. Those of a block are its raw output, as `beitkit probe` has it.
+    """
+
+    block: int | Literal["all"] | None = None
+    """Counted from 1; None for the whole network."""
+    pool: Pool = "mean"
+
+    def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
+        """(b, d), or (b, blocks, d) for all blocks; 2 d for both, and (..., n, d) for patches."""
+        backbone = model.backbone
+        if self.block is None:
+            pooled = self._pooled(backbone(images))
+            if isinstance(model, Classifier) and model.fc_norm is not None and self.pool == "mean":
+                return model.fc_norm(pooled).float()
+            return pooled
+        if self.block == "all":
+            return torch.stack([self._pooled(one) for one in backbone.intermediates(images, range(backbone.depth))], dim=1)
+        return self._pooled(backbone.intermediates(images, [self.block - 1])[0])
+
+    def shape(self, model: Network) -> tuple[int, ...]:
+        """Shape of one picture's features."""
+        backbone = model.backbone
+        if isinstance(self.block, int) and not 1 <= self.block <= backbone.depth:
+            raise UserError(f"--block {self.block} is not there: this network has blocks 1 to {backbone.depth}")
+        rows, columns = backbone.config.grid
+        blocks = (backbone.depth,) if self.block == "all" else ()
+        patches = (rows * columns,) if self.pool == "patches" else ()
+        return (*blocks, *patches, backbone.width * (2 if self.pool == "both" else 1))
+
+    def _pooled(self, features: Features) -> Float[Tensor, "b ..."]:
+        patches = features.patches.float()
+        if self.pool == "patches":
+            return patches
+        mean, cls = patches.mean(1), features.cls.float()
+        return {"mean": mean, "cls": cls, "both": torch.cat((cls, mean), dim=1)}[self.pool]

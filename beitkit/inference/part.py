@@ -1,0 +1,65 @@
+"""Results of some consecutive pictures, and what a file of the whole is made from them by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Part(NamedTuple):
+    """Consecutive pictures, and what was computed for them."""
+
+    paths: list[Path]
+    errors: list[str]
+    """Why a picture cannot be read; empty where it can."""
+    values: NDArray[np.float32]
+    """(pictures, ...); NaN where a picture cannot be read."""
+
+    def rows(self, start: int, stop: int) -> Part:
+        """Some of the pictures."""
+        return Part(self.paths[start:stop], self.errors[start:stop], self.values[start:stop])
+
+
+@runtime_checkable
+class Sheet(Protocol):
+    """One file of a result: how a part of it is written, and how the parts become the whole."""
+
+    def encode(self, part: Part) -> bytes:
+        """The file of one part."""
+        ...
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """Write the whole from the files of its parts, holding one of them at a time."""
+        ...
+
+
+def in_blocks(results: Iterator[Part], size: int) -> Iterator[Part]:
+    """The same pictures in parts of `size`; the last may be smaller."""
+    pending: list[Part] = []
+    for result in results:
+        pending.append(result)
+        while sum(len(part.paths) for part in pending) >= size:
+            whole = _joined(pending)
+            yield whole.rows(0, size)
+            rest = whole.rows(size, len(whole.paths))
+            pending = [rest] if rest.paths else []
+    if pending:
+        yield _joined(pending)
+
+
+def text_of(path: Path) -> str:
+    """A path as text that every format can hold: bytes that are not UTF-8 are written as `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _joined(parts: list[Part]) -> Part:
+    return Part(
+        [path for part in parts for path in part.paths],
+        [error for part in parts for error in part.errors],
+        np.concatenate([part.values for part in parts]),
+    )

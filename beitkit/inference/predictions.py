@@ -1,0 +1,168 @@
+"""Predictions as CSV, JSON lines or Parquet: a row for each picture, in the order of the inputs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.configs.model import ClassifierConfig
+from beitkit.errors import UserError
+from beitkit.inference.parquet import encode_table, join_tables, pyarrow
+from beitkit.inference.part import Part, Sheet, text_of
+
+SURE = 0.5
+"""Where a picture may show several classes, those of at least this probability are predicted."""
+SEPARATOR = "|"
+"""Between the predicted classes of one picture, where there may be several."""
+
+
+class Row(NamedTuple):
+    """What is said about one picture."""
+
+    path: Path
+    predicted: str
+    best: list[tuple[str, float]]
+    """Classes and their probabilities, best first; none where the picture cannot be read."""
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Naming:
+    """How probabilities become names."""
+
+    classes: tuple[str, ...]
+    multilabel: bool
+    top: int
+    """How many classes a row has."""
+
+    @classmethod
+    def of(cls, config: ClassifierConfig, top: int) -> Naming:
+        """The naming of a classifier."""
+        return cls(classes=config.classes, multilabel=config.multilabel, top=min(top, len(config.classes)))
+
+    def predicted(self, probabilities: NDArray[np.float32]) -> str:
+        """The predicted class, or classes between `|`; empty for NaN, and where no class of several is probable."""
+        if np.isnan(probabilities).any():
+            return ""
+        best = np.argsort(-probabilities, kind="stable")
+        chosen = best[probabilities[best] >= SURE] if self.multilabel else best[:1]
+        return SEPARATOR.join(self.classes[index] for index in chosen)
+
+    def rows(self, part: Part, top: int) -> list[Row]:
+        """The rows of a part, with `top` classes each."""
+        rows = []
+        for path, error, values in zip(part.paths, part.errors, part.values, strict=True):
+            order = [] if error else np.argsort(-values, kind="stable")[:top]
+            best = [(self.classes[index], float(f"{values[index]:.7g}")) for index in order]  # float32 has no more digits
+            rows.append(Row(path, self.predicted(values), best, error))
+        return rows
+
+
+def prediction_sheet(out: Path, naming: Naming) -> Sheet:
+    """How predictions are written to a file of this name.
+
+    Raises:
+        UserError: another ending than .csv, .jsonl or .parquet, or .parquet without pyarrow.
+    """
+    if out.suffix == ".csv":
+        return CsvPredictions(naming)
+    if out.suffix == ".jsonl":
+        return JsonPredictions(naming)
+    if out.suffix == ".parquet":
+        pyarrow()
+        return ParquetPredictions(naming)
+    raise UserError(f"--out must end in .csv, .jsonl or .parquet, got {out}")
+
+
+@dataclass(frozen=True)
+class CsvPredictions:
+    """path, predicted, probability, name_1, probability_1, and so on, error. Paths are written byte for byte."""
+
+    naming: Naming
+
+    def encode(self, part: Part) -> bytes:
+        """Rows without the header."""
+        rows = []
+        for row in self.naming.rows(part, self.naming.top):
+            pairs = [cell for guess in row.best for cell in guess] or [""] * (2 * self.naming.top)
+            rows.append([str(row.path), row.predicted, pairs[1], *pairs, row.error])
+        return _csv(rows)
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """The header, and all rows."""
+        pairs = [f"{name}_{rank}" for rank in range(1, self.naming.top + 1) for name in ("name", "probability")]
+        file.write(_csv([["path", "predicted", "probability", *pairs, "error"]]))
+        append_all(parts, file)
+
+
+@dataclass(frozen=True)
+class JsonPredictions:
+    """An object for each picture: path, predicted, probability, probabilities of all classes (best first), error or null."""
+
+    naming: Naming
+
+    def encode(self, part: Part) -> bytes:
+        """A line for each picture."""
+        lines = []
+        for row in self.naming.rows(part, len(self.naming.classes)):
+            said: dict[str, Any] = {
+                "path": str(row.path),
+                "predicted": None if row.error else row.predicted,
+                "probability": row.best[0][1] if row.best else None,
+                "probabilities": dict(row.best),
+                "error": row.error or None,
+            }
+            lines.append(json.dumps(said) + "\n")
+        return "".join(lines).encode()
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """All lines."""
+        append_all(parts, file)
+
+
+@dataclass(frozen=True)
+class ParquetPredictions:
+    """path, predicted, probability, and the lists `names` and `probabilities` (best first), error; null where there is none."""
+
+    naming: Naming
+
+    def encode(self, part: Part) -> bytes:
+        """A Parquet file of its own."""
+        return encode_table(self._table(part))
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """A row group for each part."""
+        nothing = Part([], [], np.zeros((0, len(self.naming.classes)), np.float32))
+        join_tables(parts, self._table(nothing).schema, file)
+
+    def _table(self, part: Part) -> Any:
+        arrow, rows = pyarrow(), self.naming.rows(part, self.naming.top)
+        columns = {
+            "path": ([text_of(row.path) for row in rows], arrow.string()),
+            "predicted": ([None if row.error else row.predicted for row in rows], arrow.string()),
+            "probability": ([row.best[0][1] if row.best else None for row in rows], arrow.float32()),
+            "names": ([[name for name, _ in row.best] for row in rows], arrow.list_(arrow.string())),
+            "probabilities": ([[share for _, share in row.best] for row in rows], arrow.list_(arrow.float32())),
+            "error": ([row.error or None for row in rows], arrow.string()),
+        }
+        return arrow.table({name: arrow.array(values, kind) for name, (values, kind) in columns.items()})
+
+
+def append_all(parts: Sequence[Path], file: IO[bytes]) -> None:
+    """Write the files one after the other."""
+    for path in parts:
+        file.write(path.read_bytes())
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")

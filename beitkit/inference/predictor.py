@@ -1,0 +1,137 @@
+"""`Predictor` and `Embedder`: from a batch of paths or arrays to a batch of results, for engines that ship objects to processes.
+
+Both are small and picklable; a process loads the network at the first batch that it is given, and keeps it.
+
+    predictor = beitkit.Predictor("runs/cls")
+    predictor({"path": ["a.jpg", "b.jpg"]})["predicted"]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from beitkit.configs.train import MachineConfig
+from beitkit.contracts import Picture
+from beitkit.data.pictures import BrokenPicture
+from beitkit.data.reader import PictureReader
+from beitkit.errors import UserError
+from beitkit.inference.networks import Computation, Embedding, Probabilities
+from beitkit.inference.predictions import Naming
+from beitkit.interop.kinds import Network
+from beitkit.interop.load import load
+from beitkit.nn.models import Classifier
+from beitkit.train.runtime import Runtime, start_runtime
+
+Column = NDArray[np.generic] | Sequence[Picture]
+"""Values of one name in a batch, one for each picture."""
+
+
+class Loaded(NamedTuple):
+    """A network on its device, and how its pictures are prepared."""
+
+    model: Network
+    runtime: Runtime
+    reader: PictureReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchComputation:
+    """Any computation on batches of paths or arrays; what `Predictor` and `Embedder` are made of."""
+
+    model: Path
+    compute: Computation
+    machine: MachineConfig = MachineConfig()
+
+    def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
+        """The batch without `image`, `values` float32 (b, ...), NaN where a picture cannot be read, and `error`, else empty.
+
+        Raises:
+            UserError: neither `path` nor `image` in the batch, or a checkpoint that does not serve.
+        """
+        column = next((batch[name] for name in ("path", "image") if name in batch), None)
+        if column is None:
+            raise UserError(f"a batch needs the pictures as 'path' or 'image'; this one has {', '.join(batch) or 'nothing'}")
+        loaded = self.loaded()
+        errors = [""] * len(column)
+        readable, pixels = [], []
+        for place, picture in enumerate(column):
+            try:
+                pixels.append(loaded.reader.pixels(picture))
+                readable.append(place)
+            except BrokenPicture as broken:
+                errors[place] = broken.reason
+        values = np.full((len(column), *self.compute.shape(loaded.model)), np.nan, dtype=np.float32)
+        if pixels:
+            images = loaded.reader.normalized(torch.stack(pixels)).to(loaded.runtime.device)
+            with torch.no_grad(), loaded.runtime.precision():
+                values[readable] = self.compute(loaded.model, images).float().cpu().numpy()
+        passed_on = {name: np.asarray(column) for name, column in batch.items() if name != "image"}
+        return passed_on | {"values": values, "error": np.array(errors, dtype=object)}
+
+    def loaded(self) -> Loaded:
+        """The network, read once for each process."""
+        return _loaded(self.model, self.machine, self.model.stat().st_mtime_ns if self.model.exists() else 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
+    """A network; `modified` is in the key, so that a checkpoint that was written anew is read anew."""
+    model = load(path)
+    runtime = start_runtime(machine)
+    model.to(runtime.device)
+    return Loaded(model, runtime, PictureReader.of(model.config.backbone, model.config.preprocessing))
+
+
+class Predictor:
+    """A classifier for batches of paths or arrays."""
+
+    def __init__(self, model: str | Path, *, machine: MachineConfig = MachineConfig()) -> None:
+        """A predictor with the checkpoint `model`, read at the first batch; `machine` chooses device, precision and threads."""
+        self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine)
+
+    def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
+        """The batch with what its pictures show.
+
+        Args:
+            batch: `path` (text or bytes) or `image` (arrays as `model.predict` takes them); other names are passed on.
+
+        Returns:
+            The batch without `image`, `predicted` (text), `probability` float32 (b), `probabilities` float32 (b, classes) in
+            the order of the classes, and `error` (text): empty, or why a picture cannot be read; the others are then empty and
+            NaN.
+
+        Raises:
+            UserError: neither `path` nor `image` in the batch, or a checkpoint that is no classifier.
+        """
+        result = self._batches(batch)
+        model = self._batches.loaded().model
+        assert isinstance(model, Classifier)
+        naming, values = Naming.of(model.config, top=1), result.pop("values").astype(np.float32)
+        return result | {
+            "predicted": np.array([naming.predicted(row) for row in values], dtype=object),
+            "probability": values.max(axis=1),
+            "probabilities": values,
+        }
+
+
+class Embedder:
+    """Features of batches of paths or arrays."""
+
+    def __init__(
+        self, model: str | Path, *, embedding: Embedding = Embedding(), machine: MachineConfig = MachineConfig()
+    ) -> None:
+        """An embedder with the checkpoint `model`, read at the first batch."""
+        self._batches = BatchComputation(model=Path(model), compute=embedding, machine=machine)
+
+    def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
+        """The batch with `features` float32 (b, ...) and `error`; see `Predictor` for what it takes, `Embedding` for shapes."""
+        result = self._batches(batch)
+        return result | {"features": result.pop("values")}

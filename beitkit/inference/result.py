@@ -1,0 +1,123 @@
+"""A result that is written part by part, so that a command that was killed goes on where it stopped.
+
+Beside the output `new.csv` lie `new.csv.command.json`, which says what is computed, and, while it is, the folder
+`new.csv.parts`. Parts are written whole or not at all, and the last file of a part says that it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from beitkit.errors import UserError
+from beitkit.inference.part import Part, Sheet
+from beitkit.system import write_atomically
+from beitkit.train.folder import locked
+
+Setting = str | int | None
+
+
+class Outcome(NamedTuple):
+    """How a command over pictures ended."""
+
+    pictures: int
+    unreadable: int
+    out: Path | None
+    """What was written."""
+
+
+class Result:
+    """The files of one command, its parts, and what it was asked for."""
+
+    def __init__(self, sheets: Mapping[Path, Sheet], command: Mapping[str, Setting], parts: int) -> None:
+        """Begin a result, or open it to continue; holds a lock while the process lives.
+
+        Args:
+            sheets: the files of the result; the last is the one that the user named.
+            command: all that what comes out depends on.
+            parts: how many there are.
+
+        Raises:
+            UserError: something else lies there, or the parts of another command, or another process is writing there.
+        """
+        self._sheets = dict(sheets)
+        self.out = list(sheets)[-1]
+        self._command = dict(command)
+        self.parts = parts
+        self._record = self.out.with_name(self.out.name + ".command.json")
+        self._folder = self.out.with_name(self.out.name + ".parts")
+        self.outcome = self._recorded()
+        if self.outcome is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self._folder)
+            self._note(None)
+
+    def missing(self) -> list[int]:
+        """The parts that are not there yet."""
+        return [number for number in range(self.parts) if not self._marker(number).exists()]
+
+    def write(self, number: int, part: Part) -> None:
+        """Write a part."""
+        for path, sheet in self._sheets.items():
+            write_atomically(self._part(number, path), sheet.encode(part))
+        counts = {"pictures": len(part.paths), "unreadable": sum(map(bool, part.errors))}
+        write_atomically(self._marker(number), json.dumps(counts).encode())
+
+    def finish(self) -> Outcome:
+        """Join the parts and remove them.
+
+        Raises:
+            UserError: not one picture could be read; nothing is kept.
+        """
+        counts = [json.loads(self._marker(number).read_text()) for number in range(self.parts)]
+        pictures, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
+        if pictures and unreadable == pictures:
+            shutil.rmtree(self._folder)
+            self._record.unlink()
+            raise UserError(f"none of the {pictures} pictures can be read, so nothing was written; the reasons are named above")
+        for path, sheet in self._sheets.items():
+            parts = [self._part(number, path) for number in range(self.parts)]
+            write_atomically(path, lambda file, sheet=sheet, parts=parts: sheet.join(parts, file))
+        self._note({"pictures": pictures, "unreadable": unreadable})
+        shutil.rmtree(self._folder)
+        return Outcome(pictures, unreadable, self.out)
+
+    def _recorded(self) -> Outcome | None:
+        """The outcome if this command has been finished before."""
+        is_begun = self._folder.exists() and any(self._folder.glob("part-*.json"))
+        if not is_begun and not any(path.exists() for path in self._sheets):
+            return None
+        try:
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+            command, outcome = record["command"], record["outcome"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            there = next((path for path in self._sheets if path.exists()), self._folder)
+            raise UserError(f"--out: {there} is already there; choose another name, or remove it yourself") from None
+        differing = [
+            f"{name} was {command.get(name)!r} and is now {self._command.get(name)!r}"
+            for name in {**command, **self._command}
+            if command.get(name) != self._command.get(name)
+        ]
+        if differing:
+            what = "the parts" if is_begun else "the result"
+            raise UserError(
+                f"--out {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
+                f"{self._folder if is_begun else self.out}"
+            )
+        if outcome is None or not all(path.exists() for path in self._sheets):
+            return None
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed after it had finished
+        return Outcome(outcome["pictures"], outcome["unreadable"], self.out)
+
+    def _note(self, outcome: dict[str, int] | None) -> None:
+        record = {"command": self._command, "outcome": outcome}
+        write_atomically(self._record, (json.dumps(record, indent=2) + "\n").encode())
+
+    def _part(self, number: int, path: Path) -> Path:
+        return self._folder / f"part-{number:05d}{path.name.removeprefix(self.out.stem)}"
+
+    def _marker(self, number: int) -> Path:
+        return self._folder / f"part-{number:05d}.json"

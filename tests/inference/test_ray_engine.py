@@ -1,0 +1,56 @@
+"""The Ray engine gives the rows of the local one, on a cluster of this machine."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from beitkit.cli import main
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")
+def test_rows_are_those_of_the_local_engine(world: Path, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_text("no picture")
+    # In a process of its own: Ray starts threads, changes signal handlers and logging, and warns about libraries.
+    command = [sys.executable, "-m", "beitkit", "predict", str(world / "new"), str(tmp_path), "--model", str(world / "cls")]
+    command += ["--device", "cpu", "--precision", "float32", "--threads", "1", "--batch-size", "16"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    printed = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / f"{engine}.csv"
+        done = subprocess.run(
+            [*command, "--engine", engine, "--out", str(out)], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        printed[engine] = done.stderr
+    assert printed["ray"] == printed["local"]  # nothing of Ray's own
+    tables = []
+    for engine in ("local", "ray"):
+        with (tmp_path / f"{engine}.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    assert len(tables[0]) == len(tables[1]) == 41
+    for here, there in zip(*tables, strict=True):
+        for name, value in here.items():
+            if name.startswith("probability") and value:
+                assert float(there[name]) == pytest.approx(float(value), abs=1e-5)
+            else:
+                assert there[name] == value
+
+
+def test_without_ray_the_extra_is_named(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["predict", str(world / "new"), "--model", str(world / "cls"), "--engine", "ray", "--out", str(tmp_path / "p.csv")])
+    assert stopped.value.code == 2
+    assert "pip install 'beitkit[ray]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
