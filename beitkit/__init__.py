@@ -6,8 +6,6 @@ Public names are imported on first use, because most of them need torch and the 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,14 +110,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """This package, in which `evaluate` is the verb and stays it when the subpackage of that name is imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "evaluate" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

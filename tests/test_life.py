@@ -148,8 +148,9 @@ def test_broken_files_are_skipped_listed_and_limited(world: Path, tmp_path: Path
 def test_what_cannot_work_together_is_refused_before_anything_is_written(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    pretrain = ["pretrain", world / "pictures", "--tokenizer", world / "tok", "--out", out, "--size", "nano", "--patch", 4]
+    out, tok = tmp_path / "out", tmp_path / "tok"
+    beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=8, stride=4, hidden=16, codebook_dim=8)), tok)
+    pretrain = ["pretrain", world / "pictures", "--tokenizer", tok, "--out", out, "--size", "nano", "--patch", 4]
     for options, expected in (
         (["--image-size", 30], "not a whole number of 4x4 patches; the nearest that is: 32x32"),
         (["--image-size", 4], "at least 2x2 are needed"),

@@ -20,8 +20,8 @@ from beitkit.contracts import Batch
 from beitkit.data.files import LabelledList, PictureList, find_labelled, labelled_source
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluate.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
-from beitkit.evaluate.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
+from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
+from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
 from beitkit.runs.evaluate_report import Answers, as_json, predictions_table, print_result, write_report

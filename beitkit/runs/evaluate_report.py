@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from beitkit.evaluate.calibration import NUM_BINS
-from beitkit.evaluate.comparison import Evaluation, ModelResult
-from beitkit.evaluate.scores import THRESHOLD, ClassShare, MultilabelScores, Scores, largest_confusions
-from beitkit.evaluate.statistics import Interval, wilson
+from beitkit.evaluation.calibration import NUM_BINS
+from beitkit.evaluation.comparison import Evaluation, ModelResult
+from beitkit.evaluation.scores import THRESHOLD, ClassShare, MultilabelScores, Scores, largest_confusions
+from beitkit.evaluation.statistics import Interval, wilson
 from beitkit.report.charts import Dots, dot_chart, heat_map, reliability_diagram
 from beitkit.report.document import Report
 

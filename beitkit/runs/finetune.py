@@ -33,7 +33,7 @@ from beitkit.data.stream import (
 )
 from beitkit.data.views import TrainView
 from beitkit.errors import UserError
-from beitkit.evaluate.classification import (
+from beitkit.evaluation.classification import (
     Accuracy,
     MeanAveragePrecision,
     class_precisions,

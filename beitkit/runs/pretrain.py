@@ -13,7 +13,7 @@ from beitkit.configs.train import decided
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
 from beitkit.data.stream import counted_broken, evaluation_stream, training_stream
-from beitkit.evaluate.masked import MaskedAccuracy, MaskedError
+from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.interop.native import save_native
 from beitkit.nn.models import MaskedImageModel

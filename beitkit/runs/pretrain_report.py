@@ -11,7 +11,7 @@ from torch import Tensor
 from beitkit.configs.train import decided
 from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
-from beitkit.evaluate.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
+from beitkit.evaluation.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
 from beitkit.nn.models import MaskedImageModel
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal

@@ -11,7 +11,7 @@ from beitkit.data.files import PictureList
 from beitkit.data.labelled import few_per_class, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluate.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
+from beitkit.evaluation.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.runs.probe_report import Probe, as_json, chart, print_result, write_report

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beitkit.configs.verbs.judge import Protocol
-from beitkit.evaluate.probe import ProbeResult
+from beitkit.evaluation.probe import ProbeResult
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.runs.probe_training import Optimistic

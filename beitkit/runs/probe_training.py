@@ -18,7 +18,7 @@ from beitkit.data.files import PictureList
 from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
 from beitkit.data.views import ProbeView
 from beitkit.errors import Interrupted
-from beitkit.evaluate.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
+from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.probe import LinearProbes
 from beitkit.report.journal import read_journal

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from beitkit.data.scene_pass import NumberedScene
-from beitkit.evaluate.segmentation import ConfusionTable, SegmentationScores
+from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.overlays import Color, colored, error_map, legend, overlay

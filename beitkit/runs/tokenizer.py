@@ -17,7 +17,7 @@ from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.stream import PictureDataset, counted_broken, evaluation_batches, normalized, to_device, training_stream
 from beitkit.data.views import EvaluationView, PretrainView
 from beitkit.errors import UserError
-from beitkit.evaluate.tokens import TokenizerQuality
+from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.interop.native import save_native
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.report.document import Report

@@ -16,7 +16,7 @@ from beitkit.configs.train import MachineConfig
 from beitkit.data.files import find_labelled
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluate.classification import collect_logits
+from beitkit.evaluation.classification import collect_logits
 
 FLOAT32 = MachineConfig(device="cpu", precision="float32", threads=1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
-from beitkit.evaluate.windows import SlidingScores, resized_rows, window_starts
+from beitkit.evaluation.windows import SlidingScores, resized_rows, window_starts
 from beitkit.nn.segmenter import Segmenter
 
 

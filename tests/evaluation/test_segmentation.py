@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beitkit.contracts import Evaluator
 from beitkit.errors import UserError
-from beitkit.evaluate.segmentation import ConfusionTable, MeanIoU, measure
+from beitkit.evaluation.segmentation import ConfusionTable, MeanIoU, measure
 
 #                            class 0      class 1      class 2 is never labelled, class 3 never seen
 LABELS = torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]], dtype=torch.uint8)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.configs.model import BackboneConfig
-from beitkit.evaluate.probe import (
+from beitkit.evaluation.probe import (
     NEIGHBORS,
     TEMPERATURE,
     BlockFeatures,

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.evaluate.calibration import Bin, calibration_error, reliability
-from beitkit.evaluate.classification import balanced_accuracy, class_precisions, confusion, per_class, top_k
-from beitkit.evaluate.statistics import Interval, wilson
+from beitkit.evaluation.calibration import Bin, calibration_error, reliability
+from beitkit.evaluation.classification import balanced_accuracy, class_precisions, confusion, per_class, top_k
+from beitkit.evaluation.statistics import Interval, wilson
 
 THRESHOLD = 0.5
 """A class counts as named where its probability is larger, in networks for several labels a picture."""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from beitkit.evaluate.calibration import calibration_error, reliability
+from beitkit.evaluation.calibration import calibration_error, reliability
 
 
 def test_certainty_that_comes_true_has_no_error() -> None:

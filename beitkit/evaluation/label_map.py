@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
-from beitkit.evaluate.windows import Score, SlidingScores, resized_rows
+from beitkit.evaluation.windows import Score, SlidingScores, resized_rows
 from beitkit.nn.segmentation_heads import map_size
 from beitkit.nn.segmenter import Segmenter
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from beitkit.evaluate.masked import MaskedAccuracy, MaskedError
+from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 
 
 def test_accuracy_and_loss_over_masked_patches_of_readable_pictures() -> None:

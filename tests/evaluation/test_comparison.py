@@ -7,8 +7,8 @@ import torch
 from scipy.stats import binomtest
 
 from beitkit.errors import UserError
-from beitkit.evaluate.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
-from beitkit.evaluate.scores import single_label_scores
+from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
+from beitkit.evaluation.scores import single_label_scores
 
 
 def result(name: str, right: int) -> ModelResult:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from beitkit.contracts import Batch, Evaluator
-from beitkit.evaluate.tokens import TokenizerQuality, psnr
+from beitkit.evaluation.tokens import TokenizerQuality, psnr
 
 
 class EightGrays:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.contracts import Batch
-from beitkit.evaluate.classification import (
+from beitkit.evaluation.classification import (
     Accuracy,
     MeanAveragePrecision,
     class_precisions,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from beitkit.contracts import Batch
 from beitkit.errors import UserError
-from beitkit.evaluate.scores import ClassScores, ClassShare, MultilabelScores, Scores
-from beitkit.evaluate.statistics import LUCK, Spread, mcnemar, spread
+from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
+from beitkit.evaluation.statistics import LUCK, Spread, mcnemar, spread
 from beitkit.train.folder import NOT_PART_OF_A_RUN, flat
 
 SEEDS = ("seed", "train.seed")

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitkit.evaluate.classification import average_precision
-from beitkit.evaluate.scores import largest_confusions, multilabel_scores, single_label_scores
-from beitkit.evaluate.statistics import wilson
+from beitkit.evaluation.classification import average_precision
+from beitkit.evaluation.scores import largest_confusions, multilabel_scores, single_label_scores
+from beitkit.evaluation.statistics import wilson
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from scipy.stats import binom, binomtest
 
-from beitkit.evaluate.statistics import mcnemar, spread, wilson
+from beitkit.evaluation.statistics import mcnemar, spread, wilson
 
 Z = 1.959963984540054
 
