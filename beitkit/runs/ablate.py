@@ -128,7 +128,7 @@ def finetune_run(config: AblateRun, variant: Variant | None, seed: int) -> Finet
         machine=config.machine,
         view=config.view,
         optim=OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, clip=None),
-        loop=LoopConfig(),
+        loop=LoopConfig(ema=0.0),  # or else it would be chosen by the start
     )
 
 
@@ -189,8 +189,8 @@ def _report(out: Path, config: AblateRun, rows: list[Row]) -> None:
     )
     claim, is_clear = _claim(rows)
     detail = (
-        "All starts share network, labels, steps and augmentation. Pre-trained weights are spared by a layer decay of 0.65, "
-        "fresh ones have none. A difference below the spread may be chance, and each variant was pre-trained only once."
+        "All starts share network, labels, steps and augmentation. Pre-trained weights are spared by layer decay, fresh "
+        "ones have none. A difference below the spread may be chance, and each variant was pre-trained only once."
     )
     report.verdict(claim, is_clear, detail)
     report.figure(

@@ -172,7 +172,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 
 def test_a_recipe_of_another_verb_is_refused() -> None:
-    with pytest.raises(UserError, match="'finetune-base-pt22k' is for beitkit finetune, not for pretrain; it has pretrain-base"):
+    with pytest.raises(UserError, match="'finetune-base-pt22k' is for beitkit finetune, not for pretrain; beitkit recipes lists"):
         started_from("finetune-base-pt22k", "pretrain", ())
 
 

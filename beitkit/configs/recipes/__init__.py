@@ -48,8 +48,8 @@ def started_from(name: str, verb: str, given: Collection[str]) -> PretrainRun | 
     """
     recipe = recipe_named(name)
     if recipe.verb != verb:
-        own = ", ".join(other for other, one in RECIPES.items() if one.verb == verb)
-        raise UserError(f"the recipe {name!r} is for beitkit {recipe.verb}, not for {verb}; it has {own}")
+        theirs = f"is for beitkit {recipe.verb}, not for {verb}"
+        raise UserError(f"the recipe {name!r} {theirs}; beitkit recipes lists those of {verb}")
     config = recipe()
     if "steps" in given:
         config = replace(config, train=replace(config.train, epochs=None))
