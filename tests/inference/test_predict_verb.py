@@ -211,4 +211,4 @@ def test_it_is_a_function_too(world: Path, tmp_path: Path) -> None:
     one = beitkit.predict(picture, model=world / "cls", out=str(tmp_path / "one.csv"), workers=0)
     two = beitkit.predict([picture, world / "new"], model=str(world / "cls"), out=tmp_path / "two.csv", workers=0)
     assert (one.pictures, one.unreadable, one.out) == (1, 0, tmp_path / "one.csv")
-    assert two.pictures == 41 - 1  # a picture that is named twice is there once
+    assert two.pictures == 40  # a picture that is named twice is there once
