@@ -103,7 +103,7 @@ def _score_bands(
             band = band.flip(-1) if is_flipped else band
             total = band if total is None else total.add_(band)
         assert total is not None
-        yield first, total.div_(len(views))
+        yield first, total.div_(len(views)) if are_averaged else total
 
 
 def _check(model: Segmenter, picture: Tensor) -> None:

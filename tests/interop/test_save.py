@@ -349,3 +349,11 @@ def test_inspect(network: Any, tmp_path: Path) -> None:
     assert shown["classes"] == "3: cat, dog, fungi ü"
     with pytest.raises(UserError, match="does not exist"):
         inspect_checkpoint(tmp_path / "nothing")
+
+
+def test_another_decoder_without_a_config_is_refused(network: Any, tmp_path: Path) -> None:
+    state = network("segment, setr_pup").state_dict()
+    official = {name.replace("pyramid.", "backbone."): tensor for name, tensor in state.items()}
+    torch.save({"state_dict": official}, tmp_path / "setr.pth")
+    with pytest.raises(UserError, match="the decoder in the file is not UPerNet"):
+        load(tmp_path / "setr.pth")
