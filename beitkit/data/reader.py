@@ -18,7 +18,7 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import Picture
-from beitkit.data.pictures import BrokenPicture, opaque, open_picture, picture_mode, upright
+from beitkit.data.pictures import BrokenPicture, opaque, open_picture, picture_mode, to_tensor, upright
 from beitkit.data.stream import normalized
 from beitkit.data.views import EvaluationView
 from beitkit.errors import UserError
@@ -66,19 +66,46 @@ class PictureReader:
             BrokenPicture: a file that cannot be read.
             UserError: an array that is no picture.
         """
-        if isinstance(picture, str | bytes | os.PathLike):
-            image = open_picture(Path(os.fsdecode(picture)), self.channels, smallest=self.patch)
-        else:
-            given = picture if isinstance(picture, Image.Image) else _as_image(picture)
-            try:
-                image = upright(opaque(given, picture_mode(self.channels)), given)
-            except ValueError as error:
-                raise UserError(f"a picture of mode {given.mode} cannot be shown: {error}") from None
+        image = opened(picture, self.channels, self.patch)
         return EvaluationView(self.preprocessing, self.image_size)(image, random.Random(0))["images"]
 
     def normalized(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What the network takes of pixels."""
         return next(normalized([{"images": pixels}], self.preprocessing.mean, self.preprocessing.std))["images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeReader:
+    """Reads pictures at their own size."""
+
+    channels: int
+
+    def __call__(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
+        """The pixels of a picture in any form that `PictureReader` takes.
+
+        Raises:
+            UserError: a file that cannot be read, or an array that is no picture.
+        """
+        try:
+            return to_tensor(opened(picture, self.channels))
+        except BrokenPicture as broken:
+            raise UserError(f"{broken.path} cannot be read: {broken.reason}") from None
+
+
+def opened(picture: Picture, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
+    """A picture in any form as an upright Pillow image of 1 or 3 channels.
+
+    Raises:
+        BrokenPicture: a file that cannot be read, or is smaller than `smallest` (height, width).
+        UserError: an array that is no picture.
+    """
+    if isinstance(picture, str | bytes | os.PathLike):
+        return open_picture(Path(os.fsdecode(picture)), channels, smallest=smallest)
+    given = picture if isinstance(picture, Image.Image) else _as_image(picture)
+    try:
+        return upright(opaque(given, picture_mode(channels)), given)
+    except ValueError as error:
+        raise UserError(f"a picture of mode {given.mode} cannot be shown: {error}") from None
 
 
 def _as_image(array: NDArray[np.generic] | Tensor) -> Image.Image:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import LoadReport
-from beitkit.data.reader import PictureReader
+from beitkit.data.reader import PictureReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Wish, plan
 from beitkit.interop.kinds import Network, Task, TokenizerNetwork
 from beitkit.interop.read import read_checkpoint
 from beitkit.interop.tokenizers import read_tokenizer
+from beitkit.nn.label_map import SceneLabeler
 from beitkit.nn.models import Classifier
+from beitkit.nn.segmenter import Segmenter
 
 
 def load(
@@ -55,6 +57,8 @@ def load(
     )
     if isinstance(model, Classifier):
         model.reader = PictureReader.of(model.config.backbone, model.config.preprocessing)
+    if isinstance(model, Segmenter):
+        model.labeler = SceneLabeler(WholeReader(channels=model.config.backbone.channels))
     return model
 
 

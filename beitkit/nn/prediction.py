@@ -1,11 +1,11 @@
-"""What a classifier says about one picture."""
+"""What a network says about one picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 
@@ -40,3 +40,22 @@ class Prediction(NamedTuple):
     def probability(self) -> float:
         """How probable it is."""
         return self.best[0].probability
+
+
+class ScenePrediction(NamedTuple):
+    """The classes of every pixel of one picture."""
+
+    classes: tuple[str, ...]
+    """Names, by id."""
+    label_map: UInt8[Tensor, "h w"]
+    """Class ids, at the picture's size."""
+    area: Float[Tensor, " classes"]
+    """Share of the pixels that each class was given."""
+    confidence: Float[Tensor, " classes"]
+    """Mean probability of a class over the pixels it was given; NaN where there are none."""
+
+    @property
+    def areas(self) -> dict[str, float]:
+        """Share of the pixels by class, those that occur, largest first."""
+        order = self.area.argsort(descending=True, stable=True).tolist()
+        return {self.classes[index]: self.area[index].item() for index in order if self.area[index] > 0}

@@ -11,15 +11,18 @@ its own here: `pyramid.fpn1.0.weight` is officially called `backbone.fpn1.0.weig
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from beitkit.configs.model import SegmenterConfig
-from beitkit.contracts import LoadReport
+from beitkit.configs.segmentation import InferenceConfig
+from beitkit.contracts import LoadReport, Picture
+from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import layer_of, no_decay
+from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation_heads import (
     FCNHead,
     FeaturePyramid,
@@ -39,11 +42,21 @@ class SegmentationLogits(NamedTuple):
     auxiliary: Float[Tensor, "b classes ah aw"] | None
 
 
+class Labeler(Protocol):
+    """Labels a picture in any form with a network."""
+
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig) -> ScenePrediction:
+        """The label map, areas and confidences."""
+        ...
+
+
 class Segmenter(nn.Module):
     """Names every pixel of a picture (arXiv 2106.08254, section 3.2)."""
 
     load_report: LoadReport | None = None
     """What became of every tensor, when the network was loaded from a checkpoint."""
+    labeler: Labeler | None = None
+    """Labels pictures for `predict`; `beitkit.load` sets it."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -68,6 +81,21 @@ class Segmenter(nn.Module):
     def coarse_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
         """Logits at the decoder's own resolution, which `forward` brings to that of the pictures."""
         return self.decode_head(self.features(images))
+
+    def predict(self, picture: Picture, *, inference: InferenceConfig = InferenceConfig()) -> ScenePrediction:
+        """What every pixel of a picture shows, at the picture's own size.
+
+        Args:
+            picture: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+                (c, h, w).
+            inference: windows, scales and flips.
+
+        Raises:
+            UserError: a picture that cannot be read, a network without a labeler, or one that is in training mode.
+        """
+        if self.labeler is None:
+            raise UserError("this network has no reader of pictures; load it with beitkit.load, or set its labeler")
+        return self.labeler(self, picture, inference)
 
     def training_logits(self, images: Float[Tensor, "b c h w"]) -> SegmentationLogits:
         """Logits of both heads at their own resolution, for a loss that weighs them (official code: 1 and 0.4)."""

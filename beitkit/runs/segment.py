@@ -24,11 +24,11 @@ from beitkit.data.scene_views import SceneTrainView, blanked
 from beitkit.data.scenes import CLASSES_FILE, Scenes, as_csv, picture_header, sampled, train_and_val_scenes
 from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
 from beitkit.errors import UserError
-from beitkit.evaluation.label_map import predict_label_map
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.load import load
 from beitkit.interop.native import save_native
 from beitkit.interop.read import read_checkpoint
+from beitkit.nn.label_map import predict_label_map
 from beitkit.nn.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.report.overlays import palette_of

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import beitkit.evaluation.label_map as module
+import beitkit.nn.label_map as module
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
 from beitkit.configs.segmentation import OFFICIAL_SCALES, InferenceConfig
 from beitkit.errors import UserError
-from beitkit.evaluation.label_map import predict_label_map, predict_scene
+from beitkit.nn.label_map import predict_label_map, predict_scene
 from beitkit.nn.segmenter import Segmenter
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
-from beitkit.evaluation.windows import SlidingScores, resized_rows, window_starts
 from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.windows import SlidingScores, resized_rows, window_starts
 
 
 @torch.no_grad()

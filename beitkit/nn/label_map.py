@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
+from beitkit.contracts import Picture
 from beitkit.errors import UserError
-from beitkit.evaluation.windows import Score, SlidingScores, resized_rows
+from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation_heads import map_size
 from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.windows import Score, SlidingScores, resized_rows
 
 BAND_BYTES = 64 << 20
 """Scores at the picture's size that are in memory at once."""
@@ -26,15 +28,16 @@ LONGEST = 4
 Precision = Callable[[], AbstractContextManager[None]]
 
 
-class ScenePrediction(NamedTuple):
-    """What was found in a picture."""
+@dataclass(frozen=True)
+class SceneLabeler:
+    """Labels pictures in any form; what `Segmenter.predict` uses, set by `beitkit.load`."""
 
-    label_map: UInt8[Tensor, "h w"]
-    """Class ids, at the picture's size."""
-    area: Float[Tensor, " classes"]
-    """Share of the pixels that each class was given."""
-    confidence: Float[Tensor, " classes"]
-    """Mean probability of a class over the pixels it was given; NaN where there are none."""
+    read: Callable[[Picture], Tensor]
+    """From a picture to its pixels, uint8 (c, h, w), at its own size."""
+
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig) -> ScenePrediction:
+        """The label map of a picture, with the area of each class and the confidence in it."""
+        return predict_scene(model, self.read(picture), config)
 
 
 @torch.no_grad()
@@ -85,7 +88,7 @@ def predict_scene(
         label_map[first : first + len(labels)] = labels.to(torch.uint8)
         count += torch.bincount(labels.flatten(), minlength=len(count))
         certainty.index_add_(0, labels.flatten(), best.values.double().cpu().flatten())
-    return ScenePrediction(label_map, count / label_map.numel(), certainty / count)
+    return ScenePrediction(model.config.classes, label_map, count / label_map.numel(), certainty / count)
 
 
 def _score_bands(
