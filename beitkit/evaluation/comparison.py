@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,21 @@ class ModelResult(NamedTuple):
     def headline(self) -> float:
         """The one number to compare: top-1, or with several labels a picture the mean average precision."""
         return self.scores.top1 if isinstance(self.scores, Scores) else self.scores.mean_average_precision
+
+
+@runtime_checkable
+class Headlined(Protocol):
+    """What was measured of one network, with the one number to compare."""
+
+    @property
+    def name(self) -> str:
+        """What tells it apart."""
+        ...
+
+    @property
+    def headline(self) -> float:
+        """The number."""
+        ...
 
 
 class Pair(NamedTuple):
@@ -65,6 +80,13 @@ class SeedGroup(NamedTuple):
     seeds: tuple[int, ...]
     spread: Spread
     """Of the headline number over the seeds."""
+
+    def sentence(self, headline: str) -> str:
+        """The result in words; `headline` is what the number is called."""
+        listed = ", ".join(map(str, self.seeds))
+        deviation = f"standard deviation {100 * self.spread.deviation:.2f} points, n = {self.spread.repetitions}"
+        what = f"{', '.join(self.models)} differ in nothing but their seed ({listed})"
+        return f"{what}: {headline} {self.spread.mean:.1%} on average, {deviation}."
 
 
 class Evaluation(NamedTuple):
@@ -147,13 +169,13 @@ def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple
     return tuple(pairs)
 
 
-def seed_groups(models: Sequence[ModelResult], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
+def seed_groups(models: Sequence[Headlined], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
     """Networks whose runs were given the same options but for the seed, with the spread of their headline numbers.
 
     `configs` holds the content of each run's config.json, or None for what is no run; options that do not change what comes
     out (`NOT_PART_OF_A_RUN`) are not compared.
     """
-    set_ups: dict[str, list[tuple[int, ModelResult]]] = {}
+    set_ups: dict[str, list[tuple[int, Headlined]]] = {}
     for model, config in zip(models, configs, strict=True):
         values = {} if config is None else flat(dict(config))
         seed = next((values[key] for key in SEEDS if key in values), None)

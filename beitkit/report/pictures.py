@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -107,6 +107,15 @@ def sheet(columns: Mapping[str, Float[Tensor, "r c h w"]], cell: int = CELL) -> 
             page.paste(Image.fromarray(pixels), offset)
     data = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
     return data.view(height, width, 3).permute(2, 0, 1).float() / 255
+
+
+def stacked(images: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "r 3 h w"]:
+    """Pictures of different sizes on white, as large as the largest."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    page = torch.ones(len(images), 3, height, width)
+    for row, image in enumerate(images):
+        page[row, :, : image.shape[1], : image.shape[2]] = image
+    return page
 
 
 def check_columns(columns: Mapping[str, Tensor]) -> int:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.configs.data import Preprocessing
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.verbs import EvaluateRun
 from beitkit.contracts import Batch
 from beitkit.data.files import LabelledList, PictureList, find_labelled, labelled_source
@@ -24,7 +25,10 @@ from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answe
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
+from beitkit.nn.segmenter import Segmenter
 from beitkit.runs.evaluate_report import Answers, as_json, predictions_table, print_result, write_report
+from beitkit.runs.evaluate_scenes import SceneEvaluation, evaluate_segmenters
+from beitkit.runs.model_paths import run_config, short_names
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime, start_runtime
@@ -43,10 +47,14 @@ class Reader(NamedTuple):
     list_file: Path | None
 
 
-def run(config: EvaluateRun) -> Evaluation:
+def run(config: EvaluateRun) -> Evaluation | SceneEvaluation:
     """Measure, and print tables on stdout (or JSON with `json`)."""
     networks = [load(path, image_size=config.image_size) for path in config.model]
-    # What a network is for decides how it is measured; here, before anything is read.
+    segmenters = [network for network in networks if isinstance(network, Segmenter)]
+    if segmenters and len(segmenters) == len(networks):
+        return evaluate_segmenters(config, segmenters)
+    if (config.inference, config.classes) != (InferenceConfig(), None):
+        raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
     return _evaluate_classifiers(config, _classifiers(config.model, networks))
 
 
@@ -75,7 +83,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
     )
     logits, index = _answers(models, files, reader, runtime, config.crop_share)
     targets = _targets(files)[index]
-    names = _short_names(config.model)
+    names = short_names(config.model)
     results, right = [], []
     for name, path, answer in zip(names, config.model, logits, strict=True):
         scores, is_right = _scored(answer, targets, classes, is_multilabel)
@@ -87,7 +95,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
         broken=len(broken),
         models=tuple(results),
         pairs=compared(names, right),
-        seeds=seed_groups(results, [_run_config(path) for path in config.model]),
+        seeds=seed_groups(results, [run_config(path) for path in config.model]),
     )
     if folder is not None:
         answers = Answers([files.path(place) for place in index.tolist()], targets, dict(zip(names, logits, strict=True)))
@@ -238,23 +246,8 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
 
 def _run_on(model: Path, images: Path) -> dict[str, Any] | None:
     """What the run of this folder was asked for, if these very pictures were given to it."""
-    run = _run_config(model)
+    run = run_config(model)
     try:
         return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
     except (KeyError, TypeError):
         return None
-
-
-def _run_config(model: Path) -> dict[str, Any] | None:
-    """What the run of this folder was asked for; None for a checkpoint that is no run."""
-    try:
-        content = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and "verb" in content else None
-
-
-def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, or all of them where these are the same."""
-    last = [path.resolve().name for path in paths]
-    return [name if last.count(name) == 1 else str(path) for name, path in zip(last, paths, strict=True)]

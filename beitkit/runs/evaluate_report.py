@@ -205,13 +205,7 @@ def _comparisons(result: Evaluation) -> list[str]:
     if len(result.pairs) > 1:
         sentences.append(f"These are {len(result.pairs)} tests, and nothing was corrected for that: one in 20 says so by luck.")
     name = _headline_name(result.models[0].scores)
-    for group in result.seeds:
-        center, deviation, count = group.spread
-        listed = ", ".join(map(str, group.seeds))
-        sentences.append(
-            f"{', '.join(group.models)} differ in nothing but their seed ({listed}): {name} {center:.1%} on average, "
-            f"standard deviation {100 * deviation:.2f} points, n = {count}."
-        )
+    sentences += [group.sentence(name) for group in result.seeds]
     return sentences
 
 

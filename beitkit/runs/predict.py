@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.verbs import PredictRun
 from beitkit.configs.verbs.predict import shard_of
 from beitkit.data.files import PictureList
@@ -20,17 +21,23 @@ from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.result import Outcome, Result
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
+from beitkit.nn.segmenter import Segmenter
+from beitkit.runs.predict_scenes import predict_scenes
 from beitkit.system import quoted
 
 
 def run(config: PredictRun) -> Outcome:
     """Predict what a model of this kind can; write a table, or print."""
     model = load(config.model)
+    if isinstance(model, Segmenter):
+        return predict_scenes(config, model)
     if isinstance(model, Classifier):
+        if config.inference != InferenceConfig():
+            raise UserError(f"--inference is for segmentation, but {config.model} holds a classifier; leave it out")
         return _predict_classes(config, model)
     raise UserError(
-        f"{config.model} holds a {type(model).__name__}, which names no classes of pictures; make a classifier of it with "
-        "beitkit finetune, or take its features with beitkit embed"
+        f"{config.model} holds a {type(model).__name__}, which names nothing in pictures; make a classifier of it with "
+        "beitkit finetune or a segmenter with beitkit segment, or take its features with beitkit embed"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -15,6 +14,7 @@ from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.overlays import Color, colored, error_map, legend, overlay
+from beitkit.report.pictures import stacked
 
 WORST = 6
 """Pictures that are shown, those with the smallest mean intersection over union."""
@@ -107,7 +107,7 @@ def scene_sections(report: Report, verdict: Verdict) -> None:
         report.section("Worst pictures first", SHEET_EXPLANATION)
         report.pictures({"classes": legend(list(verdict.class_iou), verdict.palette)[None]}, "Colors of the classes.")
         report.pictures(
-            {name: _stacked([shown.columns[name] for shown in verdict.worst]) for name in verdict.worst[0].columns},
+            {name: stacked([shown.columns[name] for shown in verdict.worst]) for name in verdict.worst[0].columns},
             "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in verdict.worst) + ".",
         )
 
@@ -129,15 +129,6 @@ def _reduced(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 sh sw"]:
     factor = min(1.0, SHEET_SIDE / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     return F.interpolate(image[None], size=size, mode="area")[0]
-
-
-def _stacked(images: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "r 3 h w"]:
-    """Pictures of different sizes on white, as large as the largest."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    page = torch.ones(len(images), 3, height, width)
-    for row, image in enumerate(images):
-        page[row, :, : image.shape[1], : image.shape[2]] = image
-    return page
 
 
 def _percent(share: float) -> str:

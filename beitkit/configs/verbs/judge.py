@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.data import ReadConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs.parts import Flat, check_batch
 from beitkit.errors import UserError, check_finite
@@ -74,25 +75,28 @@ class ProbeRun:
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Measure one or several fine-tuned classifiers on the same labelled pictures."""
+    """Measure one or several fine-tuned networks on the same labelled pictures: classifiers, or segmenters."""
 
     images: Positional[Path]
-    """Class folders (the val/ part where there is one), or a .csv with path and label."""
+    """Class folders or a list with labels; for segmenters pictures and masks. The val part, where there is one."""
     _: KW_ONLY
     model: tuple[Path, ...]
-    """Run folders or checkpoints of classifiers with the same classes; several are compared side by side."""
+    """Run folders or checkpoints with the same classes; several are compared side by side."""
     out: Path | None = None
-    """Where to write report.html, evaluation.json and predictions.csv; nothing is written without it."""
+    """Where to write report.html, evaluation.json and predictions.csv (pictures.csv); nothing is written without it."""
     image_size: int | None = None
     """Side of the pictures in pixels, with positions resized; None takes what each model was trained for."""
     crop_share: float | None = None
     """Share of the resized picture's side that the center crop keeps; None takes what each model was trained for."""
     batch_size: int = 64
     """Pictures per forward pass."""
+    classes: Path | None = None
+    """Segmentation: a classes.json that says what masks mean, when it does not lie beside the pictures."""
     json: bool = False
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
+    inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
         check_finite(self)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs.parts import Flat, check_batch
 from beitkit.errors import UserError
@@ -19,15 +20,16 @@ Pool = Literal["mean", "cls", "both", "patches"]
 
 @dataclass(frozen=True)
 class PredictRun:
-    """Name what new pictures show, with a trained classifier."""
+    """Name what new pictures show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
 
     inputs: Positional[tuple[Path, ...]]
     """Pictures, folders, quoted globs, or .txt/.csv lists of files, mixed."""
     _: KW_ONLY
     model: Path
-    """Run folder or checkpoint of a classifier."""
+    """Run folder or checkpoint of a classifier or a segmenter."""
     out: Path | None = None
-    """Table to write: .csv, .jsonl or .parquet; without it the predictions are printed. The same command continues it."""
+    """Table to write: .csv, .jsonl or .parquet; of a segmenter a folder, for masks and overlays. The same command continues it;
+    without it the predictions are printed."""
     top: int = 5
     """How many of the most probable classes a row has (.jsonl: always all)."""
     batch_size: int = 64
@@ -39,6 +41,7 @@ class PredictRun:
     json: bool = False
     """Print JSON on stdout: without --out a line for each picture, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs)
