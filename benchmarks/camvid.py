@@ -50,8 +50,8 @@ def main() -> None:
         dvae=DVAEConfig(vocabulary=256, stride=4, hidden=64, codebook_dim=64), loop=LoopConfig(log_every=250),
     )  # fmt: skip
     beitkit.pretrain(
-        pictures, tokenizer=out / "tok", out=out / "pre", size="nano", patch=8, image_size=128, steps=3000, batch_size=32, lr=3e-3,
-        threads=arguments.threads, network=NetworkConfig(drop_path=0.0), optim=OptimConfig(lr_batch=32, warmup_steps=200),
+        pictures, tokenizer=out / "tok", out=out / "pre", size="nano", patch=8, image_size=128, steps=3000, batch_size=32,
+        lr=3e-3, threads=arguments.threads, network=NetworkConfig(drop_path=0.0), optim=OptimConfig(lr_batch=32, warmup_steps=200),
         loop=LoopConfig(log_every=100),
     )  # fmt: skip
     runs: dict[str, list[Result]] = {"from scratch": [], "pre-trained": []}
@@ -78,8 +78,8 @@ def segment(camvid: Path, classes: Path, out: Path, start: str, seed: int, threa
     """The same set-up for both starts; only the first weights of the backbone differ."""
     return beitkit.segment(
         camvid, model=out / "pre", out=out / "seg" / f"{start.replace(' ', '-')}-{seed}", scratch=start == "from scratch",
-        classes=classes, image_size=128, channels=64, drop_path=0.0, steps=1000, batch_size=8, lr=2e-3, seed=seed, threads=threads,
-        view=SceneViewConfig(scale=(1.0, 3.0)), inference=InferenceConfig(short_side=256),
+        classes=classes, image_size=128, channels=64, drop_path=0.0, steps=1000, batch_size=8, lr=2e-3, seed=seed,
+        threads=threads, view=SceneViewConfig(scale=(1.0, 3.0)), inference=InferenceConfig(short_side=256),
         optim=OptimConfig(schedule="linear", lr_batch=8, min_lr=0.0, warmup_steps=100, layer_decay=1.0, clip=3.0),
         loop=LoopConfig(log_every=100),
     )  # fmt: skip
