@@ -51,8 +51,8 @@ def main() -> None:
     )  # fmt: skip
     beitkit.pretrain(
         pictures, tokenizer=out / "tok", out=out / "pre", size="nano", patch=8, image_size=128, steps=3000, batch_size=32,
-        lr=3e-3, threads=arguments.threads, network=NetworkConfig(drop_path=0.0), optim=OptimConfig(lr_batch=32, warmup_steps=200),
-        loop=LoopConfig(log_every=100),
+        lr=3e-3, threads=arguments.threads, network=NetworkConfig(drop_path=0.0),
+        optim=OptimConfig(lr_batch=32, warmup_steps=200), loop=LoopConfig(log_every=100),
     )  # fmt: skip
     runs: dict[str, list[Result]] = {"from scratch": [], "pre-trained": []}
     minutes: dict[str, float] = {}

@@ -167,7 +167,9 @@ def _code(config: EvaluateRun) -> Path | LabelCode | None:
         return config.classes
     beside = (config.images.parent if config.images.is_file() else config.images) / CLASSES_FILE
     stored = next((path / CLASSES_FILE for path in config.model if (path / CLASSES_FILE).is_file()), None)
-    return None if beside.is_file() or stored is None else read_classes(stored)
+    if beside.is_file() or stored is None:
+        return beside if beside.is_file() else None
+    return read_classes(stored)
 
 
 def _run_on(model: Path, images: Path) -> dict[str, Any] | None:
@@ -228,7 +230,7 @@ def _print(result: SceneEvaluation) -> None:
 
 def _summary(verdict: Verdict) -> str:
     scores = verdict.scores
-    unseen = f" ({scores.unseen} classes never occur)" if scores.unseen else ""
+    unseen = f" ({scores.unseen} of {len(scores.iou)} classes never occur)" if scores.unseen else ""
     return (
         f"mIoU {scores.mean_iou:.1%}{unseen}, mean accuracy {scores.mean_accuracy:.1%}, pixels named right "
         f"{scores.pixel_accuracy:.1%}, IoU weighed by frequency {scores.weighted_iou:.1%}"
