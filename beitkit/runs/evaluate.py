@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ from beitkit.nn.models import Classifier
 from beitkit.nn.segmenter import Segmenter
 from beitkit.runs.evaluate_report import Answers, as_json, predictions_table, print_result, write_report
 from beitkit.runs.evaluate_scenes import SceneEvaluation, evaluate_segmenters
-from beitkit.runs.model_paths import run_config, short_names
+from beitkit.runs.model_paths import run_config, run_on, short_names
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime, start_runtime
@@ -228,7 +228,7 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
         for split in ("val", "test"):
             if split in source.splits:
                 return source.read(split, classes), f"the {split} part of {config.images}"
-    runs = {model: run for model in config.model if (run := _run_on(model, config.images)) is not None}
+    runs = {model: run for model in config.model if (run := run_on(model, config.images)) is not None}
     asides = [model / "split.csv" for model, run in runs.items() if run["val"] is None]
     if asides:
         lists = [find_labelled(aside, "val", classes=classes) for aside in asides]
@@ -242,12 +242,3 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
     is_for_training = bool(runs) or "train" in source.splits
     files = source.read("train" if "train" in source.splits else None, classes)
     return files, str(config.images) + (" (training pictures)" if is_for_training else "")
-
-
-def _run_on(model: Path, images: Path) -> dict[str, Any] | None:
-    """What the run of this folder was asked for, if these very pictures were given to it."""
-    run = run_config(model)
-    try:
-        return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
-    except (KeyError, TypeError):
-        return None

@@ -29,7 +29,7 @@ from beitkit.nn.segmenter import Segmenter
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.overlays import palette_of
-from beitkit.runs.model_paths import run_config, short_names
+from beitkit.runs.model_paths import run_config, run_on, short_names
 from beitkit.runs.scene_sheets import Verdict, judged, scene_sections
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
@@ -138,7 +138,7 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     Raises:
         UserError: what `find_scenes` raises, or classes that are not the model's.
     """
-    runs = {path: run for path in config.model if (run := _run_on(path, config.images)) is not None}
+    runs = {path: run for path in config.model if (run := run_on(path, config.images)) is not None}
     code = _code(config)
     splits = scene_splits(config.images) if config.images.exists() else ()
     aside = next((path / SPLITS_FILE for path, run in runs.items() if run["val"] is None), None)
@@ -170,15 +170,6 @@ def _code(config: EvaluateRun) -> Path | LabelCode | None:
     if beside.is_file() or stored is None:
         return beside if beside.is_file() else None
     return read_classes(stored)
-
-
-def _run_on(model: Path, images: Path) -> dict[str, Any] | None:
-    """What the run of this folder was asked for, if these very pictures were given to it."""
-    run = run_config(model)
-    try:
-        return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
-    except (KeyError, TypeError):
-        return None
 
 
 def _as_json(result: SceneEvaluation) -> dict[str, Any]:

@@ -21,3 +21,12 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, or all of them where these are the same."""
     last = [path.resolve().name for path in paths]
     return [name if last.count(name) == 1 else str(path) for name, path in zip(last, paths, strict=True)]
+
+
+def run_on(model: Path, images: Path) -> dict[str, Any] | None:
+    """What the run of this folder was asked for, if these very pictures were given to it."""
+    run = run_config(model)
+    try:
+        return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
+    except (KeyError, TypeError):
+        return None
