@@ -33,6 +33,8 @@ UNCROPPED = 384
 LARGEST_SCRATCH_SIZE = 224
 IMBALANCE = 10
 """The commonest class this many times as large as the rarest: balanced sampling is suggested."""
+BASE_WIDTH = 768
+"""Of the network that the paper's rates were found for."""
 LONG_FROM_SCRATCH = 50_000
 """Steps from which on a run from scratch averages its weights (DeiT's and MAE's long recipes)."""
 
@@ -66,6 +68,11 @@ class Chosen(NamedTuple):
     config: FinetuneRun
     lines: tuple[str, ...]
     """One per chosen value, with its reason; then notes."""
+
+
+def narrowness(width: int) -> float:
+    """How much more learning rate a network narrower than the base size bears: the root of the ratio (decision 005)."""
+    return max(1.0, (BASE_WIDTH / width) ** 0.5)
 
 
 class Choices:
@@ -165,10 +172,13 @@ def _epochs(found: Circumstances, per_epoch: float) -> tuple[float, str]:
 
 
 def _lr(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
-    """The paper's for the pre-trained, less for deep networks; from scratch, less for wide ones."""
-    if is_pretrained:
-        return (4e-3, "pre-trained, the paper's") if found.depth <= 12 else (1e-3, f"pre-trained, {found.depth} blocks")
-    return (4e-3 if found.width < 384 else 1e-3), f"from scratch, width {found.width}"
+    """The paper's for the pre-trained, less for deep networks, more for narrow ones; from scratch, less for wide ones."""
+    if not is_pretrained:
+        return (4e-3 if found.width < 384 else 1e-3), f"from scratch, width {found.width}"
+    if found.depth > 12:
+        return 1e-3, f"pre-trained, {found.depth} blocks"
+    narrow = narrowness(found.width)
+    return round(4e-3 * narrow, 4), "pre-trained, the paper's" + (f", more for width {found.width}" if narrow > 1 else "")
 
 
 def _layer_decay(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:

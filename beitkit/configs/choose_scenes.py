@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from beitkit.configs.choose import Choices
+from beitkit.configs.choose import Choices, narrowness
 from beitkit.configs.train import DeviceKind, decided
 from beitkit.configs.verbs.segment import SegmentRun
 
@@ -23,7 +23,6 @@ GRID = {"cpu": 16, "mps": 32, "cuda": 32}
 """Most patches along a side of a crop: 512 pixels with patches of 16 on a GPU, as in the official runs."""
 RATES = {"scratch": 1e-3, "pre-trained": 7e-4, "fine-tuned": 3e-5}
 """For 16 pictures at the base size: the paper's SETR run, and the released configs for the other two starts."""
-BASE_WIDTH = 768
 FULL_DEPTH = 12
 """Networks of fewer blocks than the base size are too shallow for the official layer decay and drop path."""
 WARMUP = 1_500
@@ -91,8 +90,8 @@ def _steps(found: SceneCircumstances, per_epoch: float) -> tuple[int, str]:
 
 
 def _rate(found: SceneCircumstances) -> tuple[float, str]:
-    """Narrow networks bear more: as the root of the width."""
-    rate = float(f"{RATES[found.start] * (BASE_WIDTH / found.width) ** 0.5:.2g}")
+    """Narrow networks bear more."""
+    rate = float(f"{RATES[found.start] * narrowness(found.width):.2g}")
     return rate, f"{found.start}, width {found.width}"
 
 

@@ -41,6 +41,12 @@ def test_for_many_pictures_it_is_the_paper_s_recipe() -> None:
     assert (large.train.epochs, large.train.lr, large.optim.layer_decay, large.drop_path) == (50, 1e-3, 0.75, 0.2)
 
 
+def test_narrow_networks_get_more_of_the_paper_s_rate() -> None:
+    """The root of 768 / width; wide ones are not slowed down by it."""
+    for width, expected in ((96, 4e-3 * 8**0.5), (192, 8e-3), (768, 4e-3), (800, 4e-3)):
+        assert choose(RUN, replace(FEW, width=width)).config.train.lr == pytest.approx(expected, abs=1e-4)
+
+
 def test_for_few_pictures_the_run_is_short_and_mild() -> None:
     config = choose(RUN, FEW).config
     assert config.train.epochs is not None
