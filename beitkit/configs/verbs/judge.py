@@ -21,7 +21,7 @@ class ProbeRun:
     """Judge frozen features: nearest neighbors, and a linear probe on every block."""
 
     images: Positional[Path]
-    """Class folders with train/ and val/, or a .csv with path and label."""
+    """Class folders with train/ and val/, or a .csv or .jsonl list with path and label."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint to judge."""
@@ -77,7 +77,7 @@ class EvaluateRun:
     """Measure one or several fine-tuned classifiers on the same labelled pictures."""
 
     images: Positional[Path]
-    """Class folders (the val/ part where there is one), or a .csv with path and label."""
+    """Class folders (the val/ part where there is one), or a .csv or .jsonl list with path and label."""
     _: KW_ONLY
     model: tuple[Path, ...]
     """Run folders or checkpoints of classifiers with the same classes; several are compared side by side."""
