@@ -13,8 +13,10 @@ import importlib
 import io
 import os
 import re
+import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import beitkit
@@ -43,6 +45,8 @@ RECIPE_VERBS = ("pretrain", "finetune")
 """The verbs that take --recipe."""
 SHARED_VERBS = ("tokenizer", "pretrain", "finetune", "segment")
 """Those that several processes do together."""
+TRAINING_VERBS = (*SHARED_VERBS, "demo", "ablate")
+"""Those that save as they go."""
 OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
 
@@ -64,6 +68,10 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
 USAGE_ERROR = 2
 BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
+WIDEST_HELP = 129
+"""Characters: tyro sets help that is wider in columns, with the groups in an order of its own."""
+KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
+"""tyro's names of types, in words."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -101,7 +109,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (NumericalError, ProcessLost) as error:
         _leave(str(error), 1, here)
     except KeyboardInterrupt:
-        _fail("stopped at once; the last saved step is kept, the same command continues", code=128 + signal.SIGINT)
+        _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
         # Whoever read our output is gone; the interpreter must not complain about that while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -125,13 +133,13 @@ def _parse(verb: str, arguments: list[str]):
     default = _from_recipe(verb, arguments)
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _narrow():
             return tyro.cli(
                 getattr(verbs, VERBS[verb]),
                 prog=f"beitkit {verb}",
                 args=arguments,
                 default=default,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
             )
     except SystemExit as stop:
         if stop.code != USAGE_ERROR:
@@ -159,19 +167,59 @@ def _from_recipe(verb: str, arguments: list[str]):
     return config
 
 
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    """Where the terminal is no wider than one column of help: what people change comes first, then the rest."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, WIDEST_HELP))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
 def _one_line(words: str) -> str:
     """The point of tyro's complaint, given as running text."""
     words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
-    words = re.sub(r"^(Unrecognized options|Required options|Value error|Invalid choice|Parsing error) (?=\S)", "", words)
+    titles = "Unrecognized options|Required options|Value error|Invalid choice|Missing argument|Parsing error"
+    words = re.sub(rf"^({titles}) (?=\S)", "", words)
     if unknown := re.match(r"Unrecognized options: ([^,\s]+)", words):
+        if not unknown[1].startswith("-"):
+            return f"{unknown[1]!r} is one argument too many"
         meant = re.search(r"Perhaps you meant: (--[\w.-]+)", words)
         return f"there is no option {unknown[1]}" + (f", did you mean {meant[1]}?" if meant else "")
-    if words.startswith("Missing from"):
-        names = re.findall(r"(--[\w.-]+|\bPATH\b)(?: [A-Z{][^ ]*)? [^()]*\(required\)", words)
-        return f"this is required: {', '.join(names)}" if names else words
-    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (\S+) could be instantiated from \['(.*?)'\]", words):
-        return f"{wrong[1]} takes {wrong[2]}, got {wrong[3]!r}"
+    if missing := re.match(r"Missing from [^:]+: (.*)\(required\)", words):
+        names = [entry.split()[0] for entry in missing[1].split("(required)")]
+        return f"this is required: {', '.join(name if name[0] == '-' else f'{name} (before the options)' for name in names)}"
+    if short := re.match(r"Missing value for argument '(.*?)'. Expected (\d+) values", words):
+        return f"{short[1]} needs {'a value' if short[2] == '1' else f'{short[2]} values'}"
+    if wrong := re.match(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", words):
+        return _wrong_choice(wrong[2], wrong[1], re.findall(r"'(.*?)'", wrong[3]))
+    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.*?) could be instantiated from \['(.*?)'\]", words):
+        kinds = [str(kind) for kind in re.findall(r"[A-Za-z]\w*", wrong[2]) if kind != "None"]
+        return f"{wrong[1]} takes {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {wrong[3]!r}"
+    if wrong := re.match(
+        r"Error parsing (--[\w.-]+): (?:invalid literal for (int)|could not convert string to float).*?'(.*)'", words
+    ):
+        return f"{wrong[1]} takes {KINDS['INT' if wrong[2] else 'FLOAT']}, got {wrong[3]!r}"
     return re.sub(r"^Error parsing \w+: ", "", words).rstrip(".")
+
+
+def _wrong_choice(option: str, given: str, choices: list[str]) -> str:
+    """What an option takes instead; tyro names the choices in no order."""
+    close = difflib.get_close_matches(given, choices, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{option} takes one of {', '.join(sorted(set(choices) - {'None'}))}, got {given!r}{meant}"
+
+
+def _kept(verb: str) -> str:
+    """What is left of a command that Ctrl-C ended where it had nothing to save."""
+    if verb in TRAINING_VERBS:
+        return "the last saved step is kept, the same command continues"
+    return "nothing more was written, the same command does it again"
 
 
 def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:

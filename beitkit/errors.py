@@ -36,8 +36,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
     """The run stopped on a signal, by default after saving; `exit_code` is what a shell expects."""
 
     def __init__(
-        self, step: int, steps: int, signal_number: int, what_now: str = "everything is saved, the same command continues"
+        self,
+        step: int,
+        steps: int,
+        signal_number: int,
+        what_now: str = "everything is saved, the same command continues",
+        unit: str = "step",
     ) -> None:
-        super().__init__(f"stopped after step {step} of {steps}; {what_now}")
+        super().__init__(f"stopped after {unit} {step} of {steps}; {what_now}")
         self.step, self.steps, self.signal_number = step, steps, signal_number
         self.exit_code = 128 + signal_number

@@ -64,7 +64,7 @@ def test_a_misspelt_verb_names_the_right_one(capsys: pytest.CaptureFixture[str])
 def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(["probe"], capsys)
     assert "--model" in line
-    assert "PATH" in line
+    assert "IMAGES (before the options)" in line
     assert "this is required: --out" in fails(["pretrain", "photos"], capsys)
     assert "this is required: --tokenizer" in fails(["pretrain", "photos", "--out", "o"], capsys)
 
@@ -76,7 +76,11 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         ("--steps", "1.5", "--steps"),
         ("--mask.kind", "blok", "block"),
         ("--mask.ratio", "1.2", "--mask.ratio must lie between 0 and 1, got 1.2"),
-        ("--size", "bas", "base"),
+        ("--size", "bas", "--size takes one of base, giant, huge, large, nano, small, tiny, got 'bas'; did you mean 'base'?"),
+        ("--lr", "fast", "--lr takes a number, got 'fast'"),
+        ("--seed", "first", "--seed takes a whole number, got 'first'"),
+        ("--mask.ratio", "half", "--mask.ratio takes a number, got 'half'"),
+        ("--cls-branch", "last", "--cls-branch takes a whole number, got 'last'"),
         ("--optim.clip", "-1", "--optim.clip must be positive"),
     ],
 )
@@ -84,6 +88,50 @@ def test_an_impossible_value_says_what_is_possible(
     option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert expected in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", option, value], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["finetune", "labelled", "--out", "o", "--recipe"], "--recipe needs a value"),
+        (["finetune", "labelled", "--out", "o", "--optim.betas", "0.9"], "--optim.betas needs 2 values"),
+        (["finetune", "labelled", "more", "--out", "o"], "'more' is one argument too many"),
+        (["probe", "labelled", "--model", "m", "--blocks", "last"], "--blocks takes a whole number, got 'last'"),
+        (
+            ["embed", "new", "--model", "m", "--out", "o.npy", "--block", "last"],
+            "--block takes a whole number or all, got 'last'",
+        ),
+        (["finetune", "--scratch"], "this is required: IMAGES (before the options), --out"),
+    ],
+)
+def test_what_is_missing_or_too_much_is_said_in_words(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"beitkit: {expected}; see beitkit {arguments[0]} --help\n" == fails(arguments, capsys)
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_help_begins_with_what_people_change(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        main(["finetune", "--help"])
+    printed = capsys.readouterr().out
+    assert os.environ["COLUMNS"] == columns
+    assert max(map(len, printed.splitlines())) <= 129
+    groups = ("positional arguments", "-h, --help", "network options", "augment options")
+    positions = [printed.index(words) for words in groups]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("verb", ["predict", "embed"])
+def test_inputs_of_a_verb_have_no_empty_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "mixed. (one or more)" in printed
+    assert "(default: )" not in printed
 
 
 def test_wrong_paths_say_what_was_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

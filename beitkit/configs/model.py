@@ -70,7 +70,7 @@ class BackboneConfig:
             nearest = [max(1, round(s / p)) * p if p > 0 else s for s, p in zip(self.image_size, self.patch, strict=True)]
             raise UserError(
                 f"image size {height}x{width} is not a whole number of {patch_height}x{patch_width} patches; "
-                f"the nearest that is: {nearest[0]}x{nearest[1]}"
+                f"the nearest that is: {nearest[0]}x{nearest[1]} (--image-size, --patch)"
             )
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not divisible by {self.heads} heads")

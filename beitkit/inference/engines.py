@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from beitkit.configs.verbs.predict import EngineName
 from beitkit.data.files import PictureList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
+from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation
 from beitkit.inference.part import Part, in_blocks
 from beitkit.inference.predictor import BatchComputation
@@ -44,15 +46,23 @@ def complete(result: Result, files: PictureList, block: int, engine: Engine, rep
     """Compute the parts of a result that are missing, each of `block` pictures, and join them.
 
     `report(done, total)` is called after each with the number of parts that are there and that there will be.
+
+    Raises:
+        Interrupted: after Ctrl-C; the complete parts are kept.
     """
     if result.outcome is not None:
         return result.outcome
     missing = result.missing()
     if missing:
         rest = blocks_of(files, block, missing)
-        for left, part in zip(range(len(missing) - 1, -1, -1), in_blocks(engine(rest), block), strict=True):
-            result.write(missing[-1 - left], part)
-            report(result.parts - left, result.parts)
+        try:
+            for left, part in zip(range(len(missing) - 1, -1, -1), in_blocks(engine(rest), block), strict=True):
+                result.write(missing[-1 - left], part)
+                report(result.parts - left, result.parts)
+        except KeyboardInterrupt:
+            done = result.parts - len(result.missing())
+            kept = f"they are kept in {result.folder}, the same command continues"
+            raise Interrupted(done, result.parts, signal.SIGINT, kept, unit="part") from None
     return result.finish()
 
 

@@ -48,11 +48,12 @@ class Result:
         self._command = dict(command)
         self.parts = parts
         self._record = self.out.with_name(self.out.name + ".command.json")
-        self._folder = self.out.with_name(self.out.name + ".parts")
+        self.folder = self.out.with_name(self.out.name + ".parts")
+        """Where the parts are, until all are there."""
         self.outcome = self._recorded()
         if self.outcome is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self._folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.folder)
             self._note(None)
 
     def missing(self) -> list[int]:
@@ -75,26 +76,26 @@ class Result:
         counts = [json.loads(self._marker(number).read_text()) for number in range(self.parts)]
         pictures, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
         if pictures and unreadable == pictures:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self.folder)
             self._record.unlink()
             raise UserError(f"none of the {pictures} pictures can be read, so nothing was written; the reasons are named above")
         for path, sheet in self._sheets.items():
             parts = [self._part(number, path) for number in range(self.parts)]
             write_atomically(path, lambda file, sheet=sheet, parts=parts: sheet.join(parts, file))
         self._note({"pictures": pictures, "unreadable": unreadable})
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
         return Outcome(pictures, unreadable, self.out)
 
     def _recorded(self) -> Outcome | None:
         """The outcome if this command has been finished before."""
-        is_begun = self._folder.exists() and any(self._folder.glob("part-*.json"))
+        is_begun = self.folder.exists() and any(self.folder.glob("part-*.json"))
         if not is_begun and not any(path.exists() for path in self._sheets):
             return None
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             command, outcome = record["command"], record["outcome"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            there = next((path for path in self._sheets if path.exists()), self._folder)
+            there = next((path for path in self._sheets if path.exists()), self.folder)
             raise UserError(f"--out: {there} is already there; choose another name, or remove it yourself") from None
         differing = [
             f"{name} was {command.get(name)!r} and is now {self._command.get(name)!r}"
@@ -105,11 +106,11 @@ class Result:
             what = "the parts" if is_begun else "the result"
             raise UserError(
                 f"--out {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
-                f"{self._folder if is_begun else self.out}"
+                f"{self.folder if is_begun else self.out}"
             )
         if outcome is None or not all(path.exists() for path in self._sheets):
             return None
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed after it had finished
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed after it had finished
         return Outcome(outcome["pictures"], outcome["unreadable"], self.out)
 
     def _note(self, outcome: dict[str, int] | None) -> None:
@@ -117,7 +118,7 @@ class Result:
         write_atomically(self._record, (json.dumps(record, indent=2) + "\n").encode())
 
     def _part(self, number: int, path: Path) -> Path:
-        return self._folder / f"part-{number:05d}{path.name.removeprefix(self.out.stem)}"
+        return self.folder / f"part-{number:05d}{path.name.removeprefix(self.out.stem)}"
 
     def _marker(self, number: int) -> Path:
-        return self._folder / f"part-{number:05d}.json"
+        return self.folder / f"part-{number:05d}.json"

@@ -15,10 +15,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.contracts import Batch, Evaluator, Loss
@@ -113,107 +115,149 @@ def fit(
     processes, passes = runtime.processes, loop.shared_by(runtime.world).accumulate
     assert passes is not None
     own_passes = passes // processes.world
-    optimizer = make_optimizer(groups, optim)
     average = WeightAverage(objective, loop.ema) if loop.ema else None
     parameters = [parameter for group in groups for parameter in group["params"]]
-    done = bad_steps = 0
-    state = checkpoints.restore()
-    if state is not None:
-        try:
-            objective.load_state_dict(state["objective"])
-            optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError):
-            raise UserError(f"{checkpoints.folder} holds the state of another network; choose another --out") from None
-        if average is not None:
-            average.averages = {name: tensor.to(runtime.device) for name, tensor in state["average"].items()}
-        if best is not None:
-            best.value = state["best"]
-        done, bad_steps = state["step"], state["bad_steps"]
-        journal.say(f"continuing after step {done} of {plan.steps}")
-    _check_agreement(processes, done, checkpoints)
-    journal.rewind(done)
+    state = _State(objective, make_optimizer(groups, optim), average, best)
+    if state.restore(checkpoints, runtime):
+        journal.say(f"continuing after step {state.done} of {plan.steps}")
+    _check_agreement(processes, state.done, checkpoints)
+    journal.rewind(state.done)
 
     trained = _averaging(objective, processes)
-    stream = batches(done * own_passes)
-    window = _Window(done, waited, processes)
+    stream = batches(state.done * own_passes)
+    window = _Window(state.done, waited, processes)
     objective.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
-        while done < plan.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.lr_at(done) * group["lr_scale"]
-
-            losses = []
-            for own in range(own_passes):
-                batch = next(stream)
-                number = done * passes + own * processes.world + processes.rank
-                # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
-                torch.manual_seed((plan.seed * SEED_STRIDE + number) % 2**63)
-                with _added_up(trained, is_last=own == own_passes - 1):
-                    with runtime.precision():
-                        loss = trained(batch, done / plan.steps)
-                    # Gradients are then averaged over processes, so each scales by its own share of the passes.
-                    (loss.total / own_passes).backward()
-                losses.append(loss)
+        while state.done < plan.steps:
+            for group in state.optimizer.param_groups:
+                group["lr"] = plan.lr_at(state.done) * group["lr_scale"]
+            losses = _passes_of_step(trained, stream, state.done, passes, plan, runtime)
             limit = math.inf if optim.clip is None else optim.clip
             norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
             total, grad_norm, signal_number = _agreed(losses, norm, stop, passes, processes)
-
             if math.isfinite(total) and math.isfinite(grad_norm):
-                optimizer.step()
-                bad_steps = 0
+                state.apply()
                 window.add(losses)
-                if average is not None:
-                    average.update()
             else:
-                bad_steps += 1
-                sentence = f"step {done + 1} was not applied: loss {total:g}, gradient norm {grad_norm:g}"
-                journal.record("note", done + 1, text=sentence)
-                journal.say(sentence)
-                if bad_steps >= loop.max_bad_steps:
-                    raise NumericalError(
-                        f"{bad_steps} steps in a row were not finite, the last was step {done + 1}; start again in another --out "
-                        "with a lower --lr, a smaller --optim.clip, or --precision float32"
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            done += 1
+                state.pass_over(total, grad_norm, loop.max_bad_steps, journal)
+            state.optimizer.zero_grad(set_to_none=True)
+            state.done += 1
 
-            if is_due(done, loop.log_every, plan.steps):
-                values = window.close(done)
-                values.update(lr=plan.lr_at(done - 1), grad_norm=grad_norm, epoch=done / plan.steps_per_epoch)
-                values["images_per_second"] = values.pop("steps_per_second") * plan.pictures_per_step
-                journal.record("train", done, **values)
-                journal.progress(_line(done, plan, values), is_last=done == plan.steps)
-            is_evaluated = evaluators and is_due(done, loop.evaluate_every, plan.steps)
+            if is_due(state.done, loop.log_every, plan.steps):
+                _log(window, state.done, plan, grad_norm, journal)
+            is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, plan.steps)
             try:
                 if is_evaluated and processes.is_main:
                     with window.paused():
-                        _evaluate(objective, average, evaluators, best, journal, done)
+                        _evaluate(objective, average, evaluators, best, journal, state.done)
             finally:  # pictures that cannot be evaluated must not cost the steps since the last save
-                is_saved = is_evaluated or is_due(done, loop.save_every, plan.steps) or signal_number is not None
+                is_saved = is_evaluated or is_due(state.done, loop.save_every, plan.steps) or signal_number is not None
                 if is_saved and processes.is_main:
-                    checkpoints.save(
-                        done,
-                        {
-                            "objective": objective.state_dict(),
-                            "optimizer": optimizer.state_dict(),
-                            "average": {} if average is None else average.averages,
-                            "step": done,
-                            "bad_steps": bad_steps,
-                            "best": -math.inf if best is None else best.value,
-                        },
-                    )
+                    state.save(checkpoints)
             if is_saved:
                 with window.paused():
                     processes.wait()
-            if signal_number is not None and done < plan.steps:
-                raise Interrupted(done, plan.steps, signal_number)
+            if signal_number is not None and state.done < plan.steps:
+                raise Interrupted(state.done, plan.steps, signal_number)
     if average is not None:
         average.swap()
-    if bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
+    if state.bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
         raise NumericalError(
-            f"the run ended with numbers that are not finite after step {done}; start again in another --out with a lower --lr"
+            f"the run ended with numbers that are not finite after step {state.done}; start again in another --out with a "
+            "lower --lr"
         )
     objective.eval()
+
+
+@dataclass
+class _State:
+    """What training changes, and a checkpoint holds."""
+
+    objective: nn.Module
+    optimizer: Optimizer
+    average: WeightAverage | None
+    best: Best | None
+    done: int = 0
+    bad_steps: int = 0
+
+    def restore(self, checkpoints: Checkpoints, runtime: Runtime) -> bool:
+        """Continue the stored state, if there is one; whether there is."""
+        stored = checkpoints.restore()
+        if stored is None:
+            return False
+        try:
+            self.objective.load_state_dict(stored["objective"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+        except (RuntimeError, ValueError, KeyError):
+            raise UserError(f"{checkpoints.folder} holds the state of another network; choose another --out") from None
+        if self.average is not None:
+            self.average.averages = {name: tensor.to(runtime.device) for name, tensor in stored["average"].items()}
+        if self.best is not None:
+            self.best.value = stored["best"]
+        self.done, self.bad_steps = stored["step"], stored["bad_steps"]
+        return True
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Store all of it."""
+        checkpoints.save(
+            self.done,
+            {
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": {} if self.average is None else self.average.averages,
+                "step": self.done,
+                "bad_steps": self.bad_steps,
+                "best": -math.inf if self.best is None else self.best.value,
+            },
+        )
+
+    def apply(self) -> None:
+        """Step by the gradients."""
+        self.optimizer.step()
+        self.bad_steps = 0
+        if self.average is not None:
+            self.average.update()
+
+    def pass_over(self, total: float, grad_norm: float, most: int, journal: Journal) -> None:
+        """Leave out a step that is not finite; raise a `NumericalError` if it is the `most`-th in a row."""
+        self.bad_steps += 1
+        sentence = f"step {self.done + 1} was not applied: loss {total:g}, gradient norm {grad_norm:g}"
+        journal.record("note", self.done + 1, text=sentence)
+        journal.say(sentence)
+        if self.bad_steps >= most:
+            raise NumericalError(
+                f"{self.bad_steps} steps in a row were not finite, the last was step {self.done + 1}; start again in another "
+                "--out with a lower --lr, a smaller --optim.clip, or --precision float32"
+            )
+
+
+def _passes_of_step(
+    trained: nn.Module, stream: Iterator[Batch], done: int, passes: int, plan: Plan, runtime: Runtime
+) -> list[Loss]:
+    """The losses of this process's forward passes in the step after `done`, whose gradients are added up."""
+    processes, losses = runtime.processes, []
+    own_passes = passes // processes.world
+    for own in range(own_passes):
+        batch = next(stream)
+        number = done * passes + own * processes.world + processes.rank
+        # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
+        torch.manual_seed((plan.seed * SEED_STRIDE + number) % 2**63)
+        with _added_up(trained, is_last=own == own_passes - 1):
+            with runtime.precision():
+                loss = trained(batch, done / plan.steps)
+            # Gradients are then averaged over processes, so each scales by its own share of the passes.
+            (loss.total / own_passes).backward()
+        losses.append(loss)
+    return losses
+
+
+def _log(window: _Window, done: int, plan: Plan, grad_norm: float, journal: Journal) -> None:
+    """Record what happened since the last log line, and show it."""
+    values = window.close(done)
+    values.update(lr=plan.lr_at(done - 1), grad_norm=grad_norm, epoch=done / plan.steps_per_epoch)
+    values["images_per_second"] = values.pop("steps_per_second") * plan.pictures_per_step
+    journal.record("train", done, **values)
+    journal.progress(_line(done, plan, values), is_last=done == plan.steps)
 
 
 def _check_agreement(processes: Processes, done: int, checkpoints: Checkpoints) -> None:

@@ -140,6 +140,9 @@ def test_a_stopped_command_goes_on_and_ends_the_same(
     kept = first.stat().st_mtime_ns
     there = len(list(first.parent.glob("part-*.json")))
     assert 1 <= there < 16
+    if number == signal.SIGINT:
+        kept_in = f"they are kept in {first.parent}, the same command continues"
+        assert said.splitlines()[-1] == f"beitkit: stopped after part {there} of 16; {kept_in}"
 
     capsys.readouterr()
     assert command(*arguments, out, "--top", 1) == 2  # another command's parts

@@ -22,9 +22,9 @@ class AblateRun:
     """The paper's table 4 on your pictures: what each part of BEiT is worth, against training from scratch."""
 
     images: Positional[Path]
-    """Unlabelled pictures for pre-training: a folder (nested or flat), or a .txt/.csv list of files."""
+    """Unlabelled pictures for pre-training: a folder (nested or flat), or a list of files (.txt, .csv, .jsonl)."""
     labelled: Positional[Path]
-    """Labelled pictures for fine-tuning: train/<class>/ and val/<class>/, or <class>/ alone, or a .csv with path and label."""
+    """Labelled pictures for fine-tuning: train/<class>/ and val/<class>/, or <class>/ alone, or a .csv or .jsonl list."""
     _: KW_ONLY
     tokenizer: Path
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""

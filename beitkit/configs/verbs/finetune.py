@@ -23,7 +23,7 @@ class FinetuneRun:
     """
 
     images: Positional[Path]
-    """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv with path and label."""
+    """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv or .jsonl list with path and label."""
     _: KW_ONLY
     model: Path | None = None
     """Pre-trained run folder or checkpoint to start from."""

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -22,8 +22,8 @@ Pool = Literal["mean", "cls", "both", "patches"]
 class PredictRun:
     """Name what new pictures show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
 
-    inputs: Positional[tuple[Path, ...]]
-    """Pictures, folders, quoted globs, or .txt/.csv lists of files, mixed."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    """Pictures, folders, quoted globs, or lists of files (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of a classifier or a segmenter."""
@@ -55,8 +55,8 @@ class PredictRun:
 class EmbedRun:
     """Write the features of pictures, for search, clustering or a classifier of one's own."""
 
-    inputs: Positional[tuple[Path, ...]]
-    """Pictures, folders, quoted globs, or .txt/.csv lists of files, mixed."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    """Pictures, folders, quoted globs, or lists of files (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of any network."""
