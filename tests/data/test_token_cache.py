@@ -1,7 +1,6 @@
 """The store of tokens: what survives a kill, its size, and which view an epoch shows."""
 
 import os
-import random
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from beitkit.configs.data import ViewConfig
+from beitkit.configs.data import MaskConfig, ViewConfig
 from beitkit.data import token_cache
 from beitkit.data.contents import contents_of, first_changed
 from beitkit.data.files import PictureList, find_pictures
+from beitkit.data.masking import masker
 from beitkit.data.stream import PictureDataset
 from beitkit.data.token_cache import CacheKey, TokenCache, bytes_per_view, open_cache
 from beitkit.data.views import PretrainView
@@ -140,11 +140,8 @@ def test_every_view_comes_once_before_one_comes_again(files: PictureList) -> Non
 
 
 def test_a_stored_view_repeats_and_its_mask_does_not(files: PictureList) -> None:
-    def masker(rng: random.Random) -> torch.Tensor:
-        return torch.tensor([[rng.random() < 0.5 for _ in range(16)]])
-
     def data(views: int | None) -> PictureDataset:
-        return PictureDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), masker=masker, views=views)  # type: ignore[arg-type]
+        return PictureDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), masker=masker(MaskConfig(), (4, 4)), views=views)
 
     first, again = (data(1).read(epoch, 2) for epoch in (0, 1))
     assert torch.equal(first["images"], again["images"])
