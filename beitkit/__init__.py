@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         recipes,
         segment,
         show_load,
+        tokenize,
         tokenizer,
     )
 
@@ -66,6 +67,7 @@ _HOME = {
     "inspect": "verbs",
     "show_load": "verbs",
     "export": "verbs",
+    "tokenize": "verbs",
     "tokenizer": "verbs",
 }
 
@@ -97,6 +99,7 @@ __all__ = [
     "save",
     "segment",
     "show_load",
+    "tokenize",
     "tokenizer",
 ]
 

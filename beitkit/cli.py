@@ -26,6 +26,7 @@ from beitkit.train.launch import Place, place
 VERBS = {
     "demo": "DemoRun",
     "tokenizer": "TokenizerRun",
+    "tokenize": "TokenizeRun",
     "pretrain": "PretrainRun",
     "finetune": "FinetuneRun",
     "probe": "ProbeRun",
@@ -52,6 +53,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
 
   beitkit demo                                                    everything below on bundled pictures, in minutes
   beitkit tokenizer photos/ --out runs/tok                        train a discrete VAE on your pictures
+  beitkit tokenize  photos/ --tokenizer runs/tok --out tokens     store the tokens of some views, to compute them once
   beitkit pretrain  photos/ --tokenizer runs/tok --out runs/pre   predict the visual tokens of masked patches
   beitkit probe     labelled/ --model runs/pre                    judge the frozen features of every block
   beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them

@@ -33,6 +33,7 @@ from beitkit.runs import probe as probe_run
 from beitkit.runs import recipes as recipes_run
 from beitkit.runs import segment as segment_run
 from beitkit.runs import show_load as show_load_run
+from beitkit.runs import tokenize as tokenize_run
 from beitkit.runs import tokenizer as tokenizer_run
 
 Config = TypeVar("Config")
@@ -102,6 +103,7 @@ def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
 
 demo = Verb("demo", verbs.DemoRun, demo_run.run)
 tokenizer = Verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
+tokenize = Verb("tokenize", verbs.TokenizeRun, tokenize_run.run)
 pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
 finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)

@@ -12,13 +12,14 @@ Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `tok
 replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b), or `targets` float32 (b, classes),
 1 where a picture has the class and else 0; `erased` int64 (b, 5), see `augment`; `label_map` uint8 (b, h, w) and `extent`
 int64 (b, 2), see `scene_views`; `index` int64 (b), which picture; `broken` int64 (b), the picture that should have been there
-but cannot be read, else -1.
+but cannot be read, else -1; `view` int64 (b), with stored views which of them it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
 import signal
 import threading
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -82,6 +84,7 @@ class PictureDataset:
         label_map: Callable[[int], Image.Image] | None = None,
         repeats: int = 1,
         balanced: bool = False,
+        views: int | None = None,
     ) -> None:
         """A dataset of `files`.
 
@@ -97,6 +100,7 @@ class PictureDataset:
                 may raise `BrokenPicture`, which makes the pair count as unreadable.
             repeats: how many positions in a row a picture of the order fills.
             balanced: whether every class gets as many positions of an epoch; needs one label a picture.
+            views: how many views a picture has (decision 005); None draws another one every epoch.
         """
         if not len(files):
             raise UserError(f"the list of pictures in {files.root} is empty")
@@ -110,6 +114,7 @@ class PictureDataset:
         self.label_map = label_map
         self.repeats = repeats
         self.balanced = balanced
+        self.views = views
         self._mode = picture_mode(channels)
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
@@ -146,11 +151,15 @@ class PictureDataset:
     def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:
         """One picture as an epoch shows it for the first or a repeated time, or its replacement."""
         shown, inputs = self._readable(index)
-        # The view has its own generator: it can be drawn again without the mask, which stored tokens will need.
+        # The view has its own generator: a stored view comes again, each time under another mask.
         shown_before = (repeat,) if repeat else ()
-        sample = self.view(
-            *(inputs or self._blank()), random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before))
-        )
+        drawn_from: tuple[int | str, ...] = ("view", epoch, index, *shown_before)
+        stored: dict[str, Tensor] = {}
+        if self.views is not None:
+            number = self.view_number(epoch, shown)
+            drawn_from = ("stored view", shown, number)
+            stored = {"view": torch.tensor(number)}
+        sample = stored | self.view(*(inputs or self._blank()), random.Random(derived_seed(self.seed, *drawn_from)))
         if self.masker is not None:
             sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index, *shown_before))).flatten()
         if self.files.labels is not None:
@@ -159,6 +168,12 @@ class PictureDataset:
             sample["targets"] = torch.tensor(self.files.targets[shown], dtype=torch.float32)
         is_broken = shown != index or inputs is None
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
+
+    def view_number(self, epoch: int, index: int) -> int:
+        """Which of its stored views a picture has in an epoch: all of them, in another order every `views` epochs."""
+        assert self.views is not None
+        turn, place = divmod(epoch, self.views)
+        return random.Random(derived_seed(self.seed, "views", turn, index)).sample(range(self.views), self.views)[place]
 
     def _readable(self, index: int) -> tuple[int, tuple[Image.Image, ...] | None]:
         """The index of the picture to show for this one, and what the view takes; None where there is no replacement."""
@@ -245,6 +260,17 @@ def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int 
     return _batches(dataset, keys, workers)
 
 
+def stored_views_stream(
+    dataset: PictureDataset, batch_size: int, is_wanted: Callable[[int, int], bool], indices: Iterable[int], *, workers: int = 0
+) -> Generator[Batch, None, None]:
+    """The wanted stored views `is_wanted(index, number)` of these pictures, once, one picture after the other."""
+    assert dataset.views is not None
+    # In the first `views` epochs a picture has each of its views once.
+    epochs = range(dataset.views)
+    keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
+    return _batches(dataset, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
+
+
 def default_workers(cores: int | None = None) -> int:
     """Worker processes for a number of cores: all but one of them, at most 16.
 
@@ -281,11 +307,21 @@ def tokenized(stream: Iterable[Batch], tokenizer: Tokenizer, patch_grid: Pair) -
         UserError: the tokenizer's grid is not the patch grid.
     """
     for batch in stream:
-        with torch.no_grad():
-            ids = tokenizer.encode(batch["token_images"].float().div_(255))  # (b, gh, gw)
-        if ids.shape[1:] != patch_grid:
-            raise UserError(_grids_differ(patch_grid, (ids.shape[1], ids.shape[2]), tokenizer.stride))
-        yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids.flatten(1)}
+        ids = token_ids(batch["token_images"], tokenizer, patch_grid)
+        yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids}
+
+
+@torch.no_grad()
+def token_ids(images: UInt8[Tensor, "b c h w"], tokenizer: Tokenizer, patch_grid: Pair) -> Int64[Tensor, "b n"]:
+    """The tokenizer's ids of token views, on its device.
+
+    Raises:
+        UserError: the tokenizer's grid is not the patch grid.
+    """
+    ids = tokenizer.encode(images.float().div_(255))  # (b, gh, gw)
+    if ids.shape[1:] != patch_grid:
+        raise UserError(_grids_differ(patch_grid, (ids.shape[1], ids.shape[2]), tokenizer.stride))
+    return ids.flatten(1)
 
 
 def counted_broken(

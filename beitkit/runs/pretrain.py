@@ -12,13 +12,14 @@ from torch import Tensor
 from beitkit.configs.train import decided
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
-from beitkit.data.stream import counted_broken, evaluation_stream, training_stream
+from beitkit.data.stream import counted_broken, evaluation_stream
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.interop.native import save_native
 from beitkit.nn.models import MaskedImageModel
 from beitkit.runs.pretrain_report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
 from beitkit.runs.pretrain_setup import Setup
+from beitkit.runs.stored_tokens import cached_tokens, described, raw_batches, saved_time
 from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
@@ -42,26 +43,23 @@ def run(config: PretrainRun) -> Path:
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(**setup.inputs())
-    if setup.tokenizer is not None:
-        setup.tokenizer.to(runtime.device)
+    cached = cached_tokens(setup, folder, runtime)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = setup.objective().to(runtime.device)
     journal.say(_announcement(setup, objective.model, plan, runtime))
+    if cached is not None:
+        journal.say(described(cached.cache))
     dataset, fixed = setup.dataset(), setup.fixed()
     waited = WaitMeter()
+    first_step = 0
 
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(
-            dataset,
-            decided(config.train.batch_size),
-            start_batch=start,
-            workers=config.machine.workers,
-            rank=runtime.rank,
-            world=runtime.world,
-        )
+        nonlocal first_step
+        first_step = start * runtime.world // decided(config.loop.accumulate)
+        stream = raw_batches(setup, start, cached, runtime)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        return setup.prepared(waited.metered(stream), runtime.device)
+        return setup.prepared(waited.metered(stream), runtime.device, cached)
 
     def fixed_batches() -> Iterator[Batch]:
         return setup.prepared(evaluation_stream(fixed, decided(config.train.batch_size), workers=0), runtime.device)
@@ -76,22 +74,30 @@ def run(config: PretrainRun) -> Path:
     else:
         metric = "accuracy"
         evaluator = MaskedAccuracy(predict, fixed_batches, setup.recover_all)
-    fit(
-        objective,
-        batches,
-        layered_groups(objective.model, objective.model, config.optim),
-        plan=plan,
-        loop=config.loop,
-        optim=config.optim,
-        runtime=runtime,
-        journal=journal,
-        checkpoints=folder.checkpoints,
-        waited=waited,
-        evaluators=[evaluator],
-        best=Best(f"{evaluator.name}/{metric}", lambda: save_native(objective.model, folder.best)),
-    )
+    try:
+        fit(
+            objective,
+            batches,
+            layered_groups(objective.model, objective.model, config.optim),
+            plan=plan,
+            loop=config.loop,
+            optim=config.optim,
+            runtime=runtime,
+            journal=journal,
+            checkpoints=folder.checkpoints,
+            waited=waited,
+            evaluators=[evaluator],
+            best=Best(f"{evaluator.name}/{metric}", lambda: save_native(objective.model, folder.best)),
+        )
+    finally:
+        if cached is not None:
+            cached.cache.flush()
     if runtime.is_main:
-        write_report(folder, setup, objective.model, runtime)
+        saved = None if cached is None else saved_time(cached, setup, first_step)
+        if saved is not None:
+            journal.record("note", plan.steps, text=saved)
+            journal.say(saved)
+        write_report(folder, setup, objective.model, runtime, saved)
         save_native(objective.model.cpu(), folder.path)
     runtime.processes.wait()
     journal.say(

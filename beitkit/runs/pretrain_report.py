@@ -28,8 +28,8 @@ COUNTED_BATCHES = 4
 SHOWN_PICTURES = 8
 
 
-def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: Runtime) -> None:
-    """Write report.html and reconstructions.png of a run whose training is done."""
+def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: Runtime, saved: str | None = None) -> None:
+    """Write report.html and reconstructions.png of a run whose training is done; `saved` is what a token cache brought."""
     config = setup.config
     events = read_journal(folder.journal)
     stream = training_stream(setup.dataset(), decided(config.train.batch_size), workers=config.machine.workers)
@@ -47,6 +47,7 @@ def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runti
             ("Mask", mask_of(setup)),
             ("Pictures", f"{len(setup.files):,}, no labels used"),
             ("Device", runtime.describe()),
+            *([] if saved is None else [("Token cache", saved)]),
             *([] if config.recipe is None else [("Recipe", config.recipe)]),
             *folder.broken_facts(),
         ]

@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig
+from beitkit.configs.data import ViewConfig
+from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig, Pair
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
+from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.masking import Masker, masker
-from beitkit.data.stream import PictureDataset, normalized, to_device, tokenized
+from beitkit.data.stream import PictureDataset, normalized, to_device, token_ids, tokenized
+from beitkit.data.token_cache import CacheKey, read_key
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
 from beitkit.interop.kinds import TokenizerNetwork
@@ -34,13 +38,16 @@ class Setup:
     model: MaskedImageModelConfig
     draw_mask: Masker
     files: PictureList
+    views: int | None
+    """Stored views of a picture; None shows another one every epoch."""
 
     @classmethod
     def of(cls, config: PretrainRun) -> Setup:
         """Read the tokenizer, find the pictures, and refuse what cannot work together."""
         tokenizer = _tokenizer(config)
         model = model_of(config, tokenizer)
-        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_pictures(config.images))
+        views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
+        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_pictures(config.images), views)
 
     @property
     def recover_all(self) -> bool:
@@ -50,25 +57,39 @@ class Setup:
     def inputs(self) -> dict[str, str]:
         """Digests of what the run reads, by what a person calls it."""
         tokenizer = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fingerprint}
-        return {"pictures": self.files.digest} | tokenizer
+        stored = {} if self.views is None else {"stored views": str(self.views)}
+        return {"pictures": self.files.digest} | tokenizer | stored
 
     def objective(self) -> MaskedTokens | MaskedPixels:
         """The objective over a fresh network."""
         kind = MaskedPixels if self.tokenizer is None else MaskedTokens
         return kind(MaskedImageModel(self.model), recover_all=self.recover_all)
 
-    def dataset(self) -> PictureDataset:
-        """Pictures with their masks; where there is a tokenizer in two views, the second with one token per patch."""
-        grid, token_size = self.model.backbone.grid, None
-        if self.tokenizer is not None:
-            token_size = grid[0] * self.tokenizer.stride, grid[1] * self.tokenizer.stride
+    def cache_key(self, views: int) -> CacheKey:
+        """What the tokens of this many stored views depend on."""
+        assert self.tokenizer is not None
+        backbone = self.model.backbone
+        return key_of(
+            self.files, self.tokenizer, self.config.view, backbone.image_size, backbone.patch, self.config.train.seed, views
+        )
+
+    def dataset(self, *, shows_tokenizer: bool = True) -> PictureDataset:
+        """Pictures with their masks; where there is a tokenizer in two views, the second with one token per patch.
+
+        Without `shows_tokenizer` the second view is left out.
+        """
+        backbone = self.model.backbone
+        token_size = None
+        if self.tokenizer is not None and shows_tokenizer:
+            token_size = token_size_of(self.tokenizer, backbone.grid)
         return PictureDataset(
             self.files,
-            PretrainView(self.config.view, self.model.backbone.image_size, token_size),
+            PretrainView(self.config.view, backbone.image_size, token_size),
             masker=self.draw_mask,
-            channels=self.model.backbone.channels,
+            channels=backbone.channels,
             seed=self.config.train.seed,
-            smallest=self.model.backbone.patch,
+            smallest=backbone.patch,
+            views=self.views,
         )
 
     def fixed(self) -> PictureDataset:
@@ -86,11 +107,46 @@ class Setup:
             smallest=dataset.smallest,
         )
 
-    def prepared(self, stream: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    def prepared(self, stream: Iterator[Batch], device: torch.device, cached: CachedTokens | None = None) -> Iterator[Batch]:
         """Batches ready for the objective."""
         statistics = self.model.preprocessing
+        if cached is not None:
+            stream = cached.tokenized(stream)
         stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
-        return stream if self.tokenizer is None else tokenized(stream, self.tokenizer, self.model.backbone.grid)
+        if self.tokenizer is None or cached is not None:
+            return stream
+        self.tokenizer.to(device)
+        return tokenized(stream, self.tokenizer, self.model.backbone.grid)
+
+    def encode(self, images: Tensor, device: torch.device) -> Tensor:
+        """Ids (b, n) of token views (b, c, h, w), uint8; moves the tokenizer to the device when it is first needed."""
+        assert self.tokenizer is not None
+        return token_ids(images.to(device), self.tokenizer.to(device), self.model.backbone.grid)
+
+
+def token_size_of(tokenizer: TokenizerNetwork, grid: Pair) -> Pair:
+    """Size of the view that has one token per patch."""
+    return grid[0] * tokenizer.stride, grid[1] * tokenizer.stride
+
+
+def key_of(
+    files: PictureList, tokenizer: TokenizerNetwork, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
+) -> CacheKey:
+    """What the tokens of stored views depend on."""
+    grid = image_size[0] // patch[0], image_size[1] // patch[1]
+    return CacheKey(
+        tokenizer=tokenizer.fingerprint,
+        vocabulary=tokenizer.vocabulary,
+        pictures=files.digest,
+        view=view,
+        image_size=image_size,
+        patch=patch,
+        token_size=token_size_of(tokenizer, grid),
+        channels=tokenizer.channels,
+        grid=grid,
+        seed=seed,
+        views=views,
+    )
 
 
 def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedImageModelConfig:

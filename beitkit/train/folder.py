@@ -199,7 +199,7 @@ def _is_of_no_value(entry: Path) -> bool:
     return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 
 
-def locked(path: Path) -> int:
+def locked(path: Path, option: str = "--out") -> int:
     """A lock that ends with this process, so that two starts of one command do not write over each other."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(lock, False)
@@ -207,7 +207,7 @@ def locked(path: Path) -> int:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise UserError(f"another process is writing to --out {path}; wait for it, or choose another --out") from None
+        raise UserError(f"another process is writing to {option} {path}; wait for it, or choose another {option}") from None
     return lock
 
 

@@ -23,6 +23,7 @@ from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.recipes import RecipesRun
 from beitkit.configs.verbs.segment import SegmentRun
+from beitkit.configs.verbs.tokenize import TokenizeRun
 from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
@@ -47,5 +48,6 @@ __all__ = [
     "SegmentRun",
     "ShowLoadRun",
     "Task",
+    "TokenizeRun",
     "TokenizerRun",
 ]

@@ -14,6 +14,8 @@ from beitkit.errors import UserError, check_finite
 
 DEFAULT_PATCH = 16
 """Side of a patch in pixels, where a network is described and nothing else is said (BEiT's)."""
+MOST_VIEWS = 4096
+"""Stored views of a picture; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
 """Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
 
@@ -60,6 +62,12 @@ def check_batch(batch_size: int) -> None:
     """Raise a `UserError` for a batch without pictures."""
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
+
+
+def check_views(views: int | None) -> None:
+    """Raise a `UserError` for a number of stored views that makes no sense."""
+    if views is not None and not 1 <= views <= MOST_VIEWS:
+        raise UserError(f"--views must lie in [1, {MOST_VIEWS}], got {views}; leave it out for another view every epoch")
 
 
 def check_start(model: Path | None, scratch: bool, network: NetworkConfig, described: dict[str, str | int | None]) -> None:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
-from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_views
 from beitkit.errors import UserError
 
 
@@ -41,6 +41,12 @@ class PretrainRun:
     cls_branch: int | None = None
     """BEiT v2's second prediction through the class token: after how many blocks the patches are handed to it (v2: 9 of 12, 21
     of 24); None leaves it out."""
+    views: int | None = None
+    """Stored views of a picture, all of which it shows before one comes again (masks are always fresh): their tokens are computed
+    once and kept. None shows another view every epoch, and computes its tokens."""
+    tokens: Path | None = None
+    """Token cache that `beitkit tokenize` made (or another run, in its folder `tokens`); None keeps one in the run folder where
+    --views is given."""
     channels: Literal[1, 3] | None = None
     """Channels of the pictures: 1 (grey) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
     train: Annotated[TrainConfig, Flat] = TrainConfig()
@@ -60,6 +66,9 @@ class PretrainRun:
             raise UserError("--mask.kind none hides nothing, so there is nothing masked to predict; give --recover all with it")
         if self.target == "pixels" and self.tokenizer is not None:
             raise UserError("--target pixels uses no tokenizer; leave --tokenizer out, or predict its tokens")
+        if self.target == "pixels" and (self.views is not None or self.tokens is not None):
+            raise UserError("--target pixels has no tokens to store; leave --views and --tokens out")
+        check_views(self.views)
         if self.cls_branch is not None and (self.target == "pixels" or self.recover == "all"):
             raise UserError(
                 f"--cls-branch predicts the tokens of masked patches a second time; "
