@@ -78,7 +78,7 @@ class EvaluateRun:
     """Measure one or several fine-tuned networks on the same labelled pictures: classifiers, or segmenters."""
 
     images: Positional[Path]
-    """Class folders, or a .csv or .jsonl list with labels; for segmenters pictures and masks. The val part, where there is one."""
+    """Class folders, or a .csv or .jsonl list with labels; for segmenters pictures and masks. The val part, if there is one."""
     _: KW_ONLY
     model: tuple[Path, ...]
     """Run folders or checkpoints with the same classes; several are compared side by side."""
