@@ -71,7 +71,7 @@ class Chosen(NamedTuple):
 
 
 def narrowness(width: int) -> float:
-    """How much more learning rate a network narrower than the base size bears: the root of the ratio (decision 005)."""
+    """How much more learning rate a network narrower than the base size bears: the root of the ratio (decision 006)."""
     return max(1.0, (BASE_WIDTH / width) ** 0.5)
 
 

@@ -24,12 +24,9 @@ from beitkit.data.mixing import mixed
 from beitkit.data.sides import median_side
 from beitkit.data.stream import (
     PictureDataset,
-    counted_broken,
     evaluation_batches,
     evaluation_dataset,
     normalized,
-    to_device,
-    training_stream,
 )
 from beitkit.data.views import TrainView
 from beitkit.errors import UserError
@@ -49,6 +46,7 @@ from beitkit.interop.read import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune_report import Compared, Outcome, write_report
+from beitkit.runs.training_data import TrainingReader
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -181,18 +179,20 @@ class _Streams:
 
     def training(self, first: int) -> Iterator[Batch]:
         """Endless batches from number `first` on: views, normalized, erased, mixed."""
-        config, preprocessing, folder = self.config, self.network.preprocessing, self.folder
-        workers = config.machine.workers
-        place = {"rank": self.runtime.rank, "world": self.runtime.world}
-        stream = training_stream(self.dataset, decided(config.train.batch_size), start_batch=first, workers=workers, **place)
-        stream = counted_broken(stream, self.dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        stream = to_device(self.waited.metered(stream), self.runtime.device)
-        stream = normalized(stream, preprocessing.mean, preprocessing.std)
+        config, preprocessing = self.config, self.network.preprocessing
+        reader = TrainingReader(config.train, config.machine, config.read, self.runtime, self.folder, self.waited)
+        stream = normalized(reader.batches(self.dataset, first), preprocessing.mean, preprocessing.std)
         if config.augment.erasing:
             stream = erased(stream)
         if config.augment.is_mixing:
             stream = mixed(
-                stream, config.augment, classes=len(self.network.classes), seed=config.train.seed, first=first, **place
+                stream,
+                config.augment,
+                classes=len(self.network.classes),
+                seed=config.train.seed,
+                first=first,
+                rank=self.runtime.rank,
+                world=self.runtime.world,
             )
         return stream
 

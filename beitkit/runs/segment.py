@@ -22,7 +22,7 @@ from beitkit.data.scene_audit import audit
 from beitkit.data.scene_pass import readable_scenes
 from beitkit.data.scene_views import SceneTrainView, blanked
 from beitkit.data.scenes import CLASSES_FILE, Scenes, as_csv, picture_header, sampled, train_and_val_scenes
-from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
+from beitkit.data.stream import PictureDataset, normalized
 from beitkit.errors import UserError
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.load import load
@@ -34,6 +34,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.report.overlays import palette_of
 from beitkit.runs.scene_sheets import judged
 from beitkit.runs.segment_report import write_report
+from beitkit.runs.training_data import TrainingReader
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -110,17 +111,10 @@ def run(config: SegmentRun) -> Result:
     preprocessing = model.config.preprocessing
     waited = WaitMeter()
 
+    reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
+
     def batches(first: int) -> Iterator[Batch]:
-        stream = training_stream(
-            dataset,
-            decided(config.train.batch_size),
-            start_batch=first,
-            workers=config.machine.workers,
-            rank=runtime.rank,
-            world=runtime.world,
-        )
-        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        return blanked(normalized(to_device(waited.metered(stream), runtime.device), preprocessing.mean, preprocessing.std))
+        return blanked(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
 
     def predict(picture: Tensor) -> Tensor:
         return predict_label_map(model, picture, config.inference, runtime.precision)

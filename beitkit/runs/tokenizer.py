@@ -14,7 +14,7 @@ from beitkit.configs.train import decided
 from beitkit.configs.verbs import TokenizerRun
 from beitkit.contracts import Batch
 from beitkit.data.files import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, counted_broken, evaluation_batches, normalized, to_device, training_stream
+from beitkit.data.stream import PictureDataset, evaluation_batches, normalized
 from beitkit.data.views import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluation.tokens import TokenizerQuality
@@ -25,6 +25,7 @@ from beitkit.report.journal import read_journal
 from beitkit.report.normal import tokenizer_lines
 from beitkit.report.pictures import token_map
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.runs.training_data import TrainingReader
 from beitkit.system import quoted
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.health import diagnose
@@ -78,18 +79,10 @@ def run(config: TokenizerRun) -> Path:
     )
     waited = WaitMeter()
 
+    reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
+
     def batches(start: int) -> Iterator[Batch]:
-        stream = training_stream(
-            dataset,
-            decided(config.train.batch_size),
-            start_batch=start,
-            workers=config.machine.workers,
-            rank=runtime.rank,
-            world=runtime.world,
-        )
-        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        stream = to_device(waited.metered(stream), runtime.device)
-        return normalized(stream, UNIT_RANGE.mean, UNIT_RANGE.std)
+        return normalized(reader.batches(dataset, start), UNIT_RANGE.mean, UNIT_RANGE.std)
 
     judge = Judge(config, files, runtime, folder)
     quality = TokenizerQuality(objective.tokenizer, judge.batches)
