@@ -1,4 +1,4 @@
-"""Class names of the two public data sets for segmentation that are recognized by their folders, in their official order."""
+"""Classes of the public data sets for segmentation that are recognized by themselves, in their official order."""
 
 from __future__ import annotations
 
@@ -26,3 +26,27 @@ ADE20K: tuple[str, ...] = (
     *("bulletin board", "shower", "radiator", "glass", "clock", "flag"),
 )
 """ADE20K's 150: pixel value 1 to 150; 0 is ignored."""
+
+CAMVID: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "sky": ((128, 128, 128),),
+    "building": ((128, 0, 0), (192, 0, 128), (0, 128, 64), (64, 0, 64), (64, 192, 0)),
+    "pole": ((192, 192, 128), (0, 0, 64)),
+    "road": ((128, 64, 128), (128, 0, 192), (192, 0, 64)),
+    "pavement": ((0, 0, 192), (64, 192, 128), (128, 128, 192)),
+    "tree": ((128, 128, 0), (192, 192, 0)),
+    "sign": ((192, 128, 128), (128, 128, 64), (0, 64, 64)),
+    "fence": ((64, 64, 128),),
+    "car": ((64, 0, 128), (64, 128, 192), (192, 128, 192), (192, 64, 128), (128, 64, 64)),
+    "pedestrian": ((64, 64, 0), (192, 128, 64), (64, 0, 192), (64, 128, 64)),
+    "bicyclist": ((0, 128, 192), (192, 0, 192)),
+}
+"""CamVid's 11 classes as SegNet groups them, each with the colors of the original's 32 that belong to it, its own first.
+
+building: Building, Archway, Bridge, Tunnel, Wall; pole: Column_Pole, TrafficCone; road: Road, LaneMkgsDriv, LaneMkgsNonDriv;
+pavement: Sidewalk, ParkingBlock, RoadShoulder; tree: Tree, VegetationMisc; sign: SignSymbol, Misc_Text, TrafficLight; car: Car,
+SUVPickupTruck, Truck_Bus, Train, OtherMoving; pedestrian: Pedestrian, Child, CartLuggagePram, Animal; bicyclist: Bicyclist,
+MotorcycleScooter.
+"""
+CAMVID_VOID = (0, 0, 0)
+CAMVID_SEQUENCES = ("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")
+"""What the names of its pictures begin with."""

@@ -69,8 +69,14 @@ class LabelCode:
         ids = {str(value): label for value, label in self.values if label != IGNORED}
         content = {"names": list(self.classes), "ids": ids, "ignore": [*ignored, *ignored_colors]}
         if self.colors:
-            content["colors"] = [list(color) for color in self.palette]
+            content["colors"] = [self._written_colors(label) for label in range(len(self.classes))]
         return json.dumps(content, ensure_ascii=False) + "\n"
+
+    def _written_colors(self, label: int) -> list[int] | list[list[int]]:
+        """The color of a class, or all of them where it has several, the one it is shown in first."""
+        shown = self.palette[label]
+        more = [list(color) for color, owner in self.colors if owner == label and color != shown]
+        return [list(shown), *more] if more else list(shown)
 
     def _of_values(self, mask: Mask) -> NDArray[np.uint8]:
         if mask.palette and self.colors:
@@ -132,9 +138,9 @@ class LabelCode:
 def read_classes(path: Path) -> LabelCode:
     """The label code that a `classes.json` describes.
 
-    Keys: `names`, a list, required; `colors`, one [r, g, b] per name; `ids`, an object from pixel value to name or class
-    number (without it value i is class i); `ignore`, a list of values and colors (without it [255]); `reduce_zero_label`,
-    true where value 0 is ignored and value i is class i - 1.
+    Keys: `names`, a list, required; `colors`, one [r, g, b] per name, or a list of these of which the first is shown; `ids`, an
+    object from pixel value to name or class number (without it value i is class i); `ignore`, a list of values and colors
+    (without it [255]); `reduce_zero_label`, true where value 0 is ignored and value i is class i - 1.
 
     Raises:
         UserError: unreadable, an unknown key, a wrong type, or a contradiction; the message names file and key.
@@ -151,7 +157,7 @@ def read_classes(path: Path) -> LabelCode:
     names = _names(path, content.get("names"))
     colors = _colors(path, content.get("colors"), names)
     values, ignored_colors = _values(path, content, names)
-    by_color = {color: label for label, color in enumerate(colors)}
+    by_color = {color: label for label, several in enumerate(colors) for color in several}
     both = next((color for color in ignored_colors if color in by_color), None)
     if both is not None:
         raise UserError(f"{path}: the color {list(both)} is ignored and is the color of {names[by_color[both]]!r}; keep one")
@@ -160,7 +166,7 @@ def read_classes(path: Path) -> LabelCode:
         classes=names,
         values=tuple(sorted(values.items())),
         colors=tuple(table.items()),
-        palette=colors or default_palette(len(names)),
+        palette=tuple(several[0] for several in colors) or default_palette(len(names)),
         source=str(path),
     )
 
@@ -185,6 +191,11 @@ def plain_code(
 
 
 def default_palette(count: int) -> tuple[Color, ...]:
+    """Colors for classes that have none of their own: Pascal VOC's but the first, which is black like what is ignored."""
+    return voc_palette(count + 1)[1:]
+
+
+def voc_palette(count: int) -> tuple[Color, ...]:
     """Pascal VOC's colors: the bits of the number dealt to red, green and blue, the highest first; 0 is black."""
     palette: list[Color] = []
     for number in range(count):
@@ -210,17 +221,25 @@ def _names(path: Path, names: object) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _colors(path: Path, colors: object, names: Sequence[str]) -> tuple[Color, ...]:
+def _colors(path: Path, colors: object, names: Sequence[str]) -> tuple[tuple[Color, ...], ...]:
+    """All colors of each class."""
     if colors is None:
         return ()
     if not isinstance(colors, list) or len(colors) != len(names):
         found = len(colors) if isinstance(colors, list) else type(colors).__name__
         raise UserError(f"{path}: colors must list one [red, green, blue] for each of the {len(names)} names, found {found}")
-    read = [_color(path, "colors", color) for color in colors]
-    twice = next((color for color in read if read.count(color) > 1), None)
+    read = [_colors_of_one(path, entry) for entry in colors]
+    every = [color for several in read for color in several]
+    twice = next((color for color in every if every.count(color) > 1), None)
     if twice is not None:
         raise UserError(f"{path}: colors lists {list(twice)} twice; each class needs its own color")
     return tuple(read)
+
+
+def _colors_of_one(path: Path, entry: object) -> tuple[Color, ...]:
+    """[red, green, blue], or a list of such."""
+    several = entry if isinstance(entry, list) and entry and isinstance(entry[0], list) else [entry]
+    return tuple(_color(path, "colors", color) for color in several)
 
 
 def _color(path: Path, key: str, color: object) -> Color:

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from beitkit.contracts import IGNORED
-from beitkit.data.class_names import ADE20K, VOC
+from beitkit.data.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
 from beitkit.data.files import PictureList, Split
-from beitkit.data.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain_code, read_classes
+from beitkit.data.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain_code, read_classes, voc_palette
 from beitkit.data.label_maps import Mask, read_mask, unpacked
 from beitkit.data.pictures import ORIENTATION, READABLE, UPRIGHT, BrokenPicture, open_picture, to_tensor
 from beitkit.data.scene_layout import COLUMNS, Pairs, locate_scenes, scene_splits
@@ -141,8 +141,8 @@ def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path |
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
-    it is Pascal VOC or ADE20K, else from the values that occur in the masks (in 4000 of them, drawn by a fixed seed, where
-    there are more): each is a class, 255 is ignored.
+    it is Pascal VOC, ADE20K or CamVid, else from the values that occur in the masks (in 4000 of them,
+    drawn by a fixed seed, where there are more): each is a class, 255 is ignored.
 
     Raises:
         UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
@@ -209,10 +209,31 @@ def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelCode:
     if beside.is_file():
         return read_classes(beside)
     if pairs.layout == "voc":
-        return plain_code(VOC, "Pascal VOC")
+        return replace(plain_code(VOC, "Pascal VOC"), palette=voc_palette(len(VOC)))
     if pairs.layout == "ade20k":
         return plain_code(ADE20K, "ADE20K", values=range(1, len(ADE20K) + 1), ignored=(0, IGNORED))
+    if _is_camvid(pairs.pictures):
+        return _camvid_code()
     return _discovered(pairs.masks, beside)
+
+
+def _is_camvid(pictures: PictureList) -> bool:
+    """Whether all pictures are named after CamVid's four sequences."""
+    return all(pictures.path(index).name.startswith(CAMVID_SEQUENCES) for index in range(len(pictures)))
+
+
+def _camvid_code() -> LabelCode:
+    """SegNet's 11 classes of CamVid: values 0 to 10 with 11 ignored, or the colors of the original's 32 classes."""
+    names, groups = tuple(CAMVID), list(CAMVID.values())
+    values = {label: label for label in range(len(names))} | {len(names): IGNORED, IGNORED: IGNORED}
+    colors = {color: label for label, group in enumerate(groups) for color in group} | {CAMVID_VOID: IGNORED}
+    return LabelCode(
+        classes=names,
+        values=tuple(values.items()),
+        colors=tuple(colors.items()),
+        palette=tuple(group[0] for group in groups),
+        source="CamVid",
+    )
 
 
 def _discovered(masks: PictureList, beside: Path) -> LabelCode:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beitkit.data.label_codes import LabelCode, default_palette, plain_code, read_classes
+from beitkit.data.label_codes import LabelCode, default_palette, plain_code, read_classes, voc_palette
 from beitkit.data.label_maps import Color, Mask
 from beitkit.data.pictures import BrokenPicture
 from beitkit.errors import UserError
@@ -122,9 +122,10 @@ def test_what_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_the_palette_is_that_of_pascal_voc() -> None:
     published = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128), (128, 128, 128)]
-    assert list(default_palette(21)[:9]) == [*published, (64, 0, 0)]
-    assert default_palette(21)[20] == (0, 64, 128)
+    assert list(voc_palette(21)[:9]) == [*published, (64, 0, 0)]
+    assert voc_palette(21)[20] == (0, 64, 128)
     assert len(set(default_palette(255))) == 255
+    assert (0, 0, 0) not in default_palette(255)
 
 
 def test_values_that_are_not_numbered_through(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from beitkit.data.class_names import ADE20K, VOC
-from beitkit.data.label_codes import default_palette
+from beitkit.data.class_names import ADE20K, CAMVID, VOC
+from beitkit.data.label_codes import read_classes, voc_palette
 from beitkit.data.pictures import BrokenPicture, to_tensor
 from beitkit.data.scene_layout import scene_splits
 from beitkit.data.scenes import Scenes, as_csv, find_scenes, train_and_val_scenes
@@ -33,7 +33,7 @@ def mask(path: Path, rows: object = ROWS, palette: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.array(rows, dtype=np.uint8))
     if palette:
-        image.putpalette([part for color in default_palette(256) for part in color])
+        image.putpalette([part for color in voc_palette(256) for part in color])
     image.save(path)
 
 
@@ -137,6 +137,41 @@ def test_the_palette_of_masks_colors_the_classes(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png", [[0, 2, 5, 255]] * 2, palette=True)
     assert find_scenes(tmp_path).code.palette == ((0, 0, 0), (0, 128, 0), (128, 0, 128))
+
+
+def test_camvid_is_known_by_its_names_with_values_or_with_colors(tmp_path: Path) -> None:
+    """SegNet's grouping of the published 32 colors: 31 in 11 classes, and Void."""
+    values, colors = tmp_path / "values", tmp_path / "colors"
+    picture(values / "images" / "train" / "0001TP_006690.png")
+    mask(values / "labels" / "train" / "0001TP_006690.png", [[0, 3, 11, 10], [255, 1, 1, 8]])
+    found = find_scenes(values, split="train")
+    assert ids(found) == [[0, 3, 255, 10], [255, 1, 1, 8]]
+    assert found.classes[:4] == ("sky", "building", "pole", "road")
+    picture(colors / "images" / "Seq05VD_f00000.png")
+    wall, lane, truck, void = (64, 192, 0), (128, 0, 192), (192, 128, 192), (0, 0, 0)
+    mask(colors / "masks" / "Seq05VD_f00000_L.png", [[wall, lane, truck, void]] * 2)
+    assert ids(find_scenes(colors)) == [[1, 3, 8, 255]] * 2
+    assert len({color for group in CAMVID.values() for color in group}) == 31
+    stored = tmp_path / "stored.json"
+    stored.write_text(found.code.as_json())
+    assert read_classes(stored) == found.code
+    picture(colors / "images" / "mine.png")
+    mask(colors / "masks" / "mine.png", [[wall, lane, truck, void]] * 2)
+    refused(colors, "holds colors")
+
+
+def test_several_colors_of_a_class(tmp_path: Path) -> None:
+    table = tmp_path / "classes.json"
+    table.write_text(json.dumps({"names": ["a", "b"], "colors": [[1, 2, 3], [[4, 5, 6], [7, 8, 9]]]}))
+    picture(tmp_path / "images" / "a.png")
+    mask(tmp_path / "masks" / "a.png", [[(1, 2, 3), (4, 5, 6), (7, 8, 9), (1, 2, 3)]] * 2)
+    found = find_scenes(tmp_path)
+    assert ids(found) == [[0, 1, 1, 0]] * 2
+    assert found.code.palette == ((1, 2, 3), (4, 5, 6))
+    table.write_text(found.code.as_json())
+    assert read_classes(table) == found.code
+    table.write_text(json.dumps({"names": ["a", "b"], "colors": [[1, 2, 3], [[4, 5, 6], [1, 2, 3]]]}))
+    refused(tmp_path, "colors lists .1, 2, 3. twice")
 
 
 def test_masks_of_black_and_white_are_explained(tmp_path: Path) -> None:
