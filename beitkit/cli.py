@@ -42,7 +42,7 @@ VERBS = {
     "ablate": "AblateRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
-RECIPE_VERBS = ("pretrain", "finetune")
+RECIPE_VERBS = ("pretrain", "finetune", "segment")
 """The verbs that take --recipe."""
 SHARED_VERBS = ("tokenizer", "pretrain", "finetune", "segment")
 """Those that several processes do together."""

@@ -9,11 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from beitkit.configs.codec import to_json
-from beitkit.configs.recipes import RECIPES, recipe_named
-from beitkit.configs.recipes.recipe import Recipe
-from beitkit.configs.verbs import FinetuneRun, PretrainRun, RecipesRun
-
-AnyRecipe = Recipe[PretrainRun] | Recipe[FinetuneRun]
+from beitkit.configs.recipes import RECIPES, AnyRecipe, recipe_named
+from beitkit.configs.verbs import PretrainRun, RecipesRun
 
 
 def run(config: RecipesRun) -> tuple[AnyRecipe, ...]:
@@ -24,7 +21,7 @@ def run(config: RecipesRun) -> tuple[AnyRecipe, ...]:
         print(json.dumps(described if config.name is None else described[0], indent=2))
     elif config.name is None:
         _print_table(shown)
-        print("Next: beitkit recipes NAME shows one in full; beitkit pretrain or finetune --recipe NAME runs it.")
+        print("Next: beitkit recipes NAME shows one in full; beitkit pretrain, finetune or segment --recipe NAME runs it.")
     else:
         _print_one(shown[0])
     return shown

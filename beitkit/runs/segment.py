@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.choose_scenes import SceneCircumstances, Start, choose_scenes
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.train import decided
@@ -209,6 +210,8 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
         "auxiliary_channels": min(AUXILIARY_CHANNELS, backbone.width) if has_auxiliary else None,
         "palette": train.code.palette,
     }
+    if config.normalization is not None:
+        head["preprocessing"] = IMAGENET if config.normalization == "imagenet" else INCEPTION
     if config.model is None:
         sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
         return Segmenter(

@@ -1,4 +1,4 @@
-"""Recipes: complete configs of pre-training and fine-tuning, as published, by name.
+"""Recipes: complete configs of pre-training, fine-tuning and segmentation, as published, by name.
 
 `beitkit recipes` lists them, `--recipe NAME` (or `recipe="NAME"` in Python) makes a recipe's values the defaults of a run. A
 recipe is a function with a docstring; calling it returns the config. Nothing here imports torch.
@@ -13,19 +13,19 @@ from dataclasses import replace
 from beitkit.configs.recipes.finetuning import FINETUNING
 from beitkit.configs.recipes.pretraining import PRETRAINING
 from beitkit.configs.recipes.recipe import Recipe
+from beitkit.configs.recipes.segmentation import SEGMENTATION
 from beitkit.configs.recipes.supervised import SUPERVISED
-from beitkit.configs.verbs import FinetuneRun, PretrainRun
+from beitkit.configs.verbs import FinetuneRun, PretrainRun, SegmentRun
 from beitkit.errors import UserError
 
-__all__ = ["RECIPES", "Recipe", "recipe_named", "started_from"]
+__all__ = ["RECIPES", "AnyRecipe", "Recipe", "recipe_named", "started_from"]
 
-RECIPES: dict[str, Recipe[PretrainRun] | Recipe[FinetuneRun]] = {
-    recipe.name: recipe for recipe in (*PRETRAINING, *FINETUNING, *SUPERVISED)
-}
+AnyRecipe = Recipe[PretrainRun] | Recipe[FinetuneRun] | Recipe[SegmentRun]
+RECIPES: dict[str, AnyRecipe] = {recipe.name: recipe for recipe in (*PRETRAINING, *FINETUNING, *SUPERVISED, *SEGMENTATION)}
 """All recipes by name."""
 
 
-def recipe_named(name: str) -> Recipe[PretrainRun] | Recipe[FinetuneRun]:
+def recipe_named(name: str) -> AnyRecipe:
     """The recipe of a name.
 
     Raises:
@@ -38,7 +38,7 @@ def recipe_named(name: str) -> Recipe[PretrainRun] | Recipe[FinetuneRun]:
     return RECIPES[name]
 
 
-def started_from(name: str, verb: str, given: Collection[str]) -> PretrainRun | FinetuneRun:
+def started_from(name: str, verb: str, given: Collection[str]) -> PretrainRun | FinetuneRun | SegmentRun:
     """The recipe's config for a run of `verb` that overrides the options `given` (as in `steps`, `optim.warmup_epochs`).
 
     A recipe's length or warm-up makes way for one that is given in the other unit.

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from beitkit.configs.train import decided
-from beitkit.configs.verbs import FinetuneRun, PretrainRun
+from beitkit.configs.verbs import FinetuneRun, PretrainRun, SegmentRun
 
 IMAGES, MODEL, OUT = Path("IMAGES"), Path("MODEL"), Path("OUT")
 """What stands in a recipe's config for the paths that a run has to be given."""
-Run = TypeVar("Run", PretrainRun, FinetuneRun)
+RecipeVerb = Literal["pretrain", "finetune", "segment"]
+Run = TypeVar("Run", PretrainRun, FinetuneRun, SegmentRun)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,10 @@ class Recipe(Generic[Run]):
         return self.make.__name__.replace("_", "-")
 
     @property
-    def verb(self) -> Literal["pretrain", "finetune"]:
+    def verb(self) -> RecipeVerb:
         """The verb it configures."""
-        return "pretrain" if isinstance(self(), PretrainRun) else "finetune"
+        config = self()
+        return "pretrain" if isinstance(config, PretrainRun) else "segment" if isinstance(config, SegmentRun) else "finetune"
 
     @property
     def paths(self) -> list[str]:
@@ -80,7 +82,7 @@ class Recipe(Generic[Run]):
 
     def _batch(self) -> tuple[int, int]:
         """Pictures per forward pass, and passes per step."""
-        config: PretrainRun | FinetuneRun = self()
+        config: PretrainRun | FinetuneRun | SegmentRun = self()
         return decided(config.train.batch_size), decided(config.loop.accumulate)
 
 

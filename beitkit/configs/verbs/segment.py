@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -30,6 +30,8 @@ class SegmentRun:
     """Run folder to make or to continue."""
     model: Path | None = None
     """Pre-trained run folder or checkpoint to start from."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     scratch: bool = False
     """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
     size: SizeName | None = None
@@ -50,6 +52,8 @@ class SegmentRun:
     """A classes.json with names, colors and ids, when it does not lie beside the pictures."""
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
+    normalization: Literal["imagenet", "inception"] | None = None
+    """Pixel statistics; the checkpoint's if left out (the official runs take imagenet's whatever the backbone saw)."""
     drop_path: float | None = None
     """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
