@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.choose_scenes import SceneCircumstances, Start, choose_scenes
+from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.train import decided
 from beitkit.configs.verbs import SegmentRun
@@ -203,32 +203,33 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
     """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
     torch.manual_seed(config.train.seed)
     side = decided(config.image_size)
-    has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
-    head = {
-        "head": config.head,
-        "channels": config.channels,
-        "auxiliary_channels": min(AUXILIARY_CHANNELS, backbone.width) if has_auxiliary else None,
-        "palette": train.code.palette,
-    }
-    if config.normalization is not None:
-        head["preprocessing"] = IMAGENET if config.normalization == "imagenet" else INCEPTION
     if config.model is None:
+        found = None
         sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
-        return Segmenter(
-            SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing, **head)
-        )
-    loaded = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
-    assert isinstance(loaded, Segmenter)
-    wanted = replace(loaded.config, **head)
-    if config.scratch:
+        start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing)
+    else:
+        found = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
+        assert isinstance(found, Segmenter)
+        start = found.config
+    statistics = {None: start.preprocessing, "imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
+    start = replace(start, palette=train.code.palette, preprocessing=statistics)
+    has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
+    wanted = replace(
+        start,
+        head=config.head,
+        channels=config.channels,
+        auxiliary_channels=min(AUXILIARY_CHANNELS, backbone.width) if has_auxiliary else None,
+    )
+    if found is None or config.scratch:
         return Segmenter(wanted)
-    kept_width = config.channels is None or config.channels == loaded.config.decoder_channels
-    if isinstance(read_checkpoint(config.model).config, SegmenterConfig) and loaded.config.head == config.head and kept_width:
-        loaded.config = replace(loaded.config, palette=train.code.palette)
-        model = loaded
+    has_head = config.model is not None and isinstance(read_checkpoint(config.model).config, SegmenterConfig)
+    is_as_wide = config.channels is None or config.channels == start.decoder_channels
+    if has_head and start.head == config.head and is_as_wide:
+        found.config = start
+        model = found
     else:
         model = Segmenter(wanted)
-        model.backbone.load_state_dict(loaded.backbone.state_dict())
+        model.backbone.load_state_dict(found.backbone.state_dict())
     if config.freeze:
         model.backbone.requires_grad_(False)
     return model

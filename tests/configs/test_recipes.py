@@ -62,7 +62,8 @@ OURS = {"finetune-base-in1k-384", "finetune-large-in1k-384", "supervised-base-in
 
 
 def test_every_recipe_has_a_row() -> None:
-    assert set(RECIPES) == set(PRETRAINING) | set(FINETUNING) | OURS
+    others = {name for name, recipe in RECIPES.items() if recipe.verb == "segment"}  # test_segmentation_recipes.py
+    assert set(RECIPES) - others == set(PRETRAINING) | set(FINETUNING) | OURS
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -53,6 +53,8 @@ def started_from(name: str, verb: str, given: Collection[str]) -> PretrainRun | 
     config = recipe()
     if "steps" in given:
         config = replace(config, train=replace(config.train, epochs=None))
+    if "epochs" in given:
+        config = replace(config, train=replace(config.train, steps=None))
     if "optim.warmup_epochs" in given:
         config = replace(config, optim=replace(config.optim, warmup_steps=None))
     return config
