@@ -23,6 +23,8 @@ GRID = {"cpu": 16, "mps": 32, "cuda": 32}
 """Most patches along a side of a crop: 512 pixels with patches of 16 on a GPU, as in the official runs."""
 RATES = {"scratch": 1e-3, "pre-trained": 7e-4, "fine-tuned": 3e-5}
 """For 16 pictures at the base size: the paper's SETR run, and the released configs for the other two starts."""
+FROZEN_RATE = 1e-3
+"""For 16 pictures where only the head learns (as DINOv2's linear evaluation)."""
 FULL_DEPTH = 12
 """Networks of fewer blocks than the base size are too shallow for the official layer decay and drop path."""
 WARMUP = 1_500
@@ -63,7 +65,12 @@ def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     if steps is None and run.train.epochs is None:
         steps = choices.pick(None, "steps", _steps(found, per_epoch))
     length = steps if steps is not None else round(decided(run.train.epochs) * per_epoch)
-    train = replace(run.train, batch_size=batch_size, steps=steps, lr=choices.pick(run.train.lr, "learning rate", _rate(found)))
+    train = replace(
+        run.train,
+        batch_size=batch_size,
+        steps=steps,
+        lr=choices.pick(run.train.lr, "learning rate", _rate(found, is_frozen=run.freeze)),
+    )
     optim = replace(
         run.optim, layer_decay=choices.pick(run.optim.layer_decay, "layer decay", _layer_decay(found, is_frozen=run.freeze))
     )
@@ -89,8 +96,10 @@ def _steps(found: SceneCircumstances, per_epoch: float) -> tuple[int, str]:
     return steps, f"{PASSES} passes over {found.pictures} pictures, between {least} and {most} on {found.device}"
 
 
-def _rate(found: SceneCircumstances) -> tuple[float, str]:
-    """Narrow networks bear more."""
+def _rate(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+    """Narrow networks bear more; a head alone has nothing to spoil."""
+    if is_frozen:
+        return FROZEN_RATE, "frozen features, the head alone"
     rate = float(f"{RATES[found.start] * narrowness(found.width):.2g}")
     return rate, f"{found.start}, width {found.width}"
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from beitkit.report.normal import Line, State
-from beitkit.report.pictures import check_columns, fit, png_bytes
+from beitkit.report.pictures import CELL, check_columns, fit, png_bytes
 from beitkit.system import write_atomically
 
 Align = Literal["left", "right"]
@@ -86,22 +86,29 @@ class Report:
         """A chart of `report.charts`; neighbors share a row where the page is wide enough."""
         self._add(f'<figure class="plot">{svg}<figcaption>{escape(caption)}</figcaption></figure>')
 
-    def pictures(self, columns: Mapping[str, Float[Tensor, "r c h w"]], caption: str) -> None:
-        """Pictures in [0, 1] in labeled columns, one row per example, such as original | masked | reconstruction."""
+    def legend(self, colors: Mapping[str, tuple[int, int, int]]) -> None:
+        """Which color stands for what; colors are (red, green, blue), 0 to 255."""
+        items = [f'<li><i style="background:rgb{color}"></i>{escape(name)}</li>' for name, color in colors.items()]
+        self._add(f'<ul class="legend">{"".join(items)}</ul>')
+
+    def pictures(self, columns: Mapping[str, Float[Tensor, "r c h w"]], caption: str, *, cell: int = CELL) -> None:
+        """Pictures in [0, 1] in labeled columns, one row per example, such as original | masked | reconstruction.
+
+        `cell` is the most pixels that a picture's long side is shown with.
+        """
         rows = check_columns(columns)
         # Few columns are set in two halves side by side, so that the page does not become needlessly long.
-        num_parts = 2 if rows >= 4 and len(columns) * 2 <= _COLUMNS_SIDE_BY_SIDE else 1
+        num_parts = 2 if rows >= 4 and len(columns) * 2 * cell <= _COLUMNS_SIDE_BY_SIDE * CELL else 1
         per_part = -(-rows // num_parts)
         heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
         tables = []
         for start in range(0, rows, per_part):
             body = [
-                f"<tr>{''.join(_picture_cell(name, column[row], row) for name, column in columns.items())}</tr>"
+                f"<tr>{''.join(_picture_cell(name, column[row], row, cell) for name, column in columns.items())}</tr>"
                 for row in range(start, min(rows, start + per_part))
             ]
-            tables.append(
-                f'<table style="--columns:{len(columns)}"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-            )
+            style = f"--columns:{len(columns)};--cell:{cell - 4}px"
+            tables.append(f'<table style="{style}"><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table>')
         self._add(
             f'<figure class="pictures"><div class="sheets">{"".join(tables)}</div>'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -186,8 +193,8 @@ def _table_row(row: Sequence[str], sides: Sequence[Align]) -> str:
     return f"<tr>{first}{''.join(cells)}</tr>"
 
 
-def _picture_cell(column: str, picture: Float[Tensor, "c h w"], row: int) -> str:
-    shown = fit(picture)
+def _picture_cell(column: str, picture: Float[Tensor, "c h w"], row: int, cell: int) -> str:
+    shown = fit(picture, cell)
     source = base64.b64encode(png_bytes(shown)).decode("ascii")
     size = f'width="{shown.shape[2]}" height="{shown.shape[1]}"'
     return f'<td><img src="data:image/png;base64,{source}" {size} alt="{escape(column)}, example {row + 1}"></td>'

@@ -13,12 +13,12 @@ from beitkit.data.scene_pass import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
-from beitkit.report.overlays import Color, colored, error_map, legend, overlay
+from beitkit.report.overlays import Color, colored, error_map, overlay
 from beitkit.report.pictures import stacked
 
 WORST = 6
 """Pictures that are shown, those with the smallest mean intersection over union."""
-SHEET_SIDE = 320
+SHEET_SIDE = 240
 """Long side in pixels of the pictures that are kept for a sheet."""
 CONFUSION_CLASSES = 24
 """More classes than this make a table nobody can read."""
@@ -105,10 +105,11 @@ def scene_sections(report: Report, verdict: Verdict) -> None:
         )
     if verdict.worst:
         report.section("Worst pictures first", SHEET_EXPLANATION)
-        report.pictures({"classes": legend(list(verdict.class_iou), verdict.palette)[None]}, "Colors of the classes.")
+        report.legend(dict(zip(verdict.class_iou, verdict.palette, strict=True)))
         report.pictures(
             {name: stacked([shown.columns[name] for shown in verdict.worst]) for name in verdict.worst[0].columns},
             "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in verdict.worst) + ".",
+            cell=SHEET_SIDE,
         )
 
 

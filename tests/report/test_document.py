@@ -163,3 +163,11 @@ def test_the_file_is_the_page(tmp_path: Path) -> None:
     report.write(tmp_path / "runs" / "report.html")
     assert (tmp_path / "runs" / "report.html").read_text(encoding="utf-8") == report.html()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["report.html"]
+
+
+def test_a_legend_names_its_colors_escaped() -> None:
+    report = Report("Legend")
+    report.legend({"sky": (1, 2, 3), "<road>": (255, 0, 0)})
+    html = report.html()
+    assert 'style="background:rgb(1, 2, 3)"></i>sky</li>' in html
+    assert "&lt;road&gt;" in html
