@@ -67,7 +67,7 @@ class Chosen(NamedTuple):
 
     config: FinetuneRun
     lines: tuple[str, ...]
-    """One per chosen value, with its reason; then notes."""
+    """One per chosen value, with its option and its reason; then notes."""
 
 
 def narrowness(width: int) -> float:
@@ -95,42 +95,40 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     is_pretrained = not run.scratch
     image_size, crop_share = _shown(choices, run, found)
     side = image_size or max(found.image_size or (0,))
-    batch_size = choices.pick(run.train.batch_size, "batch size", _batch_size(found, side))
+    batch_size = choices.pick(run.train.batch_size, "--batch-size", _batch_size(found, side))
     per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
     epochs = run.train.epochs
     if run.train.steps is None:
-        epochs = choices.pick(epochs, "epochs", _epochs(found, per_epoch))
+        epochs = choices.pick(epochs, "--epochs", _epochs(found, per_epoch))
     length = run.train.steps / per_epoch if run.train.steps is not None else decided(epochs)
     train = replace(
         run.train,
         batch_size=batch_size,
         epochs=epochs,
-        lr=choices.pick(run.train.lr, "learning rate", _lr(found, is_pretrained)),
+        lr=choices.pick(run.train.lr, "--lr", _lr(found, is_pretrained)),
     )
     warmup_epochs = run.optim.warmup_epochs
     if run.optim.warmup_steps is None:
-        warmup_epochs = choices.pick(warmup_epochs, "warm-up epochs", (length / 10, "a tenth of the run"))
-    layer_decay = choices.pick(run.optim.layer_decay, "layer decay", _layer_decay(found, is_pretrained))
+        warmup_epochs = choices.pick(warmup_epochs, "--optim.warmup-epochs", (length / 10, "a tenth of the run"))
+    layer_decay = choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_pretrained))
     strength = run.augment
     augment = replace(
         strength,
-        operations=choices.pick(
-            strength.operations, "RandAugment operations", (decided(PAPER_AUGMENT.operations), "the paper's")
-        ),
-        magnitude=choices.pick(strength.magnitude, "RandAugment magnitude", _magnitude(found)),
-        erasing=choices.pick(strength.erasing, "erasing", _erasing(found)),
-        mixup=choices.pick(strength.mixup, "Mixup", _mixing(found, length, decided(PAPER_AUGMENT.mixup))),
-        cutmix=choices.pick(strength.cutmix, "CutMix", _mixing(found, length, decided(PAPER_AUGMENT.cutmix))),
+        operations=choices.pick(strength.operations, "--augment.operations", (decided(PAPER_AUGMENT.operations), "the paper's")),
+        magnitude=choices.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
+        erasing=choices.pick(strength.erasing, "--augment.erasing", _erasing(found)),
+        mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, decided(PAPER_AUGMENT.mixup))),
+        cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, decided(PAPER_AUGMENT.cutmix))),
     )
     config = replace(
         run,
         image_size=image_size,
         crop_share=crop_share,
-        drop_path=choices.pick(run.drop_path, "drop path", _drop_path(found)),
+        drop_path=choices.pick(run.drop_path, "--drop-path", _drop_path(found)),
         train=train,
         optim=replace(run.optim, warmup_epochs=warmup_epochs, layer_decay=layer_decay),
         augment=augment,
-        loop=replace(run.loop, ema=choices.pick(run.loop.ema, "weight average", _ema(is_pretrained, length * per_epoch))),
+        loop=replace(run.loop, ema=choices.pick(run.loop.ema, "--loop.ema", _ema(is_pretrained, length * per_epoch))),
     )
     if found.imbalance > IMBALANCE and not run.balanced:
         ratio = f"the commonest class has {found.imbalance:.0f} times the pictures of the rarest"
@@ -144,11 +142,11 @@ def _shown(choices: Choices, run: FinetuneRun, found: Circumstances) -> tuple[in
     if found.image_size is None:
         patch = found.patch
         nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
-        size = choices.pick(size, "image size", (nearest, f"pictures of {found.side} pixels, patches of {patch}"))
+        size = choices.pick(size, "--image-size", (nearest, f"pictures of {found.side} pixels, patches of {patch}"))
     is_kept = size is None or (size, size) == found.image_size
     if is_kept or decided(size) < UNCROPPED:
-        return size, choices.pick(run.crop_share, "crop share", (found.crop_share, "the network's own"))
-    return size, choices.pick(run.crop_share, "crop share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
+        return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
+    return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
 
 
 def _batch_size(found: Circumstances, side: int) -> tuple[int, str]:

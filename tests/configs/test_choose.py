@@ -89,8 +89,8 @@ def test_large_pictures_are_evaluated_uncropped_unless_the_checkpoint_says_other
 
 def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
     lines = choose(RUN, FEW).lines
-    assert "layer decay 0.65: pre-trained, 12 blocks" in lines
-    assert "Mixup 0: 500 pictures" in lines
+    assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
+    assert "--augment.mixup 0: 500 pictures" in lines
     assert len({line.partition(":")[0] for line in lines}) == len(lines) == 13
     assert not any("note" in line for line in lines)
     uneven = replace(FEW, imbalance=12.4)
