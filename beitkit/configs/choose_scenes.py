@@ -58,26 +58,27 @@ class ChosenScenes(NamedTuple):
 def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     """`run` with every open value decided; the same circumstances always give the same values."""
     choices = Choices()
-    image_size = choices.pick(run.image_size, "image size", _image_size(found))
-    batch_size = choices.pick(run.train.batch_size, "batch size", (min(BATCH[found.device], found.pictures), found.device))
+    image_size = choices.pick(run.image_size, "--image-size", _image_size(found))
+    batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.pictures), found.device))
     per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
     steps = run.train.steps
     if steps is None and run.train.epochs is None:
-        steps = choices.pick(None, "steps", _steps(found, per_epoch))
+        steps = choices.pick(None, "--steps", _steps(found, per_epoch))
     length = steps if steps is not None else round(decided(run.train.epochs) * per_epoch)
     train = replace(
         run.train,
         batch_size=batch_size,
         steps=steps,
-        lr=choices.pick(run.train.lr, "learning rate", _rate(found, is_frozen=run.freeze)),
+        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze)),
     )
     optim = replace(
-        run.optim, layer_decay=choices.pick(run.optim.layer_decay, "layer decay", _layer_decay(found, is_frozen=run.freeze))
+        run.optim,
+        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze)),
     )
     if optim.warmup_epochs is None and optim.warmup_steps is None:
         warmup = min(WARMUP, length // 10), f"{WARMUP:,}, at most a tenth of the run"
-        optim = replace(optim, warmup_steps=choices.pick(None, "warm-up steps", warmup))
-    drop_path = choices.pick(run.drop_path, "drop path", _drop_path(found, is_frozen=run.freeze))
+        optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
+    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze))
     config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
     return ChosenScenes(config, tuple(choices.lines))
 

@@ -128,9 +128,9 @@ def test_the_warmup_is_at_most_a_tenth_of_the_run() -> None:
 
 def test_every_choice_is_said_once_with_its_reason() -> None:
     lines = choose_scenes(RUN, CAMVID).lines
-    assert "image size 128: pictures of 360 pixels, patches of 8, at most 128 on cpu" in lines
-    assert "steps 3000: 80 passes over 367 pictures, between 300 and 3000 on cpu" in lines
-    assert "layer decay 0.8: pre-trained, 4 blocks" in lines
+    assert "--image-size 128: pictures of 360 pixels, patches of 8, at most 128 on cpu" in lines
+    assert "--steps 3000: 80 passes over 367 pictures, between 300 and 3000 on cpu" in lines
+    assert "--optim.layer-decay 0.8: pre-trained, 4 blocks" in lines
     assert len({line.partition(":")[0] for line in lines}) == len(lines) == 7
 
 

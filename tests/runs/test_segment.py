@@ -147,7 +147,7 @@ def test_a_pretrained_start_keeps_the_backbone_and_says_so(
     folder = segmented(scenes, tmp_path / "seg", "--model", pretrained, *SHORT)
     said = capsys.readouterr().err
     assert f"segmentation from {pretrained}" in said
-    assert "layer decay 0.8: pre-trained, 4 blocks" in said
+    assert "--optim.layer-decay 0.8: pre-trained, 4 blocks" in said
     assert result(folder)["scratch"] is False
     # Two steps move the weights by little: what was handed over is still there.
     before = beitkit.load(pretrained, task="segment", classes=NAMES).state_dict()
