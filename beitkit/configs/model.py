@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError, check_finite
 
 Pair = tuple[int, int]
@@ -263,6 +264,8 @@ class SegmenterConfig:
     """The blocks (0-based, ascending) that feed the four levels of the feature pyramid, finest first; None takes those at a
     third, half, two thirds and the end of the depth: 3 5 7 11 of 12. The heads without a pyramid read the last one, the
     auxiliary head the third."""
+    inference: InferenceConfig = InferenceConfig()
+    """How whole pictures are labelled, unless something else is asked for."""
     palette: tuple[tuple[int, int, int], ...] | None = None
     """Color (red, green, blue, 0 to 255) of every class, for pictures of predictions."""
     preprocessing: Preprocessing = IMAGENET

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from beitkit.errors import UserError, check_finite
@@ -61,6 +61,20 @@ class InferenceConfig:
             ):
                 if is_set:
                     raise UserError(f"--inference.{name} has no meaning with --inference.mode whole; leave it out, or slide")
+
+    @property
+    def words(self) -> str:
+        """The settings that are not usual, for people."""
+        side = "" if self.short_side is None else f", short side {self.short_side}"
+        stride = "" if self.stride is None else f", stride {self.stride}"
+        scales = "" if self.scales == (1.0,) else f", scales {_listed(self.scales)}"
+        return f"{self.mode}{side}{stride}{scales}{', mirrored too' if self.flip else ''}"
+
+    def over(self, usual: InferenceConfig) -> InferenceConfig:
+        """These settings where they are not the defaults, else the usual ones of a network."""
+        default = InferenceConfig()
+        changed = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(usual, **{name: value for name, value in changed.items() if value != getattr(default, name)})
 
 
 def _listed(numbers: tuple[float, ...]) -> str:

@@ -35,7 +35,7 @@ class SceneLabeler:
     read: Callable[[Picture], Tensor]
     """From a picture to its pixels, uint8 (c, h, w), at its own size."""
 
-    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig) -> ScenePrediction:
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
         """The label map of a picture, with the area of each class and the confidence in it."""
         return predict_scene(model, self.read(picture), config)
 
@@ -44,7 +44,7 @@ class SceneLabeler:
 def predict_label_map(
     model: Segmenter,
     picture: UInt8[Tensor, "c h w"],
-    config: InferenceConfig = InferenceConfig(),
+    config: InferenceConfig | None = None,
     precision: Precision = nullcontext,
 ) -> UInt8[Tensor, "h w"]:
     """The class of every pixel, at the picture's size, on the CPU (facts 9.5).
@@ -59,7 +59,7 @@ def predict_label_map(
     Args:
         model: in eval mode, on any device.
         picture: of any size, as it was read.
-        config: windows, scales and flips.
+        config: windows, scales and flips; None takes the network's own (`SegmenterConfig.inference`).
         precision: a context to run the network in, such as `Runtime.precision`.
 
     Raises:
@@ -75,7 +75,7 @@ def predict_label_map(
 def predict_scene(
     model: Segmenter,
     picture: UInt8[Tensor, "c h w"],
-    config: InferenceConfig = InferenceConfig(),
+    config: InferenceConfig | None = None,
     precision: Precision = nullcontext,
 ) -> ScenePrediction:
     """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
@@ -92,10 +92,16 @@ def predict_scene(
 
 
 def _score_bands(
-    model: Segmenter, picture: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Precision, *, want_probabilities: bool
+    model: Segmenter,
+    picture: UInt8[Tensor, "c h w"],
+    wished: InferenceConfig | None,
+    precision: Precision,
+    *,
+    want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
     """From top to bottom the first row of a band, and its scores or, wanted or needed for averaging, probabilities."""
     _check(model, picture)
+    config = model.config.inference if wished is None else wished
     size, views = map_size(picture), _views(model, picture, config, precision)
     are_averaged = len(views) > 1
     for first, end in _bands(size, len(model.config.classes), [scores.size for scores, _ in views]):

@@ -45,7 +45,7 @@ class SegmentationLogits(NamedTuple):
 class Labeler(Protocol):
     """Labels a picture in any form with a network."""
 
-    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig) -> ScenePrediction:
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
         """The label map, areas and confidences."""
         ...
 
@@ -82,13 +82,13 @@ class Segmenter(nn.Module):
         """Logits at the decoder's own resolution, which `forward` brings to that of the pictures."""
         return self.decode_head(self.features(images))
 
-    def predict(self, picture: Picture, *, inference: InferenceConfig = InferenceConfig()) -> ScenePrediction:
+    def predict(self, picture: Picture, *, inference: InferenceConfig | None = None) -> ScenePrediction:
         """What every pixel of a picture shows, at the picture's own size.
 
         Args:
             picture: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
                 (c, h, w).
-            inference: windows, scales and flips.
+            inference: windows, scales and flips; None takes the network's own.
 
         Raises:
             UserError: a picture that cannot be read, a network without a labeler, or one that is in training mode.

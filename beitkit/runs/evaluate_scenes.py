@@ -96,7 +96,7 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
         model.to(runtime.device)
 
         def predict(picture: Tensor, model: Segmenter = model) -> Tensor:
-            return predict_label_map(model, picture, config.inference, runtime.precision)
+            return predict_label_map(model, picture, config.inference.over(model.config.inference), runtime.precision)
 
         passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
         classes = model.config.classes
@@ -112,7 +112,8 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
     if folder is not None:
         folder.write_json("evaluation.json", _as_json(result))
         write_atomically(folder.path / "pictures.csv", _pictures_table(scenes, result).encode("utf-8", "surrogateescape"))
-        _write_report(folder.path / "report.html", result, config.inference)
+        inferences = {model.config.inference for model in models}
+        _write_report(folder.path / "report.html", result, [config.inference.over(one) for one in inferences])
     if config.json:
         print(json.dumps(_as_json(result)))
     else:
@@ -244,15 +245,14 @@ def _side_by_side(result: SceneEvaluation) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _write_report(path: Path, result: SceneEvaluation, inference: InferenceConfig) -> None:
+def _write_report(path: Path, result: SceneEvaluation, inferences: Sequence[InferenceConfig]) -> None:
     report = Report("Evaluation", result.where)
-    scales = "" if inference.scales == (1.0,) else f", scales {' '.join(f'{scale:g}' for scale in inference.scales)}"
     report.facts(
         [
             ("Pictures", f"{result.pictures:,}"),
             ("Classes", f"{len(result.models[0].verdict.class_iou):,}"),
             ("Models", ", ".join(model.name for model in result.models)),
-            ("Inference", f"{inference.mode}{scales}{', mirrored too' if inference.flip else ''}"),
+            ("Inference", "; ".join(one.words for one in inferences)),
             *([("Unreadable files", f"{result.broken:,}, left out")] if result.broken else []),
         ]
     )

@@ -66,7 +66,7 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Outcome:
     number, shards = shard_of(config.shard)
     found = gather_pictures(config.inputs)
     files = shard(found, 1, number, shards)
-    settings = {"shard": config.shard, "inference": str(config.inference)}
+    settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     command = command_of("predict", model, found, config.machine, settings)
     runtime = start_runtime(config.machine)
     model.to(runtime.device).eval()
@@ -142,7 +142,7 @@ class _Folder:
             print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
             line["error"] = error.reason
         else:
-            prediction = predict_scene(self.model, picture, config.inference, runtime.precision)
+            prediction = predict_scene(self.model, picture, config.inference.over(self.model.config.inference), runtime.precision)
             self._write(self.names[str(path)], picture, prediction)
             line |= _shares(prediction)
         with self.areas.open("a", encoding="utf-8") as file:
@@ -191,7 +191,7 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: Pictur
             unreadable += 1
             print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
             continue
-        prediction = predict_scene(model, picture, config.inference, runtime.precision)
+        prediction = predict_scene(model, picture, config.inference.over(model.config.inference), runtime.precision)
         if config.json:
             print(json.dumps({"path": str(path)} | _shares(prediction)))
         else:

@@ -212,7 +212,7 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
         assert isinstance(found, Segmenter)
         start = found.config
     statistics = {None: start.preprocessing, "imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
-    start = replace(start, palette=train.code.palette, preprocessing=statistics)
+    start = replace(start, palette=train.code.palette, preprocessing=statistics, inference=config.inference)
     has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
     wanted = replace(
         start,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,23 @@ def test_predict_from_python_takes_arrays_and_other_scales(world: Path) -> None:
     assert list(prediction.areas.values()) == sorted(prediction.areas.values(), reverse=True)
     with pytest.raises(UserError, match="load it with beitkit.load"):
         segmenter(0).predict(array)
+
+
+def test_how_a_network_labels_is_stored_with_it(world: Path, tmp_path: Path) -> None:
+    """A number of an evaluation without options is that of the run; options change only what they say."""
+    model = segmenter(0)
+    model.config = replace(model.config, inference=InferenceConfig(short_side=48, stride=8))
+    beitkit.save(model, tmp_path / "own")
+    also = {"device": "cpu", "threads": 1, "precision": "float32"}
+    own = beitkit.evaluate(world / "data", model=tmp_path / "own", **also)
+    wished = InferenceConfig(short_side=48, stride=8)
+    said = beitkit.evaluate(world / "data", model=world / "model-0", inference=wished, **also)
+    assert own.mean_iou == said.mean_iou
+    assert own.mean_iou != beitkit.evaluate(world / "data", model=world / "model-0", **also).mean_iou
+    flipped = InferenceConfig(flip=True).over(wished)
+    assert flipped == InferenceConfig(short_side=48, stride=8, flip=True)
+    assert flipped.words == "slide, short side 48, stride 8, mirrored too"
+    loaded = beitkit.load(tmp_path / "own")
+    assert isinstance(loaded, beitkit.Segmenter)
+    picture = world / "data" / "images" / "1.png"
+    assert torch.equal(loaded.predict(picture).label_map, loaded.predict(picture, inference=wished).label_map)
