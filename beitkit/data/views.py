@@ -247,7 +247,7 @@ def _corners(box: Box) -> tuple[int, int, int, int]:
 
 
 def _shrunk(crop: Image.Image, size: Pair, mode: str, is_flipped: bool) -> UInt8[Tensor, "c h w"]:
-    """A crop at (height, width) `size` by PyTorch's antialiased filter, several times as fast as Pillow's (differences: decision 006)."""
+    """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 006."""
     crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop
     pixels = torch.from_numpy(np.array(crop))
     pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
