@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +44,8 @@ UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+"""The turns that exchange height and width."""
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the callers do
@@ -62,6 +67,49 @@ def picture_mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
+@dataclass(frozen=True)
+class StoredPicture:
+    """A JPEG whose header has been read, but whose pixels have not: they are decoded as finely as is needed."""
+
+    path: Path
+    mode: str
+    """"RGB" or "L", as it will be decoded."""
+    height: int
+    """Of the upright picture at full size, as `width`."""
+    width: int
+
+    def decoded(self, reduction: int = 1) -> Image.Image:
+        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8.
+
+        Raises:
+            BrokenPicture: the pixels are damaged or cut short.
+        """
+        with _opened(self.path) as image:
+            if reduction > 1:
+                size = max(1, image.width // reduction), max(1, image.height // reduction)
+                image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
+            image.load()
+            return upright(opaque(image, self.mode), image)
+
+
+def picture_to_crop(
+    path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
+) -> Image.Image | StoredPicture:
+    """A JPEG not yet decoded; any other picture decoded, as it cannot be decoded in part. Else as `open_picture`."""
+    mode = picture_mode(channels)
+    with _opened(path) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+        if min(image.size) < min(smallest) or max(image.size) < max(smallest):
+            raise BrokenPicture(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
+        if image.format not in ("JPEG", "MPO"):
+            image.load()
+            return upright(opaque(image, mode), image)
+        is_sideways = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) in SIDEWAYS
+        return StoredPicture(path, mode, *((width, height) if is_sideways else (height, width)))
+
+
 def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
     """The picture of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
@@ -70,7 +118,13 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smalle
             than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
-    mode = picture_mode(channels)
+    picture = picture_to_crop(path, channels, max_pixels, smallest)
+    return picture.decoded() if isinstance(picture, StoredPicture) else picture
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenPicture`."""
     try:
         # Opening a pipe would wait for a writer, for ever; a device may never end.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -79,17 +133,11 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smalle
             # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=READABLE) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
-                if min(image.size) < min(smallest) or max(image.size) < max(smallest):
-                    raise BrokenPicture(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
-                image.load()
-                return upright(opaque(image, mode), image)
+                yield image
     except BrokenPicture:
         raise
     except Image.DecompressionBombError as error:
-        raise BrokenPicture(path, f"more than {max_pixels / 1e6:g} million pixels") from error
+        raise BrokenPicture(path, f"more than {MAX_PIXELS / 1e6:g} million pixels") from error
     except Image.UnidentifiedImageError as error:
         raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes

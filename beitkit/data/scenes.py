@@ -28,14 +28,13 @@ from beitkit.data.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VO
 from beitkit.data.files import PictureList, Split
 from beitkit.data.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain_code, read_classes, voc_palette
 from beitkit.data.label_maps import Mask, read_mask, unpacked
-from beitkit.data.pictures import ORIENTATION, READABLE, UPRIGHT, BrokenPicture, open_picture, to_tensor
+from beitkit.data.pictures import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenPicture, open_picture, to_tensor
 from beitkit.data.scene_layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.stream import derived_seed
 from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
-SIDEWAYS = tuple(UPRIGHT[orientation] for orientation in (5, 6, 7, 8))  # those that exchange width and height
 VAL_SHARE = 0.2
 """Share of the pairs that is set aside where no validation pictures are given."""
 

@@ -40,7 +40,7 @@ from beitkit.contracts import IGNORED, Batch, Tokenizer
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
 from beitkit.data.order import balanced_order
-from beitkit.data.pictures import BrokenPicture, open_picture, picture_mode
+from beitkit.data.pictures import BrokenPicture, StoredPicture, picture_mode, picture_to_crop
 from beitkit.data.views import EvaluationView, View
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
@@ -150,23 +150,17 @@ class PictureDataset:
 
     def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:
         """One picture as an epoch shows it for the first or a repeated time, or its replacement."""
-        shown, inputs = self._readable(index)
-        # The view has its own generator: a stored view comes again, each time under another mask.
         shown_before = (repeat,) if repeat else ()
-        drawn_from: tuple[int | str, ...] = ("view", epoch, index, *shown_before)
-        stored: dict[str, Tensor] = {}
-        if self.views is not None:
-            number = self.view_number(epoch, shown)
-            drawn_from = ("stored view", shown, number)
-            stored = {"view": torch.tensor(number)}
-        sample = stored | self.view(*(inputs or self._blank()), random.Random(derived_seed(self.seed, *drawn_from)))
+        shown, sample = self._viewed(epoch, index, shown_before)
+        is_broken = shown != index or sample is None
+        if sample is None:
+            sample = self._view_of(self._blank(), epoch, index, index, shown_before)
         if self.masker is not None:
             sample["mask"] = self.masker(random.Random(derived_seed(self.seed, "mask", epoch, index, *shown_before))).flatten()
         if self.files.labels is not None:
             sample["labels"] = torch.tensor(int(self.files.labels[shown]))
         if self.files.targets is not None:
             sample["targets"] = torch.tensor(self.files.targets[shown], dtype=torch.float32)
-        is_broken = shown != index or inputs is None
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 
     def view_number(self, epoch: int, index: int) -> int:
@@ -175,26 +169,37 @@ class PictureDataset:
         turn, place = divmod(epoch, self.views)
         return random.Random(derived_seed(self.seed, "views", turn, index)).sample(range(self.views), self.views)[place]
 
-    def _readable(self, index: int) -> tuple[int, tuple[Image.Image, ...] | None]:
-        """The index of the picture to show for this one, and what the view takes; None where there is no replacement."""
-        if self.kind == "evaluate":
-            try:
-                return index, self._inputs(index)
-            except BrokenPicture:
-                return index, None
-        attempts = min(MAX_REPLACEMENTS, len(self))
+    def _view_of(
+        self, inputs: tuple[Any, ...], epoch: int, index: int, shown: int, shown_before: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """The view of the picture `shown` in place of `index`; of stored views also its number.
+
+        The view has its own generator: a stored view comes again, each time under another mask.
+        """
+        if self.views is None:
+            return self.view(*inputs, random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before)))
+        number = self.view_number(epoch, shown)
+        sample = self.view(*inputs, random.Random(derived_seed(self.seed, "stored view", shown, number)))
+        return {"view": torch.tensor(number)} | sample
+
+    def _viewed(self, epoch: int, index: int, shown_before: tuple[int, ...]) -> tuple[int, dict[str, Tensor] | None]:
+        """The index of the picture that is shown for this one, and its view; None where there is no replacement."""
+        attempts = 1 if self.kind == "evaluate" else min(MAX_REPLACEMENTS, len(self))
         for candidate in ((index + step) % len(self) for step in range(attempts)):
             try:
-                return candidate, self._inputs(candidate)
+                # Pixels are decoded in the view, so only it finds out; every candidate is viewed by the same numbers.
+                return candidate, self._view_of(self._inputs(candidate), epoch, index, candidate, shown_before)
             except BrokenPicture:
                 continue
+        if self.kind == "evaluate":
+            return index, None
         last = (index + attempts - 1) % len(self)
         raise UserError(f"{attempts} pictures in a row cannot be read, the last one {self.files.path(last)}: {self.reason(last)}")
 
     def is_readable(self, index: int) -> bool:
         """Whether a picture can be read."""
         try:
-            self._inputs(index)
+            self._decode(index)
         except BrokenPicture:
             return False
         return True
@@ -202,28 +207,38 @@ class PictureDataset:
     def reason(self, index: int) -> str:
         """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
         try:
-            self._inputs(index)
+            self._decode(index)
         except BrokenPicture as error:
             return error.reason
         return "could be read at the second attempt"
 
-    def _inputs(self, index: int) -> tuple[Image.Image, ...]:
-        """What the view takes: the picture, and its label map where there is one."""
+    def _decode(self, index: int) -> None:
+        for part in self._inputs(index):
+            if isinstance(part, StoredPicture):
+                part.decoded()
+
+    def _inputs(self, index: int) -> tuple[Image.Image | StoredPicture, ...]:
+        """What the view takes: the picture, and, decoded as it is, its label map where there is one."""
         image = self._picture(index)
-        return (image,) if self.label_map is None else (image, self.label_map(index))
+        if self.label_map is None:
+            return (image,)
+        return image.decoded() if isinstance(image, StoredPicture) else image, self.label_map(index)
 
     def _blank(self) -> tuple[Image.Image, ...]:
         """In place of what cannot be read: black, and a label map in which every pixel is ignored."""
         image = Image.new(self._mode, (8, 8))
         return (image,) if self.label_map is None else (image, Image.new("L", (8, 8), IGNORED))
 
-    def _picture(self, index: int) -> Image.Image:
+    def _picture(self, index: int) -> Image.Image | StoredPicture:
         known = self._decoded.get(index)
         if known is not None:
             return known
-        image = open_picture(self.files.path(index), self.channels, smallest=self.smallest)
+        image = picture_to_crop(self.files.path(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
-        if pixels <= CACHED_PIXELS and self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
+        if pixels > CACHED_PIXELS:
+            return image
+        image = image.decoded() if isinstance(image, StoredPicture) else image
+        if self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
             self._decoded[index] = image
             self._decoded_bytes += pixels * self.channels
         return image

@@ -1,7 +1,8 @@
 """What the networks are shown of a picture: crops, flips, color jitter and resizing, each drawn from a given generator.
 
 A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
-uint8 tensors (c, h, w). It never changes the image it is given, and equal generators give equal views. `PretrainView` makes
+uint8 tensors (c, h, w). A `StoredPicture` can take the image's place: it is decoded once the crop is known, as finely as the
+crop needs (decision 007). A view never changes the image it is given, and equal generators give equal views. `PretrainView` makes
 one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
 classification.
 """
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.augment import RandAugment, draw_erasing
-from beitkit.data.pictures import to_tensor
+from beitkit.data.pictures import StoredPicture, to_tensor
 
 View = Callable[..., dict[str, Tensor]]
 """Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
@@ -31,7 +35,12 @@ PADDING = 4  # pixels of black around small pictures before a training crop, as 
 ATTEMPTS = 10  # random crops tried before the central one
 MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for evaluation
 
-Jitter = Callable[[Image.Image, float], Image.Image]
+# Older releases resize with the other filters only.
+HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+GREY_SIDE = 128  # pictures of at least twice this side are reduced before their mean grey is taken (decision 007)
+
+Jitter = Callable[[Image.Image, float, Image.Image], Image.Image]
+"""Takes what is changed, the factor, and the picture whose mean grey is the center of contrast."""
 
 
 class Box(NamedTuple):
@@ -48,19 +57,24 @@ class PretrainView:
     """BEiT's two views: one jitter, crop and flip, at the backbone's size and at the tokenizer's.
 
     `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
-    the same crop. The steps follow the original's: jitter of the whole picture, then crop and flip.
+    the same crop. The steps follow the original's: jitter of the whole picture, of which only the crop is computed, then crop
+    and flip.
     """
 
     view: ViewConfig
     image_size: Pair
     token_size: Pair | None
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
-        crop = _cropped(color_jittered(image, self.view.color_jitter, rng), self.view, rng)
-        views = {"images": to_tensor(_resized(crop, self.image_size, Image.Resampling.BICUBIC))}
+        jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
+        box, is_flipped = _drawn_crop(image, self.view, rng)
+        sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
+        whole, box = _decoded_for(image, box, max(size[0] for size in sizes), max(size[1] for size in sizes))
+        crop = _jittered(whole.crop(_corners(box)), jitters, whole)
+        views = {"images": _shrunk(crop, self.image_size, "bicubic", is_flipped)}
         if self.token_size is not None:
-            views["token_images"] = to_tensor(_resized(crop, self.token_size, Image.Resampling.LANCZOS))
+            views["token_images"] = _shrunk(crop, self.token_size, "lanczos", is_flipped)
         return views
 
 
@@ -79,12 +93,13 @@ class TrainView:
     erasing: float = 0.0
     """Probability that a box is to be erased, once the picture is normalized."""
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
         if max(self.image_size) <= SMALL:
-            shown = _flipped(_shifted(_resized(image, self.image_size, Image.Resampling.BICUBIC), rng), self.view.flip, rng)
+            small = _resized(_decoded(image), self.image_size, Image.Resampling.BICUBIC)
+            shown = _flipped(_shifted(small, rng), self.view.flip, rng)
         else:
-            shown = _resized(_cropped(image, self.view, rng), self.image_size, Image.Resampling.BICUBIC)
+            shown = _to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
         shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
         sample = {"images": to_tensor(shown)}
         if self.erasing > 0:
@@ -102,8 +117,9 @@ class EvaluationView:
     preprocessing: Preprocessing
     image_size: Pair
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
+        image = _decoded(image)
         if max(self.image_size) <= SMALL:
             return {"images": to_tensor(_resized(image, self.image_size, Image.Resampling.BICUBIC))}
         image = _shortened(image)
@@ -119,9 +135,9 @@ class ProbeView:
 
     image_size: Pair
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
-        return {"images": to_tensor(_resized(_cropped(image, ViewConfig(), rng), self.image_size, Image.Resampling.BILINEAR))}
+        return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
 
 
 def covering_size(picture: Pair, image_size: Pair, crop_share: float) -> Pair:
@@ -155,33 +171,93 @@ def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> I
 
     A grey picture has no saturation and draws nothing for it.
     """
+    return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
+
+
+def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
+    """The jitters of a picture of this mode in their order, each with its factor."""
     if strength == 0:
-        return image
-    jitters: list[Jitter] = [_brightness, _contrast] if image.mode == "L" else [_brightness, _contrast, _saturation]
+        return []
+    jitters: list[Jitter] = [_brightness, _contrast] if mode == "L" else [_brightness, _contrast, _saturation]
     rng.shuffle(jitters)
-    for jitter in jitters:
-        image = jitter(image, rng.uniform(1 - strength, 1 + strength))
-    return image
+    return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
 
 
-def _brightness(image: Image.Image, factor: float) -> Image.Image:
+def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
+    """A part of a picture as it is when the whole picture is jittered."""
+    reduction = max(1, max(whole.size) // GREY_SIDE)
+    # Only jitters before the contrast change its center, and they do so to a small copy nearly as to the whole.
+    sample = whole.reduce(reduction) if jitters and reduction > 1 else whole
+    for jitter, factor in jitters:
+        part, sample = jitter(part, factor, sample), jitter(sample, factor, sample)
+    return part
+
+
+def _brightness(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
     return Image.blend(Image.new(image.mode, image.size), image, factor)
 
 
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    grey = int(np.asarray(image.convert("L")).mean() + 0.5)
+def _contrast(image: Image.Image, factor: float, whole: Image.Image) -> Image.Image:
+    grey = int(np.asarray(whole.convert("L")).mean() + 0.5)
     return Image.blend(Image.new(image.mode, image.size, grey if image.mode == "L" else (grey, grey, grey)), image, factor)
 
 
-def _saturation(image: Image.Image, factor: float) -> Image.Image:
+def _saturation(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
-def _cropped(image: Image.Image, view: ViewConfig, rng: random.Random) -> Image.Image:
-    """A random crop, flipped or not, at its own size."""
+def _drawn_crop(image: Image.Image | StoredPicture, view: ViewConfig, rng: random.Random) -> tuple[Box, bool]:
+    """A random crop, and whether it is flipped."""
     box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
-    crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return _flipped(crop, view.flip, rng)
+    return box, rng.random() < view.flip
+
+
+def _cropped(
+    image: Image.Image | StoredPicture, view: ViewConfig, size: Pair, mode: str, rng: random.Random
+) -> UInt8[Tensor, "c h w"]:
+    """A random crop at (height, width) `size`, flipped or not."""
+    box, is_flipped = _drawn_crop(image, view, rng)
+    whole, box = _decoded_for(image, box, *size)
+    return _shrunk(whole.crop(_corners(box)), size, mode, is_flipped)
+
+
+def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
+    return image.decoded() if isinstance(image, StoredPicture) else image
+
+
+def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, width: int) -> tuple[Image.Image, Box]:
+    """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
+
+    What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
+    the view looks, and the box, rounded to whole pixels, is off by at most a quarter of a pixel that is shown.
+    """
+    if isinstance(image, Image.Image):
+        return image, box
+    whole = image.decoded(min(box.height // height, box.width // width) // 2)
+    if (whole.height, whole.width) == (image.height, image.width):
+        return whole, box
+    down, across = whole.height / image.height, whole.width / image.width
+    top, left = round(box.top * down), round(box.left * across)
+    return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
+
+
+def _corners(box: Box) -> tuple[int, int, int, int]:
+    """As Pillow has boxes: (left, top, right, bottom)."""
+    return box.left, box.top, box.left + box.width, box.top + box.height
+
+
+def _shrunk(crop: Image.Image, size: Pair, mode: str, is_flipped: bool) -> UInt8[Tensor, "c h w"]:
+    """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
+    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop
+    pixels = torch.from_numpy(np.array(crop))
+    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    if mode == "lanczos" and not HAS_LANCZOS:
+        return to_tensor(_resized(crop, size, Image.Resampling.LANCZOS))
+    return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
+
+
+def _to_image(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
+    return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
 def _flipped(image: Image.Image, probability: float, rng: random.Random) -> Image.Image:

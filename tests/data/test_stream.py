@@ -256,9 +256,9 @@ def test_an_empty_list_is_refused(files: PictureList) -> None:
 
 def test_small_pictures_are_decoded_once(files: PictureList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = streams.open_picture
+    original = streams.picture_to_crop
     monkeypatch.setattr(
-        streams, "open_picture", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
+        streams, "picture_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
     )
     data = dataset(files)
     first = [data.sample(place) for place in range(10)]

@@ -182,6 +182,6 @@ def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
         pictures=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
     )
     config, lines = choose(run, found)
-    assert lines == ("crop share 0.875: the network's own",)
+    assert lines == ("--crop-share 0.875: the network's own",)
     assert config == replace(run, crop_share=0.875)
     assert (config.augment, config.drop_path, config.loop.ema, config.train.lr) == (NO_AUGMENT, 0.1, 0.0, 4e-3)
