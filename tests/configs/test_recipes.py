@@ -130,7 +130,7 @@ REPEATING = {"finetune-base-in1k", "finetune-base-in1k-384", "scratch-base-in1k"
 """Repeated augmentation: the paper's base network, and DeiT."""
 
 
-@pytest.mark.parametrize("name", [*FINETUNING, *OURS])
+@pytest.mark.parametrize("name", [*FINETUNING, *sorted(OURS)])
 def test_augmentation_and_sizes_are_the_published_ones(name: str) -> None:
     config = RECIPES[name]()
     assert isinstance(config, FinetuneRun)
