@@ -113,6 +113,20 @@ def test_shards_together_are_the_whole(world: Path, tmp_path: Path, command: Com
     assert [len(shard) - 1 for shard in shards] == [16, 16, 8, 0]
 
 
+SLOW = """
+import sys, time
+from beitkit.inference.result import Result
+write = Result.write
+def slowly(self, number, part):
+    write(self, number, part)
+    time.sleep(0.3)
+Result.write = slowly
+from beitkit.cli import main
+main(sys.argv[1:])
+"""
+"""The program, with time between two parts in which a signal can arrive."""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_stopped_command_goes_on_and_ends_the_same(
     world: Path, tmp_path: Path, number: int, code: int, command: Command, capsys: pytest.CaptureFixture[str]
@@ -125,7 +139,7 @@ def test_a_stopped_command_goes_on_and_ends_the_same(
     arguments = ["predict", pictures, "--model", world / "cls", "--batch-size", 1, "--out"]
     assert command(*arguments, tmp_path / "unbroken.csv") == 0
     out = tmp_path / "p.csv"
-    whole = [sys.executable, "-m", "beitkit", *map(str, [*arguments, out])]
+    whole = [sys.executable, "-c", SLOW, *map(str, [*arguments, out])]
     whole += ["--threads", "1", "--device", "cpu", "--precision", "float32", "--workers", "0"]
     process = subprocess.Popen(whole, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     first = tmp_path / "p.csv.parts" / "part-00000.json"
@@ -184,7 +198,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
         (["{world}/nowhere"], "nowhere does not exist"),
         (["{world}/new/x*.png"], "nothing matches"),
         (["{world}/new", "--out", "{here}/p.txt"], "--out must end in .csv, .jsonl or .parquet, got"),
-        (["{world}/new", "--model", "{world}/pre"], "holds a MaskedImageModel, which names no classes"),
+        (["{world}/new", "--model", "{world}/pre"], "holds a MaskedImageModel, which names nothing in pictures"),
         (["{world}/new", "--model", "{world}/gone"], "gone"),
         (["{world}/new", "--shard", "0/3"], "--shard must be one of 1/n to n/n, such as 3/8, got '0/3'"),
         (["{world}/new", "--shard", "3"], "--shard must be one of"),
