@@ -114,7 +114,8 @@ def test_shards_together_are_the_whole(world: Path, tmp_path: Path, command: Com
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts programs that ignore it
 from beitkit.inference.result import Result
 write = Result.write
 def slowly(self, number, part):
