@@ -12,51 +12,26 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.contracts import Batch, Evaluator, Loss
+from beitkit.contracts import Batch, Evaluator
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
-from beitkit.train.optim import Group, make_optimizer
+from beitkit.train.optim import Group
 from beitkit.train.processes import Processes
-from beitkit.train.runtime import SIGNALS, Runtime, StopRequest
+from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
+from beitkit.train.step import Outcome, Reading, Trainer, WeightAverage
 
-SEED_STRIDE = 0x9E3779B97F4A7C15
-"""Sets the random numbers of runs with neighboring seeds far apart."""
-
-
-class WeightAverage:
-    """Exponential moving average of a module's parameters (its buffers are not averaged)."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = module
-        self.decay = decay
-        self.averages = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move each average towards its parameter by 1 - decay."""
-        for name, parameter in self.module.named_parameters():
-            self.averages[name].lerp_(parameter, 1 - self.decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averages and the module's parameters; a second call puts them back."""
-        for name, parameter in self.module.named_parameters():
-            kept = parameter.clone()
-            parameter.copy_(self.averages[name])
-            self.averages[name].copy_(kept)
+READ_LATE = {"cuda": 1}
+"""How many steps later than its own the host reads a step's outcome, by device: meanwhile the device has work."""
 
 
 class Best:
@@ -114,44 +89,41 @@ def fit(
     """
     processes, passes = runtime.processes, loop.shared_by(runtime.world).accumulate
     assert passes is not None
-    own_passes = passes // processes.world
-    average = WeightAverage(objective, loop.ema) if loop.ema else None
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    state = _State(objective, make_optimizer(groups, optim), average, best)
+    with processes.watched():
+        trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=passes, ema=loop.ema)
+    state = _State(trainer, best)
     if state.restore(checkpoints, runtime):
         journal.say(f"continuing after step {state.done} of {plan.steps}")
     _check_agreement(processes, state.done, checkpoints)
     journal.rewind(state.done)
 
-    trained = _averaging(objective, processes)
-    stream = batches(state.done * own_passes)
+    stream = batches(state.done * trainer.own_passes)
     window = _Window(state.done, waited, processes)
+    begun: deque[Outcome] = deque()
     objective.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
         while state.done < plan.steps:
-            for group in state.optimizer.param_groups:
-                group["lr"] = plan.lr_at(state.done) * group["lr_scale"]
-            losses = _passes_of_step(trained, stream, state.done, passes, plan, runtime)
-            limit = math.inf if optim.clip is None else optim.clip
-            norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
-            total, grad_norm, signal_number = _agreed(losses, norm, stop, passes, processes)
-            if math.isfinite(total) and math.isfinite(grad_norm):
-                state.apply()
-                window.add(losses)
-            else:
-                state.pass_over(total, grad_norm, loop.max_bad_steps, journal)
-            state.optimizer.zero_grad(set_to_none=True)
+            outcome = trainer.step(stream, state.done, stop)
+            window.add(outcome)
+            begun.append(outcome)
             state.done += 1
 
-            if is_due(state.done, loop.log_every, plan.steps):
-                _log(window, state.done, plan, grad_norm, journal)
+            is_logged = is_due(state.done, loop.log_every, plan.steps)
             is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, plan.steps)
+            is_saved = is_evaluated or is_due(state.done, loop.save_every, plan.steps)
+            grad_norm, signal_number = math.nan, None
+            while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):
+                reading = begun.popleft().read()
+                grad_norm, signal_number = reading.grad_norm, signal_number or reading.signal_number
+                state.judge(reading, loop.max_bad_steps, journal)
+            if is_logged:
+                _log(window, state.done, plan, grad_norm, journal)
             try:
                 if is_evaluated and processes.is_main:
                     with window.paused():
-                        _evaluate(objective, average, evaluators, best, journal, state.done)
+                        _evaluate(objective, trainer.average, evaluators, best, journal, state.done)
             finally:  # pictures that cannot be evaluated must not cost the steps since the last save
-                is_saved = is_evaluated or is_due(state.done, loop.save_every, plan.steps) or signal_number is not None
+                is_saved = is_saved or signal_number is not None
                 if is_saved and processes.is_main:
                     state.save(checkpoints)
             if is_saved:
@@ -159,8 +131,8 @@ def fit(
                     processes.wait()
             if signal_number is not None and state.done < plan.steps:
                 raise Interrupted(state.done, plan.steps, signal_number)
-    if average is not None:
-        average.swap()
+    if trainer.average is not None:
+        trainer.average.swap()
     if state.bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
         raise NumericalError(
             f"the run ended with numbers that are not finite after step {state.done}; start again in another --out with a "
@@ -169,29 +141,28 @@ def fit(
     objective.eval()
 
 
-@dataclass
 class _State:
     """What training changes, and a checkpoint holds."""
 
-    objective: nn.Module
-    optimizer: Optimizer
-    average: WeightAverage | None
-    best: Best | None
-    done: int = 0
-    bad_steps: int = 0
+    def __init__(self, trainer: Trainer, best: Best | None) -> None:
+        self.trainer = trainer
+        self.best = best
+        self.done = 0
+        self.bad_steps = 0
 
     def restore(self, checkpoints: Checkpoints, runtime: Runtime) -> bool:
         """Continue the stored state, if there is one; whether there is."""
         stored = checkpoints.restore()
         if stored is None:
             return False
+        trainer = self.trainer
         try:
-            self.objective.load_state_dict(stored["objective"])
-            self.optimizer.load_state_dict(stored["optimizer"])
+            trainer.objective.load_state_dict(stored["objective"])
+            trainer.optimizer.load_state_dict(stored["optimizer"])
         except (RuntimeError, ValueError, KeyError):
             raise UserError(f"{checkpoints.folder} holds the state of another network; choose another --out") from None
-        if self.average is not None:
-            self.average.averages = {name: tensor.to(runtime.device) for name, tensor in stored["average"].items()}
+        if trainer.average is not None:
+            trainer.average.averages = {name: tensor.to(runtime.device) for name, tensor in stored["average"].items()}
         if self.best is not None:
             self.best.value = stored["best"]
         self.done, self.bad_steps = stored["step"], stored["bad_steps"]
@@ -199,56 +170,33 @@ class _State:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Store all of it."""
+        trainer = self.trainer
         checkpoints.save(
             self.done,
             {
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": {} if self.average is None else self.average.averages,
+                "objective": trainer.objective.state_dict(),
+                "optimizer": trainer.optimizer.state_dict(),
+                "average": {} if trainer.average is None else trainer.average.averages,
                 "step": self.done,
                 "bad_steps": self.bad_steps,
                 "best": -math.inf if self.best is None else self.best.value,
             },
         )
 
-    def apply(self) -> None:
-        """Step by the gradients."""
-        self.optimizer.step()
-        self.bad_steps = 0
-        if self.average is not None:
-            self.average.update()
-
-    def pass_over(self, total: float, grad_norm: float, most: int, journal: Journal) -> None:
-        """Leave out a step that is not finite; raise a `NumericalError` if it is the `most`-th in a row."""
+    def judge(self, reading: Reading, most: int, journal: Journal) -> None:
+        """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
+        if reading.is_applied:
+            self.bad_steps = 0
+            return
         self.bad_steps += 1
-        sentence = f"step {self.done + 1} was not applied: loss {total:g}, gradient norm {grad_norm:g}"
-        journal.record("note", self.done + 1, text=sentence)
+        sentence = f"step {reading.number} was not applied: loss {reading.loss:g}, gradient norm {reading.grad_norm:g}"
+        journal.record("note", reading.number, text=sentence)
         journal.say(sentence)
         if self.bad_steps >= most:
             raise NumericalError(
-                f"{self.bad_steps} steps in a row were not finite, the last was step {self.done + 1}; start again in another "
+                f"{self.bad_steps} steps in a row were not finite, the last was step {reading.number}; start again in another "
                 "--out with a lower --lr, a smaller --optim.clip, or --precision float32"
             )
-
-
-def _passes_of_step(
-    trained: nn.Module, stream: Iterator[Batch], done: int, passes: int, plan: Plan, runtime: Runtime
-) -> list[Loss]:
-    """The losses of this process's forward passes in the step after `done`, whose gradients are added up."""
-    processes, losses = runtime.processes, []
-    own_passes = passes // processes.world
-    for own in range(own_passes):
-        batch = next(stream)
-        number = done * passes + own * processes.world + processes.rank
-        # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
-        torch.manual_seed((plan.seed * SEED_STRIDE + number) % 2**63)
-        with _added_up(trained, is_last=own == own_passes - 1):
-            with runtime.precision():
-                loss = trained(batch, done / plan.steps)
-            # Gradients are then averaged over processes, so each scales by its own share of the passes.
-            (loss.total / own_passes).backward()
-        losses.append(loss)
-    return losses
 
 
 def _log(window: _Window, done: int, plan: Plan, grad_norm: float, journal: Journal) -> None:
@@ -270,38 +218,6 @@ def _check_agreement(processes: Processes, done: int, checkpoints: Checkpoints) 
             )
 
 
-def _averaging(objective: nn.Module, processes: Processes) -> nn.Module:
-    """The objective, with gradients that are averaged over processes where there are several.
-
-    Buffers are those of process 0, so an objective that counts must add up what all processes counted.
-    """
-    if processes.world == 1:
-        return objective
-    # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing a user could do about it.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-    return DistributedDataParallel(objective)
-
-
-def _added_up(trained: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
-    return trained.no_sync() if isinstance(trained, DistributedDataParallel) and not is_last else nullcontext()
-
-
-def _agreed(
-    losses: Sequence[Loss], norm: Tensor, stop: StopRequest, passes: int, processes: Processes
-) -> tuple[float, float, int | None]:
-    """A step's mean loss and gradient norm, and the signal that asks to stop: the same in all processes.
-
-    The one place in a step where the host waits for the device.
-    """
-    received = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
-    loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
-    together = processes.add_up(torch.cat([loss[None], received]))
-    total, grad_norm, *counts = torch.cat([together[:1], norm[None], together[1:]]).tolist()
-    numbers = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
-    return total / passes, grad_norm, numbers[0] if numbers else None
-
-
 class _Window:
     """What happened since the last log line; values stay on the device until the line is due."""
 
@@ -310,21 +226,19 @@ class _Window:
         self.processes = processes
         self._restart(step)
 
-    def add(self, losses: Sequence[Loss]) -> None:
-        """Count the forward passes of one step."""
-        for loss in losses:
-            for name, value in {"loss": loss.total, **loss.parts}.items():
-                self.sums[name] = self.sums[name] + value.detach() if name in self.sums else value.detach()
-            self.passes += 1
+    def add(self, outcome: Outcome) -> None:
+        """Count the forward passes of a step, if it was applied."""
+        for loss in outcome.losses:
+            for name, value in {"passes": torch.ones_like(loss.total), "loss": loss.total, **loss.parts}.items():
+                applied = torch.where(outcome.is_finite, value.detach(), 0)
+                self.sums[name] = self.sums[name] + applied if name in self.sums else applied
 
     def close(self, step: int) -> dict[str, float]:
         """Means over all passes since the last call, steps per second, and the share of time this process waited for data."""
-        values: dict[str, float] = {}
-        if self.sums:
-            device = self.sums["loss"].device
-            sums = self.processes.add_up(torch.stack([value.float().to(device) for value in self.sums.values()]))
-            passes = self.passes * self.processes.world
-            values = {name: value / passes for name, value in zip(self.sums, sums.tolist(), strict=True)}
+        device = self.sums["loss"].device
+        sums = self.processes.add_up(torch.stack([value.float().to(device) for value in self.sums.values()]))
+        passes, *others = sums.tolist()
+        values = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
         values["steps_per_second"] = (step - self.step) / seconds
         values["data_wait"] = (self.waited.seconds - self.waited_before) / seconds
@@ -341,7 +255,6 @@ class _Window:
     def _restart(self, step: int) -> None:
         self.step, self.start, self.waited_before = step, time.perf_counter(), self.waited.seconds
         self.sums: dict[str, Tensor] = {}
-        self.passes = 0
 
 
 def _evaluate(

@@ -16,10 +16,11 @@ from beitkit.contracts import Batch, Loss
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, WeightAverage, fit
+from beitkit.train.loop import Best, fit
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import make_plan
+from beitkit.train.step import WeightAverage
 
 BATCH = 4
 
@@ -142,6 +143,24 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
     assert all(parameter.isfinite().all() for parameter in one.parameters())
     third = torch.load(tmp_path / "one" / "checkpoints" / "step-00000003.pt", weights_only=True)
     assert [state["step"].item() for state in third["optimizer"]["state"].values()] == [1, 1]
+
+
+def test_outcomes_that_are_read_late_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the host reads a step's outcome while the next one runs; here both ways on the CPU."""
+
+    def events(name: str) -> list[dict]:
+        lines = (tmp_path / name / "journal.jsonl").read_text().splitlines()
+        timed = ("time", "images_per_second", "data_wait")
+        return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
+
+    loop = LoopConfig(ema=0.9, log_every=5, max_bad_steps=3)
+    at_once = train(tmp_path / "at once", 12, loop, batches=lambda start: stream(start, range(3, 5)))
+    monkeypatch.setattr("beitkit.train.loop.READ_LATE", {"cpu": 1})
+    late = train(tmp_path / "late", 12, loop, batches=lambda start: stream(start, range(3, 5)))
+    assert same(at_once, late)
+    assert events("at once") == events("late")
+    with pytest.raises(NumericalError, match="the last was step 6"):
+        train(tmp_path / "bad", 12, loop, batches=lambda start: stream(start, range(3, 9)))
 
 
 def test_a_run_that_ends_on_a_bad_step_is_not_called_done(tmp_path: Path) -> None:
