@@ -29,6 +29,8 @@ NOT_PART_OF_A_RUN = (
     "out",
     "machine.threads",
     "machine.workers",
+    "speed.compile",
+    "speed.recompute",
     "loop.log_every",
     "loop.save_every",
     "read.max_broken",
