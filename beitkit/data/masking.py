@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.model import Pair
+from beitkit.contracts import Batch
 from beitkit.errors import UserError
 
 ATTEMPTS = 10  # draws of one block before giving up on chance, as in the original code
@@ -197,6 +199,15 @@ def masker(config: MaskConfig, grid: Pair) -> Masker:
 def recovered(mask: Bool[Tensor, "b n"], recover_all: bool) -> Bool[Tensor, "b n"]:
     """The patches that are to be predicted: the masked ones, or every one."""
     return torch.ones_like(mask) if recover_all else mask
+
+
+def located(stream: Iterable[Batch], recover_all: bool) -> Iterator[Batch]:
+    """Batches with `positions` int64 (m,): where something is predicted, as places in the flattened (b, n), ascending.
+
+    Put it before `to_device`: on a GPU the network would have to wait to learn how many there are.
+    """
+    for batch in stream:
+        yield batch | {"positions": recovered(batch["mask"], recover_all).flatten().nonzero().flatten()}
 
 
 def _check_block(config: MaskConfig, grid: Pair, min_block: int) -> None:

@@ -79,5 +79,5 @@ def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Bat
     for batch in batches:
         readable = batch["broken"] < 0
         if readable.any():
-            batch = {key: value[readable] for key, value in batch.items()}
+            batch = {key: value[readable] for key, value in batch.items() if key != "positions"}
             yield batch, recovered(batch["mask"], recover_all)

@@ -18,6 +18,7 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
 from beitkit.nn.cls_branch import ClsBranch
+from beitkit.nn.patches import Positions, picked
 from beitkit.nn.prediction import Prediction
 
 BACKBONE_PREFIX = "backbone."
@@ -45,16 +46,14 @@ class MaskedImageModel(nn.Module):
         """
         return self.predict(images, mask, mask)
 
-    def predict(
-        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Bool[Tensor, "b n"]
-    ) -> Float[Tensor, "m v"]:
-        """What `forward` gives, at the positions where `at` is True, hidden or not."""
-        return self.lm_head(self.backbone(images, mask).patches[at])
+    def predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Positions) -> Float[Tensor, "m v"]:
+        """What `forward` gives, at other positions, hidden or not."""
+        return self.lm_head(picked(self.backbone(images, mask).patches, at))
 
     def both_logits(
-        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]
+        self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Positions
     ) -> tuple[Float[Tensor, "m v"], Float[Tensor, "m v"]]:
-        """Logits as from `forward`, and those of the class-token branch; BEiT v2 adds their two cross-entropies.
+        """Logits as from `predict`, and those of the class-token branch; BEiT v2 adds their two cross-entropies.
 
         Raises:
             UserError: if the network was built without a branch.
@@ -69,7 +68,7 @@ class MaskedImageModel(nn.Module):
         own_norm, own_head = branch.cls_pt_norm, branch.cls_pt_lm_head
         patches = (self.backbone.finish(aggregated) if own_norm is None else self.backbone.split(own_norm(aggregated))).patches
         head = self.lm_head if own_head is None else own_head
-        return self.lm_head(self.backbone.finish(late).patches[mask]), head(patches[mask])
+        return self.lm_head(picked(self.backbone.finish(late).patches, at)), head(picked(patches, at))
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter for layer-wise learning rates; the head is above the last block."""

@@ -1,11 +1,21 @@
-"""Pictures cut into patches and put together again: what a network that predicts pixels has for targets."""
+"""Pictures cut into patches and put together again, and some patches of a batch picked out."""
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from beitkit.configs.model import Pair
+
+Positions = Bool[Tensor, "b n"] | Int64[Tensor, " m"]
+"""Which patches of a batch: True where, or their places in the flattened batch, ascending. The second says how many there are
+without looking, which on a GPU would mean to wait for it."""
+
+
+def picked(values: Shaped[Tensor, "b n *rest"], at: Positions) -> Shaped[Tensor, m * rest]:
+    """The values at these positions, in row-major order over batch, then position."""
+    return values[at] if at.dtype == torch.bool else values.flatten(0, 1).index_select(0, at)
 
 
 def to_patches(images: Float[Tensor, "b c h w"], patch: Pair) -> Float[Tensor, "b n p"]:

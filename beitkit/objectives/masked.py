@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from beitkit.contracts import Batch, Loss
 from beitkit.data.masking import recovered
 from beitkit.nn.models import MaskedImageModel
-from beitkit.nn.patches import to_patches
+from beitkit.nn.patches import Positions, picked, to_patches
 
 
 class MaskedTokens(nn.Module):
@@ -29,12 +29,12 @@ class MaskedTokens(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss of `images` (normalized), `mask` (b, n) and `tokens` (b, n); `progress` is not used."""
         images, mask = batch["images"], batch["mask"]
-        at = recovered(mask, self.recover_all)
-        targets = batch["tokens"][at]  # (m,), in the order of the logits
+        at = _predicted(batch, self.recover_all)
+        targets = picked(batch["tokens"], at)  # (m,), in the order of the logits
         if self.model.cls_branch is None:
             logits = self.model.predict(images, mask, at).float()
             return Loss(F.cross_entropy(logits, targets), {"accuracy": _accuracy(logits, targets)})
-        logits, branch_logits = (logits.float() for logits in self.model.both_logits(images, mask))
+        logits, branch_logits = (logits.float() for logits in self.model.both_logits(images, mask, at))
         main, branch = F.cross_entropy(logits, targets), F.cross_entropy(branch_logits, targets)
         parts = {"accuracy": _accuracy(logits, targets), "main_loss": main.detach(), "branch_loss": branch.detach()}
         return Loss(main + branch, parts)
@@ -56,11 +56,16 @@ class MaskedPixels(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss of `images` (normalized) and `mask` (b, n); `explained` is the share of the targets' variance it saves."""
         images, mask = batch["images"], batch["mask"]
-        at = recovered(mask, self.recover_all)
-        targets = to_patches(images, self.model.config.backbone.patch)[at]  # (m, pixels)
+        at = _predicted(batch, self.recover_all)
+        targets = picked(to_patches(images, self.model.config.backbone.patch), at)  # (m, pixels)
         loss = F.mse_loss(self.model.predict(images, mask, at).float(), targets)
         spread = targets.var(0, correction=0).mean()  # what always predicting the batch's mean patch would cost
         return Loss(loss, {"explained": 1 - loss.detach() / spread.clamp_min(torch.finfo(spread.dtype).eps)})
+
+
+def _predicted(batch: Batch, recover_all: bool) -> Positions:
+    """Where something is predicted: what `data.masking.located` found out before the batch was moved to the device, if it did."""
+    return batch["positions"] if "positions" in batch else recovered(batch["mask"], recover_all)
 
 
 def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:

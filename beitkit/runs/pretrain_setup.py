@@ -14,7 +14,7 @@ from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
-from beitkit.data.masking import Masker, masker
+from beitkit.data.masking import Masker, located, masker
 from beitkit.data.stream import PictureDataset, normalized, to_device, token_ids, tokenized
 from beitkit.data.token_cache import CacheKey, read_key
 from beitkit.data.views import PretrainView
@@ -112,6 +112,7 @@ class Setup:
         statistics = self.model.preprocessing
         if cached is not None:
             stream = cached.tokenized(stream)
+        stream = located(stream, self.recover_all)
         stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
         if self.tokenizer is None or cached is not None:
             return stream

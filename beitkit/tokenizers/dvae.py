@@ -96,8 +96,13 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
-        """The visual tokens of pictures in [0, 1]: the best code at each place, the first of equals."""
-        return self.logits(images).argmax(1)
+        """The visual tokens of pictures in [0, 1]: the best code at each place, the first of equals.
+
+        Under autocast the codes are still scored in the precision of the weights: near codes could not be told apart otherwise.
+        """
+        features = self.features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.code_layer(features.to(self.code_layer.weight.dtype)).argmax(1)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:

@@ -55,6 +55,11 @@ def output_channels(config: DVAEConfig) -> int:
     return config.channels * (2 if config.reconstruction == "logit_laplace" else 1)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: what residual blocks add to each other must not be rounded to autocast's 8 bits every time."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class DalleBlock(nn.Module):
     """`identity(x) + residual(x) / n_layers^2`, four convolutions of a quarter of the width (DALL-E, appendix A)."""
 
@@ -74,7 +79,7 @@ class DalleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same height and width, `width_out` channels."""
-        return self.id_path(x) + self.POST_GAIN * self.res_path(x)
+        return _wide(self.id_path(x)) + self.POST_GAIN * self.res_path(x)
 
 
 class ResidualBlock(nn.Module):
@@ -92,7 +97,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as the input."""
-        return x + self.net(x)
+        return _wide(x) + self.net(x)
 
 
 class LightBlock(nn.Module):
@@ -105,7 +110,7 @@ class LightBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as the input."""
-        return x + self.narrow(F.relu(self.widen(x)))
+        return _wide(x) + self.narrow(F.relu(self.widen(x)))
 
 
 def _dalle(config: DVAEConfig) -> Parts:

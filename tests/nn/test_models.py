@@ -88,7 +88,7 @@ def test_golden_e_class_token_branch(
 ) -> None:
     model = golden_fill(masked_model(ClsBranchConfig(early_layer=2)), PREFIXES)
     images = golden_input(2, 3, 48, 48)
-    main, branch = model.both_logits(images, golden_mask)
+    main, branch = model.both_logits(images, golden_mask, golden_mask)
     first = [1.50954394, -0.98091639, 0.6260701, 0.13819726, -0.89477844, 1.10387028]
     assert_golden(main, 1.69885012, 141.85754417, first)
     first = [1.13847922, -0.91889104, 0.89104143, -0.37705749, -0.27841436, 0.56484367]
@@ -217,7 +217,7 @@ def test_heads_start_as_the_table_says() -> None:
 def test_every_parameter_gets_a_gradient(branch: ClsBranchConfig | None, golden_mask: Tensor) -> None:
     model = masked_model(branch)
     images = torch.randn(2, 3, 48, 48)
-    logits = (model(images, golden_mask),) if branch is None else model.both_logits(images, golden_mask)
+    logits = (model(images, golden_mask),) if branch is None else model.both_logits(images, golden_mask, golden_mask)
     torch.stack([(part * torch.randn_like(part)).sum() for part in logits]).sum().backward()
     unreached = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert not unreached
@@ -232,7 +232,7 @@ def test_branch_reaches_late_blocks_through_the_class_token_only(golden_mask: Te
         late_tokens.append(output)
 
     model.backbone.blocks[2].register_forward_hook(keep)
-    model.both_logits(torch.randn(2, 3, 48, 48), golden_mask)[1].square().sum().backward()
+    model.both_logits(torch.randn(2, 3, 48, 48), golden_mask, golden_mask)[1].square().sum().backward()
     (late,) = late_tokens
     assert late.grad is not None
     assert late.grad[:, 0].any()
@@ -330,7 +330,7 @@ def test_layers_and_decay_of_whole_networks() -> None:
 
 def test_wrong_use_is_one_clear_line(golden_mask: Tensor) -> None:
     with pytest.raises(UserError, match="has no class-token branch"):
-        masked_model().both_logits(torch.zeros(2, 3, 48, 48), golden_mask)
+        masked_model().both_logits(torch.zeros(2, 3, 48, 48), golden_mask, golden_mask)
     with pytest.raises(UserError, match="at most the backbone's 3 blocks, got 4"):
         masked_model(ClsBranchConfig(early_layer=4))
     with pytest.raises(UserError, match="at least 1, got 0 and 2"):

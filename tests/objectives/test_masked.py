@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, ClsBranchConfig, MaskedImageModelConfig
+from beitkit.data.masking import located
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
@@ -62,6 +63,19 @@ def test_recovering_all_is_the_mean_over_every_patch_one_by_one(batch) -> None:
     assert MaskedTokens(model)(batch, 0.0).total.item() == pytest.approx((losses[0] + losses[2] + losses[7]) / 3, rel=1e-5)
 
 
+@pytest.mark.parametrize("recover_all", [False, True])
+@pytest.mark.parametrize("cls_branch", [None, ClsBranchConfig(early_layer=2)])
+def test_positions_found_beforehand_give_the_same_loss(batch, recover_all: bool, cls_branch: ClsBranchConfig | None) -> None:
+    if recover_all and cls_branch:
+        return
+    objective = MaskedTokens(masked_model(10, cls_branch=cls_branch).eval(), recover_all=recover_all)
+    (located_batch,) = located([batch], recover_all)
+    assert located_batch["positions"].dtype == torch.int64
+    one, other = objective(batch, 0.0), objective(located_batch, 0.0)
+    assert torch.equal(one.total, other.total)
+    assert one.parts.keys() == other.parts.keys()
+
+
 def test_without_a_mask_every_patch_is_seen_and_predicted(batch) -> None:
     model = masked_model(10)
     loss = MaskedTokens(model, recover_all=True)({**batch, "mask": torch.zeros(3, 4, dtype=torch.bool)}, 0.0)
@@ -72,7 +86,8 @@ def test_without_a_mask_every_patch_is_seen_and_predicted(batch) -> None:
 def test_the_class_token_branch_adds_its_own_cross_entropy(batch) -> None:
     model = masked_model(10, cls_branch=ClsBranchConfig(early_layer=2)).eval()
     loss = MaskedTokens(model)(batch, 0.0)
-    main, branch = (F.cross_entropy(logits, batch["tokens"][batch["mask"]]) for logits in model.both_logits(*inputs(batch)))
+    at = batch["mask"]
+    main, branch = (F.cross_entropy(logits, batch["tokens"][at]) for logits in model.both_logits(*inputs(batch), at))
     assert main.item() != pytest.approx(branch.item(), rel=1e-3)
     assert loss.total.item() == pytest.approx((main + branch).item(), rel=1e-6)
     assert loss.parts["main_loss"].item() == pytest.approx(main.item(), rel=1e-6)
