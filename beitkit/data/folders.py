@@ -72,8 +72,13 @@ def walk(root: Path) -> Iterator[bytes]:
 
 def is_picture(entry: os.DirEntry[bytes]) -> bool:
     """Whether this is a regular file with the ending of a picture."""
-    _, dot, ending = os.fsdecode(entry.name).rpartition(".")
-    return dot + ending.lower() in EXTENSIONS and entry.is_file()
+    return has_ending(entry.name) and entry.is_file()
+
+
+def has_ending(name: bytes) -> bool:
+    """Whether a name ends as those of pictures do."""
+    _, dot, ending = os.fsdecode(name).rpartition(".")
+    return dot + ending.lower() in EXTENSIONS
 
 
 def entries_of(folder: bytes) -> list[os.DirEntry[bytes]]:
