@@ -127,7 +127,9 @@ def archive_pictures(found: Archives, *, labelled: bool) -> PictureList:
     known = [label for part in parts for label in part.labels]
     missing = next((index for index, label in enumerate(known) if label is None), None)
     if missing is not None:
-        expected = f"member {_stem(files.name(missing)).decode('utf-8', 'replace')}.cls" if found.kind == "tar" else "column 'label'"
+        expected = (
+            f"member {_stem(files.name(missing)).decode('utf-8', 'replace')}.cls" if found.kind == "tar" else "column 'label'"
+        )
         raise UserError(f"{files.path(missing)} has no label; expected a {expected}")
     declared = _declared(found, parts)
     labels = [label for label in known if label is not None]
@@ -203,7 +205,11 @@ def _in_folder(folder: Path) -> Archives | None:
 def _split_in(place: str) -> Split | None:
     name = place.rpartition("/")[2]
     return next(
-        (split for split, names in SPLIT_NAMES.items() if any(name.startswith((f"{one}-", f"{one}_", f"{one}.")) for one in names)),
+        (
+            split
+            for split, names in SPLIT_NAMES.items()
+            if any(name.startswith((f"{one}-", f"{one}_", f"{one}.")) for one in names)
+        ),
         None,
     )
 

@@ -14,8 +14,7 @@ ATTEMPTS = 3
 """How often something behind a URL is asked for; networks fail now and then."""
 MOST_EXPANDED = 1_000_000  # archives that one pattern may name
 _URL = re.compile(r"([a-z][a-z0-9+.-]+(?:::[a-z][a-z0-9+.-]+)*):/+(.*)", re.DOTALL)
-_RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
-_CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_BRACES = re.compile(r"\{(?:([0-9]+)\.\.([0-9]+)|([^{}]*,[^{}]*))\}")
 
 
 def location(given: Path | str) -> str:
@@ -38,8 +37,12 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         UserError: a range that runs backwards, or more than a million names.
     """
-    found = _RANGE.search(pattern)
-    if found is not None:
+    found = _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    if found[3] is not None:
+        parts = found[3].split(",")
+    else:
         first, last = int(found[1]), int(found[2])
         if last < first:
             raise UserError(f"{pattern}: the range {found[0]} runs backwards; give the smaller number first")
@@ -47,11 +50,6 @@ def expanded(pattern: str) -> list[str]:
             raise UserError(f"{pattern}: the range {found[0]} names more than {MOST_EXPANDED:,} archives")
         width = len(found[1]) if found[1].startswith("0") else 0
         parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    else:
-        found = _CHOICE.search(pattern)
-        if found is None:
-            return [pattern]
-        parts = found[1].split(",")
     names: list[str] = []
     for part in parts:
         names += expanded(pattern[: found.start()] + part + pattern[found.end() :])

@@ -133,6 +133,20 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smalle
     return picture.decoded() if isinstance(picture, StoredPicture) else picture
 
 
+def format_when_whole(source: Path | Encoded) -> str:
+    """Pillow's name of the format of a picture that can be decoded to its end; a JPEG is decoded at 1/8 to find out.
+
+    Raises:
+        BrokenPicture: as `open_picture`.
+    """
+    picture = picture_to_crop(source, channels=3)
+    if isinstance(picture, StoredPicture):
+        picture.decoded(reduction=8)
+    with _opened(source) as image:
+        assert image.format is not None
+        return image.format if image.format in FORMATS else "JPEG"  # MPO: several JPEGs, one after the other
+
+
 def stored_size(source: Path | Encoded) -> Pair:
     """Width and height of a picture as it is stored, from its header.
 
