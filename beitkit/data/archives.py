@@ -167,8 +167,8 @@ def _key(name: bytes) -> bytes:
 
 def _named(given: str, places: Sequence[str]) -> Archives:
     kinds = {_kind_of(place) for place in places}
-    kind = next(iter(kinds))
-    if len(kinds) > 1 or kind is None:
+    kind = kinds.pop()
+    if kinds or kind is None:
         raise UserError(f"{given} does not name archives; expected a name that ends in .tar or in .parquet")
     absent = next((place for place in places if not is_url(place) and not Path(place).is_file()), None)
     if absent is not None:
@@ -181,7 +181,7 @@ def _kind_of(place: str) -> Kind | None:
 
 
 def _archives_among(given: str, places: Sequence[str]) -> Archives | None:
-    by_kind = {kind: tuple(place for place in places if _kind_of(place) == kind) for kind in KINDS}
+    by_kind: dict[Kind, tuple[str, ...]] = {kind: tuple(place for place in places if _kind_of(place) == kind) for kind in KINDS}
     if all(by_kind.values()):
         raise UserError(f"{given} holds both .tar and .parquet files; give one kind, such as {by_kind['tar'][0]}")
     return next((Archives(given, kind, found) for kind, found in by_kind.items() if found), None)
@@ -196,7 +196,7 @@ def _in_folder(folder: Path) -> Archives | None:
     other = next((os.fsdecode(entry.name) for entry in entries if is_picture(entry) or entry.is_dir()), None)
     if other is not None:
         raise UserError(
-            f"{folder} holds archives ({Path(found.places[0]).name}) and also {other}, which is none, so it is not clear which to "
+            f"{folder} holds archives ({Path(found.places[0]).name}) and also {other}, which is none, so it is not clear what to "
             "read; move one of them away, or give the archives by a pattern"
         )
     return found

@@ -20,7 +20,7 @@ from beitkit.errors import UserError
 
 
 def find_pictures(path: Path | str) -> PictureList:
-    """All pictures of a folder (nested ones too, sorted by name), of a list (`data.lists`), of archives or of an index, unlabelled.
+    """All pictures of a folder (nested ones too, sorted by name), of a list (`data.lists`), of archives or an index, unlabelled.
 
     Hidden files and folders are skipped; links are followed, but no folder is entered twice.
 

@@ -17,9 +17,9 @@ from beitkit.errors import UserError
 def gather_pictures(inputs: Sequence[Path]) -> PictureList:
     """All pictures that the inputs name, in the order of the inputs; what several of them name is there once.
 
-    Archives (`data.archives`) or one index may be given as well, but not together with anything else. Otherwise an input is a picture, a folder (searched as `find_pictures` does), a list of files that `find_pictures` reads, or, where
-    nothing has exactly this name, a glob: `*`, `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by
-    their endings, and folders.
+        Archives (`data.archives`), or one index, are given by themselves. Any other input is a picture, a folder (searched as
+    `find_pictures` does), a list of files that `find_pictures` reads, or, where     nothing has exactly this name, a glob:
+    `*`, `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by     their endings, and folders.
 
     Raises:
         UserError: an input that names nothing, or no pictures, or an unreadable row of a list.

@@ -133,7 +133,7 @@ def opened(place: str) -> Any:
         OSError: it is not there or cannot be read.
     """
     if not is_url(place):
-        return open(place, "rb")  # noqa: PTH123, SIM115
+        return open(place, "rb")  # noqa: PTH123
     system, path = _system(place)
     return _insisting(lambda: system.open(path, "rb"))
 

@@ -25,6 +25,8 @@ from beitkit.errors import UserError
 from beitkit.system import usable_cores, write_atomically
 
 PACKING = "packing.json"
+END = bytes(2 * BLOCK)
+"""What an archive ends with."""
 AHEAD = 4
 """Pictures that a thread has read before the shard takes them."""
 
@@ -38,7 +40,7 @@ class Packed(NamedTuple):
 
 
 class _Member(NamedTuple):
-    index: int
+    place: int
     name: bytes
     content: bytes
 
@@ -64,7 +66,7 @@ def pack(
     `report(path, reason)` is called for each picture that is left out, `said(done)` after each shard.
 
     Raises:
-        UserError: the folder holds shards of something else, too many pictures cannot be read, or a name or a label cannot be kept.
+        UserError: the folder holds other shards, too many pictures cannot be read, or a name or a label cannot be kept.
     """
     if files.targets is not None:
         raise UserError("a picture in a shard has one label, but these can have several; leave --labels out, and keep the list")
@@ -108,13 +110,10 @@ class _Readable:
         self._members = self._read(start)
         self.following = next(self._members, None)
 
-    def take(self) -> _Member:
-        """The picture that follows."""
-        member = self.following
-        assert member is not None
+    def take(self) -> None:
+        """Go on to the next picture."""
         self.following = next(self._members, None)
-        self.taken = len(self.files) if self.following is None else self.following.index
-        return member
+        self.taken = len(self.files) if self.following is None else self.following.place
 
     def _read(self, start: int) -> Iterator[_Member]:
         total = len(self.files)
@@ -129,8 +128,8 @@ class _Readable:
                     self.report(found.path, found.reason)
                     if len(self.skipped) > self.max_broken * total:
                         raise UserError(
-                            f"{len(self.skipped)} of {total} pictures cannot be read, more than the {self.max_broken:.2%} allowed; "
-                            "they are named above: remove or repair them, or raise --read.max-broken"
+                            f"{len(self.skipped)} of {total} pictures cannot be read, more than the {self.max_broken:.2%} "
+                            "allowed; they are named above: remove or repair them, or raise --read.max-broken"
                         )
 
     def _look(self, index: int) -> _Member | BrokenPicture:
@@ -156,29 +155,31 @@ def _content(path: Path) -> bytes:
 
 def _write_shard(file: IO[bytes], readable: _Readable, files: PictureList, shard_bytes: int) -> None:
     """Members until the shard is full; at least one."""
-    size = 0
+    size = len(END)
     labels: dict[bytes, int] = {}
-    while (following := readable.following) is not None and not (size and size + len(following.content) + BLOCK > shard_bytes):
-        member = readable.take()
-        size += _write_member(file, member.name, member.content)
+    while (member := readable.following) is not None:
+        written = _encoded(member.name, member.content)
         if files.labels is not None:
-            name, label = label_member(member.name), int(files.labels[member.index])
+            name, label = label_member(member.name), int(files.labels[member.place])
             if labels.setdefault(name, label) != label:
                 raise UserError(
-                    f"{files.path(member.index)} has another label than a picture of the same name but its ending; rename one"
+                    f"{files.path(member.place)} has another label than a picture whose name differs in its ending only; "
+                    "rename one of them"
                 )
-            size += _write_member(file, name, str(label).encode())
-    file.write(bytes(2 * BLOCK))  # the archive's end
+            written += _encoded(name, str(label).encode())
+        if size > len(END) and size + len(written) > shard_bytes:
+            break
+        file.write(written)
+        size += len(written)
+        readable.take()
+    file.write(END)
 
 
-def _write_member(file: IO[bytes], name: bytes, content: bytes) -> int:
+def _encoded(name: bytes, content: bytes) -> bytes:
     """Header and bytes of a member; nothing in it depends on when and by whom it is written."""
     header = tarfile.TarInfo(os.fsdecode(name))
     header.size = len(content)
-    written = header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + content
-    written += bytes(-len(written) % BLOCK)
-    file.write(written)
-    return len(written)
+    return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % BLOCK)
 
 
 def _named(files: PictureList) -> PictureList:

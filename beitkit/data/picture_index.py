@@ -1,8 +1,8 @@
 """An index: one file that holds a list of pictures, made once and mapped into memory by every process that reads it.
 
-The file is a preamble of 64 bytes, sections of numbers (each at a multiple of 64 bytes), and a description in JSON at the end. The
-preamble holds a checksum of the description and one of the sections; both are compared when the file is opened, by reading it once.
-The digest of the list is kept as well, so that a start does not compute it from ten million names.
+The file is a preamble of 64 bytes, sections of numbers (each at a multiple of 64 bytes), and a description in JSON at the end.
+The preamble holds the checksums of the description and of the sections; both are compared when the file is opened, by reading it
+once. The digest of the list is kept as well, so that a start does not compute it from ten million names.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from beitkit.data.folders import walk
 from beitkit.data.locations import is_url, read_whole, size_of
-from beitkit.data.members import KINDS, Members
+from beitkit.data.members import Members
 from beitkit.data.picture_list import PictureList
+from beitkit.data.tar_members import ReadAt
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 
@@ -35,7 +36,7 @@ INDEX = f"pictures{ENDING}"
 """The index that lies beside archives and is used in their place."""
 MAGIC = b"beitkit pictures"
 VERSION = 1
-_PREAMBLE = struct.Struct("<16sIIIQQ")  # magic, version, checksums of sections and description, its place and length
+_PREAMBLE = struct.Struct("<16sIIIQQ20x")  # magic, version, checksums of sections and description, its place and length
 _ALIGNMENT = 64
 _PART = 2**22  # bytes that are read together
 _SORTED_TOGETHER = 500_000  # names that a walk keeps in memory
@@ -60,6 +61,7 @@ def walked(folder: Path, scratch: Path) -> Iterator[bytes]:
             start = file.tell()
             file.write(b"\0".join(part))
             runs.append((start, file.tell()))
+        file.flush()
         yield from heapq.merge(*(_run(file, start, stop) for start, stop in runs))
 
 
@@ -89,6 +91,8 @@ def write_index(path: Path, files: PictureList, names: Iterable[bytes] | None = 
         content = _Sections(file)
         content.write_names(files.name(index) for index in range(len(files))) if names is None else content.write_names(names)
         total = content.shapes["offsets"][0] - 1
+        if not total:
+            raise UserError(f"{files.root} holds no pictures (files that end in .jpg, .png, .webp, .tif and so on)")
         if files.members is not None:
             content.write("archive", files.members.archive)
             content.write("places", files.members.places)
@@ -191,7 +195,7 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     try:
         if is_url(place):
             content = read_whole(place)
-            description = _description(content[: _PREAMBLE.size], lambda start, length: content[start : start + length])
+            description = _description(content, len(content), lambda start, length: content[start : start + length])
             _refuse_unless(zlib.crc32(content[_ALIGNMENT : _sections_end(content)]) == _PREAMBLE.unpack_from(content)[2], place)
             arrays = {
                 name: np.frombuffer(content, _TYPES[name], int(np.prod(shape)), start).reshape(shape)
@@ -200,7 +204,8 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         else:
             with Path(place).open("rb") as file:
                 preamble = file.read(_PREAMBLE.size)
-                description = _description(preamble, lambda start, length: os.pread(file.fileno(), length, start))
+                size = os.fstat(file.fileno()).st_size
+                description = _description(preamble, size, lambda start, length: os.pread(file.fileno(), length, start))
                 _refuse_unless(_checksum(file, _sections_end(preamble)) == _PREAMBLE.unpack(preamble)[2], place)
             arrays = {
                 name: _mapped(Path(place), start, _TYPES[name], tuple(shape))
@@ -215,12 +220,14 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     return description, arrays
 
 
-def _description(preamble: bytes, read: Any) -> dict[str, Any]:
-    magic, version, _, checksum, start, length = _PREAMBLE.unpack(preamble)
+def _description(preamble: bytes, size: int, read: ReadAt) -> dict[str, Any]:
+    magic, version, _, checksum, start, length = _PREAMBLE.unpack_from(preamble)
     if magic != MAGIC or version != VERSION:
         raise ValueError("another beginning")
-    encoded = read(start, length + 1)
-    if len(encoded) != length or zlib.crc32(encoded) != checksum:
+    if start + length != size:
+        raise ValueError(f"{size:,} bytes in place of {start + length:,}")
+    encoded = read(start, length)
+    if zlib.crc32(encoded) != checksum:
         raise ValueError("another end")
     return json.loads(encoded)
 

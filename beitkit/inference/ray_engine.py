@@ -31,8 +31,8 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
     """
     if files.members is not None:
         raise UserError(
-            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide the work "
-            "with --shard"
+            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide "
+            "the work with --shard"
         )
     ray = import_ray()
     with _cluster(ray):

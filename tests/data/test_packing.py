@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,8 +49,8 @@ def test_members_are_the_files(folder: Path, tmp_path: Path) -> None:
     packed(files, tmp_path / "s")
     found: list[tuple[str, bytes]] = []
     for path in sorted((tmp_path / "s").glob("*.tar")):
-        assert path.stat().st_size <= 5000 + 1024 + 3 * 512
         with tarfile.open(path) as archive:
+            assert path.stat().st_size <= 5000 or len(archive.getnames()) == 2
             assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in archive} == {(0, 0, 0, 0o644, "")}
             for member in archive:
                 file = archive.extractfile(member)
@@ -71,15 +74,13 @@ def test_a_stopped_command_continues_to_the_same_bytes(folder: Path, tmp_path: P
     shards = sum(name.endswith(".tar") for name in expected)
     assert shards > 3
     write = packing.write_atomically
-    for stop in range(2 * shards + 3):
-        calls = 0
+    for stop in range(2 * shards + 2):
+        calls = itertools.count(1)
 
-        def failing(path: Path, given: object) -> None:
-            nonlocal calls
-            calls += 1
-            if calls > stop:
+        def failing(path: Path, given: Any, stop: int = stop, calls: Iterator[int] = calls) -> None:
+            if next(calls) > stop:
                 raise KeyboardInterrupt
-            write(path, given)  # type: ignore[arg-type]
+            write(path, given)
 
         out = tmp_path / f"out{stop}"
         with monkeypatch.context() as patch:
@@ -133,7 +134,7 @@ def test_what_cannot_be_kept_is_refused(folder: Path, tmp_path: Path) -> None:
     os.link(first, first.with_suffix(".jpeg"))
     rows = f"path,label\n{first},a\n{first.with_suffix('.jpeg')},b\n"
     (tmp_path / "l.csv").write_text(rows)
-    with pytest.raises(UserError, match="0.jpeg has another label than a picture of the same name"):
+    with pytest.raises(UserError, match="0.jpeg has another label than a picture whose name differs in its ending"):
         packed(find_labelled(tmp_path / "l.csv"), tmp_path / "t")
     (tmp_path / "m.csv").write_text('path,label\npictures/class 0/0.jpg,a\npictures/class 0/0.jpeg,"b\nc"\n')
     with pytest.raises(UserError, match="has a line break in its name"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from beitkit.configs.verbs import IndexRun
 from beitkit.data import picture_index
 from beitkit.data.files import find_labelled, find_pictures
 from beitkit.data.folders import walk
@@ -17,7 +17,6 @@ from beitkit.data.picture_index import open_index, walked, write_index
 from beitkit.data.picture_list import PictureList
 from beitkit.errors import UserError
 from beitkit.runs import index as index_run
-from beitkit.configs.verbs import IndexRun
 
 
 def make(folder: Path, *names: str) -> Path:
@@ -80,16 +79,20 @@ def test_an_index_keeps_labels_only_where_it_is_told(tmp_path: Path) -> None:
         find_labelled(tmp_path / "x.index", "val")
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=some.data())
-def test_any_damage_is_refused_in_one_line(data: some.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.getbasetemp() / "damaged"
-    folder.mkdir(exist_ok=True)
-    path = folder / "x.index"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("damaged") / "x.index"
     names = [b"a.jpg", b"bb.jpg", b"c/d.jpg"]
     labels = np.array([0, 1, 0], dtype=np.int64)
-    write_index(path, PictureList.of(folder, names, labels=labels, classes=("x", "y")))
-    content = bytearray(path.read_bytes())
+    write_index(path, PictureList.of(path.parent, names, labels=labels, classes=("x", "y")))
+    return path
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=some.data())
+def test_any_damage_is_refused_in_one_line(data: some.DataObject, whole: Path) -> None:
+    path = whole.with_name("y.index")
+    content = bytearray(whole.read_bytes())
     kind = data.draw(some.sampled_from(["flip", "cut", "append"]))
     if kind == "flip":
         place = data.draw(some.integers(0, len(content) - 1))
@@ -117,4 +120,4 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no pictures"):
         index_run.run(IndexRun(tmp_path / "empty", out=tmp_path / "x.index"))
     assert not (tmp_path / "x.index").exists()
-    assert os.listdir(tmp_path) == ["empty"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
