@@ -66,7 +66,7 @@ def test_pretraining_and_its_token_cache(labelled: Path, shards: Path, index: Pa
     ):
         given = {"views": 2} if tokens is None else {"tokens": tokens}
         out = tmp_path / name
-        runs[name] = losses(beitkit.pretrain(images, tokenizer=tmp_path / "tok", out=out, **given, **NETWORK).path)
+        runs[name] = losses(beitkit.pretrain(images, tokenizer=tmp_path / "tok", out=out, **given, **NETWORK))
     assert all(run == runs["folder"] for run in runs.values()), runs
     assert len(runs["folder"]) == 3
 
