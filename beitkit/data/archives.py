@@ -166,7 +166,7 @@ def _key(name: bytes) -> bytes:
 
 
 def _named(given: str, places: Sequence[str]) -> Archives:
-    kinds = {_kind_of(place) for place in places}
+    kinds: set[Kind | None] = {_kind_of(place) for place in places}
     kind = kinds.pop()
     if kinds or kind is None:
         raise UserError(f"{given} does not name archives; expected a name that ends in .tar or in .parquet")
