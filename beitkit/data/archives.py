@@ -188,13 +188,15 @@ def _archives_among(given: str, places: Sequence[str]) -> Archives | None:
 
 
 def _in_folder(folder: Path) -> Archives | None:
-    entries = entries_of(os.fsencode(folder))
-    files = sorted(os.fsdecode(entry.path) for entry in entries if entry.is_file())
-    found = _archives_among(str(folder), files)
-    if found is None:
-        return None
-    other = next((os.fsdecode(entry.name) for entry in entries if is_picture(entry) or entry.is_dir()), None)
-    if other is not None:
+    archives: list[str] = []
+    other: str | None = None
+    for entry in entries_of(os.fsencode(folder)):
+        if entry.is_dir() or is_picture(entry):
+            other = other or os.fsdecode(entry.name)
+        elif _kind_of(os.fsdecode(entry.name)) is not None and entry.is_file():
+            archives.append(os.fsdecode(entry.path))
+    found = _archives_among(str(folder), sorted(archives))
+    if found is not None and other is not None:
         raise UserError(
             f"{folder} holds archives ({Path(found.places[0]).name}) and also {other}, which is none, so it is not clear what to "
             "read; move one of them away, or give the archives by a pattern"

@@ -48,7 +48,9 @@ def first_changed(files: PictureList, before: NDArray[np.int64]) -> int | None:
 
     _by_threads(files, look)
     for index in sorted(suspects):
-        if _content(files, index, stamps)[:2] != tuple(before[index, :2].tolist()):
+        digest, size, _ = _content(files, index, stamps)
+        # Sizes are not compared: the same picture has none in Parquet. A picture that is not there has another size than all.
+        if (digest, size < 0) != (int(before[index, 0]), bool(before[index, 1] < 0)):
             return index
     return None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +40,28 @@ def expanded(pattern: str) -> list[str]:
     Raises:
         UserError: a range that runs backwards, or more than a million names.
     """
-    found = _BRACES.search(pattern)
-    if found is None:
-        return [pattern]
-    if found[3] is not None:
-        parts = found[3].split(",")
-    else:
-        first, last = int(found[1]), int(found[2])
-        if last < first:
-            raise UserError(f"{pattern}: the range {found[0]} runs backwards; give the smaller number first")
-        if last - first >= MOST_EXPANDED:
-            raise UserError(f"{pattern}: the range {found[0]} names more than {MOST_EXPANDED:,} archives")
-        width = len(found[1]) if found[1].startswith("0") else 0
-        parts = [f"{number:0{width}d}" for number in range(first, last + 1)]
-    names: list[str] = []
-    for part in parts:
-        names += expanded(pattern[: found.start()] + part + pattern[found.end() :])
-        if len(names) > MOST_EXPANDED:
-            raise UserError(f"{pattern} names more than {MOST_EXPANDED:,} archives")
-    return names
+    literals: list[str] = []
+    choices: list[Sequence[str]] = []
+    end = 0
+    for found in _BRACES.finditer(pattern):
+        literals.append(pattern[end : found.start()])
+        choices.append(found[3].split(",") if found[3] is not None else _range(pattern, found[0], found[1], found[2]))
+        end = found.end()
+    if math.prod(map(len, choices)) > MOST_EXPANDED:
+        raise UserError(f"{pattern} names more than {MOST_EXPANDED:,} archives")
+    names = itertools.product(*choices)
+    return ["".join(itertools.chain.from_iterable(zip(literals, chosen, strict=True))) + pattern[end:] for chosen in names]
+
+
+def _range(pattern: str, whole: str, first: str, last: str) -> list[str]:
+    """The numbers of `{first..last}`, as wide as the first one where that begins with a zero."""
+    numbers = range(int(first), int(last) + 1)
+    if not numbers:
+        raise UserError(f"{pattern}: the range {whole} runs backwards; give the smaller number first")
+    if numbers[-1] - numbers[0] >= MOST_EXPANDED:
+        raise UserError(f"{pattern}: the range {whole} names more than {MOST_EXPANDED:,} archives")
+    width = len(first) if first.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in numbers]
 
 
 def read_range(place: str, start: int, length: int) -> bytes:
@@ -155,7 +161,7 @@ def _system(place: str) -> tuple[Any, str]:
         raise UserError(f"{place} cannot be read: {reason}; install what fsspec needs for it, or give a path") from None
 
 
-def _insisting(ask: Any) -> Any:
+def _insisting(ask: Callable[[], Any]) -> Any:
     """The answer of a server, asked again where it fails for another reason than that there is no such file."""
     for attempt in range(ATTEMPTS):
         try:
