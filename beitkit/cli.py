@@ -25,6 +25,8 @@ from beitkit.train.launch import Place, place
 
 VERBS = {
     "demo": "DemoRun",
+    "index": "IndexRun",
+    "pack": "PackRun",
     "tokenizer": "TokenizerRun",
     "tokenize": "TokenizeRun",
     "pretrain": "PretrainRun",
@@ -52,6 +54,7 @@ OVERVIEW = """\
 beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
 
   beitkit demo                                                    everything below on bundled pictures, in minutes
+  beitkit pack      photos/ --out shards                          copy them into tar shards (index: only list them in a file)
   beitkit tokenizer photos/ --out runs/tok                        train a discrete VAE on your pictures
   beitkit tokenize  photos/ --tokenizer runs/tok --out tokens     store the tokens of some views, to compute them once
   beitkit pretrain  photos/ --tokenizer runs/tok --out runs/pre   predict the visual tokens of masked patches

@@ -26,7 +26,9 @@ from beitkit.runs import embed as embed_run
 from beitkit.runs import evaluate as evaluate_run
 from beitkit.runs import export as export_run
 from beitkit.runs import finetune as finetune_run
+from beitkit.runs import index as index_run
 from beitkit.runs import inspect as inspect_run
+from beitkit.runs import pack as pack_run
 from beitkit.runs import predict as predict_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
@@ -102,6 +104,8 @@ def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
 
 
 demo = Verb("demo", verbs.DemoRun, demo_run.run)
+index = Verb("index", verbs.IndexRun, index_run.run)
+pack = Verb("pack", verbs.PackRun, pack_run.run)
 tokenizer = Verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
 tokenize = Verb("tokenize", verbs.TokenizeRun, tokenize_run.run)
 pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)

@@ -1,4 +1,4 @@
-"""Finding pictures: a folder, class folders or a list of files become a `PictureList`."""
+"""Finding pictures: a folder, class folders, a list of files, archives or an index become a `PictureList`."""
 
 from __future__ import annotations
 
@@ -10,23 +10,29 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.data.archives import Archives, archive_pictures, archives_at, class_order
 from beitkit.data.folders import EXTENSIONS, entries_of, is_picture, walk
 from beitkit.data.lists import SPLIT_NAMES, ListTable, Split, read_list
+from beitkit.data.locations import entries_at, is_url, location
+from beitkit.data.picture_index import ENDING, INDEX, archives_in, open_index
 from beitkit.data.picture_list import PictureList
 from beitkit.errors import UserError
 
-_LONGEST_NUMBER = 18  # digits of a class name that is ordered by its value
-
 
 def find_pictures(path: Path | str) -> PictureList:
-    """All pictures of a folder (nested ones too, sorted by name) or of a list (`data.lists`), without labels.
+    """All pictures of a folder (nested ones too, sorted by name), of a list (`data.lists`), of archives or an index, unlabelled.
 
     Hidden files and folders are skipped; links are followed, but no folder is entered twice.
 
     Raises:
-        UserError: nothing at the path, no pictures there, or a row of a list that names no file (with its line number).
+        UserError: nothing at the path, no pictures there, a row of a list that names no file (with its line number), or an
+            archive or index that cannot be read.
     """
     path = Path(path)
+    if (index := index_at(path)) is not None:
+        return open_index(index, labelled=False)
+    if (archives := archives_at(path)) is not None:
+        return archive_pictures(archives, labelled=False)
     if _exists_as_folder(path):
         names = sorted(walk(path))
         if not names:
@@ -51,13 +57,16 @@ def find_labelled(path: Path | str, split: Split | None = None, classes: Sequenc
     return labelled_source(path).read(split, classes)
 
 
-def labelled_source(path: Path | str) -> LabelledFolder | LabelledList:
+def labelled_source(path: Path | str) -> LabelledFolder | LabelledArchives | LabelledList:
     """Where labelled pictures are read from; a list's rows are read and checked here, once for all its splits.
 
     Raises:
         UserError: nothing at the path, or an unreadable row of a list.
     """
     path = Path(path)
+    index, archives = index_at(path), archives_at(path)
+    if index is not None or archives is not None:
+        return LabelledArchives(path, index, archives)
     return LabelledFolder(path) if _exists_as_folder(path) else LabelledList(read_list(path, labelled=True))
 
 
@@ -74,7 +83,44 @@ class LabelledFolder:
 
     def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
         """The pictures of a split, or of a folder that is not divided; see `find_labelled`."""
-        return _class_folders(_split_folder(self.path, split), classes)
+        folder = _split_folder(self.path, split)
+        index, archives = index_at(folder), archives_at(folder)
+        if index is not None or archives is not None:
+            return LabelledArchives(folder, index, archives).read(None, classes)
+        return _class_folders(folder, classes)
+
+
+class LabelledArchives:
+    """Archives with labels, perhaps named after splits, or an index that holds labels."""
+
+    def __init__(self, path: Path, index: str | None, archives: Archives | None) -> None:
+        self.path, self.index, self.archives = path, index, archives
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that archives are named after."""
+        return () if self.index is not None or self.archives is None else self.archives.splits
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of archives that are not divided; see `find_labelled`."""
+        if self.index is not None:
+            if split is not None:
+                raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
+            files = open_index(self.index, labelled=True)
+        else:
+            assert self.archives is not None
+            files = archive_pictures(self.archives.of_split(split), labelled=True)
+        assert files.labels is not None
+        if classes is None:
+            _at_least_two(files.classes, self.path)
+            return files
+        index = {name: label for label, name in enumerate(classes)}
+        known = np.array([index.get(name, -1) for name in files.classes], dtype=np.int64)[files.labels]
+        if (known < 0).any():
+            place = int((known < 0).argmax())
+            label = files.classes[files.labels[place]]
+            raise UserError(f"{files.path(place)}: label {label!r} is not one of the {_counted(classes)}")
+        return replace(files, labels=known, classes=tuple(classes), known_digest=None)
 
 
 class LabelledList:
@@ -97,7 +143,7 @@ class LabelledList:
         row_of_label = np.repeat(np.arange(len(table.lines)), np.diff(table.label_offsets))
         used = is_chosen[row_of_label]
         if classes is None:
-            occurring = sorted((table.labels[label] for label in np.unique(table.label_ids[used])), key=_class_order)
+            occurring = sorted((table.labels[label] for label in np.unique(table.label_ids[used])), key=class_order)
             classes = table.declared or occurring
             _at_least_two(classes, table.path)
         index = {name: label for label, name in enumerate(classes)}
@@ -146,6 +192,28 @@ def split_folders(path: Path | str) -> Mapping[Split, Path]:
     return folders
 
 
+def index_at(path: Path | str) -> str | None:
+    """The index that a path or URL names, or that lies beside the archives of the folder it names; None without one.
+
+    Raises:
+        UserError: the index beside archives lists others than lie there.
+    """
+    text = location(path)
+    if text.endswith(ENDING):
+        return text
+    if not is_url(text) and not (Path(text) / INDEX).is_file():
+        return None
+    if is_url(text) and f"{text.rstrip('/')}/{INDEX}" not in entries_at(text):
+        return None
+    archives = archives_at(path)
+    if archives is None:
+        return None
+    index = f"{text.rstrip('/')}/{INDEX}"
+    if set(archives.places) != set(archives_in(index)):
+        raise UserError(f"{index} lists other archives than lie beside it; make it again with beitkit index, or remove it")
+    return index
+
+
 def _exists_as_folder(path: Path) -> bool:
     if path.is_dir():
         return True
@@ -177,7 +245,7 @@ def _split_folder(path: Path, split: Split | None) -> Path:
 
 def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
     entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
-    found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=_class_order)
+    found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=class_order)
     stray = next((entry.name for entry in entries if is_picture(entry)), None)
     if not found:
         what = "pictures but no class folders" if stray else "neither pictures nor class folders"
@@ -211,8 +279,3 @@ def _counted(classes: Sequence[str]) -> str:
     """How many known classes there are, and some of them."""
     some = ", ".join(repr(name) for name in classes[:5])
     return f"{len(classes)} known classes ({some}{', ...' if len(classes) > 5 else ''})"
-
-
-def _class_order(name: str) -> tuple[int, str]:
-    """Numbers by value and before words, words by code point."""
-    return (int(name), name) if name.isascii() and name.isdigit() and len(name) <= _LONGEST_NUMBER else (1 << 62, name)

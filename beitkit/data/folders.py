@@ -65,21 +65,30 @@ def walk(root: Path) -> Iterator[bytes]:
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        entries = entries_of(folder)
-        folders.extend(sorted((entry.path for entry in entries if entry.is_dir()), reverse=True))
-        yield from (entry.path[len(top) :] for entry in entries if is_picture(entry))
+        inside = []
+        for entry in entries_of(folder):
+            if entry.is_dir():
+                inside.append(entry.path)
+            elif is_picture(entry):
+                yield entry.path[len(top) :]
+        folders.extend(sorted(inside, reverse=True))
 
 
 def is_picture(entry: os.DirEntry[bytes]) -> bool:
     """Whether this is a regular file with the ending of a picture."""
-    _, dot, ending = os.fsdecode(entry.name).rpartition(".")
-    return dot + ending.lower() in EXTENSIONS and entry.is_file()
+    return has_ending(entry.name) and entry.is_file()
 
 
-def entries_of(folder: bytes) -> list[os.DirEntry[bytes]]:
-    """What lies in a folder, without hidden entries."""
+def has_ending(name: bytes) -> bool:
+    """Whether a name ends as those of pictures do."""
+    _, dot, ending = os.fsdecode(name).rpartition(".")
+    return dot + ending.lower() in EXTENSIONS
+
+
+def entries_of(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+    """What lies in a folder, without hidden entries, one after the other: there may be millions."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(b".")]
+            yield from (entry for entry in entries if not entry.name.startswith(b"."))
     except OSError as error:
         raise UserError(f"the folder {os.fsdecode(folder)} cannot be listed: {error.strerror}") from error

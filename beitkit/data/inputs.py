@@ -9,24 +9,42 @@ from pathlib import Path
 
 import numpy as np
 
-from beitkit.data.files import EXTENSIONS, PictureList, find_pictures
+from beitkit.data.archives import Archives, archive_pictures, archives_at
+from beitkit.data.files import EXTENSIONS, PictureList, find_pictures, index_at
 from beitkit.errors import UserError
 
 
 def gather_pictures(inputs: Sequence[Path]) -> PictureList:
     """All pictures that the inputs name, in the order of the inputs; what several of them name is there once.
 
-    An input is a picture, a folder (searched as `find_pictures` does), a list of files that `find_pictures` reads, or, where
-    nothing has exactly this name, a glob: `*`, `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by
-    their endings, and folders.
+        Archives (`data.archives`), or one index, are given by themselves. Any other input is a picture, a folder (searched as
+    `find_pictures` does), a list of files that `find_pictures` reads, or, where     nothing has exactly this name, a glob:
+    `*`, `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by     their endings, and folders.
 
     Raises:
         UserError: an input that names nothing, or no pictures, or an unreadable row of a list.
     """
+    if (archived := _archived(inputs)) is not None:
+        return archived
     names = dict.fromkeys(name for given in inputs for name in _names(given))
     offsets = np.zeros(len(names) + 1, dtype=np.int64)
     np.cumsum([len(name) for name in names], out=offsets[1:])
     return PictureList(Path(), b"".join(names), offsets)
+
+
+def _archived(inputs: Sequence[Path]) -> PictureList | None:
+    """The pictures of inputs that are archives, or one index; None where none is either."""
+    if len(inputs) == 1 and index_at(inputs[0]) is not None:
+        return find_pictures(inputs[0])
+    found = [(given, archives_at(given)) for given in inputs]
+    archives = [one for _, one in found if one is not None]
+    if not archives:
+        return None
+    other = next((given for given, one in found if one is None or one.kind != archives[0].kind), None)
+    if other is not None:
+        raise UserError(f"{archives[0].given} holds archives and {other} none of this kind; give them in two commands")
+    places = dict.fromkeys(place for one in archives for place in one.places)
+    return archive_pictures(Archives(archives[0].given, archives[0].kind, tuple(places)), labelled=False)
 
 
 def _names(given: Path) -> Iterator[bytes]:

@@ -11,17 +11,18 @@ import hashlib
 import io
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.files import LabelledFolder, LabelledList, labelled_source
+from beitkit.data.files import LabelledArchives, LabelledFolder, LabelledList, find_labelled, labelled_source
 from beitkit.data.picture_list import PictureList
-from beitkit.data.rows import CLASS_ROW, SEPARATOR
+from beitkit.data.rows import CLASS_ROW, SEPARATOR, csv_rows
 from beitkit.errors import UserError
 
+Source = LabelledFolder | LabelledArchives | LabelledList
 VAL_SHARE = 0.2
 """Share of each class that is set aside where no validation pictures are given."""
 
@@ -121,6 +122,22 @@ def split_table(train: PictureList, val: PictureList) -> str:
     return text.getvalue()
 
 
+def set_aside_before(table: Path, source: Source, classes: Sequence[str]) -> PictureList:
+    """The validation pictures of a `split_table`; those of archives are looked up in them, as a list names files only.
+
+    Raises:
+        UserError: the table cannot be read, or names pictures that are no longer there.
+    """
+    if not isinstance(source, LabelledArchives):
+        return find_labelled(table, "val", classes=classes)
+    named = {os.fsencode(row.name) for row in csv_rows(table, labelled=True) if row.split == "val"}
+    files = source.read(None, classes)
+    chosen = [index for index, path in enumerate(files.paths()) if path in named]
+    if len(chosen) != len(named):
+        raise UserError(f"{table} names {len(named)} pictures for validation, but {source.path} holds {len(chosen)} of them")
+    return files.subset(chosen)
+
+
 def _cells(files: PictureList) -> Iterator[str]:
     """The labels of each picture as one cell of a table."""
     if files.targets is None:
@@ -217,9 +234,7 @@ def _refuse_repeated(files: PictureList, source: LabelledList) -> None:
             seen.add(path)
 
 
-def _refuse_shared(
-    train: PictureList, source: LabelledFolder | LabelledList, val: PictureList, other: LabelledFolder | LabelledList
-) -> None:
+def _refuse_shared(train: PictureList, source: Source, val: PictureList, other: Source) -> None:
     """Raise if a file is in both lists."""
     suspects = set(np.intersect1d(_keys(train), _keys(val)).tolist())
     if not suspects:

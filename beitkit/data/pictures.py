@@ -12,12 +12,14 @@ the most usual kind, would become black all over.)
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +62,14 @@ class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the calle
         return f"{self.path}: {self.reason}"
 
 
+class Encoded(NamedTuple):
+    """A picture's file in memory, as it is read from an archive."""
+
+    path: Path
+    """What it is called in messages."""
+    content: bytes
+
+
 def picture_mode(channels: int) -> str:
     """Pillow's mode of pictures with this many channels."""
     if channels not in (1, 3):
@@ -71,7 +81,7 @@ def picture_mode(channels: int) -> str:
 class StoredPicture:
     """A JPEG whose header has been read, but whose pixels have not: they are decoded as finely as is needed."""
 
-    path: Path
+    source: Path | Encoded
     mode: str
     """"RGB" or "L", as it will be decoded."""
     height: int
@@ -84,7 +94,7 @@ class StoredPicture:
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
         """
-        with _opened(self.path) as image:
+        with _opened(self.source) as image:
             if reduction > 1:
                 size = max(1, image.width // reduction), max(1, image.height // reduction)
                 image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
@@ -93,11 +103,12 @@ class StoredPicture:
 
 
 def picture_to_crop(
-    path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
+    source: Path | Encoded, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
 ) -> Image.Image | StoredPicture:
     """A JPEG not yet decoded; any other picture decoded, as it cannot be decoded in part. Else as `open_picture`."""
     mode = picture_mode(channels)
-    with _opened(path) as image:
+    path = _called(source)
+    with _opened(source) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
@@ -107,7 +118,7 @@ def picture_to_crop(
             image.load()
             return upright(opaque(image, mode), image)
         is_sideways = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) in SIDEWAYS
-        return StoredPicture(path, mode, *((width, height) if is_sideways else (height, width)))
+        return StoredPicture(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
 def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
@@ -122,17 +133,43 @@ def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smalle
     return picture.decoded() if isinstance(picture, StoredPicture) else picture
 
 
+def format_when_whole(source: Path | Encoded) -> str:
+    """Pillow's name of the format of a picture that can be decoded to its end; a JPEG is decoded at 1/8 to find out.
+
+    Raises:
+        BrokenPicture: as `open_picture`.
+    """
+    picture = picture_to_crop(source, channels=3)
+    if isinstance(picture, StoredPicture):
+        picture.decoded(reduction=8)
+    with _opened(source) as image:
+        assert image.format is not None
+        return image.format if image.format in FORMATS else "JPEG"  # MPO: several JPEGs, one after the other
+
+
+def stored_size(source: Path | Encoded) -> Pair:
+    """Width and height of a picture as it is stored, from its header.
+
+    Raises:
+        BrokenPicture: the header cannot be read.
+    """
+    with _opened(source) as image:
+        return image.size
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenPicture`."""
+    path = _called(source)
     try:
         # Opening a pipe would wait for a writer, for ever; a device may never end.
-        if not stat.S_ISREG(path.stat().st_mode):
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
             raise BrokenPicture(path, "not a regular file")
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=READABLE) as image:
+            file = source if isinstance(source, Path) else io.BytesIO(source.content)
+            with Image.open(file, formats=READABLE) as image:
                 yield image
     except BrokenPicture:
         raise
@@ -142,6 +179,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
         raise BrokenPicture(path, _one_line(error)) from error
+
+
+def _called(source: Path | Encoded) -> Path:
+    return source if isinstance(source, Path) else source.path
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 
-from PIL import Image
-
 from beitkit.data.files import PictureList
-from beitkit.data.pictures import READABLE
+from beitkit.data.pictures import BrokenPicture, stored_size
 from beitkit.errors import UserError
 
 SAMPLE = 64
@@ -24,9 +22,8 @@ def median_side(files: PictureList, seed: int) -> int:
     sides = []
     for index in random.Random(seed).sample(range(len(files)), min(SAMPLE, len(files))):
         try:
-            with Image.open(files.path(index), formats=READABLE) as image:
-                sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            sides.append(min(stored_size(files.source(index))))
+        except BrokenPicture:
             continue  # training counts and names those
     if not sides:
         raise UserError(f"none of the first pictures looked at in {files.root} can be read; see what its files hold")

@@ -233,7 +233,7 @@ class PictureDataset:
         known = self._decoded.get(index)
         if known is not None:
             return known
-        image = picture_to_crop(self.files.path(index), self.channels, smallest=self.smallest)
+        image = picture_to_crop(self.files.source(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
         if pixels > CACHED_PIXELS:
             return image

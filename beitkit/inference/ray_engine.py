@@ -29,6 +29,11 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached or cannot read the checkpoint.
     """
+    if files.members is not None:
+        raise UserError(
+            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide "
+            "the work with --shard"
+        )
     ray = import_ray()
     with _cluster(ray):
         available = ray.cluster_resources()

@@ -18,7 +18,8 @@ from beitkit.configs.data import Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.verbs import EvaluateRun
 from beitkit.contracts import Batch
-from beitkit.data.files import LabelledList, PictureList, find_labelled, labelled_source
+from beitkit.data.files import LabelledList, PictureList, labelled_source
+from beitkit.data.labelled import set_aside_before
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
@@ -231,7 +232,7 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
     runs = {model: run for model in config.model if (run := run_on(model, config.images)) is not None}
     asides = [model / "split.csv" for model, run in runs.items() if run["val"] is None]
     if asides:
-        lists = [find_labelled(aside, "val", classes=classes) for aside in asides]
+        lists = [set_aside_before(aside, source, classes) for aside in asides]
         other = next((aside for aside, one in zip(asides, lists, strict=True) if one.digest != lists[0].digest), None)
         if other is not None:
             raise UserError(

@@ -18,6 +18,7 @@ from beitkit.configs.verbs.checkpoints import (
 from beitkit.configs.verbs.demo import DemoRun
 from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
+from beitkit.configs.verbs.pack import IndexRun, PackRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
 from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
@@ -37,8 +38,10 @@ __all__ = [
     "ExportRun",
     "FinetuneRun",
     "Flat",
+    "IndexRun",
     "InspectRun",
     "NetworkConfig",
+    "PackRun",
     "Pool",
     "PredictRun",
     "PretrainRun",

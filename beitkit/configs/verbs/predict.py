@@ -23,7 +23,7 @@ class PredictRun:
     """Name what new pictures show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
 
     inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
-    """Pictures, folders, quoted globs, or lists of files (.txt, .csv, .jsonl), mixed."""
+    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of a classifier or a segmenter."""
@@ -56,7 +56,7 @@ class EmbedRun:
     """Write the features of pictures, for search, clustering or a classifier of one's own."""
 
     inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
-    """Pictures, folders, quoted globs, or lists of files (.txt, .csv, .jsonl), mixed."""
+    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of any network."""

@@ -20,7 +20,7 @@ class PretrainRun:
     """Pre-train a vision Transformer on unlabelled pictures: predict the visual tokens of masked patches."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), or a list of files (.txt, .csv, .jsonl)."""
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     tokenizer: Path | None = None
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for --target tokens."""

@@ -19,7 +19,7 @@ class TokenizeRun:
     """Compute the visual tokens of stored views once, for `beitkit pretrain --tokens`."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), or a .txt/.csv list of files."""
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     tokenizer: Path
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""

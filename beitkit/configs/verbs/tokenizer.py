@@ -20,7 +20,7 @@ class TokenizerRun:
     """Train a discrete VAE on your pictures, so that each patch gets a visual token."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), or a list of files (.txt, .csv, .jsonl)."""
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     out: Path
     """Run folder to make or to continue."""

@@ -1,0 +1,62 @@
+"""`beitkit pack` and `beitkit index`: what they take."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import ReadConfig
+from beitkit.errors import UserError
+
+SplitName = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class PackRun:
+    """Copy pictures into tar shards (WebDataset's layout), which every verb reads in their place."""
+
+    images: Positional[Path]
+    """Folder of pictures, class folders, a list of files, Parquet files, other shards, or an index."""
+    _: KW_ONLY
+    out: Path
+    """Folder for the shards and their index. The same command continues it."""
+    shard_size: int = 256
+    """Size of a shard in MB; one picture is never divided."""
+    labels: bool = False
+    """Keep the pictures' labels, as .cls members and classes.txt."""
+    split: SplitName | None = None
+    """With --labels: the part to take of pictures that are divided."""
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        _check_split(self.split, self.labels)
+        if self.shard_size < 1:
+            raise UserError(f"--shard-size must be at least 1 (MB), got {self.shard_size}")
+
+
+@dataclass(frozen=True)
+class IndexRun:
+    """Walk through pictures once and write down what was found, in a file that every verb reads in their place."""
+
+    images: Positional[Path]
+    """Folder of pictures, class folders, a list of files, tar shards, Parquet files, or a URL of these two."""
+    _: KW_ONLY
+    out: Path
+    """File to write; it ends in .index."""
+    labels: bool = False
+    """Keep the pictures' labels."""
+    split: SplitName | None = None
+    """With --labels: the part to take of pictures that are divided."""
+
+    def __post_init__(self) -> None:
+        _check_split(self.split, self.labels)
+        if self.out.suffix != ".index":
+            raise UserError(f"--out {self.out} must end in .index, by which verbs know it for an index")
+
+
+def _check_split(split: SplitName | None, labels: bool) -> None:
+    if split is not None and not labels:
+        raise UserError(f"--split {split} is for labelled pictures; give --labels too, or the folder of the split")
