@@ -46,7 +46,7 @@ from beitkit.interop.read import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune_report import Compared, Outcome, write_report
-from beitkit.runs.training_data import TrainingReader
+from beitkit.runs.training_data import TrainingReader, blocks_of
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -96,7 +96,7 @@ def run(config: FinetuneRun) -> Result:
         model = Classifier(model.config)
     elif _has_fresh_head(model):
         model.reset_head()  # drawn again, now that the seed is set
-    objective = Classify(model, config.label_smoothing).to(runtime.device)
+    objective = Classify(model, config.label_smoothing)
     for line in chosen.lines:
         journal.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
@@ -128,6 +128,7 @@ def run(config: FinetuneRun) -> Result:
         waited=streams.waited,
         evaluators=[evaluator(predict, streams.validation)],
         best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
     )
     if runtime.is_main:
         if model.config.multilabel:

@@ -35,7 +35,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.report.overlays import palette_of
 from beitkit.runs.scene_sheets import judged
 from beitkit.runs.segment_report import write_report
-from beitkit.runs.training_data import TrainingReader
+from beitkit.runs.training_data import TrainingReader, blocks_of
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -100,7 +100,7 @@ def run(config: SegmentRun) -> Result:
         f"{config.image_size}, {config.head} head; {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, "
         f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}"
     )
-    objective = Segment(model, config.loss).to(runtime.device)
+    objective = Segment(model, config.loss)
     dataset = PictureDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
@@ -137,6 +137,7 @@ def run(config: SegmentRun) -> Result:
         waited=waited,
         evaluators=[MeanIoU(predict, scenes, len(train.classes))],
         best=Best("val/miou", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
     )
     if runtime.is_main:
         verdict = judged(

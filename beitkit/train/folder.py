@@ -29,13 +29,14 @@ NOT_PART_OF_A_RUN = (
     "out",
     "machine.threads",
     "machine.workers",
+    "machine.sharding",
     "loop.log_every",
     "loop.save_every",
     "read.max_broken",
     "compare",
     "json",
 )
-"""Fields that a continued run may change: they do not change what comes out (threads: but for rounding)."""
+"""Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 
 
 LOCK = ".lock"
@@ -115,7 +116,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Checkpoints:
         """The training states."""
-        return Checkpoints(self.path / "checkpoints")
+        return Checkpoints(self.path / "checkpoints", self.processes)
 
     @property
     def best(self) -> Path:

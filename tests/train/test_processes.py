@@ -99,7 +99,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(found: Found) -> None:
     assert found.second["stopped"] == (said, code)
     assert said.startswith("stopped after step 4 of 8")  # the signal came with pass 13
     assert code == 128 + signal.SIGTERM
-    assert [path.name for path in (found.folder / "stopped" / "checkpoints").glob("*.pt")] == ["step-00000004.pt"]
+    assert [path.name for path in (found.folder / "stopped" / "checkpoints").glob("*.json")] == ["step-00000004.json"]
 
 
 def test_other_inputs_in_one_process_are_refused(found: Found) -> None:

@@ -92,7 +92,7 @@ def run(
             optim=OPTIM,
             runtime=runtime,
             journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
-            checkpoints=Checkpoints(out / "checkpoints"),
+            checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
             waited=WaitMeter(),
         )
     except ConnectionError:
