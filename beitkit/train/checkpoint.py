@@ -43,7 +43,7 @@ class Checkpoints:
         own = {name: piece for name, piece in pieces.items() if self._is_mine(piece)}
         rank = self.processes.rank
         parts = {
-            name: Stored(NAME_OF_TYPE[piece.rows.dtype], piece.shape, (Rows(rank, piece.first, piece.end - piece.first),))
+            name: Stored(NAME_OF_TYPE[piece.rows.dtype], piece.shape, (Rows(rank, piece.first, piece.end),))
             for name, piece in own.items()
         }
         written = self.processes.gather((self._write(step, own) if own else None, parts))
@@ -154,8 +154,8 @@ class Restored(NamedTuple):
             for stored in tensors[name].rows:
                 found = stored.within(piece.first, piece.end)
                 if found is not None:
-                    start = found.first - piece.first
-                    target = piece.rows if piece.rows.ndim == 0 else piece.rows[start : start + found.count]
+                    own = slice(found.first - piece.first, found.end - piece.first)
+                    target = piece.rows if piece.rows.ndim == 0 else piece.rows[own]
                     wanted.setdefault(found.file, []).append((name, found.first - stored.first, target))
         for file, parts in wanted.items():
             read_rows(self.checkpoints.file(self.manifest.step, file), parts)

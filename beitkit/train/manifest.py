@@ -46,12 +46,13 @@ class Rows(NamedTuple):
     file: int
     """Number of the file that has them."""
     first: int
-    count: int
+    end: int
+    """The row after the last one."""
 
     def within(self, first: int, end: int) -> Rows | None:
         """Those that lie in a range of rows, if any."""
-        start, stop = max(self.first, first), min(self.first + self.count, end)
-        return Rows(self.file, start, stop - start) if start < stop else None
+        found = Rows(self.file, max(self.first, first), min(self.end, end))
+        return found if found.first < found.end else None
 
 
 class Stored(NamedTuple):
@@ -134,8 +135,8 @@ def _stored(entry: Mapping[str, Any]) -> Stored:
     rows = tuple(Rows(*(_size(number) for number in three)) for three in entry["rows"])
     reached = 0
     for some in rows:
-        _check(some.first == reached and some.count > 0)
-        reached += some.count
+        _check(some.first == reached and some.end > reached)
+        reached = some.end
     _check(reached == (shape[0] if shape else 1))
     return Stored(str(entry["dtype"]), shape, rows)
 

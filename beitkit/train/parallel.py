@@ -103,7 +103,8 @@ class Shards:
             if id(module) in wanted:
                 # No mixed-precision policy: autocast rounds the gathered weights just as it does those of a replica.
                 fully_shard(counterpart, mesh=mesh)
-        self.module: nn.Module = fully_shard(twin, mesh=mesh)
+        fully_shard(twin, mesh=mesh)
+        self.module: nn.Module = twin
         """What computes the loss."""
         self._sharded = {name: parameter for name, parameter in twin.named_parameters() if isinstance(parameter, DTensor)}
         names = [name for name, _ in objective.named_parameters()]

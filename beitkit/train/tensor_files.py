@@ -39,7 +39,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> str:
         hashed.update(data)
         file.write(data)
     for _, tensor in ordered:
-        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         hashed.update(values)
         file.write(values)
     return hashed.hexdigest()
