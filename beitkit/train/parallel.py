@@ -192,11 +192,17 @@ def parallel(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime)
     Raises:
         UserError: if weights are to be sharded of which there are no units.
     """
+    is_sharded = shares_out(objective, units, runtime)
+    return Shards(objective, units, runtime) if is_sharded else Replicas(objective, runtime)
+
+
+def shares_out(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> bool:
+    """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
     if runtime.sharding == "full" and not units:
         raise UserError("--sharding full shards the blocks of a Transformer, and this network has none; leave it out")
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
-    is_sharded = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and bool(units))
-    return Shards(objective, units, runtime) if is_sharded and runtime.world > 1 else Replicas(objective, runtime)
+    is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and len(units) > 0)
+    return is_wanted and runtime.world > 1
 
 
 def _kept_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -5,15 +5,21 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
+from beitkit.configs.model import BackboneConfig
 from beitkit.errors import UserError
+from beitkit.nn.backbone import Backbone
 from beitkit.train.checkpoint import Checkpoints
-from beitkit.train.manifest import Piece, parse_manifest
+from beitkit.train.manifest import Manifest, Piece, parse_manifest
+from beitkit.train.parallel import shares_out
+from beitkit.train.processes import Processes
+from beitkit.train.runtime import Runtime
 
 PROGRAM = Path(__file__).with_name("two_sharded.py")
 STEPS = 8
@@ -168,6 +174,21 @@ def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "millions", "is_sharded"),
+    [("base/16", 86, False), ("large/16", 304, True), ("huge/14", 631, True), ("giant/14", 1012, True)],
+)
+def test_large_networks_are_sharded_by_themselves(name: str, millions: int, is_sharded: bool) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(BackboneConfig.named(name, mask_token=True))
+    assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
+    runtime = Runtime(torch.device("meta"), None, Processes(0, 8))
+    assert shares_out(backbone, backbone.each_block(), runtime) == is_sharded
+    assert not shares_out(backbone, [], runtime)
+    assert not shares_out(backbone, backbone.each_block(), replace(runtime, sharding="none"))
+    assert not shares_out(backbone, backbone.each_block(), replace(runtime, processes=Processes(0, 1), sharding="full"))
+
+
 Edit = Callable[[dict[str, Any]], object]
 
 
@@ -235,9 +256,15 @@ def test_a_manifest_that_says_more_than_its_file_is_refused(tmp_path: Path) -> N
 def test_a_save_that_ends_before_its_manifest_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="killed"):
-        patch.setattr("beitkit.train.manifest.json.dumps", lambda *_, **__: (_ for _ in ()).throw(OSError("killed")))
-        checkpoints.save(4, {"weight": Piece(torch.ones(4), (4,))}, {})
+
+    def fail(manifest: Manifest) -> bytes:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "encode", fail)
+        with pytest.raises(OSError, match="killed"):
+            checkpoints.save(4, {"weight": Piece(torch.ones(4), (4,))}, {})
+    assert (tmp_path / "step-00000004.0.safetensors").exists()
     step, tensors = restored(checkpoints)
     assert step == 3
     assert torch.equal(tensors["weight"], torch.arange(4.0))
