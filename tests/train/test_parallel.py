@@ -52,7 +52,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], l
             torch.testing.assert_close(tensor, other[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("run", ["", "poisoned "])
+@pytest.mark.parametrize("run", ["", "poisoned ", "bfloat16 "])
 def test_sharded_weights_end_where_whole_ones_do(found: Found, run: str) -> None:
     full, none = found.first[f"{run}full"], found.first[f"{run}none"]
     assert_close(full["state"], none["state"])
@@ -63,6 +63,12 @@ def test_sharded_weights_end_where_whole_ones_do(found: Found, run: str) -> None
         assert len(values) == (STEPS if kind == "train" else 3)
         assert values == pytest.approx(found.values(none_run, kind, name), rel=1e-5, nan_ok=True)
     assert max(found.values(full_run, "train", "grad_norm")) > 0.5, "nothing was clipped"
+
+
+def test_bfloat16_is_not_float32(found: Found) -> None:
+    """Else that both ways agree in it would say nothing."""
+    rounded, exact = found.first["bfloat16 full"]["state"], found.first["full"]["state"]
+    assert max((rounded[name] - tensor).abs().max().item() for name, tensor in exact.items()) > 1e-4
 
 
 def test_whole_weights_are_in_the_main_process_alone(found: Found) -> None:
@@ -174,14 +180,10 @@ def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "millions", "is_sharded"),
-    [("base/16", 86, False), ("large/16", 304, True), ("huge/14", 631, True), ("giant/14", 1012, True)],
-)
-def test_large_networks_are_sharded_by_themselves(name: str, millions: int, is_sharded: bool) -> None:
+@pytest.mark.parametrize(("name", "is_sharded"), [("base/16", False), ("large/16", True), ("huge/14", True), ("giant/14", True)])
+def test_large_networks_are_sharded_by_themselves(name: str, is_sharded: bool) -> None:
     with torch.device("meta"):
         backbone = Backbone(BackboneConfig.named(name, mask_token=True))
-    assert round(sum(parameter.numel() for parameter in backbone.parameters()) / 1e6) == millions
     runtime = Runtime(torch.device("meta"), None, Processes(0, 8))
     assert shares_out(backbone, backbone.each_block(), runtime) == is_sharded
     assert not shares_out(backbone, [], runtime)
