@@ -172,6 +172,18 @@ class MachineConfig:
             raise UserError(f"--workers must be 0 or more, or -1 to choose, got {self.workers}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """How training computes the blocks of the network; none of it changes what is computed, but for rounding."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Let PyTorch compile the blocks, which takes about a minute at the start; auto does it where there is a compiler and the run
+    is long enough to win that minute back."""
+    recompute: bool = False
+    """Keep only what goes into each block, and compute the rest a second time for the gradients (activation checkpointing):
+    a third more work, far less memory."""
+
+
 def decided(value: Value | None) -> Value:
     """The value of an option that is given, or was chosen by `configs.choose`, before anything reads it."""
     assert value is not None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import Pair
 from beitkit.nn.position import gather_bias, relative_position_index, table_rows
@@ -13,20 +17,13 @@ from beitkit.nn.position import gather_bias, relative_position_index, table_rows
 NORM_EPS = 1e-6  # official code, not PyTorch's 1e-5; it is not stored in checkpoints
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drops a sample's whole branch with probability `rate` and rescales the rest."""
+def kept_branches(rate: float, batch: int, device: torch.device) -> Float[Tensor, "b 1 1"]:
+    """Factors of stochastic depth: 0 with probability `rate`, which drops a sample's whole branch, else 1 / (1 - rate).
 
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """The branch, kept or zeroed per sample; the expectation stays the same."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        kept = torch.rand(len(x), 1, 1, device=x.device).add_(keep).floor_()
-        return x * (kept / keep).to(x.dtype)
+    The expectation stays what it would be without.
+    """
+    keep = 1 - rate
+    return torch.rand(batch, 1, 1, device=device).add_(keep).floor_() / keep
 
 
 class Attention(nn.Module):
@@ -61,9 +58,19 @@ class Attention(nn.Module):
             own = gather_bias(self.relative_position_bias_table, self.relative_position_index)
             bias = own if bias is None else bias + own
         if bias is not None:
+            # Here and not where the bias is made: gradients of all blocks are then added up in its own precision.
             bias = bias.to(query.dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.proj(mixed.transpose(1, 2).flatten(2))  # (b, t, d)
+        return self.proj(_attended(query, key, value, bias).transpose(1, 2).flatten(2))  # (b, t, d)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(query key^T / sqrt(d / k) + bias) value, each (b, k, t, d / k), by the fastest way there is."""
+    if bias is not None and bias.requires_grad and query.device.type == "cpu":
+        # PyTorch's fused kernel for CPUs has no gradient for the bias, and what it falls back to is slower than this
+        # (docs/performance.md).
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+        return scores.softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 class Mlp(nn.Module):
@@ -82,6 +89,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm Transformer block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
 
+    recompute = False
+    """Whether training keeps only the input of the block, and computes the rest again for the gradients."""
+    compiled: Callable[..., Tensor] | None = None
+    """`branches` as `torch.compile` made it, for training; see `compile_training`."""
+
     def __init__(
         self, *, width: int, heads: int, hidden: int, layer_scale: float | None, drop_path: float, grid: Pair | None
     ) -> None:
@@ -90,7 +102,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, grid)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = drop_path
         if layer_scale is None:
             self.gamma_1 = self.gamma_2 = None
         else:
@@ -98,8 +110,35 @@ class Block(nn.Module):
             self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Float[Tensor, "b t d"], shared_bias: Float[Tensor, "1 k t t"] | None) -> Float[Tensor, "b t d"]:
-        """The tokens after both residual branches."""
-        branch = self.attn(self.norm1(x), shared_bias)
-        x = x + self.drop_path(branch if self.gamma_1 is None else self.gamma_1 * branch)
-        branch = self.mlp(self.norm2(x))
-        return x + self.drop_path(branch if self.gamma_2 is None else self.gamma_2 * branch)
+        """The tokens after both residual branches, which training drops with probability `drop_path` each (stochastic depth)."""
+        if not self.training:
+            return self.branches(x, shared_bias, None, None)
+        kept = [None, None]
+        if self.drop_path:
+            # Drawn here, so that what is compiled, or computed a second time, draws nothing.
+            kept = [kept_branches(self.drop_path, len(x), x.device).to(x.dtype) for _ in range(2)]
+        branches = self.branches if self.compiled is None else partial(self.compiled, self)
+        if self.recompute:
+            return checkpoint(branches, x, shared_bias, *kept, use_reentrant=False, preserve_rng_state=False)
+        return branches(x, shared_bias, *kept)
+
+    def compile_training(self) -> None:
+        """Compile what training computes, once for blocks of the same shape; evaluation, whose shapes vary, stays as it is."""
+        # Not bound to this block, so that a copy of it (of which weights are sharded) computes with its own weights.
+        self.compiled = torch.compile(Block.branches, dynamic=False)
+
+    def branches(
+        self,
+        x: Float[Tensor, "b t d"],
+        shared_bias: Float[Tensor, "1 k t t"] | None,
+        attention_kept: Float[Tensor, "b 1 1"] | None,
+        mlp_kept: Float[Tensor, "b 1 1"] | None,
+    ) -> Float[Tensor, "b t d"]:
+        """The tokens after both branches, each times its factors where there are any."""
+        x = x + _scaled(self.attn(self.norm1(x), shared_bias), self.gamma_1, attention_kept)
+        return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, mlp_kept)
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
+    branch = branch if gamma is None else gamma * branch
+    return branch if kept is None else branch * kept

@@ -45,6 +45,7 @@ from beitkit.interop.native import save_native
 from beitkit.interop.read import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
+from beitkit.runs.acceleration import accelerate
 from beitkit.runs.finetune_report import Compared, Outcome, write_report
 from beitkit.runs.training_data import TrainingReader, blocks_of
 from beitkit.system import quoted, write_atomically
@@ -97,13 +98,14 @@ def run(config: FinetuneRun) -> Result:
     elif _has_fresh_head(model):
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
+    computed = accelerate(objective, config.speed, runtime, plan)
     for line in chosen.lines:
         journal.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     journal.say(
         f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
         f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
-        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}"
+        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
     )
     if (note := note_on_val(val)) is not None:
         journal.say(note)

@@ -17,6 +17,7 @@ from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.interop.native import save_native
 from beitkit.nn.models import MaskedImageModel
+from beitkit.runs.acceleration import accelerate
 from beitkit.runs.pretrain_report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
 from beitkit.runs.pretrain_setup import Setup
 from beitkit.runs.stored_tokens import cached_tokens, described, raw_batches, saved_time
@@ -48,7 +49,7 @@ def run(config: PretrainRun) -> Path:
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = setup.objective()
-    journal.say(_announcement(setup, objective.model, plan, runtime))
+    journal.say(_announcement(setup, objective.model, plan, runtime) + accelerate(objective, config.speed, runtime, plan))
     if cached is not None:
         journal.say(described(cached.cache))
     dataset, fixed = setup.dataset(), setup.fixed()

@@ -33,6 +33,7 @@ from beitkit.nn.label_map import predict_label_map
 from beitkit.nn.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.report.overlays import palette_of
+from beitkit.runs.acceleration import accelerate
 from beitkit.runs.scene_sheets import judged
 from beitkit.runs.segment_report import write_report
 from beitkit.runs.training_data import TrainingReader, blocks_of
@@ -94,13 +95,14 @@ def run(config: SegmentRun) -> Result:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
         journal.say(line)
+    objective = Segment(model, config.loss)
+    computed = accelerate(objective, config.speed, runtime, plan)
     origin = f"from {config.model}" if start != "scratch" else "from scratch"
     journal.say(
         f"segmentation {origin}: {len(train)} pictures of {len(train.classes)} classes, {len(val)} to validate; crops of "
         f"{config.image_size}, {config.head} head; {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, "
-        f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}"
+        f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}{computed}"
     )
-    objective = Segment(model, config.loss)
     dataset = PictureDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),

@@ -30,6 +30,8 @@ NOT_PART_OF_A_RUN = (
     "machine.threads",
     "machine.workers",
     "machine.sharding",
+    "speed.compile",
+    "speed.recompute",
     "loop.log_every",
     "loop.save_every",
     "read.max_broken",

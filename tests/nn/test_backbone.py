@@ -124,9 +124,9 @@ def test_intermediates_stop_after_the_last_wanted_block() -> None:
 
 
 def test_drop_path_grows_linearly() -> None:
-    rates = [block.drop_path.rate for block in Backbone(small(depth=5, drop_path=0.2)).each_block()]
+    rates = [block.drop_path for block in Backbone(small(depth=5, drop_path=0.2)).each_block()]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-    assert [block.drop_path.rate for block in Backbone(small(depth=1, drop_path=0.2)).each_block()] == [0]
+    assert [block.drop_path for block in Backbone(small(depth=1, drop_path=0.2)).each_block()] == [0]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from beitkit.nn.blocks import Attention, Block, DropPath, Mlp
+from beitkit.nn.blocks import Attention, Block, Mlp, kept_branches
 from beitkit.nn.position import relative_position_index
 
 
@@ -54,6 +54,20 @@ def test_attention_equals_the_naive_softmax_formula(has_own: bool, has_shared: b
     torch.testing.assert_close(attention(x, shared), naive_attention(attention, x, shared))
 
 
+def test_attention_is_the_same_with_and_without_a_gradient_for_the_bias() -> None:
+    """They take different ways on a CPU."""
+    torch.manual_seed(0)
+    attention = randomized(Attention(12, 3, None))
+    results = []
+    for is_learned in (False, True):
+        x = torch.randn(2, 7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        shared = torch.randn(1, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        mixed = attention(x, shared.requires_grad_(is_learned))
+        results.append((mixed, *torch.autograd.grad(mixed.square().sum(), [x, *attention.parameters()])))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_attention_has_no_key_bias() -> None:
     assert {name for name, _ in Attention(12, 3, None).named_parameters() if "bias" in name} == {"q_bias", "v_bias", "proj.bias"}
 
@@ -83,21 +97,46 @@ def test_block_adds_two_scaled_branches(layer_scale: float | None) -> None:
     torch.testing.assert_close(block(x, None), expected)
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_expectation() -> None:
+def test_stochastic_depth_keeps_or_drops_and_keeps_the_expectation() -> None:
     torch.manual_seed(0)
-    dropped = DropPath(0.3).train()(torch.ones(20_000, 3, 2))
-    per_sample = dropped.flatten(1)
-    assert (per_sample == per_sample[:, :1]).all()
-    values = per_sample[:, 0].unique()
-    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.7]))
+    kept = kept_branches(0.3, 20_000, torch.device("cpu"))
+    assert kept.shape == (20_000, 1, 1)
+    torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
     # Four standard errors of the mean of 20,000 draws.
-    assert abs(float(per_sample[:, 0].mean()) - 1) < 4 * math.sqrt(0.3 / 0.7 / 20_000)
+    assert abs(float(kept.mean()) - 1) < 4 * math.sqrt(0.3 / 0.7 / 20_000)
 
 
-def test_drop_path_is_off_in_evaluation_and_at_rate_zero() -> None:
-    x = torch.randn(64, 3, 2)
-    assert DropPath(0.9).eval()(x) is x
-    assert DropPath(0.0).train()(x) is x
+def test_stochastic_depth_is_off_in_evaluation_and_at_rate_zero() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 4)
+    blocks = [Block(width=4, heads=1, hidden=8, layer_scale=None, drop_path=rate, grid=None) for rate in (0.0, 0.9)]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    never, sometimes = blocks[0].train()(x, None), blocks[1].train()(x, None)
+    assert not torch.equal(never, sometimes)
+    assert torch.equal(never, blocks[1].eval()(x, None))
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_recomputing_changes_no_number(drop_path: float) -> None:
+    block = Block(width=12, heads=3, hidden=24, layer_scale=0.1, drop_path=drop_path, grid=(2, 3))
+    randomized(block).train()
+    x = torch.randn(8, 7, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for block.recompute in (False, True):
+        torch.manual_seed(1)
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            after = block(x, None)
+        results.append((sum(kept), after, *torch.autograd.grad(after.square().sum(), [x, *block.parameters()])))
+    (kept_plainly, *plain), (kept_again, *again) = results
+    assert kept_again < kept_plainly / 2
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_both_branches_of_a_block_are_dropped_independently() -> None:

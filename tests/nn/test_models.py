@@ -246,7 +246,7 @@ def test_branch_starts_as_in_the_official_code() -> None:
     assert model.cls_branch is not None
     blocks: list[Any] = list(model.cls_branch.cls_pt_layers)
     # 3 blocks, 2 + 3 = 5 steps: the line goes from 0 to 0.4 over max(3, 5) blocks.
-    assert [block.drop_path.rate for block in blocks] == pytest.approx([0.2, 0.3, 0.4])
+    assert [block.drop_path for block in blocks] == pytest.approx([0.2, 0.3, 0.4])
     for index, block in enumerate(blocks):
         shrink = (2 * (2 + index + 1)) ** 0.5
         # PyTorch's default: uniform within 1 / sqrt(inputs), biases too.

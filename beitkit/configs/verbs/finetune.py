@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.data import AugmentConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
 from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_start
 from beitkit.errors import UserError, check_finite
 
@@ -62,6 +62,7 @@ class FinetuneRun:
     view: ViewConfig = ViewConfig()
     optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=None, clip=None)
     loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:

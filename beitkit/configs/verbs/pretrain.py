@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
 from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_views
 from beitkit.errors import UserError
 
@@ -56,6 +56,7 @@ class PretrainRun:
     view: ViewConfig = ViewConfig()
     optim: OptimConfig = OptimConfig()
     loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.data import ReadConfig, SceneViewConfig
 from beitkit.configs.model import SegmentationHead, SizeName
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
 from beitkit.configs.verbs.parts import Flat, NetworkConfig, check_start
 from beitkit.errors import UserError, check_finite
 
@@ -64,6 +64,7 @@ class SegmentRun:
     inference: InferenceConfig = InferenceConfig()
     optim: OptimConfig = OptimConfig(schedule="linear", lr_batch=16, min_lr=0.0, warmup_epochs=None, clip=None)
     loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
