@@ -193,7 +193,7 @@ def test_a_signal_saves_and_says_how_to_continue(pictures: Path, tmp_path: Path,
     assert process.returncode == code, printed
     assert "Traceback" not in printed
     assert "everything is saved, the same command continues" in printed.splitlines()[-1]
-    assert list((out / "checkpoints").glob("step-*.pt"))
+    assert list((out / "checkpoints").glob("step-*.json"))
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def events(folder: Path) -> list[dict]:
 def check_run_folder(folder: Path, verb: str) -> None:
     assert json.loads((folder / "config.json").read_text())["verb"] == verb
     assert json.loads((folder / "environment.json").read_text())["torch"] == torch.__version__
-    assert list((folder / "checkpoints").glob("step-*.pt"))
+    assert list((folder / "checkpoints").glob("step-*.json"))
     assert (folder / "model.safetensors").exists()
     html = (folder / "report.html").read_text()
     assert "Is this normal?" in html

@@ -9,6 +9,7 @@ from beitkit.errors import UserError, check_finite
 
 Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
+Sharding = Literal["auto", "none", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,9 @@ class MachineConfig:
     """CPU threads; 0 takes the cores this process may use."""
     workers: int = -1
     """Processes that read pictures; -1 chooses by the cores, 0 reads in the main process."""
+    sharding: Sharding = "auto"
+    """In training by several processes: full shares weights, gradients and moments out over them (FSDP2), none gives each all
+    of them (DDP); auto takes full for networks of 300 million parameters or more."""
 
     def __post_init__(self) -> None:
         check_finite(self)

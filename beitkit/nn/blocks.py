@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -116,14 +117,15 @@ class Block(nn.Module):
         if self.drop_path:
             # Drawn here, so that what is compiled, or computed a second time, draws nothing.
             kept = [kept_branches(self.drop_path, len(x), x.device).to(x.dtype) for _ in range(2)]
-        branches = self.branches if self.compiled is None else self.compiled
+        branches = self.branches if self.compiled is None else partial(self.compiled, self)
         if self.recompute:
             return checkpoint(branches, x, shared_bias, *kept, use_reentrant=False, preserve_rng_state=False)
         return branches(x, shared_bias, *kept)
 
     def compile_training(self) -> None:
         """Compile what training computes, once for blocks of the same shape; evaluation, whose shapes vary, stays as it is."""
-        self.compiled = torch.compile(self.branches, dynamic=False)
+        # Not bound to this block, so that a copy of it (of which weights are sharded) computes with its own weights.
+        self.compiled = torch.compile(Block.branches, dynamic=False)
 
     def branches(
         self,

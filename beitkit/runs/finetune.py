@@ -47,7 +47,7 @@ from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.acceleration import accelerate
 from beitkit.runs.finetune_report import Compared, Outcome, write_report
-from beitkit.runs.training_data import TrainingReader
+from beitkit.runs.training_data import TrainingReader, blocks_of
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -97,7 +97,7 @@ def run(config: FinetuneRun) -> Result:
         model = Classifier(model.config)
     elif _has_fresh_head(model):
         model.reset_head()  # drawn again, now that the seed is set
-    objective = Classify(model, config.label_smoothing).to(runtime.device)
+    objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, plan)
     for line in chosen.lines:
         journal.say(line)
@@ -130,6 +130,7 @@ def run(config: FinetuneRun) -> Result:
         waited=streams.waited,
         evaluators=[evaluator(predict, streams.validation)],
         best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
     )
     if runtime.is_main:
         if model.config.multilabel:

@@ -21,6 +21,7 @@ from beitkit.runs.acceleration import accelerate
 from beitkit.runs.pretrain_report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
 from beitkit.runs.pretrain_setup import Setup
 from beitkit.runs.stored_tokens import cached_tokens, described, raw_batches, saved_time
+from beitkit.runs.training_data import blocks_of
 from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
@@ -47,7 +48,7 @@ def run(config: PretrainRun) -> Path:
     cached = cached_tokens(setup, folder, runtime)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
-    objective = setup.objective().to(runtime.device)
+    objective = setup.objective()
     journal.say(_announcement(setup, objective.model, plan, runtime) + accelerate(objective, config.speed, runtime, plan))
     if cached is not None:
         journal.say(described(cached.cache))
@@ -89,6 +90,7 @@ def run(config: PretrainRun) -> Path:
             waited=waited,
             evaluators=[evaluator],
             best=Best(f"{evaluator.name}/{metric}", lambda: save_native(objective.model, folder.best)),
+            units=blocks_of(objective),
         )
     finally:
         if cached is not None:

@@ -36,7 +36,7 @@ from beitkit.report.overlays import palette_of
 from beitkit.runs.acceleration import accelerate
 from beitkit.runs.scene_sheets import judged
 from beitkit.runs.segment_report import write_report
-from beitkit.runs.training_data import TrainingReader
+from beitkit.runs.training_data import TrainingReader, blocks_of
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -95,7 +95,7 @@ def run(config: SegmentRun) -> Result:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
         journal.say(line)
-    objective = Segment(model, config.loss).to(runtime.device)
+    objective = Segment(model, config.loss)
     computed = accelerate(objective, config.speed, runtime, plan)
     origin = f"from {config.model}" if start != "scratch" else "from scratch"
     journal.say(
@@ -139,6 +139,7 @@ def run(config: SegmentRun) -> Result:
         waited=waited,
         evaluators=[MeanIoU(predict, scenes, len(train.classes))],
         best=Best("val/miou", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
     )
     if runtime.is_main:
         verdict = judged(

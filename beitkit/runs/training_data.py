@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import nn
+
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import MachineConfig, TrainConfig, decided
 from beitkit.contracts import Batch
 from beitkit.data.stream import PictureDataset, counted_broken, to_device, training_stream
+from beitkit.nn.blocks import Block
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import WaitMeter
 from beitkit.train.runtime import Runtime
@@ -38,3 +41,8 @@ class TrainingReader:
         folder = self.folder
         stream = counted_broken(stream, dataset, self.read.max_broken, folder.note_broken, folder.broken_list)
         return to_device(self.waited.metered(stream), self.runtime.device)
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """All Transformer blocks of a network, which are gathered one at a time where weights are sharded."""
+    return [module for module in network.modules() if isinstance(module, Block)]

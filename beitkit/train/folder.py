@@ -29,6 +29,7 @@ NOT_PART_OF_A_RUN = (
     "out",
     "machine.threads",
     "machine.workers",
+    "machine.sharding",
     "speed.compile",
     "speed.recompute",
     "loop.log_every",
@@ -37,7 +38,7 @@ NOT_PART_OF_A_RUN = (
     "compare",
     "json",
 )
-"""Fields that a continued run may change: they do not change what comes out (threads: but for rounding)."""
+"""Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 
 
 LOCK = ".lock"
@@ -117,7 +118,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Checkpoints:
         """The training states."""
-        return Checkpoints(self.path / "checkpoints")
+        return Checkpoints(self.path / "checkpoints", self.processes)
 
     @property
     def best(self) -> Path:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError, UserError
+from beitkit.errors import Interrupted, NumericalError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.optim import Group
 from beitkit.train.processes import Processes
 from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
-from beitkit.train.step import Outcome, Reading, Trainer, WeightAverage
+from beitkit.train.step import Outcome, Reading, Trainer
 
 READ_LATE = {"cuda": 1}
 """How many steps later than its own the host reads a step's outcome, by device: meanwhile the device has work."""
@@ -64,11 +64,15 @@ def fit(
     waited: WaitMeter,
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
+    units: Sequence[nn.Module] = (),
 ) -> None:
     """Train `objective` in place; afterwards it holds the finished weights (the averaged ones with `loop.ema`).
 
+    Where weights are sharded, the main process's objective holds them while it evaluates and afterwards; it is empty at all
+    other times, and in all other processes from the beginning to the end.
+
     Args:
-        objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`.
+        objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`; it is moved to the device.
         batches: first batch index -> endless stream, so that a continued run needs no replay. Several processes count each
             its own batches (`data.stream.training_stream` with their rank and world).
         groups: parameters with their learning-rate factors and weight decay.
@@ -81,6 +85,7 @@ def fit(
         waited: meter inside the stream, for the share of time spent waiting for data.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
+        units: parts of the objective that are gathered one at a time where weights are sharded, the blocks of a Transformer.
 
     Raises:
         ProcessLost: if another process ended.
@@ -90,17 +95,16 @@ def fit(
     processes, passes = runtime.processes, loop.shared_by(runtime.world).accumulate
     assert passes is not None
     with processes.watched():
-        trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=passes, ema=loop.ema)
+        trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=passes, ema=loop.ema, units=units)
     state = _State(trainer, best)
-    if state.restore(checkpoints, runtime):
+    if state.restore(checkpoints):
         journal.say(f"continuing after step {state.done} of {plan.steps}")
-    _check_agreement(processes, state.done, checkpoints)
     journal.rewind(state.done)
 
     stream = batches(state.done * trainer.own_passes)
     window = _Window(state.done, waited, processes)
     begun: deque[Outcome] = deque()
-    objective.train()
+    trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
         while state.done < plan.steps:
             outcome = trainer.step(stream, state.done, stop)
@@ -119,21 +123,19 @@ def fit(
             if is_logged:
                 _log(window, state.done, plan, grad_norm, journal)
             try:
-                if is_evaluated and processes.is_main:
-                    with window.paused():
-                        _evaluate(objective, trainer.average, evaluators, best, journal, state.done)
+                if is_evaluated:
+                    with window.paused(), trainer.showing():
+                        if processes.is_main:
+                            _evaluate(objective, evaluators, best, journal, state.done)
             finally:  # pictures that cannot be evaluated must not cost the steps since the last save
-                is_saved = is_saved or signal_number is not None
-                if is_saved and processes.is_main:
-                    state.save(checkpoints)
-            if is_saved:
-                with window.paused():
-                    processes.wait()
+                if is_saved or signal_number is not None:
+                    with window.paused():
+                        state.save(checkpoints)
             if signal_number is not None and state.done < plan.steps:
                 raise Interrupted(state.done, plan.steps, signal_number)
-    if trainer.average is not None:
-        trainer.average.swap()
-    if state.bad_steps or not all(parameter.isfinite().all() for parameter in objective.parameters()):
+        is_sound = trainer.is_sound()
+        trainer.finish()
+    if state.bad_steps or not is_sound:
         raise NumericalError(
             f"the run ended with numbers that are not finite after step {state.done}; start again in another --out with a "
             "lower --lr"
@@ -150,38 +152,23 @@ class _State:
         self.done = 0
         self.bad_steps = 0
 
-    def restore(self, checkpoints: Checkpoints, runtime: Runtime) -> bool:
+    def restore(self, checkpoints: Checkpoints) -> bool:
         """Continue the stored state, if there is one; whether there is."""
         stored = checkpoints.restore()
         if stored is None:
             return False
-        trainer = self.trainer
-        try:
-            trainer.objective.load_state_dict(stored["objective"])
-            trainer.optimizer.load_state_dict(stored["optimizer"])
-        except (RuntimeError, ValueError, KeyError):
-            raise UserError(f"{checkpoints.folder} holds the state of another network; choose another --out") from None
-        if trainer.average is not None:
-            trainer.average.averages = {name: tensor.to(runtime.device) for name, tensor in stored["average"].items()}
+        stored.fill(self.trainer.pieces())
         if self.best is not None:
-            self.best.value = stored["best"]
-        self.done, self.bad_steps = stored["step"], stored["bad_steps"]
+            self.best.value = stored.numbers.get("best", -math.inf)
+        self.done, self.bad_steps = stored.manifest.step, int(stored.numbers.get("bad_steps", 0))
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Store all of it."""
-        trainer = self.trainer
-        checkpoints.save(
-            self.done,
-            {
-                "objective": trainer.objective.state_dict(),
-                "optimizer": trainer.optimizer.state_dict(),
-                "average": {} if trainer.average is None else trainer.average.averages,
-                "step": self.done,
-                "bad_steps": self.bad_steps,
-                "best": -math.inf if self.best is None else self.best.value,
-            },
-        )
+        numbers = {"bad_steps": float(self.bad_steps)}
+        if self.best is not None and self.best.value > -math.inf:
+            numbers["best"] = self.best.value
+        checkpoints.save(self.done, self.trainer.pieces(), numbers)
 
     def judge(self, reading: Reading, most: int, journal: Journal) -> None:
         """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
@@ -206,16 +193,6 @@ def _log(window: _Window, done: int, plan: Plan, grad_norm: float, journal: Jour
     values["images_per_second"] = values.pop("steps_per_second") * plan.pictures_per_step
     journal.record("train", done, **values)
     journal.progress(_line(done, plan, values), is_last=done == plan.steps)
-
-
-def _check_agreement(processes: Processes, done: int, checkpoints: Checkpoints) -> None:
-    """Raise a `UserError` where processes would continue from different steps."""
-    for rank, step in enumerate(processes.gather(done)):
-        if step != done:
-            raise UserError(
-                f"process {rank} found the state after step {step} in {checkpoints.folder} and process {processes.rank} that "
-                f"after step {done}; choose an --out on a disk that all machines share"
-            )
 
 
 class _Window:
@@ -257,27 +234,14 @@ class _Window:
         self.sums: dict[str, Tensor] = {}
 
 
-def _evaluate(
-    objective: nn.Module,
-    average: WeightAverage | None,
-    evaluators: Sequence[Evaluator],
-    best: Best | None,
-    journal: Journal,
-    step: int,
-) -> None:
+def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int) -> None:
     objective.eval()
     values: dict[str, float] = {}
     with torch.no_grad():
-        if average is not None:
-            average.swap()
-        try:
-            for evaluator in evaluators:
-                values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
-            if best is not None:
-                best.offer(values)
-        finally:  # what is saved after a failure must be the weights that train, not their averages
-            if average is not None:
-                average.swap()
+        for evaluator in evaluators:
+            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+    if best is not None:
+        best.offer(values)
     journal.record("evaluate", step, **values)
     journal.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     objective.train()

@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from beitkit.configs.train import DeviceKind, MachineConfig
+from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 from beitkit.train.launch import Place, place
@@ -29,6 +29,8 @@ class Runtime:
     """Precision of matrix products, or None for float32 throughout."""
     processes: Processes = ALONE
     """This process among those of the run."""
+    sharding: Sharding = "auto"
+    """Whether weights, gradients and moments are shared out over the processes."""
 
     @property
     def rank(self) -> int:
@@ -83,7 +85,7 @@ def start_runtime(config: MachineConfig) -> Runtime:
     if here.world > 1:
         device = _own_device(device, here)
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
-    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device))
+    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), config.sharding)
 
 
 def _own_device(device: torch.device, here: Place) -> torch.device:

@@ -7,19 +7,19 @@ there; the host reads what became of a step from an `Outcome` when it likes.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch, Loss
+from beitkit.train.manifest import Piece
 from beitkit.train.optim import Group, make_optimizer
+from beitkit.train.parallel import Parallel, parallel
 from beitkit.train.runtime import SIGNALS, Runtime, StopRequest
 from beitkit.train.schedule import Plan
 
@@ -28,26 +28,18 @@ SEED_STRIDE = 0x9E3779B97F4A7C15
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters (its buffers are not averaged)."""
+    """Exponential moving average of parameters, or of what this process holds of them."""
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = module
+    def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
+        self.parameters = parameters
         self.decay = decay
-        self.averages = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        self.averages = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     @torch.no_grad()
     def update(self, share: float | Tensor = 1.0) -> None:
         """Move each average towards its parameter by 1 - decay, or by `share` of that (0 leaves it as it is)."""
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter, (1 - self.decay) * share)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the averages and the module's parameters; a second call puts them back."""
-        for name, parameter in self.module.named_parameters():
-            kept = parameter.clone()
-            parameter.copy_(self.averages[name])
-            self.averages[name].copy_(kept)
 
 
 class Reading(NamedTuple):
@@ -106,8 +98,9 @@ class Trainer:
         runtime: Runtime,
         passes: int,
         ema: float | None = None,
+        units: Sequence[nn.Module] = (),
     ) -> None:
-        """A trainer of `objective`, from `groups` of its parameters.
+        """A trainer of `objective`, from `groups` of its parameters, which is moved to the device.
 
         Args:
             objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`.
@@ -117,17 +110,24 @@ class Trainer:
             runtime: device, precision and processes.
             passes: forward passes of a step, of all processes together.
             ema: decay of the average of the weights; none is kept for 0 or None.
+            units: parts of the objective that are gathered one at a time where weights are sharded.
         """
+        name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
+        names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
         self.objective = objective
-        self.optimizer: Optimizer = make_optimizer(groups, optim)
-        self.average = WeightAverage(objective, ema) if ema else None
+        self.parallel: Parallel = parallel(objective, units, runtime)
+        held = self.parallel.parameters
+        self.optimizer: Optimizer = make_optimizer(
+            [{**group, "params": [held[name] for name in chosen]} for group, chosen in zip(groups, names, strict=True)], optim
+        )
+        self.average = WeightAverage(held, ema) if ema else None
         self.passes = passes
         self.own_passes = passes // runtime.world
         """Forward passes of a step in this process."""
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self.learning = {name: held[name] for chosen in names for name in chosen}
+        """What the optimizer updates, by name."""
         self._limit = math.inf if optim.clip is None else optim.clip
         self._plan, self._runtime = plan, runtime
-        self._trained = _averaging(objective, runtime.world)
 
     def step(self, stream: Iterator[Batch], done: int, stop: StopRequest) -> Outcome:
         """The step after `done` others; it changes nothing where its loss or gradient is not finite.
@@ -140,7 +140,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._plan.lr_at(done) * group["lr_scale"]
         losses = self._forward_and_backward(stream, done)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._limit, foreach=True)
+        self.parallel.hand_over_gradients()
+        learning = self.learning.values()
+        norm = self.parallel.norm([parameter.grad for parameter in learning if parameter.grad is not None])
+        nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
         together = self._runtime.processes.add_up(torch.cat([loss[None], signals]))
@@ -153,6 +156,52 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return outcome
 
+    @contextmanager
+    def showing(self) -> Iterator[None]:
+        """Inside, the objective of the main process has the weights that the run would end with here; entered by all.
+
+        Where weights are sharded, those of the other processes have none, before and after as well.
+        """
+        self.finish()
+        try:
+            yield
+        finally:  # what is saved after a failure must be the weights that train, not their averages
+            self.parallel.hide(self._result)
+
+    def finish(self) -> None:
+        """Leave the objective of the main process with the result: all weights, averaged where an average is kept."""
+        self.parallel.show(self._result)
+
+    def is_sound(self) -> bool:
+        """Whether all weights of the result are finite; called by all."""
+        bad = [(~tensor.isfinite()).sum() for tensor in self._result.values()]
+        return self.parallel.count(torch.stack(bad).sum().float()).item() == 0
+
+    @property
+    def _result(self) -> dict[str, Tensor]:
+        return {**self.parallel.parameters} if self.average is None else self.average.averages
+
+    def pieces(self) -> dict[str, Piece]:
+        """All that training changes, by name: what this process holds of it, in the memory where it is used."""
+        pieces = {f"buffer.{name}": Piece(buffer, tuple(buffer.shape)) for name, buffer in self.parallel.buffers.items()}
+        for name, parameter in self.parallel.parameters.items():
+            pieces[f"parameter.{name}"] = self.parallel.piece(name, parameter.detach())
+            if self.average is not None:
+                pieces[f"average.{name}"] = self.parallel.piece(name, self.average.averages[name])
+        for name, parameter in self.learning.items():
+            for part, tensor in self._moments(parameter).items():
+                pieces[f"{part}.{name}"] = self.parallel.piece(name, tensor)
+        return pieces
+
+    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """AdamW's state of a parameter; before the first step, what it would begin with."""
+        state = self.optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
     def _forward_and_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
         """The losses of this process's forward passes, whose gradients are added up."""
         processes, losses = self._runtime.processes, []
@@ -161,27 +210,10 @@ class Trainer:
             number = done * self.passes + own * processes.world + processes.rank
             # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
             torch.manual_seed((self._plan.seed * SEED_STRIDE + number) % 2**63)
-            with _added_up(self._trained, is_last=own == self.own_passes - 1):
+            with self.parallel.added_up(is_last=own == self.own_passes - 1):
                 with self._runtime.precision():
-                    loss = self._trained(batch, done / self._plan.steps)
+                    loss = self.parallel.module(batch, done / self._plan.steps)
                 # Gradients are then averaged over processes, so each scales by its own share of the passes.
                 (loss.total / self.own_passes).backward()
             losses.append(loss)
         return losses
-
-
-def _averaging(objective: nn.Module, world: int) -> nn.Module:
-    """The objective, with gradients that are averaged over processes where there are several.
-
-    Buffers are those of process 0, so an objective that counts must add up what all processes counted.
-    """
-    if world == 1:
-        return objective
-    # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing a user could do about it.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-    return DistributedDataParallel(objective)
-
-
-def _added_up(trained: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
-    return trained.no_sync() if isinstance(trained, DistributedDataParallel) and not is_last else nullcontext()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
@@ -17,6 +18,7 @@ from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
+from beitkit.train.manifest import Piece
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import make_plan
@@ -72,6 +74,10 @@ def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream,
         best=best,
     )
     return toy
+
+
+def stored(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:08d}.0.safetensors")
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -141,8 +147,8 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
 
     one = train(tmp_path / "one", 4, LoopConfig(save_every=1), batches=frozen_after_first)
     assert all(parameter.isfinite().all() for parameter in one.parameters())
-    third = torch.load(tmp_path / "one" / "checkpoints" / "step-00000003.pt", weights_only=True)
-    assert [state["step"].item() for state in third["optimizer"]["state"].values()] == [1, 1]
+    third = stored(tmp_path / "one", 3)
+    assert [third[f"step.layer.{name}"].item() for name in ("weight", "bias")] == [1, 1]
 
 
 def test_outcomes_that_are_read_late_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,23 +193,21 @@ def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(t
     plain = train(tmp_path / "plain", 6)
     steps, loop = 6, LoopConfig(ema=0.5, evaluate_every=2)
     averaged = train(tmp_path / "ema", steps, loop, evaluators=[Watch()])
-    state = torch.load(tmp_path / "ema" / "checkpoints" / "step-00000006.pt", weights_only=True)
-    assert torch.equal(state["objective"]["layer.weight"], plain.layer.weight)
-    assert torch.equal(state["average"]["layer.weight"], averaged.layer.weight)
+    state = stored(tmp_path / "ema", 6)
+    assert torch.equal(state["parameter.layer.weight"], plain.layer.weight)
+    assert torch.equal(state["average.layer.weight"], averaged.layer.weight)
     assert not torch.equal(averaged.layer.weight, plain.layer.weight)
 
 
 def test_the_average_follows_its_recursion() -> None:
     layer = nn.Linear(1, 1, bias=False)
     layer.weight.data.fill_(1.0)
-    average = WeightAverage(layer, 0.9)
+    average = WeightAverage(dict(layer.named_parameters()), 0.9)
     for value in (2.0, 3.0):
         layer.weight.data.fill_(value)
         average.update()
     expected = 0.9 * (0.9 * 1.0 + 0.1 * 2.0) + 0.1 * 3.0
-    average.swap()
-    assert layer.weight.item() == pytest.approx(expected)
-    average.swap()
+    assert average.averages["weight"].item() == pytest.approx(expected)
     assert layer.weight.item() == 3.0
 
 
@@ -291,18 +295,18 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Pa
 
     with pytest.raises(UserError, match="cannot be read"):
         train(tmp_path, 6, LoopConfig(save_every=0), evaluators=[Failing()])
-    assert [path.name for path in (tmp_path / "checkpoints").glob("*.pt")] == ["step-00000006.pt"]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.json")] == ["step-00000006.json"]
     with pytest.raises(UserError, match="cannot be read"):
         train(tmp_path / "ema", 6, LoopConfig(ema=0.5), evaluators=[Failing()])
-    saved = torch.load(tmp_path / "ema" / "checkpoints" / "step-00000006.pt", weights_only=True)
-    assert torch.equal(saved["objective"]["layer.weight"], train(tmp_path / "plain", 6).layer.weight)
+    saved = stored(tmp_path / "ema", 6)
+    assert torch.equal(saved["parameter.layer.weight"], train(tmp_path / "plain", 6).layer.weight)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     train(tmp_path, 2)
-    state = torch.load(tmp_path / "checkpoints" / "step-00000002.pt", weights_only=True)
-    state["objective"]["layer.weight"] = torch.zeros(1, 7)
-    Checkpoints(tmp_path / "checkpoints").save(3, state)
+    state = {name: Piece(tensor, tuple(tensor.shape)) for name, tensor in stored(tmp_path, 2).items()}
+    state["parameter.layer.weight"] = Piece(torch.zeros(1, 7), (1, 7))
+    Checkpoints(tmp_path / "checkpoints").save(3, state, {})
     with pytest.raises(UserError, match="the state of another network"):
         train(tmp_path, 6)
 

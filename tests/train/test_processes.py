@@ -1,11 +1,8 @@
 """Two processes do what one does, and end together."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,23 +28,10 @@ class Found(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory, launch_two: Callable[[list[str]], list[tuple[int, str]]]) -> Found:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(folder)],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 3], said
+    ended = launch_two([str(PROGRAM), str(folder)])
+    assert [code for code, _ in ended] == [0, 3], ended
     states = (torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in (0, 1))
     return Found(folder, *states)
 
@@ -99,7 +83,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(found: Found) -> None:
     assert found.second["stopped"] == (said, code)
     assert said.startswith("stopped after step 4 of 8")  # the signal came with pass 13
     assert code == 128 + signal.SIGTERM
-    assert [path.name for path in (found.folder / "stopped" / "checkpoints").glob("*.pt")] == ["step-00000004.pt"]
+    assert [path.name for path in (found.folder / "stopped" / "checkpoints").glob("*.json")] == ["step-00000004.json"]
 
 
 def test_other_inputs_in_one_process_are_refused(found: Found) -> None:

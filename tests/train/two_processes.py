@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,14 +17,14 @@ from torch import nn
 
 from beitkit.configs.model import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.contracts import Batch, Loss
+from beitkit.contracts import Batch, Evaluator, Loss
 from beitkit.errors import Interrupted, ProcessLost, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.train.checkpoint import Checkpoints
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import fit
+from beitkit.train.loop import Best, fit
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_plan
@@ -66,6 +66,9 @@ def run(
     poisoned: int | None = None,
     signalled: int | None = None,
     shape: tuple[int, ...] = (BATCH, 3),
+    units: Sequence[nn.Module] = (),
+    evaluators: Sequence[Evaluator] = (),
+    best: Best | None = None,
 ) -> nn.Module:
     """Train a toy, or something else on pictures of a shape; passes of the numbers given go wrong."""
     torch.manual_seed(0)
@@ -92,8 +95,11 @@ def run(
             optim=OPTIM,
             runtime=runtime,
             journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
-            checkpoints=Checkpoints(out / "checkpoints"),
+            checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
             waited=WaitMeter(),
+            evaluators=evaluators,
+            best=best,
+            units=units,
         )
     except ConnectionError:
         assert cut_at is not None

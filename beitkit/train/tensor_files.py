@@ -1,0 +1,72 @@
+"""Tensors in safetensors files, written one after the other, and read a few rows at a time.
+
+The library writes a file from tensors that all lie in the host's memory, and would have it read again for its digest. Here a
+tensor is copied from the device when its turn comes, and hashed as it is written. Reading is the library's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from beitkit.errors import UserError
+
+NAME_OF_TYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
+                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+ALIGNMENT = 8
+"""The header is padded to whole multiples, so that tensors can be mapped where they lie."""
+
+
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file; returns its digest."""
+    # Wide types first, so that each begins at a multiple of its own width.
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    header, end = {}, 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAME_OF_TYPE[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    hashed = _hash()
+    for data in (len(text).to_bytes(8, "little"), text):
+        hashed.update(data)
+        file.write(data)
+    for _, tensor in ordered:
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        hashed.update(values)
+        file.write(values)
+    return hashed.hexdigest()
+
+
+def read_rows(path: Path, wanted: Sequence[tuple[str, int, Tensor]]) -> None:
+    """Copy rows of tensors of a file into tensors: (name, first row, where to).
+
+    Raises:
+        UserError: if the file does not hold them.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name, first, target in wanted:
+                stored = file.get_tensor(name) if target.ndim == 0 else file.get_slice(name)[first : first + len(target)]
+                if stored.shape != target.shape or stored.dtype != target.dtype:
+                    raise SafetensorError(f"{name} has another shape")
+                target.copy_(stored)
+    except SafetensorError as error:
+        raise UserError(f"{path} does not hold what its manifest says ({error}); remove that checkpoint") from None
+
+
+def digest_of_file(path: Path) -> str:
+    """What `write_tensors` returned for a file that has not changed since."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _hash).hexdigest()
+
+
+def _hash() -> hashlib.blake2b:
+    return hashlib.blake2b(digest_size=16)

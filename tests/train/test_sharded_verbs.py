@@ -1,0 +1,72 @@
+"""`--sharding full` through the command line, by two processes: what comes out is what comes out without it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+import beitkit
+from beitkit.cli import main
+
+Launch = Callable[[list[str]], list[tuple[int, str]]]
+MACHINE = ["--threads", "1", "--device", "cpu", "--workers", "0", "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(40):
+        image = Image.new("RGB", (32, 32), (20 + index % 7 * 10, 60, 90))
+        draw = ImageDraw.Draw(image)
+        (draw.ellipse if index % 2 else draw.rectangle)((4, 5, 20 + index % 5, 24), fill=(240, 200, 40 + index % 4 * 20))
+        path = folder / ("train", "val")[index // 4 % 5 == 0] / ("square", "disk")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return folder
+
+
+def launched(launch: Launch, *arguments: object) -> str:
+    ended = launch(["-m", "beitkit", *map(str, arguments), *MACHINE])
+    assert [code for code, _ in ended] == [0, 0], ended
+    return ended[0][1]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: Launch) -> None:
+    options = ["--target", "pixels", "--size", "nano", "--patch", "8", "--image-size", "32", "--network.drop-path", "0.1",
+               "--steps", "3", "--batch-size", "4", "--lr", "0.01", "--loop.accumulate", "4", "--loop.ema", "0.5",
+               "--loop.evaluate-every", "2", "--loop.log-every", "1"]  # fmt: skip
+    for sharding in ("full", "none"):
+        out = tmp_path / sharding
+        launched(launch_two, "pretrain", pictures / "train", "--out", out, *options, "--sharding", sharding)
+    full, none = tmp_path / "full", tmp_path / "none"
+    assert_same_weights(full, none)
+    assert_same_weights(full / "checkpoints/best", none / "checkpoints/best")
+    files = sorted(path.name for path in (full / "checkpoints").glob("step-00000003*"))
+    assert files == ["step-00000003.0.safetensors", "step-00000003.1.safetensors", "step-00000003.json"]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, ::3] = True
+    with torch.no_grad():
+        filled = [beitkit.load(folder)(images, mask) for folder in (full, none)]
+    torch.testing.assert_close(*filled, rtol=1e-5, atol=1e-5)
+    assert "Is this normal?" in (full / "report.html").read_text()
+
+    options = ["--model", full, "--steps", "2", "--batch-size", "4", "--loop.accumulate", "2", "--lr", "0.01"]
+    launched(launch_two, "finetune", pictures, "--out", tmp_path / "fine", *options, "--sharding", "full")
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", str(pictures), "--out", str(tmp_path / "fine alone"), *map(str, options), *MACHINE])
+    assert stopped.value.code == 0
+    assert_same_weights(tmp_path / "fine", tmp_path / "fine alone")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("fine", "fine alone")]
+    assert results[0] == results[1]
