@@ -95,7 +95,6 @@ def plan_memory(
     devices: int,
     is_sharded: bool,
     process: int,
-    shows_tokenizer: bool,
 ) -> Memory:
     """What one device holds.
 
@@ -109,7 +108,6 @@ def plan_memory(
         devices: how many share a step.
         is_sharded: whether weights, gradients and moments are divided among them.
         process: bytes of Python and its libraries.
-        shows_tokenizer: whether the tokenizer works in this run.
     """
     traced = trace_step(workload, batch_size, passes=min(2, own_passes), autocast=autocast, recompute=recompute)
     with torch.device("meta"):
@@ -122,7 +120,7 @@ def plan_memory(
         # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
         exchange = 3 * block
         step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
-    tokenizer, activations = _tokenizer(workload, batch_size) if shows_tokenizer else (0, 0)
+    tokenizer, activations = _tokenizer(workload, batch_size)
     return Memory(
         process=process,
         weights=weights // share,
@@ -131,7 +129,7 @@ def plan_memory(
         average=weights // share if is_averaged else 0,
         tokenizer=tokenizer,
         tokenizer_activations=activations,
-        batch=_batch(workload, batch_size, shows_tokenizer),
+        batch=_batch(workload, batch_size),
         exchange=exchange,
         traced=traced,
         step=step,
@@ -210,7 +208,9 @@ class LiveStorages(TorchDispatchMode):
 
 
 def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
-    """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them."""
+    """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
+    if workload.tokenizer is None:
+        return 0, 0
     with torch.device("meta"):
         tokenizer = workload.tokenizer_network()
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -223,14 +223,13 @@ def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
     return sum(tensor.nbytes for tensor in own), live.peak
 
 
-def _batch(workload: Workload, pictures: int, shows_tokenizer: bool) -> int:
+def _batch(workload: Workload, pictures: int) -> int:
     """The pictures as uint8 and float32, those of the tokenizer as well, and what comes with them."""
     with FakeTensorMode():
         batch = workload.batch(pictures, CPU)
-        shown = [batch["images"], workload.token_images(pictures, CPU)] if shows_tokenizer else [batch["images"]]
-        return sum(tensor.nbytes for tensor in batch.values()) + sum(tensor.numel() for tensor in shown) + (
-            shown[1].nbytes if shows_tokenizer else 0
-        )
+        shown = [batch["images"]] if workload.tokenizer is None else [batch["images"], workload.token_images(pictures, CPU)]
+    floats = sum(tensor.nbytes for tensor in {**batch, "images": shown[-1], "network": shown[0]}.values())
+    return floats + sum(tensor.numel() for tensor in shown)
 
 
 def _logits(workload: Workload, pictures: int) -> int:

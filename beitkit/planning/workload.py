@@ -29,7 +29,7 @@ class Workload:
 
     network: TrainedConfig
     tokenizer: DVAEConfig | VQKDConfig | None = None
-    """None where nothing is tokenized."""
+    """None where nothing is tokenized in this run."""
     predicted: int = 0
     """Patches of a picture that a masked-image model predicts."""
     mixes: bool = False
@@ -58,6 +58,12 @@ class Workload:
     def tokenizer_flops(self) -> int:
         """Of making one picture's tokens."""
         return 0 if self.tokenizer is None else tokenizer_flops(self.tokenizer, self.grid)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained."""
+        with torch.device("meta"):
+            return count_parameters(self.model())
 
     def of_depth(self, depth: int) -> Workload:
         """The same with another number of blocks; a class-token branch then starts after the first."""

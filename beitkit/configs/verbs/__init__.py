@@ -19,6 +19,7 @@ from beitkit.configs.verbs.demo import DemoRun
 from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.plan import PlanRun
 from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.recipes import RecipesRun
@@ -40,6 +41,7 @@ __all__ = [
     "InspectRun",
     "NetworkConfig",
     "Pool",
+    "PlanRun",
     "PredictRun",
     "PretrainRun",
     "ProbeRun",
