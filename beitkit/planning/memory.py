@@ -63,11 +63,14 @@ class Memory(NamedTuple):
     traced: Traced
     step: int
     """Traced peak, of which gradients are part."""
+    surplus: int
+    """What the allocator holds beyond the tensors, once a step was made."""
 
     @property
     def resident(self) -> int:
         """What is there all the time."""
-        return self.process + self.weights + self.moments + self.average + self.tokenizer + self.batch + self.exchange
+        fixed = self.process + self.weights + self.moments + self.average + self.tokenizer
+        return fixed + self.batch + self.exchange + self.surplus
 
     @property
     def moments_in_time(self) -> dict[str, int]:
@@ -95,6 +98,7 @@ def plan_memory(
     devices: int,
     is_sharded: bool,
     process: int,
+    factor: float,
 ) -> Memory:
     """What one device holds.
 
@@ -108,6 +112,7 @@ def plan_memory(
         devices: how many share a step.
         is_sharded: whether weights, gradients and moments are divided among them.
         process: bytes of Python and its libraries.
+        factor: how many times the traced bytes the allocator takes (`surplus.allocator_factor`).
     """
     traced = trace_step(workload, batch_size, passes=min(2, own_passes), autocast=autocast, recompute=recompute)
     with torch.device("meta"):
@@ -133,6 +138,7 @@ def plan_memory(
         exchange=exchange,
         traced=traced,
         step=step,
+        surplus=round((factor - 1) * (weights // share + MOMENTS * weights // share + step)),
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from beitkit.configs.model import SegmenterConfig
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
+from beitkit.planning.surplus import allocator_factor
 from beitkit.planning.workload import Workload, count_parameters
 from beitkit.train.optim import make_optimizer, parameter_groups
 from beitkit.train.runtime import Runtime
@@ -43,6 +44,8 @@ class Measured(NamedTuple):
     """Of reading and augmenting one picture on one core; None where no pictures were given."""
     pictures: int
     """In the timed passes."""
+    allocator: float
+    """How many times the traced bytes of a step the allocator takes; 1 on a GPU."""
 
 
 class Given(NamedTuple):
@@ -76,6 +79,7 @@ def measure(workload: Workload, batch_size: int, runtime: Runtime, read: Callabl
     first = 4 if isinstance(workload.network, SegmenterConfig) else 1  # a segmenter reads four different blocks
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
     pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=False))))
+    factor = allocator_factor(deep, pictures, runtime) if runtime.device.type == "cpu" else 1.0  # before anything large
     batch = workload.batch(pictures, runtime.device)
     objectives = [part.objective().to(runtime.device).train() for part in (shallow, deep)]
     less, more = _medians([lambda o=objective: _pass(o, batch, runtime) for objective in objectives], runtime.device)
@@ -89,6 +93,7 @@ def measure(workload: Workload, batch_size: int, runtime: Runtime, read: Callabl
         tokenizer=_tokenizer_seconds(workload, batch_size, runtime.device),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
         pictures=pictures,
+        allocator=factor,
     )
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
-from pathlib import Path
 
 import torch
 
@@ -23,6 +20,7 @@ from beitkit.errors import UserError
 from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds
 from beitkit.planning.memory import Memory, plan_memory
 from beitkit.planning.rates import Given, Measured, given_rates, measure
+from beitkit.planning.surplus import resident_bytes
 from beitkit.runs.plan_subject import Subject, subject_of
 from beitkit.runs.plan_table import GIB, Estimate, print_estimate
 from beitkit.train.runtime import Runtime, start_runtime
@@ -40,9 +38,8 @@ def run(config: PlanRun) -> Estimate:
     if rates is None:
         runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
         precision = "float32" if runtime.autocast is None else "bfloat16"
-        rates = measure(subject.workload, subject.length.batch_size, runtime, _reader(config, subject))
-        gc.collect()
         process = resident_bytes() if runtime.device.type == "cpu" else 0
+        rates = measure(subject.workload, subject.length.batch_size, runtime, _reader(config, subject))
         limit = _memory_here(runtime) / GIB if limit is None else limit
         workers = default_workers() if workers < 0 else workers
         device = runtime.describe()
@@ -61,6 +58,7 @@ def run(config: PlanRun) -> Estimate:
             devices=config.gpus,
             is_sharded=is_sharded,
             process=process,
+            factor=rates.allocator if isinstance(rates, Measured) else 1.0,
         )
 
     is_sharded = config.sharding == "full"
@@ -88,17 +86,6 @@ def run(config: PlanRun) -> Estimate:
     else:
         print_estimate(estimate)
     return estimate
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; where the system does not say, the most it ever held."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource  # not on Windows
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if os.uname().sysname == "Darwin" else most * 1024
 
 
 def _memory_here(runtime: Runtime) -> int:

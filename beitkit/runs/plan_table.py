@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from beitkit.configs.verbs import PlanRun
 from beitkit.planning.estimate import Operations, StepSeconds
 from beitkit.planning.memory import Memory
@@ -17,7 +14,7 @@ from beitkit.train.journal import duration
 
 GIB = 2**30
 HOUR = 3600
-CLOSED, TRACED, COUNTED = "closed form", "one step traced without memory", "from the options"
+CLOSED, TRACED, COUNTED = "closed form", "traced", "from the options"
 MEASURED, NOT_MEASURED = "measured here now", "not measured"
 
 
@@ -40,7 +37,7 @@ class Figure(NamedTuple):
             return f"{self.value / 10**exponent:.4g} {prefix}FLOP"
         if self.unit == "s":
             return f"{self.value:.3g} s" if self.value < 60 else duration(self.value)
-        return f"{self.value:,.10g} {self.unit}".strip()
+        return {"h": f"{self.value:.4g} h", "price": f"{self.value:,.2f}"}.get(self.unit, f"{self.value:,.10g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +151,7 @@ class Estimate:
             ("tokenizer at work", memory.tokenizer_activations, TRACED),
             ("batch", memory.batch, CLOSED),
             ("buckets, gathered blocks", memory.exchange, CLOSED),
+            ("allocator's surplus", memory.surplus, MEASURED),
         ]
         figures = [Figure(part, name, value, "bytes", source) for name, value, source in rows if value]
         figures += [Figure(part, f"in all, {name}", value, "bytes", "sum") for name, value in memory.moments_in_time.items()]
@@ -175,7 +173,7 @@ class Estimate:
         figures.append(Figure("the run", "time", self.seconds, "s", "steps x a step"))
         figures.append(Figure("the run", "device hours", self.seconds * self.config.gpus / HOUR, "h", "time x devices"))
         if self.cost is not None:
-            figures.append(Figure("the run", "cost", self.cost, "", "given price"))
+            figures.append(Figure("the run", "cost", self.cost, "price", "time x devices x given price"))
         return figures
 
 
@@ -183,16 +181,13 @@ def print_estimate(estimate: Estimate) -> None:
     """The plan for people, on stdout; the last line says what to do next."""
     length = estimate.subject.length
     recipe = "" if estimate.config.recipe is None else f" by the recipe {estimate.config.recipe}"
-    print(
-        f"{estimate.subject.verb}{recipe}: {estimate.config.images:,} pictures, {length.devices} x {estimate.device}, {estimate.precision}\n"
-    )
-    table = Table("", "", "", "where it is from", box=None, padding=(0, 2, 0, 0))
-    table.columns[2].justify = "right"
+    where = f"{length.devices} x {estimate.device}" if length.devices > 1 else estimate.device
+    print(f"{estimate.subject.verb}{recipe}: {estimate.config.images:,} pictures; {where}; planned in {estimate.precision}\n")
     shown = ""
     for figure in estimate.figures():
-        table.add_row("" if figure.part == shown else figure.part, figure.name, figure.text, figure.source)
+        part = "" if figure.part == shown else figure.part
+        print(f"{part:<19} {figure.name:<27} {figure.text:>16}  {figure.source}")
         shown = figure.part
-    Console(highlight=False, markup=False).print(table)
     for note in estimate.notes():
         print(f"note: {note}")
     print(_next(estimate))
