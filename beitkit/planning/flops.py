@@ -26,7 +26,7 @@ POOL_SIZES = (1, 2, 3, 6)
 
 
 class Convolution(NamedTuple):
-    """Channels in and out, taps of the kernel that meet at a place, and places (output positions; transposed: input positions)."""
+    """Channels in and out, taps of the kernel, and places (positions of the output; transposed: of the input)."""
 
     inputs: int
     outputs: int
@@ -68,7 +68,7 @@ class Flops(NamedTuple):
         return self.forward + self.backward + (self.blocks if recompute else 0)
 
 
-def network_flops(network: MaskedImageModelConfig | ClassifierConfig | SegmenterConfig, predicted: float) -> Flops:
+def network_flops(network: MaskedImageModelConfig | ClassifierConfig | SegmenterConfig, predicted: int) -> Flops:
     """Of a network; `predicted` is the number of patches of a picture that a masked-image model is asked about."""
     backbone = network.backbone
     if isinstance(network, SegmenterConfig):
@@ -77,7 +77,7 @@ def network_flops(network: MaskedImageModelConfig | ClassifierConfig | Segmenter
     if isinstance(network, ClassifierConfig):
         return backbone_flops(backbone)._replace(head=2 * backbone.width * len(network.classes))
     plain, branch = backbone_flops(backbone), network.cls_branch
-    head = round(2 * predicted * backbone.width * network.outputs)
+    head = 2 * predicted * backbone.width * network.outputs
     if branch is None:
         return plain._replace(head=head)
     share = 1 + branch.head_layers / backbone.depth
@@ -143,7 +143,9 @@ def segmentation_convolutions(config: SegmenterConfig) -> Iterator[Convolution]:
     height, width = config.backbone.grid
     inputs, channels, classes = config.backbone.width, config.decoder_channels, len(config.classes)
     patches = height * width
-    places = [int(height * scale) * int(width * scale) for scale in config.pyramid_scales] if config.head == "uper" else [patches] * 4
+    places = (
+        [int(height * scale) * int(width * scale) for scale in config.pyramid_scales] if config.head == "uper" else [patches] * 4
+    )
     if config.head == "uper":
         for scale in config.pyramid_scales:
             for doubling in range({4.0: 2, 2.0: 1}.get(scale, 0)):

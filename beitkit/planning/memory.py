@@ -1,7 +1,7 @@
 """Bytes that a training step holds, found by running one on tensors without content.
 
-The real objective goes forward and backward under the real precision on fake tensors, which have shapes, types and storages but no
-memory. Every storage that is made is counted until it is freed. So activations kept for the backward pass, autocast's copies of
+The real objective goes forward and backward in the real precision on fake tensors, which have shapes, types and storages
+but no memory. Every storage that is made is counted until it is freed. So activations kept for the backward pass, autocast's copies of
 the weights, gradients as they appear and what exists only in passing are all as they will be; tested against real steps.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -152,14 +152,19 @@ def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torc
             _recompute_blocks(objective)
         batch = workload.batch(pictures, CPU)
         return traced_passes(
-            objective, batch, chosen=pictures * workload.predicted, passes=passes, autocast=autocast, logits=_logits(workload, pictures)
+            objective,
+            batch,
+            chosen=pictures * workload.predicted,
+            passes=passes,
+            autocast=autocast,
+            logits=_logits(workload, pictures),
         )
 
 
 def traced_passes(
     objective: nn.Module, batch: dict[str, Tensor], *, chosen: int, passes: int, autocast: torch.dtype | None, logits: int
 ) -> Traced:
-    """What the passes held; the tensors may be fake or real. `chosen` is how often a mask is True, which fake ones do not know."""
+    """What the passes held, of fake or real tensors; `chosen` is how often a mask is True, which fake ones do not know."""
     live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()], chosen)
     forward, cast = 0, 0
     with live:
@@ -186,7 +191,7 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run the operation, and count what it made."""
-        if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:
+        if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor) and args[1][0].dtype == torch.bool:
             # How many rows come out depends on what the mask holds, which is known here and not to a fake tensor.
             result = args[0].new_empty(self._chosen, *args[0].shape[args[1][0].ndim :])
         else:

@@ -68,7 +68,7 @@ class Given(NamedTuple):
 def measure(workload: Workload, batch_size: int, runtime: Runtime, read: Callable[[], object] | None) -> Measured:
     """Time the parts of a step on this machine.
 
-    Two networks that differ in depth alone are trained on the same noise in turn; what the deeper one takes longer is its blocks'.
+    Two networks that differ in depth alone train on the same noise in turn; what the deeper one takes longer is its blocks'.
 
     Args:
         workload: what is computed.
@@ -84,7 +84,7 @@ def measure(workload: Workload, batch_size: int, runtime: Runtime, read: Callabl
     objectives = [part.objective().to(runtime.device).train() for part in (shallow, deep)]
     less, more = _medians([lambda o=objective: _pass(o, batch, runtime) for objective in objectives], runtime.device)
     update = _update_seconds(objectives[1], runtime.device)
-    del objectives, batch
+    del objectives
     block = max(0.0, more - less) / BLOCKS_MORE
     return Measured(
         block=block / pictures,
@@ -114,8 +114,7 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     if path is None:
         if tflops is None:
             return None
-        if share is None:
-            raise UserError("--tflops is a rate that no training reaches; give the share that yours does as --share, such as 0.4")
+        assert share is not None
         return Given("the given hardware", tflops * 1e12, share, "given")
     try:
         found = json.loads(path.read_text())

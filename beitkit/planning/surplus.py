@@ -1,7 +1,7 @@
 """What the system's allocator holds beyond the tensors: freed pieces that the next tensors do not fit into.
 
-On a CPU small tensors come from a heap, whose holes stay with the process. How much that is depends on the order in which a step
-makes and frees tensors, so it is measured on whole steps of a network of few blocks, against what the same steps hold by the trace.
+On a CPU small tensors come from a heap, whose holes stay with the process. How much that is depends on the order in which a
+step makes and frees tensors, so it is measured on whole steps of a network of few blocks, against their trace.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ from itertools import count
 import torch
 
 from beitkit.configs.train import MachineConfig
-from beitkit.configs.verbs import FinetuneRun, PlanRun, PretrainRun
+from beitkit.configs.verbs import PlanRun, PretrainRun
 from beitkit.data.files import find_pictures
 from beitkit.data.pictures import picture_to_crop
 from beitkit.data.stream import default_workers
-from beitkit.data.views import PretrainView, TrainView
+from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
 from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds
 from beitkit.planning.memory import Memory, plan_memory
@@ -99,18 +99,14 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
     """Reads and augments one of the given pictures after the other, as the run would; None where none are given.
 
     Raises:
-        UserError: pictures for segmentation, whose label maps are not there.
+        UserError: another verb than pre-training, whose pictures are changed in more ways.
     """
     if config.pictures is None:
         return None
+    if not isinstance(subject.run, PretrainRun):
+        raise UserError(f"--pictures times the reading of pre-training, and this plans {subject.verb}; leave it out")
     files, backbone = find_pictures(config.pictures), subject.workload.network.backbone
-    planned = subject.run
-    if isinstance(planned, PretrainRun):
-        view: PretrainView | TrainView = PretrainView(planned.view, backbone.image_size, subject.workload.token_size)
-    elif isinstance(planned, FinetuneRun):
-        view = TrainView(planned.view, planned.augment, backbone.image_size)
-    else:
-        raise UserError("--pictures times the reading of pre-training and fine-tuning; leave it out for segmentation")
+    view = PretrainView(subject.run.view, backbone.image_size, subject.workload.token_size)
     numbers = count()
 
     def read() -> None:
@@ -126,7 +122,11 @@ def _advice(config: PlanRun, subject: Subject, memory: Callable[..., Memory], li
     is_sharded = config.sharding == "full"
     sharding = [(True, " --sharding full")] if is_sharded or config.gpus > 1 else []
     ways = [(config.recompute, is_sharded, ""), (True, is_sharded, " --recompute")]
-    ways += [(recompute, True, f"{option}{' --recompute' if recompute else ''}") for recompute in (False, True) for _, option in sharding]
+    ways += [
+        (recompute, True, f"{option}{' --recompute' if recompute else ''}")
+        for recompute in (False, True)
+        for _, option in sharding
+    ]
     found: list[str] = []
     for recompute, sharded, options in dict.fromkeys(ways):
         smaller = batch_size

@@ -118,10 +118,6 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
     return Workload(network=segmenter, loss=run.loss)
 
 
-
-
-
-
 def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig | None:
     if config.tokenizer == "none":
         return None
@@ -129,7 +125,9 @@ def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig | None:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)
     if not path.exists():
-        raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, none, or a run folder or file, got {config.tokenizer!r}")
+        raise UserError(
+            f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, none, or a run folder or file, got {config.tokenizer!r}"
+        )
     return load_tokenizer(path).config
 
 

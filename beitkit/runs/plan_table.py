@@ -101,7 +101,9 @@ class Estimate:
         """What the figures leave out."""
         length, notes = self.subject.length, []
         if isinstance(self.rates, Given):
-            notes.append("reading pictures, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured")
+            notes.append(
+                "reading pictures, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
+            )
         elif self.rates.reading is None:
             notes.append("reading pictures is left out; --pictures FOLDER times it")
         if length.devices > 1 and self.config.bandwidth is None:
@@ -127,9 +129,7 @@ class Estimate:
         by_part = [(name, value) for name, value in flops._asdict().items()]
         figures = [Figure("a picture forward", name, value, "FLOP", CLOSED) for name, value in by_part]
         figures.append(Figure("a picture forward", "all", flops.forward, "FLOP", CLOSED))
-        figures.append(
-            Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", CLOSED)
-        )
+        figures.append(Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", CLOSED))
         if workload.tokenizer is not None:
             figures.append(Figure("a picture", "tokenizer", workload.tokenizer_flops, "FLOP", CLOSED))
         named = [(name, value) for name, value in self.operations._asdict().items() if value]

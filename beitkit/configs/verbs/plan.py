@@ -89,14 +89,14 @@ class PlanRun:
             raise UserError(f"--share is a share in (0, 1], got {self.share:g}")
         if self.share is not None and self.rates is None and self.tflops is None:
             raise UserError("--share is of the rate that --tflops or --rates give; give one of them")
+        if self.tflops is not None and self.share is None:
+            raise UserError("--tflops is a rate that no training reaches; give the share that yours does as --share, such as 0.4")
         if self.sharding == "full" and self.gpus == 1:
             raise UserError("--sharding full divides among several devices; give --gpus, or leave it out")
         if self.views is not None and self.tokenizer == "none":
             raise UserError("--tokenizer none reads tokens that are all there; leave --views out")
         if min(self.workers + 1, self.threads) < 0:
-            raise UserError(
-                f"--workers must be -1 or more and --threads 0 or more, got {self.workers} and {self.threads}"
-            )
+            raise UserError(f"--workers must be -1 or more and --threads 0 or more, got {self.workers} and {self.threads}")
         if self.is_elsewhere and self.pictures is not None:
             raise UserError("--pictures times reading on this machine; leave it out with --rates or --tflops")
 
