@@ -84,7 +84,8 @@ def test_rates_are_read_from_a_file(tmp_path: Path) -> None:
 def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     text = said(capsys, "--images", "100", "--size", "nano", "--image-size", "32", "--batch-size", "4", "--steps", "3",
-                "--threads", "1", "--tokenizer", "dalle", "--patch", "16", "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
+                "--threads", "1", "--tokenizer", "dalle", "--patch", "16",
+                "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
     plan = json.loads(text)
     measured = {figure["name"] for figure in plan["figures"] if figure["source"] == "measured here now"}
     assert {"forward and backward", "tokenizer", "waiting for pictures", "update", "process, Python and torch"} <= measured
