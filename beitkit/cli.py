@@ -41,6 +41,7 @@ VERBS = {
     "convert": "ConvertRun",
     "export": "ExportRun",
     "recipes": "RecipesRun",
+    "plan": "PlanRun",
     "ablate": "AblateRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
@@ -69,6 +70,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
   beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
   beitkit recipes                                                 the published set-ups, which --recipe takes
+  beitkit plan      --recipe NAME --images 1_281_167 --gpus 8     steps, memory, time and cost, before anything is spent
 
 `beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
 USAGE_ERROR = 2

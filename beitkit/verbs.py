@@ -29,6 +29,7 @@ from beitkit.runs import finetune as finetune_run
 from beitkit.runs import index as index_run
 from beitkit.runs import inspect as inspect_run
 from beitkit.runs import pack as pack_run
+from beitkit.runs import plan as plan_run
 from beitkit.runs import predict as predict_run
 from beitkit.runs import pretrain as pretrain_run
 from beitkit.runs import probe as probe_run
@@ -76,7 +77,7 @@ class Verb(Generic[Config, Result]):
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
         name = given.get("recipe")
-        if name is None:
+        if name is None or "train" not in self._flat:  # `plan` takes a recipe's name without being a run of it
             config = self._config(**own)
         else:
             started = started_from(name, self.__name__, parts.get("train", {}))
@@ -113,6 +114,7 @@ finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
 probe = Verb("probe", verbs.ProbeRun, probe_run.run)
 segment = Verb("segment", verbs.SegmentRun, segment_run.run)
 evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
+plan = Verb("plan", verbs.PlanRun, plan_run.run)
 predict = Verb("predict", verbs.PredictRun, predict_run.run)
 embed = Verb("embed", verbs.EmbedRun, embed_run.run)
 inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)

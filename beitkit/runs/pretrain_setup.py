@@ -157,8 +157,19 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedI
         UserError: for a picture size that is not a whole number of patches, or other channels than the tokenizer's.
     """
     channels = config.channels or (3 if tokenizer is None else tokenizer.channels)
-    if tokenizer is not None and channels != tokenizer.channels:
+    if tokenizer is None:
+        return network_of(config, channels, vocabulary=None)
+    if channels != tokenizer.channels:
         raise UserError(f"--channels {channels} does not fit a tokenizer of {tokenizer.channels}; leave --channels out")
+    return network_of(config, channels, vocabulary=tokenizer.vocabulary, fingerprint=tokenizer.fingerprint)
+
+
+def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fingerprint: str = "") -> MaskedImageModelConfig:
+    """The network a run asks for, given what its tokenizer says; `vocabulary` is None where pixels are predicted.
+
+    Raises:
+        UserError: for a picture size that is not a whole number of patches.
+    """
     backbone = BackboneConfig.named(
         f"{config.size}/{config.patch}",
         image_size=config.image_size,
@@ -181,10 +192,10 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedI
         )
     return MaskedImageModelConfig(
         backbone=backbone,
-        vocabulary=None if tokenizer is None else tokenizer.vocabulary,
+        vocabulary=vocabulary,
         cls_branch=None if config.cls_branch is None else ClsBranchConfig(early_layer=config.cls_branch),
         preprocessing=config.network.preprocessing,
-        tokenizer="" if tokenizer is None else tokenizer.fingerprint,
+        tokenizer=fingerprint,
     )
 
 

@@ -20,6 +20,7 @@ from beitkit.configs.verbs.finetune import FinetuneRun
 from beitkit.configs.verbs.judge import EvaluateRun, ProbeRun
 from beitkit.configs.verbs.pack import IndexRun, PackRun
 from beitkit.configs.verbs.parts import Flat, NetworkConfig
+from beitkit.configs.verbs.plan import PlanRun
 from beitkit.configs.verbs.predict import EmbedRun, EngineName, Pool, PredictRun
 from beitkit.configs.verbs.pretrain import PretrainRun
 from beitkit.configs.verbs.recipes import RecipesRun
@@ -42,6 +43,7 @@ __all__ = [
     "InspectRun",
     "NetworkConfig",
     "PackRun",
+    "PlanRun",
     "Pool",
     "PredictRun",
     "PretrainRun",

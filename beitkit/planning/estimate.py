@@ -1,0 +1,138 @@
+"""A whole run from its parts: operations and seconds of all steps, of tokenizing and of evaluations, on several devices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from beitkit.planning.memory import FLOAT
+from beitkit.planning.rates import Given, Measured
+from beitkit.planning.workload import Workload
+
+BACKWARD = 2
+"""A backward pass takes this many times a forward pass, in operations and, near enough, in time."""
+
+
+class Length(NamedTuple):
+    """How long a run is, and how its steps are shared."""
+
+    steps: int
+    batch_size: int
+    """Pictures of a forward pass."""
+    passes: int
+    """Forward passes of a step, of all devices together."""
+    devices: int
+    tokenized: float
+    """Share of the pictures shown whose tokens are computed."""
+    judged: int
+    """Pictures that all evaluations look at, by one device."""
+
+    @property
+    def pictures_per_step(self) -> int:
+        """Of all devices."""
+        return self.batch_size * self.passes
+
+    @property
+    def pictures(self) -> int:
+        """Shown in the whole run."""
+        return self.steps * self.pictures_per_step
+
+    @property
+    def own_pictures(self) -> float:
+        """Pictures of a step on one device."""
+        return self.pictures_per_step / self.devices
+
+
+class Operations(NamedTuple):
+    """Floating-point operations of a whole run."""
+
+    training: int
+    tokenizing: int
+    evaluating: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.training + self.tokenizing + self.evaluating
+
+
+class StepSeconds(NamedTuple):
+    """Seconds of one step, on every device at once."""
+
+    network: float
+    """Forward and backward."""
+    tokenizer: float
+    reading: float
+    """What the device waits for pictures; 0 where reading was not timed."""
+    update: float
+    exchange: float
+    """What devices exchange, as if nothing else were done meanwhile; 0 where no bandwidth was given."""
+
+    @property
+    def total(self) -> float:
+        """One step."""
+        return sum(self)
+
+
+def operations(workload: Workload, length: Length, *, recompute: bool) -> Operations:
+    """Of the whole run."""
+    flops = workload.flops
+    return Operations(
+        training=length.pictures * flops.step(recompute=recompute),
+        tokenizing=round(length.pictures * length.tokenized * workload.tokenizer_flops),
+        evaluating=length.judged * (flops.forward + workload.tokenizer_flops),
+    )
+
+
+def step_seconds(
+    workload: Workload,
+    length: Length,
+    rates: Measured | Given,
+    *,
+    recompute: bool,
+    workers: int,
+    exchanged: float,
+) -> StepSeconds:
+    """Of one step, the tokenizer's part averaged over the run.
+
+    Args:
+        workload: what is computed.
+        length: how steps are shared.
+        rates: how fast the parts go.
+        recompute: whether the blocks go forward twice.
+        workers: processes that read; 0 reads in the main process, and then nothing else happens.
+        exchanged: seconds of exchange between devices.
+    """
+    pictures = length.own_pictures
+    if isinstance(rates, Given):
+        network = pictures * workload.flops.step(recompute=recompute) / rates.flops_per_second
+        tokenizer = pictures * length.tokenized * workload.tokenizer_flops / rates.flops_per_second
+        return StepSeconds(network, tokenizer, 0.0, 0.0, exchanged)
+    again = (2 + BACKWARD) / (1 + BACKWARD) if recompute else 1.0
+    network = pictures * (workload.network.backbone.depth * rates.block * again + rates.rest)
+    tokenizer = pictures * length.tokenized * rates.tokenizer
+    update = rates.update * workload.parameters
+    computing = network + tokenizer + update
+    reading = pictures * (rates.reading or 0.0)
+    waiting = reading if workers == 0 else max(0.0, reading / workers - computing)
+    return StepSeconds(network, tokenizer, waiting, update, exchanged)
+
+
+def evaluation_seconds(workload: Workload, length: Length, rates: Measured | Given) -> float:
+    """Of all evaluations: forward, the tokenizer, and reading in the main process."""
+    if isinstance(rates, Given):
+        return length.judged * (workload.flops.forward + workload.tokenizer_flops) / rates.flops_per_second
+    forward = (workload.network.backbone.depth * rates.block + rates.rest) / (1 + BACKWARD)
+    return length.judged * (forward + rates.tokenizer + (rates.reading or 0.0))
+
+
+def exchange_seconds(workload: Workload, length: Length, bandwidth: float | None, *, is_sharded: bool) -> float:
+    """What a device spends on sending in a step, at `bandwidth` bytes per second; 0 for one device, or where it is not known.
+
+    Data parallelism reduces the gradients in a ring, in which each device sends 2 (n - 1) / n of them, once a step. Full sharding
+    gathers the weights twice and scatters the gradients in every pass: 3 (n - 1) / n of the bytes.
+    """
+    devices = length.devices
+    if devices == 1 or bandwidth is None:
+        return 0.0
+    times = 3 * length.passes / devices if is_sharded else 2
+    return times * (devices - 1) / devices * FLOAT * workload.parameters / bandwidth

@@ -1,0 +1,264 @@
+"""Bytes that a training step holds, found by running one on tensors without content.
+
+The real objective goes forward and backward in the real precision on fake tensors, which have shapes, types and storages
+but no memory. Every storage that is made is counted until it is freed. So activations kept for the backward pass, autocast's
+copies of the weights, gradients as they appear and what exists only in passing are all as they will be.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from beitkit.configs.model import MaskedImageModelConfig
+from beitkit.planning.workload import Workload, backbone_of, count_parameters
+
+FLOAT = 4
+"""Bytes of a float32 number, in which weights, gradients and moments are kept."""
+MOMENTS = 2
+"""AdamW's, of each weight."""
+CPU = torch.device("cpu")
+
+
+class Traced(NamedTuple):
+    """Bytes in one training step beyond weights, moments and the batch."""
+
+    activations: int
+    """Kept from the forward for the backward pass, without what follows; with autocast the lower-precision copies of weights."""
+    cast_weights: int
+    """Of these, autocast's copies of the weights."""
+    logits: int
+    """Logits, their float32 copy and the loss: held when the forward pass ends, and not by the network below the head."""
+    peak: int
+    """Most at any time between zeroed gradients and the end of the backward pass, gradients included."""
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, by part, and at each of the three moments that can be the fullest."""
+
+    process: int
+    """Python, torch and the libraries; on a GPU that of the host is not counted."""
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    """Moving average of the weights."""
+    tokenizer: int
+    tokenizer_activations: int
+    """Most while a batch is tokenized."""
+    batch: int
+    """Pictures as they were read and as they are normalized, with their tokens and masks."""
+    exchange: int
+    """What data parallelism adds: buckets of gradients, or blocks that full sharding has gathered."""
+    traced: Traced
+    step: int
+    """Traced peak, of which gradients are part."""
+    surplus: int
+    """What the allocator holds beyond the tensors, once a step was made."""
+
+    @property
+    def resident(self) -> int:
+        """What is there all the time."""
+        fixed = self.process + self.weights + self.moments + self.average + self.tokenizer
+        return fixed + self.batch + self.exchange + self.surplus
+
+    @property
+    def moments_in_time(self) -> dict[str, int]:
+        """What is held while a batch is tokenized, while it goes forward and backward, and while the weights change."""
+        return {
+            "tokenizing": self.resident + self.tokenizer_activations,
+            "forward and backward": self.resident + self.step,
+            "update": self.resident + self.gradients,
+        }
+
+    @property
+    def peak(self) -> int:
+        """Most at any time."""
+        return max(self.moments_in_time.values())
+
+
+def plan_memory(
+    workload: Workload,
+    batch_size: int,
+    *,
+    own_passes: int,
+    autocast: torch.dtype | None,
+    recompute: bool,
+    is_averaged: bool,
+    devices: int,
+    is_sharded: bool,
+    process: int,
+    factor: float,
+) -> Memory:
+    """What one device holds.
+
+    Args:
+        workload: what is computed.
+        batch_size: pictures of a forward pass.
+        own_passes: forward passes of a step on this device.
+        autocast: precision of matrix products; None is float32.
+        recompute: whether the blocks' activations are computed again for the backward pass.
+        is_averaged: whether a moving average of the weights is kept.
+        devices: how many share a step.
+        is_sharded: whether weights, gradients and moments are divided among them.
+        process: bytes of Python and its libraries.
+        factor: how many times the traced bytes the allocator takes (`surplus.allocator_factor`).
+    """
+    traced = trace_step(workload, batch_size, passes=min(2, own_passes), autocast=autocast, recompute=recompute)
+    with torch.device("meta"):
+        objective = workload.objective()
+    weights = FLOAT * count_parameters(objective)
+    exchange, step = (weights if devices > 1 else 0), traced.peak
+    share = devices if is_sharded else 1
+    if is_sharded:
+        block = FLOAT * count_parameters(next(iter(backbone_of(objective).blocks)))
+        # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
+        exchange = 3 * block
+        step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
+    tokenizer, activations = _tokenizer(workload, batch_size)
+    return Memory(
+        process=process,
+        weights=weights // share,
+        gradients=weights // share,
+        moments=MOMENTS * weights // share,
+        average=weights // share if is_averaged else 0,
+        tokenizer=tokenizer,
+        tokenizer_activations=activations,
+        batch=_batch(workload, batch_size),
+        exchange=exchange,
+        traced=traced,
+        step=step,
+        surplus=round((factor - 1) * (weights // share + MOMENTS * weights // share + step)),
+    )
+
+
+def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
+    """Run `passes` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
+    with torch.device("meta"):
+        objective = workload.objective().train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective.to_empty(device=CPU)
+        if recompute:
+            _recompute_blocks(objective)
+        batch = workload.batch(pictures, CPU)
+        return traced_passes(
+            objective,
+            batch,
+            chosen=pictures * workload.predicted,
+            passes=passes,
+            autocast=autocast,
+            logits=_logits(workload, pictures),
+        )
+
+
+def traced_passes(
+    objective: nn.Module, batch: dict[str, Tensor], *, chosen: int, passes: int, autocast: torch.dtype | None, logits: int
+) -> Traced:
+    """What the passes held, of fake or real tensors; `chosen` is how often a mask is True, which fake ones do not know."""
+    live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()], chosen)
+    forward, cast = 0, 0
+    with live:
+        for _ in range(passes):
+            before = live.bytes
+            with _precision(autocast):
+                loss = objective(batch, 0.0).total
+            forward, cast = live.bytes - before, live.cast_bytes
+            loss.backward()
+            del loss
+    return Traced(activations=max(0, forward - logits), cast_weights=cast, logits=min(logits, forward), peak=live.peak)
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, from when they are made until nothing refers to them."""
+
+    def __init__(self, known: Iterable[Tensor], chosen: int) -> None:
+        """`known` are the tensors that are not counted; an index of truth values is taken to hold `chosen` of True."""
+        super().__init__()
+        self.bytes = self.peak = self.cast_bytes = 0
+        self._chosen = chosen
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._counted: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operation, and count what it made."""
+        if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor) and args[1][0].dtype == torch.bool:
+            # How many rows come out depends on what the mask holds, which is known here and not to a fake tensor.
+            result = args[0].new_empty(self._chosen, *args[0].shape[args[1][0].ndim :])
+        else:
+            result = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._known
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._count(leaf, is_cast=is_cast and leaf.dtype != args[0].dtype)
+        return result
+
+    def _count(self, tensor: Tensor, *, is_cast: bool) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known or storage._cdata in self._counted:
+            return
+        size = storage.nbytes()
+        self._counted[storage._cdata] = storage
+        self.bytes += size
+        self.cast_bytes += size if is_cast else 0
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._forget, size, size if is_cast else 0)
+
+    def _forget(self, size: int, cast: int) -> None:
+        self.bytes -= size
+        self.cast_bytes -= cast
+
+
+def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
+    """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
+    if workload.tokenizer is None:
+        return 0, 0
+    with torch.device("meta"):
+        tokenizer = workload.tokenizer_network()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tokenizer.to_empty(device=CPU)
+        images = workload.token_images(pictures, CPU)
+        own = [*tokenizer.parameters(), *tokenizer.buffers()]
+        live = LiveStorages([*own, images], 0)
+        with live:
+            tokenizer.encode(images)
+    return sum(tensor.nbytes for tensor in own), live.peak
+
+
+def _batch(workload: Workload, pictures: int) -> int:
+    """The pictures as uint8 and float32, those of the tokenizer as well, and what comes with them."""
+    with FakeTensorMode():
+        batch = workload.batch(pictures, CPU)
+        shown = [batch["images"]] if workload.tokenizer is None else [batch["images"], workload.token_images(pictures, CPU)]
+    floats = sum(tensor.nbytes for tensor in {**batch, "images": shown[-1], "network": shown[0]}.values())
+    return floats + sum(tensor.numel() for tensor in shown)
+
+
+def _logits(workload: Workload, pictures: int) -> int:
+    """Log-softmax of the logits in float32, for the backward pass; that of classes is too small to matter."""
+    network = workload.network
+    if not isinstance(network, MaskedImageModelConfig):
+        return 0
+    assert network.vocabulary is not None
+    predictions = 1 if network.cls_branch is None else 2
+    return predictions * FLOAT * pictures * workload.predicted * network.vocabulary
+
+
+def _recompute_blocks(objective: nn.Module) -> None:
+    """Let every block keep its input only, as activation checkpointing does."""
+    for block in backbone_of(objective).each_block():
+        # Fake tensors draw no random numbers, so there is no state to restore.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def _precision(autocast: torch.dtype | None) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=autocast, enabled=autocast is not None)

@@ -1,0 +1,123 @@
+"""What a run computes, described without its pictures: the network, its objective and a batch of the right shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from beitkit.configs.model import ClassifierConfig, DVAEConfig, MaskedImageModelConfig, Pair, SegmenterConfig, VQKDConfig
+from beitkit.configs.segmentation import SegmentationLossConfig
+from beitkit.contracts import Batch
+from beitkit.nn.backbone import Backbone
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.segmenter import Segmenter
+from beitkit.objectives.classify import Classify
+from beitkit.objectives.masked import MaskedTokens
+from beitkit.objectives.segment import Segment
+from beitkit.planning.flops import Flops, network_flops, tokenizer_flops
+from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.vqkd import VQKD
+
+TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The arithmetic of one kind of run."""
+
+    network: TrainedConfig
+    tokenizer: DVAEConfig | VQKDConfig | None = None
+    """None where nothing is tokenized in this run."""
+    predicted: int = 0
+    """Patches of a picture that a masked-image model predicts."""
+    mixes: bool = False
+    """Whether a classifier's targets are shares of classes."""
+    loss: SegmentationLossConfig = SegmentationLossConfig()
+
+    @property
+    def grid(self) -> Pair:
+        """Patches per column and per row."""
+        return self.network.backbone.grid
+
+    @property
+    def token_size(self) -> Pair | None:
+        """Size of the pictures that the tokenizer sees; None without one."""
+        if self.tokenizer is None:
+            return None
+        stride = self.tokenizer.stride if isinstance(self.tokenizer, DVAEConfig) else self.tokenizer.encoder.patch[0]
+        return self.grid[0] * stride, self.grid[1] * stride
+
+    @property
+    def flops(self) -> Flops:
+        """Forward operations of one picture, by part, without the tokenizer."""
+        return network_flops(self.network, self.predicted)
+
+    @property
+    def tokenizer_flops(self) -> int:
+        """Of making one picture's tokens."""
+        return 0 if self.tokenizer is None else tokenizer_flops(self.tokenizer, self.grid)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained."""
+        with torch.device("meta"):
+            return count_parameters(self.model())
+
+    def of_depth(self, depth: int) -> Workload:
+        """The same with another number of blocks; a class-token branch then starts after the first."""
+        network = replace(self.network, backbone=replace(self.network.backbone, depth=depth))
+        if isinstance(network, MaskedImageModelConfig) and network.cls_branch is not None:
+            network = replace(network, cls_branch=replace(network.cls_branch, early_layer=1))
+        return replace(self, network=network)
+
+    def model(self) -> MaskedImageModel | Classifier | Segmenter:
+        """The network, with fresh weights."""
+        if isinstance(self.network, MaskedImageModelConfig):
+            return MaskedImageModel(self.network)
+        return Classifier(self.network) if isinstance(self.network, ClassifierConfig) else Segmenter(self.network)
+
+    def objective(self) -> nn.Module:
+        """What is trained, with fresh weights."""
+        model = self.model()
+        if isinstance(model, MaskedImageModel):
+            return MaskedTokens(model)
+        return Classify(model, 0.1) if isinstance(model, Classifier) else Segment(model, self.loss)
+
+    def tokenizer_network(self) -> DiscreteVAE | VQKD:
+        """The tokenizer, with fresh weights."""
+        assert self.tokenizer is not None
+        return DiscreteVAE(self.tokenizer) if isinstance(self.tokenizer, DVAEConfig) else VQKD(self.tokenizer)
+
+    def batch(self, pictures: int, device: torch.device) -> Batch:
+        """A batch of this many pictures, all of them noise, as the objective takes it."""
+        backbone = self.network.backbone
+        images = torch.rand(pictures, backbone.channels, *backbone.image_size, device=device)
+        if isinstance(self.network, ClassifierConfig):
+            classes = len(self.network.classes)
+            if self.mixes:
+                return {"images": images, "targets": torch.full((pictures, classes), 1 / classes, device=device)}
+            return {"images": images, "labels": torch.zeros(pictures, dtype=torch.int64, device=device)}
+        if isinstance(self.network, SegmenterConfig):
+            label_map = torch.zeros(pictures, *backbone.image_size, dtype=torch.uint8, device=device)
+            return {"images": images, "label_map": label_map}
+        patches = self.grid[0] * self.grid[1]
+        mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
+        tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
+        return {"images": images, "mask": mask, "tokens": tokens}
+
+    def token_images(self, pictures: int, device: torch.device) -> Tensor:
+        """Noise in [0, 1] that the tokenizer takes."""
+        assert self.token_size is not None
+        return torch.rand(pictures, self.network.backbone.channels, *self.token_size, device=device)
+
+
+def backbone_of(objective: nn.Module) -> Backbone:
+    """The backbone inside an objective of a workload."""
+    return next(module for module in objective.modules() if isinstance(module, Backbone))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers that are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -1,0 +1,114 @@
+"""`beitkit plan`: what it says for recipes and options, on this machine and on hardware that is described."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import beitkit
+from beitkit.cli import main
+from beitkit.errors import UserError
+
+DESCRIBED = {"tflops": 100.0, "share": 0.5}
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *arguments])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "--recipe", "pretrain-base-in22k", "--images", "14_000_000", "--gpus", "16", "--tflops", "100",
+                "--share", "0.5", "--price", "2", "--json")  # fmt: skip
+    plan = json.loads(text)
+    values = {(figure["part"], figure["name"]): figure["value"] for figure in plan["figures"]}
+    assert values["length", "steps"] == round(150 * 14_000_000 / 2048)
+    assert values["length", "pictures a step"] == 2048
+    assert values["length", "passes a step, each device"] == 2
+    pictures = values["length", "steps"] * 2048
+    training = values["the run", "training"] + values["the run", "tokenizing"]
+    assert training == pytest.approx(pictures * (107.98e9 + 52.12e9), rel=1e-3)
+    assert plan["seconds"] == pytest.approx(training / (16 * 100e12 * 0.5), rel=1e-3)
+    assert plan["cost"] == pytest.approx(2 * 16 * plan["seconds"] / 3600)
+    assert all(figure["source"] for figure in plan["figures"])
+    assert any("exchange" in note for note in plan["notes"])
+
+
+def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> None:
+    always, twice, never = (
+        beitkit.plan(images=1000, size="nano", epochs=8.0, batch_size=50, **DESCRIBED, **more).operations.tokenizing
+        for more in ({}, {"views": 2}, {"tokenizer": "none"})
+    )
+    assert twice * 4 == always > 0
+    assert never == 0
+
+
+@pytest.mark.parametrize("recipe", ["finetune-base-pt22k", "segment-base-512-from-pt", "pretrain-v2-large"])
+def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "--recipe", recipe, "--images", "20000", "--tflops", "100", "--share", "0.5")
+    assert "peak" in text
+    assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    plan = beitkit.plan(images=10_000, size="tiny", batch_size=32, precision="float32", memory=1.0, gpus=2, **DESCRIBED)
+    assert plan.fits is False
+    smaller = next(line for line in plan.advice if line.startswith("--batch-size"))
+    words = smaller.split()
+    followed = beitkit.plan(images=10_000, size="tiny", batch_size=int(words[1]), accumulate=int(words[3]), precision="float32",
+                            memory=1.0, gpus=2, **DESCRIBED)  # fmt: skip
+    assert followed.fits
+    assert followed.subject.length.pictures_per_step == plan.subject.length.pictures_per_step
+
+
+def test_an_exchange_takes_its_bytes() -> None:
+    plan = beitkit.plan(images=10_000, size="nano", gpus=4, bandwidth=1.0, **DESCRIBED)
+    assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
+
+
+def test_rates_are_read_from_a_file(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.json"
+    rates.write_text(json.dumps({"device": "A", "matrix_rate": {"bfloat16": 1e14}, "share": {"pretrain": 0.5}}))
+    from_file = beitkit.plan(images=1000, size="nano", rates=rates)
+    assert from_file.device == "A"
+    assert from_file.seconds == beitkit.plan(images=1000, size="nano", **DESCRIBED).seconds
+    with pytest.raises(UserError, match="which share of the rate finetune reaches"):
+        beitkit.plan(images=10_000, recipe="finetune-base-in1k", rates=rates)
+    with pytest.raises(UserError, match="matrix_rate of float32"):
+        beitkit.plan(images=1000, size="nano", rates=rates, precision="float32")
+
+
+def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    text = said(capsys, "--images", "100", "--size", "nano", "--image-size", "32", "--batch-size", "4", "--steps", "3",
+                "--threads", "1", "--tokenizer", "dalle", "--patch", "16",
+                "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
+    plan = json.loads(text)
+    measured = {figure["name"] for figure in plan["figures"] if figure["source"] == "measured here now"}
+    assert {"forward and backward", "tokenizer", "waiting for pictures", "update", "process, Python and torch"} <= measured
+    assert plan["seconds"] > 3 * plan["step_seconds"] > 0
+    assert plan["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"images": 0}, "--images must be positive, got 0"),
+        ({"images": 9, "tflops": 1.0}, "--share, such as 0.4"),
+        ({"images": 9, "share": 0.5}, "--tflops or --rates"),
+        ({"images": 9, "sharding": "full"}, "--gpus"),
+        ({"images": 9, "epochs": 1.0, "steps": 1}, "--epochs or --steps"),
+        ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
+        ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
+        ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
+        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, none"),
+        ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are pictures"),
+    ],
+)
+def test_a_mistake_is_one_line(options: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as raised:
+        beitkit.plan(**options)
+    assert "\n" not in str(raised.value)
