@@ -6,6 +6,7 @@ may import torch.
 """
 
 from beitkit.configs.verbs.ablate import AblateRun
+from beitkit.configs.verbs.bench import BenchJob, BenchRun, Rival
 from beitkit.configs.verbs.checkpoints import (
     CheckpointFormat,
     ConvertRun,
@@ -28,6 +29,8 @@ from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
     "AblateRun",
+    "BenchJob",
+    "BenchRun",
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
@@ -45,6 +48,7 @@ __all__ = [
     "ProbeRun",
     "ProgramFormat",
     "RecipesRun",
+    "Rival",
     "SegmentRun",
     "ShowLoadRun",
     "Task",
