@@ -49,8 +49,8 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
         crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         if rng.random() < view.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        to_tensor(crop.resize(image_size[::-1], Image.Resampling.BICUBIC))
-        to_tensor(crop.resize(token_size[::-1], Image.Resampling.LANCZOS))
+        to_tensor(crop.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC))
+        to_tensor(crop.resize((token_size[1], token_size[0]), Image.Resampling.LANCZOS))
 
     return Race(
         job=f"data, JPEG of {size[1]}x{size[0]}",
@@ -83,5 +83,5 @@ def _pictures(folder: Path, size: Pair) -> list[Path]:
     paths = [folder / f"{size[1]}-{index}.jpg" for index in range(PICTURES)]
     for path in paths:
         blobs = generator.integers(0, 256, (size[0] // COARSENESS, size[1] // COARSENESS, 3), dtype=np.uint8)
-        Image.fromarray(blobs).resize(size[::-1], Image.Resampling.BICUBIC).save(path, quality=90)
+        Image.fromarray(blobs).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(path, quality=90)
     return paths

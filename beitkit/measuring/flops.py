@@ -1,7 +1,7 @@
-"""Floating-point operations of the work that is timed, in closed form: two for each multiplication and addition of a matrix product.
+"""Floating-point operations of the work that is timed: two for each multiplication with its addition in a matrix product.
 
-Everything else (norms, softmax, GELU, the optimizer) counts as nothing, so a share of the matrix-product rate says how much of the
-time went into matrix products at full rate.
+Everything else (norms, softmax, GELU, the optimizer) counts as nothing, so a share of the matrix-product rate says how much of
+the time matrix products at full rate would take.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def forward_flops(backbone: BackboneConfig, outputs: int, predicted: int) -> int
 
 
 def step_flops(backbone: BackboneConfig, outputs: int, predicted: int) -> int:
-    """Of one picture in an optimizer step: forward, and twice that backward but for the gradient of the pixels, which nobody needs."""
+    """Of one picture in an optimizer step: forward, and twice that backward, without the gradient of the pixels."""
     return 3 * forward_flops(backbone, outputs, predicted) - _embedding(backbone)
 
 

@@ -32,7 +32,7 @@ class Race:
     parities: Mapping[str, Callable[[], float]]
     """By rival: how far its network's outputs are from ours, see `parity`."""
     share_of: Mapping[str, str]
-    """Contestants whose share of the matrix-product rate describes a job by itself: the job's name for `beitkit plan`, and whose."""
+    """Jobs that a contestant's share of the matrix-product rate stands for, and the name of that contestant."""
 
 
 def parity(ours: Tensor, theirs: Tensor) -> float:

@@ -12,8 +12,8 @@ import torch
 Step = Callable[[], object]
 """One step of the work that is timed; what it returns is thrown away."""
 WARM_UP_STEPS = 3
-"""Untimed steps of each contestant: compiling, the caches of the allocator and the optimizer's moments come with the first two, and
-the last one says how many steps make a turn."""
+"""Untimed steps of each contestant: compiling and the optimizer's moments come with the first ones, and the last one says how
+many steps make a turn."""
 
 
 class Contestant(NamedTuple):

@@ -1,4 +1,4 @@
-"""timm in the races of classifiers: the same network, read from the folder that `beitkit.save` writes, in a plain script's loop."""
+"""timm in the races of classifiers: the same network, read from what `beitkit.save` writes, in a plain script's loop."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The transformers library in each race: the same network, read from the file that `beitkit.save` writes, in a plain script's loop.
+"""The transformers library in each race: the same network, read from what `beitkit.save` writes, in a plain script's loop.
 
-The official BEiT code does not run on today's PyTorch, so its step is rebuilt from two parts: transformers' encoder, whose head is
-applied to the masked positions only as the official one does (transformers' own goes over all of them), and DALL-E's encoder in
-float32, which the official loop calls for every batch.
+The official step is rebuilt from two parts: transformers' encoder with its head applied to the masked positions only, as in the
+official code (transformers' own goes over all of them), and DALL-E's encoder in float32, which the official loop calls for
+every batch.
 """
 
 from __future__ import annotations

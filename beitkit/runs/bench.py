@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import platform
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import beitkit
 from beitkit.configs.codec import to_json
 from beitkit.configs.model import SizeName
 from beitkit.configs.verbs import BenchJob, BenchRun, Rival
-from beitkit.errors import UserError
 from beitkit.measuring import data_path, matrix
 from beitkit.measuring.matrix import products_of
 from beitkit.measuring.operators import as_text, operators
-from beitkit.measuring.ours import Accelerate
 from beitkit.measuring.race import Race
 from beitkit.measuring.races import race_of
 from beitkit.measuring.result import VERSION, BenchResult, JobResult, job_result
 from beitkit.measuring.turns import interleaved, synchronizer
-from beitkit.measuring.workload import Workload
 from beitkit.runs.bench_memory import peak_of
 from beitkit.runs.bench_report import print_result, write_page
+from beitkit.runs.bench_setup import accelerated, present_rivals, say, workload_of
 from beitkit.system import quoted, write_atomically
 from beitkit.train.runtime import Runtime, start_runtime
-
-RIVALS: dict[Rival, str] = {"transformers": "transformers.models.beit.modeling_beit", "timm": "timm.models.beit"}
-"""The module that holds BEiT in each."""
 
 
 def run(config: BenchRun) -> BenchResult | Path:
@@ -66,44 +58,6 @@ def run(config: BenchRun) -> BenchResult | Path:
         print_result(result)
         print(f"written: {quoted(config.out / 'bench.json')}, and bench.html beside it shows it")
     return result
-
-
-def present_rivals(config: BenchRun) -> list[Rival]:
-    """The rivals that take part; says why one does not.
-
-    Raises:
-        UserError: one that was asked for cannot be imported.
-    """
-    present = []
-    for rival in RIVALS if config.against is None else config.against:
-        try:
-            importlib.import_module(RIVALS[rival])
-        except ImportError as error:
-            if config.against is not None:
-                raise UserError(f"--against {rival}: it cannot be imported ({error}); pip install {rival}") from None
-            say(f"{rival} is left out, it cannot be imported ({error}); pip install {rival}")
-        else:
-            present.append(rival)
-    return present
-
-
-def workload_of(config: BenchRun, size: SizeName) -> Workload:
-    """The network and batch of a size."""
-    return Workload(size=size, image_size=config.image_size, patch=config.patch, batch_size=config.batch_size)
-
-
-def accelerated(config: BenchRun, runtime: Runtime) -> Accelerate:
-    """What a run does to its objective before it trains it."""
-
-    def accelerate(objective: nn.Module) -> nn.Module:
-        return objective
-
-    return accelerate
-
-
-def say(line: str) -> None:
-    """Tell on stderr how far it is; stdout is for the result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _raced(config: BenchRun, what: BenchJob, size: SizeName, race: Race, runtime: Runtime) -> JobResult:

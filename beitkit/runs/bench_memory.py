@@ -10,6 +10,10 @@ from dataclasses import replace
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import SizeName
 from beitkit.configs.verbs import BenchJob, BenchRun
+from beitkit.measuring.memory import peak_bytes
+from beitkit.measuring.races import race_of
+from beitkit.runs.bench_setup import accelerated, present_rivals, workload_of
+from beitkit.train.runtime import start_runtime
 
 
 def peak_of(config: BenchRun, what: BenchJob, size: SizeName, name: str) -> int | None:
@@ -30,11 +34,6 @@ def peak_of(config: BenchRun, what: BenchJob, size: SizeName, name: str) -> int 
 
 def main(request: str) -> None:
     """Measure, and print the answer as JSON."""
-    from beitkit.measuring.memory import peak_bytes
-    from beitkit.measuring.races import race_of
-    from beitkit.runs.bench import accelerated, present_rivals, workload_of
-    from beitkit.train.runtime import start_runtime
-
     asked = json.loads(request)
     config = from_json(BenchRun, asked["config"])
     runtime = start_runtime(config.machine)

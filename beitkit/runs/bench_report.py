@@ -13,11 +13,18 @@ from beitkit.report.document import Report
 
 HEADER = ("", "images/s", "s/step", "quartiles", "matrix rate", "memory")
 COMPARED = ("", "times as fast", "by round", "range")
+WIDTH = 120
+"""Columns that the widest table needs."""
+CAPTION = (
+    "Medians over rounds. Matrix rate: the share of the time that the matrix products alone would take at the measured rate. "
+    "Memory: the peak above what the imports take."
+)
 
 
 def print_result(result: BenchResult) -> None:
     """The tables of all jobs on stdout."""
     console = Console(highlight=False, markup=False)
+    console.width = max(console.width, WIDTH)  # cut numbers are no numbers; a narrow terminal wraps lines
     console.print(result.device)
     for precision, rate in result.matrix_rate.items():
         console.print(f"matrix product, {precision}: {rate / 1e9:,.0f} GFLOP/s ({_best_product(result, precision)})")
@@ -38,37 +45,23 @@ def write_page(result: BenchResult, path: Path) -> None:
         ]
     )
     for job in result.jobs:
-        report.section(title(job), "Everybody takes turns in one process; a dot is a round.")
-        dots = [Dots(one.name, [[job.batch_size / seconds for seconds in one.seconds]]) for one in job.contestants]
-        chart = dot_chart(dots, [f"batch {job.batch_size}"], title="Speed", x_label="", y_label="images/s", unit="plain")
-        report.figure(chart, "Images a second, higher is better.")
-        report.table(
-            HEADER,
-            [row(one) for one in job.contestants],
-            "Medians over rounds. Matrix rate: share of the time that the matrix products alone would take at the measured rate. Memory: peak above the imports.",
-        )
-        if job.comparisons:
-            report.table(
-                COMPARED,
-                [compared_row(one) for one in job.comparisons],
-                "Ratio of medians; median and range of the ratios within each round.",
-            )
-        if job.parity:
-            report.paragraph(
-                "Same network: "
-                + "; ".join(
-                    f"float32 outputs of {rival} differ from ours by {difference:.1e} of the largest"
-                    for rival, difference in job.parity.items()
-                )
-                + "."
-            )
-        if job.products:
-            report.table(
-                ("matrix product", "GFLOP/s"),
-                [(name, f"{rate / 1e9:,.0f}") for name, rate in job.products.items()],
-                "Measured in the same rounds.",
-            )
+        _add_job(report, job)
     report.write(path)
+
+
+def _add_job(report: Report, job: JobResult) -> None:
+    report.section(title(job), "Everybody takes turns in one process; a dot is a round.")
+    dots = [Dots(one.name, [[job.batch_size / seconds for seconds in one.seconds]]) for one in job.contestants]
+    chart = dot_chart(dots, [f"{job.batch_size} images a step"], title="Speed", x_label="", y_label="images/s", unit="plain")
+    report.figure(chart, "Images a second; higher is better.")
+    report.table(HEADER, [row(one) for one in job.contestants], CAPTION)
+    rows = [compared_row(one) for one in job.comparisons]
+    report.table(COMPARED, rows, "Ratio of the medians, and median and range of the ratios within a round.")
+    for rival, difference in job.parity.items():
+        report.paragraph(f"The same network: float32 outputs of {rival} differ from ours by {difference:.1e} of the largest.")
+    if job.products:
+        rates = [(name, f"{rate / 1e9:,.0f}") for name, rate in job.products.items()]
+        report.table(("matrix product", "GFLOP/s"), rates, "Measured in the same rounds.")
 
 
 def title(job: JobResult) -> str:
