@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -51,20 +51,21 @@ class Workload:
     image_size: int
     patch: int
     batch_size: int
+    depth: int | None = None
+    """Blocks of the network that is pre-trained; None takes the size's."""
 
     @property
     def masked_config(self) -> MaskedImageModelConfig:
         """The network that is pre-trained: BEiT v1's, one position table for all blocks."""
-        return MaskedImageModelConfig(
-            backbone=BackboneConfig.named(
-                f"{self.size}/{self.patch}",
-                image_size=self.image_size,
-                drop_path=DROP_PATH,
-                mask_token=True,
-                pretrain_init=True,
-            ),
-            vocabulary=TOKENIZER.vocabulary,
+        backbone = BackboneConfig.named(
+            f"{self.size}/{self.patch}",
+            image_size=self.image_size,
+            drop_path=DROP_PATH,
+            mask_token=True,
+            pretrain_init=True,
         )
+        depth = backbone.depth if self.depth is None else self.depth
+        return MaskedImageModelConfig(backbone=replace(backbone, depth=depth), vocabulary=TOKENIZER.vocabulary)
 
     @property
     def classifier_config(self) -> ClassifierConfig:
