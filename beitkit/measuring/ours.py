@@ -127,7 +127,7 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
 
 def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, accelerate: Accelerate) -> Trainer:
     plan = Plan(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
-    return Trainer(accelerate(objective.train()), groups, plan=plan, optim=optim, runtime=runtime, passes=1)
+    return Trainer(accelerate(objective.train()), groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
 
 
 def _steps(trainer: Trainer, stream: Iterator[Batch]) -> Step:

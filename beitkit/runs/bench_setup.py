@@ -15,7 +15,7 @@ from beitkit.measuring.workload import Workload
 from beitkit.train.runtime import Runtime
 
 RIVALS: dict[Rival, str] = {"transformers": "transformers.models.beit.modeling_beit", "timm": "timm.models.beit"}
-"""The module that holds BEiT in each."""
+"""The module that holds BEiT in each, in the order of their import."""
 
 
 def present_rivals(config: BenchRun) -> list[Rival]:
@@ -25,7 +25,9 @@ def present_rivals(config: BenchRun) -> list[Rival]:
         UserError: one that was asked for cannot be imported.
     """
     present = []
-    for rival in RIVALS if config.against is None else config.against:
+    for rival in RIVALS:
+        if config.against is not None and rival not in config.against:
+            continue
         try:
             importlib.import_module(RIVALS[rival])
         except ImportError as error:
