@@ -2,7 +2,7 @@
 
     PYTHONPATH=benchmarks/without_torchvision beitkit bench --against timm
 
-Python runs this file when it starts. From when timm is imported, every module and class of torchvision that is asked for is there,
+Python runs this file when it starts. Once timm is being imported, every module and class of torchvision one asks for is there,
 and none does anything; whoever looks for torchvision before, as transformers does, does not find it.
 """
 
