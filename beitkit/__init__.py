@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from beitkit.tokenizers.vqkd import VQKD
     from beitkit.verbs import (
         ablate,
+        bench,
         convert,
         demo,
         embed,
@@ -69,6 +70,7 @@ _HOME = {
     "segment": "verbs",
     "save": "interop.save",
     "ablate": "verbs",
+    "bench": "verbs",
     "convert": "verbs",
     "inspect": "verbs",
     "show_load": "verbs",
@@ -89,6 +91,7 @@ __all__ = [
     "Predictor",
     "Segmenter",
     "ablate",
+    "bench",
     "convert",
     "demo",
     "embed",

@@ -43,6 +43,7 @@ VERBS = {
     "recipes": "RecipesRun",
     "plan": "PlanRun",
     "ablate": "AblateRun",
+    "bench": "BenchRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
 RECIPE_VERBS = ("pretrain", "finetune", "segment")
@@ -69,6 +70,7 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
   beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
+  beitkit bench     --against transformers                        how fast is this machine, and who is faster on it?
   beitkit recipes                                                 the published set-ups, which --recipe takes
   beitkit plan      --recipe NAME --images 1_281_167 --gpus 8     steps, memory, time and cost, before anything is spent
 

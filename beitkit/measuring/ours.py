@@ -1,0 +1,145 @@
+"""Our side of each race, through the code that runs use: the trainer, its parameter groups, the stage that computes tokens."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from beitkit.configs.train import OptimConfig
+from beitkit.contracts import Batch
+from beitkit.data.stream import token_ids, tokenized
+from beitkit.inference.networks import Probabilities
+from beitkit.measuring.turns import Contestant, Step
+from beitkit.measuring.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.objectives.classify import Classify
+from beitkit.objectives.masked import MaskedTokens
+from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.train.optim import Group, layered_groups
+from beitkit.train.runtime import Runtime, StopRequest
+from beitkit.train.schedule import Plan
+from beitkit.train.step import Trainer
+
+Accelerate = Callable[[nn.Module], nn.Module]
+"""What a run does to its objective before it trains it: compile, recompute."""
+STEPS = 1_000_000
+"""Length of the schedule whose beginning is raced."""
+LAYER_DECAY = 0.65
+"""Fine-tuning has a parameter group for every layer; this is the base size's decay (facts 6.2)."""
+
+CACHED, UNCACHED, TOKENIZER_ALONE, OURS = "ours, cached tokens", "ours, with tokenizer", "tokenizer", "ours"
+
+
+class OurNetworks:
+    """Networks that several contestants share, made when first asked for."""
+
+    def __init__(self, workload: Workload, runtime: Runtime) -> None:
+        self._workload, self._runtime = workload, runtime
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """The batch of everybody."""
+        return self._workload.inputs(self._runtime.device)
+
+    @functools.cached_property
+    def masked(self) -> MaskedImageModel:
+        """The network that is pre-trained."""
+        return self._workload.masked_model().to(self._runtime.device)
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        """The network that is fine-tuned."""
+        return self._workload.classifier().to(self._runtime.device)
+
+    @functools.cached_property
+    def tokenizer(self) -> DiscreteVAE:
+        """The tokenizer, as `load_tokenizer` gives it."""
+        torch.manual_seed(0)
+        return DiscreteVAE(TOKENIZER).eval().requires_grad_(False).to(self._runtime.device)
+
+    @torch.no_grad()
+    def masked_outputs(self) -> Tensor:
+        """Float32 logits at the masked positions."""
+        return _judged(self.masked, lambda: self.masked(self.inputs.images, self.inputs.mask))
+
+    @torch.no_grad()
+    def class_outputs(self) -> Tensor:
+        """Float32 logits of the classes."""
+        return _judged(self.classifier, lambda: self.classifier(self.inputs.images))
+
+
+def pretraining(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) -> list[Contestant]:
+    """An optimizer step with tokens that are given, the same with tokens that are computed, and the tokenizer alone."""
+
+    @functools.cache
+    def trainer() -> Trainer:
+        objective, optim = MaskedTokens(networks.masked), OptimConfig(clip=CLIP)
+        return _trainer(objective, layered_groups(networks.masked, networks.masked, optim), optim, runtime, accelerate)
+
+    def batches(*, has_tokens: bool) -> Iterator[Batch]:
+        given, grid = networks.inputs, networks.masked.backbone.config.grid
+        batch = {"images": given.images, "mask": given.mask}
+        if has_tokens:
+            return itertools.repeat(batch | {"tokens": given.tokens})
+        return tokenized(itertools.repeat(batch | {"token_images": given.token_images}), networks.tokenizer, grid)
+
+    def tokenize() -> Step:
+        given, tokenizer, grid = networks.inputs.token_images, networks.tokenizer, networks.masked.backbone.config.grid
+        return lambda: token_ids(given, tokenizer, grid)
+
+    return [
+        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True))),
+        Contestant(UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False))),
+        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize),
+    ]
+
+
+def finetuning(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) -> list[Contestant]:
+    """An optimizer step of classification."""
+
+    def prepare() -> Step:
+        given, optim = networks.inputs, OptimConfig(clip=None, layer_decay=LAYER_DECAY)
+        groups = layered_groups(networks.classifier, networks.classifier, optim)
+        trainer = _trainer(Classify(networks.classifier, label_smoothing=0.0), groups, optim, runtime, accelerate)
+        return _steps(trainer, itertools.repeat({"images": given.images, "labels": given.labels}))
+
+    return [Contestant(OURS, "optimizer step", prepare)]
+
+
+def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
+    """Probabilities of the classes, as `beitkit predict` computes them."""
+
+    def prepare() -> Step:
+        model, images, probabilities = networks.classifier.eval(), networks.inputs.images, Probabilities()
+
+        def step() -> Tensor:
+            with torch.no_grad(), runtime.precision():
+                return probabilities(model, images)
+
+        return step
+
+    return [Contestant(OURS, "probabilities", prepare)]
+
+
+def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, accelerate: Accelerate) -> Trainer:
+    plan = Plan(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
+    return Trainer(accelerate(objective.train()), groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
+
+
+def _steps(trainer: Trainer, stream: Iterator[Batch]) -> Step:
+    counter, stop = itertools.count(), StopRequest()
+    return lambda: trainer.step(stream, next(counter), stop)
+
+
+def _judged(model: nn.Module, outputs: Callable[[], Tensor]) -> Tensor:
+    """Outputs in evaluation mode; the mode is put back."""
+    was_training = model.training
+    model.eval()
+    try:
+        return outputs()
+    finally:
+        model.train(was_training)

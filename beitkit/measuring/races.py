@@ -1,0 +1,104 @@
+"""The races there are: for a job, everybody who does it on the same network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from beitkit.configs.verbs import BenchJob, Rival
+from beitkit.measuring import ours, with_timm, with_transformers
+from beitkit.measuring.flops import forward_flops, step_flops, tokenizer_flops
+from beitkit.measuring.ours import CACHED, OURS, TOKENIZER_ALONE, UNCACHED, Accelerate, OurNetworks
+from beitkit.measuring.race import Flops, Race, parity, precision_name
+from beitkit.measuring.turns import Contestant
+from beitkit.measuring.with_timm import TIMM, TimmNetworks
+from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS, TheirNetworks
+from beitkit.measuring.workload import CLASSES, TOKENIZER, Workload
+from beitkit.train.runtime import Runtime
+
+TOKENIZER_PRECISION = "float32"
+"""What our token stage computes in, whatever the run's precision."""
+
+
+def race_of(job: BenchJob, workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:
+    """The race of a job with a network; nothing is built before somebody is asked to prepare."""
+    races = {"pretraining": _pretraining, "finetuning": _finetuning, "inference": _inference}
+    return races[job](workload, runtime, rivals, accelerate)
+
+
+def _pretraining(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:
+    own = OurNetworks(workload, runtime)
+    contestants = ours.pretraining(own, runtime, accelerate)
+    config, precision = workload.masked_config, precision_name(runtime.autocast)
+    step = step_flops(config.backbone, config.outputs, workload.num_masked)
+    surplus = step_flops(config.backbone, config.outputs, config.backbone.grid[0] * config.backbone.grid[1])
+    tokens = tokenizer_flops(TOKENIZER, workload.token_size)
+    flops: dict[str, Flops] = {
+        CACHED: {precision: step},
+        UNCACHED: _together({precision: step}, {TOKENIZER_PRECISION: tokens}),
+        TOKENIZER_ALONE: {TOKENIZER_PRECISION: tokens},
+    }
+    comparisons, parities = [(CACHED, UNCACHED)], {}
+    if "transformers" in rivals:
+        theirs = TheirNetworks(workload, runtime)
+        contestants += with_transformers.pretraining(theirs, runtime)
+        flops |= {TRANSFORMERS: {precision: surplus}, OFFICIAL: _together({precision: step}, {"float32": tokens})}
+        comparisons += [(CACHED, OFFICIAL), (UNCACHED, OFFICIAL), (CACHED, TRANSFORMERS)]
+        parities[TRANSFORMERS] = lambda: parity(own.masked_outputs(), theirs.masked_outputs())
+    return Race(
+        job="pretraining",
+        pictures=workload.batch_size,
+        contestants=contestants,
+        flops=flops,
+        comparisons=comparisons,
+        parities=parities,
+        share_of={"pretraining": CACHED, "tokenizer": TOKENIZER_ALONE},
+    )
+
+
+def _finetuning(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:
+    own, theirs, timm = OurNetworks(workload, runtime), TheirNetworks(workload, runtime), TimmNetworks(workload, runtime)
+    contestants = ours.finetuning(own, runtime, accelerate)
+    contestants += with_transformers.finetuning(theirs, runtime) if "transformers" in rivals else []
+    contestants += with_timm.finetuning(timm, runtime) if "timm" in rivals else []
+    flops = {precision_name(runtime.autocast): step_flops(workload.classifier_config.backbone, CLASSES, 1)}
+    return _of_classifiers("finetuning", workload, contestants, flops, own, theirs, timm)
+
+
+def _inference(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:
+    own, theirs, timm = OurNetworks(workload, runtime), TheirNetworks(workload, runtime), TimmNetworks(workload, runtime)
+    contestants = ours.inference(own, runtime)
+    contestants += with_transformers.inference(theirs, runtime) if "transformers" in rivals else []
+    contestants += with_timm.inference(timm, runtime) if "timm" in rivals else []
+    flops = {precision_name(runtime.autocast): forward_flops(workload.classifier_config.backbone, CLASSES, 1)}
+    return _of_classifiers("inference", workload, contestants, flops, own, theirs, timm)
+
+
+def _of_classifiers(
+    job: BenchJob,
+    workload: Workload,
+    contestants: Sequence[Contestant],
+    flops: Flops,
+    own: OurNetworks,
+    theirs: TheirNetworks,
+    timm: TimmNetworks,
+) -> Race:
+    """A race in which everybody does the same work on one network."""
+    names = [contestant.name for contestant in contestants]
+    outputs = {TRANSFORMERS: lambda: theirs.class_outputs(), TIMM: lambda: timm.class_outputs()}
+    return Race(
+        job=job,
+        pictures=workload.batch_size,
+        contestants=contestants,
+        flops=dict.fromkeys(names, flops),
+        comparisons=[(OURS, name) for name in (TRANSFORMERS, REDUCED, TIMM) if name in names],
+        parities={rival: lambda get=get: parity(own.class_outputs(), get()) for rival, get in outputs.items() if rival in names},
+        share_of={job: OURS},
+    )
+
+
+def _together(*parts: Flops) -> Flops:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
