@@ -160,9 +160,6 @@ class MachineConfig:
     """CPU threads; 0 takes the cores this process may use."""
     workers: int = -1
     """Processes that read pictures; -1 chooses by the cores, 0 reads in the main process."""
-    sharding: Sharding = "auto"
-    """In training by several processes: full shares weights, gradients and moments out over them (FSDP2), none gives each all
-    of them (DDP); auto takes full for networks of 300 million parameters or more."""
 
     def __post_init__(self) -> None:
         check_finite(self)
@@ -182,6 +179,9 @@ class SpeedConfig:
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest a second time for the gradients (activation checkpointing):
     a third more work, far less memory."""
+    sharding: Sharding = "auto"
+    """Where there are several processes: full shares weights, gradients and moments out over them (FSDP2), none gives each all
+    of them (DDP); auto takes full for networks of 300 million parameters or more."""
 
 
 def decided(value: Value | None) -> Value:

@@ -68,7 +68,7 @@ class Result(NamedTuple):
 
 def run(config: FinetuneRun) -> Result:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
-    runtime = start_runtime(config.machine)
+    runtime = start_runtime(config.machine, config.speed.sharding)
     config = replace(config, loop=config.loop.shared_by(runtime.world))
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:

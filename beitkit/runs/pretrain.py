@@ -36,7 +36,7 @@ DEFAULT_EPOCHS = 300
 
 def run(config: PretrainRun) -> Path:
     """Pre-train or continue; returns the run folder, which `beitkit.load` reads."""
-    runtime = start_runtime(config.machine)
+    runtime = start_runtime(config.machine, config.speed.sharding)
     config = replace(config, loop=config.loop.shared_by(runtime.world))
     setup = Setup.of(config)
     folder = RunFolder(config.out, "pretrain", config, runtime.processes)

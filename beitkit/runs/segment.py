@@ -64,7 +64,7 @@ class Result(NamedTuple):
 
 def run(config: SegmentRun) -> Result:
     """Train or continue; the run folder is what `beitkit.load` reads."""
-    runtime = start_runtime(config.machine)
+    runtime = start_runtime(config.machine, config.speed.sharding)
     config = replace(config, loop=config.loop.shared_by(runtime.world))
     train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
     audits = audit(train), audit(val)

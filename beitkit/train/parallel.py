@@ -199,7 +199,7 @@ def parallel(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime)
 def shares_out(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> bool:
     """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
     if runtime.sharding == "full" and not units:
-        raise UserError("--sharding full shards the blocks of a Transformer, and this network has none; leave it out")
+        raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
     is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and len(units) > 0)
     return is_wanted and runtime.world > 1

@@ -29,7 +29,7 @@ class Runtime:
     """Precision of matrix products, or None for float32 throughout."""
     processes: Processes = ALONE
     """This process among those of the run."""
-    sharding: Sharding = "auto"
+    sharding: Sharding = "none"
     """Whether weights, gradients and moments are shared out over the processes."""
 
     @property
@@ -67,7 +67,7 @@ class Runtime:
         return f"{processes}{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
 
 
-def start_runtime(config: MachineConfig) -> Runtime:
+def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime:
     """Choose the device and precision, set the number of CPU threads, and meet the other processes where a launcher started some.
 
     Raises:
@@ -85,7 +85,7 @@ def start_runtime(config: MachineConfig) -> Runtime:
     if here.world > 1:
         device = _own_device(device, here)
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
-    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), config.sharding)
+    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), sharding)
 
 
 def _own_device(device: torch.device, here: Place) -> torch.device:

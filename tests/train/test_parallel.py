@@ -176,7 +176,7 @@ def test_a_signal_to_one_process_stores_the_shards_of_both(found: Found) -> None
 
 def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
     assert found.first["no units"] == (
-        "--sharding full shards the blocks of a Transformer, and this network has none; leave it out"
+        "--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out"
     )
 
 
@@ -184,7 +184,7 @@ def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
 def test_large_networks_are_sharded_by_themselves(name: str, is_sharded: bool) -> None:
     with torch.device("meta"):
         backbone = Backbone(BackboneConfig.named(name, mask_token=True))
-    runtime = Runtime(torch.device("meta"), None, Processes(0, 8))
+    runtime = Runtime(torch.device("meta"), None, Processes(0, 8), sharding="auto")
     assert shares_out(backbone, backbone.each_block(), runtime) == is_sharded
     assert not shares_out(backbone, [], runtime)
     assert not shares_out(backbone, backbone.each_block(), replace(runtime, sharding="none"))

@@ -1,4 +1,4 @@
-"""`--sharding full` through the command line, by two processes: what comes out is what comes out without it."""
+"""`--speed.sharding full` through the command line, by two processes: what comes out is what comes out without it."""
 
 import json
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: 
                "--loop.evaluate-every", "2", "--loop.log-every", "1"]  # fmt: skip
     for sharding in ("full", "none"):
         out = tmp_path / sharding
-        launched(launch_two, "pretrain", pictures / "train", "--out", out, *options, "--sharding", sharding)
+        launched(launch_two, "pretrain", pictures / "train", "--out", out, *options, "--speed.sharding", sharding)
     full, none = tmp_path / "full", tmp_path / "none"
     assert_same_weights(full, none)
     assert_same_weights(full / "checkpoints/best", none / "checkpoints/best")
@@ -63,7 +63,7 @@ def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: 
     assert "Is this normal?" in (full / "report.html").read_text()
 
     options = ["--model", full, "--steps", "2", "--batch-size", "4", "--loop.accumulate", "2", "--lr", "0.01"]
-    launched(launch_two, "finetune", pictures, "--out", tmp_path / "fine", *options, "--sharding", "full")
+    launched(launch_two, "finetune", pictures, "--out", tmp_path / "fine", *options, "--speed.sharding", "full")
     with pytest.raises(SystemExit) as stopped:
         main(["finetune", str(pictures), "--out", str(tmp_path / "fine alone"), *map(str, options), *MACHINE])
     assert stopped.value.code == 0
