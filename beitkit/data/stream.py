@@ -60,6 +60,11 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def stored_view_generator(seed: int, index: int, number: int) -> random.Random:
+    """What the stored view `number` of picture `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
+    return random.Random(derived_seed(seed, "stored view", index, number))
+
+
 class PictureDataset:
     """Samples of a picture list: read, viewed, masked and labelled.
 
@@ -179,7 +184,7 @@ class PictureDataset:
         if self.views is None:
             return self.view(*inputs, random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before)))
         number = self.view_number(epoch, shown)
-        sample = self.view(*inputs, random.Random(derived_seed(self.seed, "stored view", shown, number)))
+        sample = self.view(*inputs, stored_view_generator(self.seed, shown, number))
         return {"view": torch.tensor(number)} | sample
 
     def _viewed(self, epoch: int, index: int, shown_before: tuple[int, ...]) -> tuple[int, dict[str, Tensor] | None]:
