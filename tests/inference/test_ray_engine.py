@@ -68,9 +68,12 @@ def test_tokens_are_those_of_one_process(world: Path, tmp_path: Path) -> None:
         whole = [*command, "--engine", engine, "--out", str(out)]
         done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr
-        printed[engine] = done.stderr, done.stdout.replace(str(out), "OUT")
+        # On a slow machine it is said how far it is.
+        said = [line for line in done.stderr.splitlines() if not line.endswith(" a second")]
+        printed[engine] = said, done.stdout.replace(str(out), "OUT")
     assert printed["ray"] == printed["local"]
-    assert "skipped" in printed["ray"][0]
+    assert len(printed["ray"][0]) == 1
+    assert "05.png: not a picture" in printed["ray"][0][0]
     for name in ("cache.json", "contents.npy", "states.npy", "tokens.npy"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
     assert len(set(np.load(tmp_path / "ray" / "tokens.npy").flatten().tolist())) > 8  # not all the same
