@@ -89,7 +89,8 @@ class StoredPicture:
                 size = max(1, image.width // reduction), max(1, image.height // reduction)
                 image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
             image.load()
-            return upright(opaque(image, self.mode), image)
+            # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
+            return upright(image if image.mode == self.mode else opaque(image, self.mode), image)
 
 
 def picture_to_crop(

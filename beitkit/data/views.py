@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for e
 
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
 GREY_SIDE = 128  # pictures of at least twice this side are reduced before their mean grey is taken (decision 007)
 
-Jitter = Callable[[Image.Image, float, Image.Image], Image.Image]
-"""Takes what is changed, the factor, and the picture whose mean grey is the center of contrast."""
+Jitter = Literal["brightness", "contrast", "saturation"]
 
 
 class Box(NamedTuple):
@@ -178,31 +178,49 @@ def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple
     """The jitters of a picture of this mode in their order, each with its factor."""
     if strength == 0:
         return []
-    jitters: list[Jitter] = [_brightness, _contrast] if mode == "L" else [_brightness, _contrast, _saturation]
+    jitters: list[Jitter] = ["brightness", "contrast"] if mode == "L" else ["brightness", "contrast", "saturation"]
     rng.shuffle(jitters)
     return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
 
 
 def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
-    """A part of a picture as it is when the whole picture is jittered."""
+    """A part of a picture as it is when the whole picture is jittered.
+
+    Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
+    pixels: the same arithmetic, once for each value.
+    """
+    if not jitters:
+        return part
+    before = jitters[: [name for name, _ in jitters].index("contrast")]
+    center = _mean_grey(whole, before)
+    values = VALUES
+    for name, factor in jitters:
+        if name == "saturation":
+            part, values = _saturated(_mapped(part, values), factor), VALUES
+        else:
+            values = Image.blend(Image.new("L", values.size, center if name == "contrast" else 0), values, factor)
+    return _mapped(part, values)
+
+
+def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
+    """The center of contrast: the mean grey of a picture after the jitters that come before it.
+
+    They change a small copy nearly as they change the whole.
+    """
     reduction = max(1, max(whole.size) // GREY_SIDE)
-    # Only jitters before the contrast change its center, and they do so to a small copy nearly as to the whole.
-    sample = whole.reduce(reduction) if jitters and reduction > 1 else whole
-    for jitter, factor in jitters:
-        part, sample = jitter(part, factor, sample), jitter(sample, factor, sample)
-    return part
+    sample = whole.reduce(reduction) if reduction > 1 else whole
+    for name, factor in jitters:
+        black = Image.new("L", VALUES.size)
+        sample = _saturated(sample, factor) if name == "saturation" else _mapped(sample, Image.blend(black, VALUES, factor))
+    return int(np.asarray(sample.convert("L")).mean() + 0.5)
 
 
-def _brightness(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
-    return Image.blend(Image.new(image.mode, image.size), image, factor)
+def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
+    """The picture with every value v of its pixels replaced by the one at v."""
+    return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
 
 
-def _contrast(image: Image.Image, factor: float, whole: Image.Image) -> Image.Image:
-    grey = int(np.asarray(whole.convert("L")).mean() + 0.5)
-    return Image.blend(Image.new(image.mode, image.size, grey if image.mode == "L" else (grey, grey, grey)), image, factor)
-
-
-def _saturation(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
+def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
