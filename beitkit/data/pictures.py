@@ -16,7 +16,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.data.folders import FORMATS
+from beitkit.data.jpeg import decode_jpeg, is_decodable
 from beitkit.errors import UserError
 
 Image.init()
@@ -77,20 +78,34 @@ class StoredPicture:
     height: int
     """Of the upright picture at full size, as `width`."""
     width: int
+    kept: dict[int, Image.Image] = field(default_factory=dict, repr=False, compare=False)
+    """What was decoded, by its reduction: several views of a picture are shown one after the other."""
 
     def decoded(self, reduction: int = 1) -> Image.Image:
-        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8.
+        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8; not to be changed.
 
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
         """
-        with _opened(self.path) as image:
+        reduction = next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
+        if reduction not in self.kept:
+            with _opened(self.path) as image:
+                self.kept[reduction] = self._decoded(image, reduction)
+        return self.kept[reduction]
+
+    def _decoded(self, image: Image.Image, reduction: int) -> Image.Image:
+        size, pixels = (image.height, image.width), None
+        if is_decodable(image.mode, size):
+            image.fp.seek(0)
+            pixels = decode_jpeg(image.fp.read(), image.mode, size, reduction)
+        if pixels is None:
             if reduction > 1:
-                size = max(1, image.width // reduction), max(1, image.height // reduction)
-                image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
+                smaller = max(1, image.width // reduction), max(1, image.height // reduction)
+                image.draft(None, smaller)  # type: ignore[arg-type] - None keeps the colors as they are stored
             image.load()
-            # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
-            return upright(image if image.mode == self.mode else opaque(image, self.mode), image)
+        # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
+        whole = image if pixels is None else Image.fromarray(pixels)
+        return upright(whole if whole.mode == self.mode else opaque(whole, self.mode), image)
 
 
 def picture_to_crop(

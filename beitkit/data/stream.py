@@ -124,6 +124,7 @@ class PictureDataset:
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
         self._decoded_bytes = 0
+        self._last: tuple[int, Image.Image | StoredPicture] | None = None
 
     def __len__(self) -> int:
         """Pictures in the list, and so samples in an epoch."""
@@ -238,9 +239,13 @@ class PictureDataset:
         known = self._decoded.get(index)
         if known is not None:
             return known
+        if self._last is not None and self._last[0] == index:  # another view of the same picture
+            return self._last[1]
+        self._last = None  # before the next one takes its memory
         image = picture_to_crop(self.files.path(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
         if pixels > CACHED_PIXELS:
+            self._last = index, image
             return image
         image = image.decoded() if isinstance(image, StoredPicture) else image
         if self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
