@@ -27,7 +27,7 @@ def is_decodable(mode: str, size: Pair) -> bool:
     return simplejpeg is not None and mode in MODES and max(size) >= SMALLEST
 
 
-def decode_jpeg(data: bytes, mode: str, size: Pair, reduction: int) -> UInt8[np.ndarray, "h w *c"] | None:
+def decode_jpeg(data: bytes, mode: str, size: Pair, reduction: int) -> UInt8[np.ndarray, "h w *channels"] | None:
     """The pixels of a decodable JPEG as they are stored, (h, w, 3) or (h, w); None where Pillow has to decode it.
 
     That is whatever libjpeg-turbo warns of: Pillow reads some such files and refuses others, which has to be its decision.

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -47,6 +48,7 @@ UPRIGHT: dict[int, Image.Transpose] = {
 ORIENTATION = 0x0112
 SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 """The turns that exchange height and width."""
+Pixels = NDArray[np.uint8]
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the callers do
@@ -78,7 +80,7 @@ class StoredPicture:
     height: int
     """Of the upright picture at full size, as `width`."""
     width: int
-    kept: dict[int, Image.Image] = field(default_factory=dict, repr=False, compare=False)
+    kept: dict[int, Image.Image | Pixels] = field(default_factory=dict, repr=False, compare=False)
     """What was decoded, by its reduction: several views of a picture are shown one after the other."""
 
     def decoded(self, reduction: int = 1) -> Image.Image:
@@ -87,13 +89,25 @@ class StoredPicture:
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
         """
-        reduction = next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
+        whole = self.pixels(reduction)
+        if isinstance(whole, Image.Image):
+            return whole
+        self.kept[_possible(reduction)] = whole = Image.fromarray(whole)
+        return whole
+
+    def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
+        """The same as an image or an array (h, w, 3) or (h, w), whichever the decoder made: to make the other costs a copy.
+
+        Raises:
+            BrokenPicture: the pixels are damaged or cut short.
+        """
+        reduction = _possible(reduction)
         if reduction not in self.kept:
             with _opened(self.path) as image:
                 self.kept[reduction] = self._decoded(image, reduction)
         return self.kept[reduction]
 
-    def _decoded(self, image: Image.Image, reduction: int) -> Image.Image:
+    def _decoded(self, image: Image.Image, reduction: int) -> Image.Image | Pixels:
         size, pixels = (image.height, image.width), None
         if is_decodable(image.mode, size):
             image.fp.seek(0)
@@ -103,9 +117,16 @@ class StoredPicture:
                 smaller = max(1, image.width // reduction), max(1, image.height // reduction)
                 image.draft(None, smaller)  # type: ignore[arg-type] - None keeps the colors as they are stored
             image.load()
+        elif image.mode == self.mode and _turn(image) is None:
+            return pixels
         # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
         whole = image if pixels is None else Image.fromarray(pixels)
         return upright(whole if whole.mode == self.mode else opaque(whole, self.mode), image)
+
+
+def _possible(reduction: int) -> int:
+    """The largest reduction that libjpeg has and that is asked for."""
+    return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
 def picture_to_crop(
@@ -122,7 +143,7 @@ def picture_to_crop(
         if image.format not in ("JPEG", "MPO"):
             image.load()
             return upright(opaque(image, mode), image)
-        is_sideways = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) in SIDEWAYS
+        is_sideways = _turn(image) in SIDEWAYS
         return StoredPicture(path, mode, *((width, height) if is_sideways else (height, width)))
 
 
@@ -168,8 +189,12 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
 
 def upright(image: Image.Image, origin: Image.Image) -> Image.Image:
     """The picture turned as the EXIF orientation of the one that it was made from says."""
-    turn = UPRIGHT.get(origin.getexif().get(ORIENTATION, 1))
+    turn = _turn(origin)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 
 def opaque(image: Image.Image, mode: str) -> Image.Image:

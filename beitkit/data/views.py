@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.augment import RandAugment, draw_erasing
-from beitkit.data.pictures import StoredPicture, to_tensor
+from beitkit.data.pictures import Pixels, StoredPicture, to_tensor
 
 View = Callable[..., dict[str, Tensor]]
 """Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
@@ -71,10 +71,13 @@ class PretrainView:
         box, is_flipped = _drawn_crop(image, self.view, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
         whole, box = _decoded_for(image, box, max(size[0] for size in sizes), max(size[1] for size in sizes))
-        crop = _jittered(whole.crop(_corners(box)), jitters, whole)
-        views = {"images": _shrunk(crop, self.image_size, "bicubic", is_flipped)}
+        crop = _cut(whole, box)
+        if jitters:
+            crop = _jittered(_as_image(crop), jitters, _as_image(whole))
+        pixels = _pixels(crop, is_flipped)
+        views = {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
-            views["token_images"] = _shrunk(crop, self.token_size, "lanczos", is_flipped)
+            views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
         return views
 
 
@@ -171,7 +174,8 @@ def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> I
 
     A grey picture has no saturation and draws nothing for it.
     """
-    return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
+    jitters = _drawn_jitters(strength, image.mode, rng)
+    return _jittered(image, jitters, image) if jitters else image
 
 
 def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
@@ -189,8 +193,6 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
     Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
     pixels: the same arithmetic, once for each value.
     """
-    if not jitters:
-        return part
     before = jitters[: [name for name, _ in jitters].index("contrast")]
     center = _mean_grey(whole, before)
     values = VALUES
@@ -236,14 +238,14 @@ def _cropped(
     """A random crop at (height, width) `size`, flipped or not."""
     box, is_flipped = _drawn_crop(image, view, rng)
     whole, box = _decoded_for(image, box, *size)
-    return _shrunk(whole.crop(_corners(box)), size, mode, is_flipped)
+    return _shrunk(_pixels(_cut(whole, box), is_flipped), size, mode)
 
 
 def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
     return image.decoded() if isinstance(image, StoredPicture) else image
 
 
-def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, width: int) -> tuple[Image.Image, Box]:
+def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, width: int) -> tuple[Image.Image | Pixels, Box]:
     """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
 
     What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
@@ -251,26 +253,36 @@ def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, widt
     """
     if isinstance(image, Image.Image):
         return image, box
-    whole = image.decoded(min(box.height // height, box.width // width) // 2)
-    if (whole.height, whole.width) == (image.height, image.width):
+    whole = image.pixels(min(box.height // height, box.width // width) // 2)
+    size = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
+    if size == (image.height, image.width):
         return whole, box
-    down, across = whole.height / image.height, whole.width / image.width
+    down, across = size[0] / image.height, size[1] / image.width
     top, left = round(box.top * down), round(box.left * across)
     return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
 
 
-def _corners(box: Box) -> tuple[int, int, int, int]:
-    """As Pillow has boxes: (left, top, right, bottom)."""
-    return box.left, box.top, box.left + box.width, box.top + box.height
+def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
+    """A part of the picture."""
+    top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+    return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
 
 
-def _shrunk(crop: Image.Image, size: Pair, mode: str, is_flipped: bool) -> UInt8[Tensor, "c h w"]:
+def _as_image(pixels: Image.Image | Pixels) -> Image.Image:
+    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _pixels(crop: Image.Image | Pixels, is_flipped: bool) -> UInt8[Tensor, "h w *channels"]:
+    """A crop as it lies in memory, flipped or not."""
+    pixels = torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop)
+    return pixels.flip(1) if is_flipped else pixels
+
+
+def _shrunk(crop: UInt8[Tensor, "h w *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
     """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
-    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop
-    pixels = torch.from_numpy(np.array(crop))
-    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     if mode == "lanczos" and not HAS_LANCZOS:
-        return to_tensor(_resized(crop, size, Image.Resampling.LANCZOS))
+        return to_tensor(_resized(_as_image(crop.numpy()), size, Image.Resampling.LANCZOS))
+    pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 
