@@ -38,6 +38,7 @@ def decode_jpeg(data: bytes, mode: str, size: Pair, reduction: int) -> UInt8[np.
         size: (height, width) at full size, before it is turned.
         reduction: 1, 2, 4 or 8; the sides are divided by it and rounded up.
     """
+    assert simplejpeg is not None
     # It takes the smallest of libjpeg-turbo's sizes (eighths, rounded up) that is not below these; 0 is the full size.
     height, width = (-(-side // reduction) if reduction > 1 else 0 for side in size)
     try:

@@ -89,14 +89,18 @@ class StoredPicture:
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
         """
-        whole = self.pixels(reduction)
-        if isinstance(whole, Image.Image):
-            return whole
-        self.kept[_possible(reduction)] = whole = Image.fromarray(whole)
+        reduction = _possible(reduction)
+        whole = self.kept.get(reduction)
+        if whole is None:
+            with _opened(self.path) as image:
+                whole = self._by_pillow(image, reduction)
+        elif not isinstance(whole, Image.Image):
+            whole = Image.fromarray(whole)
+        self.kept[reduction] = whole
         return whole
 
     def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
-        """The same as an image or an array (h, w, 3) or (h, w), whichever the decoder made: to make the other costs a copy.
+        """The same, but an array (h, w, 3) or (h, w) where simplejpeg makes one; an image would cost a copy more than it saves.
 
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
@@ -104,24 +108,25 @@ class StoredPicture:
         reduction = _possible(reduction)
         if reduction not in self.kept:
             with _opened(self.path) as image:
-                self.kept[reduction] = self._decoded(image, reduction)
+                pixels = self._by_simplejpeg(image, reduction)
+                self.kept[reduction] = self._by_pillow(image, reduction) if pixels is None else pixels
         return self.kept[reduction]
 
-    def _decoded(self, image: Image.Image, reduction: int) -> Image.Image | Pixels:
-        size, pixels = (image.height, image.width), None
-        if is_decodable(image.mode, size):
-            image.fp.seek(0)
-            pixels = decode_jpeg(image.fp.read(), image.mode, size, reduction)
-        if pixels is None:
-            if reduction > 1:
-                smaller = max(1, image.width // reduction), max(1, image.height // reduction)
-                image.draft(None, smaller)  # type: ignore[arg-type] - None keeps the colors as they are stored
-            image.load()
-        elif image.mode == self.mode and _turn(image) is None:
-            return pixels
+    def _by_pillow(self, image: Image.Image, reduction: int) -> Image.Image:
+        if reduction > 1:
+            size = max(1, image.width // reduction), max(1, image.height // reduction)
+            image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
+        image.load()
         # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
-        whole = image if pixels is None else Image.fromarray(pixels)
-        return upright(whole if whole.mode == self.mode else opaque(whole, self.mode), image)
+        return upright(image if image.mode == self.mode else opaque(image, self.mode), image)
+
+    def _by_simplejpeg(self, image: Image.Image, reduction: int) -> Pixels | None:
+        """The pixels of a JPEG that is stored as it is wanted."""
+        size = image.height, image.width
+        if not is_decodable(image.mode, size) or image.mode != self.mode or _turn(image) is not None:
+            return None
+        image.fp.seek(0)  # type: ignore[attr-defined] - a picture that was opened has its file
+        return decode_jpeg(image.fp.read(), image.mode, size, reduction)  # type: ignore[attr-defined]
 
 
 def _possible(reduction: int) -> int:

@@ -70,10 +70,13 @@ class PretrainView:
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
         box, is_flipped = _drawn_crop(image, self.view, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
-        whole, box = _decoded_for(image, box, max(size[0] for size in sizes), max(size[1] for size in sizes))
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        whole, box = _decoded_for(image, box, height, width, as_image=bool(jitters))
         crop = _cut(whole, box)
         if jitters:
-            crop = _jittered(_as_image(crop), jitters, _as_image(whole))
+            assert isinstance(whole, Image.Image)
+            assert isinstance(crop, Image.Image)
+            crop = _jittered(crop, jitters, whole)
         pixels = _pixels(crop, is_flipped)
         views = {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
@@ -174,8 +177,7 @@ def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> I
 
     A grey picture has no saturation and draws nothing for it.
     """
-    jitters = _drawn_jitters(strength, image.mode, rng)
-    return _jittered(image, jitters, image) if jitters else image
+    return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
 
 
 def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
@@ -193,6 +195,8 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
     Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
     pixels: the same arithmetic, once for each value.
     """
+    if not jitters:
+        return part
     before = jitters[: [name for name, _ in jitters].index("contrast")]
     center = _mean_grey(whole, before)
     values = VALUES
@@ -245,7 +249,9 @@ def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
     return image.decoded() if isinstance(image, StoredPicture) else image
 
 
-def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, width: int) -> tuple[Image.Image | Pixels, Box]:
+def _decoded_for(
+    image: Image.Image | StoredPicture, box: Box, height: int, width: int, *, as_image: bool = False
+) -> tuple[Image.Image | Pixels, Box]:
     """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
 
     What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
@@ -253,7 +259,8 @@ def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, widt
     """
     if isinstance(image, Image.Image):
         return image, box
-    whole = image.pixels(min(box.height // height, box.width // width) // 2)
+    reduction = min(box.height // height, box.width // width) // 2
+    whole = image.decoded(reduction) if as_image else image.pixels(reduction)
     size = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
     if size == (image.height, image.width):
         return whole, box
@@ -268,20 +275,16 @@ def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
     return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
 
 
-def _as_image(pixels: Image.Image | Pixels) -> Image.Image:
-    return pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
-
-
 def _pixels(crop: Image.Image | Pixels, is_flipped: bool) -> UInt8[Tensor, "h w *channels"]:
     """A crop as it lies in memory, flipped or not."""
     pixels = torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop)
     return pixels.flip(1) if is_flipped else pixels
 
 
-def _shrunk(crop: UInt8[Tensor, "h w *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
+def _shrunk(crop: UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
     """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
     if mode == "lanczos" and not HAS_LANCZOS:
-        return to_tensor(_resized(_as_image(crop.numpy()), size, Image.Resampling.LANCZOS))
+        return to_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
     pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 

@@ -152,7 +152,7 @@ def key_of(
 
 def view_options(view: ViewConfig, image_size: int, patch: int, seed: int) -> str:
     """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
-    given = [
+    given: list[tuple[str, object]] = [
         (f"--{name}", value)
         for name, value, default in (
             ("image-size", image_size, PretrainRun.image_size),

@@ -40,7 +40,7 @@ def seen(path: Path, channels: int) -> list[np.ndarray | None]:
         try:
             stored = picture_to_crop(path, channels)
             assert isinstance(stored, StoredPicture)
-            found.append(np.asarray(stored.decoded(reduction)))
+            found.append(np.asarray(stored.pixels(reduction)))
         except BrokenPicture:
             found.append(None)
     return found
