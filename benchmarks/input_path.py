@@ -2,9 +2,10 @@
 
     taskset -c 1 python benchmarks/input_path.py PHOTOS
 
-PHOTOS is a folder of photographs, from which JPEGs of 500x375 and 4000x3000 pixels are made. The old path decodes the whole
-picture, jitters it, crops, and resizes with Pillow; the new one is `PretrainView` on `picture_to_crop`. Both draw the same
-crops and take turns; the medians of ROUNDS rounds are printed as Markdown.
+PHOTOS is a folder of photographs, from which JPEGs of 500x375 and 4000x3000 pixels are made. Pillow's path, which uses nothing of
+beitkit's but the drawing of crops, decodes the whole picture, jitters it by ImageEnhance, crops, and resizes; ours is
+`PretrainView` on `picture_to_crop`, without simplejpeg and with it (`pip install 'beitkit[fast]'`). All draw the same crops
+and take turns; the medians of ROUNDS rounds are printed as Markdown.
 """
 
 from __future__ import annotations
@@ -16,23 +17,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from beitkit.configs.data import ViewConfig
+from beitkit.data import jpeg
 from beitkit.data.files import find_pictures
 from beitkit.data.pictures import open_picture, picture_to_crop, to_tensor
-from beitkit.data.views import PretrainView, color_jittered, crop_box
+from beitkit.data.views import PretrainView, crop_box
 
-ROUNDS = 3
+ROUNDS = 5
 PICTURES = 4
 VIEWS = {(500, 375): 8, (4000, 3000): 1}
 """(width, height), and how many views of each picture a round takes."""
 
 
-def old(path: Path, view: ViewConfig, rng: random.Random) -> None:
-    image = color_jittered(open_picture(path, 3), view.color_jitter, rng)
+def by_pillow(path: Path, view: ViewConfig, rng: random.Random) -> None:
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    if view.color_jitter:
+        jitters = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+        rng.shuffle(jitters)
+        for jitter in jitters:
+            image = jitter(image).enhance(rng.uniform(1 - view.color_jitter, 1 + view.color_jitter))
     box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
     crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     if rng.random() < view.flip:
@@ -41,14 +50,20 @@ def old(path: Path, view: ViewConfig, rng: random.Random) -> None:
     to_tensor(crop.resize((112, 112), Image.Resampling.LANCZOS))
 
 
-def new(path: Path, view: ViewConfig, rng: random.Random) -> None:
+def ours(path: Path, view: ViewConfig, rng: random.Random) -> None:
+    with mock.patch.object(jpeg, "simplejpeg", None):
+        fast(path, view, rng)
+
+
+def fast(path: Path, view: ViewConfig, rng: random.Random) -> None:
     PretrainView(view, (224, 224), (112, 112))(picture_to_crop(path, 3), rng)
 
 
 def main(photos: Path) -> None:
     torch.set_num_threads(1)
     found = find_pictures(photos)
-    print("| JPEG | color jitter | old, views/s | new, views/s | ratio |\n|---|---|---|---|---|")
+    assert jpeg.simplejpeg is not None, "pip install 'beitkit[fast]'"
+    print("| JPEG | color jitter | Pillow, views/s | ours | ratio | with simplejpeg | ratio |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for size, views in VIEWS.items():
             paths = [Path(folder) / f"{size[0]}-{index}.jpg" for index in range(min(PICTURES, len(found)))]
@@ -56,10 +71,14 @@ def main(photos: Path) -> None:
                 open_picture(found.path(index), 3).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
             for jitter in (0.4, 0.0):
                 view = ViewConfig(color_jitter=jitter)
-                rates = [[rate(path, views, paths, view) for path in (old, new)] for _ in range(ROUNDS)]
-                before, after = (statistics.median(column) for column in zip(*rates, strict=True))
-                ratio = statistics.median(after / before for before, after in rates)
-                print(f"| {size[0]}x{size[1]} | {jitter} | {before:.0f} | {after:.0f} | {ratio:.1f} |", flush=True)
+                rates = [[rate(path, views, paths, view) for path in (by_pillow, ours, fast)] for _ in range(ROUNDS)]
+                pillow, own, faster = (statistics.median(column) for column in zip(*rates, strict=True))
+                ratios = [statistics.median(row[place] / row[0] for row in rates) for place in (1, 2)]
+                print(
+                    f"| {size[0]}x{size[1]} | {jitter} | {pillow:.1f} | {own:.1f} | {ratios[0]:.2f} | {faster:.1f} | "
+                    f"{ratios[1]:.2f} |",
+                    flush=True,
+                )
 
 
 def rate(show: Callable[[Path, ViewConfig, random.Random], None], views: int, paths: list[Path], view: ViewConfig) -> float:

@@ -43,7 +43,8 @@ class CachedTokens:
                 if index >= 0:
                     self.cache.set_unreadable(index)
             indices, views = batch["index"], batch["view"]
-            missing = (~self.cache.stored(indices, views)).nonzero().flatten()
+            # What is shown, black, in place of a picture of an evaluation that cannot be read has no tokens to keep.
+            missing = (~self.cache.stored(indices, views) & (batch["broken"] != indices)).nonzero().flatten()
             if len(missing):
                 if "token_images" not in batch:
                     raise UserError(
@@ -70,13 +71,18 @@ class CachedTokens:
         self._measured = len(images)
 
     def _encoded(self, images: UInt8[Tensor, "m c h w"]) -> Int64[Tensor, "m n"]:
-        """Ids on the CPU.
-
-        The tokenizer always sees `batch_size` pictures, repeated where there are fewer: kernels for other shapes may round
-        otherwise, and tokens must not depend on what happened to be missing.
-        """
+        """Ids on the CPU."""
         start = time.perf_counter()
-        filled = images[torch.arange(max(self.batch_size, len(images))) % len(images)]
-        ids = self.encode(filled)[: len(images)].cpu()
+        ids = encoded_whole(images, self.encode, self.batch_size)
         self.seconds += time.perf_counter() - start
         return ids
+
+
+def encoded_whole(images: UInt8[Tensor, "m c h w"], encode: Callable[[Tensor], Tensor], batch_size: int) -> Int64[Tensor, "m n"]:
+    """Ids on the CPU of at least one picture.
+
+    The tokenizer always sees `batch_size` pictures, repeated where there are fewer: kernels for other shapes may round
+    otherwise, and tokens must not depend on what happened to be missing.
+    """
+    filled = images[torch.arange(max(batch_size, len(images))) % len(images)]
+    return encode(filled)[: len(images)].cpu()

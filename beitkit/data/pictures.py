@@ -17,18 +17,20 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.data.folders import FORMATS
+from beitkit.data.jpeg import decode_jpeg, is_decodable
 from beitkit.errors import UserError
 
 Image.init()
@@ -48,6 +50,7 @@ UPRIGHT: dict[int, Image.Transpose] = {
 ORIENTATION = 0x0112
 SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 """The turns that exchange height and width."""
+Pixels = NDArray[np.uint8]
 
 
 class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the callers do
@@ -87,19 +90,58 @@ class StoredPicture:
     height: int
     """Of the upright picture at full size, as `width`."""
     width: int
+    kept: dict[int, Image.Image | Pixels] = field(default_factory=dict, repr=False, compare=False)
+    """What was decoded, by its reduction: several views of a picture are shown one after the other."""
 
     def decoded(self, reduction: int = 1) -> Image.Image:
-        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8.
+        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8; not to be changed.
 
         Raises:
             BrokenPicture: the pixels are damaged or cut short.
         """
-        with _opened(self.source) as image:
-            if reduction > 1:
-                size = max(1, image.width // reduction), max(1, image.height // reduction)
-                image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
-            image.load()
-            return upright(opaque(image, self.mode), image)
+        reduction = _possible(reduction)
+        whole = self.kept.get(reduction)
+        if whole is None:
+            with _opened(self.source) as image:
+                whole = self._by_pillow(image, reduction)
+        elif not isinstance(whole, Image.Image):
+            whole = Image.fromarray(whole)
+        self.kept[reduction] = whole
+        return whole
+
+    def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
+        """The same, but an array (h, w, 3) or (h, w) where simplejpeg makes one; an image would cost a copy more than it saves.
+
+        Raises:
+            BrokenPicture: the pixels are damaged or cut short.
+        """
+        reduction = _possible(reduction)
+        if reduction not in self.kept:
+            with _opened(self.source) as image:
+                pixels = self._by_simplejpeg(image, reduction)
+                self.kept[reduction] = self._by_pillow(image, reduction) if pixels is None else pixels
+        return self.kept[reduction]
+
+    def _by_pillow(self, image: Image.Image, reduction: int) -> Image.Image:
+        if reduction > 1:
+            size = max(1, image.width // reduction), max(1, image.height // reduction)
+            image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
+        image.load()
+        # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
+        return upright(image if image.mode == self.mode else opaque(image, self.mode), image)
+
+    def _by_simplejpeg(self, image: Image.Image, reduction: int) -> Pixels | None:
+        """The pixels of a JPEG that is stored as it is wanted."""
+        size = image.height, image.width
+        if not is_decodable(image.mode, size) or image.mode != self.mode or _turn(image) is not None:
+            return None
+        image.fp.seek(0)  # type: ignore[attr-defined] - a picture that was opened has its file
+        return decode_jpeg(image.fp.read(), image.mode, size, reduction)  # type: ignore[attr-defined]
+
+
+def _possible(reduction: int) -> int:
+    """The largest reduction that libjpeg has and that is asked for."""
+    return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
 def picture_to_crop(
@@ -117,7 +159,7 @@ def picture_to_crop(
         if image.format not in ("JPEG", "MPO"):
             image.load()
             return upright(opaque(image, mode), image)
-        is_sideways = UPRIGHT.get(image.getexif().get(ORIENTATION, 1)) in SIDEWAYS
+        is_sideways = _turn(image) in SIDEWAYS
         return StoredPicture(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
@@ -193,8 +235,12 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
 
 def upright(image: Image.Image, origin: Image.Image) -> Image.Image:
     """The picture turned as the EXIF orientation of the one that it was made from says."""
-    turn = UPRIGHT.get(origin.getexif().get(ORIENTATION, 1))
+    turn = _turn(origin)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 
 def opaque(image: Image.Image, mode: str) -> Image.Image:

@@ -60,6 +60,11 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
+def stored_view_generator(seed: int, index: int, number: int) -> random.Random:
+    """What the stored view `number` of picture `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
+    return random.Random(derived_seed(seed, "stored view", index, number))
+
+
 class PictureDataset:
     """Samples of a picture list: read, viewed, masked and labelled.
 
@@ -119,6 +124,7 @@ class PictureDataset:
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
         self._decoded_bytes = 0
+        self._last: tuple[int, Image.Image | StoredPicture] | None = None
 
     def __len__(self) -> int:
         """Pictures in the list, and so samples in an epoch."""
@@ -179,7 +185,7 @@ class PictureDataset:
         if self.views is None:
             return self.view(*inputs, random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before)))
         number = self.view_number(epoch, shown)
-        sample = self.view(*inputs, random.Random(derived_seed(self.seed, "stored view", shown, number)))
+        sample = self.view(*inputs, stored_view_generator(self.seed, shown, number))
         return {"view": torch.tensor(number)} | sample
 
     def _viewed(self, epoch: int, index: int, shown_before: tuple[int, ...]) -> tuple[int, dict[str, Tensor] | None]:
@@ -233,9 +239,13 @@ class PictureDataset:
         known = self._decoded.get(index)
         if known is not None:
             return known
+        if self._last is not None and self._last[0] == index:  # another view of the same picture
+            return self._last[1]
+        self._last = None  # before the next one takes its memory
         image = picture_to_crop(self.files.source(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
         if pixels > CACHED_PIXELS:
+            self._last = index, image
             return image
         image = image.decoded() if isinstance(image, StoredPicture) else image
         if self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:

@@ -5,19 +5,22 @@ pictures had. `tokens.npy` is an array (pictures, views, n) of 16-bit numbers (8
 (pictures, views) says of each row whether it is there. Both arrays are mapped into memory, so that opening costs nothing.
 
 A row is written, flushed to the disk, and only then marked: whenever the process dies, what is marked is right, and what is not
-is computed again.
+is computed again. Several machines fill a cache each of their own, of consecutive pictures (a `Shard`): pages of one mapped file
+that two machines write would overwrite each other. `join_caches` makes one of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
@@ -60,6 +63,22 @@ class CacheKey:
     """Stored views of a picture."""
 
 
+class Shard(NamedTuple):
+    """One of several caches of consecutive pictures, which several machines fill and which are joined then."""
+
+    number: int
+    """From 1."""
+    shards: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.shards}"
+
+    def rows(self, num_pictures: int) -> range:
+        """Its pictures; shards differ in size by one at most."""
+        return range((self.number - 1) * num_pictures // self.shards, self.number * num_pictures // self.shards)
+
+
+WHOLE = Shard(1, 1)
 WHAT: dict[str, tuple[str, str]] = {
     "tokenizer": ("tokenizer", "--tokenizer"),
     "vocabulary": ("vocabulary", "--tokenizer"),
@@ -79,10 +98,11 @@ WHAT: dict[str, tuple[str, str]] = {
 class TokenCache:
     """The tokens of stored views; at most one process writes to it (the caller holds a lock), others read what is complete."""
 
-    def __init__(self, path: Path, key: CacheKey, *, is_writable: bool) -> None:
-        """A cache that is there; see `open_cache` for one that is checked or made."""
+    def __init__(self, path: Path, key: CacheKey, *, is_writable: bool, first: int = 0) -> None:
+        """A cache that is there, of the pictures from number `first` on; see `open_cache` for one that is checked or made."""
         self.path = path
         self.key = key
+        self._first = first
         mode = "r+" if is_writable else "r"
         self._tokens = np.load(path / TOKENS, mmap_mode=mode)
         self._marks = np.load(path / STATES, mmap_mode=mode)
@@ -99,7 +119,7 @@ class TokenCache:
 
     @property
     def num_pictures(self) -> int:
-        """Pictures in the list."""
+        """Pictures in the list, or in the shard of it."""
         return len(self._states)
 
     @property
@@ -109,20 +129,21 @@ class TokenCache:
 
     def is_stored(self, index: int, view: int) -> bool:
         """Whether the tokens of one view are there."""
-        return bool(self._states[index, view] == STORED)
+        return bool(self._states[index - self._first, view] == STORED)
 
     def stored(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
         """Whether the tokens of these views are there."""
-        return torch.from_numpy(self._states[indices.numpy(), views.numpy()] == STORED)
+        return torch.from_numpy(self._states[self._rows(indices), views.numpy()] == STORED)
 
     def tokens(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"]) -> Int64[Tensor, "b n"]:
         """The tokens of stored views."""
-        return torch.from_numpy(self._tokens[indices.numpy(), views.numpy()].astype(np.int64))
+        return torch.from_numpy(self._tokens[self._rows(indices), views.numpy()].astype(np.int64))
 
     def put(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"], tokens: Int64[Tensor, "b n"]) -> None:
         """Store the tokens of views; they can be read at once, and survive a kill from the next flush on."""
-        self._tokens[indices.numpy(), views.numpy()] = tokens.numpy()
-        for row in zip(indices.tolist(), views.tolist(), strict=True):
+        rows = self._rows(indices)
+        self._tokens[rows, views.numpy()] = tokens.numpy()
+        for row in zip(rows.tolist(), views.tolist(), strict=True):
             self._num_missing -= int(self._states[row] == MISSING)
             self._states[row] = STORED
             self._unmarked.append(row)
@@ -131,10 +152,11 @@ class TokenCache:
 
     def set_unreadable(self, index: int) -> None:
         """Wait no longer for the views of a picture that cannot be read."""
-        is_missing = self._states[index] == MISSING
+        row = index - self._first
+        is_missing = self._states[row] == MISSING
         self._num_missing -= int(is_missing.sum())
-        self._states[index, is_missing] = UNREADABLE
-        self._unmarked += [(index, int(view)) for view in is_missing.nonzero()[0]]
+        self._states[row, is_missing] = UNREADABLE
+        self._unmarked += [(row, int(view)) for view in is_missing.nonzero()[0]]
 
     def flush(self) -> None:
         """Bring what was put to the disk, then mark it."""
@@ -148,51 +170,84 @@ class TokenCache:
 
     def missing(self) -> Iterator[int]:
         """Pictures of which a view is missing, in the order of the list."""
-        return (int(index) for index in (self._states == MISSING).any(axis=1).nonzero()[0])
+        return (self._first + int(row) for row in (self._states == MISSING).any(axis=1).nonzero()[0])
+
+    def missing_views(self, index: int) -> list[int]:
+        """Which views of a picture are missing."""
+        return (self._states[index - self._first] == MISSING).nonzero()[0].tolist()
+
+    def _rows(self, indices: Int64[Tensor, " b"]) -> NDArray[np.int64]:
+        rows = indices.numpy() - self._first
+        assert not len(rows) or 0 <= rows.min() <= rows.max() < len(self._states)  # numpy would count negative ones from the end
+        return rows
 
 
-def open_cache(path: Path, key: CacheKey, files: PictureList, *, is_writable: bool) -> TokenCache:
+def open_cache(path: Path, key: CacheKey, files: PictureList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
     """The cache in a folder, checked against what it is to be used for; a writable one is made where there is none.
+
+    Args:
+        path: the folder.
+        key: what the tokens depend on.
+        files: the whole list of pictures.
+        is_writable: whether it is filled.
+        shard: whose pictures the folder is for.
 
     Raises:
         UserError: if there is none, or its key or the content of a picture differs.
     """
-    if not (path / HEADER).exists():
-        if not is_writable:
-            raise UserError(f"{path} holds no token cache ({HEADER} is missing); make one with beitkit tokenize")
-        _make(path, key, files)
-        return TokenCache(path, key, is_writable=True)
-    there = read_key(path)
-    for field in fields(CacheKey):
-        before, now = getattr(there, field.name), getattr(key, field.name)
-        if before != now:
-            what, option = WHAT[field.name]
-            raise UserError(
-                f"the token cache {path} was made for another {what} ({_short(before)} there, {_short(now)} here); "
-                f"give {option} as it was, or make another cache with beitkit tokenize"
-            )
+    rows = shard.rows(len(files))
+    files = files if shard == WHOLE else files.subset(rows)
+    if not (path / HEADER).exists() and is_writable:
+        _make(path, key, contents_of(files), shard)
+        return TokenCache(path, key, is_writable=True, first=rows.start)
+    _check_key(path, read_key(path, shard), key)
     changed = first_changed(files, np.load(path / CONTENTS))
     if changed is not None:
         raise UserError(
             f"{files.path(changed)} changed since its tokens were stored in {path}; "
             "put the old file back, or make another cache with beitkit tokenize"
         )
-    return TokenCache(path, key, is_writable=is_writable)
+    return TokenCache(path, key, is_writable=is_writable, first=rows.start)
 
 
-def read_key(path: Path) -> CacheKey:
+def join_caches(path: Path, key: CacheKey, files: PictureList, shards: Sequence[TokenCache]) -> None:
+    """Make the cache of the whole list from those of its shards, in their order; the same as one process would have made."""
+    assert sum(shard.num_pictures for shard in shards) == len(files)
+
+    def fill(tokens: NDArray[np.generic], states: NDArray[np.uint8]) -> None:
+        start = 0
+        for shard in shards:
+            for first in range(0, shard.num_pictures, ROWS_PER_FLUSH):  # in pieces, for a shard may be larger than the memory
+                last = min(first + ROWS_PER_FLUSH, shard.num_pictures)
+                tokens[start + first : start + last] = shard._tokens[first:last]
+                states[start + first : start + last] = shard._marks[first:last]
+            start += shard.num_pictures
+
+    _make(path, key, np.concatenate([np.load(shard.path / CONTENTS) for shard in shards]), WHOLE, fill)
+
+
+def read_key(path: Path, shard: Shard = WHOLE) -> CacheKey:
     """What the cache in a folder was made for.
 
     Raises:
-        UserError: if there is none, or it has another version.
+        UserError: if there is none, or it has another version, or is another shard.
     """
     header = path / HEADER
     try:
         content = json.loads(header.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no token cache ({HEADER} is missing); make one with beitkit tokenize") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no token cache ({header.name}: {error}); make one with beitkit tokenize") from None
     if not isinstance(content, dict) or content.pop("version", None) != VERSION:
         raise UserError(f"{header} is not of version {VERSION}; make another cache with beitkit tokenize")
+    there = content.pop("shard", str(WHOLE))
+    if there != str(shard):
+        raise UserError(
+            f"{path} is shard {there} of a token cache; join all of them with beitkit tokenize without --shard"
+            if shard == WHOLE
+            else f"{path} is not shard {shard} but {there} of a token cache; choose another --out"
+        )
     return from_json(CacheKey, content, where=str(header))
 
 
@@ -202,18 +257,43 @@ def bytes_per_view(key: CacheKey) -> float:
     return tokens + 1 + BYTES_PER_PICTURE / key.views
 
 
-def _make(path: Path, key: CacheKey, files: PictureList) -> None:
-    """Make an empty cache; the header comes last, so that what has one is whole."""
+def _make(
+    path: Path,
+    key: CacheKey,
+    contents: NDArray[np.int64],
+    shard: Shard,
+    fill: Callable[[NDArray[np.generic], NDArray[np.uint8]], None] | None = None,
+) -> None:
+    """Make a cache, empty or filled by `fill(tokens, states)`; the header comes last, so that what has one is whole."""
     path.mkdir(parents=True, exist_ok=True)
-    contents = contents_of(files)
     write_atomically(path / CONTENTS, lambda file: np.save(file, contents))
-    rows = len(files), key.views
+    rows = len(contents), key.views
     # The files are created with holes: they take their place on the disk as they are filled.
-    tokens = _type_of(key.vocabulary)
-    for name, dtype, shape in ((TOKENS, tokens, (*rows, key.grid[0] * key.grid[1])), (STATES, np.dtype(np.uint8), rows)):
-        np.lib.format.open_memmap(path / name, mode="w+", dtype=dtype, shape=shape).flush()
-    header = json.dumps({"version": VERSION, **to_json(key)}, indent=2) + "\n"
+    tokens, states = (
+        np.lib.format.open_memmap(path / name, mode="w+", dtype=dtype, shape=shape)
+        for name, dtype, shape in (
+            (TOKENS, _type_of(key.vocabulary), (*rows, key.grid[0] * key.grid[1])),
+            (STATES, np.dtype(np.uint8), rows),
+        )
+    )
+    if fill is not None:
+        fill(tokens, states)
+    tokens.flush()
+    states.flush()
+    part = {} if shard == WHOLE else {"shard": str(shard)}
+    header = json.dumps({"version": VERSION, **part, **to_json(key)}, indent=2) + "\n"
     write_atomically(path / HEADER, header.encode())
+
+
+def _check_key(path: Path, there: CacheKey, key: CacheKey) -> None:
+    for field in fields(CacheKey):
+        before, now = getattr(there, field.name), getattr(key, field.name)
+        if before != now:
+            what, option = WHAT[field.name]
+            raise UserError(
+                f"the token cache {path} was made for another {what} ({_short(before)} there, {_short(now)} here); "
+                f"give {option} as it was, or make another cache with beitkit tokenize"
+            )
 
 
 def _type_of(vocabulary: int) -> np.dtype[np.generic]:

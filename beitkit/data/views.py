@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.augment import RandAugment, draw_erasing
-from beitkit.data.pictures import StoredPicture, to_tensor
+from beitkit.data.pictures import Pixels, StoredPicture, to_tensor
 
 View = Callable[..., dict[str, Tensor]]
 """Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
@@ -37,10 +37,10 @@ MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for e
 
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
 GREY_SIDE = 128  # pictures of at least twice this side are reduced before their mean grey is taken (decision 007)
 
-Jitter = Callable[[Image.Image, float, Image.Image], Image.Image]
-"""Takes what is changed, the factor, and the picture whose mean grey is the center of contrast."""
+Jitter = Literal["brightness", "contrast", "saturation"]
 
 
 class Box(NamedTuple):
@@ -70,11 +70,17 @@ class PretrainView:
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
         box, is_flipped = _drawn_crop(image, self.view, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
-        whole, box = _decoded_for(image, box, max(size[0] for size in sizes), max(size[1] for size in sizes))
-        crop = _jittered(whole.crop(_corners(box)), jitters, whole)
-        views = {"images": _shrunk(crop, self.image_size, "bicubic", is_flipped)}
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        whole, box = _decoded_for(image, box, height, width, as_image=bool(jitters))
+        crop = _cut(whole, box)
+        if jitters:
+            assert isinstance(whole, Image.Image)
+            assert isinstance(crop, Image.Image)
+            crop = _jittered(crop, jitters, whole)
+        pixels = _pixels(crop, is_flipped)
+        views = {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
-            views["token_images"] = _shrunk(crop, self.token_size, "lanczos", is_flipped)
+            views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
         return views
 
 
@@ -178,31 +184,49 @@ def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple
     """The jitters of a picture of this mode in their order, each with its factor."""
     if strength == 0:
         return []
-    jitters: list[Jitter] = [_brightness, _contrast] if mode == "L" else [_brightness, _contrast, _saturation]
+    jitters: list[Jitter] = ["brightness", "contrast"] if mode == "L" else ["brightness", "contrast", "saturation"]
     rng.shuffle(jitters)
     return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
 
 
 def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
-    """A part of a picture as it is when the whole picture is jittered."""
+    """A part of a picture as it is when the whole picture is jittered.
+
+    Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
+    pixels: the same arithmetic, once for each value.
+    """
+    if not jitters:
+        return part
+    before = jitters[: [name for name, _ in jitters].index("contrast")]
+    center = _mean_grey(whole, before)
+    values = VALUES
+    for name, factor in jitters:
+        if name == "saturation":
+            part, values = _saturated(_mapped(part, values), factor), VALUES
+        else:
+            values = Image.blend(Image.new("L", values.size, center if name == "contrast" else 0), values, factor)
+    return _mapped(part, values)
+
+
+def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
+    """The center of contrast: the mean grey of a picture after the jitters that come before it.
+
+    They change a small copy nearly as they change the whole.
+    """
     reduction = max(1, max(whole.size) // GREY_SIDE)
-    # Only jitters before the contrast change its center, and they do so to a small copy nearly as to the whole.
-    sample = whole.reduce(reduction) if jitters and reduction > 1 else whole
-    for jitter, factor in jitters:
-        part, sample = jitter(part, factor, sample), jitter(sample, factor, sample)
-    return part
+    sample = whole.reduce(reduction) if reduction > 1 else whole
+    for name, factor in jitters:
+        black = Image.new("L", VALUES.size)
+        sample = _saturated(sample, factor) if name == "saturation" else _mapped(sample, Image.blend(black, VALUES, factor))
+    return int(np.asarray(sample.convert("L")).mean() + 0.5)
 
 
-def _brightness(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
-    return Image.blend(Image.new(image.mode, image.size), image, factor)
+def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
+    """The picture with every value v of its pixels replaced by the one at v."""
+    return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
 
 
-def _contrast(image: Image.Image, factor: float, whole: Image.Image) -> Image.Image:
-    grey = int(np.asarray(whole.convert("L")).mean() + 0.5)
-    return Image.blend(Image.new(image.mode, image.size, grey if image.mode == "L" else (grey, grey, grey)), image, factor)
-
-
-def _saturation(image: Image.Image, factor: float, _whole: Image.Image) -> Image.Image:
+def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
@@ -218,14 +242,16 @@ def _cropped(
     """A random crop at (height, width) `size`, flipped or not."""
     box, is_flipped = _drawn_crop(image, view, rng)
     whole, box = _decoded_for(image, box, *size)
-    return _shrunk(whole.crop(_corners(box)), size, mode, is_flipped)
+    return _shrunk(_pixels(_cut(whole, box), is_flipped), size, mode)
 
 
 def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
     return image.decoded() if isinstance(image, StoredPicture) else image
 
 
-def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, width: int) -> tuple[Image.Image, Box]:
+def _decoded_for(
+    image: Image.Image | StoredPicture, box: Box, height: int, width: int, *, as_image: bool = False
+) -> tuple[Image.Image | Pixels, Box]:
     """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
 
     What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
@@ -233,26 +259,33 @@ def _decoded_for(image: Image.Image | StoredPicture, box: Box, height: int, widt
     """
     if isinstance(image, Image.Image):
         return image, box
-    whole = image.decoded(min(box.height // height, box.width // width) // 2)
-    if (whole.height, whole.width) == (image.height, image.width):
+    reduction = min(box.height // height, box.width // width) // 2
+    whole = image.decoded(reduction) if as_image else image.pixels(reduction)
+    size = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
+    if size == (image.height, image.width):
         return whole, box
-    down, across = whole.height / image.height, whole.width / image.width
+    down, across = size[0] / image.height, size[1] / image.width
     top, left = round(box.top * down), round(box.left * across)
     return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
 
 
-def _corners(box: Box) -> tuple[int, int, int, int]:
-    """As Pillow has boxes: (left, top, right, bottom)."""
-    return box.left, box.top, box.left + box.width, box.top + box.height
+def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
+    """A part of the picture."""
+    top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+    return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
 
 
-def _shrunk(crop: Image.Image, size: Pair, mode: str, is_flipped: bool) -> UInt8[Tensor, "c h w"]:
+def _pixels(crop: Image.Image | Pixels, is_flipped: bool) -> UInt8[Tensor, "h w *channels"]:
+    """A crop as it lies in memory, flipped or not."""
+    pixels = torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop)
+    return pixels.flip(1) if is_flipped else pixels
+
+
+def _shrunk(crop: UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
     """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
-    crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop
-    pixels = torch.from_numpy(np.array(crop))
-    pixels = pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
     if mode == "lanczos" and not HAS_LANCZOS:
-        return to_tensor(_resized(crop, size, Image.Resampling.LANCZOS))
+        return to_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
+    pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
+from beitkit.configs.train import MachineConfig
+from beitkit.contracts import Batch
 from beitkit.data.files import PictureList
 from beitkit.errors import UserError
 from beitkit.inference.part import Part
 from beitkit.inference.predictor import BatchComputation
+from beitkit.inference.stored_views import ViewTokens
 
 BATCHES_PER_TABLE = 16
 """What an actor is given at a time."""
@@ -29,35 +35,48 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached or cannot read the checkpoint.
     """
-    if files.members is not None:
-        raise UserError(
-            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide "
-            "the work with --shard"
-        )
+    tables = _tables(files, range(len(files)), batch_size * BATCHES_PER_TABLE)
+    for batch in _by_actors(tables, replace(computation, model=computation.model.absolute()), computation.machine, batch_size):
+        paths = [files.path(int(index)) for index in batch["index"]]
+        yield Part(paths, [str(error) for error in batch["error"]], _array(batch["values"]).astype(np.float32))
+
+
+def ray_tokens(files: PictureList, wanted: Sequence[tuple[int, list[int]]], compute: ViewTokens) -> Iterator[Batch]:
+    """Batches with `index`, `view`, `tokens` and `broken` of the wanted views (picture, numbers), in order; see `ray_results`.
+
+    A picture that cannot be read has one row, with its number in `broken`.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached, or an actor finds another tokenizer.
+    """
+    size = max(1, compute.batch_size // compute.key.views)
+    tables = _tables(files, [index for index, _ in wanted], size * BATCHES_PER_TABLE, [views for _, views in wanted])
+    for batch in _by_actors(tables, replace(compute, tokenizer=compute.tokenizer.absolute()), compute.machine, size):
+        yield {name: torch.from_numpy(_array(batch[name]).astype(np.int64)) for name in ("index", "view", "tokens", "broken")}
+
+
+def _by_actors(
+    tables: list[Any], computation: BatchComputation | ViewTokens, machine: MachineConfig, batch_size: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a computation makes of batches of the rows of tables, in their order."""
     ray = import_ray()
+    if not tables:
+        return
     with _cluster(ray):
         available = ray.cluster_resources()
-        cores = computation.machine.threads or 1
-        gpus = int(available.get("GPU", 0)) if computation.machine.device in ("auto", "cuda") else 0
+        cores = machine.threads or 1
+        gpus = int(available.get("GPU", 0)) if machine.device in ("auto", "cuda") else 0
         actors = gpus or max(1, int(available.get("CPU", 1)) // cores)
-        rows = _tables(files, batch_size * BATCHES_PER_TABLE)
-        results = ray.data.from_arrow(rows).map_batches(
-            BatchComputation,
-            fn_constructor_kwargs={
-                "model": computation.model.absolute(),
-                "compute": computation.compute,
-                "machine": computation.machine,
-            },
+        results = ray.data.from_arrow(tables).map_batches(
+            type(computation),
+            fn_constructor_kwargs={field.name: getattr(computation, field.name) for field in fields(computation)},
             batch_size=batch_size,
-            compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+            compute=ray.data.ActorPoolStrategy(size=min(actors, len(tables))),
             num_cpus=None if gpus else cores,
             num_gpus=1 if gpus else None,
         )
         try:
-            for batch in results.iter_batches(batch_size=None, batch_format="numpy"):
-                paths = [files.path(int(index)) for index in batch["index"]]
-                values = np.array(batch["values"].tolist() if batch["values"].dtype == object else batch["values"])
-                yield Part(paths, [str(error) for error in batch["error"]], values.astype(np.float32))
+            yield from results.iter_batches(batch_size=None, batch_format="numpy")
         except ray.exceptions.RayError as error:
             reason = getattr(error, "cause", None) or error
             raise UserError(f"--engine ray: {' '.join(str(reason).split())[-300:]}") from None
@@ -118,13 +137,26 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _tables(files: PictureList, rows: int) -> list[Any]:
-    """The pictures as tables (index, path) of so many rows; paths are bytes, for they need not be valid text."""
+def _tables(files: PictureList, indices: Sequence[int], rows: int, views: Sequence[list[int]] | None = None) -> list[Any]:
+    """Pictures as tables (index, path) of so many rows, or (index, path, views); paths are bytes: they need not be valid text."""
     import pyarrow  # comes with Ray
 
+    if files.members is not None:
+        raise UserError(
+            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide "
+            "the work with --shard"
+        )
     tables = []
-    for first in range(0, len(files), rows):
-        indices = range(first, min(first + rows, len(files)))
-        paths = [os.fsencode(files.path(index).absolute()) for index in indices]
-        tables.append(pyarrow.table({"index": pyarrow.array(indices), "path": pyarrow.array(paths, pyarrow.binary())}))
+    for first in range(0, len(indices), rows):
+        chosen = indices[first : first + rows]
+        paths = [os.fsencode(files.path(index).absolute()) for index in chosen]
+        columns = {"index": pyarrow.array(chosen), "path": pyarrow.array(paths, pyarrow.binary())}
+        if views is not None:
+            columns["views"] = pyarrow.array(views[first : first + rows], pyarrow.list_(pyarrow.int64()))
+        tables.append(pyarrow.table(columns))
     return tables
+
+
+def _array(column: NDArray[Any]) -> NDArray[Any]:
+    """A column of arrays of one shape as one array."""
+    return np.array(column.tolist()) if column.dtype == object else column

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig, Pair
+from beitkit.configs.train import TrainConfig
 from beitkit.configs.verbs import PretrainRun
 from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
@@ -148,6 +149,25 @@ def key_of(
         seed=seed,
         views=views,
     )
+
+
+def view_options(view: ViewConfig, image_size: int, patch: int, seed: int) -> str:
+    """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
+    given: list[tuple[str, object]] = [
+        (f"--{name}", value)
+        for name, value, default in (
+            ("image-size", image_size, PretrainRun.image_size),
+            ("patch", patch, PretrainRun.patch),
+            ("seed", seed, TrainConfig.seed),
+        )
+        if value != default
+    ]
+    for field in fields(ViewConfig):
+        value = getattr(view, field.name)
+        if value != field.default:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            given.append((f"--view.{field.name.replace('_', '-')}", text))
+    return "".join(f" {option} {value}" for option, value in given)
 
 
 def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedImageModelConfig:

@@ -13,7 +13,7 @@ from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.stream import training_stream
 from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache
 from beitkit.errors import UserError
-from beitkit.runs.pretrain_setup import Setup
+from beitkit.runs.pretrain_setup import Setup, view_options
 from beitkit.system import quoted
 from beitkit.train.folder import RunFolder, locked
 from beitkit.train.runtime import Runtime
@@ -92,10 +92,11 @@ def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
     if runtime.world == 1:
         return
     config = setup.config
+    options = view_options(config.view, config.image_size, config.patch, config.train.seed)
     raise UserError(
         f"the token cache {path} is not complete and only one process can fill it; first do beitkit tokenize "
-        f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views} --out CACHE, then give "
-        "--tokens CACHE"
+        f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views}{options} --out CACHE, "
+        "then give --tokens CACHE"
     )
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from beitkit.configs.verbs import TokenizeRun
+from beitkit.configs.verbs.predict import shard_of
+from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.stream import PictureDataset, counted_broken, stored_views_stream, token_ids
-from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache
+from beitkit.data.token_cache import HEADER, WHOLE, CacheKey, Shard, TokenCache, bytes_per_view, open_cache
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
+from beitkit.inference.command import shard_path
+from beitkit.inference.ray_engine import import_ray, ray_tokens
+from beitkit.inference.stored_views import ViewTokens
+from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
-from beitkit.runs.pretrain_setup import key_of
+from beitkit.runs.pretrain_setup import key_of, view_options
+from beitkit.runs.token_shards import found_shards, join_shards
 from beitkit.system import quoted
 from beitkit.train.folder import locked
 from beitkit.train.runtime import start_runtime
@@ -26,43 +34,59 @@ SECONDS_PER_LINE = 10.0
 
 
 def run(config: TokenizeRun) -> Path:
-    """Make a token cache or complete it; returns its folder."""
+    """Make a token cache, a shard of one, or complete it; returns its folder."""
     if config.image_size % config.patch:
         raise UserError(f"--image-size {config.image_size} is not a whole number of patches of --patch {config.patch}")
-    runtime = start_runtime(config.machine)
+    if config.engine == "ray":
+        import_ray()
     tokenizer, files = load_tokenizer(config.tokenizer), find_pictures(config.images)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = key_of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
-    cache = _opened(config.out, key, files)
-    tokenizer.to(runtime.device)
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return token_ids(images.to(runtime.device), tokenizer, key.grid)
-
+    cache = _opened(config, key, files)
     dataset = PictureDataset(
         files,
         PretrainView(config.view, image_size, key.token_size),
         channels=key.channels,
         seed=config.seed,
+        kind="evaluate",  # a picture that cannot be read is not replaced: its tokens would be another's
         smallest=patch,
         views=config.views,
     )
-    _fill(CachedTokens(cache, encode, config.batch_size), dataset, config)
+    if config.engine == "ray":
+        _fill(cache, _computed_by_ray(cache, dataset, config), config.views)
+    else:
+        _fill(cache, _computed_here(cache, dataset, tokenizer, config), config.views)
     print(
-        f"tokens of {cache.num_stored} views of {len(files)} pictures: {config.out}, {bytes_per_view(key):.0f} bytes each. "
-        f"Next: beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.tokenizer)} --tokens {quoted(config.out)} "
-        "--out ..."
+        f"tokens of {cache.num_stored} views of {cache.num_pictures} pictures: {cache.path}, "
+        f"{bytes_per_view(key):.0f} bytes each. Next: {_next(config)}"
     )
-    return config.out
+    return cache.path
 
 
-def _opened(path: Path, key: CacheKey, files: PictureList) -> TokenCache:
+def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
+    """The cache to fill, made of its shards where they are there, or the shard to fill."""
+    out = config.out if config.out.name else config.out.absolute()  # a name to give shards is needed even for `.`
+    shard = WHOLE if config.shard is None else Shard(*shard_of(config.shard))
+    path = shard_path(out, *shard, is_whole=config.shard is None)
+    is_there = (out / HEADER).exists()
+    if config.shard is not None and is_there:
+        raise UserError(f"--out {out} holds a token cache already; leave --shard out to complete it, or choose another --out")
+    if shard.shards > len(files):
+        raise UserError(f"--shard {shard} of {len(files)} pictures leaves shards empty; give at most {len(files)} shards")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise UserError(f"--out {path} is not empty and holds no token cache; choose another --out, or remove it yourself")
         locked(path)
-        return open_cache(path, key, files, is_writable=True)
+        if config.shard is None and not is_there:
+            join_shards(out, key, files)
+        elif config.shard is None and (unread := found_shards(out)):
+            print(
+                f"{out} is a cache already, so its shards beside it are not read; remove {next(iter(unread.values()))} "
+                "and the others yourself",
+                file=sys.stderr,
+            )
+        return open_cache(path, key, files, is_writable=True, shard=shard)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
 
@@ -72,26 +96,64 @@ def _is_foreign(entry: Path) -> bool:
     return entry.name != ".lock" and entry.suffix not in (".npy", ".tmp")
 
 
-def _fill(cached: CachedTokens, dataset: PictureDataset, config: TokenizeRun) -> None:
-    """Compute what is missing, and say from time to time how far it is."""
-    cache = cached.cache
-    total = config.views * len(dataset)
+def _computed_here(
+    cache: TokenCache, dataset: PictureDataset, tokenizer: TokenizerNetwork, config: TokenizeRun
+) -> Iterator[Batch]:
+    """What is missing, computed by this process and stored."""
+    runtime = start_runtime(config.machine)
+    tokenizer.to(runtime.device)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return token_ids(images.to(runtime.device), tokenizer, cache.key.grid)
 
     def is_wanted(index: int, view: int) -> bool:
         return not cache.is_stored(index, view)
 
+    stream = stored_views_stream(dataset, config.batch_size, is_wanted, cache.missing(), workers=config.machine.workers)
+    return CachedTokens(cache, encode, config.batch_size).tokenized(_counted(stream, dataset, config))
+
+
+def _computed_by_ray(cache: TokenCache, dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
+    """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
+    compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=config.machine)
+    wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
+    for batch in _counted(ray_tokens(dataset.files, wanted, compute), dataset, config):
+        for index in batch["broken"].tolist():
+            if index >= 0:
+                cache.set_unreadable(index)
+        is_read = batch["broken"] < 0
+        cache.put(batch["index"][is_read], batch["view"][is_read], batch["tokens"][is_read])
+        yield batch
+
+
+def _counted(stream: Iterable[Batch], dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
     def report(file: Path, reason: str) -> None:
         print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    stream = stored_views_stream(dataset, config.batch_size, is_wanted, cache.missing(), workers=config.machine.workers)
-    stream = counted_broken(stream, dataset, config.read.max_broken, report, None)
+    return counted_broken(stream, dataset, config.read.max_broken, report, None)
+
+
+def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
+    """Go through what is computed and stored, and say from time to time how far it is."""
+    total, before = views * cache.num_pictures, cache.num_stored
     start = said = time.monotonic()
     try:
-        for _ in cached.tokenized(stream):
+        for _ in batches:
             now = time.monotonic()
             if now - said > SECONDS_PER_LINE:
                 said = now
-                speed = cached.encoded / (now - start)
-                print(f"{cache.num_stored} of {total} views, {speed:.0f} a second", file=sys.stderr)
+                stored = cache.num_stored
+                print(f"{stored} of {total} views, {(stored - before) / (now - start):.0f} a second", file=sys.stderr)
     finally:
         cache.flush()
+
+
+def _next(config: TokenizeRun) -> str:
+    """The command that goes on from here."""
+    if config.shard is not None:
+        return "when all shards are done, the same command without --shard joins them"
+    options = view_options(config.view, config.image_size, config.patch, config.seed)
+    return (
+        f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.tokenizer)} --tokens {quoted(config.out)}"
+        f"{options} --out ..."
+    )

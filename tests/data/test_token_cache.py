@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from beitkit.configs.data import MaskConfig, ViewConfig
-from beitkit.data import token_cache
+from beitkit.data import pictures, token_cache
 from beitkit.data.contents import contents_of, first_changed
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.masking import masker
-from beitkit.data.stream import PictureDataset
+from beitkit.data.stream import PictureDataset, stored_views_stream
 from beitkit.data.token_cache import CacheKey, TokenCache, bytes_per_view, open_cache
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
@@ -137,6 +137,36 @@ def test_every_view_comes_once_before_one_comes_again(files: PictureList) -> Non
     orders = {tuple(data.view_number(5 * turn + place, index) for place in range(5)) for turn in range(4) for index in range(6)}
     assert all(sorted(order) == list(range(5)) for order in orders)
     assert len(orders) > 15  # each picture and each turn has its own order
+
+
+def test_a_picture_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(0, 255, (150, 160, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{index}.{'png' if index == 1 else 'jpg'}")
+    opened: list[Path] = []
+    before = pictures._opened
+    monkeypatch.setattr(pictures, "_opened", lambda path: (opened.append(path), before(path))[1])
+    files = find_pictures(tmp_path)
+
+    def shown(order: list[int]) -> list[torch.Tensor]:
+        data = PictureDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
+        opened.clear()
+        stream = stored_views_stream(data, 5, lambda index, number: True, order)
+        batches = list(stream)
+        places = torch.stack([torch.cat([batch[name] for batch in batches]) for name in ("index", "view")], 1)
+        views = torch.cat([batch["token_images"] for batch in batches])
+        return [views[row] for row in sorted(range(12), key=lambda row: places[row].tolist())]
+
+    together = shown([0, 1, 2])
+    # Opened for its header, and a JPEG again for its pixels; each of the four views needs all of them.
+    assert len(opened) == 2 + 1 + 2
+    apart = []
+    for index in (0, 1, 2):
+        for number in range(4):
+            data = PictureDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
+            epoch = next(epoch for epoch in range(4) if data.view_number(epoch, index) == number)
+            apart.append(data.read(epoch, index)["token_images"])
+    assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
 
 
 def test_a_stored_view_repeats_and_its_mask_does_not(files: PictureList) -> None:

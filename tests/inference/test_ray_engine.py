@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import beitkit
 from beitkit.cli import main
+from beitkit.configs.model import DVAEConfig
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")
@@ -43,6 +48,35 @@ def test_rows_are_those_of_the_local_engine(world: Path, tmp_path: Path) -> None
                 assert float(there[name]) == pytest.approx(float(value), abs=1e-5)
             else:
                 assert there[name] == value
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")
+def test_tokens_are_those_of_one_process(world: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=64, stride=4, hidden=16, codebook_dim=8)), tmp_path / "tok")
+    pictures = tmp_path / "pictures"
+    shutil.copytree(world / "new" / "cat", pictures)
+    (pictures / "05.png").write_bytes(b"nothing")
+    options = ["--image-size", "32", "--patch", "8", "--views", "3", "--batch-size", "8", "--read.max-broken", "0.5"]
+    command = [sys.executable, "-m", "beitkit", "tokenize", str(pictures), "--tokenizer", str(tmp_path / "tok"), *options]
+    command += ["--device", "cpu", "--threads", "1", "--workers", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    printed = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        whole = [*command, "--engine", engine, "--out", str(out)]
+        done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        # On a slow machine it is said how far it is.
+        said = [line for line in done.stderr.splitlines() if not line.endswith(" a second")]
+        printed[engine] = said, done.stdout.replace(str(out), "OUT")
+    assert printed["ray"] == printed["local"]
+    assert len(printed["ray"][0]) == 1
+    assert "05.png: not a picture" in printed["ray"][0][0]
+    for name in ("cache.json", "contents.npy", "states.npy", "tokens.npy"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+    assert len(set(np.load(tmp_path / "ray" / "tokens.npy").flatten().tolist())) > 8  # not all the same
 
 
 def test_without_ray_the_extra_is_named(

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs.parts import Flat, check_batch, check_views
+from beitkit.configs.verbs.predict import EngineName, shard_of
 from beitkit.errors import UserError
 
 
@@ -24,7 +25,7 @@ class TokenizeRun:
     tokenizer: Path
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
     out: Path
-    """Folder of the token cache to make or to complete."""
+    """Folder of the token cache to make or to complete. The same command continues it."""
     views: int
     """Stored views of a picture."""
     image_size: int = 224
@@ -35,6 +36,11 @@ class TokenizeRun:
     """Fixes the views; the --seed of the pre-training."""
     batch_size: int = 64
     """Pictures that the tokenizer is given at once."""
+    shard: str | None = None
+    """Take one of n equal runs of consecutive pictures, as 1/8 to 8/8; each shard fills a cache of its own, such as
+    OUT-00003-of-00008. Without it, shards that lie beside --out are joined there."""
+    engine: EngineName = "local"
+    """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
     read: ReadConfig = ReadConfig()
@@ -42,6 +48,7 @@ class TokenizeRun:
     def __post_init__(self) -> None:
         check_views(self.views)
         check_batch(self.batch_size)
+        shard_of(self.shard)
         if not 1 <= self.patch <= self.image_size // 2:
             raise UserError(f"--image-size {self.image_size} must hold at least 2x2 patches of --patch {self.patch}")
         if not 0 <= self.seed < 2**63:

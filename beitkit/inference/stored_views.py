@@ -1,0 +1,92 @@
+"""The tokens of stored views from a batch of paths, for engines that ship objects to processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beitkit.configs.train import MachineConfig
+from beitkit.data.cached_tokens import encoded_whole
+from beitkit.data.pictures import BrokenPicture, picture_to_crop
+from beitkit.data.stream import stored_view_generator, token_ids
+from beitkit.data.token_cache import CacheKey
+from beitkit.data.views import PretrainView
+from beitkit.errors import UserError
+from beitkit.interop.kinds import TokenizerNetwork
+from beitkit.interop.load import load_tokenizer
+from beitkit.train.runtime import Runtime, start_runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTokens:
+    """Small and picklable; a process loads the tokenizer at the first batch that it is given, and keeps it."""
+
+    tokenizer: Path
+    key: CacheKey
+    """What the tokens are stored for."""
+    batch_size: int
+    """Pictures that the tokenizer is given at once."""
+    machine: MachineConfig = MachineConfig()
+
+    def __call__(self, batch: Mapping[str, Sequence[Any] | NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
+        """A row for each view, or one for a picture that cannot be read.
+
+        Args:
+            batch: `index`, number of each picture in its list; `path`, text or bytes; `views`, the numbers of its wanted views.
+
+        Returns:
+            `index`, `view`, `tokens` (rows, n), and `broken`: the index where a picture cannot be read, else -1.
+
+        Raises:
+            UserError: the tokenizer is not the one of the key.
+        """
+        places: list[tuple[int, int, int]] = []  # index, view, broken
+        shown: list[Tensor] = []
+        for index, path, views in zip(batch["index"], batch["path"], batch["views"], strict=True):
+            try:
+                pictures = self._views(int(index), Path(os.fsdecode(path)), [int(view) for view in views])
+            except BrokenPicture:
+                places.append((int(index), 0, int(index)))
+                continue
+            places += [(int(index), int(view), -1) for view in views]
+            shown += pictures
+        indices, numbers, broken = np.array(places, dtype=np.int64).reshape(-1, 3).T
+        tokens = np.zeros((len(places), self.key.grid[0] * self.key.grid[1]), dtype=np.int64)
+        if shown:
+            tokens[broken < 0] = self._encoded(torch.stack(shown)).numpy()
+        return {"index": indices, "view": numbers, "tokens": tokens, "broken": broken}
+
+    def _views(self, index: int, path: Path, numbers: list[int]) -> list[Tensor]:
+        """The tokenizer's views of one picture."""
+        key = self.key
+        view = PretrainView(key.view, key.image_size, key.token_size)
+        picture = picture_to_crop(path, key.channels, smallest=key.patch)
+        return [view(picture, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
+
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Ids of any number of token views."""
+        tokenizer, fingerprint, runtime = _loaded(self.tokenizer, self.machine)
+        if fingerprint != self.key.tokenizer:
+            raise UserError(f"{self.tokenizer} is not the same tokenizer on all machines; put it on a disk that all of them see")
+
+        def encode(part: Tensor) -> Tensor:
+            return token_ids(part.to(runtime.device), tokenizer, self.key.grid)
+
+        return torch.cat([encoded_whole(part, encode, self.batch_size) for part in images.split(self.batch_size)])
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path, machine: MachineConfig) -> tuple[TokenizerNetwork, str, Runtime]:
+    """The tokenizer, its fingerprint, and where it computes."""
+    tokenizer, runtime = load_tokenizer(path), start_runtime(machine)
+    fingerprint = tokenizer.fingerprint
+    return tokenizer.to(runtime.device), fingerprint, runtime
