@@ -228,6 +228,8 @@ def _kept(verb: str) -> str:
     """What is left of a command that Ctrl-C ended where it had nothing to save."""
     if verb in TRAINING_VERBS:
         return "the last saved step is kept, the same command continues"
+    if verb == "tokenize":
+        return "the tokens that were stored are kept, the same command continues"
     return "nothing more was written, the same command does it again"
 
 
