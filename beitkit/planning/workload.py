@@ -105,12 +105,15 @@ class Workload:
         patches = self.grid[0] * self.grid[1]
         mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
         tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
-        return {"images": images, "mask": mask, "tokens": tokens}
+        # As `data.masking.located` finds them, which a mask without content could not be asked.
+        starts = torch.arange(pictures, device=device)[:, None] * patches
+        positions = (starts + torch.arange(self.predicted, device=device)).flatten()
+        return {"images": images, "mask": mask, "tokens": tokens, "positions": positions}
 
     def token_images(self, pictures: int, device: torch.device) -> Tensor:
-        """Noise in [0, 1] that the tokenizer takes."""
+        """Noise for the tokenizer, as the stream reads it: uint8."""
         assert self.token_size is not None
-        return torch.rand(pictures, self.network.backbone.channels, *self.token_size, device=device)
+        return torch.randint(256, (pictures, self.network.backbone.channels, *self.token_size), dtype=torch.uint8, device=device)
 
 
 def backbone_of(objective: nn.Module) -> Backbone:

@@ -40,7 +40,7 @@ def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest
 def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> None:
     always, twice, never = (
         beitkit.plan(images=1000, size="nano", epochs=8.0, batch_size=50, **DESCRIBED, **more).operations.tokenizing
-        for more in ({}, {"views": 2}, {"tokenizer": "none"})
+        for more in ({}, {"views": 2}, {"cached": True})
     )
     assert twice * 4 == always > 0
     assert never == 0
@@ -104,7 +104,7 @@ def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
         ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
         ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
-        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, none"),
+        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, or"),
         ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are pictures"),
     ],
 )
