@@ -76,12 +76,12 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
     if kind == "finetune":
         recipe = ["--recipe", "scratch-base-in1k"]
         planned = output(["plan", "--images", str(count), *recipe, *shared, "--classes", "2", "--json"])
-        run = ["finetune", str(photos), "--out", str(out), *recipe, "--scratch", *shared]
+        run = ["finetune", str(photos), "--out", str(out), *recipe, *shared]
     else:
         tokenizer = tokenizer_of("dalle" if kind == "dalle" else "light", folder)
         shared += ["--tokenizer", str(tokenizer)]
         cached = kind == "cached"
-        given = ["--pictures", str(photos), "--cached" if cached else "--no-cached"]
+        given = ["--pictures", str(photos), *(["--cached"] if cached else [])]
         planned = output(["plan", "--images", str(count), *given, *shared, "--json"])
         run = ["pretrain", str(photos), "--out", str(out), *shared]
         if cached:

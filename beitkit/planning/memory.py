@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from beitkit.configs.model import MaskedImageModelConfig
-from beitkit.data.stream import token_ids
 from beitkit.planning.steps import set_recompute
 from beitkit.planning.workload import Workload, backbone_of, count_parameters
 
@@ -126,7 +125,7 @@ def plan_memory(
         exchange = 3 * block
         step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
     tokenizer, activations = _tokenizer(workload, batch_size)
-    return Memory(
+    memory = Memory(
         process=process,
         weights=weights // share,
         gradients=weights // share,
@@ -138,8 +137,9 @@ def plan_memory(
         exchange=exchange,
         traced=traced,
         step=step,
-        surplus=round((factor - 1) * (weights // share + MOMENTS * weights // share + step)),
+        surplus=0,
     )
+    return memory._replace(surplus=round((factor - 1) * (memory.peak - process)))
 
 
 def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
@@ -223,7 +223,7 @@ def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
         own = [*tokenizer.parameters(), *tokenizer.buffers()]
         live = LiveStorages([*own, images])
         with live:
-            token_ids(images, tokenizer, workload.grid)
+            tokenizer.encode(images.float().div_(255))  # as `data.stream.token_ids` does
     return sum(tensor.nbytes for tensor in own), live.peak
 
 

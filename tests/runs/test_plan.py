@@ -48,18 +48,18 @@ def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("recipe", ["finetune-base-pt22k", "segment-base-512-from-pt", "pretrain-v2-large"])
 def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = said(capsys, "--recipe", recipe, "--images", "20000", "--tflops", "100", "--share", "0.5")
+    text = said(capsys, "--recipe", recipe, "--images", "20000", "--batch-size", "2", "--tflops", "100", "--share", "0.5")
     assert "peak" in text
     assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
-    plan = beitkit.plan(images=10_000, size="tiny", batch_size=32, precision="float32", memory=1.0, gpus=2, **DESCRIBED)
+    given = {"images": 10_000, "size": "nano", "precision": "float32", "memory": 0.7, "gpus": 2, **DESCRIBED}
+    plan = beitkit.plan(batch_size=32, **given)
     assert plan.fits is False
     smaller = next(line for line in plan.advice if line.startswith("--batch-size"))
     words = smaller.split()
-    followed = beitkit.plan(images=10_000, size="tiny", batch_size=int(words[1]), accumulate=int(words[3]), precision="float32",
-                            memory=1.0, gpus=2, **DESCRIBED)  # fmt: skip
+    followed = beitkit.plan(batch_size=int(words[1]), accumulate=int(words[3]), **given)
     assert followed.fits
     assert followed.subject.length.pictures_per_step == plan.subject.length.pictures_per_step
 
@@ -69,16 +69,23 @@ def test_an_exchange_takes_its_bytes() -> None:
     assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
 
 
-def test_rates_are_read_from_a_file(tmp_path: Path) -> None:
-    rates = tmp_path / "rates.json"
-    rates.write_text(json.dumps({"device": "A", "matrix_rate": {"bfloat16": 1e14}, "share": {"pretrain": 0.5}}))
-    from_file = beitkit.plan(images=1000, size="nano", rates=rates)
-    assert from_file.device == "A"
-    assert from_file.seconds == beitkit.plan(images=1000, size="nano", **DESCRIBED).seconds
+def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
+    beitkit.bench(what=("pretraining",), size=("nano",), image_size=32, batch_size=1, rounds=2, turn=0.0, memory=False, against=(),
+                  out=tmp_path, precision="float32", threads=1)  # fmt: skip
+    written = json.loads((tmp_path / "bench.json").read_text())
+    rate, share = written["matrix_rate"]["float32"], written["share"]
+    options = {"images": 1000, "size": "nano", "precision": "float32", "rates": tmp_path / "bench.json"}
+    plan = beitkit.plan(**options)
+    assert plan.device == written["device"]
+    workload, length = plan.subject.workload, plan.subject.length
+    training = length.pictures * workload.flops.step(recompute=False) / (rate * share["pretraining"])
+    tokens = length.pictures * workload.tokenizer_flops / (rate * share["tokenizer"])
+    assert plan.step.total * length.steps == pytest.approx(training + tokens)
+    assert beitkit.plan(**options, share=0.5).step.network == pytest.approx(plan.step.network * share["pretraining"] / 0.5)
     with pytest.raises(UserError, match="which share of the rate finetune reaches"):
-        beitkit.plan(images=10_000, recipe="finetune-base-in1k", rates=rates)
-    with pytest.raises(UserError, match="matrix_rate of float32"):
-        beitkit.plan(images=1000, size="nano", rates=rates, precision="float32")
+        beitkit.plan(images=10_000, recipe="finetune-base-in1k", precision="float32", rates=options["rates"])
+    with pytest.raises(UserError, match="matrix_rate of bfloat16"):
+        beitkit.plan(**options | {"precision": "bfloat16"})
 
 
 def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
