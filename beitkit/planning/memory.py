@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -142,6 +143,7 @@ def plan_memory(
     return memory._replace(surplus=round((factor - 1) * (memory.peak - process)))
 
 
+@cache
 def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
     """Run `passes` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
     with torch.device("meta"):
@@ -211,6 +213,7 @@ class LiveStorages(TorchDispatchMode):
         self.cast_bytes -= cast
 
 
+@cache
 def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
     """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
     if workload.tokenizer is None:

@@ -8,9 +8,18 @@ from PIL import Image
 
 import beitkit
 from beitkit.cli import main
+from beitkit.configs.model import DVAEConfig
 from beitkit.errors import UserError
 
 DESCRIBED = {"tflops": 100.0, "share": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer that is quickly traced."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=30, hidden=16)), path)
+    return str(path)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -37,9 +46,9 @@ def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest
     assert any("exchange" in note for note in plan["notes"])
 
 
-def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_views_are_tokenized_once(tokenizer: str) -> None:
     always, twice, never = (
-        beitkit.plan(images=1000, size="nano", epochs=8.0, batch_size=50, **DESCRIBED, **more).operations.tokenizing
+        beitkit.plan(images=1000, size="nano", tokenizer=tokenizer, epochs=8.0, batch_size=50, **DESCRIBED, **more).operations.tokenizing
         for more in ({}, {"views": 2}, {"cached": True})
     )
     assert twice * 4 == always > 0
@@ -53,8 +62,8 @@ def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixt
     assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
 
 
-def test_what_does_not_fit_is_said_with_what_would() -> None:
-    given = {"images": 10_000, "size": "nano", "precision": "float32", "memory": 0.7, "gpus": 2, **DESCRIBED}
+def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
+    given = {"images": 10_000, "size": "nano", "precision": "float32", "memory": 0.1, "gpus": 2, "tokenizer": tokenizer} | DESCRIBED
     plan = beitkit.plan(batch_size=32, **given)
     assert plan.fits is False
     smaller = next(line for line in plan.advice if line.startswith("--batch-size"))
@@ -64,8 +73,8 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert followed.subject.length.pictures_per_step == plan.subject.length.pictures_per_step
 
 
-def test_an_exchange_takes_its_bytes() -> None:
-    plan = beitkit.plan(images=10_000, size="nano", gpus=4, bandwidth=1.0, **DESCRIBED)
+def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
+    plan = beitkit.plan(images=10_000, size="nano", tokenizer=tokenizer, gpus=4, bandwidth=1.0, **DESCRIBED)
     assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
 
 
@@ -88,10 +97,10 @@ def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
         beitkit.plan(**options | {"precision": "bfloat16"})
 
 
-def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     text = said(capsys, "--images", "100", "--size", "nano", "--image-size", "32", "--batch-size", "4", "--steps", "3",
-                "--threads", "1", "--tokenizer", "dalle", "--patch", "16",
+                "--threads", "1", "--tokenizer", tokenizer, "--patch", "16",
                 "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
     plan = json.loads(text)
     measured = {figure["name"] for figure in plan["figures"] if figure["source"] == "measured here now"}
