@@ -97,6 +97,5 @@ def timm_library() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         for name, stub in stubs.items():
             patch.setitem(sys.modules, name, stub)
-        library = pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")
-    # The stubs are gone again: transformers, if it is imported later, must not believe that torchvision is there.
-    return library
+        # After the return the stubs are gone: transformers, if it is imported later, must not believe that torchvision is there.
+        return pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")

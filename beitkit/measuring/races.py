@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from beitkit.configs.model import Pair
 from beitkit.configs.verbs import BenchJob, Rival
 from beitkit.measuring import ours, with_timm, with_transformers
 from beitkit.measuring.flops import forward_flops, step_flops, tokenizer_flops
@@ -30,9 +31,8 @@ def _pretraining(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], 
     step = step_flops(config.backbone, config.outputs, workload.num_masked)
     surplus = step_flops(config.backbone, config.outputs, config.backbone.grid[0] * config.backbone.grid[1])
     tokens = tokenizer_flops(TOKENIZER, workload.token_size)
-    # Our tokenizer scores the codes in float32 whatever the precision; that is its last layer, of 8 * hidden inputs.
-    scores = 2 * 8 * TOKENIZER.hidden * TOKENIZER.vocabulary * config.backbone.grid[0] * config.backbone.grid[1]
-    own_tokens = _together({precision: tokens - scores}, {"float32": scores})
+    exact = _exact_tokenizer_flops(config.backbone.grid)
+    own_tokens = _together({precision: tokens - exact}, {"float32": exact})
     flops: dict[str, Flops] = {
         CACHED: {precision: step},
         UNCACHED: _together({precision: step}, own_tokens),
@@ -95,6 +95,14 @@ def _of_classifiers(
         parities={rival: lambda get=get: parity(own.class_outputs(), get()) for rival, get in outputs.items() if rival in names},
         share_of={job: OURS},
     )
+
+
+def _exact_tokenizer_flops(grid: Pair) -> int:
+    """What our tokenizer of DALL-E's geometry computes in float32 in any precision: first and last layer, skips that widen."""
+    width, positions = TOKENIZER.hidden, grid[0] * grid[1]
+    first = 7 * 7 * TOKENIZER.channels * width * 64 * positions  # 8 x 8 pixels a token
+    widening = sum(width * 2**i * width * 2 ** (i + 1) * 4 ** (2 - i) * positions for i in range(3))
+    return 2 * (first + widening + 8 * width * TOKENIZER.vocabulary * positions)
 
 
 def _together(*parts: Flops) -> Flops:
