@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -39,3 +42,20 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, cores // int(sharing)) if sharing.isdecimal() and int(sharing) else cores
+
+
+def keep_freed_memory(is_kept: bool = True) -> None:
+    """Let the C library keep memory that is freed for the next tensor, or give it back to the system as it does by itself.
+
+    By itself glibc gives every large block back at once, and the system then fills the next one with zeros page by page: a
+    network on a CPU spends much of its time on that (docs/performance.md). Does nothing where the C library is another one, or
+    where the environment has settings of the user's own.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function; TypeError: Windows has no library without a name
+        return
+    for parameter, kept, default in ((M_MMAP_MAX, 0, 65536), (M_TRIM_THRESHOLD, -1, 128 * 1024)):
+        mallopt(parameter, kept if is_kept else default)

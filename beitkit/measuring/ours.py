@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import token_ids, tokenized
 from beitkit.inference.networks import Probabilities
+from beitkit.inference.weights import rounded_weights
 from beitkit.measuring.turns import Contestant, Step
 from beitkit.measuring.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -98,9 +100,11 @@ def pretraining(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate)
         return lambda: token_ids(given, encoder, grid)
 
     return [
-        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True))),
-        Contestant(UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False))),
-        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize),
+        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True)), is_ours=True),
+        Contestant(
+            UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False)), is_ours=True
+        ),
+        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize, is_ours=True),
     ]
 
 
@@ -113,14 +117,15 @@ def finetuning(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) 
         trainer = _trainer(Classify(networks.classifier, label_smoothing=0.0), groups, optim, runtime, accelerate)
         return _steps(trainer, itertools.repeat({"images": given.images, "labels": given.labels}))
 
-    return [Contestant(OURS, "optimizer step", prepare)]
+    return [Contestant(OURS, "optimizer step", prepare, is_ours=True)]
 
 
 def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
     """Probabilities of the classes, as `beitkit predict` computes them."""
 
     def prepare() -> Step:
-        model, images, probabilities = networks.classifier.eval(), networks.inputs.images, Probabilities()
+        model = rounded_weights(copy.deepcopy(networks.classifier).eval(), runtime.autocast)
+        images, probabilities = networks.inputs.images, Probabilities()
 
         def step() -> Tensor:
             with torch.no_grad(), runtime.precision():
@@ -128,7 +133,7 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
 
         return step
 
-    return [Contestant(OURS, "probabilities", prepare)]
+    return [Contestant(OURS, "probabilities", prepare, is_ours=True)]
 
 
 def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, accelerate: Accelerate) -> Trainer:
