@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -69,3 +71,20 @@ def _kilobytes(key: str) -> int | None:
         return None
     found = re.search(rf"^{key}:\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE)
     return None if found is None else 1024 * int(found[1])
+
+
+def keep_freed_memory(is_kept: bool = True) -> None:
+    """Let the C library keep memory that is freed for the next tensor, or give it back to the system as it does by itself.
+
+    By itself glibc gives every large block back at once, and the system then fills the next one with zeros page by page: a
+    network on a CPU spends much of its time on that (docs/performance.md). Does nothing where the C library is another one, or
+    where the environment has settings of the user's own.
+    """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no such function; TypeError: Windows has no library without a name
+        return
+    for parameter, kept, default in ((M_MMAP_MAX, 0, 65536), (M_TRIM_THRESHOLD, -1, 128 * 1024)):
+        mallopt(parameter, kept if is_kept else default)

@@ -90,7 +90,9 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
             run += ["--tokens", str(folder / "tokens")]
     plan = json.loads(next(line for line in planned.splitlines() if line.startswith("{")))
     printed = output([*run, "--loop.log-every", "1"]).splitlines()
-    peak, whole = (float(next(line.split()[1] for line in reversed(printed) if line.startswith(name))) for name in ("peak", "whole"))
+    peak, whole = (
+        float(next(line.split()[1] for line in reversed(printed) if line.startswith(name))) for name in ("peak", "whole")
+    )
     logged = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     step = statistics.median([int(batch) / event["images_per_second"] for event in logged if event["kind"] == "train"][1:])
     pairs = [(plan["peak_bytes"] / 2**30, peak / 2**30), (plan["step_seconds"], step), (plan["seconds"], whole)]

@@ -27,6 +27,7 @@ from beitkit.data.token_cache import open_cache
 from beitkit.data.views import PretrainView
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain_setup import key_of
+from beitkit.tokenizers.precision import Encoder
 
 IMAGE, PATCH, BATCH = (224, 224), (16, 16), 16
 
@@ -52,9 +53,10 @@ def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
     config = DVAEConfig(geometry="dalle", stride=8, reconstruction="logit_laplace") if geometry == "dalle" else DVAEConfig()
     save(DiscreteVAE(config), folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
+    encode = Encoder.laid_out(tokenizer)
     key = key_of(files, tokenizer, ViewConfig(), IMAGE, PATCH, seed=0, views=1)
     cached = CachedTokens(
-        open_cache(folder / "cache", key, files, is_writable=True), lambda images: token_ids(images, tokenizer, key.grid), BATCH
+        open_cache(folder / "cache", key, files, is_writable=True), lambda images: token_ids(images, encode, key.grid), BATCH
     )
 
     def dataset(token_size: tuple[int, int] | None) -> PictureDataset:
@@ -67,7 +69,7 @@ def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
     for _ in range(rounds):
         start = time.perf_counter()
         for batch in evaluation_stream(with_view, BATCH):
-            token_ids(batch["token_images"], tokenizer, key.grid)
+            token_ids(batch["token_images"], encode, key.grid)
         between = time.perf_counter()
         for _ in cached.tokenized(evaluation_stream(without, BATCH)):
             pass

@@ -7,7 +7,7 @@ tensor j is 0.2 sin(0.37 i + 0.11 j), rounded to float32; scales of norms are 1 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -77,7 +77,7 @@ class _Anything(ModuleType):
 
 
 @pytest.fixture(scope="session")
-def timm_library() -> Iterator[Any]:
+def timm_library() -> Any:
     """timm, imported without torchvision, which its BEiT does not need."""
     names = (
         "",
@@ -97,4 +97,5 @@ def timm_library() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, stub in stubs.items():
             patch.setitem(sys.modules, name, stub)
-        yield pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")
+        # After the return the stubs are gone: transformers, if it is imported later, must not believe that torchvision is there.
+        return pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")

@@ -3,7 +3,7 @@
     dataset = PictureDataset(files, view, masker=masker, channels=3, seed=0)
     stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
     stream = counted_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
-    stream = normalized(tokenized(to_device(stream, device), tokenizer, grid), mean, std)
+    stream = normalized(tokenized(to_device(stream, device), encode, grid), mean, std)
 
 What a sample looks like depends on (seed, epoch, picture, repeat) only, and batch i of a stream on (seed, i) only: never on the
 number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import IGNORED, Batch, Tokenizer
+from beitkit.contracts import IGNORED, Batch
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
 from beitkit.data.order import balanced_order
@@ -325,27 +325,26 @@ def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[B
         yield batch | {"images": images.float().div_(255).sub_(constants[0]).div_(constants[1])}
 
 
-def tokenized(stream: Iterable[Batch], tokenizer: Tokenizer, patch_grid: Pair) -> Iterator[Batch]:
-    """Batches with `tokens` (b, n), the tokenizer's ids of `token_images`, in place of these.
+def tokenized(stream: Iterable[Batch], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Iterator[Batch]:
+    """Batches with `tokens` (b, n), the ids that `encode` makes of `token_images`, in place of these.
 
     Raises:
         UserError: the tokenizer's grid is not the patch grid.
     """
     for batch in stream:
-        ids = token_ids(batch["token_images"], tokenizer, patch_grid)
+        ids = token_ids(batch["token_images"], encode, patch_grid)
         yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids}
 
 
-@torch.no_grad()
-def token_ids(images: UInt8[Tensor, "b c h w"], tokenizer: Tokenizer, patch_grid: Pair) -> Int64[Tensor, "b n"]:
-    """The tokenizer's ids of token views, on its device.
+def token_ids(images: UInt8[Tensor, "b c h w"], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Int64[Tensor, "b n"]:
+    """The ids (b, gh, gw) that `encode` makes of token views, in raster order.
 
     Raises:
         UserError: the tokenizer's grid is not the patch grid.
     """
-    ids = tokenizer.encode(images.float().div_(255))  # (b, gh, gw)
+    ids = encode(images)
     if ids.shape[1:] != patch_grid:
-        raise UserError(_grids_differ(patch_grid, (ids.shape[1], ids.shape[2]), tokenizer.stride))
+        raise UserError(_grids_differ(patch_grid, (ids.shape[1], ids.shape[2]), images.shape[2] // ids.shape[1]))
     return ids.flatten(1)
 
 

@@ -17,6 +17,7 @@ from beitkit.inference.part import Part, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import Outcome, Result
+from beitkit.inference.weights import rounded_weights
 from beitkit.interop.kinds import Network
 from beitkit.train.runtime import Runtime, start_runtime
 
@@ -80,7 +81,8 @@ def shard(files: PictureList, block: int, number: int, shards: int) -> PictureLi
 def local_results(
     files: PictureList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
 ) -> Iterator[Part]:
-    """Results by this process, a batch at a time; `model` is on the runtime's device."""
+    """Results by this process, a batch at a time; `model` is on the runtime's device, and its weights are rounded for it."""
+    rounded_weights(model, runtime.autocast)
     preprocessing = model.config.preprocessing
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
     stream = evaluation_stream(dataset, batch_size, workers=workers)

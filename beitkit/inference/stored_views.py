@@ -21,8 +21,8 @@ from beitkit.data.stream import stored_view_generator, token_ids
 from beitkit.data.token_cache import CacheKey
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
+from beitkit.tokenizers.precision import Encoder
 from beitkit.train.runtime import Runtime, start_runtime
 
 
@@ -36,6 +36,7 @@ class ViewTokens:
     batch_size: int
     """Pictures that the tokenizer is given at once."""
     machine: MachineConfig = MachineConfig()
+    """Its precision is the tokenizer's, which the one who asks has chosen."""
 
     def __call__(self, batch: Mapping[str, Sequence[Any] | NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
         """A row for each view, or one for a picture that cannot be read.
@@ -74,19 +75,19 @@ class ViewTokens:
 
     def _encoded(self, images: Tensor) -> Tensor:
         """Ids of any number of token views."""
-        tokenizer, fingerprint, runtime = _loaded(self.tokenizer, self.machine)
+        encoder, fingerprint, runtime = _loaded(self.tokenizer, self.machine)
         if fingerprint != self.key.tokenizer:
             raise UserError(f"{self.tokenizer} is not the same tokenizer on all machines; put it on a disk that all of them see")
 
         def encode(part: Tensor) -> Tensor:
-            return token_ids(part.to(runtime.device), tokenizer, self.key.grid)
+            return token_ids(part.to(runtime.device), encoder, self.key.grid)
 
         return torch.cat([encoded_whole(part, encode, self.batch_size) for part in images.split(self.batch_size)])
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, machine: MachineConfig) -> tuple[TokenizerNetwork, str, Runtime]:
-    """The tokenizer, its fingerprint, and where it computes."""
+def _loaded(path: Path, machine: MachineConfig) -> tuple[Encoder, str, Runtime]:
+    """The tokenizer in the machine's precision, its fingerprint, and where it computes."""
     tokenizer, runtime = load_tokenizer(path), start_runtime(machine)
     fingerprint = tokenizer.fingerprint
-    return tokenizer.to(runtime.device), fingerprint, runtime
+    return Encoder.laid_out(tokenizer.to(runtime.device), runtime.autocast), fingerprint, runtime

@@ -56,7 +56,7 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
         job=f"data, JPEG of {size[1]}x{size[0]}",
         pictures=PICTURES,
         contestants=[
-            Contestant(OURS, f"{PICTURES} pictures to two views each", lambda: _shown(ours, paths)),
+            Contestant(OURS, f"{PICTURES} pictures to two views each", lambda: _shown(ours, paths), is_ours=True),
             Contestant(PILLOW, "the same crops: decode all, jitter, crop, bicubic and Lanczos", lambda: _shown(plain, paths)),
         ],
         flops={},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -13,19 +14,21 @@ from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import token_ids, tokenized
 from beitkit.inference.networks import Probabilities
+from beitkit.inference.weights import rounded_weights
 from beitkit.measuring.turns import Contestant, Step
 from beitkit.measuring.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.precision import Encoder
 from beitkit.train.optim import Group, layered_groups
 from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan
 from beitkit.train.step import Trainer
 
-Accelerate = Callable[[nn.Module], nn.Module]
-"""What a run does to its objective before it trains it: compile, recompute."""
+Accelerate = Callable[[nn.Module, Plan], object]
+"""What a run does to its objective before it trains it by a plan: compile, recompute."""
 STEPS = 1_000_000
 """Length of the schedule whose beginning is raced."""
 LAYER_DECAY = 0.65
@@ -61,6 +64,11 @@ class OurNetworks:
         torch.manual_seed(0)
         return DiscreteVAE(TOKENIZER).eval().requires_grad_(False).to(self._runtime.device)
 
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The tokenizer in the run's precision, which a run uses where it finds the tokens of float32."""
+        return Encoder.laid_out(self.tokenizer, self._runtime.autocast)
+
     @torch.no_grad()
     def masked_outputs(self) -> Tensor:
         """Float32 logits at the masked positions."""
@@ -85,16 +93,18 @@ def pretraining(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate)
         batch = {"images": given.images, "mask": given.mask}
         if has_tokens:
             return itertools.repeat(batch | {"tokens": given.tokens})
-        return tokenized(itertools.repeat(batch | {"token_images": given.token_images}), networks.tokenizer, grid)
+        return tokenized(itertools.repeat(batch | {"token_images": given.token_images}), networks.encoder, grid)
 
     def tokenize() -> Step:
-        given, tokenizer, grid = networks.inputs.token_images, networks.tokenizer, networks.masked.backbone.config.grid
-        return lambda: token_ids(given, tokenizer, grid)
+        given, encoder, grid = networks.inputs.token_images, networks.encoder, networks.masked.backbone.config.grid
+        return lambda: token_ids(given, encoder, grid)
 
     return [
-        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True))),
-        Contestant(UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False))),
-        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize),
+        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True)), is_ours=True),
+        Contestant(
+            UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False)), is_ours=True
+        ),
+        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize, is_ours=True),
     ]
 
 
@@ -107,14 +117,15 @@ def finetuning(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) 
         trainer = _trainer(Classify(networks.classifier, label_smoothing=0.0), groups, optim, runtime, accelerate)
         return _steps(trainer, itertools.repeat({"images": given.images, "labels": given.labels}))
 
-    return [Contestant(OURS, "optimizer step", prepare)]
+    return [Contestant(OURS, "optimizer step", prepare, is_ours=True)]
 
 
 def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
     """Probabilities of the classes, as `beitkit predict` computes them."""
 
     def prepare() -> Step:
-        model, images, probabilities = networks.classifier.eval(), networks.inputs.images, Probabilities()
+        model = rounded_weights(copy.deepcopy(networks.classifier).eval(), runtime.autocast)
+        images, probabilities = networks.inputs.images, Probabilities()
 
         def step() -> Tensor:
             with torch.no_grad(), runtime.precision():
@@ -122,12 +133,13 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
 
         return step
 
-    return [Contestant(OURS, "probabilities", prepare)]
+    return [Contestant(OURS, "probabilities", prepare, is_ours=True)]
 
 
 def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, accelerate: Accelerate) -> Trainer:
     plan = Plan(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
-    return Trainer(accelerate(objective.train()), groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
+    accelerate(objective.train(), plan)
+    return Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
 
 
 def _steps(trainer: Trainer, stream: Iterator[Batch]) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from beitkit.configs.model import Pair
 from beitkit.configs.verbs import BenchJob, Rival
 from beitkit.measuring import ours, with_timm, with_transformers
 from beitkit.measuring.ours import CACHED, OURS, TOKENIZER_ALONE, UNCACHED, Accelerate, OurNetworks
@@ -15,9 +16,6 @@ from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS,
 from beitkit.measuring.workload import TOKENIZER, Workload
 from beitkit.planning.flops import network_flops, tokenizer_flops
 from beitkit.train.runtime import Runtime
-
-TOKENIZER_PRECISION = "float32"
-"""What our token stage computes in, whatever the run's precision."""
 
 
 def race_of(job: BenchJob, workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:
@@ -33,11 +31,12 @@ def _pretraining(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], 
     grid = config.backbone.grid
     step = network_flops(config, workload.num_masked).step(recompute=False)
     surplus = network_flops(config, grid[0] * grid[1]).step(recompute=False)
-    tokens = tokenizer_flops(TOKENIZER, grid)
+    tokens, exact = tokenizer_flops(TOKENIZER, grid), _exact_tokenizer_flops(grid)
+    own_tokens = _together({precision: tokens - exact}, {"float32": exact})
     flops: dict[str, Flops] = {
         CACHED: {precision: step},
-        UNCACHED: _together({precision: step}, {TOKENIZER_PRECISION: tokens}),
-        TOKENIZER_ALONE: {TOKENIZER_PRECISION: tokens},
+        UNCACHED: _together({precision: step}, own_tokens),
+        TOKENIZER_ALONE: own_tokens,
     }
     comparisons, parities = [(CACHED, UNCACHED)], {}
     if "transformers" in rivals:
@@ -96,6 +95,14 @@ def _of_classifiers(
         parities={rival: lambda get=get: parity(own.class_outputs(), get()) for rival, get in outputs.items() if rival in names},
         share_of={job: OURS},
     )
+
+
+def _exact_tokenizer_flops(grid: Pair) -> int:
+    """What our tokenizer of DALL-E's geometry computes in float32 in any precision: first and last layer, skips that widen."""
+    width, positions = TOKENIZER.hidden, grid[0] * grid[1]
+    first = 7 * 7 * TOKENIZER.channels * width * 64 * positions  # 8 x 8 pixels a token
+    widening = sum(width * 2**i * width * 2 ** (i + 1) * 4 ** (2 - i) * positions for i in range(3))
+    return 2 * (first + widening + 8 * width * TOKENIZER.vocabulary * positions)
 
 
 def _together(*parts: Flops) -> Flops:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from beitkit.system import keep_freed_memory
+
 Step = Callable[[], object]
 """One step of the work that is timed; what it returns is thrown away."""
 WARM_UP_STEPS = 3
@@ -25,6 +27,8 @@ class Contestant(NamedTuple):
     """What it does, for people."""
     prepare: Callable[[], Step]
     """Makes everything that is not timed: networks, optimizers, inputs."""
+    is_ours: bool = False
+    """Whether it is beitkit: the C library then keeps freed memory, as in our runs; for others it does what it does by itself."""
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
@@ -56,6 +60,7 @@ def interleaved(
     steps, counts = [], []
     for contestant in contestants:
         say(f"warming up: {contestant.name}")
+        keep_freed_memory(contestant.is_ours)
         step = contestant.prepare()
         seconds = [_timed(step, 1, wait, clock) for _ in range(WARM_UP_STEPS)][-1]
         steps.append(step)
@@ -65,6 +70,8 @@ def interleaved(
     for done in range(rounds):
         say(f"round {done + 1} of {rounds}")
         for contestant, step, count in zip(contestants, steps, counts, strict=True):
+            keep_freed_memory(contestant.is_ours)
+            step()  # untimed: the one before it may have left memory in the other way
             taken[contestant.name].append(_timed(step, count, wait, clock) / count)
     return taken
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.planning.steps import set_recompute
 from beitkit.planning.workload import Workload, backbone_of, count_parameters
+from beitkit.tokenizers.precision import Encoder
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
@@ -44,7 +45,7 @@ class Traced(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on one device, by part, and at each of the three moments that can be the fullest."""
+    """Bytes on one device, by part, and at each of the moments that can be the fullest."""
 
     process: int
     """Python, torch and the libraries; on a GPU that of the host is not counted."""
@@ -56,6 +57,8 @@ class Memory(NamedTuple):
     tokenizer: int
     tokenizer_activations: int
     """Most while a batch is tokenized."""
+    trial: int
+    """Most while its precision is tried, when a run starts."""
     batch: int
     """Pictures as they were read and as they are normalized, with their tokens and masks."""
     exchange: int
@@ -74,8 +77,9 @@ class Memory(NamedTuple):
 
     @property
     def moments_in_time(self) -> dict[str, int]:
-        """What is held while a batch is tokenized, while it goes forward and backward, and while the weights change."""
+        """What is held while the tokenizer is tried, a batch is tokenized, goes forward and backward, and the weights change."""
         return {
+            "trying the tokenizer": self.process + self.weights + self.tokenizer + self.surplus + self.trial,
             "tokenizing": self.resident + self.tokenizer_activations,
             "forward and backward": self.resident + self.step,
             "update": self.resident + self.gradients,
@@ -125,7 +129,8 @@ def plan_memory(
         # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
         exchange = 3 * block
         step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
-    tokenizer, activations = _tokenizer(workload, batch_size)
+    tokenizer, activations = _tokenizer(workload, batch_size, autocast)
+    trial = 0 if autocast is None else _tokenizer(workload, workload.tried, None)[1]
     memory = Memory(
         process=process,
         weights=weights // share,
@@ -134,6 +139,7 @@ def plan_memory(
         average=weights // share if is_averaged else 0,
         tokenizer=tokenizer,
         tokenizer_activations=activations,
+        trial=trial,
         batch=_batch(workload, batch_size),
         exchange=exchange,
         traced=traced,
@@ -214,19 +220,19 @@ class LiveStorages(TorchDispatchMode):
 
 
 @cache
-def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
+def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None) -> tuple[int, int]:
     """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
-    if workload.tokenizer is None:
+    if workload.tokenizer is None or not pictures:
         return 0, 0
     with torch.device("meta"):
-        tokenizer = workload.tokenizer_network()
+        encoder = Encoder.laid_out(network := workload.tokenizer_network().eval(), precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        tokenizer.to_empty(device=CPU)
+        network.to_empty(device=CPU)
         images = workload.token_images(pictures, CPU)
-        own = [*tokenizer.parameters(), *tokenizer.buffers()]
+        own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])
         with live:
-            tokenizer.encode(images.float().div_(255))  # as `data.stream.token_ids` does
+            encoder(images)
     return sum(tensor.nbytes for tensor in own), live.peak
 
 

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from beitkit.configs.model import SegmenterConfig
-from beitkit.data.stream import token_ids
 from beitkit.errors import UserError
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.surplus import allocator_factor
@@ -96,7 +95,7 @@ def measure(
         block=block / pictures,
         rest=max(0.0, less - first * block - update * shallow.parameters) / pictures,
         update=update,
-        tokenizer=_tokenizer_seconds(workload, batch_size, runtime.device),
+        tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
         pictures=pictures,
         allocator=factor,
@@ -107,8 +106,8 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     """What the options say about other hardware; None if they say nothing.
 
     Args:
-        path: what `beitkit bench` wrote, of which `device`, `matrix_rate` (operations per second by precision) and `share` (by
-            job) are read.
+        path: what `beitkit bench` wrote, of which `device`, `matrix_rate` (operations per second by precision), `share` (by job)
+            and the speed of its tokenizer are read.
         tflops: a rate instead, in 1e12 operations per second.
         share: what training reaches of the rate; goes before the file's.
         precision: float32 or bfloat16.
@@ -125,7 +124,7 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     try:
         found = json.loads(path.read_text())
         rates, shares, device = dict(found["matrix_rate"]), dict(found["share"]), str(found["device"])
-        rate = float(rates[precision])
+        rate, tokenizer = float(rates[precision]), _tokenizer_rate(found["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"--rates {path} should be a bench.json of beitkit bench with a matrix_rate of {precision}, and is not"
@@ -134,10 +133,16 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     if share is None and job not in shares:
         raise UserError(f"--rates {path} does not say which share of the rate {verb} reaches; give it as --share, such as 0.4")
     reached = float(shares[job]) if share is None else share
-    # The tokenizer was timed in float32, whatever the run's precision.
-    has_tokenizer = share is None and "tokenizer" in shares and "float32" in rates
-    tokenizer = float(rates["float32"]) * float(shares["tokenizer"]) if has_tokenizer else rate * reached
+    tokenizer = tokenizer if share is None and tokenizer is not None else rate * reached
     return Given(device, rate, reached, tokenizer, f"measured, {path.name}")
+
+
+def _tokenizer_rate(jobs: list[dict[str, Any]]) -> float | None:
+    """Operations per second of the tokenizer in a bench; it computes in two precisions, so a share of one rate says less."""
+    for one in (contestant for job in jobs for contestant in job["contestants"]):
+        if one["name"] == "tokenizer":
+            return float(one["images_per_second"]) * sum(one["flops_per_image"].values())
+    return None
 
 
 def _update_seconds(trainer: Trainer, device: torch.device) -> float:
@@ -153,13 +158,12 @@ def _update_seconds(trainer: Trainer, device: torch.device) -> float:
     return _medians([update], device)[0] / sum(parameter.numel() for parameter in parameters)
 
 
-@torch.no_grad()
-def _tokenizer_seconds(workload: Workload, batch_size: int, device: torch.device) -> float:
+def _tokenizer_seconds(workload: Workload, batch_size: int, runtime: Runtime) -> float:
     if workload.tokenizer is None:
         return 0.0
     pictures = max(1, min(batch_size, int(MEASURED_FLOPS / workload.tokenizer_flops)))
-    tokenizer, images = workload.tokenizer_network().to(device).eval(), workload.token_images(pictures, device)
-    return _medians([lambda: token_ids(images, tokenizer, workload.grid)], device)[0] / pictures
+    encoder, images = workload.encoder(runtime.device, runtime.autocast), workload.token_images(pictures, runtime.device)
+    return _medians([lambda: encoder(images)], runtime.device)[0] / pictures
 
 
 def _medians(parts: Sequence[Callable[[], object]], device: torch.device, rounds: int = ROUNDS) -> list[float]:

@@ -34,7 +34,7 @@ class NoiseSteps:
         plan = Plan(LENGTH, 0, pictures, LENGTH, RATE, RATE, seed=0)
         groups = parameter_groups(objective, optim.weight_decay)
         self.trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=1)
-        self._stream = _batches(workload, pictures, runtime.device, tokenizes=tokenizes and workload.tokenizer is not None)
+        self._stream = _batches(workload, pictures, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
         self._numbers, self._stop = itertools.count(), StopRequest()
 
     def __call__(self) -> Outcome:
@@ -49,10 +49,13 @@ def set_recompute(objective: torch.nn.Module, recompute: bool) -> None:
             module.recompute = recompute
 
 
-def _batches(workload: Workload, pictures: int, device: torch.device, *, tokenizes: bool) -> Iterator[Batch]:
+def _batches(workload: Workload, pictures: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
+    device = runtime.device
     if not tokenizes:
         while True:
             yield workload.batch(pictures, device)
-    tokenizer = workload.tokenizer_network().to(device).eval()
-    stream = (workload.batch(pictures, device) | {"token_images": workload.token_images(pictures, device)} for _ in itertools.count())
-    yield from tokenized(stream, tokenizer, workload.grid)
+    encoder = workload.encoder(device, runtime.autocast)
+    stream = (
+        workload.batch(pictures, device) | {"token_images": workload.token_images(pictures, device)} for _ in itertools.count()
+    )
+    yield from tokenized(stream, encoder, workload.grid)

@@ -18,6 +18,7 @@ from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
 from beitkit.planning.flops import Flops, network_flops, tokenizer_flops
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.precision import Encoder
 from beitkit.tokenizers.vqkd import VQKD
 
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
@@ -30,6 +31,8 @@ class Workload:
     network: TrainedConfig
     tokenizer: DVAEConfig | VQKDConfig | None = None
     """None where nothing is tokenized in this run."""
+    tried: int = 0
+    """Pictures on which a run that computes in bfloat16 tries whether its tokenizer may, when it starts."""
     predicted: int = 0
     """Patches of a picture that a masked-image model predicts."""
     mixes: bool = False
@@ -89,6 +92,10 @@ class Workload:
         """The tokenizer, with fresh weights."""
         assert self.tokenizer is not None
         return DiscreteVAE(self.tokenizer) if isinstance(self.tokenizer, DVAEConfig) else VQKD(self.tokenizer)
+
+    def encoder(self, device: torch.device, precision: torch.dtype | None) -> Encoder:
+        """The tokenizer as the run uses it, where this precision finds the tokens of float32."""
+        return Encoder.laid_out(self.tokenizer_network().to(device).eval(), precision)
 
     def batch(self, pictures: int, device: torch.device) -> Batch:
         """A batch of this many pictures, all of them noise, as the objective takes it."""

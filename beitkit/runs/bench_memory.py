@@ -13,6 +13,7 @@ from beitkit.configs.verbs import BenchJob, BenchRun
 from beitkit.measuring.memory import peak_bytes
 from beitkit.measuring.races import race_of
 from beitkit.runs.bench_setup import accelerated, present_rivals, workload_of
+from beitkit.system import keep_freed_memory
 from beitkit.train.runtime import start_runtime
 
 
@@ -41,6 +42,7 @@ def main(request: str) -> None:
         config.what[0], workload_of(config, config.size[0]), runtime, present_rivals(config), accelerated(config, runtime)
     )
     contestant = next(one for one in race.contestants if one.name == asked["name"])
+    keep_freed_memory(contestant.is_ours)
     print(json.dumps({"peak_bytes": peak_bytes(contestant, runtime.device)}))
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import sys
 
-from torch import nn
-
 from beitkit.configs.model import SizeName
 from beitkit.configs.verbs import BenchRun, Rival
 from beitkit.errors import UserError
 from beitkit.measuring.ours import Accelerate
 from beitkit.measuring.workload import Workload
+from beitkit.runs.acceleration import accelerate
 from beitkit.train.runtime import Runtime
 
 RIVALS: dict[Rival, str] = {"transformers": "transformers.models.beit.modeling_beit", "timm": "timm.models.beit"}
@@ -47,10 +46,7 @@ def workload_of(config: BenchRun, size: SizeName) -> Workload:
 def accelerated(config: BenchRun, runtime: Runtime) -> Accelerate:
     """What a run does to its objective before it trains it."""
 
-    def accelerate(objective: nn.Module) -> nn.Module:
-        return objective
-
-    return accelerate
+    return lambda objective, plan: accelerate(objective, config.speed, runtime, plan)
 
 
 def say(line: str) -> None:

@@ -21,6 +21,7 @@ from beitkit.planning.workload import Workload
 from beitkit.runs.pretrain import DEFAULT_EPOCHS
 from beitkit.runs.pretrain_setup import JUDGED_PICTURES, network_of
 from beitkit.runs.segment import AUXILIARY_CHANNELS
+from beitkit.runs.token_encoder import TRIED_PICTURES
 from beitkit.train.schedule import make_plan
 
 AnyRun = PretrainRun | FinetuneRun | SegmentRun
@@ -64,7 +65,9 @@ def subject_of(config: PlanRun) -> Subject:
 def _check_options(config: PlanRun, verb: str) -> None:
     """Raise a `UserError` for an option of another verb."""
     default = PlanRun(images=1)
-    others = dict.fromkeys(("tokenizer", "views", "cached"), "pretrain") if verb != "pretrain" else {"classes": "finetune and segment"}
+    others = (
+        dict.fromkeys(("tokenizer", "views", "cached"), "pretrain") if verb != "pretrain" else {"classes": "finetune and segment"}
+    )
     for name, home in others.items():
         if getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {home}, and this plans {verb}; leave it out, or give another --recipe")
@@ -91,7 +94,8 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
     if isinstance(run, PretrainRun):
         tokenizer = _tokenizer(config)
         network = network_of(run, _channels(tokenizer), vocabulary=tokenizer.vocabulary)
-        return Workload(network=network, tokenizer=tokenizer, predicted=masker(run.mask, network.backbone.grid).count)
+        predicted = masker(run.mask, network.backbone.grid).count
+        return Workload(network=network, tokenizer=tokenizer, tried=TRIED_PICTURES, predicted=predicted)
     assert config.recipe is not None
     size = config.size or next(name for name in SIZES if name in config.recipe.split("-"))
     backbone = NetworkConfig().backbone(
@@ -119,9 +123,7 @@ def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)
     if not path.exists():
-        raise UserError(
-            f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}"
-        )
+        raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}")
     return load_tokenizer(path).config
 
 

@@ -45,11 +45,14 @@ def run(config: PretrainRun) -> Path:
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(**setup.inputs())
-    cached = cached_tokens(setup, folder, runtime)
+    encoder = setup.encoder(runtime)
+    cached = cached_tokens(setup, encoder, folder, runtime)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = setup.objective()
     journal.say(_announcement(setup, objective.model, plan, runtime) + accelerate(objective, config.speed, runtime, plan))
+    if encoder is not None and (how := encoder.describe()):
+        journal.say(how)
     if cached is not None:
         journal.say(described(cached.cache))
     dataset, fixed = setup.dataset(), setup.fixed()
@@ -61,10 +64,11 @@ def run(config: PretrainRun) -> Path:
         first_step = start * runtime.world // decided(config.loop.accumulate)
         stream = raw_batches(setup, start, cached, runtime)
         stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
-        return setup.prepared(waited.metered(stream), runtime.device, cached)
+        return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
 
     def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, decided(config.train.batch_size), workers=0), runtime.device)
+        stream = evaluation_stream(fixed, decided(config.train.batch_size), workers=0)
+        return setup.prepared(stream, runtime.device, encoder)
 
     def predict(images: Tensor, mask: Tensor, at: Tensor) -> Tensor:
         with runtime.precision():
@@ -100,7 +104,7 @@ def run(config: PretrainRun) -> Path:
         if saved is not None:
             journal.record("note", plan.steps, text=saved)
             journal.say(saved)
-        write_report(folder, setup, objective.model, runtime, saved)
+        write_report(folder, setup, objective.model, encoder, runtime, saved)
         save_native(objective.model.cpu(), folder.path)
     runtime.processes.wait()
     journal.say(

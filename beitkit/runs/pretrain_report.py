@@ -20,6 +20,7 @@ from beitkit.report.pictures import sheet, write_png
 from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.runs.pretrain_setup import Setup
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
+from beitkit.tokenizers.precision import Encoder
 from beitkit.train.folder import RunFolder
 from beitkit.train.runtime import Runtime
 
@@ -28,12 +29,19 @@ COUNTED_BATCHES = 4
 SHOWN_PICTURES = 8
 
 
-def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runtime: Runtime, saved: str | None = None) -> None:
+def write_report(
+    folder: RunFolder,
+    setup: Setup,
+    model: MaskedImageModel,
+    encoder: Encoder | None,
+    runtime: Runtime,
+    saved: str | None = None,
+) -> None:
     """Write report.html and reconstructions.png of a run whose training is done; `saved` is what a token cache brought."""
     config = setup.config
     events = read_journal(folder.journal)
     stream = training_stream(setup.dataset(), decided(config.train.batch_size), workers=config.machine.workers)
-    prepared = setup.prepared(stream, runtime.device)
+    prepared = setup.prepared(stream, runtime.device, encoder)
     first = next(prepared)
     statistics = None
     if model.config.vocabulary is not None:
@@ -47,6 +55,7 @@ def write_report(folder: RunFolder, setup: Setup, model: MaskedImageModel, runti
             ("Mask", mask_of(setup)),
             ("Pictures", f"{len(setup.files):,}, no labels used"),
             ("Device", runtime.describe()),
+            *([] if encoder is None or not encoder.describe() else [("Tokenizer", encoder.describe())]),
             *([] if saved is None else [("Token cache", saved)]),
             *([] if config.recipe is None else [("Recipe", config.recipe)]),
             *folder.broken_facts(),
@@ -177,4 +186,5 @@ def _count_tokens(first: Batch, rest: Iterator[Batch], vocabulary: int) -> Usage
 
 def previewed_batch(setup: Setup) -> Batch:
     """The first pictures of a run, ready for the network, on the CPU."""
-    return next(setup.prepared(training_stream(setup.dataset(), SHOWN_PICTURES), torch.device("cpu")))
+    encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
+    return next(setup.prepared(training_stream(setup.dataset(), SHOWN_PICTURES), torch.device("cpu"), encoder))

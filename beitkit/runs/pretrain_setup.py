@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig, Pair
@@ -16,7 +15,7 @@ from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.masking import Masker, located, masker
-from beitkit.data.stream import PictureDataset, normalized, to_device, token_ids, tokenized
+from beitkit.data.stream import PictureDataset, normalized, to_device, tokenized
 from beitkit.data.token_cache import CacheKey, read_key
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
@@ -24,6 +23,9 @@ from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
+from beitkit.runs.token_encoder import token_encoder
+from beitkit.tokenizers.precision import Encoder
+from beitkit.train.runtime import Runtime
 
 JUDGED_PICTURES = 512
 """Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
@@ -108,22 +110,20 @@ class Setup:
             smallest=dataset.smallest,
         )
 
-    def prepared(self, stream: Iterator[Batch], device: torch.device, cached: CachedTokens | None = None) -> Iterator[Batch]:
-        """Batches ready for the objective."""
+    def encoder(self, runtime: Runtime) -> Encoder | None:
+        """The tokenizer as the run uses it, on the device; None where pixels are predicted."""
+        return None if self.tokenizer is None else token_encoder(self.tokenizer, self.files, self.cache_key(1), runtime)
+
+    def prepared(
+        self, stream: Iterator[Batch], device: torch.device, encoder: Encoder | None, cached: CachedTokens | None = None
+    ) -> Iterator[Batch]:
+        """Batches ready for the objective; tokens are taken from the cache where there is one, else made by the encoder."""
         statistics = self.model.preprocessing
         if cached is not None:
             stream = cached.tokenized(stream)
         stream = located(stream, self.recover_all)
         stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
-        if self.tokenizer is None or cached is not None:
-            return stream
-        self.tokenizer.to(device)
-        return tokenized(stream, self.tokenizer, self.model.backbone.grid)
-
-    def encode(self, images: Tensor, device: torch.device) -> Tensor:
-        """Ids (b, n) of token views (b, c, h, w), uint8; moves the tokenizer to the device when it is first needed."""
-        assert self.tokenizer is not None
-        return token_ids(images.to(device), self.tokenizer.to(device), self.model.backbone.grid)
+        return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
 
 
 def token_size_of(tokenizer: TokenizerNetwork, grid: Pair) -> Pair:

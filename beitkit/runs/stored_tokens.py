@@ -10,22 +10,23 @@ from torch import Tensor
 from beitkit.configs.train import decided
 from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
-from beitkit.data.stream import training_stream
+from beitkit.data.stream import token_ids, training_stream
 from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache
 from beitkit.errors import UserError
 from beitkit.runs.pretrain_setup import Setup, view_options
 from beitkit.system import quoted
+from beitkit.tokenizers.precision import Encoder
 from beitkit.train.folder import RunFolder, locked
 from beitkit.train.runtime import Runtime
 
 
-def cached_tokens(setup: Setup, folder: RunFolder, runtime: Runtime) -> CachedTokens | None:
+def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runtime: Runtime) -> CachedTokens | None:
     """The run's cached tokens, opened and checked; None where every epoch shows other views.
 
     Raises:
         UserError: if the cache is stale, or not complete and several processes would have to fill it.
     """
-    if setup.views is None:
+    if setup.views is None or encoder is None:
         return None
     path, key = setup.config.tokens or folder.path / "tokens", setup.cache_key(setup.views)
     try:
@@ -38,7 +39,7 @@ def cached_tokens(setup: Setup, folder: RunFolder, runtime: Runtime) -> CachedTo
         raise UserError(f"the token cache {path} cannot be filled ({error.strerror}); choose another --tokens") from None
 
     def encode(images: Tensor) -> Tensor:
-        return setup.encode(images, runtime.device)
+        return token_ids(images.to(runtime.device), encoder, key.grid)
 
     return CachedTokens(cache, encode, decided(setup.config.train.batch_size))
 

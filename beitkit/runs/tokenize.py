@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,10 +25,12 @@ from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain_setup import key_of, view_options
+from beitkit.runs.token_encoder import token_encoder
 from beitkit.runs.token_shards import found_shards, join_shards
 from beitkit.system import quoted
+from beitkit.tokenizers.precision import Encoder
 from beitkit.train.folder import locked
-from beitkit.train.runtime import start_runtime
+from beitkit.train.runtime import Runtime, start_runtime
 
 SECONDS_PER_LINE = 10.0
 """How often it is said how far it is."""
@@ -53,7 +56,7 @@ def run(config: TokenizeRun) -> Path:
         views=config.views,
     )
     if config.engine == "ray":
-        _fill(cache, _computed_by_ray(cache, dataset, config), config.views)
+        _fill(cache, _computed_by_ray(cache, dataset, tokenizer, config), config.views)
     else:
         _fill(cache, _computed_here(cache, dataset, tokenizer, config), config.views)
     print(
@@ -101,10 +104,10 @@ def _computed_here(
 ) -> Iterator[Batch]:
     """What is missing, computed by this process and stored."""
     runtime = start_runtime(config.machine)
-    tokenizer.to(runtime.device)
+    encoder = _encoder(cache.key, dataset, tokenizer, runtime)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        return token_ids(images.to(runtime.device), tokenizer, cache.key.grid)
+        return token_ids(images.to(runtime.device), encoder, cache.key.grid)
 
     def is_wanted(index: int, view: int) -> bool:
         return not cache.is_stored(index, view)
@@ -113,9 +116,20 @@ def _computed_here(
     return CachedTokens(cache, encode, config.batch_size).tokenized(_counted(stream, dataset, config))
 
 
-def _computed_by_ray(cache: TokenCache, dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
+def _encoder(key: CacheKey, dataset: PictureDataset, tokenizer: TokenizerNetwork, runtime: Runtime) -> Encoder:
+    encoder = token_encoder(tokenizer, dataset.files, key, runtime)
+    if how := encoder.describe():
+        print(how, file=sys.stderr)
+    return encoder
+
+
+def _computed_by_ray(
+    cache: TokenCache, dataset: PictureDataset, tokenizer: TokenizerNetwork, config: TokenizeRun
+) -> Iterator[Batch]:
     """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
-    compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=config.machine)
+    encoder = _encoder(cache.key, dataset, tokenizer, start_runtime(config.machine))
+    machine = replace(config.machine, precision="float32" if encoder.precision is None else "bfloat16")
+    compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
     wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
     for batch in _counted(ray_tokens(dataset.files, wanted, compute), dataset, config):
         for index in batch["broken"].tolist():

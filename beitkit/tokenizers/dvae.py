@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import DVAEConfig
 from beitkit.errors import UserError
-from beitkit.tokenizers.geometries import build_parts, initialize, layers_of
+from beitkit.tokenizers.geometries import build_parts, exactly, initialize, layers_of
 
 LAPLACE_EPSILON = 0.1  # DALL-E, appendix A.3: logit-Laplace sees pixels in (0.1, 0.9), where the logit is finite
 
@@ -85,8 +85,9 @@ class DiscreteVAE(nn.Module):
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
         """What the code layer scores, of pictures in [0, 1]."""
         self._check(images)
-        x = self.normalize(images)
-        for layer in list(layers_of(self.encoder))[:-1]:
+        first, *between, _ = layers_of(self.encoder)
+        x = exactly(first, self.normalize(images))
+        for layer in between:
             x = layer(x)
         return x
 
@@ -100,9 +101,7 @@ class DiscreteVAE(nn.Module):
 
         Under autocast the codes are still scored in the precision of the weights: near codes could not be told apart otherwise.
         """
-        features = self.features(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.code_layer(features.to(self.code_layer.weight.dtype)).argmax(1)
+        return exactly(self.code_layer, self.features(images)).argmax(1)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:

@@ -55,8 +55,27 @@ def output_channels(config: DVAEConfig) -> int:
     return config.channels * (2 if config.reconstruction == "logit_laplace" else 1)
 
 
+def exactly(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output in the precision of its weights, whatever autocast says.
+
+    The tokens of a network in bfloat16 are those of float32 only if what its residual blocks add to is not rounded: the stream
+    from the first layer to the scores of the codes (docs/performance.md).
+    """
+    if not torch.amp.is_autocast_available(x.device.type):  # the device "meta", on which shapes are planned
+        return layer(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(_wide(x))
+
+
+def _as_autocast_wants(x: Tensor) -> Tensor:
+    """In autocast's precision, where it is on."""
+    kind = x.device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if is_on else x
+
+
 def _wide(x: Tensor) -> Tensor:
-    """In float32 at least: what residual blocks add to each other must not be rounded to autocast's 8 bits every time."""
+    """In float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -79,7 +98,8 @@ class DalleBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same height and width, `width_out` channels."""
-        return _wide(self.id_path(x)) + self.POST_GAIN * self.res_path(x)
+        # Rounded before the first ReLU and not after it, which halves what is read and written.
+        return torch.add(exactly(self.id_path, x), self.res_path(_as_autocast_wants(x)), alpha=self.POST_GAIN)
 
 
 class ResidualBlock(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from beitkit.contracts import Tokenizer
@@ -19,44 +19,42 @@ LEAST_AGREEMENT = 0.995
 
 
 class Encoder(NamedTuple):
-    """A tokenizer on its device, and how it is to be used."""
+    """A tokenizer on its device, and how it is to be used; make one with `laid_out` or `encoder_of`."""
 
     tokenizer: Tokenizer
-    precision: torch.dtype | None = None
+    precision: torch.dtype | None
     """Of matrix products and convolutions; None is float32."""
     agreement: float | None = None
-    """Share of positions at which `precision`, or the one that was given up for float32, found the token of float32; None where
-    only float32 was asked for."""
+    """Share of positions at which the fast precision found the token of float32, where it was tried."""
+
+    @classmethod
+    def laid_out(cls, tokenizer: Tokenizer, precision: torch.dtype | None = None) -> Encoder:
+        """The tokenizer in this precision, its convolutions channels last, which is what their kernels read fastest."""
+        if isinstance(tokenizer, nn.Module):
+            tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
+        return cls(tokenizer, precision)
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Int64[Tensor, "b gh gw"]:
         """Token ids of pictures on the tokenizer's device."""
-        return _ids(self.tokenizer, images, self.precision)
+        scaled = images.contiguous(memory_format=torch.channels_last).float().div_(255)
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
+            return self.tokenizer.encode(scaled)
 
     def describe(self) -> str:
         """How it computes, in words; empty for float32 that nobody tried to replace."""
         if self.agreement is None:
             return ""
         if self.precision is None:
-            return f"tokenizer in float32: with bfloat16 only {self.agreement:.2%} of the tokens stay the same"
-        return f"tokenizer in bfloat16: {self.agreement:.2%} of the tokens are those of float32"
+            return f"tokenizer in float32: in bfloat16 only {self.agreement:.2%} of the tokens tried stay the same"
+        return f"tokenizer in bfloat16: {self.agreement:.2%} of the tokens tried are those of float32"
 
 
-@torch.no_grad()
 def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision: torch.dtype | None) -> Encoder:
-    """The tokenizer in `precision` if that agrees with float32 on these pictures, else in float32.
-
-    Convolutions are laid out channels last, which is what their kernels read fastest.
-    """
-    if isinstance(tokenizer, nn.Module):
-        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - a documented overload
+    """The tokenizer in `precision` if that agrees with float32 on these pictures, else in float32."""
+    exact = Encoder.laid_out(tokenizer)
     if precision is None:
-        return Encoder(tokenizer)
-    agreement = (_ids(tokenizer, images, None) == _ids(tokenizer, images, precision)).float().mean().item()
-    return Encoder(tokenizer, precision if agreement >= LEAST_AGREEMENT else None, agreement)
-
-
-def _ids(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision: torch.dtype | None) -> Int64[Tensor, "b gh gw"]:
-    scaled: Float[Tensor, "b c h w"] = images.to(memory_format=torch.channels_last).float().div_(255)
-    with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
-        return tokenizer.encode(scaled)
+        return exact
+    fast = Encoder(tokenizer, precision)
+    agreement = (exact(images) == fast(images)).float().mean().item()
+    return (fast if agreement >= LEAST_AGREEMENT else exact)._replace(agreement=agreement)

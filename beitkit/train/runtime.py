@@ -12,7 +12,7 @@ import torch
 
 from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
 from beitkit.errors import UserError
-from beitkit.system import usable_cores
+from beitkit.system import keep_freed_memory, usable_cores
 from beitkit.train.launch import Place, place
 from beitkit.train.processes import ALONE, Processes, join
 
@@ -84,6 +84,8 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
         raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
     if here.world > 1:
         device = _own_device(device, here)
+    if device.type == "cpu":
+        keep_freed_memory()
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
     return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), sharding)
 

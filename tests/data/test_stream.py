@@ -330,25 +330,14 @@ def test_to_device_keeps_values() -> None:
     assert batch["images"].tolist() == [1, 1]
 
 
-class Brightest:
-    """A tokenizer of stride 2 whose token is the largest value of a 2x2 square, in 0..255."""
-
-    vocabulary, stride, channels, fingerprint = 256, 2, 3, "brightest"
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Ids."""
-        assert images.max() <= 1
-        assert not torch.is_grad_enabled()
-        return (torch.nn.functional.max_pool2d(images.amax(1), 2) * 255).round().long()
-
-    def decode(self, ids: Tensor) -> Tensor:
-        """Not needed here."""
-        raise NotImplementedError
+def brightest(images: Tensor) -> Tensor:
+    """Ids of stride 2: the largest value of a 2x2 square."""
+    return torch.nn.functional.max_pool2d(images.amax(1).float(), 2).long()
 
 
 def test_tokenized_adds_raster_ids_and_drops_the_view() -> None:
     view = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
-    (batch,) = tokenized([{"token_images": view, "index": torch.arange(2)}], Brightest(), (2, 3))
+    (batch,) = tokenized([{"token_images": view, "index": torch.arange(2)}], brightest, (2, 3))
     assert set(batch) == {"tokens", "index"}
     assert batch["tokens"].shape == (2, 6)
     for token in range(6):
@@ -358,7 +347,7 @@ def test_tokenized_adds_raster_ids_and_drops_the_view() -> None:
 
 def test_grids_that_differ_are_refused() -> None:
     with pytest.raises(UserError, match=r"patch grid is 3x3 but the token grid 2x2; .* must be 6x6"):
-        next(tokenized([{"token_images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}], Brightest(), (3, 3)))
+        next(tokenized([{"token_images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}], brightest, (3, 3)))
 
 
 def test_broken_files_are_reported_once_and_counted(files: PictureList, tmp_path: Path) -> None:

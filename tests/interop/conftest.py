@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,13 @@ def make(config: Any) -> Any:
             if name.endswith(("running_var", "bn.weight", "norm.weight", "norm1.weight", "norm2.weight")):
                 tensor.abs_().add_(0.5)
     return model.eval()
+
+
+@pytest.fixture
+def without_gradients() -> Iterator[None]:
+    """Where outputs are compared to the last digits, both sides have to compute attention in the same way."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from beitkit.interop.load import load
 from beitkit.interop.save import save
 from beitkit.nn.segmenter import Segmenter
 
+pytestmark = pytest.mark.usefixtures("without_gradients")
 EXACT = {"rtol": 0, "atol": 1e-5}
 SIZES = {
     "hidden_size": 24,

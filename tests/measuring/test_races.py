@@ -53,7 +53,7 @@ def test_every_contestant_of_pretraining_updates_its_weights(runtime: Runtime, m
     for kind, name in ((OurNetworks, "masked"), (TheirNetworks, "masked")):
         build = getattr(kind, name).func
         monkeypatch.setattr(getattr(kind, name), "func", lambda self, build=build: made.append(build(self)) or made[-1])
-    race = races.race_of("pretraining", SMALL, runtime, ["transformers"], lambda objective: objective)
+    race = races.race_of("pretraining", SMALL, runtime, ["transformers"], lambda objective, plan: None)
     assert [one.name for one in race.contestants] == [CACHED, UNCACHED, TOKENIZER_ALONE, TRANSFORMERS, OFFICIAL]
     for contestant in race.contestants:
         step = contestant.prepare()

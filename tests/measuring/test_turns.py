@@ -30,14 +30,14 @@ def test_rounds_go_around_after_everybody_has_warmed_up() -> None:
     clock, log = Clock(), []
     taken = interleaved(contestants(clock, {"a": 2.0, "b": 5.0, "c": 1.0}, log), 3, clock=clock)
     warm = [entry for name in "abc" for entry in (f"prepare {name}", *[name] * WARM_UP_STEPS)]
-    assert log == warm + ["a", "b", "c"] * 3
+    assert log == warm + ["a", "a", "b", "b", "c", "c"] * 3, "an untimed step begins each turn"
     assert taken == {"a": [2.0] * 3, "b": [5.0] * 3, "c": [1.0] * 3}
 
 
 def test_a_turn_has_as_many_steps_as_it_needs_and_says_what_one_took() -> None:
     clock, log = Clock(), []
     taken = interleaved(contestants(clock, {"fast": 0.25, "slow": 3.0}, log), 2, turn=1.0, clock=clock)
-    assert log[2 + 2 * WARM_UP_STEPS :] == (["fast"] * 4 + ["slow"]) * 2
+    assert log[2 + 2 * WARM_UP_STEPS :] == (["fast"] * 5 + ["slow"] * 2) * 2
     assert taken == {"fast": [0.25, 0.25], "slow": [3.0, 3.0]}
 
 

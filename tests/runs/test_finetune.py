@@ -20,6 +20,7 @@ from beitkit.configs.verbs import DemoRun, FinetuneRun, NetworkConfig
 from beitkit.errors import Interrupted, UserError
 from beitkit.runs import demo, finetune, finetune_report
 from beitkit.train import loop as loops
+from beitkit.train.step import WeightAverage
 
 HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
 
@@ -108,13 +109,13 @@ def test_the_finished_and_the_best_model_are_the_averaged_ones(
     configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[dict[str, torch.Tensor]] = []
-    update = loops.WeightAverage.update
+    update = WeightAverage.update
 
-    def noted(self: loops.WeightAverage) -> None:
-        update(self)
-        trained.append({name: parameter.detach().clone() for name, parameter in self.module.named_parameters()})
+    def noted(self: WeightAverage, share: torch.Tensor) -> None:
+        update(self, share)
+        trained.append({name: parameter.detach().clone() for name, parameter in self.parameters.items()})
 
-    monkeypatch.setattr(loops.WeightAverage, "update", noted)
+    monkeypatch.setattr(WeightAverage, "update", noted)
     run = configured("ema", loop=LoopConfig(ema=0.5), train=TrainConfig(steps=3, batch_size=4, lr=1e-3))
     folder = finetune.run(run).folder
     finished, best = beitkit.load(folder), beitkit.load(folder / "checkpoints" / "best")

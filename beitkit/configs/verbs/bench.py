@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from beitkit.configs.model import SizeName
-from beitkit.configs.train import MachineConfig
+from beitkit.configs.train import MachineConfig, SpeedConfig
 from beitkit.configs.verbs.parts import DEFAULT_PATCH, Flat, check_batch
 from beitkit.errors import UserError, check_finite
 
@@ -45,6 +45,7 @@ class BenchRun:
     json: bool = False
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    speed: SpeedConfig = SpeedConfig()
 
     def __post_init__(self) -> None:
         check_finite(self)

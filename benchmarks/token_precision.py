@@ -1,0 +1,68 @@
+"""How many tokens a tokenizer in bfloat16 finds as in float32, and how fast it is in both: figures of docs/performance.md.
+
+    python benchmarks/token_precision.py PHOTOS --tokenizer runs/tok [runs/other ...] [--pictures 64] [--size 112]
+
+Without --tokenizer: DALL-E's geometry with random weights. Every picture is shown as in pre-training (random crop, flip,
+color). The two precisions take turns; medians over the batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from beitkit import DiscreteVAE, load_tokenizer
+from beitkit.configs.data import ViewConfig
+from beitkit.configs.model import PUBLISHED_DVAES
+from beitkit.data.files import find_pictures
+from beitkit.data.stream import PictureDataset, evaluation_stream
+from beitkit.data.views import PretrainView
+from beitkit.tokenizers.precision import Encoder
+
+BATCH = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--tokenizer", type=Path, nargs="*", default=[])
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--size", type=int, default=112)
+    arguments = parser.parse_args()
+    files = find_pictures(arguments.photos)
+    files = files.subset([index * len(files) // arguments.pictures for index in range(arguments.pictures)])
+    torch.manual_seed(0)
+    tokenizers = {str(path): load_tokenizer(path) for path in arguments.tokenizer} or {
+        "DALL-E's geometry, random weights": DiscreteVAE(PUBLISHED_DVAES["dalle"]).eval()
+    }
+    print(
+        "| tokenizer | tokens | codes used | agreement | float32, pictures/s | bfloat16 | ratio |\n|---|---|---|---|---|---|---|"
+    )
+    for name, tokenizer in tokenizers.items():
+        size = (arguments.size, arguments.size)
+        view = PretrainView(ViewConfig(), size, size)
+        dataset = PictureDataset(files, view, channels=tokenizer.channels, kind="evaluate")
+        precisions = (None, torch.bfloat16)
+        encoders = [Encoder.laid_out(tokenizer, precision) for precision in precisions]
+        ids: list[list[torch.Tensor]] = [[], []]
+        seconds: list[list[float]] = [[], []]
+        for batch in evaluation_stream(dataset, BATCH):
+            for which, encoder in enumerate(encoders):
+                start = time.perf_counter()
+                ids[which].append(encoder(batch["token_images"]))
+                seconds[which].append((time.perf_counter() - start) / len(batch["index"]))
+        exact, fast = (torch.cat(found) for found in ids)
+        speeds = [1 / statistics.median(one[1:]) for one in seconds]
+        print(
+            f"| {name} | {exact.numel():,} | {exact.unique().numel()} | {(exact == fast).float().mean():.2%} | {speeds[0]:.2f} | "
+            f"{speeds[1]:.2f} | {speeds[1] / speeds[0]:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
