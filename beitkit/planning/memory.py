@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.planning.steps import set_recompute
 from beitkit.planning.workload import Workload, backbone_of, count_parameters
-from beitkit.tokenizers.precision import Encoder
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
@@ -225,14 +224,15 @@ def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None)
     if workload.tokenizer is None or not pictures:
         return 0, 0
     with torch.device("meta"):
-        encoder = Encoder.laid_out(network := workload.tokenizer_network().eval(), precision)
+        network = workload.tokenizer_network().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device=CPU)
         images = workload.token_images(pictures, CPU)
         own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])
-        with live:
-            encoder(images)
+        with live, torch.no_grad(), _precision(precision):
+            # As `tokenizers.precision.Encoder` does, which asks for a fingerprint that weights without content do not have.
+            network.encode(images.contiguous(memory_format=torch.channels_last).float().div_(255))
     return sum(tensor.nbytes for tensor in own), live.peak
 
 

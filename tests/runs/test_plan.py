@@ -57,7 +57,7 @@ def test_stored_views_are_tokenized_once(tokenizer: str) -> None:
     assert never == 0
 
 
-@pytest.mark.parametrize("recipe", ["finetune-base-pt22k", "segment-base-512-from-pt", "pretrain-v2-large"])
+@pytest.mark.parametrize("recipe", ["finetune-base-pt22k", "segment-base-512-from-pt", "pretrain-v2-base"])
 def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--recipe", recipe, "--images", "20000", "--batch-size", "2", "--tflops", "100", "--share", "0.5")
     assert "peak" in text
