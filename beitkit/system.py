@@ -1,14 +1,17 @@
-"""What is asked of the operating system: files that are whole whenever the process dies, and the cores one may use."""
+"""What is asked of the operating system: files that are whole whenever the process dies, the cores and the memory one uses."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -42,6 +45,32 @@ def usable_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, cores // int(sharing)) if sharing.isdecimal() and int(sharing) else cores
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; known on Linux only."""
+    return _kilobytes("VmRSS")
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process held, since `forget_peak_resident_bytes` if that was called; known on Linux only.
+
+    It is not `ru_maxrss`, which a new process inherits from the one that started it.
+    """
+    return _kilobytes("VmHWM")
+
+
+def forget_peak_resident_bytes() -> None:
+    """Let the peak fall to what is resident now, where the system allows it (man 5 proc)."""
+    if sys.platform == "linux":
+        _RESET.write_text("5")
+
+
+def _kilobytes(key: str) -> int | None:
+    if sys.platform != "linux":
+        return None
+    found = re.search(rf"^{key}:\s+(\d+) kB$", _STATUS.read_text(), flags=re.MULTILINE)
+    return None if found is None else 1024 * int(found[1])
 
 
 def keep_freed_memory(is_kept: bool = True) -> None:

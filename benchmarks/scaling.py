@@ -22,12 +22,12 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs import BenchRun
-from beitkit.measuring.flops import step_flops
 from beitkit.measuring.matrix import best_rates, contestant, products_of
 from beitkit.measuring.ours import CACHED, OurNetworks, pretraining
 from beitkit.measuring.race import precision_name
 from beitkit.measuring.turns import Contestant, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
+from beitkit.planning.flops import network_flops
 from beitkit.runs.bench_setup import accelerated
 from beitkit.train.runtime import Runtime, start_runtime
 
@@ -76,8 +76,7 @@ def grown(what: str, rows: list[tuple[str, Workload]], runtime: Runtime, rounds:
     rate = best_rates(products, taken)[precision]
     print(f"\n| {what} | images/s | GFLOP/image | share of {rate / 1e9:.0f} GFLOP/s |\n|---|---|---|---|")
     for name, workload in rows:
-        config = workload.masked_config
-        flops = step_flops(config.backbone, config.outputs, workload.num_masked)
+        flops = network_flops(workload.masked_config, workload.num_masked).step(recompute=False)
         speed = workload.batch_size / median(taken[name])
         print(f"| {name} | {speed:.3g} | {flops / 1e9:.3g} | {speed * flops / rate:.0%} |", flush=True)
 

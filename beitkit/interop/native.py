@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save as encode_safetensors
 from torch import Tensor, nn
 
 import beitkit
@@ -15,6 +14,7 @@ from beitkit.interop.build import build
 from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, TokenizerNetwork, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
+from beitkit.train.tensor_files import write_tensors
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
@@ -29,8 +29,7 @@ def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Ten
     """Write a network's config and tensors to `folder`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
-    encoded = encode_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
-    write_atomically(folder / WEIGHTS, encoded)
+    write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
     # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
     # unless it fits.
     description = {

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save as encode_safetensors
 from torch import Tensor
 
 import beitkit
@@ -32,6 +31,7 @@ from beitkit.interop.stored import State, Stored
 from beitkit.interop.timm import refuse_for_timm, timm_config
 from beitkit.nn.position import relative_position_index
 from beitkit.system import write_atomically
+from beitkit.train.tensor_files import write_tensors
 
 Format = Literal["native", "microsoft", "huggingface", "timm"]
 Tensors = dict[str, Tensor]
@@ -145,8 +145,7 @@ def _write_timm(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
 def _write_folder(folder: Path, tensors: Tensors, texts: dict[str, str]) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file; this format is a folder, give another path")
-    encoded = encode_safetensors(tensors, {"format": "pt"})
-    write_atomically(folder / "model.safetensors", encoded)
+    write_atomically(folder / "model.safetensors", lambda file: write_tensors(file, tensors, {"format": "pt"}))
     for name, text in texts.items():
         write_atomically(folder / name, text.encode())
 

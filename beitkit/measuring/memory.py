@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import gc
-import re
-import sys
-from pathlib import Path
 
 import torch
 
 from beitkit.measuring.turns import WARM_UP_STEPS, Contestant
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from beitkit.system import forget_peak_resident_bytes, peak_resident_bytes, resident_bytes
 
 
 def peak_bytes(contestant: Contestant, device: torch.device) -> int | None:
     """Most memory during some steps: allocated on a GPU, or resident on Linux above what it was before; None elsewhere.
 
-    What making the contestant takes does not count (reading a checkpoint holds its weights several times). The peak is not
-    `ru_maxrss`, which a new process inherits from the one that started it.
+    What making the contestant takes does not count (reading a checkpoint holds its weights several times).
     """
     if device.type == "cuda":
         step = contestant.prepare()
@@ -26,18 +21,13 @@ def peak_bytes(contestant: Contestant, device: torch.device) -> int | None:
         for _ in range(WARM_UP_STEPS):
             step()
         return torch.cuda.max_memory_allocated(device)
-    if device.type != "cpu" or sys.platform != "linux":
+    before = resident_bytes()
+    if device.type != "cpu" or before is None:
         return None
-    before = _kilobytes("VmRSS")
     step = contestant.prepare()
     gc.collect()
-    RESET.write_text("5")  # the high-water mark falls to what is resident now (man 5 proc)
+    forget_peak_resident_bytes()
     for _ in range(WARM_UP_STEPS):
         step()
-    return 1024 * (_kilobytes("VmHWM") - before)
-
-
-def _kilobytes(key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB$", STATUS.read_text(), flags=re.MULTILINE)
-    assert found, f"{STATUS} has no {key}"
-    return int(found[1])
+    peak = peak_resident_bytes()
+    return None if peak is None else peak - before

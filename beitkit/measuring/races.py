@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from beitkit.configs.model import Pair
 from beitkit.configs.verbs import BenchJob, Rival
 from beitkit.measuring import ours, with_timm, with_transformers
-from beitkit.measuring.flops import forward_flops, step_flops, tokenizer_flops
 from beitkit.measuring.ours import CACHED, OURS, TOKENIZER_ALONE, UNCACHED, Accelerate, OurNetworks
 from beitkit.measuring.race import Flops, Race, parity, precision_name
 from beitkit.measuring.turns import Contestant
 from beitkit.measuring.with_timm import TIMM, TimmNetworks
 from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS, TheirNetworks
-from beitkit.measuring.workload import CLASSES, TOKENIZER, Workload
+from beitkit.measuring.workload import TOKENIZER, Workload
+from beitkit.planning.flops import network_flops, tokenizer_flops
 from beitkit.train.runtime import Runtime
 
 
@@ -28,10 +28,10 @@ def _pretraining(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], 
     own = OurNetworks(workload, runtime)
     contestants = ours.pretraining(own, runtime, accelerate)
     config, precision = workload.masked_config, precision_name(runtime.autocast)
-    step = step_flops(config.backbone, config.outputs, workload.num_masked)
-    surplus = step_flops(config.backbone, config.outputs, config.backbone.grid[0] * config.backbone.grid[1])
-    tokens = tokenizer_flops(TOKENIZER, workload.token_size)
-    exact = _exact_tokenizer_flops(config.backbone.grid)
+    grid = config.backbone.grid
+    step = network_flops(config, workload.num_masked).step(recompute=False)
+    surplus = network_flops(config, grid[0] * grid[1]).step(recompute=False)
+    tokens, exact = tokenizer_flops(TOKENIZER, grid), _exact_tokenizer_flops(grid)
     own_tokens = _together({precision: tokens - exact}, {"float32": exact})
     flops: dict[str, Flops] = {
         CACHED: {precision: step},
@@ -61,7 +61,7 @@ def _finetuning(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], a
     contestants = ours.finetuning(own, runtime, accelerate)
     contestants += with_transformers.finetuning(theirs, runtime) if "transformers" in rivals else []
     contestants += with_timm.finetuning(timm, runtime) if "timm" in rivals else []
-    flops = {precision_name(runtime.autocast): step_flops(workload.classifier_config.backbone, CLASSES, 1)}
+    flops = {precision_name(runtime.autocast): network_flops(workload.classifier_config).step(recompute=False)}
     return _of_classifiers("finetuning", workload, contestants, flops, own, theirs, timm)
 
 
@@ -70,7 +70,7 @@ def _inference(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], ac
     contestants = ours.inference(own, runtime)
     contestants += with_transformers.inference(theirs, runtime) if "transformers" in rivals else []
     contestants += with_timm.inference(timm, runtime) if "timm" in rivals else []
-    flops = {precision_name(runtime.autocast): forward_flops(workload.classifier_config.backbone, CLASSES, 1)}
+    flops = {precision_name(runtime.autocast): network_flops(workload.classifier_config).forward}
     return _of_classifiers("inference", workload, contestants, flops, own, theirs, timm)
 
 

@@ -105,10 +105,9 @@ def step_seconds(
     pictures = length.own_pictures
     if isinstance(rates, Given):
         network = pictures * workload.flops.step(recompute=recompute) / rates.flops_per_second
-        tokenizer = pictures * length.tokenized * workload.tokenizer_flops / rates.flops_per_second
+        tokenizer = pictures * length.tokenized * workload.tokenizer_flops / rates.tokenizer
         return StepSeconds(network, tokenizer, 0.0, 0.0, exchanged)
-    again = (2 + BACKWARD) / (1 + BACKWARD) if recompute else 1.0
-    network = pictures * (workload.network.backbone.depth * rates.block * again + rates.rest)
+    network = pictures * (workload.network.backbone.depth * rates.block + rates.rest)
     tokenizer = pictures * length.tokenized * rates.tokenizer
     update = rates.update * workload.parameters
     computing = network + tokenizer + update
@@ -117,11 +116,13 @@ def step_seconds(
     return StepSeconds(network, tokenizer, waiting, update, exchanged)
 
 
-def evaluation_seconds(workload: Workload, length: Length, rates: Measured | Given) -> float:
+def evaluation_seconds(workload: Workload, length: Length, rates: Measured | Given, *, recompute: bool) -> float:
     """Of all evaluations: forward, the tokenizer, and reading in the main process."""
     if isinstance(rates, Given):
-        return length.judged * (workload.flops.forward + workload.tokenizer_flops) / rates.flops_per_second
-    forward = (workload.network.backbone.depth * rates.block + rates.rest) / (1 + BACKWARD)
+        forward = workload.flops.forward / rates.flops_per_second
+        return length.judged * (forward + workload.tokenizer_flops / rates.tokenizer)
+    blocks = workload.network.backbone.depth * rates.block / (1 + BACKWARD + recompute)
+    forward = blocks + rates.rest / (1 + BACKWARD)
     return length.judged * (forward + rates.tokenizer + (rates.reading or 0.0))
 
 

@@ -68,7 +68,7 @@ class Flops(NamedTuple):
         return self.forward + self.backward + (self.blocks if recompute else 0)
 
 
-def network_flops(network: MaskedImageModelConfig | ClassifierConfig | SegmenterConfig, predicted: int) -> Flops:
+def network_flops(network: MaskedImageModelConfig | ClassifierConfig | SegmenterConfig, predicted: int = 0) -> Flops:
     """Of a network; `predicted` is the number of patches of a picture that a masked-image model is asked about."""
     backbone = network.backbone
     if isinstance(network, SegmenterConfig):

@@ -10,18 +10,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import MaskedImageModelConfig
+from beitkit.planning.steps import set_recompute
 from beitkit.planning.workload import Workload, backbone_of, count_parameters
+from beitkit.tokenizers.precision import Encoder
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
@@ -44,7 +45,7 @@ class Traced(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes on one device, by part, and at each of the three moments that can be the fullest."""
+    """Bytes on one device, by part, and at each of the moments that can be the fullest."""
 
     process: int
     """Python, torch and the libraries; on a GPU that of the host is not counted."""
@@ -56,6 +57,8 @@ class Memory(NamedTuple):
     tokenizer: int
     tokenizer_activations: int
     """Most while a batch is tokenized."""
+    trial: int
+    """Most while its precision is tried, when a run starts."""
     batch: int
     """Pictures as they were read and as they are normalized, with their tokens and masks."""
     exchange: int
@@ -74,8 +77,9 @@ class Memory(NamedTuple):
 
     @property
     def moments_in_time(self) -> dict[str, int]:
-        """What is held while a batch is tokenized, while it goes forward and backward, and while the weights change."""
+        """What is held while the tokenizer is tried, a batch is tokenized, goes forward and backward, and the weights change."""
         return {
+            "trying the tokenizer": self.process + self.weights + self.tokenizer + self.surplus + self.trial,
             "tokenizing": self.resident + self.tokenizer_activations,
             "forward and backward": self.resident + self.step,
             "update": self.resident + self.gradients,
@@ -125,8 +129,9 @@ def plan_memory(
         # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
         exchange = 3 * block
         step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
-    tokenizer, activations = _tokenizer(workload, batch_size)
-    return Memory(
+    tokenizer, activations = _tokenizer(workload, batch_size, autocast)
+    trial = 0 if autocast is None else _tokenizer(workload, workload.tried, None)[1]
+    memory = Memory(
         process=process,
         weights=weights // share,
         gradients=weights // share,
@@ -134,27 +139,28 @@ def plan_memory(
         average=weights // share if is_averaged else 0,
         tokenizer=tokenizer,
         tokenizer_activations=activations,
+        trial=trial,
         batch=_batch(workload, batch_size),
         exchange=exchange,
         traced=traced,
         step=step,
-        surplus=round((factor - 1) * (weights // share + MOMENTS * weights // share + step)),
+        surplus=0,
     )
+    return memory._replace(surplus=round((factor - 1) * (memory.peak - process)))
 
 
+@cache
 def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
     """Run `passes` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
     with torch.device("meta"):
         objective = workload.objective().train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         objective.to_empty(device=CPU)
-        if recompute:
-            _recompute_blocks(objective)
+        set_recompute(objective, recompute)
         batch = workload.batch(pictures, CPU)
         return traced_passes(
             objective,
             batch,
-            chosen=pictures * workload.predicted,
             passes=passes,
             autocast=autocast,
             logits=_logits(workload, pictures),
@@ -162,10 +168,10 @@ def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torc
 
 
 def traced_passes(
-    objective: nn.Module, batch: dict[str, Tensor], *, chosen: int, passes: int, autocast: torch.dtype | None, logits: int
+    objective: nn.Module, batch: dict[str, Tensor], *, passes: int, autocast: torch.dtype | None, logits: int
 ) -> Traced:
-    """What the passes held, of fake or real tensors; `chosen` is how often a mask is True, which fake ones do not know."""
-    live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()], chosen)
+    """What the passes held, of fake or real tensors."""
+    live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()])
     forward, cast = 0, 0
     with live:
         for _ in range(passes):
@@ -181,21 +187,16 @@ def traced_passes(
 class LiveStorages(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, from when they are made until nothing refers to them."""
 
-    def __init__(self, known: Iterable[Tensor], chosen: int) -> None:
-        """`known` are the tensors that are not counted; an index of truth values is taken to hold `chosen` of True."""
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        """`known` are the tensors that are not counted."""
         super().__init__()
         self.bytes = self.peak = self.cast_bytes = 0
-        self._chosen = chosen
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
         self._counted: weakref.WeakValueDictionary[int, torch.UntypedStorage] = weakref.WeakValueDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run the operation, and count what it made."""
-        if func is torch.ops.aten.index.Tensor and isinstance(args[0], FakeTensor) and args[1][0].dtype == torch.bool:
-            # How many rows come out depends on what the mask holds, which is known here and not to a fake tensor.
-            result = args[0].new_empty(self._chosen, *args[0].shape[args[1][0].ndim :])
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         is_cast = func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._known
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -218,29 +219,29 @@ class LiveStorages(TorchDispatchMode):
         self.cast_bytes -= cast
 
 
-def _tokenizer(workload: Workload, pictures: int) -> tuple[int, int]:
+@cache
+def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None) -> tuple[int, int]:
     """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
-    if workload.tokenizer is None:
+    if workload.tokenizer is None or not pictures:
         return 0, 0
     with torch.device("meta"):
-        tokenizer = workload.tokenizer_network()
+        encoder = Encoder.laid_out(network := workload.tokenizer_network().eval(), precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        tokenizer.to_empty(device=CPU)
+        network.to_empty(device=CPU)
         images = workload.token_images(pictures, CPU)
-        own = [*tokenizer.parameters(), *tokenizer.buffers()]
-        live = LiveStorages([*own, images], 0)
+        own = [*network.parameters(), *network.buffers()]
+        live = LiveStorages([*own, images])
         with live:
-            tokenizer.encode(images)
+            encoder(images)
     return sum(tensor.nbytes for tensor in own), live.peak
 
 
 def _batch(workload: Workload, pictures: int) -> int:
-    """The pictures as uint8 and float32, those of the tokenizer as well, and what comes with them."""
+    """The pictures as uint8 and float32, those of the tokenizer as uint8, and what comes with them."""
     with FakeTensorMode():
         batch = workload.batch(pictures, CPU)
-        shown = [batch["images"]] if workload.tokenizer is None else [batch["images"], workload.token_images(pictures, CPU)]
-    floats = sum(tensor.nbytes for tensor in {**batch, "images": shown[-1], "network": shown[0]}.values())
-    return floats + sum(tensor.numel() for tensor in shown)
+        seen = 0 if workload.tokenizer is None else workload.token_images(pictures, CPU).nbytes
+    return sum(tensor.nbytes for tensor in batch.values()) + batch["images"].numel() + seen
 
 
 def _logits(workload: Workload, pictures: int) -> int:
@@ -251,13 +252,6 @@ def _logits(workload: Workload, pictures: int) -> int:
     assert network.vocabulary is not None
     predictions = 1 if network.cls_branch is None else 2
     return predictions * FLOAT * pictures * workload.predicted * network.vocabulary
-
-
-def _recompute_blocks(objective: nn.Module) -> None:
-    """Let every block keep its input only, as activation checkpointing does."""
-    for block in backbone_of(objective).each_block():
-        # Fake tensors draw no random numbers, so there is no state to restore.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def _precision(autocast: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -8,36 +8,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from beitkit.configs.model import SegmenterConfig
-from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
+from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.surplus import allocator_factor
-from beitkit.planning.workload import Workload, count_parameters
-from beitkit.train.optim import make_optimizer, parameter_groups
+from beitkit.planning.workload import Workload
 from beitkit.train.runtime import Runtime
+from beitkit.train.step import Trainer
 
 MEASURED_FLOPS = 3e11
 """Operations of one timed pass, at most: a second or two on a CPU."""
-ROUNDS = 4
+ROUNDS = 6
 """Times each part is run; the first time is not counted."""
 BLOCKS_MORE = 3
 """Blocks by which two timed networks differ, so that a block's own time is known."""
+JOBS = {"pretrain": "pretraining", "finetune": "finetuning"}
+"""What `beitkit bench` calls the work of a verb."""
 
 
 class Measured(NamedTuple):
     """Seconds, on the device that this runs on."""
 
     block: float
-    """Of one block forward and backward, for one picture."""
+    """Of one block forward and backward, and forward again where that is how it is run, for one picture."""
     rest: float
     """Of everything but the blocks forward and backward, for one picture: embedding, head, loss."""
     update: float
-    """Of clipping and AdamW, for one parameter."""
+    """Of clipping and AdamW, for one parameter; measured alone."""
     tokenizer: float
     """Of one picture's tokens; 0 where nothing is tokenized."""
     reading: float | None
@@ -56,6 +57,8 @@ class Given(NamedTuple):
     """Floating-point operations per second of a matrix product."""
     share: float
     """Of that rate, what training reaches."""
+    tokenizer: float
+    """Operations per second that a tokenizer reaches."""
     source: str
     """Where both are from, in words."""
 
@@ -65,95 +68,102 @@ class Given(NamedTuple):
         return self.rate * self.share
 
 
-def measure(workload: Workload, batch_size: int, runtime: Runtime, read: Callable[[], object] | None) -> Measured:
+def measure(
+    workload: Workload, batch_size: int, runtime: Runtime, read: Callable[[], object] | None, *, recompute: bool
+) -> Measured:
     """Time the parts of a step on this machine.
 
-    Two networks that differ in depth alone train on the same noise in turn; what the deeper one takes longer is its blocks'.
+    Two networks that differ in depth alone train on noise in turn; what the deeper one takes longer is its blocks'.
 
     Args:
         workload: what is computed.
         batch_size: pictures of a forward pass; fewer are timed where they would take long.
         runtime: where, and in which precision.
         read: reads and augments one picture, another one each time.
+        recompute: whether the blocks go forward twice.
     """
     first = 4 if isinstance(workload.network, SegmenterConfig) else 1  # a segmenter reads four different blocks
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
-    pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=False))))
-    factor = allocator_factor(deep, pictures, runtime) if runtime.device.type == "cpu" else 1.0  # before anything large
-    batch = workload.batch(pictures, runtime.device)
-    objectives = [part.objective().to(runtime.device).train() for part in (shallow, deep)]
-    less, more = _medians([lambda o=objective: _pass(o, batch, runtime) for objective in objectives], runtime.device)
-    update = _update_seconds(objectives[1], runtime.device)
-    del objectives
-    block = max(0.0, more - less) / BLOCKS_MORE
+    pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
+    factor = allocator_factor(deep, pictures, runtime, recompute=recompute)
+    steps = [NoiseSteps(part, pictures, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
+    less, more = _medians(steps, runtime.device)
+    update = _update_seconds(steps[1].trainer, runtime.device)
+    del steps
+    block = max(0.0, more - less - update * (deep.parameters - shallow.parameters)) / BLOCKS_MORE
     return Measured(
         block=block / pictures,
-        rest=max(0.0, less - first * block) / pictures,
+        rest=max(0.0, less - first * block - update * shallow.parameters) / pictures,
         update=update,
-        tokenizer=_tokenizer_seconds(workload, batch_size, runtime.device),
+        tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
         pictures=pictures,
         allocator=factor,
     )
 
 
-def given_rates(path: Path | None, tflops: float | None, share: float | None, precision: str, job: str) -> Given | None:
+def given_rates(path: Path | None, tflops: float | None, share: float | None, precision: str, verb: str) -> Given | None:
     """What the options say about other hardware; None if they say nothing.
 
     Args:
-        path: JSON with `device`, `matrix_rate` (operations per second by precision) and `share` (by job), as `beitkit bench`
-            writes it.
+        path: what `beitkit bench` wrote, of which `device`, `matrix_rate` (operations per second by precision), `share` (by job)
+            and the speed of its tokenizer are read.
         tflops: a rate instead, in 1e12 operations per second.
         share: what training reaches of the rate; goes before the file's.
         precision: float32 or bfloat16.
-        job: the verb that is planned.
+        verb: what is planned.
 
     Raises:
-        UserError: a file without what is needed, or a rate without a share.
+        UserError: a file without what is needed.
     """
     if path is None:
         if tflops is None:
             return None
         assert share is not None
-        return Given("the given hardware", tflops * 1e12, share, "given")
+        return Given("the given hardware", tflops * 1e12, share, tflops * 1e12 * share, "given")
     try:
         found = json.loads(path.read_text())
-        rate, shares, device = float(found["matrix_rate"][precision]), dict(found.get("share", {})), str(found["device"])
+        rates, shares, device = dict(found["matrix_rate"]), dict(found["share"]), str(found["device"])
+        rate, tokenizer = float(rates[precision]), _tokenizer_rate(found["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"--rates {path} should be JSON as beitkit bench writes it, with device and matrix_rate of {precision}, and is not"
+            f"--rates {path} should be a bench.json of beitkit bench with a matrix_rate of {precision}, and is not"
         ) from None
+    job = JOBS.get(verb)
     if share is None and job not in shares:
-        raise UserError(f"--rates {path} does not say which share of the rate {job} reaches; give it as --share, such as 0.4")
-    return Given(device, rate, float(shares[job]) if share is None else share, f"measured, {path.name}")
+        raise UserError(f"--rates {path} does not say which share of the rate {verb} reaches; give it as --share, such as 0.4")
+    reached = float(shares[job]) if share is None else share
+    tokenizer = tokenizer if share is None and tokenizer is not None else rate * reached
+    return Given(device, rate, reached, tokenizer, f"measured, {path.name}")
 
 
-def _pass(objective: nn.Module, batch: dict[str, Tensor], runtime: Runtime) -> None:
-    objective.zero_grad(set_to_none=True)
-    with runtime.precision():
-        loss = objective(batch, 0.0).total
-    loss.backward()
+def _tokenizer_rate(jobs: list[dict[str, Any]]) -> float | None:
+    """Operations per second of the tokenizer in a bench; it computes in two precisions, so a share of one rate says less."""
+    for one in (contestant for job in jobs for contestant in job["contestants"]):
+        if one["name"] == "tokenizer":
+            return float(one["images_per_second"]) * sum(one["flops_per_image"].values())
+    return None
 
 
-def _update_seconds(objective: nn.Module, device: torch.device) -> float:
-    """Of clipping and AdamW, for one parameter; the objective has gradients."""
-    optimizer = make_optimizer(parameter_groups(objective, 0.05), OptimConfig())
-    parameters = list(objective.parameters())
+def _update_seconds(trainer: Trainer, device: torch.device) -> float:
+    """Of clipping and AdamW, for one parameter."""
+    parameters = list(trainer.learning.values())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
 
     def update() -> None:
-        nn.utils.clip_grad_norm_(parameters, 3.0, foreach=True)
-        optimizer.step()
+        trainer.parallel.norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        trainer.optimizer.step()
 
-    return _medians([update], device)[0] / count_parameters(objective)
+    return _medians([update], device)[0] / sum(parameter.numel() for parameter in parameters)
 
 
-@torch.no_grad()
-def _tokenizer_seconds(workload: Workload, batch_size: int, device: torch.device) -> float:
+def _tokenizer_seconds(workload: Workload, batch_size: int, runtime: Runtime) -> float:
     if workload.tokenizer is None:
         return 0.0
     pictures = max(1, min(batch_size, int(MEASURED_FLOPS / workload.tokenizer_flops)))
-    tokenizer, images = workload.tokenizer_network().to(device).eval(), workload.token_images(pictures, device)
-    return _medians([lambda: tokenizer.encode(images)], device)[0] / pictures
+    encoder, images = workload.encoder(runtime.device, runtime.autocast), workload.token_images(pictures, runtime.device)
+    return _medians([lambda: encoder(images)], runtime.device)[0] / pictures
 
 
 def _medians(parts: Sequence[Callable[[], object]], device: torch.device, rounds: int = ROUNDS) -> list[float]:

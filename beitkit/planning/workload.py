@@ -18,6 +18,7 @@ from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
 from beitkit.planning.flops import Flops, network_flops, tokenizer_flops
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.precision import Encoder
 from beitkit.tokenizers.vqkd import VQKD
 
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
@@ -30,6 +31,8 @@ class Workload:
     network: TrainedConfig
     tokenizer: DVAEConfig | VQKDConfig | None = None
     """None where nothing is tokenized in this run."""
+    tried: int = 0
+    """Pictures on which a run that computes in bfloat16 tries whether its tokenizer may, when it starts."""
     predicted: int = 0
     """Patches of a picture that a masked-image model predicts."""
     mixes: bool = False
@@ -90,6 +93,10 @@ class Workload:
         assert self.tokenizer is not None
         return DiscreteVAE(self.tokenizer) if isinstance(self.tokenizer, DVAEConfig) else VQKD(self.tokenizer)
 
+    def encoder(self, device: torch.device, precision: torch.dtype | None) -> Encoder:
+        """The tokenizer as the run uses it, where this precision finds the tokens of float32."""
+        return Encoder.laid_out(self.tokenizer_network().to(device).eval(), precision)
+
     def batch(self, pictures: int, device: torch.device) -> Batch:
         """A batch of this many pictures, all of them noise, as the objective takes it."""
         backbone = self.network.backbone
@@ -105,12 +112,15 @@ class Workload:
         patches = self.grid[0] * self.grid[1]
         mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
         tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
-        return {"images": images, "mask": mask, "tokens": tokens}
+        # As `data.masking.located` finds them, which a mask without content could not be asked.
+        starts = torch.arange(pictures, device=device)[:, None] * patches
+        positions = (starts + torch.arange(self.predicted, device=device)).flatten()
+        return {"images": images, "mask": mask, "tokens": tokens, "positions": positions}
 
     def token_images(self, pictures: int, device: torch.device) -> Tensor:
-        """Noise in [0, 1] that the tokenizer takes."""
+        """Noise for the tokenizer, as the stream reads it: uint8."""
         assert self.token_size is not None
-        return torch.rand(pictures, self.network.backbone.channels, *self.token_size, device=device)
+        return torch.randint(256, (pictures, self.network.backbone.channels, *self.token_size), dtype=torch.uint8, device=device)
 
 
 def backbone_of(objective: nn.Module) -> Backbone:

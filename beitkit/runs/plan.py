@@ -20,9 +20,9 @@ from beitkit.errors import UserError
 from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds
 from beitkit.planning.memory import Memory, plan_memory
 from beitkit.planning.rates import Given, Measured, given_rates, measure
-from beitkit.planning.surplus import resident_bytes
 from beitkit.runs.plan_subject import Subject, subject_of
 from beitkit.runs.plan_table import GIB, Estimate, print_estimate
+from beitkit.system import resident_bytes
 from beitkit.train.runtime import Runtime, start_runtime
 
 GIGA = 1e9
@@ -38,8 +38,9 @@ def run(config: PlanRun) -> Estimate:
     if rates is None:
         runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
         precision = "float32" if runtime.autocast is None else "bfloat16"
-        process = resident_bytes() if runtime.device.type == "cpu" else 0
-        rates = measure(subject.workload, subject.length.batch_size, runtime, _reader(config, subject))
+        process = (resident_bytes() or 0) if runtime.device.type == "cpu" else 0
+        read = _reader(config, subject)
+        rates = measure(subject.workload, subject.length.batch_size, runtime, read, recompute=config.recompute)
         limit = _memory_here(runtime) / GIB if limit is None else limit
         workers = default_workers() if workers < 0 else workers
         device = runtime.describe()
@@ -78,7 +79,7 @@ def run(config: PlanRun) -> Estimate:
         memory=held,
         limit=None if limit is None else round(limit * GIB),
         step=step,
-        evaluating=evaluation_seconds(subject.workload, subject.length, rates),
+        evaluating=evaluation_seconds(subject.workload, subject.length, rates, recompute=config.recompute),
         advice=() if limit is None or held.peak <= limit * GIB else _advice(config, subject, memory, round(limit * GIB)),
     )
     if config.json:

@@ -21,13 +21,12 @@ from beitkit.planning.workload import Workload
 from beitkit.runs.pretrain import DEFAULT_EPOCHS
 from beitkit.runs.pretrain_setup import JUDGED_PICTURES, network_of
 from beitkit.runs.segment import AUXILIARY_CHANNELS
+from beitkit.runs.token_encoder import TRIED_PICTURES
 from beitkit.train.schedule import make_plan
 
 AnyRun = PretrainRun | FinetuneRun | SegmentRun
 CLASSES = {"finetune": 1000, "segment": 150}
 """Of ImageNet-1k and of ADE20K."""
-COLOR = 3
-"""Channels of pictures where no tokenizer says otherwise."""
 
 
 class Subject(NamedTuple):
@@ -66,7 +65,9 @@ def subject_of(config: PlanRun) -> Subject:
 def _check_options(config: PlanRun, verb: str) -> None:
     """Raise a `UserError` for an option of another verb."""
     default = PlanRun(images=1)
-    others = {"tokenizer": "pretrain", "views": "pretrain"} if verb != "pretrain" else {"classes": "finetune and segment"}
+    others = (
+        dict.fromkeys(("tokenizer", "views", "cached"), "pretrain") if verb != "pretrain" else {"classes": "finetune and segment"}
+    )
     for name, home in others.items():
         if getattr(config, name) != getattr(default, name):
             raise UserError(f"--{name} is for {home}, and this plans {verb}; leave it out, or give another --recipe")
@@ -92,10 +93,9 @@ def _run_of(config: PlanRun, verb: str) -> AnyRun:
 def _workload(config: PlanRun, run: AnyRun) -> Workload:
     if isinstance(run, PretrainRun):
         tokenizer = _tokenizer(config)
-        vocabulary = PUBLISHED_DVAES["dalle"].vocabulary if tokenizer is None else tokenizer.vocabulary
-        channels = COLOR if tokenizer is None else _channels(tokenizer)
-        network = network_of(run, channels, vocabulary=vocabulary)
-        return Workload(network=network, tokenizer=tokenizer, predicted=masker(run.mask, network.backbone.grid).count)
+        network = network_of(run, _channels(tokenizer), vocabulary=tokenizer.vocabulary)
+        predicted = masker(run.mask, network.backbone.grid).count
+        return Workload(network=network, tokenizer=tokenizer, tried=TRIED_PICTURES, predicted=predicted)
     assert config.recipe is not None
     size = config.size or next(name for name in SIZES if name in config.recipe.split("-"))
     backbone = NetworkConfig().backbone(
@@ -118,16 +118,12 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
     return Workload(network=segmenter, loss=run.loss)
 
 
-def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig | None:
-    if config.tokenizer == "none":
-        return None
+def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
     if config.tokenizer in PUBLISHED_DVAES:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)
     if not path.exists():
-        raise UserError(
-            f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, none, or a run folder or file, got {config.tokenizer!r}"
-        )
+        raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}")
     return load_tokenizer(path).config
 
 
@@ -142,7 +138,8 @@ def _length(config: PlanRun, run: AnyRun, passes: int) -> Length:
     epochs = plan.steps * plan.pictures_per_step / config.images
     tokenized, judged = 0.0, 0
     if isinstance(run, PretrainRun):
-        tokenized = 1.0 if config.views is None else min(1.0, config.views / epochs)
+        stored = 0 if config.cached else config.views
+        tokenized = 1.0 if stored is None else min(1.0, stored / epochs)
         every = run.loop.evaluate_every
         evaluations = -(-plan.steps // every) if every else 1
         judged = evaluations * min(JUDGED_PICTURES, config.images)

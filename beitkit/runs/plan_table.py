@@ -110,6 +110,8 @@ class Estimate:
             notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
         if length.devices > 1 and isinstance(self.rates, Measured):
             notes.append(f"time is that of {length.devices} devices like this one")
+        if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
+            notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
         if self.subject.verb != "pretrain":
             notes.append("evaluations are left out, as the validation pictures are not known")
         return notes
@@ -149,6 +151,7 @@ class Estimate:
             ("logits and loss", memory.traced.logits, TRACED),
             ("tokenizer's weights", memory.tokenizer, CLOSED),
             ("tokenizer at work", memory.tokenizer_activations, TRACED),
+            ("tokenizer, tried at the start", memory.trial, TRACED),
             ("batch", memory.batch, CLOSED),
             ("buckets, gathered blocks", memory.exchange, CLOSED),
             ("allocator's surplus", memory.surplus, MEASURED),

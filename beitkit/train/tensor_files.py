@@ -1,7 +1,8 @@
 """Tensors in safetensors files, written one after the other, and read a few rows at a time.
 
-The library writes a file from tensors that all lie in the host's memory, and would have it read again for its digest. Here a
-tensor is copied from the device when its turn comes, and hashed as it is written. Reading is the library's.
+The library writes a file from tensors that all lie in the host's memory, copies all of them twice on the way, and would have the
+file read again for its digest. Here a tensor is copied from the device when its turn comes, and hashed as it is written. Reading
+is the library's.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ ALIGNMENT = 8
 """The header is padded to whole multiples, so that tensors can be mapped where they lie."""
 
 
-def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file; returns its digest."""
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a safetensors file, with what else it is to say of itself; returns its digest."""
     # Wide types first, so that each begins at a multiple of its own width.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    header, end = {}, 0
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name, tensor in ordered:
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": NAME_OF_TYPE[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     hashed = _hash()
     for data in (len(text).to_bytes(8, "little"), text):

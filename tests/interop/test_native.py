@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from beitkit.configs.model import BackboneConfig, DVAEConfig, VQKDConfig
 from beitkit.errors import UserError
 from beitkit.interop.load import load, load_tokenizer
 from beitkit.interop.native import load_native, save_native
+from beitkit.system import forget_peak_resident_bytes, peak_resident_bytes
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
 
@@ -89,6 +91,20 @@ def test_the_description(network: Any, tmp_path: Path) -> None:
     assert description["beitkit"] == beitkit.__version__
     assert description["config"]["classes"] == ["cat", "dog", "fungi ü"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells how much memory a process held")
+def test_saving_copies_no_network(tmp_path: Path) -> None:
+    tokenizer = DiscreteVAE(DVAEConfig(vocabulary=100_000, hidden=128))
+    size = sum(tensor.nbytes for tensor in tokenizer.state_dict().values())
+    forget_peak_resident_bytes()
+    before = peak_resident_bytes()
+    save_native(tokenizer, tmp_path)
+    after = peak_resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert (tmp_path / "model.safetensors").stat().st_size > size > 100e6
+    assert after - before < size / 4
 
 
 def test_a_failed_write_leaves_the_old_model(network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

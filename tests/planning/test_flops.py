@@ -76,7 +76,7 @@ def test_a_tokenizer_takes_what_the_counter_counts(config: DVAEConfig | VQKDConf
     workload = Workload(network=network, tokenizer=config)
     tokenizer = workload.tokenizer_network()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        tokenizer.encode(workload.token_images(1, CPU))
+        tokenizer.encode(workload.token_images(1, CPU).float())
     assert tokenizer_flops(config, (3, 4)) == counter.get_total_flops()
 
 

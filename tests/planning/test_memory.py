@@ -49,7 +49,7 @@ def test_activations_are_those_that_a_real_step_keeps(workload: Workload, autoca
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_fake_tensors_trace_what_real_ones_do(autocast: torch.dtype | None) -> None:
     objective, batch = MASKED.objective().train(), MASKED.batch(4, torch.device("cpu"))
-    real = traced_passes(objective, batch, chosen=20, passes=2, autocast=autocast, logits=0)
+    real = traced_passes(objective, batch, passes=2, autocast=autocast, logits=0)
     fake = trace_step(MASKED, 4, passes=2, autocast=autocast, recompute=False)
     # Under autocast they differ by two hundred bytes, which were not traced to their operation.
     assert fake.peak == pytest.approx(real.peak, rel=1e-3)

@@ -8,9 +8,18 @@ from PIL import Image
 
 import beitkit
 from beitkit.cli import main
+from beitkit.configs.model import DVAEConfig
 from beitkit.errors import UserError
 
 DESCRIBED = {"tflops": 100.0, "share": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer that is quickly traced."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=30, hidden=16)), path)
+    return str(path)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -37,10 +46,12 @@ def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest
     assert any("exchange" in note for note in plan["notes"])
 
 
-def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stored_views_are_tokenized_once(tokenizer: str) -> None:
     always, twice, never = (
-        beitkit.plan(images=1000, size="nano", epochs=8.0, batch_size=50, **DESCRIBED, **more).operations.tokenizing
-        for more in ({}, {"views": 2}, {"tokenizer": "none"})
+        beitkit.plan(
+            images=1000, size="nano", tokenizer=tokenizer, epochs=8.0, batch_size=50, **DESCRIBED, **more
+        ).operations.tokenizing
+        for more in ({}, {"views": 2}, {"cached": True})
     )
     assert twice * 4 == always > 0
     assert never == 0
@@ -48,43 +59,58 @@ def test_stored_views_are_tokenized_once(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("recipe", ["finetune-base-pt22k", "segment-base-512-from-pt", "pretrain-v2-large"])
 def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = said(capsys, "--recipe", recipe, "--images", "20000", "--tflops", "100", "--share", "0.5")
+    text = said(capsys, "--recipe", recipe, "--images", "20000", "--batch-size", "2", "--tflops", "100", "--share", "0.5")
     assert "peak" in text
     assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
 
 
-def test_what_does_not_fit_is_said_with_what_would() -> None:
-    plan = beitkit.plan(images=10_000, size="tiny", batch_size=32, precision="float32", memory=1.0, gpus=2, **DESCRIBED)
+def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
+    given = {
+        "images": 10_000,
+        "size": "nano",
+        "precision": "float32",
+        "memory": 0.1,
+        "gpus": 2,
+        "tokenizer": tokenizer,
+    } | DESCRIBED
+    plan = beitkit.plan(batch_size=32, **given)
     assert plan.fits is False
     smaller = next(line for line in plan.advice if line.startswith("--batch-size"))
     words = smaller.split()
-    followed = beitkit.plan(images=10_000, size="tiny", batch_size=int(words[1]), accumulate=int(words[3]), precision="float32",
-                            memory=1.0, gpus=2, **DESCRIBED)  # fmt: skip
+    followed = beitkit.plan(batch_size=int(words[1]), accumulate=int(words[3]), **given)
     assert followed.fits
     assert followed.subject.length.pictures_per_step == plan.subject.length.pictures_per_step
 
 
-def test_an_exchange_takes_its_bytes() -> None:
-    plan = beitkit.plan(images=10_000, size="nano", gpus=4, bandwidth=1.0, **DESCRIBED)
+def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
+    plan = beitkit.plan(images=10_000, size="nano", tokenizer=tokenizer, gpus=4, bandwidth=1.0, **DESCRIBED)
     assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
 
 
-def test_rates_are_read_from_a_file(tmp_path: Path) -> None:
-    rates = tmp_path / "rates.json"
-    rates.write_text(json.dumps({"device": "A", "matrix_rate": {"bfloat16": 1e14}, "share": {"pretrain": 0.5}}))
-    from_file = beitkit.plan(images=1000, size="nano", rates=rates)
-    assert from_file.device == "A"
-    assert from_file.seconds == beitkit.plan(images=1000, size="nano", **DESCRIBED).seconds
+def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
+    tiny = {"size": ("nano",), "image_size": 32, "batch_size": 1, "rounds": 2, "turn": 0.0, "precision": "float32", "threads": 1}
+    beitkit.bench(what=("pretraining",), memory=False, against=(), out=tmp_path, **tiny)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    rate, share = written["matrix_rate"]["float32"], written["share"]
+    options = {"images": 1000, "size": "nano", "precision": "float32", "rates": tmp_path / "bench.json"}
+    plan = beitkit.plan(**options)
+    assert plan.device == written["device"]
+    workload, length = plan.subject.workload, plan.subject.length
+    training = length.pictures * workload.flops.step(recompute=False) / (rate * share["pretraining"])
+    alone = next(one for one in written["jobs"][0]["contestants"] if one["name"] == "tokenizer")
+    tokens = length.pictures / alone["images_per_second"] * (14 / 2) ** 2  # 224 pixels where the bench had 32
+    assert plan.step.total * length.steps == pytest.approx(training + tokens)
+    assert beitkit.plan(**options, share=0.5).step.network == pytest.approx(plan.step.network * share["pretraining"] / 0.5)
     with pytest.raises(UserError, match="which share of the rate finetune reaches"):
-        beitkit.plan(images=10_000, recipe="finetune-base-in1k", rates=rates)
-    with pytest.raises(UserError, match="matrix_rate of float32"):
-        beitkit.plan(images=1000, size="nano", rates=rates, precision="float32")
+        beitkit.plan(images=10_000, recipe="finetune-base-in1k", precision="float32", rates=options["rates"])
+    with pytest.raises(UserError, match="matrix_rate of bfloat16"):
+        beitkit.plan(**options | {"precision": "bfloat16"})
 
 
-def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     text = said(capsys, "--images", "100", "--size", "nano", "--image-size", "32", "--batch-size", "4", "--steps", "3",
-                "--threads", "1", "--tokenizer", "dalle", "--patch", "16",
+                "--threads", "1", "--tokenizer", tokenizer, "--patch", "16",
                 "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
     plan = json.loads(text)
     measured = {figure["name"] for figure in plan["figures"] if figure["source"] == "measured here now"}
@@ -104,7 +130,7 @@ def test_this_machine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
         ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
         ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
-        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, none"),
+        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, or"),
         ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are pictures"),
     ],
 )

@@ -40,10 +40,11 @@ class PlanRun:
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
     tokenizer: str = "dalle"
-    """Pre-training: a published discrete VAE (dalle, beit), one of your own (run folder or file), or none where a complete token
-    cache is read."""
+    """Pre-training: a published discrete VAE (dalle, beit), or one of your own (run folder or file)."""
     views: int | None = None
     """Pre-training: stored views of a picture; they are tokenized once, which takes that many epochs. None tokenizes always."""
+    cached: bool = False
+    """Pre-training: all tokens are in a cache (`beitkit tokenize`), and only evaluations compute any."""
     classes: int | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -93,8 +94,8 @@ class PlanRun:
             raise UserError("--tflops is a rate that no training reaches; give the share that yours does as --share, such as 0.4")
         if self.sharding == "full" and self.gpus == 1:
             raise UserError("--sharding full divides among several devices; give --gpus, or leave it out")
-        if self.views is not None and self.tokenizer == "none":
-            raise UserError("--tokenizer none reads tokens that are all there; leave --views out")
+        if self.views is not None and self.cached:
+            raise UserError("--cached says that the tokens of all views are there; leave --views out")
         if min(self.workers + 1, self.threads) < 0:
             raise UserError(f"--workers must be -1 or more and --threads 0 or more, got {self.workers} and {self.threads}")
         if self.is_elsewhere and self.pictures is not None:

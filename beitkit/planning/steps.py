@@ -1,0 +1,61 @@
+"""Real steps of a run on pictures that are noise, through the code that the run goes through."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from beitkit.configs.train import OptimConfig
+from beitkit.contracts import Batch
+from beitkit.data.stream import tokenized
+from beitkit.nn.blocks import Block
+from beitkit.planning.workload import Workload
+from beitkit.train.optim import parameter_groups
+from beitkit.train.runtime import Runtime, StopRequest
+from beitkit.train.schedule import Plan
+from beitkit.train.step import Outcome, Trainer
+
+LENGTH = 1_000_000
+"""Steps of the schedule whose beginning is run."""
+RATE = 1e-5
+"""So low that training on noise stays finite."""
+
+
+class NoiseSteps:
+    """A fresh network and what trains it; every call makes a step on other noise."""
+
+    def __init__(self, workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool, tokenizes: bool) -> None:
+        """Steps of this many pictures; `tokenizes` computes their tokens each time, where there is a tokenizer."""
+        objective = workload.objective().train()
+        set_recompute(objective, recompute)
+        optim = OptimConfig(warmup_epochs=0.0)
+        plan = Plan(LENGTH, 0, pictures, LENGTH, RATE, RATE, seed=0)
+        groups = parameter_groups(objective, optim.weight_decay)
+        self.trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=1)
+        self._stream = _batches(workload, pictures, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
+        self._numbers, self._stop = itertools.count(), StopRequest()
+
+    def __call__(self) -> Outcome:
+        """The next step."""
+        return self.trainer.step(self._stream, next(self._numbers), self._stop)
+
+
+def set_recompute(objective: torch.nn.Module, recompute: bool) -> None:
+    """Let every block keep its input only, or everything."""
+    for module in objective.modules():
+        if isinstance(module, Block):
+            module.recompute = recompute
+
+
+def _batches(workload: Workload, pictures: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
+    device = runtime.device
+    if not tokenizes:
+        while True:
+            yield workload.batch(pictures, device)
+    encoder = workload.encoder(device, runtime.autocast)
+    stream = (
+        workload.batch(pictures, device) | {"token_images": workload.token_images(pictures, device)} for _ in itertools.count()
+    )
+    yield from tokenized(stream, encoder, workload.grid)
