@@ -22,6 +22,8 @@ from beitkit.train.step import Trainer
 
 MEASURED_FLOPS = 3e11
 """Operations of one timed pass, at most: a second or two on a CPU."""
+SURPLUS_FLOPS = 5e11
+"""Operations of one step of the whole network up to which the allocator is watched on it, and not on fewer blocks."""
 ROUNDS = 6
 """Times each part is run; the first time is not counted."""
 BLOCKS_MORE = 3
@@ -85,7 +87,9 @@ def measure(
     first = 4 if isinstance(workload.network, SegmenterConfig) else 1  # a segmenter reads four different blocks
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
     pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
-    factor = allocator_factor(deep, pictures, runtime, recompute=recompute)
+    is_small = batch_size * workload.flops.step(recompute=recompute) <= SURPLUS_FLOPS
+    watched = (workload, batch_size) if is_small else (deep, pictures)
+    factor = allocator_factor(*watched, runtime, recompute=recompute)
     steps = [NoiseSteps(part, pictures, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
     less, more = _medians(steps, runtime.device)
     update = _update_seconds(steps[1].trainer, runtime.device)

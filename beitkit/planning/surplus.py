@@ -2,8 +2,8 @@
 
 On a CPU most tensors come from a heap, whose holes stay with the process. glibc would hand every large tensor back at once if
 told to (`MALLOC_MMAP_THRESHOLD_`), but then every step waits for the system to clear the same memory again (docs/guide/plan.md).
-How large the holes are depends on the order in which a step makes and frees tensors, so it is measured on whole steps of a
-network of few blocks, against their trace.
+How large the holes are depends on the order in which a step makes and frees tensors, so it is measured on whole steps, of large
+networks with few of their blocks, against their trace.
 """
 
 from __future__ import annotations
