@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -86,5 +86,7 @@ def keep_freed_memory(is_kept: bool = True) -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function; TypeError: Windows has no library without a name
         return
-    for parameter, kept, default in ((M_MMAP_MAX, 0, 65536), (M_TRIM_THRESHOLD, -1, 128 * 1024)):
-        mallopt(parameter, kept if is_kept else default)
+    # What glibc settles at by itself once large blocks were freed; it settles no more after the first of these calls.
+    settled = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+    for parameter, value in ({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1} if is_kept else settled).items():
+        mallopt(parameter, value)

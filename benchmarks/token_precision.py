@@ -21,6 +21,7 @@ from beitkit.configs.model import PUBLISHED_DVAES
 from beitkit.data.files import find_pictures
 from beitkit.data.stream import PictureDataset, evaluation_stream
 from beitkit.data.views import PretrainView
+from beitkit.system import keep_freed_memory
 from beitkit.tokenizers.precision import Encoder
 
 BATCH = 8
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--size", type=int, default=112)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as every run does
     files = find_pictures(arguments.photos)
     files = files.subset([index * len(files) // arguments.pictures for index in range(arguments.pictures)])
     torch.manual_seed(0)
