@@ -100,7 +100,8 @@ def test_segmenters_to_transformers(network: Any, random_images: Any, tmp_path: 
     report = save(ours, tmp_path, format="huggingface")
     assert any("two below" in note for note in report.notes)
     theirs = read_strictly(BeitForSemanticSegmentation, tmp_path)
-    torch.testing.assert_close(theirs(images).logits, two_blocks_below(ours).training_logits(images).main, **EXACT)
+    # Convolutions may choose other kernels for weights that lie elsewhere in memory.
+    torch.testing.assert_close(theirs(images).logits, two_blocks_below(ours).training_logits(images).main, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("changes", [{"use_shared_relative_position_bias": True}, {"use_absolute_position_embeddings": True}])
