@@ -90,3 +90,11 @@ def keep_freed_memory(is_kept: bool = True) -> None:
     settled = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
     for parameter, value in ({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1} if is_kept else settled).items():
         mallopt(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc give the system what is free of its heap now; nothing with another C library."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

@@ -75,8 +75,8 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
     count = len(list(photos.rglob("*.jpg")))
     if kind == "finetune":
         recipe = ["--recipe", "scratch-base-in1k"]
-        planned = output(["plan", "--images", str(count), *recipe, *shared, "--classes", "2", "--json"])
-        run = ["finetune", str(photos), "--out", str(out), *recipe, *shared]
+        planned = output(["plan", "--images", str(count), *recipe, *shared, "--accumulate", "1", "--classes", "2", "--json"])
+        run = ["finetune", str(photos), "--out", str(out), *recipe, *shared, "--loop.accumulate", "1"]
     else:
         tokenizer = tokenizer_of("dalle" if kind == "dalle" else "light", folder)
         shared += ["--tokenizer", str(tokenizer)]

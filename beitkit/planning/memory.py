@@ -101,7 +101,7 @@ def plan_memory(
     devices: int,
     is_sharded: bool,
     process: int,
-    factor: float,
+    surplus: float,
 ) -> Memory:
     """What one device holds.
 
@@ -115,7 +115,7 @@ def plan_memory(
         devices: how many share a step.
         is_sharded: whether weights, gradients and moments are divided among them.
         process: bytes of Python and its libraries.
-        factor: how many times the traced bytes the allocator takes (`surplus.allocator_factor`).
+        surplus: bytes that the allocator takes beyond the tensors, for each picture (`surplus.allocator_surplus`).
     """
     traced = trace_step(workload, batch_size, passes=min(2, own_passes), autocast=autocast, recompute=recompute)
     with torch.device("meta"):
@@ -130,7 +130,7 @@ def plan_memory(
         step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
     tokenizer, activations = _tokenizer(workload, batch_size, autocast)
     trial = 0 if autocast is None else _tokenizer(workload, workload.tried, None)[1]
-    memory = Memory(
+    return Memory(
         process=process,
         weights=weights // share,
         gradients=weights // share,
@@ -143,9 +143,8 @@ def plan_memory(
         exchange=exchange,
         traced=traced,
         step=step,
-        surplus=0,
+        surplus=round(batch_size * surplus),
     )
-    return memory._replace(surplus=round((factor - 1) * (memory.peak - process)))
 
 
 @cache

@@ -12,18 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from beitkit.configs.model import SegmenterConfig
 from beitkit.errors import UserError
 from beitkit.planning.steps import NoiseSteps
-from beitkit.planning.surplus import allocator_factor
+from beitkit.planning.surplus import allocator_surplus
 from beitkit.planning.workload import Workload
 from beitkit.train.runtime import Runtime
 from beitkit.train.step import Trainer
 
 MEASURED_FLOPS = 3e11
 """Operations of one timed pass, at most: a second or two on a CPU."""
-SURPLUS_FLOPS = 5e11
-"""Operations of one step of the whole network up to which the allocator is watched on it, and not on fewer blocks."""
 ROUNDS = 6
 """Times each part is run; the first time is not counted."""
 BLOCKS_MORE = 3
@@ -48,7 +45,7 @@ class Measured(NamedTuple):
     pictures: int
     """In the timed passes."""
     allocator: float
-    """How many times the traced bytes of a step the allocator takes; 1 on a GPU."""
+    """Bytes that the allocator takes beyond a step's tensors, for each of its pictures; 0 on a GPU."""
 
 
 class Given(NamedTuple):
@@ -84,12 +81,10 @@ def measure(
         read: reads and augments one picture, another one each time.
         recompute: whether the blocks go forward twice.
     """
-    first = 4 if isinstance(workload.network, SegmenterConfig) else 1  # a segmenter reads four different blocks
+    first = workload.least_depth
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
     pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
-    is_small = batch_size * workload.flops.step(recompute=recompute) <= SURPLUS_FLOPS
-    watched = (workload, batch_size) if is_small else (deep, pictures)
-    factor = allocator_factor(*watched, runtime, recompute=recompute)
+    surplus = allocator_surplus(workload, batch_size, runtime, recompute=recompute)
     steps = [NoiseSteps(part, pictures, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
     less, more = _medians(steps, runtime.device)
     update = _update_seconds(steps[1].trainer, runtime.device)
@@ -102,7 +97,7 @@ def measure(
         tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
         pictures=pictures,
-        allocator=factor,
+        allocator=surplus,
     )
 
 

@@ -2,8 +2,8 @@
 
 On a CPU most tensors come from a heap, whose holes stay with the process. glibc would hand every large tensor back at once if
 told to (`MALLOC_MMAP_THRESHOLD_`), but then every step waits for the system to clear the same memory again (docs/guide/plan.md).
-How large the holes are depends on the order in which a step makes and frees tensors, so it is measured on whole steps, of large
-networks with few of their blocks, against their trace.
+How large the holes are depends on the order in which a step makes and frees tensors, so it is measured on whole steps against
+their trace; of a network that takes long, on two with fewer blocks.
 """
 
 from __future__ import annotations
@@ -11,18 +11,33 @@ from __future__ import annotations
 from beitkit.planning.memory import plan_memory
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.workload import Workload
-from beitkit.system import forget_peak_resident_bytes, peak_resident_bytes, resident_bytes
+from beitkit.system import forget_peak_resident_bytes, give_back_freed_memory, peak_resident_bytes, resident_bytes
 from beitkit.train.runtime import Runtime
 
 STEPS = 3
 """Steps after which little is added."""
+MOST_FLOPS = 5e11
+"""Operations of one of these steps, at most; the whole network makes them if it can."""
+BLOCKS_MORE = 1, 5
+"""Blocks beyond the fewest there can be in the two networks that stand for a larger one: the holes grow with the depth, in
+proportion but for a constant."""
 
 
-def allocator_factor(workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool) -> float:
-    """How many times the traced bytes of training this workload are resident, at least 1; 1 where that cannot be known."""
-    before = resident_bytes()
-    if runtime.device.type != "cpu" or before is None:
-        return 1.0
+def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool) -> float:
+    """Bytes beyond the traced ones that training this workload takes, for each picture; 0 where that cannot be known."""
+    if runtime.device.type != "cpu" or resident_bytes() is None:
+        return 0.0
+    if batch_size * workload.flops.step(recompute=recompute) <= MOST_FLOPS:
+        return _surplus(workload, batch_size, runtime, recompute=recompute) / batch_size
+    shallow, deep = (workload.of_depth(workload.least_depth + more) for more in BLOCKS_MORE)
+    pictures = max(1, min(batch_size, int(MOST_FLOPS / deep.flops.step(recompute=recompute))))
+    less, more = (_surplus(part, pictures, runtime, recompute=recompute) for part in (shallow, deep))
+    each = max(0, more - less) / (BLOCKS_MORE[1] - BLOCKS_MORE[0])
+    return (less + each * (workload.network.backbone.depth - shallow.network.backbone.depth)) / pictures
+
+
+def _surplus(workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool) -> int:
+    """Bytes beyond the traced ones that some steps of this workload take."""
     traced = plan_memory(
         workload,
         pictures,
@@ -33,12 +48,15 @@ def allocator_factor(workload: Workload, pictures: int, runtime: Runtime, *, rec
         devices=1,
         is_sharded=False,
         process=0,
-        factor=1.0,
+        surplus=0.0,
     )
+    give_back_freed_memory()  # else the steps would take what was here before them
     forget_peak_resident_bytes()
+    before = resident_bytes()
     step = NoiseSteps(workload, pictures, runtime, recompute=recompute, tokenizes=True)
     for _ in range(STEPS):
         step()
     held = peak_resident_bytes()
+    assert before is not None
     assert held is not None
-    return max(1.0, (held - before) / traced.peak)
+    return max(0, held - before - traced.peak)

@@ -68,6 +68,11 @@ class Workload:
         with torch.device("meta"):
             return count_parameters(self.model())
 
+    @property
+    def least_depth(self) -> int:
+        """The fewest blocks that such a network can have: a segmenter reads four different ones."""
+        return 4 if isinstance(self.network, SegmenterConfig) else 1
+
     def of_depth(self, depth: int) -> Workload:
         """The same with another number of blocks; a class-token branch then starts after the first."""
         network = replace(self.network, backbone=replace(self.network.backbone, depth=depth))

@@ -59,7 +59,7 @@ def run(config: PlanRun) -> Estimate:
             devices=config.gpus,
             is_sharded=is_sharded,
             process=process,
-            factor=rates.allocator if isinstance(rates, Measured) else 1.0,
+            surplus=rates.allocator if isinstance(rates, Measured) else 0.0,
         )
 
     is_sharded = config.sharding == "full"

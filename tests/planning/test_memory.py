@@ -66,7 +66,7 @@ def test_recomputing_keeps_less() -> None:
 def planned(devices: int, *, is_sharded: bool = False) -> Memory:
     return plan_memory(
         MASKED, 4, own_passes=1, autocast=None, recompute=False, is_averaged=True, devices=devices, is_sharded=is_sharded,
-        process=1000, factor=1.0,
+        process=1000, surplus=0.0,
     )  # fmt: skip
 
 
