@@ -70,7 +70,7 @@ def grown(what: str, rows: list[tuple[str, Workload]], runtime: Runtime, rounds:
     """One table, whose rows take turns with each other and with matrix products."""
     precision = precision_name(runtime.autocast)
     products = products_of(rows[0][1].masked_config.backbone, 8, [precision])
-    racing = [Contestant(name, "", step_of(workload, runtime)) for name, workload in rows]
+    racing = [Contestant(name, "", step_of(workload, runtime), is_ours=True) for name, workload in rows]
     racing += [contestant(product, runtime.device) for product in products]
     taken = interleaved(racing, rounds, turn=1.0, wait=synchronizer(runtime.device))
     rate = best_rates(products, taken)[precision]
@@ -118,7 +118,7 @@ def together(options: argparse.Namespace, count: int) -> float:
 
 def one_of_several(workload: Workload, runtime: Runtime, rounds: int) -> None:
     """This process's images a second, printed; all processes take their steps together."""
-    taken = interleaved([Contestant(FIRST, "", step_of(workload, runtime))], rounds)[FIRST]
+    taken = interleaved([Contestant(FIRST, "", step_of(workload, runtime), is_ours=True)], rounds)[FIRST]
     print(json.dumps(workload.batch_size / median(taken)))
 
 

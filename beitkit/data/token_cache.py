@@ -30,8 +30,9 @@ from beitkit.data.contents import BYTES_PER_PICTURE, contents_of, first_changed
 from beitkit.data.picture_list import PictureList
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
+from beitkit.tokenizers.precision import Precision
 
-VERSION = 1
+VERSION = 2
 HEADER, CONTENTS, TOKENS, STATES = "cache.json", "contents.npy", "tokens.npy", "states.npy"
 MISSING, STORED, UNREADABLE = 0, 1, 2
 ROWS_PER_FLUSH = 4096
@@ -61,6 +62,8 @@ class CacheKey:
     seed: int
     views: int
     """Stored views of a picture."""
+    precision: Precision = "float32"
+    """Of the tokenizer's arithmetic."""
 
 
 class Shard(NamedTuple):
@@ -91,6 +94,7 @@ WHAT: dict[str, tuple[str, str]] = {
     "grid": ("grid", "--patch"),
     "seed": ("seed", "--seed"),
     "views": ("number of views", "--views"),
+    "precision": ("precision of the tokenizer", "--precision"),
 }
 """What a field of the key is called, and the option that it comes from."""
 
@@ -226,8 +230,8 @@ def join_caches(path: Path, key: CacheKey, files: PictureList, shards: Sequence[
     _make(path, key, np.concatenate([np.load(shard.path / CONTENTS) for shard in shards]), WHOLE, fill)
 
 
-def read_key(path: Path, shard: Shard = WHOLE) -> CacheKey:
-    """What the cache in a folder was made for.
+def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
+    """What the cache in a folder was made for; with None it may be any shard of one.
 
     Raises:
         UserError: if there is none, or it has another version, or is another shard.
@@ -242,7 +246,7 @@ def read_key(path: Path, shard: Shard = WHOLE) -> CacheKey:
     if not isinstance(content, dict) or content.pop("version", None) != VERSION:
         raise UserError(f"{header} is not of version {VERSION}; make another cache with beitkit tokenize")
     there = content.pop("shard", str(WHOLE))
-    if there != str(shard):
+    if shard is not None and there != str(shard):
         raise UserError(
             f"{path} is shard {there} of a token cache; join all of them with beitkit tokenize without --shard"
             if shard == WHOLE

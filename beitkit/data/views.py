@@ -64,6 +64,8 @@ class PretrainView:
     view: ViewConfig
     image_size: Pair
     token_size: Pair | None
+    only_tokens: bool = False
+    """Whether `images` is left out; `image_size` still has its part in how far a JPEG is decoded."""
 
     def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
@@ -78,7 +80,7 @@ class PretrainView:
             assert isinstance(crop, Image.Image)
             crop = _jittered(crop, jitters, whole)
         pixels = _pixels(crop, is_flipped)
-        views = {"images": _shrunk(pixels, self.image_size, "bicubic")}
+        views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
             views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
         return views

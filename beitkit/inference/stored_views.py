@@ -69,7 +69,7 @@ class ViewTokens:
     def _views(self, index: int, path: Path, numbers: list[int]) -> list[Tensor]:
         """The tokenizer's views of one picture."""
         key = self.key
-        view = PretrainView(key.view, key.image_size, key.token_size)
+        view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
         picture = picture_to_crop(path, key.channels, smallest=key.patch)
         return [view(picture, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 

@@ -65,10 +65,13 @@ class Attention(nn.Module):
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(query key^T / sqrt(d / k) + bias) value, each (b, k, t, d / k), by the fastest way there is."""
-    if bias is not None and bias.requires_grad and query.device.type == "cpu":
-        # PyTorch's fused kernel for CPUs has no gradient for the bias, and what it falls back to is slower than this
-        # (docs/performance.md).
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
+    has_gradient = bias is not None and bias.requires_grad
+    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or has_gradient):
+        # PyTorch's fused kernel for CPUs has no gradient for the bias, and what it falls back to is slower than this; in bfloat16
+        # the kernel itself is (docs/performance.md).
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if bias is not None:
+            scores += bias  # in place: no gradient needs the scores without it
         return scores.softmax(dim=-1).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 

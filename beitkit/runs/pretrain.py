@@ -20,7 +20,7 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.runs.acceleration import accelerate
 from beitkit.runs.pretrain_report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
 from beitkit.runs.pretrain_setup import Setup
-from beitkit.runs.stored_tokens import cached_tokens, described, raw_batches, saved_time
+from beitkit.runs.stored_tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training_data import blocks_of
 from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
@@ -45,7 +45,7 @@ def run(config: PretrainRun) -> Path:
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(**setup.inputs())
-    encoder = setup.encoder(runtime)
+    encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
     plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)

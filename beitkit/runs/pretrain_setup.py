@@ -110,9 +110,9 @@ class Setup:
             smallest=dataset.smallest,
         )
 
-    def encoder(self, runtime: Runtime) -> Encoder | None:
-        """The tokenizer as the run uses it, on the device; None where pixels are predicted."""
-        return None if self.tokenizer is None else token_encoder(self.tokenizer, self.files, self.cache_key(1), runtime)
+    def encoder(self, runtime: Runtime, begun: CacheKey | None) -> Encoder | None:
+        """The tokenizer as the run uses it, on the device, by the token cache that is there; None where pixels are predicted."""
+        return None if self.tokenizer is None else token_encoder(self.tokenizer, self.files, self.cache_key(1), runtime, begun)
 
     def prepared(
         self, stream: Iterator[Batch], device: torch.device, encoder: Encoder | None, cached: CachedTokens | None = None

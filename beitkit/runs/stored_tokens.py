@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,13 +12,23 @@ from beitkit.configs.train import decided
 from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.stream import token_ids, training_stream
-from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache
+from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.errors import UserError
 from beitkit.runs.pretrain_setup import Setup, view_options
 from beitkit.system import quoted
 from beitkit.tokenizers.precision import Encoder
 from beitkit.train.folder import RunFolder, locked
 from beitkit.train.runtime import Runtime
+
+
+def begun_cache(setup: Setup, folder: RunFolder) -> CacheKey | None:
+    """What the token cache of a run was made for, if it is there already.
+
+    Raises:
+        UserError: if the file that says so cannot be read.
+    """
+    path = _path(setup, folder)
+    return read_key(path) if setup.views is not None and (path / HEADER).exists() else None
 
 
 def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runtime: Runtime) -> CachedTokens | None:
@@ -28,7 +39,7 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
     """
     if setup.views is None or encoder is None:
         return None
-    path, key = setup.config.tokens or folder.path / "tokens", setup.cache_key(setup.views)
+    path, key = _path(setup, folder), replace(setup.cache_key(setup.views), precision=encoder.precision_name)
     try:
         is_there = setup.config.tokens is not None or (path / HEADER).exists()
         cache = open_cache(path, key, setup.files, is_writable=False) if is_there else None
@@ -87,6 +98,10 @@ def saved_time(cached: CachedTokens, setup: Setup, start: int) -> str:
         f"{cached.served} of {cached.served + cached.encoded} pictures shown{since} had their tokens from the cache; "
         f"the tokenizer takes {each * 1000:.2g} ms a picture, so {each * cached.served:.2g} s were saved"
     )
+
+
+def _path(setup: Setup, folder: RunFolder) -> Path:
+    return setup.config.tokens or folder.path / "tokens"
 
 
 def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:

@@ -16,13 +16,12 @@ from beitkit.contracts import Batch
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.stream import PictureDataset, counted_broken, stored_views_stream, token_ids
-from beitkit.data.token_cache import HEADER, WHOLE, CacheKey, Shard, TokenCache, bytes_per_view, open_cache
+from beitkit.data.token_cache import HEADER, WHOLE, CacheKey, Shard, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
 from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
 from beitkit.inference.stored_views import ViewTokens
-from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain_setup import key_of, view_options
 from beitkit.runs.token_encoder import token_encoder
@@ -45,10 +44,14 @@ def run(config: TokenizeRun) -> Path:
     tokenizer, files = load_tokenizer(config.tokenizer), find_pictures(config.images)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = key_of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
-    cache = _opened(config, key, files)
+    runtime = start_runtime(config.machine)
+    encoder = token_encoder(tokenizer, files, key, runtime, _begun(config))
+    if how := encoder.describe():
+        print(how, file=sys.stderr)
+    cache = _opened(config, replace(key, precision=encoder.precision_name), files)
     dataset = PictureDataset(
         files,
-        PretrainView(config.view, image_size, key.token_size),
+        PretrainView(config.view, image_size, key.token_size, only_tokens=True),
         channels=key.channels,
         seed=config.seed,
         kind="evaluate",  # a picture that cannot be read is not replaced: its tokens would be another's
@@ -56,9 +59,9 @@ def run(config: TokenizeRun) -> Path:
         views=config.views,
     )
     if config.engine == "ray":
-        _fill(cache, _computed_by_ray(cache, dataset, tokenizer, config), config.views)
+        _fill(cache, _computed_by_ray(cache, dataset, config), config.views)
     else:
-        _fill(cache, _computed_here(cache, dataset, tokenizer, config), config.views)
+        _fill(cache, _computed_here(cache, dataset, encoder, runtime, config), config.views)
     print(
         f"tokens of {cache.num_stored} views of {cache.num_pictures} pictures: {cache.path}, "
         f"{bytes_per_view(key):.0f} bytes each. Next: {_next(config)}"
@@ -66,11 +69,25 @@ def run(config: TokenizeRun) -> Path:
     return cache.path
 
 
-def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
-    """The cache to fill, made of its shards where they are there, or the shard to fill."""
+def _place(config: TokenizeRun) -> tuple[Path, Shard, Path]:
+    """The whole cache, the shard that is to be filled, and its folder."""
     out = config.out if config.out.name else config.out.absolute()  # a name to give shards is needed even for `.`
     shard = WHOLE if config.shard is None else Shard(*shard_of(config.shard))
-    path = shard_path(out, *shard, is_whole=config.shard is None)
+    return out, shard, shard_path(out, *shard, is_whole=config.shard is None)
+
+
+def _begun(config: TokenizeRun) -> CacheKey | None:
+    """What the cache that is there was made for, or the shards of which it will be joined, and whose precision is kept."""
+    if config.machine.precision == "float32":
+        return None  # then one in bfloat16 is another
+    out, _, path = _place(config)
+    there = [path] if config.shard is not None or (path / HEADER).exists() else list(found_shards(out).values())
+    return next((read_key(path, None) for path in there if (path / HEADER).exists()), None)
+
+
+def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
+    """The cache to fill, made of its shards where they are there, or the shard to fill."""
+    out, shard, path = _place(config)
     is_there = (out / HEADER).exists()
     if config.shard is not None and is_there:
         raise UserError(f"--out {out} holds a token cache already; leave --shard out to complete it, or choose another --out")
@@ -100,11 +117,9 @@ def _is_foreign(entry: Path) -> bool:
 
 
 def _computed_here(
-    cache: TokenCache, dataset: PictureDataset, tokenizer: TokenizerNetwork, config: TokenizeRun
+    cache: TokenCache, dataset: PictureDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
     """What is missing, computed by this process and stored."""
-    runtime = start_runtime(config.machine)
-    encoder = _encoder(cache.key, dataset, tokenizer, runtime)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return token_ids(images.to(runtime.device), encoder, cache.key.grid)
@@ -116,19 +131,9 @@ def _computed_here(
     return CachedTokens(cache, encode, config.batch_size).tokenized(_counted(stream, dataset, config))
 
 
-def _encoder(key: CacheKey, dataset: PictureDataset, tokenizer: TokenizerNetwork, runtime: Runtime) -> Encoder:
-    encoder = token_encoder(tokenizer, dataset.files, key, runtime)
-    if how := encoder.describe():
-        print(how, file=sys.stderr)
-    return encoder
-
-
-def _computed_by_ray(
-    cache: TokenCache, dataset: PictureDataset, tokenizer: TokenizerNetwork, config: TokenizeRun
-) -> Iterator[Batch]:
+def _computed_by_ray(cache: TokenCache, dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
     """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
-    encoder = _encoder(cache.key, dataset, tokenizer, start_runtime(config.machine))
-    machine = replace(config.machine, precision="float32" if encoder.precision is None else "bfloat16")
+    machine = replace(config.machine, precision=cache.key.precision)
     compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
     wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
     for batch in _counted(ray_tokens(dataset.files, wanted, compute), dataset, config):

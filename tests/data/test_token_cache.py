@@ -126,7 +126,7 @@ def test_content_is_compared_where_size_or_time_differ(files: PictureList) -> No
 
 def test_a_damaged_or_another_versions_header_is_one_line(files: PictureList, tmp_path: Path) -> None:
     open_cache(tmp_path / "c", key(), files, is_writable=True)
-    for content, match in (("{", "holds no token cache"), ('{"version": 0}', "is not of version 1")):
+    for content, match in (("{", "holds no token cache"), ('{"version": 0}', "is not of version 2")):
         (tmp_path / "c" / "cache.json").write_text(content)
         with pytest.raises(UserError, match=match):
             open_cache(tmp_path / "c", key(), files, is_writable=False)

@@ -204,6 +204,15 @@ def test_a_stored_jpeg_is_seen_as_a_decoded_one(tmp_path: Path, size: tuple[int,
                 assert difference.mean() < (1e-6 if size[0] < 96 else 3)
 
 
+def test_the_tokenizers_view_alone_is_the_one_of_both(tmp_path: Path) -> None:
+    stored = picture_to_crop(saved_jpeg(tmp_path / "a.jpg", 601, 803), 3)
+    for seed in range(3):  # the backbone's view asks for finer pixels than the tokenizer's alone would
+        both = PretrainView(ViewConfig(), (96, 96), (24, 24))(stored, random.Random(seed))
+        alone = PretrainView(ViewConfig(), (96, 96), (24, 24), only_tokens=True)(stored, random.Random(seed))
+        assert list(alone) == ["token_images"]
+        assert torch.equal(alone["token_images"], both["token_images"])
+
+
 def test_pixels_are_decoded_only_as_finely_as_asked(tmp_path: Path) -> None:
     stored = picture_to_crop(saved_jpeg(tmp_path / "a.jpg", 640, 480), 3)
     assert isinstance(stored, StoredPicture)

@@ -177,6 +177,38 @@ def test_a_partial_cache_is_completed_by_training(pictures: Path, tok: Path, tmp
     assert np.load(made / "states.npy").all()
 
 
+def test_a_cache_is_completed_in_the_precision_it_was_begun_with(
+    pictures: Path, tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beitkit.tokenizers.precision.LEAST_AGREEMENT", 0.0)  # whatever bfloat16 finds will do
+    options = {"tokenizer": tok, "views": 2, **CACHE, "precision": "bfloat16"}
+    made = beitkit.tokenize(pictures, out=tmp_path / "cache", **options)
+    assert json.loads((made / "cache.json").read_text())["precision"] == "bfloat16"
+    assert "tokenizer in bfloat16" in capsys.readouterr().err
+    whole = np.load(made / "tokens.npy")
+    states = np.load(made / "states.npy")
+    states[:4] = 0
+    np.save(made / "states.npy", states)
+    np.save(made / "tokens.npy", np.where(states[..., None] > 0, whole, 0))
+    seen: list[bool] = []
+    encode = beitkit.DiscreteVAE.encode
+
+    def watched(tokenizer: beitkit.DiscreteVAE, images: Tensor) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(tokenizer, images)
+
+    monkeypatch.setattr(beitkit.DiscreteVAE, "encode", watched)
+    monkeypatch.setattr("beitkit.tokenizers.precision.LEAST_AGREEMENT", 1.1)  # a cache that begins now would be in float32
+    # A run in float32 reads and completes it as it is; only `tokenize` was told what the tokens are to be computed in.
+    beitkit.pretrain(pictures, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=4, **SMALL, precision="float32")
+    assert seen
+    assert all(seen)
+    assert np.load(made / "states.npy").all()
+    assert np.array_equal(np.load(made / "tokens.npy"), whole)
+    with pytest.raises(UserError, match="another precision of the tokenizer .bfloat16 there, float32 here.*--precision"):
+        beitkit.tokenize(pictures, out=made, **{**options, "precision": "float32"})
+
+
 def test_stale_caches_are_refused(pictures: Path, tok: Path, tmp_path: Path) -> None:
     made = beitkit.tokenize(pictures, tokenizer=tok, views=2, out=tmp_path / "cache", **CACHE)
 

@@ -67,6 +67,19 @@ def test_joined_shards_are_what_one_process_makes(pictures: Path, tok: Path, tmp
     assert not list(tmp_path.glob("cache-*"))  # they would only take room
 
 
+def test_shards_of_two_precisions_are_not_joined(
+    pictures: Path, tok: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("beitkit.tokenizers.precision.LEAST_AGREEMENT", 0.0)
+    out = tmp_path / "cache"
+    tokenize(pictures, tok, out, shard="1/2", precision="bfloat16")
+    tokenize(pictures, tok, out, shard="2/2", precision="float32")
+    refused("another precision of the tokenizer .float32 there, bfloat16 here.; give --precision", pictures, tok, out)
+    shutil.rmtree(tmp_path / "cache-00002-of-00002")
+    tokenize(pictures, tok, out, shard="2/2", precision="bfloat16")
+    assert tokenize(pictures, tok, out) == out
+
+
 def test_a_joined_cache_is_trained_from(pictures: Path, tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (1, 2):
         tokenize(pictures, tok, tmp_path / "cache", shard=f"{number}/2")
