@@ -72,10 +72,11 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
     photos, out = folder / "photos", folder / case.replace("/", "-")
     shared = ["--batch-size", batch, "--precision", precision, "--image-size", str(options.image_size), "--size", size]
     shared += ["--steps", str(options.steps), "--threads", str(options.threads), "--workers", "0"]
-    count = len(list(photos.rglob("*.jpg")))
+    count, aside = len(list(photos.rglob("*.jpg"))), sum(round(0.2 * len(list(part.iterdir()))) for part in photos.iterdir())
     if kind == "finetune":
         recipe = ["--recipe", "scratch-base-in1k"]
-        planned = output(["plan", "--images", str(count), *recipe, *shared, "--accumulate", "1", "--classes", "2", "--json"])
+        planned = ["plan", "--images", str(count), *recipe, *shared, "--accumulate", "1", "--classes", "2"]
+        planned = output([*planned, "--validation", str(aside), "--json"])
         run = ["finetune", str(photos), "--out", str(out), *recipe, *shared, "--loop.accumulate", "1"]
     else:
         tokenizer = tokenizer_of("dalle" if kind == "dalle" else "light", folder)

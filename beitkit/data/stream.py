@@ -17,13 +17,9 @@ but cannot be read, else -1; `view` int64 (b), with stored views which of them i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import random
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -32,21 +28,17 @@ import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import IGNORED, Batch
+from beitkit.data.batch_reading import Key, read_batches
 from beitkit.data.files import PictureList
 from beitkit.data.masking import Masker
 from beitkit.data.order import balanced_order
 from beitkit.data.pictures import BrokenPicture, StoredPicture, picture_mode, picture_to_crop
 from beitkit.data.views import EvaluationView, View
 from beitkit.errors import UserError
-from beitkit.system import usable_cores
-
-Key = tuple[int, int, int]
-"""(epoch, index, repeat): all that a sample depends on, besides the seed; the repeat counts how often the epoch has shown it."""
 
 MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
 CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
@@ -273,7 +265,7 @@ def training_stream(
             yield [dataset.locate(position + place) for place in range(batch_size)]
             position += batch_size * world
 
-    return _batches(dataset, keys(), workers)
+    return read_batches(dataset.read, keys(), workers)
 
 
 def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
@@ -282,7 +274,7 @@ def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int 
     keys = (
         [dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in range(0, total, batch_size)
     )
-    return _batches(dataset, keys, workers)
+    return read_batches(dataset.read, keys, workers)
 
 
 def stored_views_stream(
@@ -293,17 +285,7 @@ def stored_views_stream(
     # In the first `views` epochs a picture has each of its views once.
     epochs = range(dataset.views)
     keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
-    return _batches(dataset, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
-
-
-def default_workers(cores: int | None = None) -> int:
-    """Worker processes for a number of cores: all but one of them, at most 16.
-
-    On one or two cores none: there they only compete with the arithmetic (two cores computing on small pictures were slower
-    with one worker and with two than with none).
-    """
-    cores = usable_cores() if cores is None else cores
-    return 0 if cores <= 2 else min(cores - 1, 16)
+    return read_batches(dataset.read, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
 
 
 def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -419,85 +401,3 @@ def _grids_differ(patch_grid: Pair, token_grid: Pair, stride: int) -> str:
         f"the patch grid is {patch_grid[0]}x{patch_grid[1]} but the token grid {token_grid[0]}x{token_grid[1]}; "
         f"with a tokenizer of stride {stride} the token view must be {needed[0]}x{needed[1]} pixels"
     )
-
-
-class _Fetch(Dataset[Batch | UserError]):
-    """A dataset whose items are whole batches, addressed by their keys, so that workers hold no order and no sampler."""
-
-    def __init__(self, dataset: PictureDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: list[Key]) -> Batch | UserError:
-        try:
-            samples = [self.dataset.read(*key) for key in index]
-        except UserError as error:
-            return error  # a raised one would arrive with the worker's traceback inside its message
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-def _left_to_main(worker: int) -> None:
-    # torchrun and SLURM ask whole process trees to stop; the main process still needs pictures to finish its step.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _batches(dataset: PictureDataset, keys: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
-    """The batches of these keys, in their order, read here or by worker processes."""
-    fetch = _Fetch(dataset)
-    workers = default_workers() if workers == -1 else workers
-    source = (fetch[batch] for batch in keys) if workers == 0 else _by_workers(fetch, keys, workers)
-    with contextlib.closing(source):
-        for item in source:
-            if isinstance(item, UserError):
-                raise item
-            yield item
-
-
-def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
-    iterator = _started(fetch, keys, workers)
-    failure: str | None = None
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader"):
-            raise
-        failure = " ".join(str(error).split())
-    finally:
-        # The workers end with the last reference to the iterator. An exception's traceback is one too, so what the user
-        # is told is raised after it is gone.
-        del iterator
-    if failure is not None:
-        raise UserError(
-            f"a process that reads pictures stopped ({failure}); it may have run out of memory or of shared memory: "
-            f"use fewer --workers (now {workers}; 0 reads in the main process)"
-        )
-
-
-def _started(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch | UserError]:
-    """A loader's iterator, its workers running."""
-    is_main = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGCHLD) if is_main else None
-    with warnings.catch_warnings():
-        # Python 3.12 warns about every fork of a process with threads; torch's are idle here and not used by the workers.
-        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
-        # More workers than cores are the user's choice; readers of slow disks want them.
-        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-        loader = DataLoader(
-            fetch,
-            sampler=keys,
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            worker_init_fn=_left_to_main,
-            generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
-        )
-        iterator = iter(loader)
-    if is_main and previous is not None:
-        # torch's handler raises wherever the main thread happens to be, in the middle of an optimizer step for instance.
-        # Without it a dead worker is noticed when its batch is waited for, at the place where we can say so.
-        signal.signal(signal.SIGCHLD, previous)
-    return iterator

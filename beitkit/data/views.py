@@ -38,7 +38,7 @@ MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for e
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
-GREY_SIDE = 128  # pictures of at least twice this side are reduced before their mean grey is taken (decision 007)
+GREY_SIDE = 128  # of pictures of at least twice this side the mean grey is that of fewer pixels (decision 007)
 
 Jitter = Literal["brightness", "contrast", "saturation"]
 
@@ -213,10 +213,12 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
 def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
     """The center of contrast: the mean grey of a picture after the jitters that come before it.
 
-    They change a small copy nearly as they change the whole.
+    It is that of a regular grid of pixels, which jitters change as they change all: of 150 photographs the mean was off by 0.13 levels,
+    0.8 at most. (Averages of the pixels between would be clipped less often than these: 0.21 and 2.5, and slower.)
     """
-    reduction = max(1, max(whole.size) // GREY_SIDE)
-    sample = whole.reduce(reduction) if reduction > 1 else whole
+    step = max(1, max(whole.size) // GREY_SIDE)
+    size = max(1, whole.width // step), max(1, whole.height // step)
+    sample = whole if step == 1 else whole.resize(size, Image.Resampling.NEAREST)
     for name, factor in jitters:
         black = Image.new("L", VALUES.size)
         sample = _saturated(sample, factor) if name == "saturation" else _mapped(sample, Image.blend(black, VALUES, factor))

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 
+import torch
 from torch import nn
 
 from beitkit.configs.train import SpeedConfig
@@ -16,8 +17,8 @@ from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import Plan
 
 COMPILED_FROM = {"cpu": 1e15, "cuda": 1e17}
-"""By device, the floating point operations from which on a run wins back the minute that compiling takes (docs/performance.md):
-about an hour of two CPU cores, some minutes of a GPU. The second is an estimate, not a measurement."""
+"""By device, the floating point operations from which on a run is compiled: an hour or more of two CPU cores, where compiling took
+8 to 27 s and won 3 to 6% for tiny networks and nothing for base (docs/performance.md); some minutes of a GPU, by estimate."""
 
 
 def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan: Plan) -> str:
@@ -35,6 +36,8 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
     if is_compiled:
         # What PyTorch says of its own insides; there is nothing a user could do about it.
         warnings.filterwarnings("ignore", module=r"torch\.(_inductor|_dynamo|_functorch)\b.*")
+        # What earlier runs of this process compiled counts against PyTorch's limit of shapes, beyond which it silently stops.
+        torch.compiler.reset()
         for block in blocks:
             block.compile_training()
     return "".join(f", {word}" for word, holds in (("compiled", is_compiled), ("recomputing", config.recompute)) if holds)

@@ -12,9 +12,9 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs import PlanRun, PretrainRun
+from beitkit.data.batch_reading import default_workers
 from beitkit.data.files import find_pictures
 from beitkit.data.pictures import picture_to_crop
-from beitkit.data.stream import default_workers
 from beitkit.data.views import PretrainView
 from beitkit.errors import UserError
 from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds

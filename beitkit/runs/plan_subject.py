@@ -66,7 +66,9 @@ def _check_options(config: PlanRun, verb: str) -> None:
     """Raise a `UserError` for an option of another verb."""
     default = PlanRun(images=1)
     others = (
-        dict.fromkeys(("tokenizer", "views", "cached"), "pretrain") if verb != "pretrain" else {"classes": "finetune and segment"}
+        dict.fromkeys(("tokenizer", "views", "cached"), "pretrain")
+        if verb != "pretrain"
+        else dict.fromkeys(("classes", "validation"), "finetune and segment")
     )
     for name, home in others.items():
         if getattr(config, name) != getattr(default, name):
@@ -136,11 +138,12 @@ def _length(config: PlanRun, run: AnyRun, passes: int) -> Length:
     optim = replace(run.optim, warmup_epochs=0.0, warmup_steps=None)
     plan = make_plan(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
     epochs = plan.steps * plan.pictures_per_step / config.images
-    tokenized, judged = 0.0, 0
+    every = run.loop.evaluate_every
+    evaluations = -(-plan.steps // every) if every else 1
     if isinstance(run, PretrainRun):
         stored = 0 if config.cached else config.views
         tokenized = 1.0 if stored is None else min(1.0, stored / epochs)
-        every = run.loop.evaluate_every
-        evaluations = -(-plan.steps // every) if every else 1
         judged = evaluations * min(JUDGED_PICTURES, config.images)
+    else:
+        tokenized, judged = 0.0, evaluations * (config.validation or 0)
     return Length(plan.steps, decided(run.train.batch_size), passes, config.gpus, tokenized, judged)

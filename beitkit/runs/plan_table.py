@@ -112,8 +112,8 @@ class Estimate:
             notes.append(f"time is that of {length.devices} devices like this one")
         if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
             notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
-        if self.subject.verb != "pretrain":
-            notes.append("evaluations are left out, as the validation pictures are not known")
+        if self.subject.verb != "pretrain" and self.config.validation is None:
+            notes.append("evaluations are left out; --validation says how many pictures they look at")
         return notes
 
     def _length(self) -> list[Figure]:

@@ -23,13 +23,13 @@ from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import stream as streams
 from beitkit.data.augment import RandAugment
+from beitkit.data.batch_reading import default_workers
 from beitkit.data.files import PictureList, find_labelled, find_pictures
 from beitkit.data.masking import masker
 from beitkit.data.order import balanced_order
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
-    default_workers,
     derived_seed,
     evaluation_stream,
     normalized,

@@ -68,6 +68,29 @@ def test_attention_is_the_same_with_and_without_a_gradient_for_the_bias() -> Non
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("has_own", [False, True])
+@pytest.mark.parametrize("has_shared", [False, True])
+@pytest.mark.parametrize("is_learned", [False, True])
+def test_attention_in_bfloat16_is_near_the_formula(has_own: bool, has_shared: bool, is_learned: bool) -> None:
+    """It takes another way than in float32 on a CPU, with and without gradients."""
+    torch.manual_seed(0)
+    attention = randomized(Attention(12, 3, (2, 3) if has_own else None))
+    assert isinstance(attention, Attention)
+    shared = torch.randn(1, 3, 7, 7, dtype=torch.float64) if has_shared else None
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    with torch.no_grad():
+        expected = naive_attention(attention, x, shared)
+    rounded = attention.to(torch.bfloat16)
+    given = None if shared is None else shared.to(torch.bfloat16)
+    with torch.set_grad_enabled(is_learned):
+        seen = rounded(x.to(torch.bfloat16), given)
+    assert seen.requires_grad == is_learned
+    assert (seen.double() - expected).abs().max() < 0.03 * expected.abs().max()  # a handful of roundings to 8 bits
+    if shared is not None:
+        assert given is not None
+        assert torch.equal(given, shared.to(torch.bfloat16))
+
+
 def test_attention_has_no_key_bias() -> None:
     assert {name for name, _ in Attention(12, 3, None).named_parameters() if "bias" in name} == {"q_bias", "v_bias", "proj.bias"}
 

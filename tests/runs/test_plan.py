@@ -64,6 +64,17 @@ def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixt
     assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
 
 
+def test_evaluations_go_forward_once_a_picture() -> None:
+    given = {"images": 20_000, "recipe": "finetune-base-in1k", "batch_size": 2, **DESCRIBED}
+    without, shown = beitkit.plan(**given), beitkit.plan(**given, validation=500)
+    assert without.evaluating == 0
+    assert shown.operations.evaluating == 500 * shown.subject.workload.flops.forward
+    rate = 1e12 * DESCRIBED["tflops"] * DESCRIBED["share"]
+    assert shown.evaluating == shown.seconds - without.seconds == pytest.approx(shown.operations.evaluating / rate)
+    assert any("evaluations are left out" in note for note in without.notes())
+    assert not any("evaluations" in note for note in shown.notes())
+
+
 def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
     given = {
         "images": 10_000,
@@ -130,6 +141,7 @@ def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest
         ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
         ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
         ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
+        ({"images": 9999, "validation": 9, **DESCRIBED}, "--validation is for finetune and segment"),
         ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, or"),
         ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are pictures"),
     ],

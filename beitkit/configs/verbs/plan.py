@@ -45,6 +45,8 @@ class PlanRun:
     """Pre-training: stored views of a picture; they are tokenized once, which takes that many epochs. None tokenizes always."""
     cached: bool = False
     """Pre-training: all tokens are in a cache (`beitkit tokenize`), and only evaluations compute any."""
+    validation: int | None = None
+    """Fine-tuning and segmentation: pictures that an evaluation looks at; None leaves evaluations out."""
     classes: int | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -76,8 +78,8 @@ class PlanRun:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        for name in ("images", "gpus", "patch", "image_size", "batch_size", "accumulate", "epochs", "steps", "classes", "tflops",
-                     "share", "memory", "bandwidth", "price"):  # fmt: skip
+        for name in ("images", "gpus", "patch", "image_size", "batch_size", "accumulate", "epochs", "steps", "validation",
+                     "classes", "tflops", "share", "memory", "bandwidth", "price"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {value:g}")

@@ -1,0 +1,90 @@
+"""What compiling the blocks wins in training, as a Markdown table: optimizer steps, compiled and not, in turns in one process.
+
+    python benchmarks/compiling.py [--size tiny small base] [--batch-size 8] [--rounds 5] [--threads 0]
+
+Tokens are given. The last column is how long the first compiled step took beyond a usual one, with an empty compiler cache: what
+a run has to win back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import nn
+
+from beitkit.configs.train import MachineConfig, SpeedConfig
+from beitkit.measuring import ours
+from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
+from beitkit.measuring.workload import Workload
+from beitkit.runs.acceleration import accelerate
+from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.schedule import Plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", default=("tiny", "small", "base"))
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    runtime = start_runtime(MachineConfig(threads=options.threads))
+    print(f"{runtime.describe()}, batch {options.batch_size}, PyTorch {torch.__version__}; medians of {options.rounds} rounds\n")
+    print("| size | step | as it is, images/s | compiled | ratio | range | first step, s more |\n|---|---|---|---|---|---|---|")
+    cache = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, cache)
+    for size in options.size:
+        workload = Workload(size=size, image_size=224, patch=16, batch_size=options.batch_size)
+        for job, contestants in (("pre-training", ours.pretraining), ("fine-tuning", ours.finetuning)):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=cache)
+            first: dict[str, float] = {}
+            racing = []
+            for mode in ("off", "on"):
+                networks = ours.OurNetworks(workload, runtime)
+                contestant = contestants(networks, runtime, accelerated(mode, runtime))[0]
+                racing.append(Contestant(mode, "", timed(contestant.prepare, mode, first), is_ours=True))
+            taken = interleaved(racing, options.rounds, turn=2.0, wait=synchronizer(runtime.device))
+            plain, compiled = (options.batch_size / median(taken[mode]) for mode in ("off", "on"))
+            ratios = sorted(one / other for one, other in zip(taken["off"], taken["on"], strict=True))
+            more = first["on"] - median(taken["on"])
+            print(
+                f"| {size} | {job} | {plain:.3g} | {compiled:.3g} | {compiled / plain:.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} "
+                f"| {more:.0f} |",
+                flush=True,
+            )
+
+
+def accelerated(mode: str, runtime: Runtime) -> ours.Accelerate:
+    """What sets an objective up, compiled or not."""
+
+    def apply(objective: nn.Module, plan: Plan) -> None:
+        accelerate(objective, SpeedConfig(compile=mode), runtime, plan)  # type: ignore[arg-type] - one of its choices
+
+    return apply
+
+
+def timed(prepare: Callable[[], Step], name: str, first: dict[str, float]) -> Callable[[], Step]:
+    """The same, which notes how long the first step took."""
+
+    def prepared() -> Step:
+        step = prepare()
+        start = time.perf_counter()
+        step()
+        first[name] = time.perf_counter() - start
+        return step
+
+    return prepared
+
+
+if __name__ == "__main__":
+    main()
