@@ -30,6 +30,9 @@ extent, index (see `data.stream` and `data.scene_views`)."""
 Picture = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
 """One picture: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
 
+Precision = Literal["float32", "bfloat16"]
+"""What tokens were computed in."""
+
 
 class Loss(NamedTuple):
     """What an objective returns: `total` is differentiated, `parts` are logged and carry no graph."""

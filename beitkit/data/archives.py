@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from beitkit.data.folders import entries_of, has_ending, is_picture
 from beitkit.data.lists import SPLIT_NAMES, Split
-from beitkit.data.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of
+from beitkit.data.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of, unreadable
 from beitkit.data.members import KINDS, Kind, Members
 from beitkit.data.parquet_rows import parquet_pictures
 from beitkit.data.picture_list import PictureList
@@ -102,6 +102,11 @@ def archives_at(given: Path | str) -> Archives | None:
         return None
     names = [text] if os.path.lexists(text) else sorted(glob.glob(text))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return _named(text, names) if names else None
+
+
+def names_archives(url: str) -> bool:
+    """Whether a URL is that of an archive or a pattern of these, and not of a folder, whose files a server would be asked for."""
+    return _kind_of(url) is not None or expanded(url) != [url]
 
 
 def archive_pictures(found: Archives, *, labelled: bool) -> PictureList:
@@ -236,7 +241,7 @@ def _in_tar(place: str, labelled: bool) -> _Found:
                 elif labelled and name.endswith(LABEL_ENDING):
                     classes[_stem(name)] = _label(read(member.start, min(member.length, LONGEST_LABEL + 1)), place, name)
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}") from None
+        raise UserError(unreadable(place, error)) from None
     labels = [classes.get(_stem(name), classes.get(_key(name))) for name in names]
     return _Found(names, np.array(places, dtype=np.int64).reshape(-1, 2), labels, ())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.archives import Archives, archive_pictures, archives_at, class_order
+from beitkit.data.archives import Archives, archive_pictures, archives_at, class_order, names_archives
 from beitkit.data.folders import EXTENSIONS, entries_of, is_picture, walk
 from beitkit.data.lists import SPLIT_NAMES, ListTable, Split, read_list
 from beitkit.data.locations import entries_at, is_url, location
@@ -201,9 +201,10 @@ def index_at(path: Path | str) -> str | None:
     text = location(path)
     if text.endswith(ENDING):
         return text
-    if not is_url(text) and not (Path(text) / INDEX).is_file():
-        return None
-    if is_url(text) and f"{text.rstrip('/')}/{INDEX}" not in entries_at(text):
+    if is_url(text):
+        if names_archives(text) or f"{text.rstrip('/')}/{INDEX}" not in entries_at(text):
+            return None
+    elif not (Path(text) / INDEX).is_file():
         return None
     archives = archives_at(path)
     if archives is None:

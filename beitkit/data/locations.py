@@ -69,6 +69,7 @@ def read_range(place: str, start: int, length: int) -> bytes:
 
     Raises:
         OSError: the file cannot be read; behind a URL after `ATTEMPTS` attempts.
+        UserError: its server gives whole files only.
     """
     if not is_url(place):
         # Opened anew each time: workers share no handle, and any number of archives can be read from.
@@ -79,7 +80,13 @@ def read_range(place: str, start: int, length: int) -> bytes:
                 start, length = start + len(part), length - len(part)
             return b"".join(parts)
     system, path = _system(place)
-    return _insisting(lambda: system.cat_file(path, start=start, end=start + length))
+    content = _insisting(lambda: system.cat_file(path, start=start, end=start + length))
+    if len(content) > length:
+        raise UserError(
+            f"{place}: its server answers with the whole file where a part is asked for (it lacks range requests), so single "
+            "pictures cannot be read there; copy the file here, or serve it otherwise"
+        )
+    return content
 
 
 def read_whole(place: str) -> bytes:
@@ -121,13 +128,15 @@ def entries_at(folder: str) -> list[str]:
     """The visible files of a folder behind a URL, sorted; empty where there is no such folder.
 
     Raises:
-        OSError: the server cannot be asked.
+        UserError: the server cannot be asked.
     """
     system, path = _system(folder)
     try:
         found = _insisting(lambda: system.ls(path, detail=True))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise UserError(unreadable(folder, error)) from None
     names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file"]
     return [f"{folder.rstrip('/')}/{name}" for name in sorted(names) if not name.startswith(".")]
 
@@ -142,6 +151,13 @@ def opened(place: str) -> Any:
         return open(place, "rb")  # noqa: PTH123
     system, path = _system(place)
     return _insisting(lambda: system.open(path, "rb"))
+
+
+def unreadable(place: str, error: OSError) -> str:
+    """What a user is told who named a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{place} cannot be read: there is no such file"
+    return f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}"
 
 
 def _system(place: str) -> tuple[Any, str]:

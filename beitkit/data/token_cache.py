@@ -26,11 +26,11 @@ from torch import Tensor
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
+from beitkit.contracts import Precision
 from beitkit.data.contents import BYTES_PER_PICTURE, contents_of, first_changed
 from beitkit.data.picture_list import PictureList
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
-from beitkit.tokenizers.precision import Precision
 
 VERSION = 2
 HEADER, CONTENTS, TOKENS, STATES = "cache.json", "contents.npy", "tokens.npy", "states.npy"

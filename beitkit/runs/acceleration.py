@@ -17,8 +17,8 @@ from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import Plan
 
 COMPILED_FROM = {"cpu": 1e15, "cuda": 1e17}
-"""By device, the floating point operations from which on a run is compiled: an hour or more of two CPU cores, where compiling took
-8 to 27 s and won 3 to 6% for tiny networks and nothing for base (docs/performance.md); some minutes of a GPU, by estimate."""
+"""By device, the floating point operations from which on a run is compiled: an hour or more of two CPU cores, where compiling
+took 8 to 27 s and won 3 to 6% for tiny networks and nothing for base (docs/performance.md); minutes of a GPU, by estimate."""
 
 
 def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan: Plan) -> str:

@@ -6,16 +6,14 @@ depends on the tokenizer and on the pictures; it is measured on some of these wh
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from beitkit.contracts import Tokenizer
+from beitkit.contracts import Precision, Tokenizer
 
-Precision = Literal["float32", "bfloat16"]
-"""What a tokenizer's tokens were computed in."""
 LEAST_AGREEMENT = 0.995
 """Share of positions at which the fast precision must find the token of float32."""
 

@@ -300,6 +300,28 @@ def test_a_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
         locations._insisting(ask)
 
 
+def test_a_server_that_gives_whole_files_only_is_named(sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python's own http.server does, where pictures would come out as the archive's beginning."""
+    memory = type(fsspec.filesystem("memory"))
+    real = memory.cat_file
+    monkeypatch.setattr(memory, "cat_file", lambda system, path, start=None, end=None, **more: real(system, path, **more))
+    files = find_pictures(sources["pattern behind a URL"])
+    with pytest.raises(UserError, match="lacks range requests.*; copy the file here"):
+        batches(files)
+
+
+def test_a_server_that_does_not_answer_is_one_line(sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise ConnectionRefusedError("nobody listens\nthere")
+
+    monkeypatch.setattr(locations.time, "sleep", lambda seconds: None)
+    memory = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "ls", refuse)
+    assert len(find_pictures(sources["pattern behind a URL"]))  # whose folder nobody has to be asked for
+    with pytest.raises(UserError, match="^memory://bare cannot be read: nobody listens there$"):
+        find_pictures(sources["folder behind a URL"])
+
+
 def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = tmp_path / "mixed"
     tar(mixed / "x.tar", ("a.jpg", b"x"))
@@ -324,7 +346,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / "other.parquet", False, "its column 'image' is missing"),
         (tmp_path / "floats.parquet", True, "row 0: the label is '0.5'"),
         (tmp_path / "gone.tar", False, "does not exist"),
-        (Path("memory://gone.tar"), False, "cannot be read"),
+        (Path("memory://gone.tar"), False, "gone.tar cannot be read: there is no such file"),
         (Path("memory://nowhere"), False, "holds no archives"),
         (Path("nosuch://x.tar"), False, "nosuch"),
     ):
