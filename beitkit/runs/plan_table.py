@@ -173,7 +173,8 @@ class Estimate:
         figures.append(Figure("a step", "all", self.step.total, "s", "sum"))
         if self.evaluating:
             figures.append(Figure("the run", "evaluations", self.evaluating, "s", source))
-        figures.append(Figure("the run", "time", self.seconds, "s", "steps x a step"))
+        made_of = "steps x a step, evaluations" if self.evaluating else "steps x a step"
+        figures.append(Figure("the run", "time", self.seconds, "s", made_of))
         figures.append(Figure("the run", "device hours", self.seconds * self.config.gpus / HOUR, "h", "time x devices"))
         if self.cost is not None:
             figures.append(Figure("the run", "cost", self.cost, "price", "time x devices x given price"))
