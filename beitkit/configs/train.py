@@ -174,8 +174,8 @@ class SpeedConfig:
     """How training computes the blocks of the network; none of it changes what is computed, but for rounding."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Let PyTorch compile the blocks, which takes about a minute at the start; auto does it where there is a compiler and the run
-    is long enough to win that minute back."""
+    """Let PyTorch compile the blocks, which takes up to a minute at the start; auto does it where there is a compiler and more is
+    won: in long runs on GPUs, and of tiny networks on CPUs."""
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest a second time for the gradients (activation checkpointing):
     a third more work, far less memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
@@ -16,9 +17,11 @@ from beitkit.nn.blocks import Block
 from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import Plan
 
-COMPILED_FROM = {"cpu": 1e15, "cuda": 1e17}
-"""By device, the floating point operations from which on a run is compiled: an hour or more of two CPU cores, where compiling
-took 8 to 27 s and won 3 to 6% for tiny networks and nothing for base (docs/performance.md); minutes of a GPU, by estimate."""
+COMPILED_FROM = {"cpu": 3e14, "cuda": 1e17}
+"""By device, the floating point operations from which on a run is compiled: half an hour of two CPU cores, where compiling took
+up to 27 s and won tiny networks 3 to 6% (docs/performance.md); some minutes of a GPU, by estimate."""
+COMPILED_UP_TO = {"cpu": 2e10, "cuda": math.inf}
+"""By device, the operations of a picture up to which it is: on a CPU larger networks, from small on, won nothing or lost 4%."""
 
 
 def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan: Plan) -> str:
@@ -36,7 +39,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
     if is_compiled:
         # What PyTorch says of its own insides; there is nothing a user could do about it.
         warnings.filterwarnings("ignore", module=r"torch\.(_inductor|_dynamo|_functorch)\b.*")
-        # What earlier runs of this process compiled counts against PyTorch's limit of shapes, beyond which it silently stops.
+        # What earlier runs of this process compiled counts against PyTorch's limit of shapes, past which it stops in silence.
         torch.compiler.reset()
         for block in blocks:
             block.compile_training()
@@ -44,8 +47,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
 
 
 def _pays(objective: nn.Module, runtime: Runtime, plan: Plan) -> bool:
-    least = COMPILED_FROM.get(runtime.kind)
-    if least is None or _missing(runtime.kind) is not None:
+    if runtime.kind not in COMPILED_FROM or _missing(runtime.kind) is not None:
         return False
     # Forward and backward take 6 operations per weight and token.
     per_picture = sum(
@@ -53,7 +55,8 @@ def _pays(objective: nn.Module, runtime: Runtime, plan: Plan) -> bool:
         for backbone in objective.modules()
         if isinstance(backbone, Backbone)
     )
-    return per_picture * plan.steps * plan.pictures_per_step / runtime.world >= least
+    operations = per_picture * plan.steps * plan.pictures_per_step / runtime.world
+    return operations >= COMPILED_FROM[runtime.kind] and per_picture <= COMPILED_UP_TO[runtime.kind]
 
 
 def _missing(kind: str) -> str | None:

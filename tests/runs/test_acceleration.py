@@ -26,8 +26,8 @@ from beitkit.train.schedule import Plan
 CPU = Runtime(torch.device("cpu"), None)
 
 
-def objective() -> Classify:
-    backbone = BackboneConfig.named("nano/16", image_size=32, relative_positions="per_block", final_norm=False)
+def objective(name: str = "nano/16", image_size: int = 32) -> Classify:
+    backbone = BackboneConfig.named(name, image_size=image_size, relative_positions="per_block", final_norm=False)
     return Classify(Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"))), 0.0)
 
 
@@ -49,6 +49,15 @@ def test_auto_compiles_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch
     assert compiled(module) == {False}
     assert accelerate(module, SpeedConfig(recompute=True), CPU, plan(int(enough))) == ", compiled, recomputing"
     assert compiled(module) == {True}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_auto_compiles_only_small_networks_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    with torch.device("meta"):
+        tiny, small = objective("tiny/16", 224), objective("small/16", 224)
+    assert accelerate(tiny, SpeedConfig(), CPU, plan(10**9)) == ", compiled"
+    assert accelerate(small, SpeedConfig(), CPU, plan(10**9)) == ""
 
 
 def test_without_a_compiler_auto_does_not_compile_and_on_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
