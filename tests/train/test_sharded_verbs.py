@@ -1,6 +1,7 @@
 """`--speed.sharding full` through the command line, by two processes: what comes out is what comes out without it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,3 +71,19 @@ def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: 
     assert_same_weights(tmp_path / "fine", tmp_path / "fine alone")
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("fine", "fine alone")]
     assert results[0] == results[1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to compile with")
+def test_compiled_and_recomputed_blocks_are_sharded_too(pictures: Path, tmp_path: Path, launch_two: Launch) -> None:
+    options = ["--target", "pixels", "--size", "nano", "--patch", "8", "--image-size", "32", "--network.drop-path", "0.1",
+               "--steps", "3", "--batch-size", "4", "--loop.log-every", "1", "--speed.sharding", "full"]  # fmt: skip
+    for name, more in (("plain", []), ("compiled", ["--speed.compile", "on", "--speed.recompute"])):
+        said = launched(launch_two, "pretrain", pictures / "train", "--out", tmp_path / name, *options, *more)
+        assert ("compiled, recomputing" in said) == (name == "compiled")
+    plain, compiled = (
+        [json.loads(line) for line in (tmp_path / name / "journal.jsonl").read_text().splitlines()]
+        for name in ("plain", "compiled")
+    )
+    losses = [[event["loss"] for event in events if event["kind"] == "train"] for events in (plain, compiled)]
+    assert len(losses[0]) == 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
