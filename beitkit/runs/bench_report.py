@@ -53,7 +53,7 @@ def _add_job(report: Report, job: JobResult) -> None:
     report.section(title(job), "Everybody takes turns in one process; a dot is a round.")
     dots = [Dots(one.name, [[job.batch_size / seconds for seconds in one.seconds]]) for one in job.contestants]
     chart = dot_chart(dots, [f"{job.batch_size} images a step"], title="Speed", x_label="", y_label="images/s", unit="plain")
-    report.figure(chart, "Images a second; higher is better.")
+    report.figure(chart, "Images a second; higher is better. Numbers over the dots are means, the table has medians.")
     report.table(HEADER, [row(one) for one in job.contestants], CAPTION)
     rows = [compared_row(one) for one in job.comparisons]
     report.table(COMPARED, rows, "Ratio of the medians, and median and range of the ratios within a round.")
