@@ -57,7 +57,7 @@ def test_a_setting_is_refused_or_meets_its_count(
         return
     mask = draw(random.Random(seed))
     assert mask.shape == grid == draw.grid
-    assert draw.count == round(ratio * grid[0] * grid[1])
+    assert draw.count == round(ratio * (grid[0] * grid[1]))
     assert mask.sum() <= draw.count if kind == "official" else mask.sum() == draw.count
     assert torch.equal(mask, draw(random.Random(seed)))
 
