@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,7 +32,12 @@ Picture = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | T
 """One picture: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
 
 Precision = Literal["float32", "bfloat16"]
-"""What tokens were computed in."""
+"""What matrix products are computed in."""
+
+
+def precision_name(autocast: torch.dtype | None) -> Precision:
+    """The precision of a run in words; None is a run without autocast."""
+    return "float32" if autocast is None else "bfloat16"
 
 
 class Loss(NamedTuple):

@@ -19,15 +19,14 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from torch import nn
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
+from beitkit.configs.verbs import BenchRun
 from beitkit.measuring import ours
 from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
-from beitkit.runs.acceleration import accelerate
-from beitkit.train.runtime import Runtime, start_runtime
-from beitkit.train.schedule import Plan
+from beitkit.runs.bench_setup import accelerated
+from beitkit.train.runtime import start_runtime
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
             racing = []
             for mode in ("off", "on"):
                 networks = ours.OurNetworks(workload, runtime)
-                contestant = contestants(networks, runtime, accelerated(mode, runtime))[0]
+                contestant = contestants(networks, runtime, accelerated(BenchRun(speed=SpeedConfig(compile=mode)), runtime))[0]
                 racing.append(Contestant(mode, "", timed(contestant.prepare, mode, first), is_ours=True))
             taken = interleaved(racing, options.rounds, turn=2.0, wait=synchronizer(runtime.device))
             plain, compiled = (options.batch_size / median(taken[mode]) for mode in ("off", "on"))
@@ -62,15 +61,6 @@ def main() -> None:
                 f"| {more:.0f} |",
                 flush=True,
             )
-
-
-def accelerated(mode: str, runtime: Runtime) -> ours.Accelerate:
-    """What sets an objective up, compiled or not."""
-
-    def apply(objective: nn.Module, plan: Plan) -> None:
-        accelerate(objective, SpeedConfig(compile=mode), runtime, plan)  # type: ignore[arg-type] - one of its choices
-
-    return apply
 
 
 def timed(prepare: Callable[[], Step], name: str, first: dict[str, float]) -> Callable[[], Step]:

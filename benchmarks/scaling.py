@@ -22,9 +22,9 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs import BenchRun
+from beitkit.contracts import precision_name
 from beitkit.measuring.matrix import best_rates, contestant, products_of
 from beitkit.measuring.ours import CACHED, OurNetworks, pretraining
-from beitkit.measuring.race import precision_name
 from beitkit.measuring.turns import Contestant, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
 from beitkit.planning.flops import network_flops

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from beitkit.measuring.turns import Contestant
@@ -45,8 +44,3 @@ def parity(ours: Tensor, theirs: Tensor) -> float:
     difference = float((ours - theirs).abs().max() / ours.abs().max())
     assert difference <= TOLERANCE, f"the contestants are different networks: outputs differ by {difference:.2g} of the largest"
     return difference
-
-
-def precision_name(autocast: torch.dtype | None) -> str:
-    """How results name the precision of a run."""
-    return "bfloat16" if autocast is not None else "float32"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from beitkit.configs.model import Pair
 from beitkit.configs.verbs import BenchJob, Rival
+from beitkit.contracts import precision_name
 from beitkit.measuring import ours, with_timm, with_transformers
 from beitkit.measuring.ours import CACHED, OURS, TOKENIZER_ALONE, UNCACHED, Accelerate, OurNetworks
-from beitkit.measuring.race import Flops, Race, parity, precision_name
+from beitkit.measuring.race import Flops, Race, parity
 from beitkit.measuring.turns import Contestant
 from beitkit.measuring.with_timm import TIMM, TimmNetworks
 from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS, TheirNetworks

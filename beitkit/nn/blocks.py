@@ -142,6 +142,13 @@ class Block(nn.Module):
         return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, mlp_kept)
 
 
+def set_recompute(network: nn.Module, recompute: bool) -> None:
+    """Let every block keep its input only, or everything."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.recompute = recompute
+
+
 def _scaled(branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
     branch = branch if gamma is None else gamma * branch
     return branch if kept is None else branch * kept

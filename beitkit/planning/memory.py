@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from beitkit.configs.model import MaskedImageModelConfig
-from beitkit.planning.steps import set_recompute
+from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import Workload, backbone_of, count_parameters
 
 FLOAT = 4

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import torch
-
 from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import tokenized
-from beitkit.nn.blocks import Block
+from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import Workload
 from beitkit.train.optim import parameter_groups
 from beitkit.train.runtime import Runtime, StopRequest
@@ -40,13 +38,6 @@ class NoiseSteps:
     def __call__(self) -> Outcome:
         """The next step."""
         return self.trainer.step(self._stream, next(self._numbers), self._stop)
-
-
-def set_recompute(objective: torch.nn.Module, recompute: bool) -> None:
-    """Let every block keep its input only, or everything."""
-    for module in objective.modules():
-        if isinstance(module, Block):
-            module.recompute = recompute
 
 
 def _batches(workload: Workload, pictures: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from torch import nn
 from beitkit.configs.train import SpeedConfig
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
-from beitkit.nn.blocks import Block
+from beitkit.nn.blocks import Block, set_recompute
 from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import Plan
 
@@ -31,8 +31,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
         UserError: if compiling is asked for and there is nothing to compile with.
     """
     blocks = [module for module in objective.modules() if isinstance(module, Block)]
-    for block in blocks:
-        block.recompute = config.recompute
+    set_recompute(objective, config.recompute)
     is_compiled = config.compile == "on" or (config.compile == "auto" and _pays(objective, runtime, plan))
     if config.compile == "on" and (missing := _missing(runtime.kind)) is not None:
         raise UserError(f"--speed.compile on needs {missing}; install it, or give --speed.compile off")

@@ -12,6 +12,7 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.configs.verbs import PlanRun, PretrainRun
+from beitkit.contracts import precision_name
 from beitkit.data.batch_reading import default_workers
 from beitkit.data.files import find_pictures
 from beitkit.data.pictures import picture_to_crop
@@ -37,7 +38,7 @@ def run(config: PlanRun) -> Estimate:
     workers = config.workers
     if rates is None:
         runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
-        precision = "float32" if runtime.autocast is None else "bfloat16"
+        precision = precision_name(runtime.autocast)
         process = (resident_bytes() or 0) if runtime.device.type == "cpu" else 0
         read = _reader(config, subject)
         rates = measure(subject.workload, subject.length.batch_size, runtime, read, recompute=config.recompute)

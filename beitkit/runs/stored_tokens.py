@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beitkit.configs.train import decided
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, precision_name
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.stream import token_ids, training_stream
 from beitkit.data.token_cache import HEADER, CacheKey, TokenCache, bytes_per_view, open_cache, read_key
@@ -39,7 +39,7 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
     """
     if setup.views is None or encoder is None:
         return None
-    path, key = _path(setup, folder), replace(setup.cache_key(setup.views), precision=encoder.precision_name)
+    path, key = _path(setup, folder), replace(setup.cache_key(setup.views), precision=precision_name(encoder.precision))
     try:
         is_there = setup.config.tokens is not None or (path / HEADER).exists()
         cache = open_cache(path, key, setup.files, is_writable=False) if is_there else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from beitkit.configs.verbs import TokenizeRun
 from beitkit.configs.verbs.predict import shard_of
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, precision_name
 from beitkit.data.cached_tokens import CachedTokens
 from beitkit.data.files import PictureList, find_pictures
 from beitkit.data.stream import PictureDataset, counted_broken, stored_views_stream, token_ids
@@ -44,11 +45,12 @@ def run(config: TokenizeRun) -> Path:
     tokenizer, files = load_tokenizer(config.tokenizer), find_pictures(config.images)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = key_of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
+    _make_place(config, files)
     runtime = start_runtime(config.machine)
     encoder = token_encoder(tokenizer, files, key, runtime, _begun(config))
     if how := encoder.describe():
         print(how, file=sys.stderr)
-    cache = _opened(config, replace(key, precision=encoder.precision_name), files)
+    cache = _opened(config, replace(key, precision=precision_name(encoder.precision)), files)
     dataset = PictureDataset(
         files,
         PretrainView(config.view, image_size, key.token_size, only_tokens=True),
@@ -85,20 +87,25 @@ def _begun(config: TokenizeRun) -> CacheKey | None:
     return next((read_key(path, None) for path in there if (path / HEADER).exists()), None)
 
 
-def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
-    """The cache to fill, made of its shards where they are there, or the shard to fill."""
+def _make_place(config: TokenizeRun, files: PictureList) -> None:
+    """Make the folder that is filled, and lock it while the process lives; refuses one that cannot be."""
     out, shard, path = _place(config)
-    is_there = (out / HEADER).exists()
-    if config.shard is not None and is_there:
+    if config.shard is not None and (out / HEADER).exists():
         raise UserError(f"--out {out} holds a token cache already; leave --shard out to complete it, or choose another --out")
     if shard.shards > len(files):
         raise UserError(f"--shard {shard} of {len(files)} pictures leaves shards empty; give at most {len(files)} shards")
-    try:
+    with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise UserError(f"--out {path} is not empty and holds no token cache; choose another --out, or remove it yourself")
         locked(path)
-        if config.shard is None and not is_there:
+
+
+def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
+    """The cache to fill, made of its shards where they are there, or the shard to fill."""
+    out, shard, path = _place(config)
+    with _writing(path):
+        if config.shard is None and not (out / HEADER).exists():
             join_shards(out, key, files)
         elif config.shard is None and (unread := found_shards(out)):
             print(
@@ -107,6 +114,12 @@ def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCach
                 file=sys.stderr,
             )
         return open_cache(path, key, files, is_writable=True, shard=shard)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
 

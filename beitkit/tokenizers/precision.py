@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from beitkit.contracts import Precision, Tokenizer
+from beitkit.contracts import Tokenizer
 
 LEAST_AGREEMENT = 0.995
 """Share of positions at which the fast precision must find the token of float32."""
@@ -40,11 +40,6 @@ class Encoder(NamedTuple):
         scaled = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.tokenizer.encode(scaled)
-
-    @property
-    def precision_name(self) -> Precision:
-        """The precision in words, as a token cache names it."""
-        return "float32" if self.precision is None else "bfloat16"
 
     def describe(self) -> str:
         """How it computes, in words; empty for float32 that nobody tried to replace."""

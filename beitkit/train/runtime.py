@@ -11,6 +11,7 @@ from types import FrameType
 import torch
 
 from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
+from beitkit.contracts import precision_name
 from beitkit.errors import UserError
 from beitkit.system import keep_freed_memory, usable_cores
 from beitkit.train.launch import Place, place
@@ -64,7 +65,7 @@ class Runtime:
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
         processes = f"{self.world} processes on " if self.world > 1 else ""
-        return f"{processes}{where}, {'bfloat16' if self.autocast else 'float32'}{threads}"
+        return f"{processes}{where}, {precision_name(self.autocast)}{threads}"
 
 
 def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime:
