@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit screenshot clean
+.PHONY: demo test check unit bench screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -18,6 +18,9 @@ check: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.bench --against transformers timm --out runs/bench
 
 screenshot: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png --width 1000 --height 1240

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from beitkit.tokenizers.vqkd import VQKD
     from beitkit.verbs import (
         ablate,
-        bench,
         convert,
         demo,
         embed,
@@ -70,7 +69,6 @@ _HOME = {
     "segment": "verbs",
     "save": "interop.save",
     "ablate": "verbs",
-    "bench": "verbs",
     "convert": "verbs",
     "inspect": "verbs",
     "show_load": "verbs",
@@ -91,7 +89,6 @@ __all__ = [
     "Predictor",
     "Segmenter",
     "ablate",
-    "bench",
     "convert",
     "demo",
     "embed",

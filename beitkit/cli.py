@@ -17,11 +17,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import beitkit
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
 from beitkit.train.launch import Place, place
+
+Config = TypeVar("Config")
 
 VERBS = {
     "demo": "DemoRun",
@@ -43,7 +45,6 @@ VERBS = {
     "recipes": "RecipesRun",
     "plan": "PlanRun",
     "ablate": "AblateRun",
-    "bench": "BenchRun",
 }
 """Name of a verb, and of its class in `beitkit.configs.verbs`."""
 RECIPE_VERBS = ("pretrain", "finetune", "segment")
@@ -70,7 +71,6 @@ beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-
   beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
   beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
   beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
-  beitkit bench     --against transformers                        how fast is this machine, and who is faster on it?
   beitkit recipes                                                 the published set-ups, which --recipe takes
   beitkit plan      --recipe NAME --images 1_281_167 --gpus 8     steps, memory, time and cost, before anything is spent
 
@@ -134,18 +134,32 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _parse(verb: str, arguments: list[str]):
-    """The verb's config from its options; tyro's boxed complaint becomes one line."""
+    """The verb's config from its options."""
+    from beitkit.configs import verbs  # here, because the overview and a mistyped verb do without
+
+    return parse(getattr(verbs, VERBS[verb]), arguments, f"beitkit {verb}", _from_recipe(verb, arguments))
+
+
+def parse(config: type[Config], arguments: list[str], program: str, default: Any = None) -> Config:
+    """A command's config from its options; tyro's boxed complaint becomes one line.
+
+    Args:
+        config: the dataclass whose fields are the options.
+        arguments: what follows the name of the command.
+        program: how the command is called.
+        default: an instance whose values take the place of the fields' defaults; None keeps them.
+
+    Raises:
+        UserError: options that there are not, or wrong values.
+    """
     import tyro  # here, because the overview and a mistyped verb do without
 
-    from beitkit.configs import verbs
-
-    default = _from_recipe(verb, arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _narrow():
             return tyro.cli(
-                getattr(verbs, VERBS[verb]),
-                prog=f"beitkit {verb}",
+                config,
+                prog=program,
                 args=arguments,
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
@@ -154,7 +168,7 @@ def _parse(verb: str, arguments: list[str]):
         if stop.code != USAGE_ERROR:
             raise
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
-    raise UserError(f"{_one_line(words)}; see beitkit {verb} --help")
+    raise UserError(f"{_one_line(words)}; see {program} --help")
 
 
 def _from_recipe(verb: str, arguments: list[str]):

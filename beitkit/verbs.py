@@ -20,7 +20,6 @@ from beitkit.configs import verbs
 from beitkit.configs.recipes import recipe_named, started_from
 from beitkit.errors import UserError
 from beitkit.runs import ablate as ablate_run
-from beitkit.runs import bench as bench_run
 from beitkit.runs import convert as convert_run
 from beitkit.runs import demo as demo_run
 from beitkit.runs import embed as embed_run
@@ -124,4 +123,3 @@ convert = Verb("convert", verbs.ConvertRun, convert_run.run)
 export = Verb("export", verbs.ExportRun, export_run.run)
 recipes = Verb("recipes", verbs.RecipesRun, recipes_run.run)
 ablate = Verb("ablate", verbs.AblateRun, ablate_run.run)
-bench = Verb("bench", verbs.BenchRun, bench_run.run)

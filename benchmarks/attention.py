@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
-from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
 from beitkit.train.runtime import start_runtime
+from benchmarks.compare.turns import Candidate, Step, interleaved, synchronizer
 
 HEAD_WIDTH = 64
 SHAPES = ((64, 65), (8, 197), (64, 197), (4, 577), (2, 1025), (1, 1601))
@@ -55,7 +55,7 @@ def main() -> None:
             cells = []
             for is_trained in (False, True):
                 prepare = partial(prepared, (pictures, tokens, heads), precision, runtime.device, is_trained)
-                racing = [Contestant(one.__name__, "", partial(prepare, one), is_ours=True) for one in (fused, plain)]
+                racing = [Candidate(one.__name__, "", partial(prepare, one), is_ours=True) for one in (fused, plain)]
                 taken = interleaved(racing, options.rounds, turn=0.2, wait=synchronizer(runtime.device))
                 theirs, ours = (median(taken[name]) for name in ("fused", "plain"))
                 cells += [f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{theirs / ours:.2f}"]

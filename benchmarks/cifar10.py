@@ -81,6 +81,8 @@ def main() -> None:
         gain = 100 * (statistics.mean(score["pretrained"]) - statistics.mean(score["scratch"]))
         spread = 100 * max(statistics.stdev(values) for values in score.values())
         print(f"| {labels:,} | {cells[0]} | {cells[1]} | {gain:+.1f} | {spread:.1f} |")
+    assert probe.neighbors is not None
+    assert probe.linear is not None
     print("\n| block | nearest neighbors | linear probe |\n|---|---|---|")
     for block, (neighbors, linear) in enumerate(zip(probe.neighbors.test, probe.linear.test, strict=True)):
         marks = [" (chosen)" if block == one.chosen else "" for one in (probe.neighbors, probe.linear)]

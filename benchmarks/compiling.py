@@ -21,12 +21,10 @@ from statistics import median
 import torch
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.configs.verbs import BenchRun
-from beitkit.measuring import ours
-from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
-from beitkit.measuring.workload import Workload
-from beitkit.runs.bench_setup import accelerated
 from beitkit.train.runtime import start_runtime
+from benchmarks.compare import ours
+from benchmarks.compare.turns import Candidate, Step, interleaved, synchronizer
+from benchmarks.compare.workload import Workload
 
 
 def main() -> None:
@@ -44,14 +42,14 @@ def main() -> None:
     atexit.register(shutil.rmtree, cache)
     for size in options.size:
         workload = Workload(size=size, image_size=224, patch=16, batch_size=options.batch_size)
-        for job, contestants in (("pre-training", ours.pretraining), ("fine-tuning", ours.finetuning)):
+        for job, candidates in (("pre-training", ours.pretraining), ("fine-tuning", ours.finetuning)):
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=cache)
             first: dict[str, float] = {}
             racing = []
             for mode in ("off", "on"):
                 networks = ours.OurNetworks(workload, runtime)
-                contestant = contestants(networks, runtime, accelerated(BenchRun(speed=SpeedConfig(compile=mode)), runtime))[0]
-                racing.append(Contestant(mode, "", timed(contestant.prepare, mode, first), is_ours=True))
+                candidate = candidates(networks, runtime, SpeedConfig(compile=mode))[0]
+                racing.append(Candidate(mode, "", timed(candidate.prepare, mode, first), is_ours=True))
             taken = interleaved(racing, options.rounds, turn=2.0, wait=synchronizer(runtime.device))
             plain, compiled = (options.batch_size / median(taken[mode]) for mode in ("off", "on"))
             ratios = sorted(one / other for one, other in zip(taken["off"], taken["on"], strict=True))

@@ -25,7 +25,7 @@ from beitkit.data.files import find_pictures
 from beitkit.data.pictures import open_picture
 from beitkit.data.stream import PictureDataset
 from beitkit.data.views import PretrainView
-from beitkit.measuring.turns import Contestant, Step, interleaved
+from benchmarks.compare.turns import Candidate, Step, interleaved
 
 READ = 64
 """Pictures of a turn."""
@@ -46,7 +46,7 @@ def main() -> None:
             _as_parquet(folder / "folder", folder / f"parquet-{rows}", rows)
         sources = {"folder": "folder", "tar shards": "shards", "Parquet, 16 a row group": "parquet-16"}
         sources["Parquet, 100 a row group"] = "parquet-100"
-        racing = [Contestant(what, "", reader(folder / where), is_ours=True) for what, where in sources.items()]
+        racing = [Candidate(what, "", reader(folder / where), is_ours=True) for what, where in sources.items()]
         taken = interleaved(racing, options.rounds)
     print(f"\n{options.pictures} pictures, medians of {options.rounds} rounds\n")
     print("| source | views/s of one core | of the folder's |\n|---|---|---|")

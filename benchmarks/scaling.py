@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--size base] [--batch-size 8] [--rounds 3] [--threads 0] [--only batch ...]
 
-Within a table everybody takes turns in one process (`beitkit.measuring.turns`); tokens are given. The processes of the last table
+Within a table all take turns in one process (`benchmarks.compare.turns`); tokens are given. The processes of the last table
 (gloo, one thread each) cannot take turns with others: they are started anew for each number, and one process of one thread is
 their reference. The precision is the machine's own choice.
 """
@@ -20,16 +20,14 @@ from statistics import median
 
 import torch
 
-from beitkit.configs.train import MachineConfig
-from beitkit.configs.verbs import BenchRun
+from beitkit.configs.train import MachineConfig, SpeedConfig
 from beitkit.contracts import precision_name
-from beitkit.measuring.matrix import best_rates, contestant, products_of
-from beitkit.measuring.ours import CACHED, OurNetworks, pretraining
-from beitkit.measuring.turns import Contestant, interleaved, synchronizer
-from beitkit.measuring.workload import Workload
 from beitkit.planning.flops import network_flops
-from beitkit.runs.bench_setup import accelerated
 from beitkit.train.runtime import Runtime, start_runtime
+from benchmarks.compare.matrix import best_rates, candidate, products_of
+from benchmarks.compare.ours import CACHED, OurNetworks, pretraining
+from benchmarks.compare.turns import Candidate, interleaved, synchronizer
+from benchmarks.compare.workload import Workload
 
 BATCHES, RESOLUTIONS, DEPTHS, PROCESSES = (1, 4, 8, 16), (224, 384, 512), (12, 24), (1, 2)
 FIRST = "growing"
@@ -70,8 +68,8 @@ def grown(what: str, rows: list[tuple[str, Workload]], runtime: Runtime, rounds:
     """One table, whose rows take turns with each other and with matrix products."""
     precision = precision_name(runtime.autocast)
     products = products_of(rows[0][1].masked_config.backbone, 8, [precision])
-    racing = [Contestant(name, "", step_of(workload, runtime), is_ours=True) for name, workload in rows]
-    racing += [contestant(product, runtime.device) for product in products]
+    racing = [Candidate(name, "", step_of(workload, runtime), is_ours=True) for name, workload in rows]
+    racing += [candidate(product, runtime.device) for product in products]
     taken = interleaved(racing, rounds, turn=1.0, wait=synchronizer(runtime.device))
     rate = best_rates(products, taken)[precision]
     print(f"\n| {what} | images/s | GFLOP/image | share of {rate / 1e9:.0f} GFLOP/s |\n|---|---|---|---|")
@@ -83,8 +81,7 @@ def grown(what: str, rows: list[tuple[str, Workload]], runtime: Runtime, rounds:
 
 def step_of(workload: Workload, runtime: Runtime):
     """What prepares our step with tokens given."""
-    accelerate = accelerated(BenchRun(), runtime)
-    return next(one for one in pretraining(OurNetworks(workload, runtime), runtime, accelerate) if one.name == CACHED).prepare
+    return next(one for one in pretraining(OurNetworks(workload, runtime), runtime, SpeedConfig()) if one.name == CACHED).prepare
 
 
 def processes(options: argparse.Namespace) -> None:
@@ -102,7 +99,16 @@ def together(options: argparse.Namespace, count: int) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, __file__, "--one-of", "--size", options.size, "--image-size", str(options.image_size)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--one-of",
+        "--size",
+        options.size,
+        "--image-size",
+        str(options.image_size),
+    ]
     command += ["--patch", str(options.patch), "--batch-size", str(options.batch_size), "--rounds", str(options.rounds)]
     command += ["--threads", "1"]
     shared = os.environ | {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -118,7 +124,7 @@ def together(options: argparse.Namespace, count: int) -> float:
 
 def one_of_several(workload: Workload, runtime: Runtime, rounds: int) -> None:
     """This process's images a second, printed; all processes take their steps together."""
-    taken = interleaved([Contestant(FIRST, "", step_of(workload, runtime), is_ours=True)], rounds)[FIRST]
+    taken = interleaved([Candidate(FIRST, "", step_of(workload, runtime), is_ours=True)], rounds)[FIRST]
     print(json.dumps(workload.batch_size / median(taken)))
 
 

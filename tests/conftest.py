@@ -6,15 +6,15 @@ tensor j is 0.2 sin(0.37 i + 0.11 j), rounded to float32; scales of norms are 1 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from benchmarks.compare.torchvision_stand_in import torchvision_stand_in
 
 Fill = Callable[..., nn.Module]
 
@@ -64,38 +64,9 @@ def golden_mask() -> Tensor:
     return mask
 
 
-class _Anything(ModuleType):
-    """A module that has every class one asks for."""
-
-    __path__: list[str] = []  # noqa: RUF012
-    __file__ = "stub"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {"NEAREST": 0, "BILINEAR": 2, "BICUBIC": 3, "BOX": 4, "HAMMING": 5, "LANCZOS": 1})
-
-
 @pytest.fixture(scope="session")
 def timm_library() -> Any:
     """timm, imported without torchvision, which its BEiT does not need."""
-    names = (
-        "",
-        ".datasets",
-        ".models",
-        ".models.feature_extraction",
-        ".ops",
-        ".ops.misc",
-        ".transforms",
-        ".transforms.functional",
-    )
-    stubs = {f"torchvision{name}": _Anything(f"torchvision{name}") for name in names}
-    for name, stub in stubs.items():
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(stubs[parent], child, stub)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, stub in stubs.items():
-            patch.setitem(sys.modules, name, stub)
-        # After the return the stubs are gone: transformers, if it is imported later, must not believe that torchvision is there.
+    # Only for the import: transformers, if it is imported later, must not believe that torchvision is there.
+    with torchvision_stand_in():
         return pytest.importorskip("timm", reason="timm is not installed (pip install --no-deps timm)")

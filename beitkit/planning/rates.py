@@ -26,7 +26,7 @@ ROUNDS = 6
 BLOCKS_MORE = 3
 """Blocks by which two timed networks differ, so that a block's own time is known."""
 JOBS = {"pretrain": "pretraining", "finetune": "finetuning"}
-"""What `beitkit bench` calls the work of a verb."""
+"""What `bench.json` calls the work of a verb."""
 
 
 class Measured(NamedTuple):
@@ -105,8 +105,8 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     """What the options say about other hardware; None if they say nothing.
 
     Args:
-        path: what `beitkit bench` wrote, of which `device`, `matrix_rate` (operations per second by precision), `share` (by job)
-            and the speed of its tokenizer are read.
+        path: the bench.json of benchmarks/bench.py, of which `device`, `matrix_rate` (operations per second by precision),
+            `share` (by job) and the speed of its tokenizer are read.
         tflops: a rate instead, in 1e12 operations per second.
         share: what training reaches of the rate; goes before the file's.
         precision: float32 or bfloat16.
@@ -126,7 +126,7 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
         rate, tokenizer = float(rates[precision]), _tokenizer_rate(found["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"--rates {path} should be a bench.json of beitkit bench with a matrix_rate of {precision}, and is not"
+            f"--rates {path} should be a bench.json of benchmarks/bench.py with a matrix_rate of {precision}, and is not"
         ) from None
     job = JOBS.get(verb)
     if share is None and job not in shares:

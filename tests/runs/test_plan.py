@@ -9,7 +9,10 @@ from PIL import Image
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.model import DVAEConfig
+from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
+from benchmarks import bench
+from benchmarks.compare.config import BenchRun
 
 DESCRIBED = {"tflops": 100.0, "share": 0.5}
 
@@ -100,8 +103,9 @@ def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
 
 
 def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
-    tiny = {"size": ("nano",), "image_size": 32, "batch_size": 1, "rounds": 2, "turn": 0.0, "precision": "float32", "threads": 1}
-    beitkit.bench(what=("pretraining",), memory=False, against=(), out=tmp_path, **tiny)
+    tiny = {"size": ("nano",), "image_size": 32, "batch_size": 1, "rounds": 2, "turn": 0.0, "against": (), "memory": False}
+    machine = MachineConfig(precision="float32", threads=1)
+    bench.run(BenchRun(what=("pretraining",), out=tmp_path, machine=machine, **tiny))
     written = json.loads((tmp_path / "bench.json").read_text())
     rate, share = written["matrix_rate"]["float32"], written["share"]
     options = {"images": 1000, "size": "nano", "precision": "float32", "rates": tmp_path / "bench.json"}

@@ -6,7 +6,6 @@ may import torch.
 """
 
 from beitkit.configs.verbs.ablate import AblateRun
-from beitkit.configs.verbs.bench import BenchJob, BenchRun, Rival
 from beitkit.configs.verbs.checkpoints import (
     CheckpointFormat,
     ConvertRun,
@@ -31,8 +30,6 @@ from beitkit.configs.verbs.tokenizer import TokenizerRun
 
 __all__ = [
     "AblateRun",
-    "BenchJob",
-    "BenchRun",
     "CheckpointFormat",
     "ConvertRun",
     "DemoRun",
@@ -53,7 +50,6 @@ __all__ = [
     "ProbeRun",
     "ProgramFormat",
     "RecipesRun",
-    "Rival",
     "SegmentRun",
     "ShowLoadRun",
     "Task",

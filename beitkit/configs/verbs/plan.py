@@ -62,7 +62,7 @@ class PlanRun:
     pictures: Path | None = None
     """Folder of pictures whose reading is timed here; without it reading is left out."""
     rates: Path | None = None
-    """Speeds of other hardware, as beitkit bench writes them, instead of measuring here."""
+    """bench.json of other hardware, as benchmarks/bench.py writes it, instead of measuring here."""
     tflops: float | None = None
     """The same in one number: 1e12 operations per second of a matrix product; needs --share."""
     share: float | None = None

@@ -1,6 +1,6 @@
 """The way from a JPEG file to the two views of pre-training, on one core: ours, and what a plain pipeline of Pillow does.
 
-The plain one decodes the whole picture, jitters it, crops, and resizes with Pillow, as the official code does.
+The plain one decodes the whole image, jitters it, crops, and resizes with Pillow, as the official code does.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.pictures import open_picture, picture_to_crop, to_tensor
 from beitkit.data.views import PretrainView, color_jittered, crop_box
-from beitkit.measuring.ours import OURS
-from beitkit.measuring.race import Race
-from beitkit.measuring.turns import Contestant, Step
-from beitkit.measuring.workload import Workload
+from benchmarks.compare.ours import OURS
+from benchmarks.compare.races import Race
+from benchmarks.compare.turns import Candidate, Step
+from benchmarks.compare.workload import Workload
 
 PILLOW = "pillow"
-PICTURE_SIZES: tuple[Pair, ...] = ((375, 500), (3000, 4000))
-"""(height, width): a picture of ImageNet, and a photograph of 12 megapixels."""
-PICTURES = 4
-"""Different pictures; a step shows each of them once."""
+IMAGE_SIZES: tuple[Pair, ...] = ((375, 500), (3000, 4000))
+"""(height, width): an image of ImageNet, and a photograph of 12 megapixels."""
+IMAGES = 4
+"""Different images; a step shows each of them once."""
 COARSENESS = 12
-"""Pixels across a blob of the random pictures: something between a blank page, which decodes fast, and noise, which does not."""
+"""Pixels across a blob of the random images: something between a blank page, which decodes fast, and noise, which does not."""
 
 
 def races(workload: Workload, folder: Path) -> list[Race]:
-    """One race for each size of picture; the pictures are made in `folder`."""
-    return [_race(size, _pictures(folder, size), workload) for size in PICTURE_SIZES]
+    """One race for each size of image; the images are made in `folder`."""
+    return [_race(size, _images(folder, size), workload) for size in IMAGE_SIZES]
 
 
 def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
@@ -54,10 +54,10 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
 
     return Race(
         job=f"data, JPEG of {size[1]}x{size[0]}",
-        pictures=PICTURES,
-        contestants=[
-            Contestant(OURS, f"{PICTURES} pictures to two views each", lambda: _shown(ours, paths), is_ours=True),
-            Contestant(PILLOW, "the same crops: decode all, jitter, crop, bicubic and Lanczos", lambda: _shown(plain, paths)),
+        images=IMAGES,
+        candidates=[
+            Candidate(OURS, f"{IMAGES} images to two views each", lambda: _shown(ours, paths), is_ours=True),
+            Candidate(PILLOW, "the same crops: decode all, jitter, crop, bicubic and Lanczos", lambda: _shown(plain, paths)),
         ],
         flops={},
         comparisons=[(OURS, PILLOW)],
@@ -67,7 +67,7 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
 
 
 def _shown(show: Callable[[Path, random.Random], None], paths: list[Path]) -> Step:
-    """Every picture once, under crops that everybody draws in the same order."""
+    """Every image once, under crops that all candidates draw in the same order."""
     rng = random.Random(0)
 
     def step() -> None:
@@ -77,10 +77,10 @@ def _shown(show: Callable[[Path, random.Random], None], paths: list[Path]) -> St
     return step
 
 
-def _pictures(folder: Path, size: Pair) -> list[Path]:
+def _images(folder: Path, size: Pair) -> list[Path]:
     """JPEGs of random blobs."""
     generator = np.random.default_rng(0)
-    paths = [folder / f"{size[1]}-{index}.jpg" for index in range(PICTURES)]
+    paths = [folder / f"{size[1]}-{index}.jpg" for index in range(IMAGES)]
     for path in paths:
         blobs = generator.integers(0, 256, (size[0] // COARSENESS, size[1] // COARSENESS, 3), dtype=np.uint8)
         Image.fromarray(blobs).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(path, quality=90)

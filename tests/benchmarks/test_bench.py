@@ -1,4 +1,4 @@
-"""`beitkit bench`: tiny races from the command line, what they write, and what a mistake or Ctrl-C leaves."""
+"""`python -m benchmarks.bench`: tiny races from the command line, what they write, and what a mistake or Ctrl-C leaves."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from typing import Any
 
 import pytest
 
-from beitkit.cli import main
-from beitkit.configs.verbs import BenchRun
 from beitkit.errors import UserError
-from beitkit.measuring.ours import CACHED, OURS, UNCACHED
-from beitkit.measuring.race import TOLERANCE
-from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS
-from beitkit.runs import bench as bench_run
-from beitkit.runs import bench_setup
+from benchmarks import bench as command
+from benchmarks.compare.ours import CACHED, OURS, UNCACHED
+from benchmarks.compare.races import TOLERANCE
+from benchmarks.compare.rivals import present_rivals
+from benchmarks.compare.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS
 
 TINY = ["--size", "tiny", "--image-size", "32", "--batch-size", "2", "--rounds", "2", "--turn", "0", "--threads", "1"]
 
 
 def bench(*arguments: str) -> int | str | None:
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", *TINY, "--device", "cpu", *arguments])
+        command.main([*TINY, "--device", "cpu", *arguments])
     return stopped.value.code
 
 
@@ -71,7 +69,7 @@ def test_ratios_are_of_the_seconds_beside_them(written: Path) -> None:
             assert one["ratio"]["median_by_round"] == pytest.approx(median(b / a for a, b in zip(first, second, strict=True)))
 
 
-def test_the_page_shows_every_contestant(written: Path) -> None:
+def test_the_page_shows_every_candidate(written: Path) -> None:
     page = (written / "bench.html").read_text()
     assert page.count('<svg class="chart"') == 2
     assert all(name in page for name in (CACHED, UNCACHED, OFFICIAL, REDUCED, "10x192 @ 192x768"))
@@ -116,8 +114,8 @@ def test_a_rival_that_is_missing_is_an_error_only_where_it_was_asked_for(
     with monkeypatch.context() as patch:
         patch.setattr(importlib, "import_module", missing)
         with pytest.raises(UserError, match=r"--against timm: it cannot be imported .*; pip install timm"):
-            bench_setup.present_rivals(BenchRun(against=("timm",)))
-        assert bench_setup.present_rivals(BenchRun()) == []
+            present_rivals(("timm",))
+        assert present_rivals(None, command.say) == []
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert said[0].startswith("transformers is left out, it cannot be imported (No module named 'transformers')")
@@ -130,7 +128,7 @@ def test_ctrl_c_leaves_what_was_there(
         raise KeyboardInterrupt
 
     (tmp_path / "bench.json").write_text("an older one")
-    monkeypatch.setattr(bench_run, "interleaved", stopped)
+    monkeypatch.setattr(command, "interleaved", stopped)
     assert bench("--what", "inference", "--against", "--no-memory", "--out", str(tmp_path)) == 130
     assert "stopped at once; nothing more was written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
@@ -152,7 +150,7 @@ def test_ctrl_c_leaves_what_was_there(
 def test_mistakes_are_one_line(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--against", "--out", str(tmp_path / "out"), *arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("beitkit: ")
+    assert error.startswith("bench: ")
     assert expected in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`beitkit bench`: what it takes."""
+"""What `python -m benchmarks.bench` takes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from beitkit.configs.model import SizeName
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.configs.verbs.parts import DEFAULT_PATCH, Flat, check_batch
+from beitkit.configs.verbs.parts import DEFAULT_PATCH, Flat
 from beitkit.errors import UserError, check_finite
+from benchmarks.compare.workload import Workload
 
 BenchJob = Literal["pretraining", "finetuning", "inference", "data"]
 Rival = Literal["transformers", "timm"]
@@ -17,7 +18,7 @@ Rival = Literal["transformers", "timm"]
 
 @dataclass(frozen=True)
 class BenchRun:
-    """How fast is this machine with beitkit, and with transformers and timm: taking turns in one process, on one network."""
+    """Benchmark beitkit against transformers and timm: they take turns in one process, on one network."""
 
     _: KW_ONLY
     what: tuple[BenchJob, ...] = ("pretraining", "finetuning", "inference", "data")
@@ -25,17 +26,17 @@ class BenchRun:
     size: tuple[SizeName, ...] = ("base",)
     """Sizes of the network, one after the other."""
     image_size: int = 224
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     patch: int = DEFAULT_PATCH
     """Side of a patch, in pixels."""
     batch_size: int = 8
-    """Pictures per step."""
+    """Images per step."""
     rounds: int = 5
-    """How often everybody has a turn."""
+    """Turns that each candidate has."""
     turn: float = 1.0
-    """Seconds that a turn takes at least; it is one step where a step takes longer."""
+    """Seconds that a turn takes at least; one step where a step takes longer."""
     against: tuple[Rival, ...] | None = None
-    """Other software on the same network and pictures; None takes what is installed."""
+    """Other software on the same network and images; None takes what is installed."""
     memory: bool = True
     """Measure peak memory as well, of each in a process of its own."""
     profile: bool = False
@@ -49,10 +50,9 @@ class BenchRun:
 
     def __post_init__(self) -> None:
         check_finite(self)
-        check_batch(self.batch_size)
-        for name, value in (("image-size", self.image_size), ("patch", self.patch), ("rounds", self.rounds)):
-            if value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}")
+        for name in ("image_size", "patch", "batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.turn < 0:
             raise UserError(f"--turn must be 0 or more seconds, got {self.turn:g}")
         for name, values in (("what", self.what), ("size", self.size)):
@@ -62,3 +62,7 @@ class BenchRun:
             raise UserError("--profile writes a text, --json prints the timing; leave one of them out")
         if self.profile and set(self.what) == {"data"}:
             raise UserError("--profile shows the operators of networks, and --what data has none; name another one")
+
+    def workload(self, size: SizeName) -> Workload:
+        """The network and batch of a size."""
+        return Workload(size=size, image_size=self.image_size, patch=self.patch, batch_size=self.batch_size)

@@ -1,4 +1,4 @@
-"""The work that is raced: one network, its weights and its inputs, the same for everybody."""
+"""The work that is timed: one network, its weights and its inputs, the same for all candidates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from beitkit.nn.models import Classifier, MaskedImageModel
 Network = TypeVar("Network", bound=nn.Module)
 
 TOKENIZER = PUBLISHED_DVAES["dalle"]
-"""What turns pictures into tokens, with random weights: DALL-E's encoder, as BEiT v1."""
+"""What turns images into tokens, with random weights: DALL-E's encoder, as BEiT v1."""
 MASK = MaskConfig(ratio=75 / 196)
 """BEiT's 75 of 196 patches, always exactly as many."""
 CLASSES = 1000
 DROP_PATH = 0.1
 CLIP = 3.0
 LEARNING_RATE = 1e-5
-"""So low that no contestant's numbers run away, whatever is thrown at it."""
+"""Small enough that training on noise stays finite."""
 DISTURBANCE = 0.02
 
 
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
     token_images: Tensor
     """(b, 3, 8 gh, 8 gw), uint8: what the tokenizer sees."""
     mask: Tensor
-    """(b, n), True where hidden; as many in every picture."""
+    """(b, n), True where hidden; as many in every image."""
     tokens: Tensor
     """(b, n), int64."""
     labels: Tensor
@@ -81,13 +81,13 @@ class Workload:
 
     @property
     def token_size(self) -> Pair:
-        """Size of the pictures that have one token per patch."""
+        """Size of the images that have one token per patch."""
         grid = self.masked_config.backbone.grid
         return grid[0] * TOKENIZER.stride, grid[1] * TOKENIZER.stride
 
     @property
     def num_masked(self) -> int:
-        """Hidden patches of a picture.
+        """Hidden patches of an image.
 
         Raises:
             UserError: a grid too small to be masked in part.

@@ -1,38 +1,62 @@
-"""`beitkit bench`: how fast this machine is, with beitkit and with other software, taking turns in one process."""
+"""How fast this machine is with beitkit, and with other software: candidates that take turns in one process.
+
+    python -m benchmarks.bench --what pretraining --against transformers [--size base] [--rounds 5] [--out bench]
+
+Writes bench.json and bench.html; benchmarks/README.md says what is measured and how, `--help` what can be changed.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import platform
+import signal
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 import beitkit
+from beitkit.cli import USAGE_ERROR, parse
 from beitkit.configs.codec import to_json
 from beitkit.configs.model import SizeName
-from beitkit.configs.verbs import BenchJob, BenchRun, Rival
-from beitkit.measuring import data_path, matrix
-from beitkit.measuring.matrix import products_of
-from beitkit.measuring.operators import as_text, operators
-from beitkit.measuring.race import Race
-from beitkit.measuring.races import race_of
-from beitkit.measuring.result import VERSION, BenchResult, JobResult, job_result
-from beitkit.measuring.turns import interleaved, synchronizer
-from beitkit.runs.bench_memory import peak_of
-from beitkit.runs.bench_report import print_result, write_page
-from beitkit.runs.bench_setup import accelerated, present_rivals, say, workload_of
+from beitkit.errors import UserError
 from beitkit.system import quoted, write_atomically
 from beitkit.train.runtime import Runtime, start_runtime
+from benchmarks.compare import data_path, matrix
+from benchmarks.compare.config import BenchJob, BenchRun, Rival
+from benchmarks.compare.matrix import products_of
+from benchmarks.compare.memory import peak_of
+from benchmarks.compare.operators import as_text, operators
+from benchmarks.compare.races import Race, race_of
+from benchmarks.compare.report import print_result, write_page
+from benchmarks.compare.result import VERSION, BenchResult, JobResult, job_result
+from benchmarks.compare.rivals import present_rivals
+from benchmarks.compare.turns import interleaved, synchronizer
+
+PROGRAM = "python -m benchmarks.bench"
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command and exit: 0 done, 1 a file cannot be written, 2 a mistake in the command, 130 stopped by Ctrl-C."""
+    try:
+        run(parse(BenchRun, sys.argv[1:] if arguments is None else arguments, PROGRAM))
+    except UserError as error:
+        _fail(str(error), USAGE_ERROR)
+    except OSError as error:
+        _fail(f"{error.strerror}: {error.filename}", 1)
+    except KeyboardInterrupt:
+        _fail("stopped at once; nothing more was written", 128 + signal.SIGINT)
+    sys.exit(0)
 
 
 def run(config: BenchRun) -> BenchResult | Path:
-    """Time everybody and write the result, or profile ours; returns the result, or where the profile is."""
+    """Time all candidates and write the result, or profile ours; returns the result, or where the profile is."""
     runtime = start_runtime(config.machine)
-    rivals = present_rivals(config)
+    rivals = present_rivals(config.against, say)
     if config.profile:
         return _profile(config, runtime, rivals)
     jobs: list[JobResult] = []
@@ -42,7 +66,7 @@ def run(config: BenchRun) -> BenchResult | Path:
             if what == "data":
                 jobs += _data(config, size)
                 continue
-            race = race_of(what, workload_of(config, size), runtime, rivals, accelerated(config, runtime))
+            race = race_of(what, config.workload(size), runtime, rivals, config.speed)
             jobs.append(_raced(config, what, size, race, runtime))
             if size == config.size[0]:
                 shares = {job: jobs[-1].named(name).share for job, name in race.share_of.items()}
@@ -64,18 +88,18 @@ def _raced(config: BenchRun, what: BenchJob, size: SizeName, race: Race, runtime
     """Measure memory, check that all have the same network, then let them take turns."""
     say(f"{race.job}, {size}/{config.patch} at {config.image_size}, batch {config.batch_size}: {runtime.describe()}")
     peaks: dict[str, int] = {}
-    for contestant in race.contestants if config.memory else ():
-        say(f"memory of {contestant.name}")
-        peak = peak_of(config, what, size, contestant.name)
+    for candidate in race.candidates if config.memory else ():
+        say(f"memory of {candidate.name}")
+        peak = peak_of(config, what, size, candidate.name)
         if peak is not None:
-            peaks[contestant.name] = peak
+            peaks[candidate.name] = peak
     parities = {rival: difference() for rival, difference in race.parities.items()}
     for rival, difference in parities.items():
         say(f"same network: float32 outputs of {rival} and ours differ by {difference:.1e} of the largest")
     precisions = ("float32",) if runtime.autocast is None else ("bfloat16", "float32")
-    products = products_of(workload_of(config, size).masked_config.backbone, config.batch_size, precisions)
+    products = products_of(config.workload(size).masked_config.backbone, config.batch_size, precisions)
     taken = interleaved(
-        [*race.contestants, *(matrix.contestant(product, runtime.device) for product in products)],
+        [*race.candidates, *(matrix.candidate(product, runtime.device) for product in products)],
         config.rounds,
         turn=config.turn,
         wait=synchronizer(runtime.device),
@@ -100,9 +124,9 @@ def _data(config: BenchRun, size: SizeName) -> list[JobResult]:
     with tempfile.TemporaryDirectory() as folder:
         torch.set_num_threads(1)
         try:
-            for race in data_path.races(workload_of(config, size), Path(folder)):
+            for race in data_path.races(config.workload(size), Path(folder)):
                 say(f"{race.job}, one core")
-                taken = interleaved(race.contestants, config.rounds, turn=config.turn, say=say)
+                taken = interleaved(race.candidates, config.rounds, turn=config.turn, say=say)
                 results.append(
                     job_result(race, taken, (), size=size, image_size=config.image_size, patch=config.patch, parity={}, peaks={})
                 )
@@ -132,19 +156,33 @@ def _result(
 
 
 def _profile(config: BenchRun, runtime: Runtime, rivals: list[Rival]) -> Path:
-    """The operators of one step of every contestant, in profile.txt."""
+    """The operators of one step of every candidate, in profile.txt."""
     parts = []
     for size in config.size:
         for what in config.what:
             if what == "data":
                 continue
-            race = race_of(what, workload_of(config, size), runtime, rivals, accelerated(config, runtime))
-            for contestant in race.contestants:
-                say(f"profiling: {race.job}, {contestant.name}")
-                title = f"{race.job}, {size}/{config.patch} at {config.image_size}, batch {config.batch_size}: {contestant.name}"
-                parts.append(as_text(title, operators(contestant, runtime.device)))
+            race = race_of(what, config.workload(size), runtime, rivals, config.speed)
+            for candidate in race.candidates:
+                say(f"profiling: {race.job}, {candidate.name}")
+                title = f"{race.job}, {size}/{config.patch} at {config.image_size}, batch {config.batch_size}: {candidate.name}"
+                parts.append(as_text(title, operators(candidate, runtime.device)))
     path = config.out / "profile.txt"
     text = f"{runtime.describe()}, PyTorch {torch.__version__}\n\n" + "\n".join(parts)
     write_atomically(path, text.encode())
     print(f"written: {quoted(path)}, what takes the time of a step")
     return path
+
+
+def say(line: str) -> None:
+    """Tell on stderr how far it is; stdout is for the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    say(f"bench: {message}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

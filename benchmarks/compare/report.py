@@ -1,4 +1,4 @@
-"""What people see of a bench: tables on the terminal, and a page with a chart for every job."""
+"""What people see of a benchmark: tables on the terminal, and a page with a chart for every job."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from beitkit.measuring.result import BenchResult, Comparison, JobResult, Measured
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from benchmarks.compare.result import BenchResult, Comparison, JobResult, Measured
 
 HEADER = ("", "images/s", "s/step", "quartiles", "matrix rate", "memory")
 COMPARED = ("", "times as fast", "by round", "range")
@@ -24,7 +24,7 @@ CAPTION = (
 def print_result(result: BenchResult) -> None:
     """The tables of all jobs on stdout."""
     console = Console(highlight=False, markup=False)
-    console.width = max(console.width, WIDTH)  # cut numbers are no numbers; a narrow terminal wraps lines
+    console.width = max(console.width, WIDTH)  # a number that is cut misleads; a narrow terminal wraps lines
     console.print(result.device)
     for precision, rate in result.matrix_rate.items():
         console.print(f"matrix product, {precision}: {rate / 1e9:,.0f} GFLOP/s ({_best_product(result, precision)})")
@@ -50,7 +50,7 @@ def write_page(result: BenchResult, path: Path) -> None:
 
 
 def _add_job(report: Report, job: JobResult) -> None:
-    report.section(title(job), "Everybody takes turns in one process; a dot is a round.")
+    report.section(title(job), "The candidates take turns in one process; a dot is a round.")
     dots = [Dots(one.name, [[job.batch_size / seconds for seconds in one.seconds]]) for one in job.contestants]
     chart = dot_chart(dots, [f"{job.batch_size} images a step"], title="Speed", x_label="", y_label="images/s", unit="plain")
     report.figure(chart, "Images a second; higher is better. Numbers over the dots are means, the table has medians.")
@@ -70,7 +70,7 @@ def title(job: JobResult) -> str:
 
 
 def row(one: Measured) -> tuple[str, ...]:
-    """A contestant under `HEADER`."""
+    """A candidate under `HEADER`."""
     summary = one.summary
     return (
         one.name,

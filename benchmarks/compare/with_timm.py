@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beitkit.interop.save import save
-from beitkit.measuring.plain_script import probabilities, trained
-from beitkit.measuring.turns import Contestant, Step
-from beitkit.measuring.workload import Workload
 from beitkit.train.runtime import Runtime
+from benchmarks.compare.plain_script import probabilities, trained
+from benchmarks.compare.turns import Candidate, Step
+from benchmarks.compare.workload import Workload
 
 TIMM = "timm"
 
@@ -42,21 +42,21 @@ class TimmNetworks:
         return self.classifier.eval()(self.inputs.images)
 
 
-def finetuning(networks: TimmNetworks, runtime: Runtime) -> list[Contestant]:
+def finetuning(networks: TimmNetworks, runtime: Runtime) -> list[Candidate]:
     """An optimizer step of classification."""
 
     def prepare() -> Step:
         model, given = networks.classifier.train(), networks.inputs
         return trained(model, lambda: F.cross_entropy(model(given.images).float(), given.labels), runtime, None)
 
-    return [Contestant(TIMM, "optimizer step", prepare)]
+    return [Candidate(TIMM, "optimizer step", prepare)]
 
 
-def inference(networks: TimmNetworks, runtime: Runtime) -> list[Contestant]:
+def inference(networks: TimmNetworks, runtime: Runtime) -> list[Candidate]:
     """Probabilities of the classes."""
 
     def prepare() -> Step:
         model = networks.classifier.eval()
         return probabilities(lambda: model(networks.inputs.images), runtime.precision)
 
-    return [Contestant(TIMM, "probabilities, in autocast", prepare)]
+    return [Candidate(TIMM, "probabilities, in autocast", prepare)]

@@ -1,11 +1,11 @@
-"""Summaries and ratios against NumPy."""
+"""Summaries and ratios against NumPy, and the share of a step's time that its matrix products would take."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from beitkit.measuring.statistics import compared, summarized
+from benchmarks.compare.result import compared, share, summarized
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5, 8])
@@ -36,3 +36,9 @@ def test_what_slows_a_whole_round_down_cancels_within_it() -> None:
 def test_rounds_of_different_numbers_are_not_compared() -> None:
     with pytest.raises(ValueError, match="zip"):
         compared([1.0, 2.0], [1.0])
+
+
+def test_a_share_adds_the_time_of_each_precision() -> None:
+    # 4 pictures: 4 x 10 at 20 a second take 2 s, 4 x 6 at 8 a second take 3 s; the step took 10 s.
+    assert share({"bfloat16": 10, "float32": 6}, 4, {"bfloat16": 20.0, "float32": 8.0}, 10.0) == pytest.approx(0.5)
+    assert share({}, 4, {}, 10.0) is None

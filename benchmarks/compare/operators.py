@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from beitkit.measuring.turns import WARM_UP_STEPS, Contestant
+from benchmarks.compare.turns import WARM_UP_STEPS, Candidate
 
 KINDS = {
     "attention": r"scaled_dot_product|flash|flex_attention|efficient_attention",
@@ -32,9 +32,9 @@ class Operator(NamedTuple):
     """Of the seconds of all."""
 
 
-def operators(contestant: Contestant, device: torch.device) -> list[Operator]:
+def operators(candidate: Candidate, device: torch.device) -> list[Operator]:
     """The operators of one step after warming up, those that take longest first; by device time on a GPU, else by CPU time."""
-    step = contestant.prepare()
+    step = candidate.prepare()
     for _ in range(WARM_UP_STEPS):
         step()
     on_gpu = device.type == "cuda"

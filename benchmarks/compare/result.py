@@ -1,22 +1,46 @@
-"""What a bench found out, as `bench.json` holds it: dataclasses whose field names are the keys."""
+"""What came of a benchmark, as `bench.json` holds it: dataclasses whose field names are the keys."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from beitkit.measuring.matrix import Product, best_rates, rates
-from beitkit.measuring.race import Flops, Race
-from beitkit.measuring.statistics import Ratio, Summary, compared, summarized
+from benchmarks.compare.matrix import Product, best_rates, rates
+from benchmarks.compare.races import Flops, Race
 
 VERSION = 1
 """Of the schema; it grows when a key changes its meaning or goes."""
 
 
+@dataclass(frozen=True)
+class Summary:
+    """Of the seconds that a step took in each round."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast the first of two is as the second."""
+
+    of_medians: float
+    median_by_round: float
+    """The median of the ratios within each round: what slowed a whole round down cancels."""
+    least: float
+    """The lowest of the ratios within a round."""
+    most: float
+    """The highest."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One contestant of a job."""
+    """One candidate of a job."""
 
     name: str
     about: str
@@ -35,7 +59,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How many times as fast the first of two contestants is."""
+    """How many times as fast the first of two candidates is."""
 
     first: str
     second: str
@@ -51,16 +75,17 @@ class JobResult:
     image_size: int
     patch: int
     batch_size: int
-    """Pictures of a step."""
+    """Images of a step."""
     parity: dict[str, float]
     """By rival: largest difference of its float32 outputs from ours, as a share of our largest."""
     contestants: tuple[Measured, ...]
+    """The candidates, by the name that readers of `bench.json` know."""
     comparisons: tuple[Comparison, ...]
     products: dict[str, float]
     """FLOP/s of the matrix products that took turns with the rest; the best of each precision is what shares refer to."""
 
     def named(self, name: str) -> Measured:
-        """One of the contestants."""
+        """One of the candidates."""
         return next(one for one in self.contestants if one.name == name)
 
 
@@ -100,19 +125,19 @@ def job_result(
     """What came of a race, from the seconds that everybody took for a step in each round."""
     best = best_rates(products, taken)
     measured = []
-    for contestant in race.contestants:
-        seconds = taken[contestant.name]
-        summary, flops = summarized(seconds), race.flops.get(contestant.name, {})
+    for candidate in race.candidates:
+        seconds = taken[candidate.name]
+        summary, flops = summarized(seconds), race.flops.get(candidate.name, {})
         measured.append(
             Measured(
-                name=contestant.name,
-                about=contestant.about,
+                name=candidate.name,
+                about=candidate.about,
                 seconds=tuple(seconds),
                 summary=summary,
-                images_per_second=race.pictures / summary.median,
+                images_per_second=race.images / summary.median,
                 flops_per_image=dict(flops),
-                share=share(flops, race.pictures, best, summary.median),
-                peak_bytes=peaks.get(contestant.name),
+                share=share(flops, race.images, best, summary.median),
+                peak_bytes=peaks.get(candidate.name),
             )
         )
     return JobResult(
@@ -120,7 +145,7 @@ def job_result(
         size=size,
         image_size=image_size,
         patch=patch,
-        batch_size=race.pictures,
+        batch_size=race.images,
         parity=dict(parity),
         contestants=tuple(measured),
         comparisons=tuple(
@@ -131,8 +156,23 @@ def job_result(
     )
 
 
-def share(flops: Flops, pictures: int, rate: Mapping[str, float], seconds: float) -> float | None:
+def share(flops: Flops, images: int, rate: Mapping[str, float], seconds: float) -> float | None:
     """How much of a step's seconds its matrix products would take at these rates (FLOP/s by precision); None without any."""
     if not flops:
         return None
-    return sum(pictures * count / rate[precision] for precision, count in flops.items()) / seconds
+    return sum(images * count / rate[precision] for precision, count in flops.items()) / seconds
+
+
+def summarized(seconds: Sequence[float]) -> Summary:
+    """Median, quartiles (linear between neighbors, as NumPy's) and extremes of at least one measurement."""
+    if len(seconds) == 1:
+        return Summary(*[seconds[0]] * 5)
+    lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Summary(middle, lower, upper, min(seconds), max(seconds))
+
+
+def compared(first: Sequence[float], second: Sequence[float]) -> Ratio:
+    """How many times as fast the first is, from the seconds of both in the same rounds."""
+    ratios = [slow / fast for fast, slow in zip(first, second, strict=True)]
+    of_medians = statistics.median(second) / statistics.median(first)
+    return Ratio(of_medians, statistics.median(ratios), min(ratios), max(ratios))

@@ -1,4 +1,4 @@
-"""Contestants that take turns: A, B, C, A, B, C, ... in one process, so that whatever else the machine does hits all alike."""
+"""Candidates that take turns: A, B, C, A, B, C, ... in one process, so that whatever else the machine does slows all alike."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from beitkit.system import keep_freed_memory
 Step = Callable[[], object]
 """One step of the work that is timed; what it returns is thrown away."""
 WARM_UP_STEPS = 3
-"""Untimed steps of each contestant: compiling and the optimizer's moments come with the first ones, and the last one says how
+"""Untimed steps of each candidate: compiling and the optimizer's moments come with the first ones, and the last one says how
 many steps make a turn."""
 
 
-class Contestant(NamedTuple):
-    """Somebody who does the work."""
+class Candidate(NamedTuple):
+    """One candidate of a benchmark."""
 
     name: str
-    """Short and unique among those who race each other: the key in the result."""
+    """Short and unique in its race: the key in the result."""
     about: str
     """What it does, for people."""
     prepare: Callable[[], Step]
@@ -39,7 +39,7 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
 
 
 def interleaved(
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     rounds: int,
     *,
     turn: float = 0.0,
@@ -47,32 +47,32 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, list[float]]:
-    """Seconds a step of every contestant, one number for each round.
+    """Seconds a step of every candidate, one number for each round.
 
     Args:
-        contestants: prepared and warmed up one after the other, before anybody is timed.
-        rounds: in each, every contestant has one turn, always in the given order.
+        candidates: prepared and warmed up one after the other, before any is timed.
+        rounds: in each, every candidate has one turn, always in the given order.
         turn: seconds that a turn takes at least; as many steps as that needs, by the last step of the warm-up.
         wait: returns when the device is done.
         clock: seconds.
         say: hears who warms up, and which round it is.
     """
     steps, counts = [], []
-    for contestant in contestants:
-        say(f"warming up: {contestant.name}")
-        keep_freed_memory(contestant.is_ours)
-        step = contestant.prepare()
+    for candidate in candidates:
+        say(f"warming up: {candidate.name}")
+        keep_freed_memory(candidate.is_ours)
+        step = candidate.prepare()
         seconds = [_timed(step, 1, wait, clock) for _ in range(WARM_UP_STEPS)][-1]
         steps.append(step)
         counts.append(max(1, math.ceil(turn / seconds)) if seconds > 0 else 1)
-    taken: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    assert len(taken) == len(contestants), "names are keys"
+    taken: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    assert len(taken) == len(candidates), "names are keys"
     for done in range(rounds):
         say(f"round {done + 1} of {rounds}")
-        for contestant, step, count in zip(contestants, steps, counts, strict=True):
-            keep_freed_memory(contestant.is_ours)
+        for candidate, step, count in zip(candidates, steps, counts, strict=True):
+            keep_freed_memory(candidate.is_ours)
             step()  # untimed: the one before it may have left memory in the other way
-            taken[contestant.name].append(_timed(step, count, wait, clock) / count)
+            taken[candidate.name].append(_timed(step, count, wait, clock) / count)
     return taken
 
 

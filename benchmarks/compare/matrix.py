@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from beitkit.configs.model import BackboneConfig
-from beitkit.measuring.turns import Contestant, Step
+from benchmarks.compare.turns import Candidate, Step
 
 PRECISIONS: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,8 +40,8 @@ def products_of(backbone: BackboneConfig, batch_size: int, precisions: Sequence[
     return [Product(rows, inner, columns, precision) for precision in precisions for inner, columns in shapes]
 
 
-def contestant(product: Product, device: torch.device) -> Contestant:
-    """Somebody who does nothing but this product."""
+def candidate(product: Product, device: torch.device) -> Candidate:
+    """A candidate that does nothing but this product."""
 
     def prepare() -> Step:
         generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def contestant(product: Product, device: torch.device) -> Contestant:
         out = torch.empty(product.rows, product.columns, device=device, dtype=dtype)
         return lambda: torch.mm(left, right, out=out)
 
-    return Contestant(product.name, "matrix product", prepare)
+    return Candidate(product.name, "matrix product", prepare)
 
 
 def rates(products: Sequence[Product], taken: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -10,42 +10,41 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from beitkit.configs.train import OptimConfig
+from beitkit.configs.train import OptimConfig, SpeedConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import token_ids, tokenized
 from beitkit.inference.networks import Probabilities
 from beitkit.inference.weights import rounded_weights
-from beitkit.measuring.turns import Contestant, Step
-from beitkit.measuring.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
+from beitkit.runs.acceleration import accelerate
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.precision import Encoder
 from beitkit.train.optim import Group, layered_groups
 from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan
 from beitkit.train.step import Trainer
+from benchmarks.compare.turns import Candidate, Step
+from benchmarks.compare.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
 
-Accelerate = Callable[[nn.Module, Plan], object]
-"""What a run does to its objective before it trains it by a plan: compile, recompute."""
 STEPS = 1_000_000
 """Length of the schedule whose beginning is raced."""
 LAYER_DECAY = 0.65
-"""Fine-tuning has a parameter group for every layer; this is the base size's decay (facts 6.2)."""
+"""Fine-tuning has a parameter group for every layer; this is the decay of the base size in the official commands."""
 
 CACHED, UNCACHED, TOKENIZER_ALONE, OURS = "ours, cached tokens", "ours, with tokenizer", "tokenizer", "ours"
 
 
 class OurNetworks:
-    """Networks that several contestants share, made when first asked for."""
+    """Networks that several candidates share, made when first asked for."""
 
     def __init__(self, workload: Workload, runtime: Runtime) -> None:
         self._workload, self._runtime = workload, runtime
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """The batch of everybody."""
+        """The batch of all candidates."""
         return self._workload.inputs(self._runtime.device)
 
     @functools.cached_property
@@ -80,13 +79,13 @@ class OurNetworks:
         return _judged(self.classifier, lambda: self.classifier(self.inputs.images))
 
 
-def pretraining(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) -> list[Contestant]:
+def pretraining(networks: OurNetworks, runtime: Runtime, speed: SpeedConfig) -> list[Candidate]:
     """An optimizer step with tokens that are given, the same with tokens that are computed, and the tokenizer alone."""
 
     @functools.cache
     def trainer() -> Trainer:
         objective, optim = MaskedTokens(networks.masked), OptimConfig(clip=CLIP)
-        return _trainer(objective, layered_groups(networks.masked, networks.masked, optim), optim, runtime, accelerate)
+        return _trainer(objective, layered_groups(networks.masked, networks.masked, optim), optim, runtime, speed)
 
     def batches(*, has_tokens: bool) -> Iterator[Batch]:
         given, grid = networks.inputs, networks.masked.backbone.config.grid
@@ -100,27 +99,27 @@ def pretraining(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate)
         return lambda: token_ids(given, encoder, grid)
 
     return [
-        Contestant(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True)), is_ours=True),
-        Contestant(
+        Candidate(CACHED, "optimizer step, tokens given", lambda: _steps(trainer(), batches(has_tokens=True)), is_ours=True),
+        Candidate(
             UNCACHED, "optimizer step, tokens computed", lambda: _steps(trainer(), batches(has_tokens=False)), is_ours=True
         ),
-        Contestant(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize, is_ours=True),
+        Candidate(TOKENIZER_ALONE, "tokens of a batch, ours", tokenize, is_ours=True),
     ]
 
 
-def finetuning(networks: OurNetworks, runtime: Runtime, accelerate: Accelerate) -> list[Contestant]:
+def finetuning(networks: OurNetworks, runtime: Runtime, speed: SpeedConfig) -> list[Candidate]:
     """An optimizer step of classification."""
 
     def prepare() -> Step:
         given, optim = networks.inputs, OptimConfig(clip=None, layer_decay=LAYER_DECAY)
         groups = layered_groups(networks.classifier, networks.classifier, optim)
-        trainer = _trainer(Classify(networks.classifier, label_smoothing=0.0), groups, optim, runtime, accelerate)
+        trainer = _trainer(Classify(networks.classifier, label_smoothing=0.0), groups, optim, runtime, speed)
         return _steps(trainer, itertools.repeat({"images": given.images, "labels": given.labels}))
 
-    return [Contestant(OURS, "optimizer step", prepare, is_ours=True)]
+    return [Candidate(OURS, "optimizer step", prepare, is_ours=True)]
 
 
-def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
+def inference(networks: OurNetworks, runtime: Runtime) -> list[Candidate]:
     """Probabilities of the classes, as `beitkit predict` computes them."""
 
     def prepare() -> Step:
@@ -133,12 +132,12 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Contestant]:
 
         return step
 
-    return [Contestant(OURS, "probabilities", prepare, is_ours=True)]
+    return [Candidate(OURS, "probabilities", prepare, is_ours=True)]
 
 
-def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, accelerate: Accelerate) -> Trainer:
+def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, speed: SpeedConfig) -> Trainer:
     plan = Plan(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
-    accelerate(objective.train(), plan)
+    accelerate(objective.train(), speed, runtime, plan)
     return Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
 
 

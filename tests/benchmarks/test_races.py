@@ -1,4 +1,4 @@
-"""Contestants have the same network and do the work that they are said to do."""
+"""Candidates have the same network and do the work that they are said to do."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitkit.configs.train import MachineConfig
-from beitkit.measuring import races, workload
-from beitkit.measuring.ours import CACHED, TOKENIZER_ALONE, UNCACHED, OurNetworks
-from beitkit.measuring.race import parity
-from beitkit.measuring.with_timm import TimmNetworks
-from beitkit.measuring.with_transformers import OFFICIAL, TRANSFORMERS, TheirNetworks
-from beitkit.measuring.workload import Workload
+from beitkit.configs.train import MachineConfig, SpeedConfig
 from beitkit.train.runtime import Runtime, start_runtime
+from benchmarks.compare import races, workload
+from benchmarks.compare.ours import CACHED, TOKENIZER_ALONE, UNCACHED, OurNetworks
+from benchmarks.compare.races import parity
+from benchmarks.compare.with_timm import TimmNetworks
+from benchmarks.compare.with_transformers import OFFICIAL, TRANSFORMERS, TheirNetworks
+from benchmarks.compare.workload import Workload
 
 SMALL = Workload(size="nano", image_size=64, patch=16, batch_size=2)
 
@@ -48,23 +48,23 @@ def test_both_sides_start_from_the_same_loss(runtime: Runtime) -> None:
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=0)
 
 
-def test_every_contestant_of_pretraining_updates_its_weights(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_candidate_of_pretraining_updates_its_weights(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     for kind, name in ((OurNetworks, "masked"), (TheirNetworks, "masked")):
         build = getattr(kind, name).func
         monkeypatch.setattr(getattr(kind, name), "func", lambda self, build=build: made.append(build(self)) or made[-1])
-    race = races.race_of("pretraining", SMALL, runtime, ["transformers"], lambda objective, plan: None)
-    assert [one.name for one in race.contestants] == [CACHED, UNCACHED, TOKENIZER_ALONE, TRANSFORMERS, OFFICIAL]
-    for contestant in race.contestants:
-        step = contestant.prepare()
-        if contestant.name == TOKENIZER_ALONE:
+    race = races.race_of("pretraining", SMALL, runtime, ["transformers"], SpeedConfig(compile="off"))
+    assert [one.name for one in race.candidates] == [CACHED, UNCACHED, TOKENIZER_ALONE, TRANSFORMERS, OFFICIAL]
+    for candidate in race.candidates:
+        step = candidate.prepare()
+        if candidate.name == TOKENIZER_ALONE:
             assert step().shape == (2, 16)
             continue
-        network = made[-1] if contestant.name in (TRANSFORMERS, OFFICIAL) else made[0]
+        network = made[-1] if candidate.name in (TRANSFORMERS, OFFICIAL) else made[0]
         before = [parameter.detach().clone() for parameter in network.parameters()]
         step()
-        assert all(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)), contestant.name
-    assert len(made) == 2, "contestants of one side share a network"
+        assert all(not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)), candidate.name
+    assert len(made) == 2, "candidates of one side share a network"
 
 
 def test_everybody_is_given_the_same_batch(runtime: Runtime) -> None:

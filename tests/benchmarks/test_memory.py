@@ -10,8 +10,8 @@ import pytest
 MEGABYTE = 10**6
 MEASURED = """
 import torch
-from beitkit.measuring.memory import peak_bytes
-from beitkit.measuring.turns import Contestant
+from benchmarks.compare.memory import peak_bytes
+from benchmarks.compare.turns import Candidate
 
 def tensor(megabytes):
     return torch.ones(megabytes * 10**6, dtype=torch.uint8)
@@ -21,7 +21,7 @@ def prepare():
     kept = tensor(100)
     return lambda: kept + torch.ones_like(kept)  # two more for a moment
 
-print(peak_bytes(Contestant("tensors", "", prepare), torch.device("cpu")))
+print(peak_bytes(Candidate("tensors", "", prepare), torch.device("cpu")))
 """
 
 

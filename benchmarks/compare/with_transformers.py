@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beitkit.interop.save import save
-from beitkit.measuring.plain_script import probabilities, trained
-from beitkit.measuring.turns import Contestant, Step
-from beitkit.measuring.workload import CLIP, TOKENIZER, Workload
 from beitkit.tokenizers.geometries import Parts, build_parts
 from beitkit.train.runtime import Runtime
+from benchmarks.compare.plain_script import probabilities, trained
+from benchmarks.compare.turns import Candidate, Step
+from benchmarks.compare.workload import CLIP, TOKENIZER, Workload
 
 TRANSFORMERS, OFFICIAL, REDUCED = "transformers", "official step", "transformers, bfloat16 weights"
 
 
 class TheirNetworks:
-    """Networks that several contestants share, made when first asked for."""
+    """Networks that several candidates share, made when first asked for."""
 
     def __init__(self, workload: Workload, runtime: Runtime) -> None:
         self._workload, self._runtime = workload, runtime
@@ -73,7 +73,7 @@ class TheirNetworks:
             return getattr(transformers, kind).from_pretrained(folder).to(self._runtime.device)
 
 
-def pretraining(networks: TheirNetworks, runtime: Runtime) -> list[Contestant]:
+def pretraining(networks: TheirNetworks, runtime: Runtime) -> list[Candidate]:
     """transformers' own step, and the official one as far as it can be rebuilt."""
     given = networks.inputs
 
@@ -97,22 +97,22 @@ def pretraining(networks: TheirNetworks, runtime: Runtime) -> list[Contestant]:
         return trained(model, loss, runtime, CLIP)
 
     return [
-        Contestant(TRANSFORMERS, "optimizer step, tokens given, head on all positions", own),
-        Contestant(OFFICIAL, "optimizer step of transformers with its head on masked positions, float32 tokenizer", official),
+        Candidate(TRANSFORMERS, "optimizer step, tokens given, head on all positions", own),
+        Candidate(OFFICIAL, "optimizer step of transformers with its head on masked positions, float32 tokenizer", official),
     ]
 
 
-def finetuning(networks: TheirNetworks, runtime: Runtime) -> list[Contestant]:
+def finetuning(networks: TheirNetworks, runtime: Runtime) -> list[Candidate]:
     """An optimizer step of classification."""
 
     def prepare() -> Step:
         model, given = networks.classifier.train(), networks.inputs
         return trained(model, lambda: model(given.images, labels=given.labels).loss, runtime, None)
 
-    return [Contestant(TRANSFORMERS, "optimizer step", prepare)]
+    return [Candidate(TRANSFORMERS, "optimizer step", prepare)]
 
 
-def inference(networks: TheirNetworks, runtime: Runtime) -> list[Contestant]:
+def inference(networks: TheirNetworks, runtime: Runtime) -> list[Candidate]:
     """Probabilities of the classes, in autocast as ours and, where that reduces precision, with the weights in bfloat16."""
 
     def prepare() -> Step:
@@ -125,6 +125,6 @@ def inference(networks: TheirNetworks, runtime: Runtime) -> list[Contestant]:
         return probabilities(lambda: model(images).logits, contextlib.nullcontext)
 
     return [
-        Contestant(TRANSFORMERS, "probabilities, in autocast", prepare),
-        *([Contestant(REDUCED, "probabilities, no autocast", reduced)] if runtime.autocast is not None else []),
+        Candidate(TRANSFORMERS, "probabilities, in autocast", prepare),
+        *([Candidate(REDUCED, "probabilities, no autocast", reduced)] if runtime.autocast is not None else []),
     ]

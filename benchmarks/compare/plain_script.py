@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import OptimConfig
-from beitkit.measuring.turns import Step
-from beitkit.measuring.workload import LEARNING_RATE
 from beitkit.train.runtime import Runtime
+from benchmarks.compare.turns import Step
+from benchmarks.compare.workload import LEARNING_RATE
 
 
 def trained(model: nn.Module, loss_of: Callable[[], Tensor], runtime: Runtime, clip: float | None) -> Step:
