@@ -1,6 +1,6 @@
 """Attention with a position bias on this device: PyTorch's fused function against plain products, as a Markdown table.
 
-    python benchmarks/attention.py [--width 768] [--rounds 7] [--threads 0]
+    python -m benchmarks.attention [--width 768] [--rounds 7] [--threads 0]
 
 Both are given queries, keys and values as a block's first projection leaves them, with no gradient (inference), and with one for
 everything, the bias included (training). A ratio above 1 says that plain products are faster. Both take turns in one process.

@@ -1,6 +1,6 @@
 """The segmentation run of docs/results.md: CamVid's street scenes, from unlabelled pictures to the table, by the verbs alone.
 
-    python benchmarks/camvid.py CAMVID_FOLDER PHOTOS_FOLDER --out runs/camvid
+    python -m benchmarks.camvid CAMVID_FOLDER PHOTOS_FOLDER --out runs/camvid
 
 CAMVID_FOLDER holds images/{train,val} and labels/{train,val} (11 classes, 11 = unlabelled), PHOTOS_FOLDER any photographs. The
 backbone is pre-trained on both without labels, CamVid's validation pictures left out; then the same network is fine-tuned from it

@@ -1,6 +1,6 @@
 """Time of inspecting, dry-running and loading a base-size checkpoint, for docs/interop.md.
 
-    python benchmarks/checkpoints.py
+    python -m benchmarks.checkpoints
 
 Each step runs in a fresh process; time is what it takes after the imports. The reading row is a
 plain read of the same file's bytes. Prints Markdown; medians of REPEATS runs.

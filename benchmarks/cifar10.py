@@ -1,6 +1,6 @@
 """The colour run of docs/results.md: CIFAR-10 from pictures to the verdict, by the verbs alone.
 
-    python benchmarks/cifar10.py CIFAR10_FOLDER --out runs/cifar10
+    python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10
 
 CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only training pictures choose anything; the test pictures are
 measured once per run. Prints the tables of docs/results.md as Markdown. The same command continues a run that was cut.

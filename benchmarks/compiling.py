@@ -1,6 +1,6 @@
 """What compiling the blocks wins in training, as a Markdown table: optimizer steps, compiled and not, in turns in one process.
 
-    python benchmarks/compiling.py [--size tiny small base] [--batch-size 8] [--rounds 5] [--threads 0]
+    python -m benchmarks.compiling [--size tiny small base] [--batch-size 8] [--rounds 5] [--threads 0]
 
 Tokens are given. The last column is how long the first compiled step took beyond a usual one, with an empty compiler cache: what
 a run has to win back.

@@ -1,6 +1,6 @@
 """Views per second of one core, from a JPEG file to BEiT's two uint8 views, for docs/performance.md.
 
-    taskset -c 1 python benchmarks/input_path.py PHOTOS
+    taskset -c 1 python -m benchmarks.input_path PHOTOS
 
 PHOTOS is a folder of photographs, from which JPEGs of 500x375 and 4000x3000 pixels are made. Pillow's path, which uses nothing of
 beitkit's but the drawing of crops, decodes the whole picture, jitters it by ImageEnhance, crops, and resizes; ours is

@@ -1,6 +1,6 @@
 """Peak memory of labelling a large picture: the figures of docs/guide/segment.md.
 
-    python benchmarks/label_memory.py
+    python -m benchmarks.label_memory
 
 Each case runs in a process of its own, whose resident memory before and at most during the labelling is compared. The network is
 small (nano/16 at 512 pixels, fresh weights, 150 classes), so what is measured is the scores, not the network.

@@ -1,6 +1,6 @@
 """What a list of ten million pictures costs to open and to read from: the figures of docs/guide/data.md.
 
-    python benchmarks/picture_list.py [--pictures 10000000] [--workers 4]
+    python -m benchmarks.picture_list [--pictures 10000000] [--workers 4]
 
 The names are generated, the files behind them do not exist: the view is of no picture, so what is measured is the list and its
 order. Everything is measured in fresh processes, once with the index and once with the same names in memory.

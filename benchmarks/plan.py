@@ -1,6 +1,6 @@
 """Plans of `beitkit plan` against real runs: peak memory of the process, seconds of a step, and of the whole training.
 
-    python benchmarks/plan.py PHOTOS [--threads 2] [--case tiny/8/float32/light ...]
+    python -m benchmarks.plan PHOTOS [--threads 2] [--case tiny/8/float32/light ...]
 
 A case is SIZE/BATCH/PRECISION/KIND. KIND is the tokenizer of a pre-training (light, or dalle for DALL-E's geometry; both with
 random weights), cached for one of light's whose tokens are all stored before, or finetune. Plan and run are separate processes,

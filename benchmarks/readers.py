@@ -1,6 +1,6 @@
 """Views per second from a folder, its tar shards and its Parquet files, in the shuffled order of a run, as a Markdown table.
 
-    python benchmarks/readers.py PHOTOS [--pictures 2000] [--rounds 5]
+    python -m benchmarks.readers PHOTOS [--pictures 2000] [--rounds 5]
 
 The pictures are made 500x375, as ImageNet's are, and packed; all take turns on one core, with the files in the page cache, so
 what differs is finding and opening a picture among others. Parquet files have row groups of 16 and of 100 pictures.

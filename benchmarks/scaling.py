@@ -1,6 +1,6 @@
 """Images a second of the pre-training step as batch, resolution, depth and processes grow, as Markdown tables.
 
-    python benchmarks/scaling.py [--size base] [--batch-size 8] [--rounds 3] [--threads 0] [--only batch ...]
+    python -m benchmarks.scaling [--size base] [--batch-size 8] [--rounds 3] [--threads 0] [--only batch ...]
 
 Within a table all take turns in one process (`benchmarks.compare.turns`); tokens are given. The processes of the last table
 (gloo, one thread each) cannot take turns with others: they are started anew for each number, and one process of one thread is

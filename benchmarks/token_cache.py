@@ -1,6 +1,6 @@
 """Pictures per second of pre-training batches with their tokens computed and with their tokens from a complete cache.
 
-    python benchmarks/token_cache.py [--pictures 128] [--rounds 3] [--geometry light|dalle]
+    python -m benchmarks.token_cache [--pictures 128] [--rounds 3] [--geometry light|dalle]
 
 Uncached and cached passes alternate, so that what else the machine does hits both. Only the making of batches is timed
 (reading, views, tokens), in the main process, without a network.

@@ -1,6 +1,6 @@
 """How many tokens a tokenizer in bfloat16 finds as in float32, and how fast it is in both: figures of docs/performance.md.
 
-    python benchmarks/token_precision.py PHOTOS --tokenizer runs/tok [runs/other ...] [--pictures 64] [--size 112]
+    python -m benchmarks.token_precision PHOTOS --tokenizer runs/tok [runs/other ...] [--pictures 64] [--size 112]
 
 Without --tokenizer: DALL-E's geometry with random weights. Every picture is shown as in pre-training (random crop, flip,
 color). The two precisions take turns; medians over the batches.

@@ -1,6 +1,6 @@
 """What K stored views cost in accuracy against fresh views in every epoch: the table of docs/results.md.
 
-    python benchmarks/views.py CIFAR10_FOLDER --tokenizer runs/tok --out runs/views
+    python -m benchmarks.views CIFAR10_FOLDER --tokenizer runs/tok --out runs/views
 
 CIFAR10_FOLDER holds train/<class>/ and test/<class>/. The same pictures are pre-trained on for the same number of steps
 with K = 1, 4 and 16 stored views and with fresh ones, several seeds each (first weights, order, views, masks); then a

@@ -46,14 +46,14 @@ class Race:
     """Jobs that a candidate's share of the matrix-product rate stands for, and the name of that candidate."""
 
 
-def parity(ours: Tensor, theirs: Tensor) -> float:
+def parity(own: Tensor, theirs: Tensor) -> float:
     """Largest difference of two networks' outputs, as a share of our largest.
 
     Raises:
         AssertionError: if it is too large for rounding, so the two are not the same network.
     """
-    assert ours.shape == theirs.shape, f"outputs of shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"
-    difference = float((ours - theirs).abs().max() / ours.abs().max())
+    assert own.shape == theirs.shape, f"outputs of shapes {tuple(own.shape)} and {tuple(theirs.shape)}"
+    difference = float((own - theirs).abs().max() / own.abs().max())
     assert difference <= TOLERANCE, f"the candidates are different networks: outputs differ by {difference:.2g} of the largest"
     return difference
 
