@@ -19,7 +19,7 @@ from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
 from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 
 HEAD_WIDTH = 64
 SHAPES = ((64, 65), (8, 197), (64, 197), (4, 577), (2, 1025), (1, 1601))

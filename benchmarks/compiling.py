@@ -21,12 +21,12 @@ from statistics import median
 import torch
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.configs.verbs import BenchRun
+from beitkit.configs.verbs.bench import BenchRun
 from beitkit.measuring import ours
 from beitkit.measuring.turns import Contestant, Step, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
 from beitkit.runs.bench_setup import accelerated
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 
 
 def main() -> None:

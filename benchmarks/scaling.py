@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from beitkit.configs.train import MachineConfig
-from beitkit.configs.verbs import BenchRun
+from beitkit.configs.verbs.bench import BenchRun
 from beitkit.contracts import precision_name
 from beitkit.measuring.matrix import best_rates, contestant, products_of
 from beitkit.measuring.ours import CACHED, OurNetworks, pretraining
@@ -29,7 +29,7 @@ from beitkit.measuring.turns import Contestant, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
 from beitkit.planning.flops import network_flops
 from beitkit.runs.bench_setup import accelerated
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 BATCHES, RESOLUTIONS, DEPTHS, PROCESSES = (1, 4, 8, 16), (224, 384, 512), (12, 24), (1, 2)
 FIRST = "growing"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from beitkit.configs.train import OptimConfig
 from beitkit.measuring.turns import Step
 from beitkit.measuring.workload import LEARNING_RATE
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 
 
 def trained(model: nn.Module, loss_of: Callable[[], Tensor], runtime: Runtime, clip: float | None) -> Step:

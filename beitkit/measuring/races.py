@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from beitkit.configs.model import Pair
-from beitkit.configs.verbs import BenchJob, Rival
+from beitkit.configs.verbs.bench import BenchJob, Rival
 from beitkit.contracts import precision_name
 from beitkit.measuring import ours, with_timm, with_transformers
 from beitkit.measuring.ours import CACHED, OURS, TOKENIZER_ALONE, UNCACHED, Accelerate, OurNetworks
@@ -16,7 +16,7 @@ from beitkit.measuring.with_timm import TIMM, TimmNetworks
 from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS, TheirNetworks
 from beitkit.measuring.workload import TOKENIZER, Workload
 from beitkit.planning.flops import network_flops, tokenizer_flops
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 
 
 def race_of(job: BenchJob, workload: Workload, runtime: Runtime, rivals: Sequence[Rival], accelerate: Accelerate) -> Race:

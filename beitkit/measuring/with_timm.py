@@ -15,7 +15,7 @@ from beitkit.interop.save import save
 from beitkit.measuring.plain_script import probabilities, trained
 from beitkit.measuring.turns import Contestant, Step
 from beitkit.measuring.workload import Workload
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 
 TIMM = "timm"
 

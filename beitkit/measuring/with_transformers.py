@@ -23,7 +23,7 @@ from beitkit.measuring.plain_script import probabilities, trained
 from beitkit.measuring.turns import Contestant, Step
 from beitkit.measuring.workload import CLIP, TOKENIZER, Workload
 from beitkit.tokenizers.geometries import Parts, build_parts
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 
 TRANSFORMERS, OFFICIAL, REDUCED = "transformers", "official step", "transformers, bfloat16 weights"
 

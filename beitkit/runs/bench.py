@@ -14,7 +14,7 @@ import torch
 import beitkit
 from beitkit.configs.codec import to_json
 from beitkit.configs.model import SizeName
-from beitkit.configs.verbs import BenchJob, BenchRun, Rival
+from beitkit.configs.verbs.bench import BenchJob, BenchRun, Rival
 from beitkit.measuring import data_path, matrix
 from beitkit.measuring.matrix import products_of
 from beitkit.measuring.operators import as_text, operators
@@ -26,7 +26,7 @@ from beitkit.runs.bench_memory import peak_of
 from beitkit.runs.bench_report import print_result, write_page
 from beitkit.runs.bench_setup import accelerated, present_rivals, say, workload_of
 from beitkit.system import quoted, write_atomically
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 
 def run(config: BenchRun) -> BenchResult | Path:

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import SizeName
-from beitkit.configs.verbs import BenchJob, BenchRun
+from beitkit.configs.verbs.bench import BenchJob, BenchRun
 from beitkit.measuring.memory import peak_bytes
 from beitkit.measuring.races import race_of
 from beitkit.runs.bench_setup import accelerated, present_rivals, workload_of
 from beitkit.system import keep_freed_memory
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 
 
 def peak_of(config: BenchRun, what: BenchJob, size: SizeName, name: str) -> int | None:

@@ -6,12 +6,12 @@ import importlib
 import sys
 
 from beitkit.configs.model import SizeName
-from beitkit.configs.verbs import BenchRun, Rival
+from beitkit.configs.verbs.bench import BenchRun, Rival
 from beitkit.errors import UserError
 from beitkit.measuring.ours import Accelerate
 from beitkit.measuring.workload import Workload
-from beitkit.runs.acceleration import accelerate
-from beitkit.train.runtime import Runtime
+from beitkit.runs.training.speed import accelerate
+from beitkit.train.machine.runtime import Runtime
 
 RIVALS: dict[Rival, str] = {"transformers": "transformers.models.beit.modeling_beit", "timm": "timm.models.beit"}
 """The module that holds BEiT in each, in the order of their import."""

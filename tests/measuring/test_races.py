@@ -15,7 +15,7 @@ from beitkit.measuring.race import parity
 from beitkit.measuring.with_timm import TimmNetworks
 from beitkit.measuring.with_transformers import OFFICIAL, TRANSFORMERS, TheirNetworks
 from beitkit.measuring.workload import Workload
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 SMALL = Workload(size="nano", image_size=64, patch=16, batch_size=2)
 

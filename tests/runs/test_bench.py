@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from beitkit.cli import main
-from beitkit.configs.verbs import BenchRun
+from beitkit.configs.verbs.bench import BenchRun
 from beitkit.errors import UserError
 from beitkit.measuring.ours import CACHED, OURS, UNCACHED
 from beitkit.measuring.race import TOLERANCE
