@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from beitkit.interop.save import save
     from beitkit.nn.backbone import Backbone, Features
     from beitkit.nn.models import Classifier, MaskedImageModel
-    from beitkit.nn.segmenter import Segmenter
+    from beitkit.nn.segmentation.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
     from beitkit.verbs import (

@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 
 import beitkit
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
-from beitkit.train.launch import Place, place
+from beitkit.train.machine.launch import Place, place
 
 Config = TypeVar("Config")
 
@@ -181,7 +181,7 @@ def _from_recipe(verb: str, arguments: list[str]):
         raise UserError(f"--recipe is given {len(named)} times; give one, and override its values by options")
     import tyro
 
-    from beitkit.configs.recipes import recipe_named, started_from
+    from beitkit.runs.recipes.table import recipe_named, started_from
 
     given = {argument.removeprefix("--").split("=", 1)[0].replace("-", "_") for argument in arguments}
     config = copy.copy(started_from(named[0][1], verb, given))

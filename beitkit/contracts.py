@@ -26,7 +26,7 @@ IGNORED = 255
 """In a label map: a pixel that neither trains nor counts."""
 Batch = dict[str, Tensor]
 """What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, targets, erased, label_map,
-extent, index (see `data.stream` and `data.scene_views`)."""
+extent, index (see `data.stream` and `data.views.scene`)."""
 
 Picture = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
 """One picture: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""

@@ -17,27 +17,27 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from beitkit.configs import verbs
-from beitkit.configs.recipes import recipe_named, started_from
 from beitkit.errors import UserError
-from beitkit.runs import ablate as ablate_run
 from beitkit.runs import convert as convert_run
-from beitkit.runs import demo as demo_run
-from beitkit.runs import embed as embed_run
-from beitkit.runs import evaluate as evaluate_run
 from beitkit.runs import export as export_run
-from beitkit.runs import finetune as finetune_run
-from beitkit.runs import index as index_run
 from beitkit.runs import inspect as inspect_run
-from beitkit.runs import pack as pack_run
-from beitkit.runs import plan as plan_run
-from beitkit.runs import predict as predict_run
-from beitkit.runs import pretrain as pretrain_run
-from beitkit.runs import probe as probe_run
-from beitkit.runs import recipes as recipes_run
-from beitkit.runs import segment as segment_run
 from beitkit.runs import show_load as show_load_run
-from beitkit.runs import tokenize as tokenize_run
-from beitkit.runs import tokenizer as tokenizer_run
+from beitkit.runs.ablate import run as ablate_run
+from beitkit.runs.demo import run as demo_run
+from beitkit.runs.evaluate import run as evaluate_run
+from beitkit.runs.finetune import run as finetune_run
+from beitkit.runs.pack import index as index_run
+from beitkit.runs.pack import run as pack_run
+from beitkit.runs.plan import run as plan_run
+from beitkit.runs.predict import embed as embed_run
+from beitkit.runs.predict import run as predict_run
+from beitkit.runs.pretrain import run as pretrain_run
+from beitkit.runs.probe import run as probe_run
+from beitkit.runs.recipes import run as recipes_run
+from beitkit.runs.recipes.table import recipe_named, started_from
+from beitkit.runs.segment import run as segment_run
+from beitkit.runs.tokenize import run as tokenize_run
+from beitkit.runs.tokenizer import run as tokenizer_run
 
 Config = TypeVar("Config")
 Result = TypeVar("Result")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 from benchmarks.compare.turns import Candidate, Step, interleaved, synchronizer
 
 HEAD_WIDTH = 64

@@ -25,7 +25,7 @@ from beitkit.configs.codec import to_json
 from beitkit.configs.model import SizeName
 from beitkit.errors import UserError
 from beitkit.system import quoted, write_atomically
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 from benchmarks.compare import data_path, matrix
 from benchmarks.compare.config import BenchJob, BenchRun, Rival
 from benchmarks.compare.matrix import products_of

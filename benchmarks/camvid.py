@@ -18,11 +18,11 @@ from pathlib import Path
 
 import beitkit
 from beitkit.configs.data import SceneViewConfig
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.segmentation import InferenceConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.configs.verbs import NetworkConfig
-from beitkit.runs.segment import Result
+from beitkit.runs.segment.run import Result
 
 SEEDS = (0, 1, 2)
 CLASSES = {

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import beitkit
 from beitkit.configs.data import NO_AUGMENT, ViewConfig
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.configs.verbs import NetworkConfig
 
 SEEDS = (0, 1, 2)
 STEPS = {500: 400, 5000: 1000, 50000: 5000}

@@ -21,7 +21,7 @@ from statistics import median
 import torch
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 from benchmarks.compare import ours
 from benchmarks.compare.turns import Candidate, Step, interleaved, synchronizer
 from benchmarks.compare.workload import Workload

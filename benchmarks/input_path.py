@@ -23,10 +23,10 @@ import torch
 from PIL import Image, ImageEnhance
 
 from beitkit.configs.data import ViewConfig
-from beitkit.data import jpeg
-from beitkit.data.files import find_pictures
-from beitkit.data.pictures import open_picture, picture_to_crop, to_tensor
-from beitkit.data.views import PretrainView, crop_box
+from beitkit.data.decoding import jpeg
+from beitkit.data.decoding.decode import open_picture, picture_to_crop, to_tensor
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.views.image import PretrainView, crop_box
 
 ROUNDS = 5
 PICTURES = 4

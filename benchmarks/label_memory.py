@@ -26,8 +26,8 @@ def measure(name: str) -> None:
 
     from beitkit.configs.model import BackboneConfig, SegmenterConfig
     from beitkit.configs.segmentation import InferenceConfig
-    from beitkit.nn.label_map import predict_label_map
-    from beitkit.nn.segmenter import Segmenter
+    from beitkit.nn.segmentation.label_map import predict_label_map
+    from beitkit.nn.segmentation.segmenter import Segmenter
 
     height, width, options = CASES[name]
     torch.set_num_threads(1)

@@ -36,8 +36,8 @@ def memory(process: int | str = "self") -> tuple[float, float]:
 
 def write(path: Path, total: int) -> None:
     """The index, in this process."""
-    from beitkit.data.picture_index import write_index
-    from beitkit.data.picture_list import PictureList
+    from beitkit.data.sources.image_list import PictureList
+    from beitkit.data.sources.index import write_index
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     write_index(path, PictureList.of(path.parent, []), names(total))
@@ -51,8 +51,8 @@ def measure(kind: str, path: Path, total: int, workers: int) -> None:
     """Open the list, and let workers look up the names of every batch; in this process."""
     import torch
 
-    from beitkit.data.files import find_pictures
-    from beitkit.data.picture_list import PictureList
+    from beitkit.data.sources.find import find_pictures
+    from beitkit.data.sources.image_list import PictureList
     from beitkit.data.stream import PictureDataset, training_stream
 
     class Looked(PictureDataset):

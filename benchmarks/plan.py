@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from beitkit import DiscreteVAE, save
-from beitkit.configs.model import PUBLISHED_DVAES, DVAEConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig
 
 CASES = ("tiny/32/bfloat16/light", "tiny/8/float32/dalle", "small/16/float32/cached", "small/16/bfloat16/light",
          "base/8/bfloat16/light", "base/8/bfloat16/finetune")  # fmt: skip

@@ -21,10 +21,10 @@ from PIL import Image
 
 import beitkit
 from beitkit.configs.data import ViewConfig
-from beitkit.data.files import find_pictures
-from beitkit.data.pictures import open_picture
+from beitkit.data.decoding.decode import open_picture
+from beitkit.data.sources.find import find_pictures
 from beitkit.data.stream import PictureDataset
-from beitkit.data.views import PretrainView
+from beitkit.data.views.image import PretrainView
 from benchmarks.compare.turns import Candidate, Step, interleaved
 
 READ = 64

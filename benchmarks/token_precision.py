@@ -17,12 +17,12 @@ import torch
 
 from beitkit import DiscreteVAE, load_tokenizer
 from beitkit.configs.data import ViewConfig
-from beitkit.configs.model import PUBLISHED_DVAES
-from beitkit.data.files import find_pictures
+from beitkit.configs.tokenizer import PUBLISHED_DVAES
+from beitkit.data.sources.find import find_pictures
 from beitkit.data.stream import PictureDataset, evaluation_stream
-from beitkit.data.views import PretrainView
+from beitkit.data.views.image import PretrainView
 from beitkit.system import keep_freed_memory
-from beitkit.tokenizers.precision import Encoder
+from beitkit.tokenizers.frozen import Encoder
 
 BATCH = 8
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import beitkit
 from beitkit.configs.data import NO_AUGMENT, ViewConfig
+from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.configs.verbs import NetworkConfig
 
 VIEWS = (1, 4, 16, None)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from beitkit.configs.model import PUBLISHED_DVAES, BackboneConfig, MaskedImageModelConfig
-from beitkit.interop.native import save_native
+from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES
+from beitkit.interop.formats.native import save_native
 from beitkit.nn.models import MaskedImageModel
 from beitkit.tokenizers.dvae import DiscreteVAE
 

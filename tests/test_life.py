@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 import beitkit
 from beitkit.cli import main
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 
 SMALL = ["--threads", "1", "--device", "cpu", "--workers", "0"]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from beitkit.configs.recipes import RECIPES
+from beitkit.runs.recipes.table import RECIPES
 
 PAGE = Path(__file__).parent.parent / "docs" / "guide" / "recipes.md"
 START, END = "<!-- made by tools/recipes_page.py -->\n", "<!-- end -->\n"

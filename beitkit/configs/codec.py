@@ -12,7 +12,23 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
+
+NOT_PART_OF_A_RUN = (
+    "out",
+    "machine.threads",
+    "machine.workers",
+    "speed.compile",
+    "speed.recompute",
+    "speed.sharding",
+    "loop.log_every",
+    "loop.save_every",
+    "read.max_broken",
+    "compare",
+    "json",
+)
+"""Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 
 T = TypeVar("T")
 
@@ -121,3 +137,11 @@ def _name(path: tuple[str, ...]) -> str:
 def _short(data: object) -> str:
     text = repr(data)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as JSON with one level only, its names dotted: {"train.seed": 0, ...}."""
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        values.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return values

@@ -185,7 +185,7 @@ class SpeedConfig:
 
 
 def decided(value: Value | None) -> Value:
-    """The value of an option that is given, or was chosen by `configs.choose`, before anything reads it."""
+    """The value of an option that is given, or was chosen by `runs.finetune.choose`, before anything reads it."""
     assert value is not None
     return value
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import Picture
-from beitkit.data.pictures import BrokenPicture, opaque, open_picture, picture_mode, to_tensor, upright
+from beitkit.data.decoding.decode import BrokenPicture, opaque, open_picture, picture_mode, to_tensor, upright
 from beitkit.data.stream import normalized
-from beitkit.data.views import EvaluationView
+from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
 
 CHANNELS = (1, 3, 4)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import statistics
 
-from beitkit.data.files import PictureList
-from beitkit.data.pictures import BrokenPicture, stored_size
+from beitkit.data.decoding.decode import BrokenPicture, stored_size
+from beitkit.data.sources.find import PictureList
 from beitkit.errors import UserError
 
 SAMPLE = 64

@@ -17,7 +17,6 @@ but cannot be read, else -1; `view` int64 (b), with stored views which of them i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -32,29 +31,19 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import IGNORED, Batch
-from beitkit.data.batch_reading import Key, read_batches
-from beitkit.data.files import PictureList
-from beitkit.data.masking import Masker
+from beitkit.data.decoding.decode import BrokenPicture, StoredPicture, picture_mode, picture_to_crop
 from beitkit.data.order import balanced_order
-from beitkit.data.pictures import BrokenPicture, StoredPicture, picture_mode, picture_to_crop
-from beitkit.data.views import EvaluationView, View
+from beitkit.data.seeds import derived_seed, stored_view_generator
+from beitkit.data.sources.find import PictureList
+from beitkit.data.views.image import EvaluationView, View
+from beitkit.data.views.masking import Masker
+from beitkit.data.workers import Key, read_batches
 from beitkit.errors import UserError
 
 MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
 CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
 CHECKED_BEFORE_STOPPING = 2000  # pictures that are tried before a run stops for too many unreadable ones
 CACHE_BYTES = 512 * 2**20  # decoded pictures kept per process
-
-
-def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on their order and types, the same on every machine."""
-    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def stored_view_generator(seed: int, index: int, number: int) -> random.Random:
-    """What the stored view `number` of picture `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
-    return random.Random(derived_seed(seed, "stored view", index, number))
 
 
 class PictureDataset:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat
 from beitkit.contracts import Batch
 from beitkit.errors import UserError
 from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
 from beitkit.evaluation.statistics import LUCK, Spread, mcnemar, spread
-from beitkit.train.folder import NOT_PART_OF_A_RUN, flat
 
 SEEDS = ("seed", "train.seed")
 """What a run calls its seed."""

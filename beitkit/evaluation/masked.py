@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
-from beitkit.data.masking import recovered
+from beitkit.data.views.masking import recovered
 from beitkit.nn.patches import to_patches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]

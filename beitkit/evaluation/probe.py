@@ -25,7 +25,7 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
 Precision = Callable[[], AbstractContextManager[None]]
-"""Autocast of a run, see `train.runtime.Runtime.precision`."""
+"""Autocast of a run, see `train.machine.runtime.Runtime.precision`."""
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from beitkit.contracts import Batch, Tokenizer
-from beitkit.data.masking import recovered
+from beitkit.data.views.masking import recovered
 from beitkit.errors import UserError
 from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.patches import from_patches, to_patches

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from beitkit.configs.verbs.predict import EngineName
-from beitkit.data.files import PictureList
+from beitkit.configs.parts import EngineName
+from beitkit.data.sources.find import PictureList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation
@@ -19,7 +19,7 @@ from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import Outcome, Result
 from beitkit.inference.weights import rounded_weights
 from beitkit.interop.kinds import Network
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 BATCHES_PER_BLOCK = 16
 """A part of the result, and what shards take in turn: large enough to cost nothing, small enough to compute again."""

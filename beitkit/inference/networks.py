@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from beitkit.configs.verbs import Pool
+from beitkit.configs.parts import Pool
 from beitkit.errors import UserError
 from beitkit.interop.kinds import Network
 from beitkit.nn.backbone import Features

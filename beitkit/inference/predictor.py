@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import Picture
-from beitkit.data.pictures import BrokenPicture
+from beitkit.data.decoding.decode import BrokenPicture
 from beitkit.data.reader import PictureReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities
@@ -29,7 +29,7 @@ from beitkit.inference.weights import rounded_weights
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 Column = NDArray[np.generic] | Sequence[Picture]
 """Values of one name in a batch, one for each picture."""

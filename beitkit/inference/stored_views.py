@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
-from beitkit.data.cached_tokens import encoded_whole
-from beitkit.data.pictures import BrokenPicture, picture_to_crop
-from beitkit.data.stream import stored_view_generator, token_ids
-from beitkit.data.token_cache import CacheKey
-from beitkit.data.views import PretrainView
+from beitkit.data.decoding.decode import BrokenPicture, picture_to_crop
+from beitkit.data.seeds import stored_view_generator
+from beitkit.data.stream import token_ids
+from beitkit.data.tokens.key import CacheKey
+from beitkit.data.tokens.stage import encoded_whole
+from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError
 from beitkit.interop.load import load_tokenizer
-from beitkit.tokenizers.precision import Encoder
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.tokenizers.frozen import Encoder
+from beitkit.train.machine.runtime import Runtime, start_runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageM
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import shapes_of
+from beitkit.interop.formats.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.kinds import CLASS_TENSORS, OWN_TENSORS, TASKS, Headless, NetworkConfig, Task, kind_of_config, numbered
-from beitkit.interop.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.stored import State, Stored
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 

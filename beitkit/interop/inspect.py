@@ -9,10 +9,10 @@ from pathlib import Path
 from beitkit.configs.data import Preprocessing
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.checkpoint import Checkpoint
 from beitkit.interop.kinds import TASKS, Headless, NetworkConfig, TokenizerConfig, kind_of_config
-from beitkit.interop.read import read_checkpoint
-from beitkit.interop.tokenizers import TokenizerCheckpoint, read_tokenizer
+from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.interop.reading.tokenizers import TokenizerCheckpoint, read_tokenizer
+from beitkit.interop.reading.understood import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,18 +8,16 @@ from typing import Literal
 from torch import nn
 
 from beitkit.configs.data import Preprocessing
-from beitkit.configs.model import (
-    BackboneConfig,
-    ClassifierConfig,
-    DVAEConfig,
-    MaskedImageModelConfig,
-    SegmenterConfig,
-    VQKDConfig,
-)
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.interop.kinds import KINDS, NetworkConfig
 from beitkit.nn.models import Classifier, MaskedImageModel
-from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
+
+OUR_NOTE = "beitkit"
+"""Key under which our own files in the official layout carry their whole config."""
 
 Task = Literal["masked", "classify", "segment"]
 NetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig

@@ -7,13 +7,13 @@ from pathlib import Path
 from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import build, check_complete, shapes_of
+from beitkit.interop.formats.native import save_native, write_native
+from beitkit.interop.formats.write import WRITERS, Format, prepare, write
 from beitkit.interop.handover import Wish, plan
 from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network, TokenizerNetwork
-from beitkit.interop.native import save_native, write_native
+from beitkit.interop.reading.tokenizers import TokenizerCheckpoint
 from beitkit.interop.stored import of_tensors
-from beitkit.interop.tokenizers import TokenizerCheckpoint
-from beitkit.interop.write import WRITERS, Format, prepare, write
 
 
 def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format = "native") -> LoadReport:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitkit.contracts import Batch, Loss
-from beitkit.data.masking import recovered
+from beitkit.data.views.masking import recovered
 from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.patches import Positions, picked, to_patches
 
@@ -64,7 +64,7 @@ class MaskedPixels(nn.Module):
 
 
 def _predicted(batch: Batch, recover_all: bool) -> Positions:
-    """Where something is predicted: what `data.masking.located` found out before the batch was moved to the device, if it did."""
+    """Where something is predicted: what `data.views.masking.located` found out before the batch was moved to the device, if it did."""
     return batch["positions"] if "positions" in batch else recovered(batch["mask"], recover_all)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beitkit.configs.model import ReconstructConfig
+from beitkit.configs.tokenizer import ReconstructConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.tokenizers.dvae import LAPLACE_EPSILON, DiscreteVAE
 from beitkit.tokenizers.health import CodeUsage

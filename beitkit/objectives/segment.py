@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.contracts import IGNORED, Batch, Loss
-from beitkit.nn.segmentation_heads import map_size, resize
-from beitkit.nn.segmenter import SegmentationLogits, Segmenter
+from beitkit.nn.segmentation.heads import map_size, resize
+from beitkit.nn.segmentation.segmenter import SegmentationLogits, Segmenter
 
 
 class Segment(nn.Module):

@@ -11,15 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from beitkit.configs.model import (
-    BackboneConfig,
-    ClassifierConfig,
-    DVAEConfig,
-    MaskedImageModelConfig,
-    Pair,
-    SegmenterConfig,
-    VQKDConfig,
-)
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
+from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 
 POOL_SIZES = (1, 2, 3, 6)
 """Windows of UPerNet's pyramid pooling, along each axis."""

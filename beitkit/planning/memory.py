@@ -230,7 +230,7 @@ def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None)
         own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])
         with live, torch.no_grad(), _precision(precision):
-            # As `tokenizers.precision.Encoder` does, which asks for a fingerprint that weights without content do not have.
+            # As `tokenizers.frozen.Encoder` does, which asks for a fingerprint that weights without content do not have.
             network.encode(images.contiguous(memory_format=torch.channels_last).float().div_(255))
     return sum(tensor.nbytes for tensor in own), live.peak
 

@@ -16,7 +16,7 @@ from beitkit.errors import UserError
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.surplus import allocator_surplus
 from beitkit.planning.workload import Workload
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 from beitkit.train.step import Trainer
 
 MEASURED_FLOPS = 3e11

@@ -10,8 +10,8 @@ from beitkit.contracts import Batch
 from beitkit.data.stream import tokenized
 from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import Workload
+from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import parameter_groups
-from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan
 from beitkit.train.step import Outcome, Trainer
 

@@ -12,7 +12,7 @@ from beitkit.planning.memory import plan_memory
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.workload import Workload
 from beitkit.system import forget_peak_resident_bytes, give_back_freed_memory, peak_resident_bytes, resident_bytes
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 
 STEPS = 3
 """Steps after which little is added."""

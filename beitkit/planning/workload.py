@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from beitkit.configs.model import ClassifierConfig, DVAEConfig, MaskedImageModelConfig, Pair, SegmenterConfig, VQKDConfig
+from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
+from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 from beitkit.contracts import Batch
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier, MaskedImageModel
-from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
 from beitkit.planning.flops import Flops, network_flops, tokenizer_flops
 from beitkit.tokenizers.dvae import DiscreteVAE
-from beitkit.tokenizers.precision import Encoder
+from beitkit.tokenizers.frozen import Encoder
 from beitkit.tokenizers.vqkd import VQKD
 
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
@@ -117,7 +118,7 @@ class Workload:
         patches = self.grid[0] * self.grid[1]
         mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
         tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
-        # As `data.masking.located` finds them, which a mask without content could not be asked.
+        # As `data.views.masking.located` finds them, which a mask without content could not be asked.
         starts = torch.arange(pictures, device=device)[:, None] * patches
         positions = (starts + torch.arange(self.predicted, device=device)).flatten()
         return {"images": images, "mask": mask, "tokens": tokens, "positions": positions}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from beitkit.configs.verbs import ConvertRun
 from beitkit.contracts import LoadReport
 from beitkit.errors import UserError
 from beitkit.interop.save import convert
+from beitkit.runs.checkpoints.config import ConvertRun
 
 
 def run(config: ConvertRun) -> LoadReport:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beitkit import programs
-from beitkit.configs.verbs import ExportRun
 from beitkit.errors import UserError
 from beitkit.interop.load import load
 from beitkit.interop.save import save
+from beitkit.runs.checkpoints import programs
+from beitkit.runs.checkpoints.config import ExportRun
 
 
 def run(config: ExportRun) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from beitkit.configs.codec import to_json
-from beitkit.configs.verbs import InspectRun
 from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint
+from beitkit.runs.checkpoints.config import InspectRun
 
 
 def run(config: InspectRun) -> CheckpointSummary:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from beitkit.configs.verbs import ShowLoadRun
 from beitkit.contracts import LoadReport
 from beitkit.interop.load import load
+from beitkit.runs.checkpoints.config import ShowLoadRun
 
 
 def run(config: ShowLoadRun) -> LoadReport:

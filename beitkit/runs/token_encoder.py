@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from beitkit.data.files import PictureList
+from beitkit.data.sources.find import PictureList
 from beitkit.data.stream import PictureDataset, evaluation_stream
-from beitkit.data.token_cache import CacheKey
-from beitkit.data.views import PretrainView
+from beitkit.data.tokens.key import CacheKey
+from beitkit.data.views.image import PretrainView
 from beitkit.interop.kinds import TokenizerNetwork
-from beitkit.tokenizers.precision import Encoder, encoder_of
-from beitkit.train.runtime import Runtime
+from beitkit.tokenizers.frozen import Encoder, encoder_of
+from beitkit.train.machine.runtime import Runtime
 
 TRIED_PICTURES = 16
 """The fast precision is tried on this many pictures, evenly spread over the list: 3,136 tokens of 14x14 each."""

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.tokenizers.geometries import build_parts, exactly, initialize, layers_of
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.tokenizer import DVAEConfig
 
 
 class Parts(NamedTuple):

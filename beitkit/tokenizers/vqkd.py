@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from beitkit.configs.model import VQKDConfig
+from beitkit.configs.tokenizer import VQKDConfig
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone, Features, truncated_normal_
 from beitkit.tokenizers.codebook import Codebook, Quantized

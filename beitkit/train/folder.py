@@ -19,27 +19,11 @@ import PIL
 import torch
 
 import beitkit
-from beitkit.configs.codec import to_json
+from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
-from beitkit.train.checkpoint import Checkpoints
-from beitkit.train.processes import ALONE, Processes
-
-NOT_PART_OF_A_RUN = (
-    "out",
-    "machine.threads",
-    "machine.workers",
-    "speed.compile",
-    "speed.recompute",
-    "speed.sharding",
-    "loop.log_every",
-    "loop.save_every",
-    "read.max_broken",
-    "compare",
-    "json",
-)
-"""Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
-
+from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.machine.processes import ALONE, Processes
 
 LOCK = ".lock"
 
@@ -239,11 +223,3 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
             f"--out {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
             "give that command again to continue it, or choose another --out"
         )
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config as JSON with one level only, its names dotted: {"train.seed": 0, ...}."""
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        values.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return values

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.contracts import Batch, Evaluator
 from beitkit.errors import Interrupted, NumericalError
-from beitkit.train.checkpoint import Checkpoints
+from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
+from beitkit.train.machine.processes import Processes
+from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import Group
-from beitkit.train.processes import Processes
-from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan, is_due
 from beitkit.train.step import Outcome, Reading, Trainer
 

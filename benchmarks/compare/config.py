@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from beitkit.configs.model import SizeName
+from beitkit.configs.parts import DEFAULT_PATCH, Flat
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.configs.verbs.parts import DEFAULT_PATCH, Flat
 from beitkit.errors import UserError, check_finite
 from benchmarks.compare.workload import Workload
 

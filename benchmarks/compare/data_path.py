@@ -14,8 +14,8 @@ from PIL import Image
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.pictures import open_picture, picture_to_crop, to_tensor
-from beitkit.data.views import PretrainView, color_jittered, crop_box
+from beitkit.data.decoding.decode import open_picture, picture_to_crop, to_tensor
+from beitkit.data.views.image import PretrainView, color_jittered, crop_box
 from benchmarks.compare.ours import OURS
 from benchmarks.compare.races import Race
 from benchmarks.compare.turns import Candidate, Step

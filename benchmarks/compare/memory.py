@@ -14,7 +14,7 @@ import torch
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import SizeName
 from beitkit.system import forget_peak_resident_bytes, keep_freed_memory, peak_resident_bytes, resident_bytes
-from beitkit.train.runtime import start_runtime
+from beitkit.train.machine.runtime import start_runtime
 from benchmarks.compare.config import BenchJob, BenchRun
 from benchmarks.compare.races import race_of
 from benchmarks.compare.rivals import present_rivals

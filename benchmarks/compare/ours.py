@@ -18,11 +18,11 @@ from beitkit.inference.weights import rounded_weights
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
-from beitkit.runs.acceleration import accelerate
+from beitkit.runs.training.speed import accelerate
 from beitkit.tokenizers.dvae import DiscreteVAE
-from beitkit.tokenizers.precision import Encoder
+from beitkit.tokenizers.frozen import Encoder
+from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import Group, layered_groups
-from beitkit.train.runtime import Runtime, StopRequest
 from beitkit.train.schedule import Plan
 from beitkit.train.step import Trainer
 from benchmarks.compare.turns import Candidate, Step

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import OptimConfig
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 from benchmarks.compare.turns import Step
 from benchmarks.compare.workload import LEARNING_RATE
 

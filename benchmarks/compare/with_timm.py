@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from beitkit.interop.save import save
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 from benchmarks.compare.plain_script import probabilities, trained
 from benchmarks.compare.turns import Candidate, Step
 from benchmarks.compare.workload import Workload

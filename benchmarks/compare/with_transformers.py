@@ -20,7 +20,7 @@ from torch import Tensor
 
 from beitkit.interop.save import save
 from beitkit.tokenizers.geometries import Parts, build_parts
-from beitkit.train.runtime import Runtime
+from beitkit.train.machine.runtime import Runtime
 from benchmarks.compare.plain_script import probabilities, trained
 from benchmarks.compare.turns import Candidate, Step
 from benchmarks.compare.workload import CLIP, TOKENIZER, Workload

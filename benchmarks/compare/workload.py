@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.data import MaskConfig
-from beitkit.configs.model import PUBLISHED_DVAES, BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SizeName
-from beitkit.data.masking import masker
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SizeName
+from beitkit.configs.tokenizer import PUBLISHED_DVAES
+from beitkit.data.views.masking import masker
 from beitkit.nn.models import Classifier, MaskedImageModel
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
-from beitkit.train.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import Runtime, start_runtime
 from benchmarks.compare import races, workload
 from benchmarks.compare.ours import CACHED, TOKENIZER_ALONE, UNCACHED, OurNetworks
 from benchmarks.compare.races import parity

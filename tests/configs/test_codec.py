@@ -12,16 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from beitkit.configs.codec import from_json, to_json
-from beitkit.configs.model import (
-    BackboneConfig,
-    ClassifierConfig,
-    DVAEConfig,
-    MaskedImageModelConfig,
-    SegmenterConfig,
-    VQKDConfig,
-)
-from beitkit.configs.verbs import FinetuneRun, PretrainRun
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 from beitkit.errors import UserError
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.pretrain.config import PretrainRun
 
 
 @dataclass(frozen=True)

@@ -22,22 +22,22 @@ from torch import Tensor
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import stream as streams
-from beitkit.data.augment import RandAugment
-from beitkit.data.batch_reading import default_workers
-from beitkit.data.files import PictureList, find_labelled, find_pictures
-from beitkit.data.masking import masker
 from beitkit.data.order import balanced_order
+from beitkit.data.seeds import derived_seed
+from beitkit.data.sources.find import PictureList, find_labelled, find_pictures
 from beitkit.data.stream import (
     PictureDataset,
     counted_broken,
-    derived_seed,
     evaluation_stream,
     normalized,
     to_device,
     tokenized,
     training_stream,
 )
-from beitkit.data.views import EvaluationView, PretrainView, TrainView
+from beitkit.data.views.augment import RandAugment
+from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
+from beitkit.data.views.masking import masker
+from beitkit.data.workers import default_workers
 from beitkit.errors import UserError
 
 

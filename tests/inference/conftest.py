@@ -13,7 +13,7 @@ from torch import nn
 
 from beitkit.cli import main
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
-from beitkit.interop.native import save_native
+from beitkit.interop.formats.native import save_native
 from beitkit.nn.models import Classifier, MaskedImageModel
 
 CLASSES = ("cat", "dog", "emu")

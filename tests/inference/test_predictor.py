@@ -13,7 +13,7 @@ from PIL import Image
 
 import beitkit
 from beitkit.configs.train import MachineConfig
-from beitkit.data.files import find_labelled
+from beitkit.data.sources.find import find_labelled
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_logits

@@ -16,7 +16,7 @@ import torch
 
 import beitkit
 from beitkit.cli import main
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.tokenizer import DVAEConfig
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")

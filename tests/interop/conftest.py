@@ -19,7 +19,7 @@ from beitkit.configs.model import (
     SegmenterConfig,
 )
 from beitkit.nn.models import Classifier, MaskedImageModel
-from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.segmentation.segmenter import Segmenter
 
 # Eight blocks, so that four of them can be tapped with distances; 4 heads of width 6, which no rule could guess.
 BACKBONE = BackboneConfig(width=24, depth=8, heads=4, hidden=48, image_size=(64, 64), patch=(16, 16))

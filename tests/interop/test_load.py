@@ -11,8 +11,8 @@ import torch
 
 from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
+from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
-from beitkit.interop.native import save_native
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
 

@@ -14,21 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.data import IMAGENET, INCEPTION
-from beitkit.configs.model import (
-    BackboneConfig,
-    ClassifierConfig,
-    ClsBranchConfig,
-    DVAEConfig,
-    MaskedImageModelConfig,
-    SegmenterConfig,
-)
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, ClsBranchConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.interop.inspect import inspect_checkpoint
 from beitkit.interop.load import load
 from beitkit.interop.save import convert, save
 from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.position import relative_position_index
-from beitkit.nn.segmenter import Segmenter
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
 
 

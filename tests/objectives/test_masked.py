@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, ClsBranchConfig, MaskedImageModelConfig
-from beitkit.data.masking import located
+from beitkit.data.views.masking import located
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens

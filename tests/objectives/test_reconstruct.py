@@ -9,7 +9,7 @@ import torch
 from scipy.stats import entropy, laplace
 from torch.nn import functional as F
 
-from beitkit.configs.model import DVAEConfig, ReconstructConfig
+from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.objectives.reconstruct import Reconstruct, anneal, gumbel_softmax, kl_to_uniform, logit_laplace_loss
 from beitkit.tokenizers.dvae import DiscreteVAE
 

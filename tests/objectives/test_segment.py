@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from beitkit.configs.model import BackboneConfig, SegmentationHead, SegmenterConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.errors import UserError
-from beitkit.nn.segmenter import SegmentationLogits, Segmenter
+from beitkit.nn.segmentation.segmenter import SegmentationLogits, Segmenter
 from beitkit.objectives.segment import Segment, segmentation_loss
 
 OFFICIAL = SegmentationLossConfig(average="all")

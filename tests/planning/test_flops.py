@@ -8,16 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from beitkit.configs.model import (
-    PUBLISHED_DVAES,
-    BackboneConfig,
-    ClassifierConfig,
-    ClsBranchConfig,
-    DVAEConfig,
-    MaskedImageModelConfig,
-    SegmenterConfig,
-    VQKDConfig,
-)
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, ClsBranchConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, VQKDConfig
 from beitkit.planning.flops import network_flops, tokenizer_flops
 from beitkit.planning.workload import Workload
 

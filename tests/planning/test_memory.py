@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from beitkit.configs.model import BackboneConfig, ClassifierConfig, DVAEConfig, MaskedImageModelConfig
+from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.planning.memory import FLOAT, Memory, plan_memory, trace_step, traced_passes
 from beitkit.planning.workload import Workload, count_parameters
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from beitkit.configs.model import PUBLISHED_DVAES, DVAEConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig
 from beitkit.contracts import Tokenizer
 from beitkit.errors import UserError
 from beitkit.tokenizers.dvae import DiscreteVAE

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beitkit.configs.model import DVAEConfig
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.revival import START_MARGIN, CodeRevival, kmeans, start_codes
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import IMAGENET
-from beitkit.configs.model import BackboneConfig, VQKDConfig
+from beitkit.configs.model import BackboneConfig
+from beitkit.configs.tokenizer import VQKDConfig
 from beitkit.contracts import Tokenizer
 from beitkit.errors import UserError
 from beitkit.tokenizers.vqkd import VQKD

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from beitkit.configs.train import LoopConfig, MachineConfig, TrainConfig
-from beitkit.configs.verbs import TokenizerRun
 from beitkit.errors import UserError
+from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.train.folder import RunFolder
 
 

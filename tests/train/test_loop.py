@@ -15,12 +15,12 @@ from torch import nn
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.errors import Interrupted, NumericalError, UserError
-from beitkit.train.checkpoint import Checkpoints
+from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
-from beitkit.train.manifest import Piece
+from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import parameter_groups
-from beitkit.train.runtime import Runtime
 from beitkit.train.schedule import make_plan
 from beitkit.train.step import WeightAverage
 

@@ -1,0 +1,28 @@
+"""Options that were chosen from the data instead of given, each with its reason."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+BASE_WIDTH = 768
+"""Of the network that the paper's rates were found for."""
+Choice = TypeVar("Choice", int, float)
+
+
+def narrowness(width: int) -> float:
+    """How much more learning rate a network narrower than the base size bears: the root of the ratio (decision 006)."""
+    return max(1.0, (BASE_WIDTH / width) ** 0.5)
+
+
+class Choices:
+    """Keeps what is given, chooses what is not, and remembers why."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def pick(self, given: Choice | None, name: str, rule: tuple[Choice, str]) -> Choice:
+        """The given value, or else that of the rule; the rule's reason is then kept."""
+        value, reason = rule
+        if given is None:
+            self.lines.append(f"{name} {value:.4g}: {reason}")
+        return value if given is None else given

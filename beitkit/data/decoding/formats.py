@@ -1,0 +1,51 @@
+"""Which files are read as images, by their endings."""
+
+from __future__ import annotations
+
+import os
+
+# What is read, by Pillow's name of the format, with the endings a folder is searched for. Of all that Pillow opens this
+# leaves out what is no raster picture or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
+# PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode), and IM, which Pillow is about to drop. A file's first
+# bytes are compared in this order, so the common formats come first.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".pbm", ".pgm", ".ppm", ".pnm", ".pfm"),
+    "AVIF": (".avif", ".avifs"),
+    "BLP": (".blp",),
+    "CUR": (".cur",),
+    "DCX": (".dcx",),
+    "DDS": (".dds",),
+    "DIB": (".dib",),
+    "FITS": (".fit", ".fits"),
+    "FLI": (".fli", ".flc"),
+    "FTEX": (".ftc", ".ftu"),
+    "GBR": (".gbr",),
+    "ICNS": (".icns",),
+    "ICO": (".ico",),
+    "IPTC": (".iim",),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "MSP": (".msp",),
+    "PCD": (".pcd",),
+    "PCX": (".pcx",),
+    "PIXAR": (".pxr",),
+    "PSD": (".psd",),
+    "QOI": (".qoi",),
+    "SGI": (".bw", ".rgb", ".rgba", ".sgi"),
+    "SUN": (".ras",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+}
+EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() for ending in endings)
+
+
+def has_ending(name: bytes) -> bool:
+    """Whether a name ends as those of pictures do."""
+    _, dot, ending = os.fsdecode(name).rpartition(".")
+    return dot + ending.lower() in EXTENSIONS

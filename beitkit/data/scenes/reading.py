@@ -1,0 +1,47 @@
+"""One ordered pass over pictures and label maps at their own sizes, for evaluation and for pictures in reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.scenes.scenes import Scenes
+from beitkit.errors import UserError
+
+
+class NumberedScene(NamedTuple):
+    """A scene, and where it stands."""
+
+    place: int
+    """Its index in the list."""
+    image: UInt8[Tensor, "c h w"]
+    label_map: UInt8[Tensor, "h w"]
+
+
+def readable_scenes(
+    scenes: Scenes, channels: int, max_broken: float, report: Callable[[Path, str], None]
+) -> Iterator[NumberedScene]:
+    """The scenes that can be read, in order; `report(path, reason)` is called for each of the others.
+
+    Raises:
+        UserError: more than the share `max_broken` cannot be read.
+    """
+    broken = 0
+    for index in range(len(scenes)):
+        try:
+            scene = scenes.read(index, channels)
+        except BrokenPicture as error:
+            broken += 1
+            report(error.path, error.reason)
+            if broken > max_broken * len(scenes):
+                raise UserError(
+                    f"{broken} of the first {index + 1} of {len(scenes)} pairs cannot be read, more than the "
+                    f"{max_broken:.2%} of all allowed, the last one {error.path}; repair them, or raise --read.max-broken"
+                ) from None
+            continue
+        yield NumberedScene(index, scene.image, scene.label_map)

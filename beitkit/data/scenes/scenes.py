@@ -1,0 +1,305 @@
+"""Pictures with label maps: found, paired, read, and divided into a training and a validation part.
+
+Pictures and masks lie in two folders (`images/` and `masks/`, or other usual names), flat, divided into `train/` and `val/`
+below both, or the other way round (`train/images/`); Pascal VOC, ADE20K and tables of pairs are read too. What the pixels of
+masks mean is read from `classes.json`, known from the data set, or found by looking at which values occur.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from beitkit.contracts import IGNORED
+from beitkit.data.decoding.decode import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenPicture, open_picture, to_tensor
+from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
+from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
+from beitkit.data.scenes.masks import Mask, read_mask, unpacked
+from beitkit.data.seeds import derived_seed
+from beitkit.data.sources.find import PictureList, Split
+from beitkit.errors import UserError
+
+CLASSES_FILE = "classes.json"
+MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
+VAL_SHARE = 0.2
+"""Share of the pairs that is set aside where no validation pictures are given."""
+
+
+class Scene(NamedTuple):
+    """A picture at its own size, upright, and its class ids, 255 where nothing counts."""
+
+    image: UInt8[Tensor, "c h w"]
+    label_map: UInt8[Tensor, "h w"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scenes:
+    """Pictures and masks in the same order, and what the masks mean. Build one with `find_scenes`."""
+
+    files: PictureList
+    masks: PictureList
+    code: LabelCode
+    pictures_without_mask: tuple[Path, ...] = ()
+    masks_without_picture: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, by id."""
+        return self.code.classes
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of names, order and code; moving the whole folder does not change it."""
+        parts = (self.files.digest, self.masks.digest, self.code.as_json())
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> Scenes:
+        """The pairs at these indices, in this order."""
+        return replace(self, files=self.files.subset(indices), masks=self.masks.subset(indices))
+
+    def label_map(self, index: int) -> Image.Image:
+        """Class ids of one picture, upright, in mode "L"; for `PictureDataset(label_map=...)`.
+
+        A mask is as large as its picture. Where EXIF turns the picture and the mask has the size from before the turn, it
+        is turned along; where both sizes are equal (a square, half a turn) it counts as upright already, as drawn by a
+        program that showed the picture upright.
+
+        Raises:
+            BrokenPicture: unreadable, of another size than the picture, or with values that mean nothing; of the mask.
+        """
+        mask = read_mask(self.masks.path(index))
+        ids = Image.fromarray(self.code.label_map(mask))
+        header = picture_header(self.files.path(index))
+        if ids.size == header.upright:
+            return ids
+        if header.turn is not None and ids.size == header.stored:
+            return ids.transpose(header.turn)
+        picture = self.files.path(index).name
+        sizes = f"{ids.width}x{ids.height} pixels, but its picture {picture} {header.upright[0]}x{header.upright[1]}"
+        raise BrokenPicture(mask.path, f"has {sizes}; a mask must be as large as its picture")
+
+    def read(self, index: int, channels: int = 3) -> Scene:
+        """One pair at its original size, as evaluation and prediction need it.
+
+        Raises:
+            BrokenPicture: the picture or the mask cannot be used.
+        """
+        image = open_picture(self.files.path(index), channels)
+        return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
+
+
+class Header(NamedTuple):
+    """What a picture's file says before its pixels are decoded."""
+
+    stored: tuple[int, int]
+    """(width, height) of the pixels as stored."""
+    turn: Image.Transpose | None
+    """What EXIF says puts them upright."""
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) after the turn."""
+        width, height = self.stored
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
+
+
+def picture_header(path: Path) -> Header:
+    """Size and orientation of a picture.
+
+    Raises:
+        BrokenPicture: not a picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as `open_picture` does
+            with Image.open(path, formats=READABLE) as image:
+                return Header(image.size, UPRIGHT.get(image.getexif().get(ORIENTATION, 1)))
+    except Exception as error:  # decoders raise nearly every type there is on damaged bytes
+        raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
+
+
+def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelCode | None = None) -> Scenes:
+    """Pictures with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
+
+    `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
+    scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
+    it is Pascal VOC, ADE20K or CamVid, else from the values that occur in the masks (in 4000 of them,
+    drawn by a fixed seed, where there are more): each is a class, 255 is ignored.
+
+    Raises:
+        UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
+    """
+    path = Path(path)
+    pairs = locate_scenes(path, split)
+    return Scenes(
+        files=pairs.pictures,
+        masks=pairs.masks,
+        code=classes if isinstance(classes, LabelCode) else _code(path, classes, pairs),
+        pictures_without_mask=pairs.pictures_without_mask,
+        masks_without_picture=pairs.masks_without_picture,
+    )
+
+
+def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: Path | None = None) -> tuple[Scenes, Scenes]:
+    """Training and validation scenes with the same classes.
+
+    Validation scenes come from `val`, else from the val (or test) split beside the train split, else a fifth is set aside:
+    the pairs whose hash with `seed` is smallest, so that further pictures leave the others where they are. A pair that
+    alone shows one of its classes stays in training (looked for in sets of up to 4000 pairs).
+
+    Raises:
+        UserError: as `find_scenes`; a set that cannot be divided.
+    """
+    splits = scene_splits(images) if images.exists() else ()
+    train = find_scenes(images, split="train" if "train" in splits else None, classes=classes)
+    if val is not None:
+        val_splits = scene_splits(val) if val.exists() else ()
+        return train, find_scenes(val, split="val" if "val" in val_splits else None, classes=train.code)
+    for split in ("val", "test"):
+        if "train" in splits and split in splits:
+            return train, find_scenes(images, split=split, classes=train.code)
+    aside = _set_aside(train, seed)
+    kept = sorted(set(range(len(train))) - set(aside))
+    return train.subset(kept), train.subset(aside)
+
+
+def as_csv(parts: Mapping[Split, Scenes]) -> str:
+    """The pairs of several splits as a table that `find_scenes` reads, with absolute paths.
+
+    The classes are not in it: write `LabelCode.as_json` beside it, as classes.json.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for split, scenes in parts.items():
+        for index in range(len(scenes)):
+            table.writerow([scenes.files.path(index).absolute(), scenes.masks.path(index).absolute(), split])
+    return text.getvalue()
+
+
+def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
+    """Indices below `count`, in order: all of them, or `limit` drawn by the seed."""
+    if count <= limit:
+        return list(range(count))
+    return sorted(random.Random(derived_seed(*seed)).sample(range(count), limit))
+
+
+def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelCode:
+    beside = (path.parent if path.is_file() else path) / CLASSES_FILE
+    if classes is not None:
+        return read_classes(classes)
+    if beside.is_file():
+        return read_classes(beside)
+    if pairs.layout == "voc":
+        return replace(plain_code(VOC, "Pascal VOC"), palette=voc_palette(len(VOC)))
+    if pairs.layout == "ade20k":
+        return plain_code(ADE20K, "ADE20K", values=range(1, len(ADE20K) + 1), ignored=(0, IGNORED))
+    if _is_camvid(pairs.pictures):
+        return _camvid_code()
+    return _discovered(pairs.masks, beside)
+
+
+def _is_camvid(pictures: PictureList) -> bool:
+    """Whether all pictures are named after CamVid's four sequences."""
+    return all(pictures.path(index).name.startswith(CAMVID_SEQUENCES) for index in range(len(pictures)))
+
+
+def _camvid_code() -> LabelCode:
+    """SegNet's 11 classes of CamVid: values 0 to 10 with 11 ignored, or the colors of the original's 32 classes."""
+    names, groups = tuple(CAMVID), list(CAMVID.values())
+    values = {label: label for label in range(len(names))} | {len(names): IGNORED, IGNORED: IGNORED}
+    colors = {color: label for label, group in enumerate(groups) for color in group} | {CAMVID_VOID: IGNORED}
+    return LabelCode(
+        classes=names,
+        values=tuple(values.items()),
+        colors=tuple(colors.items()),
+        palette=tuple(group[0] for group in groups),
+        source="CamVid",
+    )
+
+
+def _discovered(masks: PictureList, beside: Path) -> LabelCode:
+    """Every value that occurs in the masks is a class, but 255."""
+    found: set[int] = set()
+    palette: Mask | None = None
+    for index in sampled(len(masks), MOST_READ, 0, "classes"):
+        try:
+            mask = read_mask(masks.path(index))
+        except BrokenPicture as error:
+            raise UserError(f"the mask {error}") from error
+        if mask.is_color:
+            raise UserError(_colors_without_table(mask, beside))
+        palette = mask if palette is None and mask.palette else palette
+        found.update(mask.occurring().tolist())
+    values = sorted(found - {IGNORED})
+    if len(values) < 2:
+        also = " besides 255, which is ignored unless a classes.json says otherwise" if IGNORED in found else ""
+        example = json.dumps({"names": ["background", "object"], "ids": {"0": 0, "255": 1}, "ignore": []})
+        raise UserError(f"the masks in {masks.root} hold only the value {values}{also}; write {beside}, such as {example}")
+    if len(values) > MAX_CLASSES:
+        raise UserError(
+            f"the masks in {masks.root} hold {len(values)} values, more than {MAX_CLASSES} classes (do they number objects?); "
+            f"say in {beside} which value is which class"
+        )
+    colors = palette.palette if palette is not None else ()
+    shown = [colors[value] for value in values if value < len(colors)]
+    # A palette that gives a color twice, or none to some class, was not made to tell classes apart.
+    shown = shown if len(set(shown)) == len(values) else []
+    source = f"the list of values found in {masks.root}"
+    return plain_code([f"class {value}" for value in values], source, values=values, palette=shown)
+
+
+def _colors_without_table(mask: Mask, beside: Path) -> str:
+    found = [list(color) for color in unpacked(mask.occurring())]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
+    shown = ", ".join(map(str, found[:SHOWN]))
+    return f"{mask.path} holds colors ({shown}{more}) and nothing says which class each is; write {beside}, such as {example}"
+
+
+def _set_aside(scenes: Scenes, seed: int) -> list[int]:
+    if len(scenes) < 2:
+        raise UserError(f"{scenes.files.root} holds a single pair, so none can be set aside for validation; give --val")
+    names = [scenes.files.path(index).relative_to(scenes.files.root).as_posix() for index in range(len(scenes))]
+    order = sorted(range(len(scenes)), key=lambda index: derived_seed(seed, "set aside", names[index]))
+    present = _present(scenes) if len(scenes) <= MOST_READ else np.zeros((len(scenes), 0), dtype=bool)
+    left = present.sum(axis=0)
+    aside: list[int] = []
+    for index in order:
+        if len(aside) == max(1, round(len(scenes) * VAL_SHARE)):
+            break
+        if (left[present[index]] > 1).all():
+            aside.append(index)
+            left = left - present[index]
+    if not aside:
+        raise UserError(f"every picture in {scenes.files.root} alone shows some class, so none can be set aside; give --val")
+    return sorted(aside)
+
+
+def _present(scenes: Scenes) -> np.ndarray:
+    """Which classes each picture shows, (pictures, classes); none of a mask that cannot be used, which the audit names."""
+    present = np.zeros((len(scenes), len(scenes.classes)), dtype=bool)
+    for index in range(len(scenes)):
+        try:
+            shown = scenes.code.label_map(read_mask(scenes.masks.path(index)))
+        except BrokenPicture:
+            continue
+        present[index] = np.bincount(shown.ravel(), minlength=IGNORED + 1)[: len(scenes.classes)] > 0
+    return present

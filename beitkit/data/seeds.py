@@ -1,0 +1,17 @@
+"""Seeds and generators of random numbers by position: what is drawn depends on what it is for, not on when it is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part and on their order and types, the same on every machine."""
+    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def stored_view_generator(seed: int, index: int, number: int) -> random.Random:
+    """What the stored view `number` of picture `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
+    return random.Random(derived_seed(seed, "stored view", index, number))

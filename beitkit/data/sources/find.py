@@ -1,0 +1,283 @@
+"""Finding pictures: a folder, class folders, a list of files, archives or an index become a `PictureList`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.data.decoding.formats import EXTENSIONS
+from beitkit.data.sources.archives import Archives, archive_pictures, archives_at, class_order, names_archives
+from beitkit.data.sources.folders import entries_of, is_picture, walk
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.index import ENDING, INDEX, archives_in, open_index
+from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
+from beitkit.data.sources.locations import entries_at, is_url, location
+from beitkit.errors import UserError
+
+
+def find_pictures(path: Path | str) -> PictureList:
+    """All pictures of a folder (nested ones too, sorted by name), of a list (`data.sources.lists`), of archives or an index, unlabelled.
+
+    Hidden files and folders are skipped; links are followed, but no folder is entered twice.
+
+    Raises:
+        UserError: nothing at the path, no pictures there, a row of a list that names no file (with its line number), or an
+            archive or index that cannot be read.
+    """
+    path = Path(path)
+    if (index := index_at(path)) is not None:
+        return open_index(index, labelled=False)
+    if (archives := archives_at(path)) is not None:
+        return archive_pictures(archives, labelled=False)
+    if _exists_as_folder(path):
+        names = sorted(walk(path))
+        if not names:
+            raise UserError(f"{path} holds no pictures (files that end in .jpg, .png, .webp, .tif and so on)")
+        return PictureList.of(path, names)
+    table = read_list(path, labelled=False)
+    return PictureList(path.parent, table.names, table.offsets)
+
+
+def find_labelled(path: Path | str, split: Split | None = None, classes: Sequence[str] | None = None) -> PictureList:
+    """Labelled pictures: one folder per class, or a CSV or JSON lines list with labels.
+
+    Classes are those that a list declares, else all that occur, sorted by name (by number if all are numbers). With `split`,
+    class folders are looked for in `train/`, `val/` or `test/` (`training/` and so on work too) under the path, and rows of
+    a list by their `split`. With `classes`, labels are indices into these: pass the training pictures' classes when reading
+    the validation pictures.
+
+    Raises:
+        UserError: missing or empty path, no class folders, an empty class, pictures beside the class folders, fewer than
+            two classes, a class that is not in `classes`, or an unreadable row of a list.
+    """
+    return labelled_source(path).read(split, classes)
+
+
+def labelled_source(path: Path | str) -> LabelledFolder | LabelledArchives | LabelledList:
+    """Where labelled pictures are read from; a list's rows are read and checked here, once for all its splits.
+
+    Raises:
+        UserError: nothing at the path, or an unreadable row of a list.
+    """
+    path = Path(path)
+    index, archives = index_at(path), archives_at(path)
+    if index is not None or archives is not None:
+        return LabelledArchives(path, index, archives)
+    return LabelledFolder(path) if _exists_as_folder(path) else LabelledList(read_list(path, labelled=True))
+
+
+class LabelledFolder:
+    """Class folders, directly in a folder or in one of its splits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have a folder."""
+        return tuple(split_folders(self.path))
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of a folder that is not divided; see `find_labelled`."""
+        folder = _split_folder(self.path, split)
+        index, archives = index_at(folder), archives_at(folder)
+        if index is not None or archives is not None:
+            return LabelledArchives(folder, index, archives).read(None, classes)
+        return _class_folders(folder, classes)
+
+
+class LabelledArchives:
+    """Archives with labels, perhaps named after splits, or an index that holds labels."""
+
+    def __init__(self, path: Path, index: str | None, archives: Archives | None) -> None:
+        self.path, self.index, self.archives = path, index, archives
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that archives are named after."""
+        return () if self.index is not None or self.archives is None else self.archives.splits
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of archives that are not divided; see `find_labelled`."""
+        if self.index is not None:
+            if split is not None:
+                raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
+            files = open_index(self.index, labelled=True)
+        else:
+            assert self.archives is not None
+            files = archive_pictures(self.archives.of_split(split), labelled=True)
+        assert files.labels is not None
+        if classes is None:
+            _at_least_two(files.classes, self.path)
+            return files
+        index = {name: label for label, name in enumerate(classes)}
+        known = np.array([index.get(name, -1) for name in files.classes], dtype=np.int64)[files.labels]
+        if (known < 0).any():
+            place = int((known < 0).argmax())
+            label = files.classes[files.labels[place]]
+            raise UserError(f"{files.path(place)}: label {label!r} is not one of the {_counted(classes)}")
+        return replace(files, labels=known, classes=tuple(classes), known_digest=None)
+
+
+class LabelledList:
+    """The rows of a list with labels, and perhaps splits."""
+
+    def __init__(self, table: ListTable) -> None:
+        self.table = table
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have rows."""
+        return self.table.splits
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
+        """The pictures of a split, or of a list that is not divided; see `find_labelled`."""
+        table = self.table
+        chosen = self._rows(split)
+        is_chosen = np.zeros(len(table.lines), dtype=np.bool_)
+        is_chosen[chosen] = True
+        row_of_label = np.repeat(np.arange(len(table.lines)), np.diff(table.label_offsets))
+        used = is_chosen[row_of_label]
+        if classes is None:
+            occurring = sorted((table.labels[label] for label in np.unique(table.label_ids[used])), key=class_order)
+            classes = table.declared or occurring
+            _at_least_two(classes, table.path)
+        index = {name: label for label, name in enumerate(classes)}
+        known = np.array([index.get(name, -1) for name in table.labels], dtype=np.int64)[table.label_ids]
+        unknown = np.flatnonzero(used & (known < 0))
+        if len(unknown):
+            line, label = table.lines[row_of_label[unknown[0]]], table.labels[table.label_ids[unknown[0]]]
+            raise UserError(f"{table.path}, line {line}: label {label!r} is not one of the {_counted(classes)}")
+        files = PictureList(table.path.parent, table.names, table.offsets, classes=tuple(classes))
+        if table.has_several:
+            targets = np.zeros((len(files), len(classes)), dtype=np.bool_)
+            targets[row_of_label[used], known[used]] = True
+            files = replace(files, targets=targets)
+        else:
+            files = replace(files, labels=known)
+        return files if len(chosen) == len(files) else files.subset(chosen)
+
+    def lines(self, path: bytes) -> list[int]:
+        """The lines that name this file (absolute and normalized)."""
+        files = PictureList(self.table.path.parent, self.table.names, self.table.offsets)
+        return [int(self.table.lines[row]) for row, other in enumerate(files.paths()) if os.path.normpath(other) == path]
+
+    def _rows(self, split: Split | None) -> NDArray[np.int64]:
+        path, splits = self.table.path, self.splits
+        if split is None:
+            if splits:
+                raise UserError(f"{path} is divided into {', '.join(splits)} by its column split; one of them has to be chosen")
+            return np.arange(len(self.table.lines))
+        if not splits:
+            raise UserError(f"{path} is a list and has no split {split!r}; give it a column split, or give one list per split")
+        if split not in splits:
+            raise UserError(f"{path} has no pictures whose split is {split!r}; it has {', '.join(splits)}")
+        return self.table.rows_of(split)
+
+
+def split_folders(path: Path | str) -> Mapping[Split, Path]:
+    """Which splits a folder has: `train`, `val`, `test` and the folder of each; empty when the classes lie directly in it."""
+    path = Path(path)
+    if not path.is_dir():
+        return {}
+    folders: dict[Split, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        found = next((path / name for name in names if (path / name).is_dir()), None)
+        if found is not None:
+            folders[split] = found
+    return folders
+
+
+def index_at(path: Path | str) -> str | None:
+    """The index that a path or URL names, or that lies beside the archives of the folder it names; None without one.
+
+    Raises:
+        UserError: the index beside archives lists others than lie there.
+    """
+    text = location(path)
+    if text.endswith(ENDING):
+        return text
+    if is_url(text):
+        if names_archives(text) or f"{text.rstrip('/')}/{INDEX}" not in entries_at(text):
+            return None
+    elif not (Path(text) / INDEX).is_file():
+        return None
+    archives = archives_at(path)
+    if archives is None:
+        return None
+    index = f"{text.rstrip('/')}/{INDEX}"
+    if set(archives.places) != set(archives_in(index)):
+        raise UserError(f"{index} lists other archives than lie beside it; make it again with beitkit index, or remove it")
+    return index
+
+
+def _exists_as_folder(path: Path) -> bool:
+    if path.is_dir():
+        return True
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a folder of pictures, or a list (.txt, .csv, .jsonl)")
+    if not path.is_file():
+        raise UserError(
+            f"{path} is neither a folder nor a regular file; give a folder of pictures, or a list (.txt, .csv, .jsonl)"
+        )
+    if path.suffix.lower() in EXTENSIONS:
+        raise UserError(f"{path} is one picture; give the folder it is in, or a list")
+    return False
+
+
+def _split_folder(path: Path, split: Split | None) -> Path:
+    folders = split_folders(path)
+    if split is not None:
+        if split not in folders:
+            has = f"it has {', '.join(folders)}" if folders else f"expected {path / SPLIT_NAMES[split][0]}"
+            raise UserError(f"{path} has no split {split!r}; {has}")
+        return folders[split]
+    # A class may well be called `test`; two of these names side by side, or a train folder, are no classes.
+    if "train" in folders or len(folders) > 1:
+        raise UserError(
+            f"{path} is divided into {', '.join(folders)}; choose one of them, such as {next(iter(folders.values()))}"
+        )
+    return path
+
+
+def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
+    entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
+    found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=class_order)
+    stray = next((entry.name for entry in entries if is_picture(entry)), None)
+    if not found:
+        what = "pictures but no class folders" if stray else "neither pictures nor class folders"
+        raise UserError(f"{path} holds {what}; expected one folder per class, or a .csv or .jsonl list with path and label")
+    if stray is not None:
+        raise UserError(f"{path / os.fsdecode(stray)} lies beside the class folders; move it into one of them")
+    if classes is None:
+        _at_least_two(found, path)
+        classes = found
+    index = {name: label for label, name in enumerate(classes)}
+    names: list[bytes] = []
+    labels: list[int] = []
+    for name in found:
+        if name not in index:
+            raise UserError(f"{path / name} is a class that is not one of the {_counted(classes)}; rename or remove it")
+        inside = sorted(walk(path / name))
+        if not inside:
+            raise UserError(f"the class folder {path / name} holds no pictures; fill or remove it")
+        names.extend(os.fsencode(f"{name}/") + picture for picture in inside)
+        labels.extend([index[name]] * len(inside))
+    return PictureList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))
+
+
+def _at_least_two(classes: Sequence[str], path: Path) -> None:
+    if len(classes) < 2:
+        found = f"only the class {classes[0]!r}" if classes else "no label"
+        raise UserError(f"{path} has {found}; a classifier needs two or more classes")
+
+
+def _counted(classes: Sequence[str]) -> str:
+    """How many known classes there are, and some of them."""
+    some = ", ".join(repr(name) for name in classes[:5])
+    return f"{len(classes)} known classes ({some}{', ...' if len(classes) > 5 else ''})"

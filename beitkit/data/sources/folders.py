@@ -1,0 +1,49 @@
+"""Which files of a folder are pictures: endings by format, and the walk through nested folders.
+
+Only regular files count; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later. Names
+are bytes here: they need not be valid UTF-8, and are kept as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from beitkit.data.decoding.formats import has_ending
+from beitkit.errors import UserError
+
+
+def walk(root: Path) -> Iterator[bytes]:
+    """Names relative to `root` of all pictures below it, in no promised order."""
+    top = os.path.join(os.fsencode(root), b"")  # noqa: PTH118 - names are bytes here, which a Path cannot hold
+    entered: set[tuple[int, int]] = set()
+    folders = [top]
+    while folders:
+        folder = folders.pop()
+        status = os.stat(folder)  # noqa: PTH116
+        # A folder is known by device and inode: links that lead back up would otherwise be followed for ever.
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inside = []
+        for entry in entries_of(folder):
+            if entry.is_dir():
+                inside.append(entry.path)
+            elif is_picture(entry):
+                yield entry.path[len(top) :]
+        folders.extend(sorted(inside, reverse=True))
+
+
+def is_picture(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a regular file with the ending of a picture."""
+    return has_ending(entry.name) and entry.is_file()
+
+
+def entries_of(folder: bytes) -> Iterator[os.DirEntry[bytes]]:
+    """What lies in a folder, without hidden entries, one after the other: there may be millions."""
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry for entry in entries if not entry.name.startswith(b"."))
+    except OSError as error:
+        raise UserError(f"the folder {os.fsdecode(folder)} cannot be listed: {error.strerror}") from error

@@ -1,0 +1,190 @@
+"""The list of pictures that everything reads from: flat, indexed, with labels where there are any.
+
+All names are one block of bytes, not a Python list: worker processes share it without copying, and ten million names cost
+their bytes and eight more each. Names that are not valid UTF-8 are kept as they are. The arrays may be mapped from an index
+file (`data.sources.index`); then they cost no memory at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.data.decoding.decode import BrokenPicture, Encoded
+from beitkit.data.sources.members import Members
+
+AT_ONCE = 2**18
+"""Names that are looked at together."""
+
+
+@dataclass(frozen=True, eq=False)
+class PictureList:
+    """Pictures by index, with their classes if they have any. Build one with `find_pictures` or `find_labelled`."""
+
+    root: Path
+    """What the names are relative to: a folder, or what the archives were given as."""
+    names: bytes | NDArray[np.uint8]
+    """All names, one after the other."""
+    offsets: NDArray[np.int64]
+    """Where each name begins in `names`, and at the end where the last one stops; one longer than the list."""
+    labels: NDArray[np.int64] | None = None
+    """Index into `classes` per picture, where each has one."""
+    classes: tuple[str, ...] = ()
+    targets: NDArray[np.bool_] | None = None
+    """Which classes each picture has, (pictures, classes), in place of `labels` where it may have none, one or several."""
+    members: Members | None = None
+    """Where the pictures lie in archives; None where they are files."""
+    known_digest: str | None = None
+    """The digest, where an index holds it."""
+
+    @classmethod
+    def of(
+        cls,
+        root: Path,
+        names: Sequence[bytes],
+        *,
+        classes: Sequence[str] = (),
+        labels: NDArray[np.int64] | None = None,
+        targets: NDArray[np.bool_] | None = None,
+        members: Members | None = None,
+    ) -> PictureList:
+        """A list of these names."""
+        offsets = np.zeros(len(names) + 1, dtype=np.int64)
+        np.cumsum([len(name) for name in names], out=offsets[1:])
+        return cls(root, b"".join(names), offsets, labels, tuple(classes), targets, members)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def path(self, index: int) -> Path:
+        """The file of one picture; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
+        if self.members is not None:
+            return Path(self.members.called(index, os.fsdecode(self.name(index))))
+        return self.root / os.fsdecode(self.name(index))
+
+    def source(self, index: int) -> Path | Encoded:
+        """What one picture is decoded from: its file, or its bytes where it lies in an archive.
+
+        Raises:
+            BrokenPicture: an archive that cannot be read at this place.
+        """
+        if self.members is None:
+            return self.path(index)
+        try:
+            return Encoded(self.path(index), self.members.read(index))
+        except OSError as error:
+            raise BrokenPicture(self.path(index), error.strerror or " ".join(str(error).split())[:200]) from error
+
+    def name(self, index: int) -> bytes:
+        """The name of one picture, as the operating system has it."""
+        return bytes(self.names[self.offsets[index] : self.offsets[index + 1]])
+
+    def paths(self) -> Iterator[bytes]:
+        """All files by absolute path, members of archives by that of the archive; far faster than `path` one by one."""
+        if self.members is not None:
+            members = self.members
+            roots = [os.fsencode(archive if "://" in archive else os.path.abspath(archive)) for archive in members.archives]  # noqa: PTH100
+            return (os.path.join(roots[members.archive[index]], self.name(index)) for index in range(len(self)))  # noqa: PTH118
+        root = os.fsencode(self.root.absolute())
+        return (os.path.join(root, self.name(index)) for index in range(len(self)))  # noqa: PTH118 - as bytes
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> PictureList:
+        """The pictures at these indices, in this order; classes stay as they are."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        names = [self.name(int(index)) for index in chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        targets = None if self.targets is None else self.targets[chosen]
+        members = None if self.members is None else self.members.subset(chosen)
+        return PictureList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
+
+    def with_targets(self) -> PictureList:
+        """The same pictures with `targets` in place of `labels`: one class each, as if there could be several."""
+        if self.targets is not None:
+            return self
+        assert self.labels is not None
+        targets = np.zeros((len(self), len(self.classes)), dtype=np.bool_)
+        targets[np.arange(len(self)), self.labels] = True
+        return replace(self, labels=None, targets=targets, known_digest=None)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Pictures of each class."""
+        if self.targets is not None:
+            return self.targets.sum(axis=0, dtype=np.int64)
+        assert self.labels is not None
+        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of names below their common folder, order, labels and classes.
+
+        Neither moving the whole folder, nor writing its files down in a list, with relative or absolute paths, nor packing
+        them into archives changes it.
+        """
+        return self.known_digest or self.computed_digest()
+
+    def computed_digest(self) -> str:
+        """The digest, computed in bounded memory."""
+        files = below_common_folder(self)
+        shared = common_folder(files)
+        labels = b"" if self.labels is None else self.labels.astype("<i8").tobytes()
+        if self.targets is not None:
+            labels = b"several" + np.packbits(self.targets).tobytes()
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update((len(files.names) - shared * len(files)).to_bytes(8, "little"))
+        for first, last in _spans(len(files)):
+            digest.update(_without_folder(files, first, last, shared))
+        digest.update((8 * len(files.offsets)).to_bytes(8, "little"))
+        for first, last in _spans(len(files.offsets)):
+            digest.update((files.offsets[first:last] - shared * np.arange(first, last)).astype("<i8").tobytes())
+        for part in (labels, "\0".join(self.classes).encode("utf-8", "surrogateescape")):
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+        return digest.hexdigest()
+
+
+def below_common_folder(files: PictureList) -> PictureList:
+    """The list with names of one kind: where some are absolute and others are not, all are made absolute."""
+    characters = np.frombuffer(files.names, dtype=np.uint8)
+    num_absolute = sum(int((characters[files.offsets[a:b]] == ord("/")).sum()) for a, b in _spans(len(files)))
+    return PictureList.of(Path("/"), list(files.paths())) if 0 < num_absolute < len(files) else files
+
+
+def common_folder(files: PictureList) -> int:
+    """Length of the beginning, up to and with a slash, that all names share."""
+    if not len(files):
+        return 0
+    characters = np.frombuffer(files.names, dtype=np.uint8)
+    first = files.name(0)
+    shared = first[:-1].rfind(b"/") + 1
+    for start, stop in _spans(len(files)):
+        starts = files.offsets[start:stop]
+        shared = min(shared, int(np.diff(files.offsets[start : stop + 1]).min()) - 1)
+        for place in range(shared):
+            if (characters[starts + place] != first[place]).any():
+                shared = place
+                break
+        shared = first[: max(shared, 0)].rfind(b"/") + 1
+    return shared
+
+
+def _without_folder(files: PictureList, first: int, last: int, shared: int) -> bytes:
+    """Some consecutive names without the folder that all share."""
+    offsets = files.offsets[first : last + 1]
+    characters = np.frombuffer(files.names[offsets[0] : offsets[-1]], dtype=np.uint8)
+    if not shared:
+        return characters.tobytes()
+    is_kept = np.ones(len(characters), dtype=np.bool_)
+    starts = offsets[:-1] - offsets[0]
+    for place in range(shared):
+        is_kept[starts + place] = False
+    return characters[is_kept].tobytes()
+
+
+def _spans(total: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE))

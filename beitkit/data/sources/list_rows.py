@@ -1,0 +1,164 @@
+"""The rows of a list, as the three kinds of list write them: text, CSV and JSON lines.
+
+Only the writing is checked here: columns and keys, types, numbers of cells. What a row says is checked by `data.sources.lists`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from beitkit.errors import UserError
+
+CLASS_ROW = "class"
+"""In place of a split: the row names a class, not a picture."""
+SEPARATOR = "|"
+"""Between the labels of one picture in a CSV cell."""
+
+
+class Row(NamedTuple):
+    """One row of a list, unchecked."""
+
+    line: int
+    name: str
+    """As written; empty for a row that names a class."""
+    labels: tuple[str, ...]
+    has_several: bool
+    """Whether the labels are written as if there could be any number of them."""
+    split: str
+    """As written; empty where there is none."""
+
+
+def text_rows(path: Path) -> Iterator[Row]:
+    """One path a line; empty lines and lines that begin with `#` are skipped."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line, text in enumerate(file, start=1):
+            name = text.strip()
+            if name and not name.startswith("#"):
+                yield Row(line, name, (), has_several=False, split="")
+
+
+def csv_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
+    """A table whose first line names the columns: `path`, `label` or `labels` (read only when `labelled`), `split`.
+
+    Raises:
+        UserError: missing columns, another number of cells, or broken quotes; names the line.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            header = [name.strip() for name in next(reader, [])]
+            place_of_path, place_of_labels, place_of_split = _places(path, header, labelled=labelled)
+            is_divided_at_bars = place_of_labels is not None and header[place_of_labels] == "labels"
+            is_exact = False
+            for cells in reader:
+                if not cells:
+                    continue
+                line = reader.line_num
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"{path}, line {line}: expected {len(header)} columns as in the first line, found {len(cells)}"
+                    )
+                split = "" if place_of_split is None else cells[place_of_split].strip()
+                is_exact = is_exact or split == CLASS_ROW
+                name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
+                labels, has_several = (), False
+                if place_of_labels is not None:
+                    labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
+                yield Row(line, name, labels, has_several, split)
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _places(path: Path, header: list[str], *, labelled: bool) -> tuple[int, int | None, int | None]:
+    """Where the columns of path, labels and split are; labels only when asked for."""
+    found = ", ".join(header) or "nothing"
+    if "path" not in header:
+        raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
+    place_of_split = header.index("split") if "split" in header else None
+    if not labelled:
+        return header.index("path"), None, place_of_split
+    columns = [name for name in ("label", "labels") if name in header]
+    if len(columns) != 1:
+        raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
+    return header.index("path"), header.index(columns[0]), place_of_split
+
+
+def _cell_labels(cell: str, is_divided_at_bars: bool, is_exact: bool) -> tuple[tuple[str, ...], bool]:
+    """The labels of a CSV cell, and whether it is one that may have several."""
+    if not is_divided_at_bars and (is_exact or SEPARATOR not in cell):
+        return (cell if is_exact else cell.strip(),), False
+    if is_divided_at_bars and not cell.strip():
+        return (), True
+    parts = cell.split(SEPARATOR)
+    return tuple(parts if is_exact else [part.strip() for part in parts]), True
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def json_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
+    """One object a line: `path`, `label` or `labels` (read only when `labelled`), `split`; empty lines are skipped.
+
+    Raises:
+        UserError: no JSON, no object, or a missing or mistyped value; names the line.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for line, text in enumerate(file, start=1):
+            if text.isspace():
+                continue
+            try:
+                content = _JSON.decode(text)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {line}: not valid JSON ({error})") from error
+            yield _json_row(f"{path}, line {line}", line, content, labelled=labelled)
+
+
+def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> Row:
+    if not isinstance(content, dict):
+        raise UserError(f'{where}: expected an object such as {{"path": "a.jpg", "label": "cat"}}, found {_kind(content)}')
+    split = content.get("split", "")
+    if not isinstance(split, str):
+        raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
+    if "path" not in content and split != CLASS_ROW:
+        raise UserError(f'{where}: "path" is missing')
+    name = content.get("path", "")
+    if not isinstance(name, str):
+        raise UserError(f'{where}: "path" must be a string, found {_kind(name)}')
+    if not labelled:
+        return Row(line, name, (), has_several=False, split=split)
+    if ("label" in content) == ("labels" in content):
+        raise UserError(f'{where}: expected "label" or "labels", found {"both" if "label" in content else "neither"}')
+    if "label" in content:
+        return Row(line, name, (_json_label(where, content["label"]),), has_several=False, split=split)
+    labels = content["labels"]
+    if not isinstance(labels, list):
+        raise UserError(f'{where}: "labels" must be a list, found {_kind(labels)}')
+    return Row(line, name, tuple(_json_label(where, label) for label in labels), has_several=True, split=split)
+
+
+def _json_label(where: str, label: Any) -> str:
+    """A label as a class name; 3 and 3.0 are the same number in JSON."""
+    if isinstance(label, str):
+        return label
+    if isinstance(label, bool) or not isinstance(label, int | float) or label in (float("inf"), float("-inf")):
+        raise UserError(f"{where}: a label must be a string or a number, found {_kind(label)}")
+    return str(int(label) if label == int(label) else label)
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value's type."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    return {str: "a string", list: "a list", dict: "an object"}[type(value)]

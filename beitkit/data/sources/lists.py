@@ -1,0 +1,200 @@
+"""Lists of pictures: text, CSV and JSON lines, read into one table of columns.
+
+A text list has one path a line; empty lines and lines that begin with `#` are skipped. A CSV table has a header with the
+column `path` and, where there are any, `label` or `labels`, and `split`. JSON lines have one object a line with the same
+keys. Paths are relative to the list's own folder. Other columns and keys are passed over.
+
+Several labels a picture are a list under `labels` in JSON, and in CSV one cell with `|` between them. A list may begin with
+rows whose split is `class`: they have no path and name the classes in their order, so that a class without pictures is
+known too. The cells of such a CSV table are taken exactly as they are: neither trimmed nor, under `label`, divided at `|`.
+
+Columns are flat arrays: a list of a million rows keeps no Python object per row.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.data.sources.list_rows import CLASS_ROW, Row, csv_rows, json_rows, text_rows
+from beitkit.errors import UserError
+
+Split = Literal["train", "val", "test"]
+SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+
+_SPLITS: tuple[Split, ...] = tuple(SPLIT_NAMES)
+_SPLIT_CODES = {name: code for code, split in enumerate(_SPLITS) for name in SPLIT_NAMES[split]}
+_NO_SPLIT = -1
+_LONGEST_SHOWN = 200  # characters of a value in an error
+
+
+@dataclass(frozen=True, eq=False)
+class ListTable:
+    """A list in columns. Row i has the labels `label_ids[label_offsets[i] : label_offsets[i + 1]]`."""
+
+    path: Path
+    """The list's own file."""
+    names: bytes
+    """All names, one after the other."""
+    offsets: NDArray[np.int64]
+    """Where each name begins in `names`, and at the end where the last one stops."""
+    lines: NDArray[np.int64]
+    """Line number of each row."""
+    labels: tuple[str, ...]
+    """The distinct labels, in the order of their first appearance."""
+    label_ids: NDArray[np.int64]
+    """Indices into `labels`, row after row."""
+    label_offsets: NDArray[np.int64]
+    has_several: bool
+    """Whether a picture may have any number of labels, instead of exactly one."""
+    declared: tuple[str, ...]
+    """The classes that the list names ahead of its pictures; empty where it does not."""
+    split_codes: NDArray[np.int8] | None
+    """Index into the splits per row; None where the list is not divided."""
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that have rows."""
+        return () if self.split_codes is None else tuple(_SPLITS[code] for code in np.unique(self.split_codes))
+
+    def rows_of(self, split: Split) -> NDArray[np.int64]:
+        """Indices of the rows of a split."""
+        assert self.split_codes is not None
+        return np.flatnonzero(self.split_codes == _SPLITS.index(split))
+
+
+def read_list(path: Path, *, labelled: bool) -> ListTable:
+    """A list by its ending: `.csv`, `.jsonl`, anything else is text; labels and splits only when `labelled`.
+
+    Raises:
+        UserError: nothing listed, or a row that cannot be read, names no regular file or has no usable label or split; names
+            the line.
+    """
+    ending = path.suffix.lower()
+    if ending == ".csv":
+        rows = csv_rows(path, labelled=labelled)
+    elif ending == ".jsonl":
+        rows = json_rows(path, labelled=labelled)
+    elif labelled:
+        raise UserError(f"{path} has no labels; give one folder per class, or a .csv or .jsonl list with path and label")
+    else:
+        rows = text_rows(path)
+    columns = _Columns(path, labelled=labelled)
+    for row in rows:
+        columns.add(row)
+    return columns.table()
+
+
+class _Columns:
+    """A table that grows row by row; every row is checked."""
+
+    def __init__(self, path: Path, *, labelled: bool) -> None:
+        self.path = path
+        self.labelled = labelled
+        self._root = os.path.join(os.fsencode(path.parent), b"")  # noqa: PTH118 - names are bytes, which a Path cannot hold
+        self._names = bytearray()
+        self._offsets = array("q", [0])
+        self._lines = array("q")
+        self._labels: dict[str, int] = {}
+        self._label_ids = array("q")
+        self._label_offsets = array("q", [0])
+        self._declared: list[str] = []
+        self._splits = array("b")
+        self._has_several = False
+
+    def add(self, row: Row) -> None:
+        """Append a row, or declare the class it names."""
+        for label in row.labels:
+            if label not in self._labels:
+                self._check_label(row.line, label)
+        if row.split == CLASS_ROW and (self.labelled or not row.name):
+            self._declare(row)
+            return
+        self._names += self._checked_name(row)
+        self._offsets.append(len(self._names))
+        self._lines.append(row.line)
+        self._label_ids.extend([self._labels.setdefault(label, len(self._labels)) for label in row.labels])
+        self._label_offsets.append(len(self._label_ids))
+        self._has_several |= row.has_several
+        self._splits.append(self._split_code(row))
+
+    def table(self) -> ListTable:
+        """What was added."""
+        if not self._lines:
+            raise UserError(f"{self.path} lists no pictures")
+        lines = np.array(self._lines, dtype=np.int64)
+        codes = np.array(self._splits, dtype=np.int8)
+        without = codes == _NO_SPLIT
+        if without.any() and not without.all():
+            self._refuse(int(lines[without][0]), "there is no split, but other rows have one; give every row one or none")
+        return ListTable(
+            path=self.path,
+            names=bytes(self._names),
+            offsets=np.array(self._offsets, dtype=np.int64),
+            lines=lines,
+            labels=tuple(self._labels),
+            label_ids=np.array(self._label_ids, dtype=np.int64),
+            label_offsets=np.array(self._label_offsets, dtype=np.int64),
+            has_several=self._has_several,
+            declared=tuple(self._declared),
+            split_codes=None if without.all() else codes,
+        )
+
+    def _refuse(self, line: int, what: str, cause: Exception | None = None) -> NoReturn:
+        raise UserError(f"{self.path}, line {line}: {what}") from cause
+
+    def _declare(self, row: Row) -> None:
+        if not self.labelled:
+            return
+        if row.name or len(row.labels) != 1:
+            self._refuse(row.line, f"a row whose split is {CLASS_ROW!r} names one class as its label and has no path")
+        if self._lines:
+            self._refuse(row.line, f"rows whose split is {CLASS_ROW!r} come before the pictures")
+        if row.labels[0] in self._declared:
+            self._refuse(row.line, f"the class {_shown(row.labels[0])} is named a second time")
+        self._declared.append(row.labels[0])
+
+    def _check_label(self, line: int, label: str) -> None:
+        if not label.strip():
+            self._refuse(line, "the label is empty")
+        try:
+            os.fsencode(label)
+        except UnicodeEncodeError as error:
+            self._refuse(line, f"the label {_shown(label)} is no valid text", error)
+
+    def _checked_name(self, row: Row) -> bytes:
+        """The name as bytes; it must be that of a regular file."""
+        if not row.name:
+            self._refuse(row.line, "the path is empty")
+        try:
+            name = os.fsencode(row.name)
+            status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
+        except (OSError, ValueError) as error:  # ValueError: a NUL character, or half of a surrogate pair
+            raise UserError(
+                f"{self.path}, line {row.line}: there is no picture {_shown(row.name)} (paths are relative to the list's folder)"
+            ) from error
+        if not stat.S_ISREG(status.st_mode):
+            self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
+        return name
+
+    def _split_code(self, row: Row) -> int:
+        if not row.split or not self.labelled:
+            return _NO_SPLIT
+        if row.split not in _SPLIT_CODES:
+            self._refuse(row.line, f"the split {_shown(row.split)} is none of {', '.join(_SPLIT_CODES)}")
+        return _SPLIT_CODES[row.split]
+
+
+def _shown(value: str) -> str:
+    return repr(value if len(value) <= _LONGEST_SHOWN else value[:_LONGEST_SHOWN] + "...")

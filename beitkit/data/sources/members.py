@@ -1,0 +1,58 @@
+"""Where pictures lie that are no files of their own: members of tar archives, rows of Parquet files.
+
+Only numbers are kept of each picture, and an archive is opened when one is read, in whichever process that is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.data.sources.locations import read_range
+from beitkit.data.sources.parquet import read_row
+
+Kind = Literal["tar", "parquet"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LARGEST_MEMBER = 2**30
+"""Bytes of one picture; more cannot be a picture of at most 64 million pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Pictures in archives of one kind, by index."""
+
+    kind: Kind
+    archives: tuple[str, ...]
+    """Paths or URLs."""
+    archive: NDArray[np.int32]
+    """Which archive each picture is in."""
+    places: NDArray[np.int64]
+    """Where, (pictures, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
+
+    def called(self, index: int, name: str) -> str:
+        """What a picture of this name is called in messages."""
+        return f"{self.archives[self.archive[index]]}: {name}"
+
+    def subset(self, indices: NDArray[np.int64]) -> Members:
+        """The members at these indices, in this order."""
+        return replace(self, archive=self.archive[indices], places=self.places[indices])
+
+    def read(self, index: int) -> bytes:
+        """The bytes of a picture's file.
+
+        Raises:
+            OSError: the archive cannot be read, or no longer holds this.
+            UserError: what reads the archive is not installed.
+        """
+        archive, (first, second) = self.archives[self.archive[index]], self.places[index].tolist()
+        if self.kind == "parquet":
+            return read_row(archive, first, second)
+        if second > LARGEST_MEMBER:
+            raise OSError(f"{second:,} bytes, more than {LARGEST_MEMBER:,}")
+        content = read_range(archive, first, second)
+        if len(content) < second:
+            raise OSError("the archive is cut short")
+        return content

@@ -1,0 +1,284 @@
+"""The visual tokens of stored views, kept on disk: computed once, read as often as one likes.
+
+A cache is a folder of four files. `cache.json` holds the key: all that tokens depend on. `contents.npy` says what bytes the
+pictures had. `tokens.npy` is an array (pictures, views, n) of 16-bit numbers (8-bit ones up to 256 codes), and `states.npy`
+(pictures, views) says of each row whether it is there. Both arrays are mapped into memory, so that opening costs nothing.
+
+A row is written, flushed to the disk, and only then marked: whenever the process dies, what is marked is right, and what is not
+is computed again. Several machines fill a cache each of their own, of consecutive pictures (a `Shard`): pages of one mapped file
+that two machines write would overwrite each other. `join_caches` makes one of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.data import ViewConfig
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.tokens.contents import BYTES_PER_PICTURE, contents_of, first_changed
+from beitkit.data.tokens.key import CacheKey
+from beitkit.errors import UserError
+from beitkit.system import write_atomically
+
+VERSION = 2
+HEADER, CONTENTS, TOKENS, STATES = "cache.json", "contents.npy", "tokens.npy", "states.npy"
+MISSING, STORED, UNREADABLE = 0, 1, 2
+ROWS_PER_FLUSH = 4096
+"""Rows are flushed and marked together: a flush for every batch would make training wait for the disk."""
+
+
+class Shard(NamedTuple):
+    """One of several caches of consecutive pictures, which several machines fill and which are joined then."""
+
+    number: int
+    """From 1."""
+    shards: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.shards}"
+
+    def rows(self, num_pictures: int) -> range:
+        """Its pictures; shards differ in size by one at most."""
+        return range((self.number - 1) * num_pictures // self.shards, self.number * num_pictures // self.shards)
+
+
+WHOLE = Shard(1, 1)
+WHAT: dict[str, tuple[str, str]] = {
+    "tokenizer": ("tokenizer", "--tokenizer"),
+    "vocabulary": ("vocabulary", "--tokenizer"),
+    "pictures": ("list of pictures", "IMAGES"),
+    "view": ("view", "--view"),
+    "image_size": ("picture size", "--image-size"),
+    "patch": ("patch size", "--patch"),
+    "token_size": ("size of the tokenizer's view", "--tokenizer"),
+    "channels": ("number of channels", "--channels"),
+    "grid": ("grid", "--patch"),
+    "seed": ("seed", "--seed"),
+    "views": ("number of views", "--views"),
+    "precision": ("precision of the tokenizer", "--precision"),
+}
+"""What a field of the key is called, and the option that it comes from."""
+
+
+class TokenCache:
+    """The tokens of stored views; at most one process writes to it (the caller holds a lock), others read what is complete."""
+
+    def __init__(self, path: Path, key: CacheKey, *, is_writable: bool, first: int = 0) -> None:
+        """A cache that is there, of the pictures from number `first` on; see `open_cache` for one that is checked or made."""
+        self.path = path
+        self.key = key
+        self._first = first
+        mode = "r+" if is_writable else "r"
+        self._tokens = np.load(path / TOKENS, mmap_mode=mode)
+        self._marks = np.load(path / STATES, mmap_mode=mode)
+        self._states = np.array(self._marks)  # includes what is written and not yet marked
+        if is_writable:
+            self._states[self._states == UNREADABLE] = MISSING  # perhaps the disk was away; it is tried once more
+        self._num_missing = int((self._states == MISSING).sum())
+        self._unmarked: list[tuple[int, int]] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every view is stored, of all pictures that can be read."""
+        return self._num_missing == 0
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures in the list, or in the shard of it."""
+        return len(self._states)
+
+    @property
+    def num_stored(self) -> int:
+        """Views whose tokens are there."""
+        return int((self._states == STORED).sum())
+
+    def is_stored(self, index: int, view: int) -> bool:
+        """Whether the tokens of one view are there."""
+        return bool(self._states[index - self._first, view] == STORED)
+
+    def stored(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        """Whether the tokens of these views are there."""
+        return torch.from_numpy(self._states[self._rows(indices), views.numpy()] == STORED)
+
+    def tokens(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"]) -> Int64[Tensor, "b n"]:
+        """The tokens of stored views."""
+        return torch.from_numpy(self._tokens[self._rows(indices), views.numpy()].astype(np.int64))
+
+    def put(self, indices: Int64[Tensor, " b"], views: Int64[Tensor, " b"], tokens: Int64[Tensor, "b n"]) -> None:
+        """Store the tokens of views; they can be read at once, and survive a kill from the next flush on."""
+        rows = self._rows(indices)
+        self._tokens[rows, views.numpy()] = tokens.numpy()
+        for row in zip(rows.tolist(), views.tolist(), strict=True):
+            self._num_missing -= int(self._states[row] == MISSING)
+            self._states[row] = STORED
+            self._unmarked.append(row)
+        if len(self._unmarked) >= ROWS_PER_FLUSH or self.is_complete:
+            self.flush()
+
+    def set_unreadable(self, index: int) -> None:
+        """Wait no longer for the views of a picture that cannot be read."""
+        row = index - self._first
+        is_missing = self._states[row] == MISSING
+        self._num_missing -= int(is_missing.sum())
+        self._states[row, is_missing] = UNREADABLE
+        self._unmarked += [(row, int(view)) for view in is_missing.nonzero()[0]]
+
+    def flush(self) -> None:
+        """Bring what was put to the disk, then mark it."""
+        if not self._unmarked:
+            return
+        self._tokens.flush()
+        indices, views = np.array(self._unmarked).T
+        self._marks[indices, views] = self._states[indices, views]
+        self._marks.flush()
+        self._unmarked.clear()
+
+    def missing(self) -> Iterator[int]:
+        """Pictures of which a view is missing, in the order of the list."""
+        return (self._first + int(row) for row in (self._states == MISSING).any(axis=1).nonzero()[0])
+
+    def missing_views(self, index: int) -> list[int]:
+        """Which views of a picture are missing."""
+        return (self._states[index - self._first] == MISSING).nonzero()[0].tolist()
+
+    def _rows(self, indices: Int64[Tensor, " b"]) -> NDArray[np.int64]:
+        rows = indices.numpy() - self._first
+        assert not len(rows) or 0 <= rows.min() <= rows.max() < len(self._states)  # numpy would count negative ones from the end
+        return rows
+
+
+def open_cache(path: Path, key: CacheKey, files: PictureList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
+    """The cache in a folder, checked against what it is to be used for; a writable one is made where there is none.
+
+    Args:
+        path: the folder.
+        key: what the tokens depend on.
+        files: the whole list of pictures.
+        is_writable: whether it is filled.
+        shard: whose pictures the folder is for.
+
+    Raises:
+        UserError: if there is none, or its key or the content of a picture differs.
+    """
+    rows = shard.rows(len(files))
+    files = files if shard == WHOLE else files.subset(rows)
+    if not (path / HEADER).exists() and is_writable:
+        _make(path, key, contents_of(files), shard)
+        return TokenCache(path, key, is_writable=True, first=rows.start)
+    _check_key(path, read_key(path, shard), key)
+    changed = first_changed(files, np.load(path / CONTENTS))
+    if changed is not None:
+        raise UserError(
+            f"{files.path(changed)} changed since its tokens were stored in {path}; "
+            "put the old file back, or make another cache with beitkit tokenize"
+        )
+    return TokenCache(path, key, is_writable=is_writable, first=rows.start)
+
+
+def join_caches(path: Path, key: CacheKey, files: PictureList, shards: Sequence[TokenCache]) -> None:
+    """Make the cache of the whole list from those of its shards, in their order; the same as one process would have made."""
+    assert sum(shard.num_pictures for shard in shards) == len(files)
+
+    def fill(tokens: NDArray[np.generic], states: NDArray[np.uint8]) -> None:
+        start = 0
+        for shard in shards:
+            for first in range(0, shard.num_pictures, ROWS_PER_FLUSH):  # in pieces, for a shard may be larger than the memory
+                last = min(first + ROWS_PER_FLUSH, shard.num_pictures)
+                tokens[start + first : start + last] = shard._tokens[first:last]
+                states[start + first : start + last] = shard._marks[first:last]
+            start += shard.num_pictures
+
+    _make(path, key, np.concatenate([np.load(shard.path / CONTENTS) for shard in shards]), WHOLE, fill)
+
+
+def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
+    """What the cache in a folder was made for; with None it may be any shard of one.
+
+    Raises:
+        UserError: if there is none, or it has another version, or is another shard.
+    """
+    header = path / HEADER
+    try:
+        content = json.loads(header.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no token cache ({HEADER} is missing); make one with beitkit tokenize") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no token cache ({header.name}: {error}); make one with beitkit tokenize") from None
+    if not isinstance(content, dict) or content.pop("version", None) != VERSION:
+        raise UserError(f"{header} is not of version {VERSION}; make another cache with beitkit tokenize")
+    there = content.pop("shard", str(WHOLE))
+    if shard is not None and there != str(shard):
+        raise UserError(
+            f"{path} is shard {there} of a token cache; join all of them with beitkit tokenize without --shard"
+            if shard == WHOLE
+            else f"{path} is not shard {shard} but {there} of a token cache; choose another --out"
+        )
+    return from_json(CacheKey, content, where=str(header))
+
+
+def bytes_per_view(key: CacheKey) -> float:
+    """Size of a stored view on the disk: its tokens, its mark, and its part of what is kept of the picture."""
+    tokens = key.grid[0] * key.grid[1] * _type_of(key.vocabulary).itemsize
+    return tokens + 1 + BYTES_PER_PICTURE / key.views
+
+
+def _make(
+    path: Path,
+    key: CacheKey,
+    contents: NDArray[np.int64],
+    shard: Shard,
+    fill: Callable[[NDArray[np.generic], NDArray[np.uint8]], None] | None = None,
+) -> None:
+    """Make a cache, empty or filled by `fill(tokens, states)`; the header comes last, so that what has one is whole."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / CONTENTS, lambda file: np.save(file, contents))
+    rows = len(contents), key.views
+    # The files are created with holes: they take their place on the disk as they are filled.
+    tokens, states = (
+        np.lib.format.open_memmap(path / name, mode="w+", dtype=dtype, shape=shape)
+        for name, dtype, shape in (
+            (TOKENS, _type_of(key.vocabulary), (*rows, key.grid[0] * key.grid[1])),
+            (STATES, np.dtype(np.uint8), rows),
+        )
+    )
+    if fill is not None:
+        fill(tokens, states)
+    tokens.flush()
+    states.flush()
+    part = {} if shard == WHOLE else {"shard": str(shard)}
+    header = json.dumps({"version": VERSION, **part, **to_json(key)}, indent=2) + "\n"
+    write_atomically(path / HEADER, header.encode())
+
+
+def _check_key(path: Path, there: CacheKey, key: CacheKey) -> None:
+    for field in fields(CacheKey):
+        before, now = getattr(there, field.name), getattr(key, field.name)
+        if before != now:
+            what, option = WHAT[field.name]
+            raise UserError(
+                f"the token cache {path} was made for another {what} ({_short(before)} there, {_short(now)} here); "
+                f"give {option} as it was, or make another cache with beitkit tokenize"
+            )
+
+
+def _type_of(vocabulary: int) -> np.dtype[np.generic]:
+    """The smallest type that holds every code."""
+    assert vocabulary <= 2**32
+    return np.dtype(np.uint8 if vocabulary <= 2**8 else np.uint16 if vocabulary <= 2**16 else np.uint32)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, ViewConfig):
+        return ", ".join(f"{name} {setting}" for name, setting in to_json(value).items())
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,105 @@
+"""Whether pictures still have the content that something was computed from.
+
+Of each picture 24 bytes are kept: a digest of its bytes, its size and its time of change. Size and time are asked of the file
+system; only where they differ is the file read again, as make and rsync do it. In archives a picture's time is the archive's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beitkit.data.decoding.decode import BrokenPicture, Encoded
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.locations import stamp_of
+from beitkit.system import usable_cores
+
+BYTES_PER_PICTURE = 24
+"""Digest, size and time of change, 8 bytes each."""
+AT_ONCE = 4096  # files that are handed to the threads together: millions of waiting tasks would only take memory
+
+
+def contents_of(files: PictureList) -> NDArray[np.int64]:
+    """Digest, size (-1 where there is no file) and time of change (ns) of every picture, (pictures, 3); reads every file once."""
+    contents = np.zeros((len(files), 3), dtype=np.int64)
+
+    stamps = _Stamps(files)
+
+    def look(index: int) -> None:
+        contents[index] = _content(files, index, stamps)
+
+    _by_threads(files, look)
+    return contents
+
+
+def first_changed(files: PictureList, before: NDArray[np.int64]) -> int | None:
+    """The first picture whose content is no longer what it was; None if all are the same."""
+    suspects: list[int] = []
+    stamps = _Stamps(files)
+
+    def look(index: int) -> None:
+        if stamps.size_and_time(index) != tuple(before[index, 1:].tolist()):
+            suspects.append(index)
+
+    _by_threads(files, look)
+    for index in sorted(suspects):
+        digest, size, _ = _content(files, index, stamps)
+        # Sizes are not compared: the same picture has none in Parquet. A picture that is not there has another size than all.
+        if (digest, size < 0) != (int(before[index, 0]), bool(before[index, 1] < 0)):
+            return index
+    return None
+
+
+def _by_threads(files: PictureList, do: Callable[[int], None]) -> None:
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            list(pool.map(do, range(start, min(start + AT_ONCE, len(files)))))
+
+
+class _Stamps:
+    """Sizes and times of change of pictures; an archive is asked for its time once."""
+
+    def __init__(self, files: PictureList) -> None:
+        self.files = files
+        self._times: dict[int, int] = {}
+
+    def size_and_time(self, index: int) -> tuple[int, int]:
+        """Size of a picture (-1 where it is not there, 0 in Parquet, which does not keep it) and time of change."""
+        members = self.files.members
+        try:
+            if members is None:
+                status = self.files.path(index).stat()
+                return status.st_size, status.st_mtime_ns
+            archive = int(members.archive[index])
+            if archive not in self._times:
+                self._times[archive] = _number(stamp_of(members.archives[archive]))
+            return int(members.places[index, 1]) if members.kind == "tar" else 0, self._times[archive]
+        except OSError:
+            return -1, 0
+
+
+def _number(stamp: str) -> int:
+    """A time as it is, anything else as a number that stands for it."""
+    if stamp.isdecimal() and len(stamp) < 20:
+        return int(stamp)
+    return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _content(files: PictureList, index: int, stamps: _Stamps) -> tuple[int, int, int]:
+    size, changed = stamps.size_and_time(index)
+    if size < 0:
+        return 0, size, changed
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        source = files.source(index)
+        with io.BytesIO(source.content) if isinstance(source, Encoded) else source.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+    except (OSError, BrokenPicture):
+        return 0, size, changed  # it cannot be read as a picture either
+    return int.from_bytes(digest.digest(), "little", signed=True), size, changed

@@ -1,0 +1,321 @@
+"""What the networks are shown of a picture: crops, flips, color jitter and resizing, each drawn from a given generator.
+
+A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
+uint8 tensors (c, h, w). A `StoredPicture` can take the image's place: it is decoded once the crop is known, as finely as the
+crop needs (decision 007). A view never changes the image it is given, and equal generators give equal views. `PretrainView` makes
+one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
+classification.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from beitkit.configs.data import Preprocessing, ViewConfig
+from beitkit.configs.model import Pair
+from beitkit.data.decoding.decode import Pixels, StoredPicture, to_tensor
+from beitkit.data.views.augment import RandAugment, draw_erasing
+
+View = Callable[..., dict[str, Tensor]]
+"""Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
+
+SMALL = 32  # up to this size, pictures are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
+PADDING = 4  # pixels of black around small pictures before a training crop, as usual on CIFAR
+ATTEMPTS = 10  # random crops tried before the central one
+MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for evaluation
+
+# Older releases resize with the other filters only.
+HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
+GREY_SIDE = 128  # of pictures of at least twice this side the mean grey is that of fewer pixels (decision 007)
+
+Jitter = Literal["brightness", "contrast", "saturation"]
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class PretrainView:
+    """BEiT's two views: one jitter, crop and flip, at the backbone's size and at the tokenizer's.
+
+    `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
+    the same crop. The steps follow the original's: jitter of the whole picture, of which only the crop is computed, then crop
+    and flip.
+    """
+
+    view: ViewConfig
+    image_size: Pair
+    token_size: Pair | None
+    only_tokens: bool = False
+    """Whether `images` is left out; `image_size` still has its part in how far a JPEG is decoded."""
+
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
+        jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
+        box, is_flipped = _drawn_crop(image, self.view, rng)
+        sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        whole, box = _decoded_for(image, box, height, width, as_image=bool(jitters))
+        crop = _cut(whole, box)
+        if jitters:
+            assert isinstance(whole, Image.Image)
+            assert isinstance(crop, Image.Image)
+            crop = _jittered(crop, jitters, whole)
+        pixels = _pixels(crop, is_flipped)
+        views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
+        if self.token_size is not None:
+            views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
+        return views
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """Training of a classifier: a random crop resized with a bicubic filter, a flip, and RandAugment or else jitter.
+
+    Networks for pictures of at most 32 pixels see the whole picture, shifted by up to 4 pixels, instead of a crop (the
+    original's rule); `crop_scale` and `crop_ratio` do not matter to them.
+    """
+
+    view: ViewConfig
+    image_size: Pair
+    augment: RandAugment | None = None
+    """With it the jitter is left out (facts 7.1)."""
+    erasing: float = 0.0
+    """Probability that a box is to be erased, once the picture is normalized."""
+
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
+        if max(self.image_size) <= SMALL:
+            small = _resized(_decoded(image), self.image_size, Image.Resampling.BICUBIC)
+            shown = _flipped(_shifted(small, rng), self.view.flip, rng)
+        else:
+            shown = _to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
+        shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
+        sample = {"images": to_tensor(shown)}
+        if self.erasing > 0:
+            sample["erased"] = draw_erasing(self.image_size, self.erasing, rng)
+        return sample
+
+
+@dataclass(frozen=True)
+class EvaluationView:
+    """Evaluation: the center of the picture, after its short side is resized to image size / crop share (bicubic).
+
+    Networks for pictures of at most 32 pixels see the whole picture, scaled to their size. The generator is not used.
+    """
+
+    preprocessing: Preprocessing
+    image_size: Pair
+
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8."""
+        image = _decoded(image)
+        if max(self.image_size) <= SMALL:
+            return {"images": to_tensor(_resized(image, self.image_size, Image.Resampling.BICUBIC))}
+        image = _shortened(image)
+        size = covering_size((image.height, image.width), self.image_size, self.preprocessing.crop_share)
+        top, left = (round((whole - part) / 2) for whole, part in zip(size, self.image_size, strict=True))
+        center = left, top, left + self.image_size[1], top + self.image_size[0]
+        return {"images": to_tensor(_resized(image, size, Image.Resampling.BICUBIC).crop(center))}
+
+
+@dataclass(frozen=True)
+class ProbeView:
+    """Training of the official linear probe: a random crop of the usual area and aspect, resized bilinearly, and a flip."""
+
+    image_size: Pair
+
+    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8."""
+        return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
+
+
+def covering_size(picture: Pair, image_size: Pair, crop_share: float) -> Pair:
+    """The (height, width) a picture is resized to, aspect kept, so that image size / crop share just fits into it."""
+    height, width = int(image_size[0] / crop_share), int(image_size[1] / crop_share)
+    if picture[1] * height <= picture[0] * width:
+        return width * picture[0] // picture[1], width
+    return height, height * picture[1] // picture[0]
+
+
+def crop_box(picture: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
+    """A random crop of a picture (height, width): area share from `scale`, width / height log-uniform from `ratio`.
+
+    When ten draws do not fit, the central crop whose aspect is nearest to the wanted ones.
+    """
+    height, width = picture
+    for _ in range(ATTEMPTS):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = rng.randint(0, height - crop_height), rng.randint(0, width - crop_width)
+            return Box(top, left, crop_height, crop_width)
+    crop_height = min(height, max(1, round(width / ratio[0])))
+    crop_width = min(width, max(1, round(height * ratio[1])))
+    return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
+
+
+def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    """Brightness, contrast and saturation changed in random order, each by a factor from [1 - strength, 1 + strength].
+
+    A grey picture has no saturation and draws nothing for it.
+    """
+    return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
+
+
+def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
+    """The jitters of a picture of this mode in their order, each with its factor."""
+    if strength == 0:
+        return []
+    jitters: list[Jitter] = ["brightness", "contrast"] if mode == "L" else ["brightness", "contrast", "saturation"]
+    rng.shuffle(jitters)
+    return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
+
+
+def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
+    """A part of a picture as it is when the whole picture is jittered.
+
+    Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
+    pixels: the same arithmetic, once for each value.
+    """
+    if not jitters:
+        return part
+    before = jitters[: [name for name, _ in jitters].index("contrast")]
+    center = _mean_grey(whole, before)
+    values = VALUES
+    for name, factor in jitters:
+        if name == "saturation":
+            part, values = _saturated(_mapped(part, values), factor), VALUES
+        else:
+            values = Image.blend(Image.new("L", values.size, center if name == "contrast" else 0), values, factor)
+    return _mapped(part, values)
+
+
+def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
+    """The center of contrast: the mean grey of a picture after the jitters that come before it.
+
+    It is that of a regular grid of pixels, which jitters change as they change all: it was off by 0.13 levels in the mean of
+    150 photographs (decision 007).
+    """
+    step = max(1, max(whole.size) // GREY_SIDE)
+    size = max(1, whole.width // step), max(1, whole.height // step)
+    sample = whole if step == 1 else whole.resize(size, Image.Resampling.NEAREST)
+    for name, factor in jitters:
+        black = Image.new("L", VALUES.size)
+        sample = _saturated(sample, factor) if name == "saturation" else _mapped(sample, Image.blend(black, VALUES, factor))
+    return int(np.asarray(sample.convert("L")).mean() + 0.5)
+
+
+def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
+    """The picture with every value v of its pixels replaced by the one at v."""
+    return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
+
+
+def _saturated(image: Image.Image, factor: float) -> Image.Image:
+    return Image.blend(image.convert("L").convert(image.mode), image, factor)
+
+
+def _drawn_crop(image: Image.Image | StoredPicture, view: ViewConfig, rng: random.Random) -> tuple[Box, bool]:
+    """A random crop, and whether it is flipped."""
+    box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
+    return box, rng.random() < view.flip
+
+
+def _cropped(
+    image: Image.Image | StoredPicture, view: ViewConfig, size: Pair, mode: str, rng: random.Random
+) -> UInt8[Tensor, "c h w"]:
+    """A random crop at (height, width) `size`, flipped or not."""
+    box, is_flipped = _drawn_crop(image, view, rng)
+    whole, box = _decoded_for(image, box, *size)
+    return _shrunk(_pixels(_cut(whole, box), is_flipped), size, mode)
+
+
+def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
+    return image.decoded() if isinstance(image, StoredPicture) else image
+
+
+def _decoded_for(
+    image: Image.Image | StoredPicture, box: Box, height: int, width: int, *, as_image: bool = False
+) -> tuple[Image.Image | Pixels, Box]:
+    """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
+
+    What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
+    the view looks, and the box, rounded to whole pixels, is off by at most a quarter of a pixel that is shown.
+    """
+    if isinstance(image, Image.Image):
+        return image, box
+    reduction = min(box.height // height, box.width // width) // 2
+    whole = image.decoded(reduction) if as_image else image.pixels(reduction)
+    size = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
+    if size == (image.height, image.width):
+        return whole, box
+    down, across = size[0] / image.height, size[1] / image.width
+    top, left = round(box.top * down), round(box.left * across)
+    return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
+
+
+def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
+    """A part of the picture."""
+    top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+    return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
+
+
+def _pixels(crop: Image.Image | Pixels, is_flipped: bool) -> UInt8[Tensor, "h w *channels"]:
+    """A crop as it lies in memory, flipped or not."""
+    pixels = torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop)
+    return pixels.flip(1) if is_flipped else pixels
+
+
+def _shrunk(crop: UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
+    """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
+    if mode == "lanczos" and not HAS_LANCZOS:
+        return to_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
+    pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
+    return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
+
+
+def _to_image(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
+    return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _flipped(image: Image.Image, probability: float, rng: random.Random) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
+
+
+def _shifted(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture moved by up to `PADDING` pixels along each axis, black where it has left."""
+    across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
+    return image.crop((across, down, across + image.width, down + image.height))
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    """The middle of a very long picture: scaled whole, one of 1x20000 pixels would take gigabytes and hardly any be kept."""
+    height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
+    if (height, width) == (image.height, image.width):
+        return image
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resized(image: Image.Image, size: Pair, filter: Image.Resampling) -> Image.Image:
+    """The whole picture at (height, width)."""
+    return image.resize((size[1], size[0]), filter)

@@ -1,0 +1,136 @@
+"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of picture, truth, prediction and error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from beitkit.data.scenes.reading import NumberedScene
+from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
+from beitkit.report.charts import heat_map
+from beitkit.report.document import Report
+from beitkit.report.overlays import Color, colored, error_map, overlay
+from beitkit.report.pictures import stacked
+
+WORST = 6
+"""Pictures that are shown, those with the smallest mean intersection over union."""
+SHEET_SIDE = 240
+"""Long side in pixels of the pictures that are kept for a sheet."""
+CONFUSION_CLASSES = 24
+"""More classes than this make a table nobody can read."""
+SHEET_EXPLANATION = (
+    "The pictures with the smallest mean IoU, worst first. Error: red where the prediction is wrong, grey where nothing counts."
+)
+
+
+class Shown(NamedTuple):
+    """One picture of a sheet, reduced; all (3, h, w) in [0, 1]."""
+
+    place: int
+    """Its index in the list."""
+    mean_iou: float
+    columns: dict[str, Float[Tensor, "3 h w"]]
+
+
+class Verdict(NamedTuple):
+    """What an evaluation of label maps found."""
+
+    scores: SegmentationScores
+    class_iou: dict[str, float | None]
+    """None for a class that neither occurs nor was named."""
+    confusion: Tensor
+    """True classes down, predicted ones across, in pixels."""
+    indices: tuple[int, ...]
+    """Which picture of the list each measured one is."""
+    worst: tuple[Shown, ...]
+    palette: tuple[Color, ...]
+
+    def rows(self) -> list[list[str]]:
+        """A table: class, its share of the counted pixels, IoU, share of its pixels named right."""
+        totals = self.confusion.sum(1)
+        return [
+            [name, f"{float(total / totals.sum()):.1%}", _percent(iou), _percent(accuracy)]
+            for name, total, iou, accuracy in zip(self.class_iou, totals, self.scores.iou, self.scores.accuracy, strict=True)
+        ]
+
+
+def judged(
+    predict: Callable[[Tensor], Tensor], scenes: Iterable[NumberedScene], classes: Sequence[str], palette: tuple[Color, ...]
+) -> Verdict:
+    """Predict and measure every scene, and keep the worst for a sheet.
+
+    Args:
+        predict: a picture, uint8 (c, h, w), to its label map, uint8 (h, w).
+        scenes: one ordered pass.
+        classes: names of the classes, by id.
+        palette: their colors.
+    """
+    table = ConfusionTable(len(classes))
+    indices: list[int] = []
+    worst: list[Shown] = []
+    for scene in scenes:
+        predicted = predict(scene.image)
+        mean_iou = table.add(predicted, scene.label_map)
+        indices.append(scene.place)
+        if mean_iou == mean_iou and (len(worst) < WORST or mean_iou < worst[-1].mean_iou):  # NaN: nothing counts in it
+            worst.append(Shown(scene.place, mean_iou, _columns(scene, predicted, palette)))
+            worst = sorted(worst, key=lambda shown: shown.mean_iou)[:WORST]
+    scores = table.scores()
+    class_iou = {name: None if iou != iou else iou for name, iou in zip(classes, scores.iou, strict=True)}
+    return Verdict(scores, class_iou, table.counts, tuple(indices), tuple(worst), palette)
+
+
+def scene_sections(report: Report, verdict: Verdict) -> None:
+    """The parts of a report that show a verdict: classes, what is taken for what, the worst pictures."""
+    report.section("Classes")
+    report.table(
+        ["class", "share of pixels", "IoU", "named right"],
+        verdict.rows(),
+        "Validation pixels. IoU is intersection over union, summed over all pictures before it is divided.",
+    )
+    if len(verdict.class_iou) <= CONFUSION_CLASSES:
+        report.figure(
+            heat_map(
+                verdict.confusion.tolist(),
+                list(verdict.class_iou),
+                title="What is taken for what",
+                x_label="predicted",
+                y_label="true class",
+            ),
+            "Pixels of each true class (row) by predicted class (column).",
+        )
+    if verdict.worst:
+        report.section("Worst pictures first", SHEET_EXPLANATION)
+        report.legend(dict(zip(verdict.class_iou, verdict.palette, strict=True)))
+        report.pictures(
+            {name: stacked([shown.columns[name] for shown in verdict.worst]) for name in verdict.worst[0].columns},
+            "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in verdict.worst) + ".",
+            cell=SHEET_SIDE,
+        )
+
+
+def _columns(
+    scene: NumberedScene, predicted: UInt8[Tensor, "h w"], palette: Sequence[Color]
+) -> dict[str, Float[Tensor, "3 h w"]]:
+    picture = scene.image.expand(3, -1, -1).float() / 255
+    return {
+        "picture": _reduced(picture),
+        "truth": _reduced(colored(scene.label_map, palette)),
+        "prediction": _reduced(overlay(scene.image, predicted, palette)),
+        "error": _reduced(error_map(predicted, scene.label_map)),
+    }
+
+
+def _reduced(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 sh sw"]:
+    height, width = image.shape[1:]
+    factor = min(1.0, SHEET_SIDE / max(height, width))
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    return F.interpolate(image[None], size=size, mode="area")[0]
+
+
+def _percent(share: float) -> str:
+    return "-" if share != share else f"{share:.1%}"

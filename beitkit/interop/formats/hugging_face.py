@@ -1,0 +1,170 @@
+"""The files of a Hugging Face folder beside the weights: `config.json`, `preprocessor_config.json` and the model card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
+from beitkit.data.views.image import SMALL
+from beitkit.errors import UserError
+from beitkit.interop.kinds import TASKS, NetworkConfig, kind_of_config
+
+ARCHITECTURES = {
+    "masked": "BeitForMaskedImageModeling",
+    "classify": "BeitForImageClassification",
+    "segment": "BeitForSemanticSegmentation",
+}
+PIPELINES = {"masked": "image-feature-extraction", "classify": "image-classification", "segment": "image-segmentation"}
+BICUBIC = 3  # Pillow's number for the filter
+
+
+def refuse_for_hugging_face(config: NetworkConfig) -> tuple[str, ...]:
+    """Notes on what transformers does differently.
+
+    Raises:
+        UserError: if transformers has no such network.
+    """
+    backbone, notes = config.backbone, []
+    if backbone.patch[0] != backbone.patch[1]:
+        raise UserError(
+            f"transformers has square patches only, this network's are {backbone.patch[0]}x{backbone.patch[1]}; "
+            "use microsoft or native"
+        )
+    if isinstance(config, MaskedImageModelConfig):
+        if not backbone.final_norm:
+            raise UserError("transformers has no masked-image model without a final norm; use microsoft or native")
+        if config.cls_branch is not None:
+            notes.append("the class-token branch is left out: transformers has none, and only pre-training uses it")
+    if isinstance(config, SegmenterConfig):
+        if config.head != "uper":
+            raise UserError(f"transformers has BEiT with UPerNet only, this network has the head {config.head}; use native")
+        if config.decoder_channels != backbone.width:
+            raise UserError(
+                f"transformers' decoder is as wide as the backbone ({backbone.width}), this one is {config.decoder_channels}; "
+                "use microsoft or native"
+            )
+        if backbone.patch != (16, 16):
+            raise UserError("transformers has the feature pyramid for patches of 16 pixels only; use microsoft or native")
+        notes.append(
+            "transformers feeds its pyramid from blocks two below those that out_indices names, so its results will differ"
+        )
+    if backbone.grid[0] != backbone.grid[1] and backbone.relative_positions != "none":
+        notes.append(
+            "transformers confuses the axes of position tables for pictures that are not square; its results will differ"
+        )
+    return tuple(notes)
+
+
+def hugging_face_config(config: NetworkConfig) -> dict[str, Any]:
+    """The content of `config.json`, every field that differs from transformers' defaults and those that matter."""
+    backbone = config.backbone
+    content: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[kind_of_config(config)]],
+        "model_type": "beit",
+        "hidden_size": backbone.width,
+        "num_hidden_layers": backbone.depth,
+        "num_attention_heads": backbone.heads,
+        "intermediate_size": backbone.hidden,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "image_size": _side_or_pair(backbone.image_size),
+        "patch_size": backbone.patch[0],
+        "num_channels": backbone.channels,
+        "use_mask_token": backbone.mask_token,
+        "use_absolute_position_embeddings": backbone.absolute_positions,
+        "use_relative_position_bias": backbone.relative_positions == "per_block",
+        "use_shared_relative_position_bias": backbone.relative_positions == "shared",
+        "layer_scale_init_value": backbone.layer_scale or 0.0,
+        "drop_path_rate": backbone.drop_path,
+        "dtype": "float32",
+    }
+    if isinstance(config, MaskedImageModelConfig):
+        return content | {"vocab_size": config.vocabulary, "use_mean_pooling": True}
+    content["id2label"] = {str(index): name for index, name in enumerate(config.classes)}
+    content["label2id"] = {name: index for index, name in enumerate(config.classes)}
+    if isinstance(config, ClassifierConfig):
+        return content | {"use_mean_pooling": config.pooling == "mean"}
+    return content | {
+        "out_indices": list(config.tapped_blocks),
+        "pool_scales": [1, 2, 3, 6],
+        "use_auxiliary_head": config.auxiliary_channels is not None,
+        "auxiliary_channels": config.auxiliary_channels or 256,
+        "auxiliary_num_convs": 1,
+        "auxiliary_concat_input": False,
+        "auxiliary_loss_weight": 0.4,
+        "semantic_loss_ignore_index": 255,
+    }
+
+
+def processor_config(config: NetworkConfig) -> dict[str, Any]:
+    """The content of `preprocessor_config.json`: for square networks the very pixels that our evaluation sees."""
+    preprocessing, (height, width) = config.preprocessing, config.backbone.image_size
+    outer = int(height / preprocessing.crop_share), int(width / preprocessing.crop_share)
+    is_whole = max(height, width) <= SMALL
+    if is_whole or height != width:
+        size = {"height": height, "width": width} if is_whole else {"height": outer[0], "width": outer[1]}
+    else:
+        size = {"shortest_edge": outer[0]}
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": BICUBIC,
+        "do_center_crop": not is_whole,
+        "crop_size": {"height": height, "width": width},
+        "crop_pct": preprocessing.crop_share,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_reduce_labels": False,
+    }
+
+
+def model_card(config: NetworkConfig, name: str) -> str:
+    """The README of a model folder: what it is and how it is loaded."""
+    kind, backbone = kind_of_config(config), config.backbone
+    height, width = backbone.image_size
+    facts = [
+        f"- {TASKS[kind]}; {backbone.depth} blocks of width {backbone.width}, {backbone.heads} heads, "
+        f"patches of {backbone.patch[0]}x{backbone.patch[1]} pixels, pictures of {height}x{width}",
+        f"- pixels: mean {list(config.preprocessing.mean)}, deviation {list(config.preprocessing.std)}, "
+        f"short side resized to size / {config.preprocessing.crop_share:g} (bicubic), then the center cut out",
+    ]
+    if not isinstance(config, MaskedImageModelConfig):
+        facts.append(
+            f"- {len(config.classes)} classes: {', '.join(config.classes[:10])}{', ...' if len(config.classes) > 10 else ''}"
+        )
+    facts += [f"- {note}" for note in refuse_for_hugging_face(config)]
+    return "\n".join(
+        (
+            "---",
+            "library_name: transformers",
+            f"pipeline_tag: {PIPELINES[kind]}",
+            "tags:",
+            "- beit",
+            "- beitkit",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            "A BEiT vision Transformer ([arXiv 2106.08254](https://arxiv.org/abs/2106.08254)), trained with beitkit.",
+            "",
+            *facts,
+            "",
+            "```python",
+            f"from transformers import AutoImageProcessor, {ARCHITECTURES[kind]}",
+            "",
+            f'processor = AutoImageProcessor.from_pretrained("{name}")',
+            f'model = {ARCHITECTURES[kind]}.from_pretrained("{name}")',
+            "```",
+            "",
+            f'or, with beitkit, `beitkit.load("{name}")`.',
+            "",
+        )
+    )
+
+
+def _side_or_pair(size: Pair) -> int | list[int]:
+    return size[0] if size[0] == size[1] else list(size)

@@ -1,0 +1,70 @@
+"""Our own files: `model.safetensors` with the weights, and `model.json` with all that is needed to rebuild the network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import beitkit
+from beitkit.configs.codec import from_json, to_json
+from beitkit.errors import UserError
+from beitkit.interop.build import build
+from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, TokenizerNetwork, kind_of_config
+from beitkit.interop.stored import State, read_safetensors
+from beitkit.system import write_atomically
+from beitkit.train.checkpoints.tensor_files import write_tensors
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+FORMAT_VERSION = 1
+
+
+def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
+    """Write a network to `folder`, which is made if need be; each file is written whole or not at all."""
+    write_native(model.config, model.state_dict(), Path(folder))
+
+
+def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write a network's config and tensors to `folder`."""
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
+    write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
+    # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
+    # unless it fits.
+    description = {
+        "format_version": FORMAT_VERSION,
+        "beitkit": beitkit.__version__,
+        "kind": kind_of_config(config),
+        "config": to_json(config),
+    }
+    text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / DESCRIPTION, text.encode())
+
+
+def read_native(folder: Path) -> tuple[NetworkConfig | TokenizerConfig, State]:
+    """The config and the unread tensors of a folder that `save_native` wrote.
+
+    Raises:
+        UserError: if a file is missing or damaged, or was written by a newer version.
+    """
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version, kind, config = description["format_version"], description["kind"], description["config"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not the description of a beitkit network; save the model again") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, this beitkit reads {FORMAT_VERSION}; update beitkit")
+    if kind not in KINDS:
+        raise UserError(f"{path} holds a network of kind {kind!r}, this beitkit knows {', '.join(KINDS)}; update beitkit")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
+    tensors, _ = read_safetensors(folder / WEIGHTS)
+    return from_json(KINDS[kind][1], config, where=str(path)), tensors
+
+
+def load_native(folder: Path | str) -> nn.Module:
+    """The network or tokenizer that `save_native` wrote, as it was, in eval mode."""
+    config, tensors = read_native(Path(folder))
+    return build(config, tensors)

@@ -1,0 +1,171 @@
+"""Networks into files that other software reads: official `.pth`, Hugging Face folders, timm folders, and our own.
+
+A format is a layout (the name tables that reading uses, too) and a function that puts the renamed tensors into files. What a
+format has no place for is refused, or is named in the report where leaving it out changes nothing of what is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+import beitkit
+from beitkit.configs.codec import to_json
+from beitkit.configs.data import IMAGENET
+from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.contracts import TensorRecord
+from beitkit.errors import UserError
+from beitkit.interop.formats.hugging_face import hugging_face_config, model_card, processor_config, refuse_for_hugging_face
+from beitkit.interop.formats.layouts import HUGGING_FACE, MICROSOFT, NATIVE, TIMM, Layout
+from beitkit.interop.formats.native import write_native
+from beitkit.interop.formats.timm import refuse_for_timm, timm_config
+from beitkit.interop.kinds import OUR_NOTE, NetworkConfig, kind_of_config
+from beitkit.interop.stored import State, Stored
+from beitkit.nn.position import relative_position_index
+from beitkit.system import write_atomically
+from beitkit.train.checkpoints.tensor_files import write_tensors
+
+Format = Literal["native", "microsoft", "huggingface", "timm"]
+Tensors = dict[str, Tensor]
+
+
+class Output(NamedTuple):
+    """What will be written."""
+
+    tensors: State
+    """By the format's names."""
+    records: tuple[TensorRecord, ...]
+    notes: tuple[str, ...]
+
+
+class Writer(NamedTuple):
+    """A format: where names come from, what it cannot hold, and how its files are made."""
+
+    layout: Layout
+    refuse: Callable[[NetworkConfig], tuple[str, ...]]
+    """Raises a `UserError` for a network that the format cannot hold; returns notes on what is lost."""
+    write: Callable[[NetworkConfig, Tensors, Path], None]
+    left_out: tuple[str, ...] = ()
+    """Beginnings of official names that the format has no place for and can do without."""
+
+
+def prepare(config: NetworkConfig, tensors: State, file_format: Format) -> Output:
+    """How tensors under our own names will be called and cut in a format; nothing is read or written.
+
+    Raises:
+        UserError: if the format cannot hold this network.
+    """
+    writer, kind = WRITERS[file_format], kind_of_config(config)
+    if isinstance(config, MaskedImageModelConfig) and config.vocabulary is None and file_format != "native":
+        raise UserError(
+            f"the {file_format} format holds networks that predict visual tokens, and this one predicts pixels; use native, "
+            "or hand it over to another task first"
+        )
+    notes = writer.refuse(config)
+    names = writer.layout.tables[kind]
+    renamed: State = {}
+    records, dropped = [], []
+    for our_name, stored in tensors.items():
+        place = NATIVE.tables[kind].to_official(our_name)
+        assert place is not None, our_name
+        foreign = names.to_foreign(place.official)
+        if foreign is None:
+            assert place.official.startswith(writer.left_out), f"{place.official} has no place in {file_format}"
+            dropped.append(TensorRecord(our_name, "dropped", stored.sources, stored.shape, f"no place in {file_format}"))
+            continue
+        for part, name in enumerate(foreign):
+            piece = _piece(stored, part, len(foreign))
+            renamed[name] = piece
+            records.append(TensorRecord(name, piece.fate, piece.sources, piece.shape, piece.reason))
+    return Output(renamed, (*records, *dropped), notes)
+
+
+def write(config: NetworkConfig, output: Output, path: Path, file_format: Format) -> None:
+    """Read the tensors and write the files; each is written whole or not at all."""
+    tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    WRITERS[file_format].write(config, floats, path)
+
+
+def _piece(stored: Stored, part: int, parts: int) -> Stored:
+    """One of several equal pieces along dimension 0."""
+    if parts == 1:
+        return stored
+    rows = stored.shape[0] // parts
+    return replace(
+        stored,
+        shape=(rows, *stored.shape[1:]),
+        read=lambda: stored.read()[part * rows : (part + 1) * rows],
+        fate="split",
+        reason=f"rows {part * rows} to {(part + 1) * rows - 1}",
+    )
+
+
+def _write_microsoft(config: NetworkConfig, tensors: Tensors, path: Path) -> None:
+    if path.suffix not in (".pth", ".pt", ".bin") or path.is_dir():
+        raise UserError(f"the microsoft format is a single file, got {path}; give a path that ends in .pth")
+    prefix = "backbone." if isinstance(config, SegmenterConfig) else ""
+    tables = {"shared": ["rel_pos_bias"], "per_block": [f"blocks.{i}.attn" for i in range(config.backbone.depth)], "none": []}
+    for place in tables[config.backbone.relative_positions]:
+        # The official code loads strictly in places and counts these buffers among the weights.
+        tensors[f"{prefix}{place}.relative_position_index"] = relative_position_index(config.backbone.grid)
+    note = {"version": beitkit.__version__, "kind": kind_of_config(config), "config": to_json(config)}
+    content: dict[str, Any] = {OUR_NOTE: note}
+    if isinstance(config, SegmenterConfig):
+        palette = None if config.palette is None else [list(color) for color in config.palette]
+        content |= {"state_dict": tensors, "meta": {"CLASSES": list(config.classes), "PALETTE": palette}}
+    else:
+        is_imagenet = config.preprocessing.mean == IMAGENET.mean
+        content |= {"model": tensors, "args": argparse.Namespace(imagenet_default_mean_and_std=is_imagenet)}
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def _write_hugging_face(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
+    texts = {
+        "config.json": _as_json(hugging_face_config(config)),
+        "preprocessor_config.json": _as_json(processor_config(config)),
+        "README.md": model_card(config, folder.name),
+    }
+    _write_folder(folder, tensors, texts)
+
+
+def _write_timm(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
+    assert isinstance(config, ClassifierConfig)
+    _write_folder(folder, tensors, {"config.json": _as_json(timm_config(config))})
+
+
+def _write_folder(folder: Path, tensors: Tensors, texts: dict[str, str]) -> None:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; this format is a folder, give another path")
+    write_atomically(folder / "model.safetensors", lambda file: write_tensors(file, tensors, {"format": "pt"}))
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _holds_everything(config: NetworkConfig) -> tuple[str, ...]:
+    return ()
+
+
+def _refuse_for_microsoft(config: NetworkConfig) -> tuple[str, ...]:
+    if isinstance(config, SegmenterConfig) and config.head != "uper":
+        raise UserError(f"the official code has UPerNet only, this network has the head {config.head}; use native")
+    return ()
+
+
+WRITERS: dict[Format, Writer] = {
+    "native": Writer(NATIVE, _holds_everything, write_native),
+    "microsoft": Writer(MICROSOFT, _refuse_for_microsoft, _write_microsoft),
+    "huggingface": Writer(HUGGING_FACE, refuse_for_hugging_face, _write_hugging_face, left_out=("cls_pt_",)),
+    "timm": Writer(TIMM, refuse_for_timm, _write_timm),
+}

@@ -1,0 +1,216 @@
+"""Which network a set of official tensors belongs to, read off the tensors; what they do not show comes from hints or rules.
+
+Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary have left their marks in the
+shapes. What has not: the first value of LayerScale (irrelevant once trained), which block v2's branch starts from, the
+orientation of a rectangle, and which pixel statistics the pictures were normalized with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from jaxtyping import Int
+from torch import Tensor
+
+from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
+from beitkit.configs.model import (
+    SIZES,
+    BackboneConfig,
+    ClassifierConfig,
+    ClsBranchConfig,
+    MaskedImageModelConfig,
+    Pair,
+    RelativePositions,
+    SegmenterConfig,
+)
+from beitkit.errors import UserError
+from beitkit.interop.formats.layouts import SHARED_TABLE
+from beitkit.interop.kinds import Headless, NetworkConfig, numbered
+from beitkit.interop.stored import State
+from beitkit.nn.position import table_rows
+
+BLOCK_TABLE = "blocks.0.attn.relative_position_bias_table"
+HEAD_WIDTH = 64  # of every released network; used where no position table shows the number of heads
+WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger are not cropped (facts 7.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What a file says besides its tensors; None where it says nothing."""
+
+    config: NetworkConfig | None = None
+    """Everything; only our own files say it."""
+    image_size: Pair | None = None
+    heads: int | None = None
+    classes: tuple[str, ...] | None = None
+    preprocessing: Preprocessing | None = None
+    taps: tuple[int, int, int, int] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    early_layer: int | None = None
+    layer_scale: float | None = None
+    drop_path: float | None = None
+    is_imagenet: bool | None = None
+    """Whether the training script says that it normalized with ImageNet's statistics."""
+    is_version_2: bool = False
+    """Whether the file's name says that it is BEiT v2."""
+    notes: tuple[str, ...] = ()
+
+
+def kind_of_state(tensors: State) -> str:
+    """What the tensors, under official names, are for."""
+    marks = {"lm_head.weight": "masked", "decode_head.conv_seg.weight": "segment", "head.weight": "classify"}
+    return next((kind for name, kind in marks.items() if name in tensors), "backbone")
+
+
+def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tuple[str, ...]]:
+    """The config of the network, and notes on what was decided by rule.
+
+    Raises:
+        UserError: if the tensors are not those of a BEiT network, or leave something open.
+    """
+    if hints.config is not None:
+        return hints.config, ("config: carried by the file",)
+    kind, backbone = kind_of_state(tensors), describe_backbone(tensors, hints)
+    preprocessing, note = _preprocessing(kind, tensors, backbone, hints)
+    notes = (*hints.notes, note)
+    if kind == "masked":
+        vocabulary, branch = tensors["lm_head.weight"].shape[0], _cls_branch(tensors, backbone.depth, hints)
+        return MaskedImageModelConfig(
+            backbone=backbone, vocabulary=vocabulary, cls_branch=branch, preprocessing=preprocessing
+        ), notes
+    if kind == "classify":
+        classes = _classes(tensors["head.weight"].shape[0], hints)
+        pooling = "mean" if "fc_norm.weight" in tensors else "cls"
+        return ClassifierConfig(backbone=backbone, classes=classes, pooling=pooling, preprocessing=preprocessing), notes
+    if kind == "segment":
+        if "decode_head.fpn_bottleneck.conv.weight" not in tensors:
+            raise UserError("the decoder in the file is not UPerNet, the only one that is read from files without a config")
+        auxiliary = tensors.get("auxiliary_head.convs.0.conv.weight")
+        segmenter = SegmenterConfig(
+            backbone=backbone,
+            classes=_classes(tensors["decode_head.conv_seg.weight"].shape[0], hints),
+            channels=tensors["decode_head.conv_seg.weight"].shape[1],
+            auxiliary_channels=None if auxiliary is None else auxiliary.shape[0],
+            taps=hints.taps,
+            palette=hints.palette if hints.classes is not None else None,
+            preprocessing=preprocessing,
+        )
+        return segmenter, notes
+    return Headless(backbone=backbone, preprocessing=preprocessing), notes
+
+
+def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:
+    """The backbone among official tensors.
+
+    Raises:
+        UserError: if there is none, or the tensors leave something open.
+    """
+    needed = ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+    absent = [name for name in needed if name not in tensors]
+    if absent:
+        raise UserError(f"this is no BEiT network: it has no {' and no '.join(absent)} (in official names)")
+    width, channels, *patch = tensors["patch_embed.proj.weight"].shape
+    depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+    positions: RelativePositions = "shared" if SHARED_TABLE in tensors else "per_block" if BLOCK_TABLE in tensors else "none"
+    grid = _grid(tensors, hints, (patch[0], patch[1]))
+    has_layer_scale = "blocks.0.gamma_1" in tensors
+    return BackboneConfig(
+        width=width,
+        depth=depth,
+        heads=_heads(tensors, hints, width),
+        hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
+        patch=(patch[0], patch[1]),
+        channels=channels,
+        absolute_positions="pos_embed" in tensors,
+        relative_positions=positions,
+        layer_scale=(hints.layer_scale or _usual_layer_scale(width, depth)) if has_layer_scale else None,
+        drop_path=hints.drop_path or 0.0,
+        mask_token="mask_token" in tensors,
+        final_norm="norm.weight" in tensors,
+        pretrain_init="mask_token" in tensors,
+    )
+
+
+def _usual_layer_scale(width: int, depth: int) -> float:
+    return next((size.layer_scale for size in SIZES.values() if (size.width, size.depth) == (width, depth)), 0.1)
+
+
+def _heads(tensors: State, hints: Hints, width: int) -> int:
+    table = tensors.get(SHARED_TABLE) or tensors.get(BLOCK_TABLE)
+    heads = (table.shape[1] if table is not None else None) or hints.heads or width // HEAD_WIDTH
+    if heads < 1 or width % heads:
+        raise UserError(
+            f"the file does not show its number of heads, and width {width} is no multiple of {HEAD_WIDTH}; add config.json"
+        )
+    return heads
+
+
+def _grid(tensors: State, hints: Hints, patch: Pair) -> Pair:
+    """The grid of patches (gh, gw). A file that says its size is believed if its tensors agree; else the grid is a square."""
+    table = tensors.get(SHARED_TABLE) or tensors.get(BLOCK_TABLE)
+    rows = None if table is None else table.shape[0]
+    tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else None
+    if rows is None and tokens is None and hints.image_size is None:
+        raise UserError("the file has no positions, so it does not show its picture size; add config.json")
+    if hints.image_size is not None:
+        said = hints.image_size[0] // patch[0], hints.image_size[1] // patch[1]
+        if _agrees(said, rows, tokens):
+            return said
+    side = (math.isqrt((rows or 0) - 3) + 1) // 2 if rows is not None and rows > 3 else math.isqrt((tokens or 1) - 1)
+    if not _agrees((side, side), rows, tokens):
+        raise UserError(
+            f"the grid of patches is not a square ({rows if rows is not None else tokens} position rows), and the file does not "
+            "say how high and wide it is; add config.json with image_size"
+        )
+    return side, side
+
+
+def _agrees(grid: Pair, rows: int | None, tokens: int | None) -> bool:
+    return (rows is None or table_rows(grid) == rows) and (tokens is None or grid[0] * grid[1] + 1 == tokens)
+
+
+def _cls_branch(tensors: State, depth: int, hints: Hints) -> ClsBranchConfig | None:
+    """v2's branch. Where it starts is not in the file: three blocks before the end in every released one (9 of 12, 21 of 24)."""
+    layers = {name.split(".")[1] for name in tensors if name.startswith("cls_pt_layers.")}
+    if not layers:
+        return None
+    early = hints.early_layer or max(1, depth - 3)
+    return ClsBranchConfig(early_layer=early, head_layers=len(layers), shared_head="cls_pt_lm_head.weight" not in tensors)
+
+
+def _classes(count: int, hints: Hints) -> tuple[str, ...]:
+    if hints.classes is None:
+        return numbered(count)
+    if len(hints.classes) != count:
+        raise UserError(f"the file names {len(hints.classes)} classes, its head has {count}; correct id2label in config.json")
+    return hints.classes
+
+
+def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
+    """What the file says of its pictures; else the rule of facts 13, and a note of which."""
+    if hints.preprocessing is not None:
+        return hints.preprocessing, "pictures: normalized as the file says"
+    is_version_2 = hints.is_version_2 or any(name.startswith("cls_pt_") for name in tensors)
+    if hints.is_imagenet is not None:
+        chosen, why = (IMAGENET if hints.is_imagenet else INCEPTION), "the training options in the file say so"
+    elif kind == "segment":
+        chosen, why = IMAGENET, "as all official segmentation networks"
+    elif is_version_2:
+        chosen, why = IMAGENET, "as all official networks of BEiT v2"
+    elif kind == "masked" and backbone.relative_positions == "none":
+        chosen, why = IMAGENET, "as the official network pre-trained on ImageNet-1k with absolute positions"
+    else:
+        chosen, why = INCEPTION, "as the official networks of BEiT v1; the file does not say"
+    crop = 1.0 if min(backbone.image_size) >= WHOLE_CROP_FROM else INCEPTION.crop_share
+    name = "ImageNet's statistics" if chosen is IMAGENET else "mean and deviation 0.5"
+    return replace(chosen, crop_share=crop), f"pictures: normalized with {name}, {why}"
+
+
+def grid_of_index(index: Int[Tensor, "t t"]) -> Pair:
+    """The grid (gh, gw) that an index table was made for: down a column, rows of patches begin where the index leaps."""
+    column = index[1:, 1]
+    leaps = (column[1:] - column[:-1] != 1).nonzero()
+    width = int(leaps[0]) + 1 if len(leaps) else len(column)
+    return len(column) // width, width

@@ -1,0 +1,205 @@
+"""What a segmenter makes of a whole picture: a label map at the picture's own size, and how sure it is of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from beitkit.configs.model import Pair
+from beitkit.configs.segmentation import InferenceConfig
+from beitkit.contracts import Picture
+from beitkit.errors import UserError
+from beitkit.nn.prediction import ScenePrediction
+from beitkit.nn.segmentation.heads import map_size
+from beitkit.nn.segmentation.segmenter import Segmenter
+from beitkit.nn.segmentation.windows import Score, SlidingScores, resized_rows
+
+BAND_BYTES = 64 << 20
+"""Scores at the picture's size that are in memory at once."""
+LONGEST = 4
+"""How many times its short side a picture's long side may be after resizing (official configs)."""
+
+Precision = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class SceneLabeler:
+    """Labels pictures in any form; what `Segmenter.predict` uses, set by `beitkit.load`."""
+
+    read: Callable[[Picture], Tensor]
+    """From a picture to its pixels, uint8 (c, h, w), at its own size."""
+
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
+        """The label map of a picture, with the area of each class and the confidence in it."""
+        return predict_scene(model, self.read(picture), config)
+
+
+@torch.no_grad()
+def predict_label_map(
+    model: Segmenter,
+    picture: UInt8[Tensor, "c h w"],
+    config: InferenceConfig | None = None,
+    precision: Precision = nullcontext,
+) -> UInt8[Tensor, "h w"]:
+    """The class of every pixel, at the picture's size, on the CPU (facts 9.5).
+
+    The picture is resized, aspect kept, so that its short side is that of the network, or shorter if its long side would be
+    more than four times as long; windows are slid over it, and their averaged scores brought back to the picture's size.
+    With several scales the short side is never less than the network's and the long side is free (as the official code
+    does, after SETR); the probabilities of all scales and flips are averaged. Where a resized picture is smaller than a
+    window it is padded right and below with zeros after normalization, and the scores of the padding are dropped: the
+    network's positions stay those it was trained with. With `mode` whole the picture is squeezed into one window instead.
+
+    Args:
+        model: in eval mode, on any device.
+        picture: of any size, as it was read.
+        config: windows, scales and flips; None takes the network's own (`SegmenterConfig.inference`).
+        precision: a context to run the network in, such as `Runtime.precision`.
+
+    Raises:
+        UserError: if the model is in training mode, the picture does not fit it, or the stride is larger than its window.
+    """
+    label_map = torch.empty(map_size(picture), dtype=torch.uint8)
+    for first, scores in _score_bands(model, picture, config, precision, want_probabilities=False):
+        label_map[first : first + scores.shape[1]] = scores.argmax(0).to(torch.uint8).cpu()
+    return label_map
+
+
+@torch.no_grad()
+def predict_scene(
+    model: Segmenter,
+    picture: UInt8[Tensor, "c h w"],
+    config: InferenceConfig | None = None,
+    precision: Precision = nullcontext,
+) -> ScenePrediction:
+    """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
+    label_map = torch.empty(map_size(picture), dtype=torch.uint8)
+    count = torch.zeros(len(model.config.classes), dtype=torch.float64)
+    certainty = torch.zeros_like(count)
+    for first, probabilities in _score_bands(model, picture, config, precision, want_probabilities=True):
+        best = probabilities.max(0)
+        labels = best.indices.cpu()
+        label_map[first : first + len(labels)] = labels.to(torch.uint8)
+        count += torch.bincount(labels.flatten(), minlength=len(count))
+        certainty.index_add_(0, labels.flatten(), best.values.double().cpu().flatten())
+    return ScenePrediction(model.config.classes, label_map, count / label_map.numel(), certainty / count)
+
+
+def _score_bands(
+    model: Segmenter,
+    picture: UInt8[Tensor, "c h w"],
+    wished: InferenceConfig | None,
+    precision: Precision,
+    *,
+    want_probabilities: bool,
+) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
+    """From top to bottom the first row of a band, and its scores or, wanted or needed for averaging, probabilities."""
+    _check(model, picture)
+    config = model.config.inference if wished is None else wished
+    size, views = map_size(picture), _views(model, picture, config, precision)
+    are_averaged = len(views) > 1
+    for first, end in _bands(size, len(model.config.classes), [scores.size for scores, _ in views]):
+        total: Tensor | None = None
+        for scores, is_flipped in views:
+            band = scores.rows(first, end) if scores.size == size else resized_rows(scores.rows, scores.size[0], size, first, end)
+            band = band.softmax(0) if want_probabilities or are_averaged else band
+            band = band.flip(-1) if is_flipped else band
+            total = band if total is None else total.add_(band)
+        assert total is not None
+        yield first, total.div_(len(views)) if are_averaged else total
+
+
+def _check(model: Segmenter, picture: Tensor) -> None:
+    channels = model.config.backbone.channels
+    if model.training:
+        raise UserError("the network is in training mode; call model.eval() before it labels pictures")
+    if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != channels or not picture.numel():
+        raise UserError(
+            f"this network labels uint8 pictures of shape ({channels}, height, width), "
+            f"got {str(picture.dtype).removeprefix('torch.')} of shape {tuple(picture.shape)}"
+        )
+
+
+def _views(
+    model: Segmenter, picture: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Precision
+) -> list[tuple[SlidingScores, bool]]:
+    """One per scale and flip: the scores of the resized picture, and whether they are mirrored."""
+    window = model.config.backbone.image_size
+    stride = _stride(config, window)
+    score = _scorer(model, precision)
+    views = []
+    for size in _sizes(map_size(picture), config, window):
+        resized = _resized(picture, size)
+        for is_flipped in (False, True) if config.flip else (False,):
+            shown = resized.flip(-1) if is_flipped else resized
+            views.append((SlidingScores(score, shown, window, stride, config.window_batch), is_flipped))
+    return views
+
+
+def _stride(config: InferenceConfig, window: Pair) -> Pair:
+    if config.mode == "whole":
+        return window
+    if config.stride is None:
+        return max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
+    if config.stride > min(window):
+        raise UserError(
+            f"--inference.stride {config.stride} is larger than the network's windows of {window[0]}x{window[1]} pixels, "
+            "so some pixels would not be seen"
+        )
+    return config.stride, config.stride
+
+
+def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
+    """The sizes that the picture is shown at, one per scale."""
+    if config.mode == "whole":
+        return [window]
+    short, long = min(size), max(size)
+    side = config.short_side or min(window)
+    if config.scales == (1.0,):
+        factors = [min(side / short, LONGEST * side / long)]
+    else:
+        factors = [max(scale * side, min(window)) / short for scale in config.scales]
+    return [(max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))) for factor in factors]
+
+
+def _resized(picture: UInt8[Tensor, "c h w"], size: Pair) -> UInt8[Tensor, "c oh ow"]:
+    """The picture at another size, bilinear and antialiased, rounded to whole values as training pictures are."""
+    if map_size(picture) == size:
+        return picture
+    # On the CPU, where 8-bit pictures are resized without becoming floats, four times as large.
+    return F.interpolate(picture[None].cpu(), size=size, mode="bilinear", antialias=True)[0]
+
+
+def _scorer(model: Segmenter, precision: Precision) -> Score:
+    """Normalize, pad to the window's size, and run the network as far as its own resolution."""
+    weight, (height, width) = model.backbone.cls_token, model.config.backbone.image_size
+    preprocessing = model.config.preprocessing
+    statistics = torch.tensor([preprocessing.mean, preprocessing.std], device=weight.device, dtype=weight.dtype)
+    if model.config.backbone.channels == 1:
+        statistics = statistics.mean(dim=1, keepdim=True)
+    mean, std = statistics[:, :, None, None]
+
+    def score(parts: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
+        images = parts.to(weight.device).to(weight.dtype).div_(255).sub_(mean).div_(std)
+        padded = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
+        with precision():
+            logits = model.coarse_logits(padded)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    return score
+
+
+def _bands(size: Pair, classes: int, sources: list[Pair]) -> Iterator[Pair]:
+    """First row, and the row after the last, of bands that keep the scores in memory below `BAND_BYTES`."""
+    height, width = size
+    # Rows of a map that is shrunk to the picture's size are larger than those of the result.
+    widest = max([width, *(source_width * -(-source_height // height) for source_height, source_width in sources)])
+    rows = max(1, BAND_BYTES // (4 * classes * widest))
+    for first in range(0, height, rows):
+        yield first, min(first + rows, height)

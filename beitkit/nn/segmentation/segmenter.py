@@ -1,0 +1,120 @@
+"""Semantic segmentation: a backbone whose blocks a decoder turns into a map of class scores.
+
+A plain Transformer has one resolution; UPerNet (arXiv 1807.10221) wants four. So the outputs of four blocks are brought to
+four sizes by small transposed convolutions and pooling. The decoder looks at the coarsest one through pooling windows of
+several sizes, adds what it saw to the finer ones from top to bottom, and classifies all levels together. The other heads
+(`SegmenterConfig.head`) need no such pyramid.
+
+Parameter names are those of official segmentation checkpoints (mmsegmentation 0.11), except that the pyramid is a part of
+its own here: `pyramid.fpn1.0.weight` is officially called `backbone.fpn1.0.weight`, and so on for `fpn2`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from beitkit.configs.model import SegmenterConfig
+from beitkit.configs.segmentation import InferenceConfig
+from beitkit.contracts import LoadReport, Picture
+from beitkit.errors import UserError
+from beitkit.nn.backbone import Backbone
+from beitkit.nn.models import layer_of, no_decay
+from beitkit.nn.prediction import ScenePrediction
+from beitkit.nn.segmentation.heads import (
+    FCNHead,
+    FeaturePyramid,
+    LinearHead,
+    Maps,
+    ProgressiveUpsamplingHead,
+    UPerHead,
+    map_size,
+    resize,
+)
+
+
+class SegmentationLogits(NamedTuple):
+    """Scores of the classes before they are brought to input size, (b, classes, h', w')."""
+
+    main: Float[Tensor, "b classes mh mw"]
+    auxiliary: Float[Tensor, "b classes ah aw"] | None
+
+
+class Labeler(Protocol):
+    """Labels a picture in any form with a network."""
+
+    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
+        """The label map, areas and confidences."""
+        ...
+
+
+class Segmenter(nn.Module):
+    """Names every pixel of a picture (arXiv 2106.08254, section 3.2)."""
+
+    load_report: LoadReport | None = None
+    """What became of every tensor, when the network was loaded from a checkpoint."""
+    labeler: Labeler | None = None
+    """Labels pictures for `predict`; `beitkit.load` sets it."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, num_classes = config.backbone.width, len(config.classes)
+        self.backbone = Backbone(config.backbone)
+        self.pyramid = FeaturePyramid(width, config.pyramid_scales) if config.head == "uper" else None
+        self.decode_head = _decoder(config)
+        auxiliary = config.auxiliary_channels
+        self.auxiliary_head = None if auxiliary is None else FCNHead(width, auxiliary, num_classes)
+
+    def features(self, images: Float[Tensor, "b c h w"]) -> Maps:
+        """The four maps that the heads read: the levels of the feature pyramid, finest first; without one, the tapped blocks."""
+        taps = self.backbone.intermediates(images, self.config.tapped_blocks)
+        maps = [tap.patches.transpose(1, 2).unflatten(2, tap.grid) for tap in taps]  # each (b, d, gh, gw)
+        return maps if self.pyramid is None else self.pyramid(maps)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+        """Logits of the classes at every pixel."""
+        return resize(self.coarse_logits(images), map_size(images))
+
+    def coarse_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
+        """Logits at the decoder's own resolution, which `forward` brings to that of the pictures."""
+        return self.decode_head(self.features(images))
+
+    def predict(self, picture: Picture, *, inference: InferenceConfig | None = None) -> ScenePrediction:
+        """What every pixel of a picture shows, at the picture's own size.
+
+        Args:
+            picture: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+                (c, h, w).
+            inference: windows, scales and flips; None takes the network's own.
+
+        Raises:
+            UserError: a picture that cannot be read, a network without a labeler, or one that is in training mode.
+        """
+        if self.labeler is None:
+            raise UserError("this network has no reader of pictures; load it with beitkit.load, or set its labeler")
+        return self.labeler(self, picture, inference)
+
+    def training_logits(self, images: Float[Tensor, "b c h w"]) -> SegmentationLogits:
+        """Logits of both heads at their own resolution, for a loss that weighs them (official code: 1 and 0.4)."""
+        levels = self.features(images)
+        auxiliary = None if self.auxiliary_head is None else self.auxiliary_head(levels)
+        return SegmentationLogits(self.decode_head(levels), auxiliary)
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter for layer-wise learning rates; pyramid and heads are above the last block (facts 9.4)."""
+        return layer_of(self.backbone, name)
+
+    def no_decay(self, name: str) -> bool:
+        """Whether a parameter is free of weight decay by name."""
+        return no_decay(self.backbone, name)
+
+
+def _decoder(config: SegmenterConfig) -> UPerHead | LinearHead | ProgressiveUpsamplingHead:
+    width, channels, num_classes = config.backbone.width, config.decoder_channels, len(config.classes)
+    if config.head == "linear":
+        return LinearHead(width, num_classes)
+    head = UPerHead if config.head == "uper" else ProgressiveUpsamplingHead
+    return head(width, channels, num_classes)

@@ -1,0 +1,112 @@
+"""Class scores of a picture of any size from a network of one size: overlapping windows, row by row, in bounded memory.
+
+The scores of a large picture with many classes do not fit into memory: 20 megapixels with 150 classes are 12 GB. Nothing
+that is wanted of them needs them all at once, though. So rows are asked for from the top downwards. What is kept are the
+scores of the windows that the next rows can touch, at the resolution of the decoder, which is a small part of the windows'
+own; they are enlarged, summed and averaged for the rows in question only. The result is that of the plain formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from beitkit.configs.model import Pair
+from beitkit.nn.segmentation.heads import map_size, resize
+
+Score = Callable[[Tensor], Tensor]
+"""Windows (b, c, h, w) to scores (b, classes, h', w') that cover the whole window; narrower pictures are padded in here."""
+
+
+class SlidingScores:
+    """Class scores of one picture at its own size: the average over the windows that show a pixel (facts 9.5)."""
+
+    def __init__(
+        self,
+        score: Score,
+        picture: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"],
+        window: Pair,
+        stride: Pair,
+        window_batch: int,
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            score: is given parts of the picture, of the window's size or, where the picture is smaller, of the picture's.
+            picture: in whatever form `score` expects.
+            window: (height, width) of what the network sees.
+            stride: from one window to the next, down and across; at most the window.
+            window_batch: windows that `score` is given at once.
+        """
+        self.size = map_size(picture)
+        self._score, self._picture, self._window, self._window_batch = score, picture, window, window_batch
+        self._tops, self._lefts = (window_starts(*axis) for axis in zip(self.size, window, stride, strict=True))
+        self._computed = 0
+        self._live: dict[int, Tensor] = {}
+
+    def rows(self, first: int, end: int) -> Float[Tensor, "classes rows w"]:
+        """The scores of the rows from `first` to before `end`; must not be asked for rows above the last `first`."""
+        self._advance(first, end)
+        (height, width), (window_height, window_width) = self.size, self._window
+        some = next(iter(self._live.values()))
+        total = some.new_zeros(some.shape[1], end - first, width)
+        count = some.new_zeros(end - first, width)
+        for top, scores in self._live.items():
+            above, below = max(first, top), min(end, top + window_height, height)
+            if above >= below:
+                continue
+            bands = resized_rows(lambda a, b, x=scores: x[..., a:b, :], scores.shape[-2], self._window, above - top, below - top)
+            for left, band in zip(self._lefts, bands, strict=True):
+                place = slice(above - first, below - first), slice(left, left + window_width)
+                total[:, *place] += band[..., : width - left]
+                count[place] += 1
+        return total.div_(count)
+
+    def _advance(self, first: int, end: int) -> None:
+        """Compute the rows of windows that begin above `end`, forget those that end above `first`."""
+        for top in [top for top in self._live if top + self._window[0] <= first]:
+            del self._live[top]
+        while self._computed < len(self._tops) and self._tops[self._computed] < end:
+            top = self._tops[self._computed]
+            self._live[top] = self._row_of_windows(top)
+            self._computed += 1
+
+    def _row_of_windows(self, top: int) -> Float[Tensor, "windows classes _ _"]:
+        height, width = self._window
+        parts = [self._picture[:, top : top + height, left : left + width] for left in self._lefts]
+        batches = [parts[start : start + self._window_batch] for start in range(0, len(parts), self._window_batch)]
+        return torch.cat([self._score(torch.stack(batch)) for batch in batches])
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along an axis; the last one is moved back to end at the border (facts 9.5)."""
+    count = max(length - window + stride - 1, 0) // stride + 1
+    return [max(0, min(index * stride, length - window)) for index in range(count)]
+
+
+def resized_rows(
+    source: Callable[[int, int], Float[Tensor, "... w"]], height: int, size: Pair, first: int, end: int
+) -> Float[Tensor, "... ow"]:
+    """The rows from `first` to before `end` of a map that is brought to `size`, bilinear, from only the rows this needs.
+
+    Args:
+        source: gives the map's rows (..., from a to before b, width).
+        height: how many rows the map has.
+        size: (height, width) it is brought to.
+        first: first wanted row of the result.
+        end: the row after the last wanted one.
+    """
+    centers = (torch.arange(first, end, dtype=torch.float64) + 0.5) * (height / size[0]) - 0.5
+    centers.clamp_(min=0)
+    above = centers.long().clamp_(max=height - 1)
+    start, stop = int(above[0]), min(int(above[-1]) + 2, height)
+    rows = source(start, stop)
+    upper, lower = (above - start).to(rows.device), ((above + 1).clamp_(max=height - 1) - start).to(rows.device)
+    share = (centers - above).to(rows)[:, None]
+    blended = rows[..., upper, :].lerp(rows[..., lower, :], share)
+    is_batch = blended.dim() == 4
+    wide = resize(blended if is_batch else blended[None], (end - first, size[1]))
+    return wide if is_batch else wide[0]

@@ -1,0 +1,210 @@
+"""`beitkit ablate`: what each part of BEiT is worth on your pictures, as in the paper's table 4.
+
+Every variant is an ordinary pre-training run that differs from full BEiT by one or two options, and every score an ordinary
+fine-tuning run; each has a folder of its own, and the same command again continues where it was cut.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from beitkit.configs.data import MaskConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.interop.load import load_tokenizer
+from beitkit.report.charts import Dots, dot_chart
+from beitkit.report.document import Report
+from beitkit.runs.ablate.config import AblateRun, Variant
+from beitkit.runs.finetune import run as finetune
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.pretrain import run as pretrain
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.system import quoted
+from beitkit.train.folder import RunFolder
+
+SCRATCH = "from scratch"
+
+LABELS: dict[Variant, str] = {
+    "full": "BEiT",
+    "random-mask": "- blockwise masking",
+    "pixels": "- visual tokens (pixels)",
+    "pixels-random-mask": "- both",
+    "recover-all": "+ recover all patches",
+    "no-mask": "- masking (recover all)",
+}
+"""The paper's names of its rows."""
+
+PAPER: dict[str, float] = {
+    "full": 0.8286,
+    "random-mask": 0.8277,
+    "pixels": 0.8104,
+    "pixels-random-mask": 0.8050,
+    "recover-all": 0.8259,
+    "no-mask": 0.8167,
+    SCRATCH: 0.8180,
+}
+"""Top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch DeiT-B (table 1; facts 11.1, 11.3)."""
+
+
+class Row(NamedTuple):
+    """What was measured of a variant."""
+
+    name: str
+    label: str
+    top1: tuple[float, ...]
+    """Accuracy (a share) of every seed."""
+    paper: float
+    """The paper's, on ImageNet-1k."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return statistics.mean(self.top1)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None with one seed."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else None
+
+
+def run(config: AblateRun) -> tuple[Row, ...]:
+    """Run or continue all of it; returns the rows of the table, full BEiT first and from scratch last."""
+    channels = load_tokenizer(config.tokenizer).channels
+    folder = RunFolder(config.out, "ablate", config)
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    variants: tuple[Variant, ...] = ("full", *(variant for variant in config.variants if variant != "full"))
+    rows = []
+    for number, variant in enumerate(variants, 1):
+        say(f"\n[bold]{number} of {len(variants) + 1}[/] {LABELS[variant]}: pre-train once, fine-tune {len(config.seeds)} times")
+        pretrain.run(pretrain_run(config, variant, channels))
+        rows.append(Row(variant, LABELS[variant], _scores(config, variant), PAPER[variant]))
+    say(f"\n[bold]{len(variants) + 1} of {len(variants) + 1}[/] {SCRATCH}: the same fine-tuning of fresh weights")
+    rows.append(Row(SCRATCH, SCRATCH, _scores(config, None), PAPER[SCRATCH]))
+    result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
+    folder.write_json("ablate.json", {"seeds": config.seeds, "variants": result})
+    _report(folder.path, config, rows)
+    _print(folder.path, config, rows)
+    return tuple(rows)
+
+
+def pretrain_run(config: AblateRun, variant: Variant, channels: int) -> PretrainRun:
+    """The pre-training of a variant: full BEiT but for what its name says. `channels` are the tokenizer's."""
+    full = PretrainRun(
+        config.images,
+        tokenizer=config.tokenizer,
+        out=config.out / "pretrain" / variant,
+        size=config.size,
+        image_size=config.image_size,
+        patch=config.patch,
+        train=TrainConfig(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=config.seeds[0]),
+        machine=config.machine,
+        view=config.view,
+    )
+    random_mask = MaskConfig(kind="random")
+    # Without its tokenizer a run would see color; all variants must see the same channels.
+    pixels = replace(full, target="pixels", tokenizer=None, channels=1 if channels == 1 else 3)
+    return {
+        "full": full,
+        "random-mask": replace(full, mask=random_mask),
+        "pixels": pixels,
+        "pixels-random-mask": replace(pixels, mask=random_mask),
+        "recover-all": replace(full, recover="all"),
+        "no-mask": replace(full, recover="all", mask=MaskConfig(kind="none")),
+    }[variant]
+
+
+def finetune_run(config: AblateRun, variant: Variant | None, seed: int) -> FinetuneRun:
+    """The same fine-tuning for all; None starts from fresh weights, in the network of full BEiT."""
+    return FinetuneRun(
+        config.labelled,
+        model=config.out / "pretrain" / (variant or "full"),
+        out=config.out / "finetune" / f"{variant or 'scratch'}-{seed}",
+        scratch=variant is None,
+        labels=config.labels,
+        train=TrainConfig(steps=config.finetune_steps, batch_size=config.batch_size, lr=config.finetune_lr, seed=seed),
+        machine=config.machine,
+        view=config.view,
+        optim=OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, clip=None),
+        loop=LoopConfig(ema=0.0),  # or else it would be chosen by the start
+    )
+
+
+def _scores(config: AblateRun, variant: Variant | None) -> tuple[float, ...]:
+    return tuple(finetune.run(finetune_run(config, variant, seed)).accuracy for seed in config.seeds)
+
+
+def _cells(row: Row, full: Row) -> list[str]:
+    """A row of the table: name, mean, seeds, spread, difference to full BEiT, and the paper's mean and difference."""
+    return [
+        row.label,
+        f"{row.mean:.1%}",
+        " ".join(f"{value:.1%}" for value in row.top1),
+        "-" if row.spread is None else f"{100 * row.spread:.1f}",
+        "" if row is full else f"{100 * (row.mean - full.mean):+.1f}",
+        f"{100 * row.paper:.2f}%",
+        "" if row is full else f"{100 * (row.paper - full.paper):+.2f}",
+    ]
+
+
+HEADER = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
+EXPLANATION = (
+    "Means over seeds; spread (standard deviation) and differences in points. Paper: BEiT-B, 300 epochs of ImageNet-1k; its row "
+    "from scratch is DeiT-B, in another set-up."
+)
+
+
+def _claim(rows: list[Row]) -> tuple[str, bool | None]:
+    """What the table says about pre-training, and whether the seeds settle it; None where there is only one."""
+    full, scratch = rows[0], rows[-1]
+    gain = full.mean - scratch.mean
+    claim = f"BEiT's pre-training is worth {100 * gain:+.1f} points here"
+    if full.spread is None or scratch.spread is None:
+        return claim, None
+    return claim, gain > max(full.spread, scratch.spread)
+
+
+def _print(out: Path, config: AblateRun, rows: list[Row]) -> None:
+    table = Table(*HEADER, box=None)
+    for row in rows:
+        table.add_row(*_cells(row, rows[0]))
+    Console(highlight=False, markup=False, width=110).print(table)
+    print(EXPLANATION)
+    best = quoted(out / "finetune" / f"full-{config.seeds[0]}")
+    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
+
+
+def _report(out: Path, config: AblateRun, rows: list[Row]) -> None:
+    report = Report("Ablation", str(out))
+    labels = "all" if config.labels is None else f"{config.labels:,}"
+    report.facts(
+        [
+            ("Network", f"{config.size}/{config.patch} at {config.image_size} pixels"),
+            ("Pre-training", f"{config.steps:,} steps of {config.batch_size}, once each"),
+            ("Fine-tuning", f"{config.finetune_steps:,} steps of {config.batch_size}, labels: {labels}"),
+            ("Seeds", " ".join(map(str, config.seeds))),
+        ]
+    )
+    claim, is_clear = _claim(rows)
+    detail = (
+        "All starts share network, labels, steps and augmentation. Pre-trained weights are spared by layer decay, fresh "
+        "ones have none. A difference below the spread may be chance, and each variant was pre-trained only once."
+    )
+    report.verdict(claim, is_clear, detail)
+    report.figure(
+        dot_chart(
+            [Dots("here", [list(row.top1) for row in rows])],
+            [row.label for row in rows],
+            title="Accuracy after fine-tuning",
+            x_label="variant",
+            y_label="top-1",
+        ),
+        "Each dot is one seed of the fine-tuning.",
+    )
+    report.table(HEADER, [_cells(row, rows[0]) for row in rows], EXPLANATION)
+    report.paragraph("Every pre-training and fine-tuning left a report of its own, in pretrain/ and finetune/.")
+    report.write(out / "report.html")

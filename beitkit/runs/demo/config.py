@@ -1,0 +1,19 @@
+"""`beitkit demo`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from beitkit.configs.parts import Flat
+from beitkit.configs.train import MachineConfig
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """Everything on a small bundled set of real pictures: tokenizer, pre-training, fine-tuning, verdict."""
+
+    out: Path = Path("runs/demo")
+    """Folder for the demo's pictures, runs, report.html and verdict.json; made or continued."""
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()

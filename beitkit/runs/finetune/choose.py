@@ -1,0 +1,202 @@
+"""What fine-tuning chooses where its user says nothing: the rules, once, as functions of the data, the network and the device.
+
+The paper's recipe is for a million pictures: 100 epochs of 1024 with Mixup and 20 epochs of warm-up. Its values are taken where
+there are enough pictures (arXiv 2106.08254, table 13; facts 6.5); with fewer the rules scale length and augmentation down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from beitkit.configs.choices import Choices, narrowness
+from beitkit.configs.data import PAPER_AUGMENT
+from beitkit.configs.model import Pair
+from beitkit.configs.train import DeviceKind, decided
+from beitkit.runs.finetune.config import FinetuneRun
+
+FEW = 2_000
+"""Fewer training pictures than this: short runs, mild augmentation."""
+MANY = 10_000
+"""From this many on: the paper's augmentation."""
+BATCH = {"cpu": 32, "mps": 64, "cuda": 128}
+"""Largest batch that is chosen, by device."""
+STEPS_FLOOR = 500
+"""Fewer optimizer steps teach a new head too little, however few the pictures."""
+STEPS_CEILING = {"cpu": 2_000, "mps": 20_000, "cuda": None}
+"""More are not chosen for a device this slow; None is no limit."""
+MIXED_EPOCHS = 30
+"""Mixup and CutMix pay late: not in a run shorter than this."""
+SMALL_PICTURES = 64
+"""Up to this side, erasing hides too much (the paper's CIFAR recipe has none)."""
+UNCROPPED = 384
+"""From this image size on, evaluation shows the whole short side (the original's rule)."""
+LARGEST_SCRATCH_SIZE = 224
+IMBALANCE = 10
+"""The commonest class this many times as large as the rarest: balanced sampling is suggested."""
+LONG_FROM_SCRATCH = 50_000
+"""Steps from which on a run from scratch averages its weights (DeiT's and MAE's long recipes)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What the choices depend on."""
+
+    pictures: int
+    """Training pictures."""
+    side: int
+    """Median of their shorter sides, in pixels."""
+    imbalance: float
+    """Pictures of the commonest class per picture of the rarest; 1 where pictures have several labels."""
+    width: int
+    depth: int
+    """Of the network."""
+    patch: int
+    image_size: Pair | None
+    """What the checkpoint was made for; None without one."""
+    crop_share: float
+    """What the checkpoint says."""
+    device: DeviceKind
+
+
+class Chosen(NamedTuple):
+    """A complete configuration, and what to say about it."""
+
+    config: FinetuneRun
+    lines: tuple[str, ...]
+    """One per chosen value, with its option and its reason; then notes."""
+
+
+def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
+    """`run` with every open value decided; the same circumstances always give the same values."""
+    choices = Choices()
+    is_pretrained = not run.scratch
+    image_size, crop_share = _shown(choices, run, found)
+    side = image_size or max(found.image_size or (0,))
+    batch_size = choices.pick(run.train.batch_size, "--batch-size", _batch_size(found, side))
+    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
+    epochs = run.train.epochs
+    if run.train.steps is None:
+        epochs = choices.pick(epochs, "--epochs", _epochs(found, per_epoch))
+    length = run.train.steps / per_epoch if run.train.steps is not None else decided(epochs)
+    train = replace(
+        run.train,
+        batch_size=batch_size,
+        epochs=epochs,
+        lr=choices.pick(run.train.lr, "--lr", _lr(found, is_pretrained)),
+    )
+    warmup_epochs = run.optim.warmup_epochs
+    if run.optim.warmup_steps is None:
+        warmup_epochs = choices.pick(warmup_epochs, "--optim.warmup-epochs", (length / 10, "a tenth of the run"))
+    layer_decay = choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_pretrained))
+    strength = run.augment
+    augment = replace(
+        strength,
+        operations=choices.pick(strength.operations, "--augment.operations", (decided(PAPER_AUGMENT.operations), "the paper's")),
+        magnitude=choices.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
+        erasing=choices.pick(strength.erasing, "--augment.erasing", _erasing(found)),
+        mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, decided(PAPER_AUGMENT.mixup))),
+        cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, decided(PAPER_AUGMENT.cutmix))),
+    )
+    config = replace(
+        run,
+        image_size=image_size,
+        crop_share=crop_share,
+        drop_path=choices.pick(run.drop_path, "--drop-path", _drop_path(found)),
+        train=train,
+        optim=replace(run.optim, warmup_epochs=warmup_epochs, layer_decay=layer_decay),
+        augment=augment,
+        loop=replace(run.loop, ema=choices.pick(run.loop.ema, "--loop.ema", _ema(is_pretrained, length * per_epoch))),
+    )
+    if found.imbalance > IMBALANCE and not run.balanced:
+        ratio = f"the commonest class has {found.imbalance:.0f} times the pictures of the rarest"
+        choices.lines.append(f"note: {ratio}; --balanced shows them equally often")
+    return Chosen(config, tuple(choices.lines))
+
+
+def _shown(choices: Choices, run: FinetuneRun, found: Circumstances) -> tuple[int | None, float]:
+    """Image size (None keeps a checkpoint's, which may be no square) and crop share."""
+    size = run.image_size
+    if found.image_size is None:
+        patch = found.patch
+        nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
+        size = choices.pick(size, "--image-size", (nearest, f"pictures of {found.side} pixels, patches of {patch}"))
+    is_kept = size is None or (size, size) == found.image_size
+    if is_kept or decided(size) < UNCROPPED:
+        return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
+    return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
+
+
+def _batch_size(found: Circumstances, side: int) -> tuple[int, str]:
+    """The device's batch, halved for wide networks and for large pictures; at most a quarter of the pictures."""
+    largest = BATCH[found.device] // (2 if found.width >= 1024 else 1) // (2 if side >= UNCROPPED else 1)
+    power = 1
+    while 2 * power <= min(largest, found.pictures / 4):
+        power *= 2
+    return power, f"{found.pictures} pictures, {found.device}"
+
+
+def _epochs(found: Circumstances, per_epoch: float) -> tuple[float, str]:
+    """30 for few pictures, 50 for some or a deep network, 100 for many; between floor and ceiling in steps."""
+    epochs = 30.0 if found.pictures < FEW else 50.0 if found.pictures < MANY or found.depth > 12 else 100.0
+    ceiling = STEPS_CEILING[found.device]
+    if epochs * per_epoch < STEPS_FLOOR:
+        return STEPS_FLOOR / per_epoch, f"{found.pictures} pictures need more than {epochs:g} to make {STEPS_FLOOR} steps"
+    if ceiling is not None and epochs * per_epoch > ceiling:
+        return ceiling / per_epoch, f"{ceiling} steps are what a run on {found.device} gets, of {epochs:g} epochs"
+    return epochs, f"{found.pictures} pictures, {found.depth} blocks"
+
+
+def _lr(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
+    """The paper's for the pre-trained, less for deep networks, more for narrow ones; from scratch, less for wide ones."""
+    if not is_pretrained:
+        return (4e-3 if found.width < 384 else 1e-3), f"from scratch, width {found.width}"
+    if found.depth > 12:
+        return 1e-3, f"pre-trained, {found.depth} blocks"
+    narrow = narrowness(found.width)
+    return round(4e-3 * narrow, 4), "pre-trained, the paper's" + (f", more for width {found.width}" if narrow > 1 else "")
+
+
+def _layer_decay(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
+    """Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly."""
+    if not is_pretrained:
+        return 1.0, "from scratch"
+    decay = 0.8 if found.depth < 12 else 0.65 if found.depth == 12 else 0.75
+    return decay, f"pre-trained, {found.depth} blocks"
+
+
+def _magnitude(found: Circumstances) -> tuple[float, str]:
+    """Milder where few pictures have to be recognized at all."""
+    if found.pictures < FEW:
+        return 5.0, f"milder than the paper's 9 for {found.pictures} pictures"
+    return decided(PAPER_AUGMENT.magnitude), "the paper's"
+
+
+def _erasing(found: Circumstances) -> tuple[float, str]:
+    """The paper's, but neither for few pictures nor for small ones."""
+    if found.side <= SMALL_PICTURES:
+        return 0.0, f"pictures of {found.side} pixels"
+    if found.pictures < FEW:
+        return 0.0, f"{found.pictures} pictures"
+    return decided(PAPER_AUGMENT.erasing), "the paper's"
+
+
+def _mixing(found: Circumstances, epochs: float, strength: float) -> tuple[float, str]:
+    """The paper's for long runs on many pictures."""
+    if found.pictures < MANY:
+        return 0.0, f"{found.pictures} pictures"
+    if epochs < MIXED_EPOCHS:
+        return 0.0, f"a run of {epochs:.3g} epochs is too short for it"
+    return strength, "the paper's"
+
+
+def _drop_path(found: Circumstances) -> tuple[float, str]:
+    """The released recipes'."""
+    return (0.1 if found.depth <= 12 else 0.2), f"{found.depth} blocks"
+
+
+def _ema(is_pretrained: bool, steps: float) -> tuple[float, str]:
+    """None in the paper's recipes; long runs from scratch gain by it."""
+    if is_pretrained:
+        return 0.0, "pre-trained, the paper has none"
+    return (0.9999 if steps >= LONG_FROM_SCRATCH else 0.0), f"from scratch, {steps:.0f} steps"

@@ -1,0 +1,81 @@
+"""`beitkit finetune`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import AugmentConfig, ReadConfig, ViewConfig
+from beitkit.configs.model import SizeName
+from beitkit.configs.parts import Flat, NetworkConfig, check_start
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
+from beitkit.errors import UserError, check_finite
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """Fine-tune for classification, from a pre-trained model or from scratch in the same set-up.
+
+    What is None is chosen from the pictures, the network and the device; each choice is printed with its reason.
+    """
+
+    images: Positional[Path]
+    """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv or .jsonl list with path and label."""
+    _: KW_ONLY
+    model: Path | None = None
+    """Pre-trained run folder or checkpoint to start from."""
+    out: Path
+    """Run folder to make or to continue."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
+    scratch: bool = False
+    """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
+    size: SizeName | None = None
+    """Size of the network, from scratch without --model."""
+    patch: int | None = None
+    """Side of a patch in pixels, from scratch without --model; None takes 16."""
+    pooling: Literal["mean", "cls"] | None = None
+    """From scratch without --model: the head sees the mean of the patches (None takes it) or the class token."""
+    image_size: int | None = None
+    """Side of the square pictures, in pixels; positions are resized to it."""
+    val: Path | None = None
+    """Labelled pictures to evaluate on, when they are not in a val/ folder beside train/."""
+    labels: int | None = None
+    """Train on this many labelled pictures only, as evenly over the classes as can be, drawn by --seed."""
+    balanced: bool = False
+    """Show every class equally often, however many pictures it has."""
+    compare: Path | None = None
+    """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block."""
+    label_smoothing: float = 0.1
+    """Share of the target spread evenly over all classes."""
+    crop_share: float | None = None
+    """Evaluation shows this share of the short side, cut out of the middle; stored with the model."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    view: ViewConfig = ViewConfig()
+    optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=None, clip=None)
+    loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        described = {"--size": self.size, "--patch": self.patch, "--pooling": self.pooling}
+        check_start(self.model, self.scratch, self.network, described)
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
+        if self.labels is not None and self.labels < 1:
+            raise UserError(f"--labels must be at least 1, got {self.labels}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if self.crop_share is not None and not 0 < self.crop_share <= 1:
+            raise UserError(f"--crop-share must lie in (0, 1], got {self.crop_share:g}")
+        if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
+            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")

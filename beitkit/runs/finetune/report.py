@@ -1,0 +1,169 @@
+"""The report of a fine-tuning run: what the network saw, how it learned, and what it names right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from beitkit.configs.model import ClassifierConfig
+from beitkit.contracts import Batch
+from beitkit.data.sources.find import PictureList
+from beitkit.report.charts import Dots, dot_chart
+from beitkit.report.document import Report
+from beitkit.report.journal import Event, read_journal
+from beitkit.report.normal import Line, finetuning_lines
+from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.train.folder import RunFolder
+from beitkit.train.machine.runtime import Runtime
+
+SHOWN_PICTURES = 8
+SHOWN_SHARE = 0.005
+"""Smaller shares of a target are not written down."""
+
+
+class Outcome(NamedTuple):
+    """What the finished network scores on the validation pictures."""
+
+    score: float
+    """Top-1 share, or the mean average precision where pictures have several labels."""
+    pictures: int
+    classes: list[tuple[int, float]]
+    """For each class its pictures, and the share named right or its average precision."""
+
+
+class Compared(NamedTuple):
+    """Another run, by the same measure."""
+
+    folder: Path
+    score: float
+
+
+def write_report(
+    folder: RunFolder,
+    config: FinetuneRun,
+    network: ClassifierConfig,
+    train: PictureList,
+    outcome: Outcome,
+    compared: Compared | None,
+    runtime: Runtime,
+    first: Batch,
+) -> None:
+    """Write report.html; `first` is a training batch as the network sees it."""
+    events = read_journal(folder.journal)
+    backbone = network.backbone
+    report = Report("Fine-tuning", str(folder.path))
+    report.facts(
+        [
+            ("Start", "fresh weights" if config.scratch else str(config.model)),
+            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {backbone.image_size[0]} pixels"),
+            ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
+            ("Device", runtime.describe()),
+            *folder.broken_facts(),
+        ]
+    )
+    if compared is not None:
+        _side_by_side(report, folder.path, outcome, compared, "mAP" if network.multilabel else "top-1")
+    report.section("Is this normal?")
+    lines = [_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, events, config)
+    report.normal_lines([*lines, *normal_training(events)])
+    _preview(report, network, first)
+    _learning(report, events, network)
+    report.section("Classes")
+    measure = "average precision" if network.multilabel else "named right"
+    rows = [
+        [name, f"{count:,}", f"{share:.1%}" if count else "-"]
+        for name, (count, share) in zip(train.classes, outcome.classes, strict=True)
+    ]
+    report.table(["class", "pictures", measure], rows, "Validation pictures of each class.")
+    pace_figures(report, events)
+    report.write(folder.path / "report.html")
+
+
+def _side_by_side(report: Report, path: Path, outcome: Outcome, compared: Compared, measure: str) -> None:
+    difference = outcome.score - compared.score
+    report.verdict(
+        f"{outcome.score:.1%} here, {compared.score:.1%} in {compared.folder}: {100 * difference:+.1f} points",
+        None,
+        "One run each. Repeat both with other values of --seed before you believe a small difference.",
+    )
+    report.figure(
+        dot_chart(
+            [Dots(measure, [[outcome.score], [compared.score]])],
+            [path.name, compared.folder.name],
+            title="Accuracy side by side",
+            x_label="run",
+            y_label=measure,
+        ),
+        f"This run and {compared.folder}, on {outcome.pictures:,} pictures.",
+    )
+
+
+def _accuracy_lines(outcome: Outcome, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
+    # Of mixed pictures only a part can be named right, so their accuracy says nothing about overfitting.
+    is_comparable = not config.augment.is_mixing
+    return finetuning_lines(
+        classes=len(outcome.classes),
+        accuracy=outcome.score,
+        commonest_share=max(count for count, _ in outcome.classes) / outcome.pictures,
+        pictures=outcome.pictures,
+        train_accuracy=last(events, "accuracy") if is_comparable else None,
+    )
+
+
+def _ranking_line(outcome: Outcome) -> Line:
+    shares = [count / outcome.pictures for count, _ in outcome.classes if count]
+    chance = sum(shares) / len(shares)
+    measured = f"mean average precision is {outcome.score:.1%} on {outcome.pictures:,} pictures"
+    against = f"a random order scores about {chance:.1%}"
+    if outcome.score <= 1.1 * chance:
+        return Line("warn", f"At chance: {measured}, and {against}; check the labels, then lower --lr or train longer.")
+    return Line("ok", f"The {measured}; {against}.")
+
+
+def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
+    """What the network sees of its first pictures, and what it is told they are."""
+    report.section("What the network sees", "Training pictures after augmentation, and the targets that go with them.")
+    images = first["images"][:SHOWN_PICTURES].cpu()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.preprocessing.mean, network.preprocessing.std))
+    if images.shape[1] == 1:
+        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    half = max(1, len(images) // 2)
+    pixels = (images * std + mean).clamp(0, 1)
+    columns = {f"pictures 1 to {half}": pixels[:half]}
+    if len(pixels) > 1:
+        columns[f"from {half + 1} on"] = pixels[half : 2 * half]
+    report.pictures(columns, "The beginning of the first batch, top to bottom.")
+    targets = first["targets"] if "targets" in first else torch.eye(len(network.classes))[first["labels"].cpu()]
+    rows = [
+        [str(number), named_target(target, network.classes)]
+        for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)
+    ]
+    report.table(["picture", "target"], rows, "Before label smoothing.")
+
+
+def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:
+    """A target in words: `70% cat, 30% dog`."""
+    named = [f"{share:.0%} {classes[index]}" for index, share in enumerate(target.tolist()) if share > SHOWN_SHARE]
+    return ", ".join(named) or "none of the classes"
+
+
+def _learning(report: Report, events: Sequence[Event], network: ClassifierConfig) -> None:
+    report.section("Learning")
+    losses = {"training": ("train", "loss"), "validation": ("evaluate", "val/loss")}
+    report.figure(
+        curve(events, losses, title="Loss", y_label="cross-entropy"),
+        "Cross-entropy; with label smoothing the training loss does not reach 0.",
+    )
+    if network.multilabel:
+        scores = {"first named is right, training": ("train", "accuracy"), "mean average precision": ("evaluate", "val/map")}
+        caption = "Training: how often the class named first is one of the picture's. Validation: mean average precision."
+    else:
+        scores = {"training": ("train", "accuracy"), "validation": ("evaluate", "val/top1")}
+        caption = "Share of pictures named right; of mixed ones, by their larger part."
+    report.figure(curve(events, scores, title="Accuracy", y_label="share", unit="percent"), caption)

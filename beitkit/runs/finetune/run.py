@@ -1,0 +1,300 @@
+"""`beitkit finetune`: train a classifier from a pre-trained network, or from scratch in the same set-up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from beitkit.configs.model import SIZES, ClassifierConfig
+from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.train import decided
+from beitkit.contracts import Batch
+from beitkit.data.sides import median_side
+from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
+from beitkit.data.stream import (
+    PictureDataset,
+    evaluation_batches,
+    evaluation_dataset,
+    normalized,
+)
+from beitkit.data.views.augment import RandAugment, erased
+from beitkit.data.views.image import TrainView
+from beitkit.data.views.mixing import mixed
+from beitkit.errors import UserError
+from beitkit.evaluation.classification import (
+    Accuracy,
+    MeanAveragePrecision,
+    class_precisions,
+    collect_logits,
+    collect_targets,
+    mean_average_precision,
+    per_class,
+    top_k,
+)
+from beitkit.interop.formats.native import save_native
+from beitkit.interop.load import load
+from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.nn.models import Classifier
+from beitkit.objectives.classify import Classify
+from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.report import Compared, Outcome, write_report
+from beitkit.runs.training.reader import TrainingReader, blocks_of
+from beitkit.runs.training.speed import accelerate
+from beitkit.system import quoted, write_atomically
+from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import Best, fit
+from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.optim import layered_groups
+from beitkit.train.schedule import make_plan
+
+
+class Result(NamedTuple):
+    """What a fine-tuning run found out."""
+
+    folder: Path
+    accuracy: float
+    """Top-1 share on the validation pictures; where pictures have several labels, the mean average precision."""
+
+
+def run(config: FinetuneRun) -> Result:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+    runtime = start_runtime(config.machine, config.speed.sharding)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    train, val = train_and_val(config.images, config.val, config.train.seed)
+    if config.labels is not None:
+        train = few_per_class(train, config.labels, config.train.seed)
+    if config.balanced and train.labels is None:
+        raise UserError(f"--balanced needs one label a picture, but those of {config.images} have several; leave it out")
+    chosen = choose(config, _circumstances(config, train, runtime))
+    config = chosen.config
+    model = _network(config, train)
+    metric = "map" if model.config.multilabel else "top1"
+    compared = None if config.compare is None else _compared(config.compare, val.digest, metric)
+    folder = RunFolder(config.out, "finetune", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
+    if folder.is_finished():
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+        return Result(folder.path, _compared(folder.path, val.digest, metric).score)
+    inputs = {"validation pictures": val.digest}
+    if config.model is not None:  # a network that is described here has no weights of its own yet
+        inputs["model"] = digest_of(model.config, model.backbone.state_dict())
+    folder.pin(pictures=train.digest, **inputs)
+    if runtime.is_main:
+        write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
+    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=0)
+    torch.manual_seed(config.train.seed)
+    if config.scratch:
+        model = Classifier(model.config)
+    elif _has_fresh_head(model):
+        model.reset_head()  # drawn again, now that the seed is set
+    objective = Classify(model, config.label_smoothing)
+    computed = accelerate(objective, config.speed, runtime, plan)
+    for line in chosen.lines:
+        journal.say(line)
+    start = "from scratch" if config.scratch else f"from {config.model}"
+    journal.say(
+        f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
+        f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
+        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
+    )
+    if (note := note_on_val(val)) is not None:
+        journal.say(note)
+
+    streams = _Streams(config, model.config, train, val, runtime, folder, WaitMeter())
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        with runtime.precision():
+            return model(images)
+
+    evaluator = MeanAveragePrecision if model.config.multilabel else Accuracy
+    fit(
+        objective,
+        streams.training,
+        layered_groups(model, model, config.optim),
+        plan=plan,
+        loop=config.loop,
+        optim=config.optim,
+        runtime=runtime,
+        journal=journal,
+        checkpoints=folder.checkpoints,
+        waited=streams.waited,
+        evaluators=[evaluator(predict, streams.validation)],
+        best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
+    )
+    if runtime.is_main:
+        if model.config.multilabel:
+            outcome = _multilabel_outcome(*collect_targets(predict, streams.validation()))
+        else:
+            outcome = _outcome(*collect_logits(predict, streams.validation()))
+        result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
+        folder.write_json("result.json", result | {"val_digest": val.digest})
+        write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
+        save_native(model.cpu(), folder.path)
+        name = "mean average precision" if model.config.multilabel else "accuracy"
+        journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
+        after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
+        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    runtime.processes.wait()
+    return Result(folder.path, _compared(folder.path, val.digest, metric).score)
+
+
+@dataclass
+class _Streams:
+    """The batches of a run: augmented ones to train on, plain ones to validate."""
+
+    config: FinetuneRun
+    network: ClassifierConfig
+    train: PictureList
+    val: PictureList
+    runtime: Runtime
+    folder: RunFolder
+    waited: WaitMeter
+
+    def __post_init__(self) -> None:
+        backbone, preprocessing = self.network.backbone, self.network.preprocessing
+        augment, seed = self.config.augment, self.config.train.seed
+        randomly = None
+        if decided(augment.operations):
+            randomly = RandAugment(
+                decided(augment.operations), decided(augment.magnitude), augment.magnitude_std, preprocessing.mean
+            )
+        self.dataset = PictureDataset(
+            self.train,
+            TrainView(self.config.view, backbone.image_size, randomly, decided(augment.erasing)),
+            channels=backbone.channels,
+            seed=seed,
+            smallest=backbone.patch,
+            repeats=augment.repeats,
+            balanced=self.config.balanced,
+        )
+        self.evaluation = evaluation_dataset(self.val, backbone, preprocessing)
+
+    def training(self, first: int) -> Iterator[Batch]:
+        """Endless batches from number `first` on: views, normalized, erased, mixed."""
+        config, preprocessing = self.config, self.network.preprocessing
+        reader = TrainingReader(config.train, config.machine, config.read, self.runtime, self.folder, self.waited)
+        stream = normalized(reader.batches(self.dataset, first), preprocessing.mean, preprocessing.std)
+        if config.augment.erasing:
+            stream = erased(stream)
+        if config.augment.is_mixing:
+            stream = mixed(
+                stream,
+                config.augment,
+                classes=len(self.network.classes),
+                seed=config.train.seed,
+                first=first,
+                rank=self.runtime.rank,
+                world=self.runtime.world,
+            )
+        return stream
+
+    def validation(self) -> Iterator[Batch]:
+        """One pass of the validation pictures as they are."""
+        return evaluation_batches(
+            self.evaluation,
+            2 * decided(self.config.train.batch_size),
+            workers=self.config.machine.workers,
+            device=self.runtime.device,
+            preprocessing=self.network.preprocessing,
+            max_broken=self.config.read.max_broken,
+            report=self.folder.note_broken,
+            list_file=self.folder.broken_list,
+        )
+
+
+def _circumstances(config: FinetuneRun, train: PictureList, runtime: Runtime) -> Circumstances:
+    """What the choices depend on: pictures, network and device."""
+    imbalance = 1.0
+    if train.labels is not None:
+        counts = np.unique(train.labels, return_counts=True)[1]
+        imbalance = float(counts.max() / counts.min())
+    if config.model is None:
+        size, patch, image_size = SIZES[decided(config.size)], config.patch or DEFAULT_PATCH, None
+        width, depth, preprocessing = size.width, size.depth, config.network.preprocessing
+    else:
+        stored = read_checkpoint(config.model).config
+        backbone, preprocessing = stored.backbone, stored.preprocessing
+        width, depth, patch, image_size = backbone.width, backbone.depth, max(backbone.patch), backbone.image_size
+    return Circumstances(
+        pictures=len(train),
+        side=median_side(train, config.train.seed),
+        imbalance=imbalance,
+        width=width,
+        depth=depth,
+        patch=patch,
+        image_size=image_size,
+        crop_share=preprocessing.crop_share,
+        device=runtime.kind,
+    )
+
+
+def _network(config: FinetuneRun, files: PictureList) -> Classifier:
+    """The checkpoint as a classifier of these pictures, or the network that is described instead."""
+    if config.model is None:
+        model = Classifier(_described(config, files.classes))
+    else:
+        loaded = load(
+            config.model, task="classify", classes=files.classes, image_size=config.image_size, drop_path=config.drop_path
+        )
+        assert isinstance(loaded, Classifier)
+        model = loaded
+    shown = replace(model.config.preprocessing, crop_share=decided(config.crop_share))
+    model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
+    return model
+
+
+def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfig:
+    """The network that `--size`, `--patch`, `--image-size`, `--pooling` and `--network` ask for."""
+    network, pooling = config.network, config.pooling or "mean"
+    return ClassifierConfig(
+        backbone=network.backbone(
+            decided(config.size),
+            config.patch or DEFAULT_PATCH,
+            decided(config.image_size),
+            drop_path=decided(config.drop_path),
+            final_norm=pooling == "cls",
+        ),
+        classes=classes,
+        pooling=pooling,
+        preprocessing=network.preprocessing,
+    )
+
+
+def _outcome(logits: torch.Tensor, labels: torch.Tensor) -> Outcome:
+    return Outcome(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
+
+
+def _multilabel_outcome(logits: torch.Tensor, targets: torch.Tensor) -> Outcome:
+    precisions = class_precisions(logits, targets)
+    classes = list(zip(targets.sum(0).tolist(), precisions, strict=True))
+    return Outcome(mean_average_precision(logits, targets), len(targets), classes)
+
+
+def _has_fresh_head(model: Classifier) -> bool:
+    """Whether the head is new, because the checkpoint had none or one for other classes."""
+    assert model.load_report is not None
+    return any(record.name == "head.weight" and record.fate == "fresh" for record in model.load_report.records)
+
+
+def _compared(folder: Path, val_digest: str, metric: str) -> Compared:
+    """What a finished run found out, on the same validation pictures."""
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        score, measured_on = float(result[metric]), result["val_digest"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
+    if measured_on != val_digest:
+        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+    return Compared(folder, score)

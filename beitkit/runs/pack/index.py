@@ -1,0 +1,32 @@
+"""`beitkit index`: write down once which pictures there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from beitkit.data.sources.archives import archives_at
+from beitkit.data.sources.find import find_labelled, find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.index import walked, write_index
+from beitkit.data.sources.locations import is_url, location
+from beitkit.errors import UserError
+from beitkit.runs.pack.config import IndexRun
+from beitkit.system import quoted
+
+
+def run(config: IndexRun) -> Path:
+    """Write an index; returns its path."""
+    images, out = config.images, config.out
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if config.labels:
+            total = write_index(out, find_labelled(images, config.split))
+        elif archives_at(images) is None and not is_url(location(images)) and images.is_dir():
+            total = write_index(out, PictureList.of(images, []), walked(images, out.parent))
+        else:
+            total = write_index(out, find_pictures(images))
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another --out") from None
+    following = "finetune {} --model ..." if config.labels else "pretrain {} --tokenizer ..."
+    print(f"written: {out} ({total} pictures). Next: beitkit {following.format(quoted(out))} --out ...")
+    return out

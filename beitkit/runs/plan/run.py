@@ -1,0 +1,142 @@
+"""`beitkit plan`: what a run will take, before it is begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from itertools import count
+
+import torch
+
+from beitkit.configs.train import MachineConfig
+from beitkit.contracts import precision_name
+from beitkit.data.decoding.decode import picture_to_crop
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.views.image import PretrainView
+from beitkit.data.workers import default_workers
+from beitkit.errors import UserError
+from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds
+from beitkit.planning.memory import Memory, plan_memory
+from beitkit.planning.rates import Given, Measured, given_rates, measure
+from beitkit.runs.plan.config import PlanRun
+from beitkit.runs.plan.subject import Subject, subject_of
+from beitkit.runs.plan.table import GIB, Estimate, print_estimate
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.system import resident_bytes
+from beitkit.train.machine.runtime import Runtime, start_runtime
+
+GIGA = 1e9
+
+
+def run(config: PlanRun) -> Estimate:
+    """Print the plan; returns it."""
+    subject = subject_of(config)
+    precision = "bfloat16" if config.precision == "auto" else config.precision
+    rates: Measured | Given | None = given_rates(config.rates, config.tflops, config.share, precision, subject.verb)
+    process, limit, device = 0, config.memory, ""
+    workers = config.workers
+    if rates is None:
+        runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
+        precision = precision_name(runtime.autocast)
+        process = (resident_bytes() or 0) if runtime.device.type == "cpu" else 0
+        read = _reader(config, subject)
+        rates = measure(subject.workload, subject.length.batch_size, runtime, read, recompute=config.recompute)
+        limit = _memory_here(runtime) / GIB if limit is None else limit
+        workers = default_workers() if workers < 0 else workers
+        device = runtime.describe()
+    else:
+        device = rates.device
+    autocast = torch.bfloat16 if precision == "bfloat16" else None
+
+    def memory(batch_size: int, *, recompute: bool, is_sharded: bool) -> Memory:
+        return plan_memory(
+            subject.workload,
+            batch_size,
+            own_passes=subject.length.passes // config.gpus * (subject.length.batch_size // batch_size),
+            autocast=autocast,
+            recompute=recompute,
+            is_averaged=subject.is_averaged,
+            devices=config.gpus,
+            is_sharded=is_sharded,
+            process=process,
+            surplus=rates.allocator if isinstance(rates, Measured) else 0.0,
+        )
+
+    is_sharded = config.sharding == "full"
+    held = memory(subject.length.batch_size, recompute=config.recompute, is_sharded=is_sharded)
+    bandwidth = None if config.bandwidth is None else config.bandwidth * GIGA
+    exchanged = exchange_seconds(subject.workload, subject.length, bandwidth, is_sharded=is_sharded)
+    step = step_seconds(
+        subject.workload, subject.length, rates, recompute=config.recompute, workers=max(0, workers), exchanged=exchanged
+    )
+    estimate = Estimate(
+        config=config,
+        subject=subject,
+        device=device,
+        precision=precision,
+        rates=rates,
+        operations=operations(subject.workload, subject.length, recompute=config.recompute),
+        memory=held,
+        limit=None if limit is None else round(limit * GIB),
+        step=step,
+        evaluating=evaluation_seconds(subject.workload, subject.length, rates, recompute=config.recompute),
+        advice=() if limit is None or held.peak <= limit * GIB else _advice(config, subject, memory, round(limit * GIB)),
+    )
+    if config.json:
+        print(json.dumps(estimate.described()))
+    else:
+        print_estimate(estimate)
+    return estimate
+
+
+def _memory_here(runtime: Runtime) -> int:
+    """Bytes of the device's memory."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_properties(runtime.device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
+    """Reads and augments one of the given pictures after the other, as the run would; None where none are given.
+
+    Raises:
+        UserError: another verb than pre-training, whose pictures are changed in more ways.
+    """
+    if config.pictures is None:
+        return None
+    if not isinstance(subject.run, PretrainRun):
+        raise UserError(f"--pictures times the reading of pre-training, and this plans {subject.verb}; leave it out")
+    files, backbone = find_pictures(config.pictures), subject.workload.network.backbone
+    view = PretrainView(subject.run.view, backbone.image_size, subject.workload.token_size)
+    numbers = count()
+
+    def read() -> None:
+        number = next(numbers)
+        view(picture_to_crop(files.path(number % len(files)), backbone.channels), random.Random(number))
+
+    return read
+
+
+def _advice(config: PlanRun, subject: Subject, memory: Callable[..., Memory], limit: int) -> tuple[str, ...]:
+    """What would fit: a smaller batch with more passes, recomputation, sharding, or all of them."""
+    batch_size, passes = subject.length.batch_size, subject.length.passes
+    is_sharded = config.sharding == "full"
+    sharding = [(True, " --sharding full")] if is_sharded or config.gpus > 1 else []
+    ways = [(config.recompute, is_sharded, ""), (True, is_sharded, " --recompute")]
+    ways += [
+        (recompute, True, f"{option}{' --recompute' if recompute else ''}")
+        for recompute in (False, True)
+        for _, option in sharding
+    ]
+    found: list[str] = []
+    for recompute, sharded, options in dict.fromkeys(ways):
+        smaller = batch_size
+        while memory(smaller, recompute=recompute, is_sharded=sharded).peak > limit and smaller > 1 and smaller % 2 == 0:
+            smaller //= 2
+        needed = memory(smaller, recompute=recompute, is_sharded=sharded).peak
+        if needed <= limit:
+            batch = "" if smaller == batch_size else f" --batch-size {smaller} --accumulate {passes * (batch_size // smaller)}"
+            found.append(f"{(batch + options).strip()} needs {needed / GIB:.1f} GiB")
+    return tuple(found)

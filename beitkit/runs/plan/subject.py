@@ -1,0 +1,153 @@
+"""What is planned: the run that a recipe or options describe, and its arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from beitkit.configs.model import SIZES, ClassifierConfig, SegmenterConfig
+from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, VQKDConfig
+from beitkit.configs.train import decided
+from beitkit.data.views.masking import masker
+from beitkit.errors import UserError
+from beitkit.interop.kinds import numbered
+from beitkit.interop.load import load_tokenizer
+from beitkit.planning.estimate import Length
+from beitkit.planning.workload import Workload
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.plan.config import PlanRun
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.pretrain.run import DEFAULT_EPOCHS
+from beitkit.runs.pretrain.setup import JUDGED_PICTURES, network_of
+from beitkit.runs.recipes.recipe import IMAGES, OUT
+from beitkit.runs.recipes.table import recipe_named, started_from
+from beitkit.runs.segment.config import SegmentRun
+from beitkit.runs.segment.run import AUXILIARY_CHANNELS
+from beitkit.runs.token_encoder import TRIED_PICTURES
+from beitkit.train.schedule import make_plan
+
+AnyRun = PretrainRun | FinetuneRun | SegmentRun
+CLASSES = {"finetune": 1000, "segment": 150}
+"""Of ImageNet-1k and of ADE20K."""
+
+
+class Subject(NamedTuple):
+    """What is planned."""
+
+    verb: str
+    run: AnyRun
+    workload: Workload
+    length: Length
+    is_averaged: bool
+    """Whether a moving average of the weights is kept."""
+
+
+def subject_of(config: PlanRun) -> Subject:
+    """The run that is planned.
+
+    Raises:
+        UserError: a recipe that does not exist, options that are not for it, or passes that devices cannot share.
+    """
+    verb = "pretrain" if config.recipe is None else recipe_named(config.recipe).verb
+    _check_options(config, verb)
+    run = _run_of(config, verb)
+    passes = run.loop.accumulate if config.accumulate is None else config.accumulate
+    passes = config.gpus if passes is None else passes
+    if passes % config.gpus:
+        nearest = max(1, round(passes / config.gpus)) * config.gpus
+        raise UserError(
+            f"{passes} forward passes a step cannot be shared evenly by --gpus {config.gpus}; give --accumulate {nearest}, "
+            "and the --batch-size that keeps the pictures of a step"
+        )
+    run = replace(run, loop=replace(run.loop, accumulate=passes))
+    workload = _workload(config, run)
+    return Subject(verb, run, workload, _length(config, run, passes), bool(run.loop.ema))
+
+
+def _check_options(config: PlanRun, verb: str) -> None:
+    """Raise a `UserError` for an option of another verb."""
+    default = PlanRun(images=1)
+    others = (
+        dict.fromkeys(("tokenizer", "views", "cached"), "pretrain")
+        if verb != "pretrain"
+        else dict.fromkeys(("classes", "validation"), "finetune and segment")
+    )
+    for name, home in others.items():
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"--{name} is for {home}, and this plans {verb}; leave it out, or give another --recipe")
+
+
+def _run_of(config: PlanRun, verb: str) -> AnyRun:
+    """The verb's config: the recipe's or the defaults, with what the options say."""
+    if config.recipe is None:
+        run: AnyRun = PretrainRun(IMAGES, out=OUT)
+    else:
+        given = [name for name in ("steps", "epochs") if getattr(config, name) is not None]
+        run = started_from(config.recipe, verb, given)
+    changed = {name: getattr(config, name) for name in ("batch_size", "steps", "epochs") if getattr(config, name) is not None}
+    run = replace(run, train=replace(run.train, **changed))
+    if config.image_size is not None:
+        run = replace(run, image_size=config.image_size)
+    if isinstance(run, PretrainRun):
+        described = {name: getattr(config, name) for name in ("size", "patch") if getattr(config, name) is not None}
+        run = replace(run, views=config.views, **described)
+    return run
+
+
+def _workload(config: PlanRun, run: AnyRun) -> Workload:
+    if isinstance(run, PretrainRun):
+        tokenizer = _tokenizer(config)
+        network = network_of(run, _channels(tokenizer), vocabulary=tokenizer.vocabulary)
+        predicted = masker(run.mask, network.backbone.grid).count
+        return Workload(network=network, tokenizer=tokenizer, tried=TRIED_PICTURES, predicted=predicted)
+    assert config.recipe is not None
+    size = config.size or next(name for name in SIZES if name in config.recipe.split("-"))
+    backbone = NetworkConfig().backbone(
+        size,  # type: ignore[arg-type] - one of SIZES
+        config.patch or DEFAULT_PATCH,
+        decided(run.image_size),
+        drop_path=run.drop_path or 0.0,
+        final_norm=False,
+    )
+    if isinstance(run, FinetuneRun):
+        classes = numbered(config.classes or CLASSES["finetune"])
+        return Workload(network=ClassifierConfig(backbone=backbone, classes=classes), mixes=run.augment.is_mixing)
+    segmenter = SegmenterConfig(
+        backbone=backbone,
+        classes=numbered(config.classes or CLASSES["segment"]),
+        head=run.head,
+        channels=run.channels,
+        auxiliary_channels=None if run.head == "linear" else min(AUXILIARY_CHANNELS, backbone.width),
+    )
+    return Workload(network=segmenter, loss=run.loss)
+
+
+def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
+    if config.tokenizer in PUBLISHED_DVAES:
+        return PUBLISHED_DVAES[config.tokenizer]
+    path = Path(config.tokenizer)
+    if not path.exists():
+        raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}")
+    return load_tokenizer(path).config
+
+
+def _channels(tokenizer: DVAEConfig | VQKDConfig) -> int:
+    return tokenizer.channels if isinstance(tokenizer, DVAEConfig) else tokenizer.encoder.channels
+
+
+def _length(config: PlanRun, run: AnyRun, passes: int) -> Length:
+    # The rates that a schedule starts from change nothing about its length.
+    optim = replace(run.optim, warmup_epochs=0.0, warmup_steps=None)
+    plan = make_plan(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
+    epochs = plan.steps * plan.pictures_per_step / config.images
+    every = run.loop.evaluate_every
+    evaluations = -(-plan.steps // every) if every else 1
+    if isinstance(run, PretrainRun):
+        stored = 0 if config.cached else config.views
+        tokenized = 1.0 if stored is None else min(1.0, stored / epochs)
+        judged = evaluations * min(JUDGED_PICTURES, config.images)
+    else:
+        tokenized, judged = 0.0, evaluations * (config.validation or 0)
+    return Length(plan.steps, decided(run.train.batch_size), passes, config.gpus, tokenized, judged)

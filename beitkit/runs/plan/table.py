@@ -1,0 +1,207 @@
+"""The plan as a table: every figure with where it is from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from beitkit.planning.estimate import Operations, StepSeconds
+from beitkit.planning.memory import Memory
+from beitkit.planning.rates import Given, Measured
+from beitkit.runs.plan.config import PlanRun
+from beitkit.runs.plan.subject import Subject
+from beitkit.train.journal import duration
+
+GIB = 2**30
+HOUR = 3600
+CLOSED, TRACED, COUNTED = "closed form", "traced", "from the options"
+MEASURED, NOT_MEASURED = "measured here now", "not measured"
+
+
+class Figure(NamedTuple):
+    """One number of the plan."""
+
+    part: str
+    name: str
+    value: float
+    unit: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The number as people read it."""
+        if self.unit == "bytes":
+            return f"{self.value / GIB:.2f} GiB"
+        if self.unit == "FLOP":
+            exponent, prefix = next((step for step in ((18, "E"), (15, "P"), (12, "T")) if self.value >= 10 ** step[0]), (9, "G"))
+            return f"{self.value / 10**exponent:.4g} {prefix}FLOP"
+        if self.unit == "s":
+            return f"{self.value:.3g} s" if self.value < 60 else duration(self.value)
+        return {"h": f"{self.value:.4g} h", "price": f"{self.value:,.2f}"}.get(self.unit, f"{self.value:,.10g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What `beitkit plan` found out."""
+
+    config: PlanRun
+    subject: Subject
+    device: str
+    precision: str
+    rates: Measured | Given
+    operations: Operations
+    memory: Memory
+    limit: int | None
+    """Bytes of each device; None is not known."""
+    step: StepSeconds
+    evaluating: float
+    """Seconds of all evaluations."""
+    advice: tuple[str, ...]
+    """What would fit, where this does not."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole run, without starting and saving."""
+        return self.subject.length.steps * self.step.total + self.evaluating
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the memory suffices; None where it is not known how much there is."""
+        return None if self.limit is None else self.memory.peak <= self.limit
+
+    @property
+    def cost(self) -> float | None:
+        """In the unit of the price; None without one."""
+        price = self.config.price
+        return None if price is None else price * self.config.gpus * self.seconds / HOUR
+
+    def figures(self) -> list[Figure]:
+        """All numbers, in the order in which they are shown."""
+        return [*self._length(), *self._operations(), *self._memory(), *self._time()]
+
+    def described(self) -> dict[str, Any]:
+        """All there is to say, as JSON."""
+        return {
+            "verb": self.subject.verb,
+            "recipe": self.config.recipe,
+            "device": self.device,
+            "precision": self.precision,
+            "gpus": self.config.gpus,
+            "peak_bytes": self.memory.peak,
+            "fits": self.fits,
+            "seconds": self.seconds,
+            "step_seconds": self.step.total,
+            "cost": self.cost,
+            "figures": [figure._asdict() for figure in self.figures()],
+            "advice": list(self.advice),
+            "notes": self.notes(),
+        }
+
+    def notes(self) -> list[str]:
+        """What the figures leave out."""
+        length, notes = self.subject.length, []
+        if isinstance(self.rates, Given):
+            notes.append(
+                "reading pictures, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
+            )
+        elif self.rates.reading is None:
+            notes.append("reading pictures is left out; --pictures FOLDER times it")
+        if length.devices > 1 and self.config.bandwidth is None:
+            notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
+        if length.devices > 1 and isinstance(self.rates, Measured):
+            notes.append(f"time is that of {length.devices} devices like this one")
+        if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
+            notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
+        if self.subject.verb != "pretrain" and self.config.validation is None:
+            notes.append("evaluations are left out; --validation says how many pictures they look at")
+        return notes
+
+    def _length(self) -> list[Figure]:
+        length = self.subject.length
+        return [
+            Figure("length", "steps", length.steps, "", COUNTED),
+            Figure("length", "pictures a step", length.pictures_per_step, "", COUNTED),
+            Figure("length", "passes a step, each device", length.passes // length.devices, "", COUNTED),
+            Figure("length", "pictures shown", length.pictures, "", COUNTED),
+            Figure("length", "parameters", self.subject.workload.parameters, "", COUNTED),
+        ]
+
+    def _operations(self) -> list[Figure]:
+        workload, flops = self.subject.workload, self.subject.workload.flops
+        by_part = [(name, value) for name, value in flops._asdict().items()]
+        figures = [Figure("a picture forward", name, value, "FLOP", CLOSED) for name, value in by_part]
+        figures.append(Figure("a picture forward", "all", flops.forward, "FLOP", CLOSED))
+        figures.append(Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", CLOSED))
+        if workload.tokenizer is not None:
+            figures.append(Figure("a picture", "tokenizer", workload.tokenizer_flops, "FLOP", CLOSED))
+        named = [(name, value) for name, value in self.operations._asdict().items() if value]
+        figures += [Figure("the run", name, value, "FLOP", CLOSED) for name, value in named]
+        return [*figures, Figure("the run", "all", self.operations.total, "FLOP", CLOSED)]
+
+    def _memory(self) -> list[Figure]:
+        memory, part = self.memory, "memory of a device"
+        rows = [
+            ("process, Python and torch", memory.process, MEASURED),
+            ("weights", memory.weights, CLOSED),
+            ("gradients", memory.gradients, CLOSED),
+            ("AdamW's moments", memory.moments, CLOSED),
+            ("average of the weights", memory.average, CLOSED),
+            ("activations kept", memory.traced.activations, TRACED),
+            ("of these, casts of weights", memory.traced.cast_weights, TRACED),
+            ("logits and loss", memory.traced.logits, TRACED),
+            ("tokenizer's weights", memory.tokenizer, CLOSED),
+            ("tokenizer at work", memory.tokenizer_activations, TRACED),
+            ("tokenizer, tried at the start", memory.trial, TRACED),
+            ("batch", memory.batch, CLOSED),
+            ("buckets, gathered blocks", memory.exchange, CLOSED),
+            ("allocator's surplus", memory.surplus, MEASURED),
+        ]
+        figures = [Figure(part, name, value, "bytes", source) for name, value, source in rows if value]
+        figures += [Figure(part, f"in all, {name}", value, "bytes", "sum") for name, value in memory.moments_in_time.items()]
+        return [*figures, Figure(part, "peak", memory.peak, "bytes", "the most of these")]
+
+    def _time(self) -> list[Figure]:
+        source = self.rates.source if isinstance(self.rates, Given) else MEASURED
+        names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for pictures",
+                 "update": "update", "exchange": "exchange"}  # fmt: skip
+        figures = []
+        if isinstance(self.rates, Given):
+            figures.append(Figure("time", "FLOP a second, each device", self.rates.flops_per_second, "FLOP", source))
+        for name, value in self.step._asdict().items():
+            if value:
+                figures.append(Figure("a step", names[name], value, "s", "given bandwidth" if name == "exchange" else source))
+        figures.append(Figure("a step", "all", self.step.total, "s", "sum"))
+        if self.evaluating:
+            figures.append(Figure("the run", "evaluations", self.evaluating, "s", source))
+        made_of = "steps x a step, evaluations" if self.evaluating else "steps x a step"
+        figures.append(Figure("the run", "time", self.seconds, "s", made_of))
+        figures.append(Figure("the run", "device hours", self.seconds * self.config.gpus / HOUR, "h", "time x devices"))
+        if self.cost is not None:
+            figures.append(Figure("the run", "cost", self.cost, "price", "time x devices x given price"))
+        return figures
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """The plan for people, on stdout; the last line says what to do next."""
+    length = estimate.subject.length
+    recipe = "" if estimate.config.recipe is None else f" by the recipe {estimate.config.recipe}"
+    where = f"{length.devices} x {estimate.device}" if length.devices > 1 else estimate.device
+    print(f"{estimate.subject.verb}{recipe}: {estimate.config.images:,} pictures; {where}; planned in {estimate.precision}\n")
+    shown = ""
+    for figure in estimate.figures():
+        part = "" if figure.part == shown else figure.part
+        print(f"{part:<19} {figure.name:<27} {figure.text:>16}  {figure.source}")
+        shown = figure.part
+    for note in estimate.notes():
+        print(f"note: {note}")
+    print(_next(estimate))
+
+
+def _next(estimate: Estimate) -> str:
+    """The last line."""
+    if estimate.fits is False:
+        assert estimate.limit is not None
+        said = f"does not fit: {estimate.memory.peak / GIB:.1f} GiB are needed, {estimate.limit / GIB:.1f} are there."
+        return f"{said} Next: " + (", or ".join(estimate.advice) or "a smaller --size, or devices with more memory")
+    recipe = "" if estimate.config.recipe is None else f" --recipe {estimate.config.recipe}"
+    return f"Next: beitkit {estimate.subject.verb} IMAGES{recipe} --batch-size {estimate.subject.length.batch_size} --out ..."

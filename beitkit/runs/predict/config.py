@@ -1,0 +1,86 @@
+"""`beitkit predict` and `beitkit embed`: what they take."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from beitkit.configs.parts import EngineName, Flat, Pool, check_batch, shard_of
+from beitkit.configs.segmentation import InferenceConfig
+from beitkit.configs.train import MachineConfig
+from beitkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class PredictRun:
+    """Name what new pictures show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
+
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
+    _: KW_ONLY
+    model: Path
+    """Run folder or checkpoint of a classifier or a segmenter."""
+    out: Path | None = None
+    """Table to write: .csv, .jsonl or .parquet; of a segmenter a folder, for masks and overlays. The same command continues it;
+    without it the predictions are printed."""
+    top: int = 5
+    """How many of the most probable classes a row has (.jsonl: always all)."""
+    batch_size: int = 64
+    """Pictures per forward pass."""
+    shard: str | None = None
+    """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.csv."""
+    engine: EngineName = "local"
+    """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
+    json: bool = False
+    """Print JSON on stdout: without --out a line for each picture, with it the counts."""
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs)
+        check_batch(self.batch_size)
+        shard_of(self.shard)
+        if self.top < 1:
+            raise UserError(f"--top must be at least 1, got {self.top}")
+
+
+@dataclass(frozen=True)
+class EmbedRun:
+    """Write the features of pictures, for search, clustering or a classifier of one's own."""
+
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
+    _: KW_ONLY
+    model: Path
+    """Run folder or checkpoint of any network."""
+    out: Path
+    """What to write: .npy (with the paths beside it, in NAME.paths.jsonl) or .parquet. The same command continues it."""
+    block: int | Literal["all"] | None = None
+    """Block whose raw output is taken, from 1 as `beitkit probe` counts, or all; None takes the network's output."""
+    pool: Pool = "mean"
+    """Mean of the patches, class token, both side by side (class token first), or every patch by itself."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored numbers."""
+    batch_size: int = 64
+    """Pictures per forward pass."""
+    shard: str | None = None
+    """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.npy."""
+    engine: EngineName = "local"
+    """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs)
+        check_batch(self.batch_size)
+        shard_of(self.shard)
+        if self.block not in (None, "all") and self.block < 1:
+            raise UserError(f"--block counts from 1, got {self.block}")
+
+
+def check_inputs(inputs: tuple[Path, ...]) -> None:
+    """Raise a `UserError` where no pictures are given."""
+    if not inputs:
+        raise UserError("give at least one picture, folder, glob or list of files")

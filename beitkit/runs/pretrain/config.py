@@ -1,0 +1,79 @@
+"""`beitkit pretrain`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
+from beitkit.configs.model import SizeName
+from beitkit.configs.parts import Flat, NetworkConfig, check_views
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
+from beitkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """Pre-train a vision Transformer on unlabelled pictures: predict the visual tokens of masked patches."""
+
+    images: Positional[Path]
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    _: KW_ONLY
+    tokenizer: Path | None = None
+    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for --target tokens."""
+    out: Path
+    """Run folder to make or to continue."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
+    size: SizeName = "base"
+    """Size of the network."""
+    image_size: int = 224
+    """Side of the square pictures, in pixels."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    target: Literal["tokens", "pixels"] = "tokens"
+    """What is predicted: visual tokens, or as an ablation the patch's pixels, normalized like the input (mean squared error)."""
+    recover: Literal["masked", "all"] = "masked"
+    """Which patches are predicted: the masked ones, or as an ablation all."""
+    cls_branch: int | None = None
+    """BEiT v2's second prediction through the class token: after how many blocks the patches are handed to it (v2: 9 of 12, 21
+    of 24); None leaves it out."""
+    views: int | None = None
+    """Stored views of a picture, all of which it shows before one comes again (masks are always fresh): their tokens are computed
+    once and kept. None shows another view every epoch, and computes its tokens."""
+    tokens: Path | None = None
+    """Token cache that `beitkit tokenize` made (or another run, in its folder `tokens`); None keeps one in the run folder where
+    --views is given."""
+    channels: Literal[1, 3] | None = None
+    """Channels of the pictures: 1 (grey) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig()
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    network: NetworkConfig = NetworkConfig()
+    mask: MaskConfig = MaskConfig()
+    view: ViewConfig = ViewConfig()
+    optim: OptimConfig = OptimConfig()
+    loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        check_given(self.train, self.optim)
+        if min(self.image_size, self.patch) < 1:
+            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
+        if self.mask.kind == "none" and self.recover == "masked":
+            raise UserError("--mask.kind none hides nothing, so there is nothing masked to predict; give --recover all with it")
+        if self.target == "pixels" and self.tokenizer is not None:
+            raise UserError("--target pixels uses no tokenizer; leave --tokenizer out, or predict its tokens")
+        if self.target == "pixels" and (self.views is not None or self.tokens is not None):
+            raise UserError("--target pixels has no tokens to store; leave --views and --tokens out")
+        check_views(self.views)
+        if self.cls_branch is not None and (self.target == "pixels" or self.recover == "all"):
+            raise UserError(
+                f"--cls-branch predicts the tokens of masked patches a second time; "
+                f"leave it out, or give --target tokens and --recover masked (got {self.target} and {self.recover})"
+            )
+        if self.cls_branch is not None and self.cls_branch < 1:
+            raise UserError(f"--cls-branch must be at least 1, got {self.cls_branch}")

@@ -1,0 +1,230 @@
+"""What a pre-training run works with: pictures, masks, targets and network, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+
+from beitkit.configs.data import ViewConfig
+from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig, Pair
+from beitkit.configs.train import TrainConfig
+from beitkit.contracts import Batch
+from beitkit.data.sources.find import PictureList, find_pictures
+from beitkit.data.stream import PictureDataset, normalized, to_device, tokenized
+from beitkit.data.tokens.cache import read_key
+from beitkit.data.tokens.key import CacheKey
+from beitkit.data.tokens.stage import CachedTokens
+from beitkit.data.views.image import PretrainView
+from beitkit.data.views.masking import Masker, located, masker
+from beitkit.errors import UserError
+from beitkit.interop.kinds import TokenizerNetwork
+from beitkit.interop.load import load_tokenizer
+from beitkit.nn.models import MaskedImageModel
+from beitkit.objectives.masked import MaskedPixels, MaskedTokens
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.token_encoder import token_encoder
+from beitkit.tokenizers.frozen import Encoder
+from beitkit.train.machine.runtime import Runtime
+
+JUDGED_PICTURES = 512
+"""Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with, checked against each other before anything is written."""
+
+    config: PretrainRun
+    tokenizer: TokenizerNetwork | None
+    """None where pixels are predicted."""
+    model: MaskedImageModelConfig
+    draw_mask: Masker
+    files: PictureList
+    views: int | None
+    """Stored views of a picture; None shows another one every epoch."""
+
+    @classmethod
+    def of(cls, config: PretrainRun) -> Setup:
+        """Read the tokenizer, find the pictures, and refuse what cannot work together."""
+        tokenizer = _tokenizer(config)
+        model = model_of(config, tokenizer)
+        views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
+        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_pictures(config.images), views)
+
+    @property
+    def recover_all(self) -> bool:
+        """Whether visible patches are predicted as well."""
+        return self.config.recover == "all"
+
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the run reads, by what a person calls it."""
+        tokenizer = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fingerprint}
+        stored = {} if self.views is None else {"stored views": str(self.views)}
+        return {"pictures": self.files.digest} | tokenizer | stored
+
+    def objective(self) -> MaskedTokens | MaskedPixels:
+        """The objective over a fresh network."""
+        kind = MaskedPixels if self.tokenizer is None else MaskedTokens
+        return kind(MaskedImageModel(self.model), recover_all=self.recover_all)
+
+    def cache_key(self, views: int) -> CacheKey:
+        """What the tokens of this many stored views depend on."""
+        assert self.tokenizer is not None
+        backbone = self.model.backbone
+        return key_of(
+            self.files, self.tokenizer, self.config.view, backbone.image_size, backbone.patch, self.config.train.seed, views
+        )
+
+    def dataset(self, *, shows_tokenizer: bool = True) -> PictureDataset:
+        """Pictures with their masks; where there is a tokenizer in two views, the second with one token per patch.
+
+        Without `shows_tokenizer` the second view is left out.
+        """
+        backbone = self.model.backbone
+        token_size = None
+        if self.tokenizer is not None and shows_tokenizer:
+            token_size = token_size_of(self.tokenizer, backbone.grid)
+        return PictureDataset(
+            self.files,
+            PretrainView(self.config.view, backbone.image_size, token_size),
+            masker=self.draw_mask,
+            channels=backbone.channels,
+            seed=self.config.train.seed,
+            smallest=backbone.patch,
+            views=self.views,
+        )
+
+    def fixed(self) -> PictureDataset:
+        """Some of the pictures, evenly spread, each always in the same view and under the same mask."""
+        count = min(JUDGED_PICTURES, len(self.files))
+        chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
+        dataset = self.dataset()
+        return PictureDataset(
+            chosen,
+            dataset.view,
+            masker=self.draw_mask,
+            channels=dataset.channels,
+            seed=self.config.train.seed,
+            kind="evaluate",
+            smallest=dataset.smallest,
+        )
+
+    def encoder(self, runtime: Runtime, begun: CacheKey | None) -> Encoder | None:
+        """The tokenizer as the run uses it, on the device, by the token cache that is there; None where pixels are predicted."""
+        return None if self.tokenizer is None else token_encoder(self.tokenizer, self.files, self.cache_key(1), runtime, begun)
+
+    def prepared(
+        self, stream: Iterator[Batch], device: torch.device, encoder: Encoder | None, cached: CachedTokens | None = None
+    ) -> Iterator[Batch]:
+        """Batches ready for the objective; tokens are taken from the cache where there is one, else made by the encoder."""
+        statistics = self.model.preprocessing
+        if cached is not None:
+            stream = cached.tokenized(stream)
+        stream = located(stream, self.recover_all)
+        stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
+        return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
+
+
+def token_size_of(tokenizer: TokenizerNetwork, grid: Pair) -> Pair:
+    """Size of the view that has one token per patch."""
+    return grid[0] * tokenizer.stride, grid[1] * tokenizer.stride
+
+
+def key_of(
+    files: PictureList, tokenizer: TokenizerNetwork, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
+) -> CacheKey:
+    """What the tokens of stored views depend on."""
+    grid = image_size[0] // patch[0], image_size[1] // patch[1]
+    return CacheKey(
+        tokenizer=tokenizer.fingerprint,
+        vocabulary=tokenizer.vocabulary,
+        pictures=files.digest,
+        view=view,
+        image_size=image_size,
+        patch=patch,
+        token_size=token_size_of(tokenizer, grid),
+        channels=tokenizer.channels,
+        grid=grid,
+        seed=seed,
+        views=views,
+    )
+
+
+def view_options(view: ViewConfig, image_size: int, patch: int, seed: int) -> str:
+    """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
+    given: list[tuple[str, object]] = [
+        (f"--{name}", value)
+        for name, value, default in (
+            ("image-size", image_size, PretrainRun.image_size),
+            ("patch", patch, PretrainRun.patch),
+            ("seed", seed, TrainConfig.seed),
+        )
+        if value != default
+    ]
+    for field in fields(ViewConfig):
+        value = getattr(view, field.name)
+        if value != field.default:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            given.append((f"--view.{field.name.replace('_', '-')}", text))
+    return "".join(f" {option} {value}" for option, value in given)
+
+
+def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedImageModelConfig:
+    """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one.
+
+    Raises:
+        UserError: for a picture size that is not a whole number of patches, or other channels than the tokenizer's.
+    """
+    channels = config.channels or (3 if tokenizer is None else tokenizer.channels)
+    if tokenizer is None:
+        return network_of(config, channels, vocabulary=None)
+    if channels != tokenizer.channels:
+        raise UserError(f"--channels {channels} does not fit a tokenizer of {tokenizer.channels}; leave --channels out")
+    return network_of(config, channels, vocabulary=tokenizer.vocabulary, fingerprint=tokenizer.fingerprint)
+
+
+def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fingerprint: str = "") -> MaskedImageModelConfig:
+    """The network a run asks for, given what its tokenizer says; `vocabulary` is None where pixels are predicted.
+
+    Raises:
+        UserError: for a picture size that is not a whole number of patches.
+    """
+    backbone = BackboneConfig.named(
+        f"{config.size}/{config.patch}",
+        image_size=config.image_size,
+        channels=channels,
+        absolute_positions=config.network.positions == "none",
+        relative_positions=config.network.positions,
+        layer_scale="default" if config.network.layer_scale is None else config.network.layer_scale or None,
+        drop_path=config.network.drop_path,
+        mask_token=True,
+        pretrain_init=True,
+    )
+    if min(backbone.grid) < 2:
+        raise UserError(
+            f"--image-size {config.image_size} holds {backbone.grid[0]}x{backbone.grid[1]} patches of --patch {config.patch}; "
+            "at least 2x2 are needed"
+        )
+    if config.cls_branch is not None and config.cls_branch > backbone.depth:
+        raise UserError(
+            f"--cls-branch must be at most the {backbone.depth} blocks of --size {config.size}, got {config.cls_branch}"
+        )
+    return MaskedImageModelConfig(
+        backbone=backbone,
+        vocabulary=vocabulary,
+        cls_branch=None if config.cls_branch is None else ClsBranchConfig(early_layer=config.cls_branch),
+        preprocessing=config.network.preprocessing,
+        tokenizer=fingerprint,
+    )
+
+
+def _tokenizer(config: PretrainRun) -> TokenizerNetwork | None:
+    if config.target == "pixels":
+        return None
+    if config.tokenizer is None:
+        raise UserError(
+            "this is required: --tokenizer (a run folder of beitkit tokenizer, or a file); only --target pixels does without"
+        )
+    return load_tokenizer(config.tokenizer)

@@ -1,0 +1,123 @@
+"""Where a pre-training run takes its tokens from: the cache that it is given, or the one in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from beitkit.configs.train import decided
+from beitkit.contracts import Batch, precision_name
+from beitkit.data.stream import token_ids, training_stream
+from beitkit.data.tokens.cache import HEADER, TokenCache, bytes_per_view, open_cache, read_key
+from beitkit.data.tokens.key import CacheKey
+from beitkit.data.tokens.stage import CachedTokens
+from beitkit.errors import UserError
+from beitkit.runs.pretrain.setup import Setup, view_options
+from beitkit.system import quoted
+from beitkit.tokenizers.frozen import Encoder
+from beitkit.train.folder import RunFolder, locked
+from beitkit.train.machine.runtime import Runtime
+
+
+def begun_cache(setup: Setup, folder: RunFolder) -> CacheKey | None:
+    """What the token cache of a run was made for, if it is there already.
+
+    Raises:
+        UserError: if the file that says so cannot be read.
+    """
+    path = _path(setup, folder)
+    return read_key(path) if setup.views is not None and (path / HEADER).exists() else None
+
+
+def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runtime: Runtime) -> CachedTokens | None:
+    """The run's cached tokens, opened and checked; None where every epoch shows other views.
+
+    Raises:
+        UserError: if the cache is stale, or not complete and several processes would have to fill it.
+    """
+    if setup.views is None or encoder is None:
+        return None
+    path, key = _path(setup, folder), replace(setup.cache_key(setup.views), precision=precision_name(encoder.precision))
+    try:
+        is_there = setup.config.tokens is not None or (path / HEADER).exists()
+        cache = open_cache(path, key, setup.files, is_writable=False) if is_there else None
+        if cache is None or not cache.is_complete:
+            _check_alone(setup, path, runtime)
+            cache = _writable(path, key, setup)
+    except PermissionError as error:
+        raise UserError(f"the token cache {path} cannot be filled ({error.strerror}); choose another --tokens") from None
+
+    def encode(images: Tensor) -> Tensor:
+        return token_ids(images.to(runtime.device), encoder, key.grid)
+
+    return CachedTokens(cache, encode, decided(setup.config.train.batch_size))
+
+
+def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: Runtime) -> Iterator[Batch]:
+    """A process's endless batches on the CPU, without the tokenizer's view as soon as all tokens are stored."""
+    machine, batch_size = setup.config.machine, decided(setup.config.train.batch_size)
+    is_stored = cached is not None and cached.cache.is_complete
+    while True:
+        stream = training_stream(
+            setup.dataset(shows_tokenizer=not is_stored),
+            batch_size,
+            start_batch=start,
+            workers=machine.workers,
+            rank=runtime.rank,
+            world=runtime.world,
+        )
+        for batch in stream:
+            yield batch
+            start += 1
+            if cached is not None and cached.cache.is_complete and not is_stored:
+                is_stored = True  # the stream goes on where it is: a batch depends on its number alone
+                stream.close()
+                break
+
+
+def described(cache: TokenCache) -> str:
+    """The cache in words."""
+    total = cache.key.views * cache.num_pictures
+    return (
+        f"tokens of {cache.key.views} stored views a picture in {cache.path}: {cache.num_stored} of {total} there, "
+        f"{bytes_per_view(cache.key):.0f} bytes each"
+    )
+
+
+def saved_time(cached: CachedTokens, setup: Setup, start: int) -> str:
+    """How many tokens came from the cache, and the tokenizer time which that saved, as a sentence."""
+    if not cached.served + cached.encoded:
+        return "no pictures were shown since the run was last started"
+    if not cached.encoded:
+        cached.measure(next(training_stream(setup.dataset(), cached.batch_size))["token_images"])
+    since = f" since step {start}" if start else ""
+    each = cached.seconds_per_picture
+    return (
+        f"{cached.served} of {cached.served + cached.encoded} pictures shown{since} had their tokens from the cache; "
+        f"the tokenizer takes {each * 1000:.2g} ms a picture, so {each * cached.served:.2g} s were saved"
+    )
+
+
+def _path(setup: Setup, folder: RunFolder) -> Path:
+    return setup.config.tokens or folder.path / "tokens"
+
+
+def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
+    if runtime.world == 1:
+        return
+    config = setup.config
+    options = view_options(config.view, config.image_size, config.patch, config.train.seed)
+    raise UserError(
+        f"the token cache {path} is not complete and only one process can fill it; first do beitkit tokenize "
+        f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views}{options} --out CACHE, "
+        "then give --tokens CACHE"
+    )
+
+
+def _writable(path: Path, key: CacheKey, setup: Setup) -> TokenCache:
+    path.mkdir(parents=True, exist_ok=True)
+    locked(path, "--tokens")
+    return open_cache(path, key, setup.files, is_writable=True)

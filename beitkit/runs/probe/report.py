@@ -1,0 +1,132 @@
+"""What `beitkit probe` tells: the table on stdout, JSON, the chart of accuracy by block and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from beitkit.evaluation.probe import ProbeResult
+from beitkit.report.charts import Dots, dot_chart
+from beitkit.report.document import Report
+from beitkit.runs.probe.config import Protocol
+from beitkit.runs.probe.training import Optimistic
+
+PROTOCOLS: dict[Protocol, str] = {
+    "quick": "quick: logistic regression and nearest neighbors on class token and mean patch, computed once per picture",
+    "official": "official: a linear layer on class token and mean patch of every block, trained on random crops",
+    "paper": "paper: a linear layer on the mean patch, trained on random crops",
+}
+
+
+class Probe(NamedTuple):
+    """What the probes of one network found."""
+
+    protocol: Protocol
+    blocks: tuple[int, ...]
+    """Which blocks the lists are of, counted from 1."""
+    neighbors: ProbeResult | None
+    """Weighted nearest neighbors; of the quick protocol only."""
+    linear: ProbeResult
+    optimistic: Optimistic | None
+    """Best over blocks and epochs on the test pictures, as the official script reports; None where there are no epochs."""
+    train_pictures: int
+    test_pictures: int
+    classes: int
+
+
+def as_json(result: Probe) -> dict[str, object]:
+    """The result as plain JSON; `chosen` is a position in `blocks`."""
+    return result._asdict() | {
+        "neighbors": None if result.neighbors is None else result.neighbors._asdict(),
+        "linear": result.linear._asdict(),
+        "optimistic": None if result.optimistic is None else result.optimistic._asdict(),
+        "blocks": list(result.blocks),
+    }
+
+
+def chart(result: Probe) -> str:
+    """Accuracy on the test pictures by block."""
+    dots = [Dots("linear probe", [[value] for value in result.linear.test])]
+    if result.neighbors is not None:
+        dots.append(Dots("nearest neighbors", [[value] for value in result.neighbors.test]))
+    else:
+        dots.append(Dots("linear probe, held-out pictures", [[value] for value in result.linear.held_out]))
+    return dot_chart(
+        dots,
+        [str(block) for block in result.blocks],
+        title="Frozen features, block by block",
+        x_label="block",
+        y_label="top-1",
+        y_reference=[("chance", 1 / result.classes)],
+        connect=True,
+    )
+
+
+def print_result(model: str, result: Probe) -> None:
+    """The table and what to take from it, on stdout."""
+    header, rows = _table(result)
+    table = Table(*header, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+    print(
+        f"{model}: {_chosen(result)} ({result.train_pictures} training and {result.test_pictures} test pictures; "
+        "* chosen on training pictures held out)"
+    )
+    if result.optimistic is not None:
+        print(_warning(result.optimistic))
+
+
+def write_report(path: Path, model: str, result: Probe) -> None:
+    """One self-contained HTML file."""
+    report = Report("Probe", model)
+    report.facts(
+        [
+            ("Protocol", PROTOCOLS[result.protocol]),
+            ("Training pictures", f"{result.train_pictures:,}"),
+            ("Test pictures", f"{result.test_pictures:,}"),
+            ("Classes", f"{result.classes}"),
+        ]
+    )
+    report.section(
+        "Frozen features",
+        "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on "
+        "held-out training pictures, never on the test pictures.",
+    )
+    what = "of a linear classifier" if result.neighbors is None else "of a linear classifier and of weighted nearest neighbors"
+    report.figure(chart(result), f"Accuracy {what} on each block's output.")
+    if result.optimistic is not None:
+        report.paragraph(_warning(result.optimistic))
+    header, rows = _table(result)
+    report.table(header, rows, f"{_chosen(result)}. * marks the chosen block.")
+    report.write(path)
+
+
+def _table(result: Probe) -> tuple[list[str], list[list[str]]]:
+    columns = [("linear, held out", result.linear.held_out, None), ("linear, test", result.linear.test, result.linear.chosen)]
+    if result.neighbors is not None:
+        columns.append(("neighbors, held out", result.neighbors.held_out, None))
+        columns.append(("neighbors, test", result.neighbors.test, result.neighbors.chosen))
+    rows = [
+        [str(block), *(f"{values[place]:.1%}" + (" *" if place == chosen else "  ") for _, values, chosen in columns)]
+        for place, block in enumerate(result.blocks)
+    ]
+    return ["block", *(name for name, _, _ in columns)], rows
+
+
+def _chosen(result: Probe) -> str:
+    linear, neighbors = result.linear, result.neighbors
+    text = f"linear probe {linear.test[linear.chosen]:.1%} at block {result.blocks[linear.chosen]}"
+    if neighbors is None:
+        return text
+    return f"{text}, nearest neighbors {neighbors.test[neighbors.chosen]:.1%} at block {result.blocks[neighbors.chosen]}"
+
+
+def _warning(optimistic: Optimistic) -> str:
+    return (
+        f"optimistic, chosen on the test pictures: {optimistic.accuracy:.1%}, the best over blocks and epochs (block "
+        f"{optimistic.block}, step {optimistic.step}); this is what the official script reports"
+    )

@@ -1,0 +1,111 @@
+"""`beitkit probe`: judge frozen features, block by block, with the quick protocol, the official script's or the paper's."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.split import few_per_class, train_and_val
+from beitkit.data.stream import evaluation_batches, evaluation_dataset
+from beitkit.errors import UserError
+from beitkit.evaluation.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
+from beitkit.interop.load import load
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.runs.probe.config import ProbeRun
+from beitkit.runs.probe.report import Probe, as_json, chart, print_result, write_report
+from beitkit.runs.probe.training import Pictures, say_skipped, train_probes
+from beitkit.system import quoted
+from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import RunFolder
+from beitkit.train.machine.runtime import Runtime, start_runtime
+
+EVALUATION_BATCH = 64
+"""Pictures per forward pass where nothing is learnt."""
+
+__all__ = ["Probe", "chart", "run"]
+
+
+def run(config: ProbeRun) -> Probe:
+    """Probe, and print a table on stdout (or JSON with `json`)."""
+    model = load(config.model)
+    if not isinstance(model, MaskedImageModel | Classifier):
+        raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
+    blocks = _blocks(config, model.backbone.depth)
+    train, test = train_and_val(config.images, config.val, config.seed)
+    if len(train) > config.limit:
+        train = few_per_class(train, config.limit, config.seed, option="--limit")
+    if train.labels is None:
+        raise UserError(f"{config.images} has several labels a picture; beitkit probe takes one")
+    if config.protocol != "quick" and (config.batch_size or 1) > len(train):  # before anything is written
+        raise UserError(f"--batch-size {config.batch_size} is more than there are pictures; give at most {len(train)}")
+    folder = None if config.out is None else RunFolder(config.out, "probe", config)
+    runtime = start_runtime(config.machine)
+    model.to(runtime.device).requires_grad_(False)
+    ask = _features(config, model, test, blocks, runtime, folder)
+    if config.protocol == "quick":
+        fit = _features(config, model, train, blocks, runtime, folder)
+        neighbors = nearest_neighbors(fit, ask, len(train.classes), config.neighbors)
+        linear, optimistic = linear_probe(fit, ask, len(train.classes)), None
+    else:
+        if folder is not None:
+            network = digest_of(model.config, model.backbone.state_dict())
+            folder.pin(pictures=train.digest, **{"test pictures": test.digest, "model": network})
+        _, out = held_out_split(torch.from_numpy(train.labels))
+        choosing = _features(config, model, train.subset(out.numpy()), blocks, runtime, folder)
+        is_out = torch.zeros(len(train), dtype=torch.bool).index_fill(0, out, value=True)
+        pictures = Pictures(train, is_out, choosing, ask)
+        neighbors = None
+        linear, optimistic = train_probes(config, model, pictures, blocks, runtime, folder)
+    result = Probe(
+        protocol=config.protocol,
+        blocks=blocks,
+        neighbors=neighbors,
+        linear=linear,
+        optimistic=optimistic,
+        train_pictures=len(train),
+        test_pictures=len(test),
+        classes=len(train.classes),
+    )
+    if folder is not None:
+        folder.write_json("probe.json", as_json(result))
+        write_report(folder.path / "report.html", str(config.model), result)
+    if config.json:
+        print(json.dumps(as_json(result)))
+    else:
+        print_result(str(config.model), result)
+        where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
+        print(f"{where}. Next: beitkit finetune {quoted(config.images)} --model {quoted(config.model)} --out ...")
+    return result
+
+
+def _blocks(config: ProbeRun, depth: int) -> tuple[int, ...]:
+    """The blocks to probe, counted from 1 and ascending."""
+    blocks = tuple(range(1, depth + 1)) if config.blocks is None else tuple(sorted(config.blocks))
+    if blocks[-1] > depth:
+        raise UserError(f"--blocks {blocks[-1]} is more than the {depth} blocks of {config.model}")
+    return blocks
+
+
+def _features(
+    config: ProbeRun,
+    model: MaskedImageModel | Classifier,
+    files: PictureList,
+    blocks: tuple[int, ...],
+    runtime: Runtime,
+    folder: RunFolder | None,
+) -> BlockFeatures:
+    backbone, preprocessing = model.config.backbone, model.config.preprocessing
+    stream = evaluation_batches(
+        evaluation_dataset(files, backbone, preprocessing),
+        min(EVALUATION_BATCH, config.batch_size or EVALUATION_BATCH),
+        workers=config.machine.workers,
+        device=runtime.device,
+        preprocessing=preprocessing,
+        max_broken=config.read.max_broken,
+        report=say_skipped if folder is None else folder.note_broken,
+        list_file=None if folder is None else folder.broken_list,
+    )
+    numbers = [block - 1 for block in blocks]
+    return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=config.protocol != "paper")

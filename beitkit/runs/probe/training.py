@@ -1,0 +1,182 @@
+"""The linear probes of the official script and of the paper: layers on every block that learn from random crops."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.contracts import Batch
+from beitkit.data.sources.find import PictureList
+from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
+from beitkit.data.views.image import ProbeView
+from beitkit.errors import Interrupted
+from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.objectives.probe import LinearProbes
+from beitkit.report.journal import read_journal
+from beitkit.runs.probe.config import ProbeRun
+from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import fit
+from beitkit.train.machine.runtime import Runtime
+from beitkit.train.optim import Group
+from beitkit.train.schedule import Plan, make_plan
+
+EPOCHS = {"official": 100, "paper": 50}
+BATCH = 1024
+"""The paper's, and of the official script's README (8 GPUs with 128)."""
+BASE_LR = 1e-3
+OPTIM = OptimConfig(lr_batch=256, lr_scaling="linear", min_lr=0.0, warmup_epochs=0.0, weight_decay=1e-4, clip=None)
+"""AdamW of the official script (facts 8.2)."""
+
+
+class Optimistic(NamedTuple):
+    """The official script's own number: the best over blocks and epochs on the test pictures, which it thereby chooses on."""
+
+    accuracy: float
+    block: int
+    """Counted from 1."""
+    step: int
+
+
+class Pictures(NamedTuple):
+    """What the probes learn from and are judged on."""
+
+    train: PictureList
+    held_out: Tensor
+    """Which training pictures choose the block, bool (n,)."""
+    choosing: BlockFeatures
+    """Features of these."""
+    test: BlockFeatures
+
+
+class Place(NamedTuple):
+    """Where a training keeps what it needs, and tells what it could not read."""
+
+    journal: Path
+    checkpoints: Checkpoints
+    report: Callable[[Path, str], None]
+    broken_list: Path | None
+
+
+def train_probes(
+    config: ProbeRun,
+    model: MaskedImageModel | Classifier,
+    pictures: Pictures,
+    blocks: tuple[int, ...],
+    runtime: Runtime,
+    folder: RunFolder | None,
+) -> tuple[ProbeResult, Optimistic]:
+    """Train one linear layer per block (`blocks` count from 1), or continue; without a folder nothing is kept."""
+    if folder is not None:
+        place = Place(folder.journal, folder.checkpoints, folder.note_broken, folder.broken_list)
+        return _train(config, model, pictures, blocks, runtime, place)
+    with tempfile.TemporaryDirectory() as name:
+        place = Place(Path(name) / "journal.jsonl", Checkpoints(Path(name) / "checkpoints"), say_skipped, None)
+        try:
+            return _train(config, model, pictures, blocks, runtime, place)
+        except Interrupted as stop:
+            what_now = "nothing was kept, give --out for a run that can be continued"
+            raise Interrupted(stop.step, stop.steps, stop.signal_number, what_now) from None
+
+
+def probe_plan(config: ProbeRun, pictures: int) -> Plan:
+    """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (facts 8.2)."""
+    epochs = config.epochs or EPOCHS[config.protocol]
+    batch_size = config.batch_size or min(BATCH, pictures)
+    train = TrainConfig(epochs=float(epochs), batch_size=batch_size, lr=BASE_LR, seed=config.seed)
+    plan = make_plan(train, LoopConfig(), OPTIM, pictures, default_epochs=epochs)
+    return plan._replace(held_epochs=epochs, lr=plan.lr if config.lr is None else config.lr)
+
+
+def probe_groups(probes: LinearProbes) -> list[Group]:
+    """One group: the official script decays biases too."""
+    return [Group(params=list(probes.parameters()), lr_scale=1.0, weight_decay=OPTIM.weight_decay)]
+
+
+def say_skipped(file: Path, reason: str) -> None:
+    """Tell on stderr about a file that cannot be read."""
+    print(f"skipped {file}: {reason}", file=sys.stderr)
+
+
+def _train(
+    config: ProbeRun,
+    model: MaskedImageModel | Classifier,
+    pictures: Pictures,
+    blocks: tuple[int, ...],
+    runtime: Runtime,
+    place: Place,
+) -> tuple[ProbeResult, Optimistic]:
+    plan = probe_plan(config, len(pictures.train))
+    torch.manual_seed(config.seed)
+    probes = LinearProbes(len(blocks), pictures.test.features.shape[2], len(pictures.train.classes)).to(runtime.device)
+    waited = WaitMeter()
+
+    def batches(first: int) -> Iterator[Batch]:
+        stream = _crops(config, model, pictures.train, plan.pictures_per_step, first, place)
+        stream = to_device(waited.metered(stream), runtime.device)
+        return featured(
+            normalized(stream, model.config.preprocessing.mean, model.config.preprocessing.std),
+            model.backbone,
+            [block - 1 for block in blocks],
+            runtime.precision,
+            pictures.held_out.to(runtime.device),
+            with_class_token=config.protocol == "official",
+        )
+
+    def reported(features: Tensor) -> Tensor:
+        return probes.logits(features.to(runtime.device))[0]
+
+    def choosing(features: Tensor) -> Tensor:
+        return probes.logits(features.to(runtime.device))[1]
+
+    journal = Journal(place.journal)
+    journal.say(
+        f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(pictures.train)} training pictures; {plan.steps} steps "
+        f"of {plan.pictures_per_step}, lr {plan.lr:.3g}; {runtime.describe()}"
+    )
+    epoch = max(1, round(plan.steps_per_epoch))
+    fit(
+        probes,
+        batches,
+        probe_groups(probes),
+        plan=plan,
+        loop=LoopConfig(evaluate_every=epoch, save_every=epoch),
+        optim=OPTIM,
+        runtime=runtime,
+        journal=journal,
+        checkpoints=place.checkpoints,
+        waited=waited,
+        evaluators=[
+            ProbeAccuracy("held-out", choosing, pictures.choosing, blocks),
+            ProbeAccuracy("test", reported, pictures.test, blocks),
+        ],
+    )
+    by_held_out = block_accuracies(choosing, pictures.choosing)
+    chosen = max(range(len(blocks)), key=by_held_out.__getitem__)
+    return ProbeResult(chosen, by_held_out, block_accuracies(reported, pictures.test)), _optimistic(place.journal)
+
+
+def _crops(
+    config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, batch_size: int, first: int, place: Place
+) -> Iterator[Batch]:
+    backbone = model.config.backbone
+    dataset = PictureDataset(
+        files, ProbeView(backbone.image_size), channels=backbone.channels, seed=config.seed, smallest=backbone.patch
+    )
+    stream = training_stream(dataset, batch_size, start_batch=first, workers=config.machine.workers)
+    return counted_broken(stream, dataset, config.read.max_broken, place.report, place.broken_list)
+
+
+def _optimistic(journal: Path) -> Optimistic:
+    evaluated = [event for event in read_journal(journal) if event.kind == "evaluate"]
+    best = max(evaluated, key=lambda event: event.numbers["test/best"])
+    return Optimistic(best.numbers["test/best"], int(best.numbers["test/block"]), best.step)

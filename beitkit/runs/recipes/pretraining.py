@@ -1,0 +1,203 @@
+"""Pre-training as it was published: BEiT (arXiv 2106.08254) and BEiT v2 (arXiv 2208.06366).
+
+Common to all: AdamW with a cosine after the warm-up, weight decay 0.05, patches of 16 pixels, jitter 0.4, at most 75 of 196
+patches masked in blocks of at least 16 (facts 6.4). The tokenizers are DALL-E's (BEiT) and VQ-KD taught by CLIP (BEiT v2); any
+other with as many tokens as patches works, and is another experiment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from beitkit.configs.data import MaskConfig, ViewConfig
+from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.recipes.recipe import IMAGES, OUT, recipe
+
+GLOBAL_BATCH = 2048
+LR = 1.5e-3
+VIT = NetworkConfig(positions="none", layer_scale=0.0)
+"""The plain ViT of the paper's tables: absolute positions, no LayerScale."""
+CODE = NetworkConfig(positions="shared")
+"""What the released code trains: one table of relative positions, LayerScale 0.1 (base) or 1e-5 (large)."""
+OFFICIAL_MASK = MaskConfig(kind="official", ratio=75 / 196)
+EXACT_MASK = MaskConfig(kind="block", ratio=75 / 196)
+"""BEiT v2 masks exactly 75 patches. Its code corrects a wrong count patch by patch, ours shortens the last block."""
+V2_VIEW = ViewConfig(crop_scale=(0.2, 1.0))
+
+
+@recipe(
+    source="paper, table 4; facts 6.4",
+    published="82.9% (82.86) top-1 on ImageNet-1k after fine-tuning; ADE20K 44.65 mIoU",
+    hardware="not published (800 epochs: 16 V100 with 32 GB, about 5 days)",
+)
+def pretrain_base_in1k_300() -> PretrainRun:
+    """BEiT-B in 300 epochs on ImageNet-1k: the set-up of the paper's ablations.
+
+    The rows of table 4 are one option each: --mask.kind random, --target pixels, --recover all, --mask.kind none with --recover
+    all. What the table does not say is taken from the paper's base recipe.
+    """
+    return _pretrain("base", 300.0, VIT, per_pass=64)
+
+
+@recipe(
+    source="paper, tables 1 and 12; facts 6.4",
+    published="83.2% top-1 on ImageNet-1k after fine-tuning at 224, 84.6% at 384",
+    hardware="16 V100 with 32 GB, about 5 days (paper)",
+)
+def pretrain_base_in1k() -> PretrainRun:
+    """BEiT-B in 800 epochs on ImageNet-1k, the paper's main result: a plain ViT with absolute positions."""
+    return _pretrain("base", 800.0, VIT, per_pass=64)
+
+
+@recipe(
+    source="paper, tables 1 and 12; facts 6.4",
+    published="85.2% top-1 on ImageNet-1k after fine-tuning at 224, 86.3% at 384",
+    hardware="not published",
+)
+def pretrain_large_in1k() -> PretrainRun:
+    """BEiT-L in 800 epochs on ImageNet-1k: a plain ViT with absolute positions; gradients are clipped at 1.
+
+    The paper does not say which pixel statistics it used for the large network; ImageNet's are those of the base network.
+    """
+    return _pretrain("large", 800.0, VIT, per_pass=32, clip=1.0)
+
+
+@recipe(
+    source="README; facts 6.4",
+    published="none for this length (300 epochs: 83.2%, paper, table 5, 83.22)",
+    hardware="16 GPUs with 128 pictures each (README)",
+)
+def pretrain_base_in1k_code() -> PretrainRun:
+    """BEiT-B in 800 epochs on ImageNet-1k by the README: shared relative positions and LayerScale."""
+    return _pretrain("base", 800.0, CODE, per_pass=64)
+
+
+@recipe(
+    source="README; facts 6.4, 11.6",
+    published="83.7% top-1 on ImageNet-1k after fine-tuning at 224 (85.2% with intermediate fine-tuning)",
+    hardware="16 GPUs with 128 pictures each (README)",
+)
+def pretrain_base_in22k() -> PretrainRun:
+    """BEiT-B in 150 epochs on ImageNet-22k: the released checkpoint pt22k; 10,000 steps of warm-up, statistics 0.5 and 0.5."""
+    return _pretrain("base", 150.0, _inception(CODE), per_pass=64, warmup_steps=10_000)
+
+
+@recipe(
+    source="README and paper, in part; facts 6.4, 11.6",
+    published="86.0% top-1 on ImageNet-1k after fine-tuning at 224 (87.4% with intermediate fine-tuning)",
+    hardware="not published",
+)
+def pretrain_large_in22k() -> PretrainRun:
+    """BEiT-L in 150 epochs on ImageNet-22k: the released checkpoint pt22k, as far as its recipe is known.
+
+    Published are the length, LayerScale from 1e-5 and the statistics. Ours are the batch, rate, warm-up and drop path, which are
+    those of the base network on the same pictures, and the clipping at 1, which is that of the large network on ImageNet-1k.
+    """
+    return _pretrain("large", 150.0, _inception(CODE), per_pass=32, clip=1.0, warmup_steps=10_000)
+
+
+@recipe(
+    source="BEiT v2 README; facts 6.4, 10.8",
+    published="85.5% top-1 on ImageNet-1k after fine-tuning at 224",
+    hardware="16 GPUs with 128 pictures each (README)",
+)
+def pretrain_v2_base() -> PretrainRun:
+    """BEiT v2 base in 1600 epochs on ImageNet-1k, with the class-token branch over block 9.
+
+    The tokenizer is vqkd_encoder_base_decoder_3x768x12_clip. Its view is resized with Lanczos here, bicubic in the original.
+    """
+    return _pretrain("base", 1600.0, CODE, per_pass=64, cls_branch=9)
+
+
+@recipe(
+    source="BEiT v2 README; facts 6.4, 10.8",
+    published="85.0% top-1 on ImageNet-1k after fine-tuning at 224",
+    hardware="16 GPUs with 128 pictures each (README)",
+)
+def pretrain_v2_base_300() -> PretrainRun:
+    """BEiT v2 base in 300 epochs on ImageNet-1k: no stochastic depth, and a second moment that forgets faster (0.98).
+
+    The tokenizer and its view are those of the long run.
+    """
+    return _pretrain("base", 300.0, _without_drop_path(CODE), per_pass=64, cls_branch=9, beta2=0.98)
+
+
+@recipe(
+    source="BEiT v2 README; facts 6.4, 10.8",
+    published="87.3% top-1 on ImageNet-1k after fine-tuning at 224",
+    hardware="64 GPUs with 32 pictures each (README)",
+)
+def pretrain_v2_large() -> PretrainRun:
+    """BEiT v2 large in 1600 epochs on ImageNet-1k, with the class-token branch over block 21.
+
+    The tokenizer and its view are those of the base network.
+    """
+    return _pretrain("large", 1600.0, CODE, per_pass=32, cls_branch=21)
+
+
+@recipe(
+    source="BEiT v2 README; facts 6.4, 10.8",
+    published="86.6% top-1 on ImageNet-1k after fine-tuning at 224",
+    hardware="64 GPUs with 32 pictures each (README)",
+)
+def pretrain_v2_large_300() -> PretrainRun:
+    """BEiT v2 large in 300 epochs on ImageNet-1k: no stochastic depth, and a second moment that forgets faster (0.98).
+
+    The tokenizer and its view are those of the base network.
+    """
+    return _pretrain("large", 300.0, _without_drop_path(CODE), per_pass=32, cls_branch=21, beta2=0.98)
+
+
+PRETRAINING = (
+    pretrain_base_in1k_300,
+    pretrain_base_in1k,
+    pretrain_large_in1k,
+    pretrain_base_in1k_code,
+    pretrain_base_in22k,
+    pretrain_large_in22k,
+    pretrain_v2_base,
+    pretrain_v2_base_300,
+    pretrain_v2_large,
+    pretrain_v2_large_300,
+)
+"""In the order in which they are listed."""
+
+
+def _pretrain(
+    size: Literal["base", "large"],
+    epochs: float,
+    network: NetworkConfig,
+    *,
+    per_pass: int,
+    clip: float = 3.0,
+    warmup_steps: int | None = None,
+    cls_branch: int | None = None,
+    beta2: float = 0.999,
+) -> PretrainRun:
+    """What all have in common, with what differs; `cls_branch` makes it BEiT v2."""
+    is_version_2 = cls_branch is not None
+    return PretrainRun(
+        IMAGES,
+        out=OUT,
+        size=size,
+        cls_branch=cls_branch,
+        train=TrainConfig(epochs=epochs, batch_size=per_pass, lr=LR),
+        network=network,
+        mask=EXACT_MASK if is_version_2 else OFFICIAL_MASK,
+        view=V2_VIEW if is_version_2 else ViewConfig(),
+        optim=OptimConfig(
+            lr_batch=GLOBAL_BATCH, min_lr=1e-5, warmup_epochs=10.0, warmup_steps=warmup_steps, betas=(0.9, beta2), clip=clip
+        ),
+        loop=LoopConfig(accumulate=GLOBAL_BATCH // per_pass),
+    )
+
+
+def _inception(network: NetworkConfig) -> NetworkConfig:
+    return replace(network, normalization="inception")
+
+
+def _without_drop_path(network: NetworkConfig) -> NetworkConfig:
+    return replace(network, drop_path=0.0)

@@ -1,0 +1,80 @@
+"""`beitkit recipes`: the published set-ups, in a table or one in full. It needs no torch, so it answers at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from beitkit.configs.codec import to_json
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.recipes.config import RecipesRun
+from beitkit.runs.recipes.table import RECIPES, AnyRecipe, recipe_named
+
+
+def run(config: RecipesRun) -> tuple[AnyRecipe, ...]:
+    """Print the recipes, or the one that is named; returns what was printed."""
+    shown = tuple(RECIPES.values()) if config.name is None else (recipe_named(config.name),)
+    if config.json:
+        described = [description(recipe) for recipe in shown]
+        print(json.dumps(described if config.name is None else described[0], indent=2))
+    elif config.name is None:
+        _print_table(shown)
+        print("Next: beitkit recipes NAME shows one in full; beitkit pretrain, finetune or segment --recipe NAME runs it.")
+    else:
+        _print_one(shown[0])
+    return shown
+
+
+def description(recipe: AnyRecipe) -> dict[str, Any]:
+    """All there is to say of a recipe, as JSON; the config names the missing paths in capitals."""
+    return {
+        "name": recipe.name,
+        "verb": recipe.verb,
+        "what": recipe.text,
+        "source": recipe.source,
+        "published": recipe.published,
+        "measured": recipe.measured,
+        "batch": recipe.batch,
+        "rate": recipe.rate,
+        "hardware": recipe.hardware,
+        "command": command(recipe),
+        "config": to_json(recipe()),
+    }
+
+
+def command(recipe: AnyRecipe) -> str:
+    """The line to type, with the missing paths in capitals."""
+    config = recipe()
+    options = [name for name in recipe.paths if name != "images"]
+    if isinstance(config, PretrainRun) and config.target == "tokens":
+        options.insert(0, "tokenizer")
+    listed = " ".join(f"--{name} {name.upper()}" for name in options)
+    return f"beitkit {recipe.verb} IMAGES --recipe {recipe.name} {listed}"
+
+
+def _print_table(recipes: tuple[AnyRecipe, ...]) -> None:
+    table = Table("recipe", "what it reproduces; published; measured here", box=None, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for recipe in recipes:
+        # Two lines a recipe: in four columns the sentences would not fit a terminal.
+        table.add_row(recipe.name, recipe.what)
+        table.add_row("", f"published: {recipe.published}; here: {recipe.measured or 'not measured'}")
+    Console(highlight=False, markup=False).print(table)
+
+
+def _print_one(recipe: AnyRecipe) -> None:
+    facts = {
+        "source": recipe.source,
+        "published": recipe.published,
+        "here": recipe.measured or "not measured",
+        "batch": recipe.batch,
+        "rate": recipe.rate,
+        "hardware": recipe.hardware,
+    }
+    print(f"{recipe.name}\n\n{recipe.text}\n")
+    print("\n".join(f"{name:<10} {value}" for name, value in facts.items()))
+    print(f"\n{json.dumps(to_json(recipe()), indent=2)}\n")
+    print(f"Next: {command(recipe)}")

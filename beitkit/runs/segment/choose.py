@@ -1,0 +1,119 @@
+"""What segmentation chooses where its user says nothing: the rules, once, as functions of the pictures, the start and the device.
+
+The official recipes are for ADE20K's 20,000 pictures and 160,000 steps (facts 9.4). Their values are taken where they fit;
+with fewer pictures, smaller networks or no GPU the rules scale length, size and rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from beitkit.configs.choices import Choices, narrowness
+from beitkit.configs.train import DeviceKind, decided
+from beitkit.runs.segment.config import SegmentRun
+
+Start = Literal["scratch", "pre-trained", "fine-tuned"]
+PASSES = 80
+"""Passes over the pictures that a run gets, within the limits in steps."""
+STEPS = {"cpu": (300, 3_000), "mps": (1_000, 20_000), "cuda": (1_000, 160_000)}
+"""Fewest and most steps that are chosen, by device; 160,000 are the official runs'."""
+BATCH = {"cpu": 8, "mps": 16, "cuda": 16}
+GRID = {"cpu": 16, "mps": 32, "cuda": 32}
+"""Most patches along a side of a crop: 512 pixels with patches of 16 on a GPU, as in the official runs."""
+RATES = {"scratch": 1e-3, "pre-trained": 7e-4, "fine-tuned": 3e-5}
+"""For 16 pictures at the base size: the paper's SETR run, and the released configs for the other two starts."""
+FROZEN_RATE = 1e-3
+"""For 16 pictures where only the head learns (as DINOv2's linear evaluation)."""
+FULL_DEPTH = 12
+"""Networks of fewer blocks than the base size are too shallow for the official layer decay and drop path."""
+WARMUP = 1_500
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneCircumstances:
+    """What the choices depend on."""
+
+    pictures: int
+    """Training pictures."""
+    side: int
+    """Median of their shorter sides, in pixels."""
+    start: Start
+    """Fresh weights, a masked-image model, or a network that was fine-tuned before."""
+    patch: int
+    width: int
+    depth: int
+    """Of the network."""
+    device: DeviceKind
+
+
+class ChosenScenes(NamedTuple):
+    """A complete configuration, and what to say about it."""
+
+    config: SegmentRun
+    lines: tuple[str, ...]
+    """One per chosen value, with its reason."""
+
+
+def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
+    """`run` with every open value decided; the same circumstances always give the same values."""
+    choices = Choices()
+    image_size = choices.pick(run.image_size, "--image-size", _image_size(found))
+    batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.pictures), found.device))
+    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
+    steps = run.train.steps
+    if steps is None and run.train.epochs is None:
+        steps = choices.pick(None, "--steps", _steps(found, per_epoch))
+    length = steps if steps is not None else round(decided(run.train.epochs) * per_epoch)
+    train = replace(
+        run.train,
+        batch_size=batch_size,
+        steps=steps,
+        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze)),
+    )
+    optim = replace(
+        run.optim,
+        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze)),
+    )
+    if optim.warmup_epochs is None and optim.warmup_steps is None:
+        warmup = min(WARMUP, length // 10), f"{WARMUP:,}, at most a tenth of the run"
+        optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
+    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze))
+    config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
+    return ChosenScenes(config, tuple(choices.lines))
+
+
+def _image_size(found: SceneCircumstances) -> tuple[int, str]:
+    """The pictures' short side in whole pairs of patches (the pyramid halves the grid), within what the device can bear."""
+    pair, most = 2 * found.patch, GRID[found.device] * found.patch
+    side = max(2 * pair, min(found.side, most) // pair * pair)
+    limit = f", at most {most} on {found.device}" if found.side > most else ""
+    return side, f"pictures of {found.side} pixels, patches of {found.patch}{limit}"
+
+
+def _steps(found: SceneCircumstances, per_epoch: float) -> tuple[int, str]:
+    least, most = STEPS[found.device]
+    steps = min(max(round(PASSES * per_epoch), least), most)
+    return steps, f"{PASSES} passes over {found.pictures} pictures, between {least} and {most} on {found.device}"
+
+
+def _rate(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+    """Narrow networks bear more; a head alone has nothing to spoil."""
+    if is_frozen:
+        return FROZEN_RATE, "frozen features, the head alone"
+    rate = float(f"{RATES[found.start] * narrowness(found.width):.2g}")
+    return rate, f"{found.start}, width {found.width}"
+
+
+def _layer_decay(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+    """Layer decay spares what is already good; fresh weights have nothing to spare."""
+    if is_frozen or found.start == "scratch":
+        return 1.0, "frozen features" if is_frozen else "from scratch"
+    decay = 0.8 if found.depth < FULL_DEPTH else 0.65 if found.start == "pre-trained" else 0.9
+    return decay, f"{found.start}, {found.depth} blocks"
+
+
+def _drop_path(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+    if is_frozen:
+        return 0.0, "frozen features"
+    return (0.0 if found.depth < FULL_DEPTH else 0.1 if found.depth == FULL_DEPTH else 0.2), f"{found.depth} blocks"

@@ -1,0 +1,80 @@
+"""`beitkit segment`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import ReadConfig, SceneViewConfig
+from beitkit.configs.model import SegmentationHead, SizeName
+from beitkit.configs.parts import Flat, NetworkConfig, check_start
+from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
+from beitkit.errors import UserError, check_finite
+
+
+@dataclass(frozen=True)
+class SegmentRun:
+    """Fine-tune for semantic segmentation: name every pixel of a picture.
+
+    What is None is chosen from the pictures, the network and the device; each choice is printed with its reason.
+    """
+
+    images: Positional[Path]
+    """Folder with images/ and masks/ (or ADE20K's, Pascal VOC's or CamVid's layout), or a table of pairs."""
+    _: KW_ONLY
+    out: Path
+    """Run folder to make or to continue."""
+    model: Path | None = None
+    """Pre-trained run folder or checkpoint to start from."""
+    recipe: str | None = None
+    """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
+    scratch: bool = False
+    """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
+    size: SizeName | None = None
+    """Size of the network, from scratch without --model."""
+    patch: int | None = None
+    """Side of a patch in pixels, from scratch without --model; None takes 16."""
+    image_size: int | None = None
+    """Side of the square crops that the network sees, in pixels; positions are resized to it."""
+    head: SegmentationHead = "uper"
+    """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""
+    channels: int | None = None
+    """Width of the decoder; if left out the network's own for uper (768 and 1024 in the official configs), 256 for setr_pup."""
+    freeze: bool = False
+    """Train the head alone on frozen features."""
+    val: Path | None = None
+    """Pictures and masks to evaluate on, when there is no val/ part."""
+    classes: Path | None = None
+    """A classes.json with names, colors and ids, when it does not lie beside the pictures."""
+    compare: Path | None = None
+    """Another segmentation run to set beside this one in the report (from scratch, say)."""
+    normalization: Literal["imagenet", "inception"] | None = None
+    """Pixel statistics; the checkpoint's if left out (the official runs take imagenet's whatever the backbone saw)."""
+    drop_path: float | None = None
+    """Stochastic depth of the last block."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    network: NetworkConfig = NetworkConfig()
+    view: SceneViewConfig = SceneViewConfig()
+    loss: SegmentationLossConfig = SegmentationLossConfig()
+    inference: InferenceConfig = InferenceConfig()
+    optim: OptimConfig = OptimConfig(schedule="linear", lr_batch=16, min_lr=0.0, warmup_epochs=None, clip=None)
+    loop: LoopConfig = LoopConfig()
+    speed: SpeedConfig = SpeedConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        check_start(self.model, self.scratch, self.network, {"--size": self.size, "--patch": self.patch})
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
+        if self.channels is not None and self.channels < 1:
+            raise UserError(f"--channels must be at least 1, got {self.channels}")
+        if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
+            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
+        if self.freeze and self.scratch:
+            raise UserError("--freeze keeps the features of --model; with --scratch there are none worth keeping")

@@ -1,0 +1,251 @@
+"""`beitkit segment`: train a network that names every pixel, from a pre-trained one or from scratch in the same set-up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from beitkit.configs.data import IMAGENET, INCEPTION
+from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.train import decided
+from beitkit.contracts import Batch
+from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.scenes.audit import audit
+from beitkit.data.scenes.reading import readable_scenes
+from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, picture_header, sampled, train_and_val_scenes
+from beitkit.data.stream import PictureDataset, normalized
+from beitkit.data.views.scene import SceneTrainView, blanked
+from beitkit.errors import UserError
+from beitkit.evaluation.scene_sheets import judged
+from beitkit.evaluation.segmentation import MeanIoU
+from beitkit.interop.formats.native import save_native
+from beitkit.interop.load import load
+from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.nn.segmentation.label_map import predict_label_map
+from beitkit.nn.segmentation.segmenter import Segmenter
+from beitkit.objectives.segment import Segment
+from beitkit.report.overlays import palette_of
+from beitkit.runs.segment.choose import SceneCircumstances, Start, choose_scenes
+from beitkit.runs.segment.config import SegmentRun
+from beitkit.runs.segment.report import write_report
+from beitkit.runs.training.reader import TrainingReader, blocks_of
+from beitkit.runs.training.speed import accelerate
+from beitkit.system import quoted, write_atomically
+from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import Best, fit
+from beitkit.train.machine.runtime import start_runtime
+from beitkit.train.optim import layered_groups
+from beitkit.train.schedule import make_plan
+
+MEASURED = 200
+"""Pictures whose sizes are looked up to choose the network's."""
+AUXILIARY_CHANNELS = 256
+"""Width of the auxiliary head (facts 9.2); a narrower network gets one of its own width."""
+
+
+class Result(NamedTuple):
+    """What a segmentation run found out, on the validation pictures; all values are shares."""
+
+    folder: Path
+    mean_iou: float
+    """Mean over the classes that occur of intersection / union."""
+    class_iou: dict[str, float | None]
+    """None for a class that neither occurs nor was named."""
+
+
+def run(config: SegmentRun) -> Result:
+    """Train or continue; the run folder is what `beitkit.load` reads."""
+    runtime = start_runtime(config.machine, config.speed.sharding)
+    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
+    audits = audit(train), audit(val)
+    backbone, start = _start(config)
+    found = SceneCircumstances(
+        pictures=len(train),
+        side=_median_side(train),
+        start=start,
+        patch=max(backbone.patch),
+        width=backbone.width,
+        depth=backbone.depth,
+        device=runtime.kind,
+    )
+    config, reasons = choose_scenes(config, found)
+    compared = None if config.compare is None else result_of(config.compare, val.digest)
+    model = _network(config, backbone, train)
+    folder = RunFolder(config.out, "segment", config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
+    if folder.is_finished():
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+        return result_of(folder.path, val.digest)
+    first_weights = digest_of(model.config.backbone, model.backbone.state_dict())
+    folder.pin(pictures=train.digest, **{"validation pictures": val.digest, "model": first_weights})
+    if runtime.is_main:
+        write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
+        write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
+    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=1)
+    odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
+    for line in (*reasons, *(f"note: {note}" for note in odd)):
+        journal.say(line)
+    objective = Segment(model, config.loss)
+    computed = accelerate(objective, config.speed, runtime, plan)
+    origin = f"from {config.model}" if start != "scratch" else "from scratch"
+    journal.say(
+        f"segmentation {origin}: {len(train)} pictures of {len(train.classes)} classes, {len(val)} to validate; crops of "
+        f"{config.image_size}, {config.head} head; {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, "
+        f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}{computed}"
+    )
+    dataset = PictureDataset(
+        train.files,
+        SceneTrainView(config.view, model.config.backbone.image_size),
+        channels=backbone.channels,
+        seed=config.train.seed,
+        smallest=backbone.patch,
+        label_map=train.label_map,
+    )
+    preprocessing = model.config.preprocessing
+    waited = WaitMeter()
+
+    reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
+
+    def batches(first: int) -> Iterator[Batch]:
+        return blanked(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
+
+    def predict(picture: Tensor) -> Tensor:
+        return predict_label_map(model, picture, config.inference, runtime.precision)
+
+    def scenes() -> Iterator[tuple[Tensor, Tensor]]:
+        for scene in readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken):
+            yield scene.image, scene.label_map
+
+    fit(
+        objective,
+        batches,
+        layered_groups(model, model, config.optim),
+        plan=plan,
+        loop=config.loop,
+        optim=config.optim,
+        runtime=runtime,
+        journal=journal,
+        checkpoints=folder.checkpoints,
+        waited=waited,
+        evaluators=[MeanIoU(predict, scenes, len(train.classes))],
+        best=Best("val/miou", lambda: save_native(model, folder.best)),
+        units=blocks_of(objective),
+    )
+    if runtime.is_main:
+        verdict = judged(
+            predict,
+            readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
+            train.classes,
+            palette_of(train.classes, model.config.palette),
+        )
+        result = Result(folder.path, verdict.scores.mean_iou, verdict.class_iou)
+        folder.write_json(
+            "result.json",
+            {
+                "miou": result.mean_iou,
+                "macc": verdict.scores.mean_accuracy,
+                "aacc": verdict.scores.pixel_accuracy,
+                "class_iou": result.class_iou,
+                "pictures": len(val),
+                "scratch": start == "scratch",
+                "val_digest": val.digest,
+            },
+        )
+        write_report(folder, config, model.config, audits[0], verdict, compared, runtime)
+        save_native(model.cpu(), folder.path)
+        journal.say(
+            f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {verdict.scores.pixel_accuracy:.1%})"
+        )
+        after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
+        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
+    runtime.processes.wait()
+    return result_of(folder.path, val.digest)
+
+
+def result_of(folder: Path, val_digest: str) -> Result:
+    """What a finished run found out, on the same validation pictures.
+
+    Raises:
+        UserError: if there is no finished run, or it was measured on other pictures.
+    """
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        mean_iou, class_iou, measured_on = float(result["miou"]), dict(result["class_iou"]), result["val_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} holds no finished segmentation run (expected {path})") from None
+    if measured_on != val_digest:
+        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+    return Result(folder, mean_iou, class_iou)
+
+
+def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
+    """The network's backbone as the checkpoint has it, or as the options describe it, and where its weights come from."""
+    if config.model is None:
+        patch = config.patch or DEFAULT_PATCH
+        side = config.image_size or 4 * patch  # the real one is chosen when the pictures are known
+        backbone = config.network.backbone(decided(config.size), patch, side, drop_path=0.0, final_norm=False)
+        return backbone, "scratch"
+    found = read_checkpoint(config.model).config
+    if config.scratch:
+        return found.backbone, "scratch"
+    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig) else "fine-tuned"
+
+
+def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Segmenter:
+    """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
+    torch.manual_seed(config.train.seed)
+    side = decided(config.image_size)
+    if config.model is None:
+        found = None
+        sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
+        start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing)
+    else:
+        found = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
+        assert isinstance(found, Segmenter)
+        start = found.config
+    statistics = {None: start.preprocessing, "imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
+    start = replace(start, palette=train.code.palette, preprocessing=statistics, inference=config.inference)
+    has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
+    wanted = replace(
+        start,
+        head=config.head,
+        channels=config.channels,
+        auxiliary_channels=min(AUXILIARY_CHANNELS, backbone.width) if has_auxiliary else None,
+    )
+    if found is None or config.scratch:
+        return Segmenter(wanted)
+    has_head = config.model is not None and isinstance(read_checkpoint(config.model).config, SegmenterConfig)
+    is_as_wide = config.channels is None or config.channels == start.decoder_channels
+    if has_head and start.head == config.head and is_as_wide:
+        found.config = start
+        model = found
+    else:
+        model = Segmenter(wanted)
+        model.backbone.load_state_dict(found.backbone.state_dict())
+    if config.freeze:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def _median_side(scenes: Scenes) -> int:
+    """Median of the pictures' shorter sides; of many, of some drawn by a fixed seed."""
+    sides = []
+    for index in sampled(len(scenes), MEASURED, 0, "sides"):
+        try:
+            sides.append(min(picture_header(scenes.files.path(index)).upright))
+        except BrokenPicture:
+            continue  # counted and named when it is needed
+    if not sides:
+        raise UserError(f"none of the pictures in {scenes.files.root} can be opened")
+    return sorted(sides)[len(sides) // 2]

@@ -1,0 +1,54 @@
+"""`beitkit tokenize`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.parts import EngineName, Flat, check_batch, check_views, shard_of
+from beitkit.configs.train import MachineConfig
+from beitkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenizeRun:
+    """Compute the visual tokens of stored views once, for `beitkit pretrain --tokens`."""
+
+    images: Positional[Path]
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    _: KW_ONLY
+    tokenizer: Path
+    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
+    out: Path
+    """Folder of the token cache to make or to complete. The same command continues it."""
+    views: int
+    """Stored views of a picture."""
+    image_size: int = 224
+    """Side of the square pictures that will be pre-trained on, in pixels."""
+    patch: int = 16
+    """Side of a patch, in pixels."""
+    seed: int = 0
+    """Fixes the views; the --seed of the pre-training."""
+    batch_size: int = 64
+    """Pictures that the tokenizer is given at once."""
+    shard: str | None = None
+    """Take one of n equal runs of consecutive pictures, as 1/8 to 8/8; each shard fills a cache of its own, such as
+    OUT-00003-of-00008. Without it, shards that lie beside --out are joined there."""
+    engine: EngineName = "local"
+    """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    view: ViewConfig = ViewConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        check_views(self.views)
+        check_batch(self.batch_size)
+        shard_of(self.shard)
+        if not 1 <= self.patch <= self.image_size // 2:
+            raise UserError(f"--image-size {self.image_size} must hold at least 2x2 patches of --patch {self.patch}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")

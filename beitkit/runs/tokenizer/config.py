@@ -1,0 +1,43 @@
+"""`beitkit tokenizer`: what it takes."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional
+
+from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.parts import Flat
+from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
+from beitkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenizerRun:
+    """Train a discrete VAE on your pictures, so that each patch gets a visual token."""
+
+    images: Positional[Path]
+    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    _: KW_ONLY
+    out: Path
+    """Run folder to make or to continue."""
+    image_size: int = 112
+    """Side of the square pictures it is trained on, in pixels; it can encode other sizes later."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
+    machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    dvae: DVAEConfig = DVAEConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
+    view: ViewConfig = ViewConfig(crop_scale=(0.3, 1.0), color_jitter=0.0)
+    optim: OptimConfig = OptimConfig(lr_batch=64, weight_decay=1e-4, warmup_epochs=1.0, clip=1.0)
+    loop: LoopConfig = LoopConfig()
+    read: ReadConfig = ReadConfig()
+
+    def __post_init__(self) -> None:
+        check_given(self.train, self.optim)
+        if self.image_size < self.dvae.stride:
+            raise UserError(f"--image-size must be at least --dvae.stride, got {self.image_size} and {self.dvae.stride}")
+        if self.optim.layer_decay not in (None, 1.0):
+            raise UserError(f"--optim.layer-decay {self.optim.layer_decay:g} has no meaning for a tokenizer; leave it out")

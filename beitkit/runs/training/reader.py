@@ -1,0 +1,48 @@
+"""How the training verbs read their pictures: this process's share of the batches, counted, timed and on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from beitkit.configs.data import ReadConfig
+from beitkit.configs.train import MachineConfig, TrainConfig, decided
+from beitkit.contracts import Batch
+from beitkit.data.stream import PictureDataset, counted_broken, to_device, training_stream
+from beitkit.nn.blocks import Block
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import WaitMeter
+from beitkit.train.machine.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class TrainingReader:
+    """Reads a run's training pictures; unreadable ones are listed in its folder."""
+
+    train: TrainConfig
+    machine: MachineConfig
+    read: ReadConfig
+    runtime: Runtime
+    folder: RunFolder
+    waited: WaitMeter
+
+    def batches(self, dataset: PictureDataset, first: int) -> Iterator[Batch]:
+        """Endless batches, uint8 and on the device, from this process's number `first` on (`data.stream.training_stream`)."""
+        stream = training_stream(
+            dataset,
+            decided(self.train.batch_size),
+            start_batch=first,
+            workers=self.machine.workers,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+        )
+        folder = self.folder
+        stream = counted_broken(stream, dataset, self.read.max_broken, folder.note_broken, folder.broken_list)
+        return to_device(self.waited.metered(stream), self.runtime.device)
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """All Transformer blocks of a network, which are gathered one at a time where weights are sharded."""
+    return [module for module in network.modules() if isinstance(module, Block)]

@@ -1,0 +1,66 @@
+"""How a training run computes its Transformer blocks: compiled or not, keeping or recomputing what the gradients need."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+
+import torch
+from torch import nn
+
+from beitkit.configs.train import SpeedConfig
+from beitkit.errors import UserError
+from beitkit.nn.backbone import Backbone
+from beitkit.nn.blocks import Block, set_recompute
+from beitkit.train.machine.runtime import Runtime
+from beitkit.train.schedule import Plan
+
+COMPILED_FROM = {"cpu": 3e14, "cuda": 1e17}
+"""By device, the floating point operations from which on a run is compiled: half an hour of two CPU cores, where compiling took
+up to 27 s and won tiny networks 3 to 6% (docs/performance.md); some minutes of a GPU, by estimate."""
+COMPILED_UP_TO = {"cpu": 2e10, "cuda": math.inf}
+"""By device, the operations of a picture up to which it is: on a CPU larger networks, from small on, won nothing or lost 4%."""
+
+
+def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan: Plan) -> str:
+    """Set the blocks of an objective up for training, and say how, to be put after `Runtime.describe`.
+
+    Raises:
+        UserError: if compiling is asked for and there is nothing to compile with.
+    """
+    blocks = [module for module in objective.modules() if isinstance(module, Block)]
+    set_recompute(objective, config.recompute)
+    is_compiled = config.compile == "on" or (config.compile == "auto" and _pays(objective, runtime, plan))
+    if config.compile == "on" and (missing := _missing(runtime.kind)) is not None:
+        raise UserError(f"--speed.compile on needs {missing}; install it, or give --speed.compile off")
+    if is_compiled:
+        # What PyTorch says of its own insides; there is nothing a user could do about it.
+        warnings.filterwarnings("ignore", module=r"torch\.(_inductor|_dynamo|_functorch)\b.*")
+        # What earlier runs of this process compiled counts against PyTorch's limit of shapes, past which it stops in silence.
+        torch.compiler.reset()
+        for block in blocks:
+            block.compile_training()
+    return "".join(f", {word}" for word, holds in (("compiled", is_compiled), ("recomputing", config.recompute)) if holds)
+
+
+def _pays(objective: nn.Module, runtime: Runtime, plan: Plan) -> bool:
+    if runtime.kind not in COMPILED_FROM or _missing(runtime.kind) is not None:
+        return False
+    # Forward and backward take 6 operations per weight and token.
+    per_picture = sum(
+        6 * (backbone.config.grid[0] * backbone.config.grid[1] + 1) * sum(weight.numel() for weight in backbone.parameters())
+        for backbone in objective.modules()
+        if isinstance(backbone, Backbone)
+    )
+    operations = per_picture * plan.steps * plan.pictures_per_step / runtime.world
+    return operations >= COMPILED_FROM[runtime.kind] and per_picture <= COMPILED_UP_TO[runtime.kind]
+
+
+def _missing(kind: str) -> str | None:
+    """What compiling for a device lacks on this machine, if anything."""
+    if kind == "mps":
+        return "a CUDA GPU or a CPU"
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    return None if any(shutil.which(compiler) for compiler in compilers) else "a C++ compiler such as g++"

@@ -1,0 +1,152 @@
+"""What a checkpoint consists of, as JSON: which rows of which tensor are in which file, and what each file must look like.
+
+A manifest names no paths: its files have numbers. What is read is checked before anything is done with it, so that a torn or a
+hostile one is refused, whatever it says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE
+
+FORMAT_VERSION = 1
+MAX_BYTES = 2**28
+"""Of a manifest; that of a thousand processes for the largest network is far smaller."""
+
+
+class Piece(NamedTuple):
+    """What one process holds of a tensor: some of its rows, counted along the first axis, or all of it."""
+
+    rows: Tensor
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    first: int = 0
+    """The row of the whole tensor with which `rows` begins."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is the tensor itself."""
+        return tuple(self.rows.shape) == self.shape
+
+    @property
+    def end(self) -> int:
+        """The row after the last one; a scalar has one row."""
+        return self.first + (1 if self.rows.ndim == 0 else len(self.rows))
+
+
+class Rows(NamedTuple):
+    """Some rows of a tensor, counted along its first axis; a scalar has one."""
+
+    file: int
+    """Number of the file that has them."""
+    first: int
+    end: int
+    """The row after the last one."""
+
+    def within(self, first: int, end: int) -> Rows | None:
+        """Those that lie in a range of rows, if any."""
+        found = Rows(self.file, max(self.first, first), min(self.end, end))
+        return found if found.first < found.end else None
+
+
+class Stored(NamedTuple):
+    """A tensor of a checkpoint, or what one process stores of it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    rows: tuple[Rows, ...]
+    """In ascending order, without a gap."""
+
+    def fits(self, piece: Piece) -> bool:
+        """Whether a piece of a tensor can be filled from here."""
+        return self.shape == piece.shape and self.dtype == NAME_OF_TYPE.get(piece.rows.dtype)
+
+
+class StoredFile(NamedTuple):
+    """What a file must look like."""
+
+    bytes: int
+    blake2b: str
+
+
+class Manifest(NamedTuple):
+    """All of a checkpoint but the values of its tensors."""
+
+    step: int
+    numbers: dict[str, float]
+    files: dict[int, StoredFile]
+    tensors: dict[str, Stored]
+
+    @classmethod
+    def of(
+        cls, step: int, numbers: dict[str, float], written: Sequence[tuple[StoredFile | None, Mapping[str, Stored]]]
+    ) -> Manifest:
+        """The manifest of what each process wrote, in the order of their ranks."""
+        files = {number: file for number, (file, _) in enumerate(written) if file is not None}
+        tensors: dict[str, Stored] = {}
+        for _, parts in written:
+            for name, part in parts.items():
+                before = tensors[name].rows if name in tensors else ()
+                tensors[name] = part._replace(rows=(*before, *part.rows))
+        return cls(step, numbers, files, tensors)
+
+    def encode(self) -> bytes:
+        """The manifest as it is written."""
+        content = {
+            "format": FORMAT_VERSION,
+            "step": self.step,
+            "numbers": self.numbers,
+            "files": {str(number): file._asdict() for number, file in self.files.items()},
+            "tensors": {name: stored._asdict() for name, stored in self.tensors.items()},
+        }
+        return json.dumps(content, allow_nan=False).encode()
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """The manifest that was written.
+
+    Raises:
+        ValueError: if it is not one, or contradicts itself.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError("too large for a manifest")
+    try:
+        content = json.loads(data)
+        _check(content["format"] == FORMAT_VERSION)
+        numbers = {str(name): float(value) for name, value in content["numbers"].items()}
+        _check(all(map(math.isfinite, numbers.values())))
+        files = {int(number): StoredFile(_size(file["bytes"]), str(file["blake2b"])) for number, file in content["files"].items()}
+        tensors = {str(name): _stored(entry) for name, entry in content["tensors"].items()}
+        _check(all(rows.file in files for stored in tensors.values() for rows in stored.rows))
+        return Manifest(_size(content["step"]), numbers, files, tensors)
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError("not a manifest") from error
+
+
+def _stored(entry: Mapping[str, Any]) -> Stored:
+    shape = tuple(_size(size) for size in entry["shape"])
+    rows = tuple(Rows(*(_size(number) for number in three)) for three in entry["rows"])
+    reached = 0
+    for some in rows:
+        _check(some.first == reached and some.end > reached)
+        reached = some.end
+    _check(reached == (shape[0] if shape else 1))
+    return Stored(str(entry["dtype"]), shape, rows)
+
+
+def _size(value: object) -> int:
+    _check(isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    assert isinstance(value, int)
+    return value
+
+
+def _check(is_so: bool) -> None:
+    if not is_so:
+        raise ValueError("the manifest contradicts itself")

@@ -1,0 +1,210 @@
+"""How the processes of a run hold its weights: each all of them, or each its share.
+
+Whatever way it is, the optimizer sees plain tensors: the parameters themselves (`Replicas`), or this process's rows of them
+(`Shards`), in the very memory from which FSDP2 gathers the blocks it is about to compute. So clipping, AdamW, weight averages
+and checkpoints are the same code for both, and nothing of them goes through DTensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from beitkit.errors import UserError
+from beitkit.train.checkpoints.manifest import Piece
+from beitkit.train.machine.runtime import Runtime
+
+SHARDED_FROM = 300_000_000
+"""Parameters from which "auto" shards: large has 303 million (facts 1.1)."""
+
+
+class Replicas:
+    """Every process holds all weights; gradients are averaged over processes (DDP), where there are several."""
+
+    def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
+        """Move the objective to the device; buffers become those of process 0, so what counts must count for all processes."""
+        self.objective = objective.to(runtime.device)
+        self.module: nn.Module = objective
+        """What computes the loss."""
+        if runtime.world > 1:
+            # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing to do about it.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+            self.module = DistributedDataParallel(objective)
+        self.parameters: dict[str, nn.Parameter] = dict(objective.named_parameters())
+        """What this process updates, by name."""
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that are part of the state, by name; the same in all processes."""
+        return _kept_buffers(self.objective)
+
+    def added_up(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not is_last else nullcontext()
+
+    def hand_over_gradients(self) -> None:
+        """Give `parameters` the gradients of the step's passes, of which they have them already."""
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Total norm of the gradients, shape ()."""
+        return nn.utils.get_total_norm(gradients, foreach=True)
+
+    def count(self, number: Tensor) -> Tensor:
+        """The number, which every process counted in all there is."""
+        return number
+
+    def piece(self, name: str, tensor: Tensor) -> Piece:
+        """A tensor that belongs to the parameter of a name, as what this process holds of it."""
+        return Piece(tensor, tuple(tensor.shape))
+
+    @torch.no_grad()
+    def show(self, weights: dict[str, Tensor]) -> None:
+        """Let the objective hold `weights`, one for every parameter; the same tensors hold what it held."""
+        for name, parameter in self.parameters.items():
+            if weights[name] is not parameter:
+                kept = parameter.clone()
+                parameter.copy_(weights[name])
+                weights[name].copy_(kept)
+
+    def hide(self, weights: dict[str, Tensor]) -> None:
+        """Undo `show`."""
+        self.show(weights)
+
+
+class Shards:
+    """Every process holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
+
+    A twin of the objective computes: each unit, and the rest of it as one more, is gathered shortly before it is used, and in the
+    forward pass released after. The objective itself is empty, except between `show` and `hide`, when that of the main process
+    holds everything: it can be evaluated and stored there as if nothing were sharded.
+    """
+
+    def __init__(self, objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> None:
+        """Share out an objective that is on the CPU, and the same in all processes; its weights go to the device unit by unit."""
+        self.objective = objective
+        self._processes = runtime.processes
+        # The twin's parameters are the objective's memory until its unit is sharded; no process ever has two copies.
+        memo: dict[int, object] = {
+            id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in objective.parameters()
+        }
+        twin = copy.deepcopy(objective, memo)
+        mesh = init_device_mesh(runtime.device.type, (runtime.world,))
+        wanted = {id(unit) for unit in units}
+        for module, counterpart in zip(objective.modules(), twin.modules(), strict=True):
+            if id(module) in wanted:
+                # No mixed-precision policy: autocast rounds the gathered weights just as it does those of a replica.
+                fully_shard(counterpart, mesh=mesh)
+        fully_shard(twin, mesh=mesh)
+        self.module: nn.Module = twin
+        """What computes the loss."""
+        self._sharded = {name: parameter for name, parameter in twin.named_parameters() if isinstance(parameter, DTensor)}
+        names = [name for name, _ in objective.named_parameters()]
+        assert list(self._sharded) == names, "a parameter is shared between units"
+        self.parameters: dict[str, nn.Parameter] = {
+            name: nn.Parameter(parameter.to_local().detach(), parameter.requires_grad)
+            for name, parameter in self._sharded.items()
+        }
+        """What this process updates, by name: its rows of every parameter."""
+        self._empty()
+        objective.to(runtime.device)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that are part of the state, by name; the same in all processes."""
+        return _kept_buffers(self.module)
+
+    def added_up(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Where gradients of a pass are only added up, until those of a step's last pass are averaged and shared out."""
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(is_last)
+        self.module.set_is_last_backward(is_last)
+        return nullcontext()
+
+    def hand_over_gradients(self) -> None:
+        """Give `parameters` the gradients of the step's passes."""
+        for name, parameter in self._sharded.items():
+            if isinstance(parameter.grad, DTensor):
+                self.parameters[name].grad = parameter.grad.to_local()
+                parameter.grad = None
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """Total norm of the gradients of which each process has its rows, shape ()."""
+        return self._processes.add_up(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
+
+    def count(self, number: Tensor) -> Tensor:
+        """The sum of what every process counted in its rows."""
+        return self._processes.add_up(number)
+
+    def piece(self, name: str, tensor: Tensor) -> Piece:
+        """A tensor that belongs to the parameter of a name, as what this process holds of it."""
+        whole = tuple(self._sharded[name].shape)
+        if tensor.ndim != len(whole):  # AdamW's count of steps
+            return Piece(tensor, tuple(tensor.shape))
+        rows = -(-whole[0] // self._processes.world)  # as `fully_shard` deals them out
+        return Piece(tensor, whole, min(self._processes.rank * rows, whole[0]))
+
+    @torch.no_grad()
+    def show(self, weights: dict[str, Tensor]) -> None:
+        """Let the main process's objective hold `weights`, of which there are rows for every parameter; called by all.
+
+        One tensor is gathered after the other, so that only the main process ever has more than one of them whole.
+        """
+        for name, parameter in self.objective.named_parameters():
+            like = self._sharded[name]
+            rows = DTensor.from_local(
+                weights[name].detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+            )
+            gathered = rows.full_tensor()
+            if self._processes.is_main:
+                parameter.data = gathered
+        for name, buffer in self.objective.named_buffers():
+            buffer.copy_(self.module.get_buffer(name))
+
+    def hide(self, weights: dict[str, Tensor]) -> None:
+        """Empty the objective again."""
+        self._empty()
+
+    def _empty(self) -> None:
+        for parameter in self.objective.parameters():
+            parameter.data = parameter.new_empty(0)
+
+
+Parallel = Replicas | Shards
+
+
+def parallel(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> Parallel:
+    """The objective, held by the processes in the way that `runtime.sharding` asks for.
+
+    Args:
+        objective: the same in all processes.
+        units: parts of it that are gathered one at a time where weights are sharded, the blocks of a Transformer.
+        runtime: device, processes and sharding.
+
+    Raises:
+        UserError: if weights are to be sharded of which there are no units.
+    """
+    is_sharded = shares_out(objective, units, runtime)
+    return Shards(objective, units, runtime) if is_sharded else Replicas(objective, runtime)
+
+
+def shares_out(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> bool:
+    """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
+    if runtime.sharding == "full" and not units:
+        raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
+    is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
+    is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and len(units) > 0)
+    return is_wanted and runtime.world > 1
+
+
+def _kept_buffers(module: nn.Module) -> dict[str, Tensor]:
+    kept = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}

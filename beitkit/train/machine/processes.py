@@ -1,0 +1,125 @@
+"""The processes of one run: they meet here, wait for each other, and add up what they found.
+
+Process 0 is the main one: it alone writes and prints. What the host exchanges (waiting, small values) goes over gloo, where
+the end of a process is noticed by all others at once; gradients go over NCCL on GPUs, where it may not be, and where the
+launcher ends the others (torchrun always does, srun with --kill-on-bad-exit).
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented
+
+from beitkit.errors import ProcessLost, UserError
+from beitkit.train.machine.launch import Place
+
+Value = TypeVar("Value")
+
+MEETING_TIME = timedelta(minutes=10)
+"""How long processes wait for the others to start."""
+LONGEST_WAIT = timedelta(days=1)
+"""How long processes wait for the main one, which may be evaluating or writing a report."""
+SIGNS_OF_LOSS = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Tt]imed out|recvValue failed|NCCL")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among the others; collective methods must be called by all of them, in the same order."""
+
+    rank: int = 0
+    world: int = 1
+    host: ProcessGroup | None = None
+    """The group over which hosts talk; None for a single process."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Return when all processes are here."""
+        if self.world > 1:
+            with self.watched():
+                distributed.barrier(group=self.host)
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, in the order of the ranks."""
+        values = [value] * self.world
+        if self.world > 1:
+            with self.watched():
+                distributed.all_gather_object(values, value, group=self.host)
+        return values
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """The tensor, which now holds the sum over processes."""
+        if self.world > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise `ProcessLost` where the end of another process is what failed."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not SIGNS_OF_LOSS.search(str(error)):
+                raise
+            raise ProcessLost(
+                "another process of this run stopped, its message says why; the last saved step is kept, and the same command "
+                "continues"
+            ) from None
+
+
+ALONE = Processes()
+"""A run of one process."""
+
+
+def join(place: Place, device: torch.device) -> Processes:
+    """Meet the other processes of the run; a group that this process is already in is used as it is.
+
+    Raises:
+        UserError: if they do not meet.
+    """
+    if place.world == 1:
+        return ALONE
+    if not distributed.is_initialized():
+        _meet(place, device)
+    host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    assert isinstance(host, ProcessGroup)
+    return Processes(place.rank, place.world, host)
+
+
+def _meet(place: Place, device: torch.device) -> None:
+    try:
+        store = TCPStore(
+            place.address,
+            place.port,
+            place.world,
+            is_master=place.rank == 0 and not place.is_meeting_served,
+            timeout=MEETING_TIME,
+            wait_for_workers=False,
+        )
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            # After a restart the launcher's store still holds the addresses of processes that are gone.
+            store=PrefixStore(f"attempt{place.attempt}", store),
+            rank=place.rank,
+            world_size=place.world,
+            device_id=device if device.type == "cuda" else None,
+        )
+    except distributed.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"process {place.rank} of {place.world} could not meet the others at {place.address}:{place.port} ({reason}); "
+            "check MASTER_ADDR and MASTER_PORT, and that all processes were started"
+        ) from None
+    atexit.register(distributed.destroy_process_group)

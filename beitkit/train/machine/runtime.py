@@ -1,0 +1,146 @@
+"""The machine: which device, which precision, how many threads and processes, and what to do when somebody presses Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+
+from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
+from beitkit.contracts import precision_name
+from beitkit.errors import UserError
+from beitkit.system import keep_freed_memory, usable_cores
+from beitkit.train.machine.launch import Place, place
+from beitkit.train.machine.processes import ALONE, Processes, join
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+"""What asks a run to stop; SIGUSR1 is SLURM's warning before the time is up."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in which precision a run computes."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    """Precision of matrix products, or None for float32 throughout."""
+    processes: Processes = ALONE
+    """This process among those of the run."""
+    sharding: Sharding = "none"
+    """Whether weights, gradients and moments are shared out over the processes."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+        return self.processes.rank
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.processes.world
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.processes.is_main
+
+    @property
+    def kind(self) -> DeviceKind:
+        """The kind of device."""
+        return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Autocast in this run's precision."""
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            yield
+
+    def describe(self) -> str:
+        """One line for people."""
+        where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
+        processes = f"{self.world} processes on " if self.world > 1 else ""
+        return f"{processes}{where}, {precision_name(self.autocast)}{threads}"
+
+
+def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime:
+    """Choose the device and precision, set the number of CPU threads, and meet the other processes where a launcher started some.
+
+    Raises:
+        UserError: if a device or precision was asked for that this machine does not have, or the processes do not meet.
+    """
+    here = place()
+    torch.set_num_threads(config.threads or usable_cores())
+    device = torch.device(_best_device() if config.device == "auto" else config.device)
+    if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
+        raise UserError(
+            f"--device {device.type} was asked for, but this machine has none that PyTorch can use; try --device auto"
+        )
+    if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
+    if here.world > 1:
+        device = _own_device(device, here)
+    if device.type == "cpu":
+        keep_freed_memory()
+    use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
+    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), sharding)
+
+
+def _own_device(device: torch.device, here: Place) -> torch.device:
+    """The GPU of one process among several, made the current one; a CPU is shared."""
+    if device.type == "mps":
+        raise UserError(f"--device mps works in one process only, got {here.world}; try --device cpu")
+    if device.type == "cpu":
+        return device
+    visible = torch.cuda.device_count()
+    index = 0 if visible == 1 and here.sees_own_devices else here.local_rank
+    if index >= visible:
+        raise UserError(
+            f"process {here.local_rank} of this machine has no GPU of its own, {visible} can be seen; start {visible} processes"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class StopRequest:
+    """Remembers that a signal arrived, so that the loop can finish its step and save; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Listen to SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) while inside; the main thread only."""
+        try:
+            before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        except ValueError:  # not the main thread: somebody else owns the signals
+            before = {}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal_number = number

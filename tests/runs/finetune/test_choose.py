@@ -1,0 +1,150 @@
+"""What fine-tuning chooses: the paper's recipe for many pictures, short and mild runs for few, and what is given stays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.data import NO_AUGMENT, AugmentConfig
+from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.errors import UserError
+from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.config import FinetuneRun
+
+RUN = FinetuneRun(Path("pictures"), model=Path("pre"), out=Path("out"))
+IMAGENET = Circumstances(
+    pictures=1_281_167,
+    side=375,
+    imbalance=1.8,
+    width=768,
+    depth=12,
+    patch=16,
+    image_size=(224, 224),
+    crop_share=0.875,
+    device="cuda",
+)
+FEW = replace(IMAGENET, pictures=500, side=300, device="cpu")
+
+
+def test_for_many_pictures_it_is_the_paper_s_recipe() -> None:
+    config = choose(RUN, IMAGENET).config
+    assert config.train.epochs == 100
+    assert config.train.lr == 4e-3
+    assert config.optim.layer_decay == 0.65
+    assert config.drop_path == 0.1
+    chosen = config.augment
+    assert (chosen.operations, chosen.magnitude, chosen.erasing, chosen.mixup, chosen.cutmix) == (2, 9, 0.25, 0.8, 1)
+    large = choose(RUN, replace(IMAGENET, width=1024, depth=24)).config
+    assert (large.train.epochs, large.train.lr, large.optim.layer_decay, large.drop_path) == (50, 1e-3, 0.75, 0.2)
+
+
+def test_narrow_networks_get_more_of_the_paper_s_rate() -> None:
+    """The root of 768 / width; wide ones are not slowed down by it."""
+    for width, expected in ((96, 4e-3 * 8**0.5), (192, 8e-3), (768, 4e-3), (800, 4e-3)):
+        assert choose(RUN, replace(FEW, width=width)).config.train.lr == pytest.approx(expected, abs=1e-4)
+
+
+def test_for_few_pictures_the_run_is_short_and_mild() -> None:
+    config = choose(RUN, FEW).config
+    assert config.train.epochs is not None
+    steps = config.train.epochs * 500 / 32
+    assert config.train.batch_size == 32
+    assert steps == pytest.approx(500)
+    assert config.optim.warmup_epochs == pytest.approx(config.train.epochs / 10)
+    assert (config.augment.mixup, config.augment.cutmix, config.augment.erasing, config.augment.magnitude) == (0, 0, 0, 5)
+
+
+@pytest.mark.parametrize("pictures", [3, 20, 100, 1999, 2000, 10_000, 10**6])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(pictures: int, device: str) -> None:
+    config = choose(RUN, replace(IMAGENET, pictures=pictures, device=device)).config  # type: ignore[arg-type]
+    assert config.train.batch_size is not None
+    assert config.train.epochs is not None
+    assert 1 <= config.train.batch_size <= max(1, pictures / 4)
+    steps = config.train.epochs * pictures / config.train.batch_size
+    assert steps >= 500 - 1e-6
+    assert device == "cuda" or steps <= 2000 + 1e-6
+
+
+def test_fresh_weights_have_no_layer_decay_and_a_size_of_their_own() -> None:
+    run = FinetuneRun(Path("pictures"), scratch=True, size="nano", patch=4, out=Path("out"))
+    alone = replace(IMAGENET, image_size=None, side=33, width=96, depth=4, patch=4)
+    config = choose(run, alone).config
+    assert config.image_size == 32
+    assert config.optim.layer_decay == 1
+    assert choose(run, replace(alone, side=3000)).config.image_size == 224
+    assert choose(run, replace(alone, side=1)).config.image_size == 8
+
+
+def test_large_pictures_are_evaluated_uncropped_unless_the_checkpoint_says_otherwise() -> None:
+    assert choose(replace(RUN, image_size=384), IMAGENET).config.crop_share == 1
+    assert choose(RUN, IMAGENET).config.crop_share == 0.875
+    assert choose(RUN, replace(IMAGENET, image_size=(384, 384), crop_share=0.95)).config.crop_share == 0.95
+    assert choose(replace(RUN, image_size=384, crop_share=0.9), IMAGENET).config.crop_share == 0.9
+    assert choose(RUN, replace(IMAGENET, image_size=(224, 112))).config.image_size is None
+
+
+def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
+    lines = choose(RUN, FEW).lines
+    assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
+    assert "--augment.mixup 0: 500 pictures" in lines
+    assert len({line.partition(":")[0] for line in lines}) == len(lines) == 13
+    assert not any("note" in line for line in lines)
+    uneven = replace(FEW, imbalance=12.4)
+    assert any("--balanced" in line for line in choose(RUN, uneven).lines)
+    assert not any("--balanced" in line for line in choose(replace(RUN, balanced=True), uneven).lines)
+
+
+def test_what_is_given_stays_and_is_not_mentioned() -> None:
+    run = replace(
+        RUN,
+        drop_path=0.3,
+        crop_share=0.9,
+        train=TrainConfig(steps=300, batch_size=7, lr=0.5),
+        augment=NO_AUGMENT,
+        optim=OptimConfig(warmup_steps=3, layer_decay=0.9),
+        loop=LoopConfig(ema=0.5),
+    )
+    config, lines = choose(run, FEW)
+    assert config == run
+    assert lines == ()
+
+
+def test_choosing_again_changes_nothing_and_the_choice_survives_json() -> None:
+    config = choose(RUN, IMAGENET).config
+    assert choose(config, FEW) == (config, ())
+    assert from_json(FinetuneRun, to_json(config)) == config
+
+
+def test_mixing_waits_for_a_long_run_on_many_pictures() -> None:
+    long = replace(RUN, train=TrainConfig(epochs=40.0, batch_size=None, lr=None))
+    assert choose(long, replace(IMAGENET, pictures=9_999)).config.augment.mixup == 0
+    assert choose(long, replace(IMAGENET, pictures=10_000)).config.augment.mixup == 0.8
+    short = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=None, lr=None), augment=AugmentConfig(mixup=0.3))
+    assert choose(short, IMAGENET).config.augment.mixup == 0.3
+    assert choose(short, IMAGENET).config.augment.cutmix == 0
+    assert choose(RUN, replace(IMAGENET, side=32)).config.augment.erasing == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing says which network to train; give --model, or --scratch with --size"),
+        ({"scratch": True}, "nothing says which network"),
+        ({"size": "base"}, "nothing says which network"),
+        ({"model": Path("pre"), "scratch": True, "size": "base"}, "--size describes a network for --scratch, but --model pre"),
+        ({"model": Path("pre"), "pooling": "cls"}, "--pooling describes"),
+        ({"model": Path("pre"), "network": NetworkConfig(positions="none")}, "--network describes"),
+        ({"model": Path("pre"), "crop_share": 1.5}, r"--crop-share must lie in \(0, 1\], got 1.5"),
+        ({"model": Path("pre"), "drop_path": 1.3}, r"--drop-path must lie in \[0, 1\), got 1.3"),
+        ({"model": Path("pre"), "image_size": 0}, "--image-size and --patch must be at least 1, got 0"),
+        ({"scratch": True, "size": "base", "network": NetworkConfig(drop_path=0.3)}, "give --drop-path 0.3"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FinetuneRun(Path("pictures"), out=Path("out"), **options)

@@ -1,0 +1,168 @@
+"""What `test_processes.py` starts twice: several runs of `fit` by two processes together, and by one for comparison.
+
+Run as `python two_processes.py FOLDER` with torchrun's variables; each process leaves what it found in FOLDER/found-RANK.pt.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.contracts import Batch, Evaluator, Loss
+from beitkit.errors import Interrupted, ProcessLost, UserError
+from beitkit.objectives.reconstruct import Reconstruct
+from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal, WaitMeter
+from beitkit.train.loop import Best, fit
+from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.optim import parameter_groups
+from beitkit.train.schedule import make_plan
+
+ALONE = Runtime(torch.device("cpu"), None)
+BATCH, STEPS = 3, 8
+OPTIM = OptimConfig(lr_scaling="none", warmup_steps=0, clip=0.5)
+
+
+class Toy(nn.Module):
+    """Two layers and noise from torch's generator; keeps which passes it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.seen: list[int] = []
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        x = batch["images"]
+        self.seen.append(int(batch["number"]))
+        noise = 0.1 * torch.randn(len(x), 1)
+        error = (self.layers(x) + noise - x.sum(1, keepdim=True)).square().mean()
+        return Loss(error + batch["poison"], {"error": error.detach()})
+
+
+def numbered(number: int, *, is_poisoned: bool = False, shape: tuple[int, ...] = (BATCH, 3)) -> Batch:
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(number))
+    poison = torch.tensor(math.nan if is_poisoned else 0.0)
+    return {"images": images, "number": torch.tensor(number), "poison": poison}
+
+
+def run(
+    out: Path,
+    runtime: Runtime,
+    loop: LoopConfig,
+    *,
+    objective: nn.Module | None = None,
+    cut_at: int | None = None,
+    poisoned: int | None = None,
+    signalled: int | None = None,
+    shape: tuple[int, ...] = (BATCH, 3),
+    units: Sequence[nn.Module] = (),
+    evaluators: Sequence[Evaluator] = (),
+    best: Best | None = None,
+) -> nn.Module:
+    """Train a toy, or something else on pictures of a shape; passes of the numbers given go wrong."""
+    torch.manual_seed(0)
+    objective = Toy() if objective is None else objective
+
+    def batches(first: int) -> Iterator[Batch]:
+        number = first * runtime.world + runtime.rank
+        while True:
+            if cut_at is not None and number >= cut_at:
+                raise ConnectionError
+            if number == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield numbered(number, is_poisoned=number == poisoned, shape=shape)
+            number += runtime.world
+
+    loop = loop.shared_by(runtime.world)
+    try:
+        fit(
+            objective,
+            batches,
+            parameter_groups(objective, 0.01),
+            plan=make_plan(TrainConfig(steps=STEPS, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
+            loop=loop,
+            optim=OPTIM,
+            runtime=runtime,
+            journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
+            checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
+            waited=WaitMeter(),
+            evaluators=evaluators,
+            best=best,
+            units=units,
+        )
+    except ConnectionError:
+        assert cut_at is not None
+    return objective
+
+
+def tokenizer() -> Reconstruct:
+    torch.manual_seed(1)
+    config = DVAEConfig(geometry="light", vocabulary=24, hidden=16, codebook_dim=8, stride=4, channels=1)
+    return Reconstruct(DiscreteVAE(config), ReconstructConfig(revive_every=5, dead_share=0.5))
+
+
+def result(objective: nn.Module) -> dict:
+    return {"state": objective.state_dict(), "seen": objective.seen if isinstance(objective, Toy) else []}
+
+
+def main(folder: Path) -> None:
+    found: dict[str, object] = {}
+    four = LoopConfig(accumulate=4, log_every=1, save_every=0, ema=0.9)
+    codes = {"loop": LoopConfig(accumulate=2, log_every=1, save_every=3), "shape": (4, 1, 16, 16)}
+    if os.environ["RANK"] == "0":  # for comparison, before there is a group
+        found["one"] = result(run(folder / "one", ALONE, four))
+        found["codes of one"] = result(run(folder / "codes-one", ALONE, objective=tokenizer(), **codes))
+        found["poisoned one"] = result(run(folder / "poisoned-one", ALONE, four, poisoned=9))
+    runtime = start_runtime(MachineConfig(device="cpu", precision="float32", threads=1))
+    found["two"] = result(run(folder / "two", runtime, four))
+    found["codes of two"] = result(run(folder / "codes-two", runtime, objective=tokenizer(), **codes))
+    found["poisoned two"] = result(run(folder / "poisoned-two", runtime, four, poisoned=9))
+
+    saving = LoopConfig(accumulate=4, log_every=1, save_every=1, ema=0.9)
+    legs = [result(run(folder / "legs", runtime, saving, cut_at=12))["seen"]]
+    runtime.processes.wait()
+    if runtime.is_main:
+        legs.append(result(run(folder / "legs", ALONE, saving, cut_at=20))["seen"])
+    runtime.processes.wait()
+    last = result(run(folder / "legs", runtime, saving))
+    found["legs"] = [*legs, last["seen"]]
+    found["continued"] = last
+
+    try:
+        run(folder / "stopped", runtime, four, signalled=13)
+    except Interrupted as error:
+        found["stopped"] = (str(error), error.exit_code)
+
+    shared = RunFolder(folder / "run", "tokenizer", MachineConfig(), runtime.processes)
+    shared.pin(pictures="same")
+    try:
+        shared.pin(pictures=f"other {runtime.rank}")
+    except UserError as error:
+        found["pinned"] = str(error)
+
+    if not runtime.is_main:
+        torch.save(found, folder / "found-1.pt")
+        runtime.processes.wait()
+        os._exit(3)
+    runtime.processes.wait()
+    try:
+        run(folder / "lost", runtime, four)
+    except ProcessLost as error:
+        found["lost"] = str(error)
+    torch.save(found, folder / "found-0.pt")
+    os._exit(0)  # the group has lost a member: there is nothing to leave in good order
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
