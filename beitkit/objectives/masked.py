@@ -64,7 +64,7 @@ class MaskedPixels(nn.Module):
 
 
 def _predicted(batch: Batch, recover_all: bool) -> Positions:
-    """Where something is predicted: what `data.views.masking.located` found out before the batch was moved to the device, if it did."""
+    """Where something is predicted: found by `data.views.masking.located` before the batch was moved to the device, if it did."""
     return batch["positions"] if "positions" in batch else recovered(batch["mask"], recover_all)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList
-from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import counted_broken, normalized, to_device, training_stream
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
 from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
