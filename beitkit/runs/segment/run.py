@@ -49,7 +49,7 @@ from beitkit.train.schedule import make_plan
 MEASURED = 200
 """Pictures whose sizes are looked up to choose the network's."""
 AUXILIARY_CHANNELS = 256
-"""Width of the auxiliary head (facts 9.2); a narrower network gets one of its own width."""
+"""Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
 class Result(NamedTuple):
