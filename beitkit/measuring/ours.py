@@ -32,7 +32,7 @@ Accelerate = Callable[[nn.Module, Plan], object]
 STEPS = 1_000_000
 """Length of the schedule whose beginning is raced."""
 LAYER_DECAY = 0.65
-"""Fine-tuning has a parameter group for every layer; this is the base size's decay (facts 6.2)."""
+"""Fine-tuning has a parameter group for every layer; this is the base size's decay (method 4.2)."""
 
 CACHED, UNCACHED, TOKENIZER_ALONE, OURS = "ours, cached tokens", "ours, with tokenizer", "tokenizer", "ours"
 

@@ -36,7 +36,7 @@ BATCH = 1024
 """The paper's, and of the official script's README (8 GPUs with 128)."""
 BASE_LR = 1e-3
 OPTIM = OptimConfig(lr_batch=256, lr_scaling="linear", min_lr=0.0, warmup_epochs=0.0, weight_decay=1e-4, clip=None)
-"""AdamW of the official script (facts 8.2)."""
+"""AdamW of the official script (method 6.2)."""
 
 
 class Optimistic(NamedTuple):
@@ -90,7 +90,7 @@ def train_probes(
 
 
 def probe_plan(config: ProbeRun, pictures: int) -> Plan:
-    """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (facts 8.2)."""
+    """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (method 6.2)."""
     epochs = config.epochs or EPOCHS[config.protocol]
     batch_size = config.batch_size or min(BATCH, pictures)
     train = TrainConfig(epochs=float(epochs), batch_size=batch_size, lr=BASE_LR, seed=config.seed)

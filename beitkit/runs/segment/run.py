@@ -47,7 +47,7 @@ from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import make_plan
 
 AUXILIARY_CHANNELS = 256
-"""Width of the auxiliary head (facts 9.2); a narrower network gets one of its own width."""
+"""Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
 class Result(NamedTuple):
