@@ -1,12 +1,16 @@
 """beitkit: BEiT pre-training of vision Transformers on one's own pictures, fine-tuning, and what it bought.
 
-Public names are imported on first use, because most of them need torch and the command line's help does not.
+Public names are imported on first use, because most of them need torch and the command line's help does not. Every verb of the
+command line is a function of the same name (`beitkit.verbs`).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from beitkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from beitkit.inference.networks import Embedding
@@ -18,29 +22,6 @@ if TYPE_CHECKING:
     from beitkit.nn.segmentation.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
-    from beitkit.verbs import (
-        ablate,
-        convert,
-        demo,
-        embed,
-        evaluate,
-        export,
-        finetune,
-        index,
-        inspect,
-        pack,
-        plan,
-        predict,
-        pretrain,
-        probe,
-        recipes,
-        segment,
-        show_load,
-        tokenize,
-        tokenizer,
-    )
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Backbone": "nn.backbone",
@@ -51,31 +32,14 @@ _HOME = {
     "Features": "nn.backbone",
     "MaskedImageModel": "nn.models",
     "Predictor": "inference.predictor",
-    "Segmenter": "nn.segmenter",
+    "Segmenter": "nn.segmentation.segmenter",
+    "UserError": "errors",
     "VQKD": "tokenizers.vqkd",
-    "demo": "verbs",
-    "embed": "verbs",
-    "index": "verbs",
-    "pack": "verbs",
-    "evaluate": "verbs",
-    "finetune": "verbs",
     "load": "interop.load",
     "load_tokenizer": "interop.load",
-    "plan": "verbs",
-    "predict": "verbs",
-    "pretrain": "verbs",
-    "probe": "verbs",
-    "recipes": "verbs",
-    "segment": "verbs",
     "save": "interop.save",
-    "ablate": "verbs",
-    "convert": "verbs",
-    "inspect": "verbs",
-    "show_load": "verbs",
-    "export": "verbs",
-    "tokenize": "verbs",
-    "tokenizer": "verbs",
 }
+"""Public names besides the verbs, and the modules that they live in."""
 
 __all__ = [
     "VQKD",
@@ -88,37 +52,27 @@ __all__ = [
     "MaskedImageModel",
     "Predictor",
     "Segmenter",
-    "ablate",
-    "convert",
-    "demo",
-    "embed",
-    "evaluate",
-    "export",
-    "finetune",
-    "index",
-    "inspect",
+    "UserError",
     "load",
     "load_tokenizer",
-    "pack",
-    "plan",
-    "predict",
-    "pretrain",
-    "probe",
-    "recipes",
     "save",
-    "segment",
-    "show_load",
-    "tokenize",
-    "tokenizer",
 ]
 
 
+@functools.cache
 def __getattr__(name: str) -> Any:
     """Import a public name from where it lives."""
-    if name not in _HOME:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"beitkit.{_HOME[name]}"), name)
+    from beitkit.verbs import VERBS, Verb
+
+    verb = name.replace("_", "-")
+    if verb not in VERBS or "-" in name:
         raise AttributeError(f"beitkit has no {name!r}")
-    return getattr(importlib.import_module(f"beitkit.{_HOME[name]}"), name)
+    return Verb(verb)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    from beitkit.verbs import VERBS
+
+    return sorted([*_HOME, *(verb.replace("-", "_") for verb in VERBS)])

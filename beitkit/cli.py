@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-import importlib
 import io
 import os
 import re
@@ -19,62 +18,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
-import beitkit
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
 from beitkit.train.machine.launch import Place, place
+from beitkit.verbs import VERBS
+from beitkit.version import __version__
 
 Config = TypeVar("Config")
 
-VERBS = {
-    "demo": "DemoRun",
-    "index": "IndexRun",
-    "pack": "PackRun",
-    "tokenizer": "TokenizerRun",
-    "tokenize": "TokenizeRun",
-    "pretrain": "PretrainRun",
-    "finetune": "FinetuneRun",
-    "probe": "ProbeRun",
-    "segment": "SegmentRun",
-    "evaluate": "EvaluateRun",
-    "predict": "PredictRun",
-    "embed": "EmbedRun",
-    "inspect": "InspectRun",
-    "show-load": "ShowLoadRun",
-    "convert": "ConvertRun",
-    "export": "ExportRun",
-    "recipes": "RecipesRun",
-    "plan": "PlanRun",
-    "ablate": "AblateRun",
-}
-"""Name of a verb, and of its class in `beitkit.configs.verbs`."""
-RECIPE_VERBS = ("pretrain", "finetune", "segment")
-"""The verbs that take --recipe."""
-SHARED_VERBS = ("tokenizer", "pretrain", "finetune", "segment")
-"""Those that several processes do together."""
-TRAINING_VERBS = (*SHARED_VERBS, "demo", "ablate")
-"""Those that save as they go."""
-OVERVIEW = """\
-beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought.
-
-  beitkit demo                                                    everything below on bundled pictures, in minutes
-  beitkit pack      photos/ --out shards                          copy them into tar shards (index: only list them in a file)
-  beitkit tokenizer photos/ --out runs/tok                        train a discrete VAE on your pictures
-  beitkit tokenize  photos/ --tokenizer runs/tok --out tokens     store the tokens of some views, to compute them once
-  beitkit pretrain  photos/ --tokenizer runs/tok --out runs/pre   predict the visual tokens of masked patches
-  beitkit probe     labelled/ --model runs/pre                    judge the frozen features of every block
-  beitkit finetune  labelled/ --model runs/pre --out runs/cls     train a classifier from them
-  beitkit segment   scenes/ --model runs/pre --out runs/seg       train a network that names every pixel
-  beitkit evaluate  labelled/ --model runs/cls                    measure it
-  beitkit predict   new/ --model runs/cls --out predictions.csv   name what new pictures show
-  beitkit embed     new/ --model runs/pre --out features.npy      their features, of any block
-  beitkit inspect   beit_base_patch16_224_pt22k.pth               what is this checkpoint? (show-load: every tensor)
-  beitkit convert   beit.pth --to huggingface --out hf/           official, transformers, timm and own, both ways
-  beitkit export    --model runs/cls --format onnx --out m.onnx   a program that runs without beitkit
-  beitkit ablate    photos/ labelled/ --tokenizer runs/tok        what is each part of BEiT worth on your pictures?
-  beitkit recipes                                                 the published set-ups, which --recipe takes
-  beitkit plan      --recipe NAME --images 1_281_167 --gpus 8     steps, memory, time and cost, before anything is spent
-
-`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."""
+PURPOSE = "beitkit pre-trains a vision Transformer on your own pictures the BEiT way, fine-tunes it, and shows what it bought."
+HINT = "`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."
 USAGE_ERROR = 2
 BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
 WIDEST_HELP = 129
@@ -90,10 +42,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be valid text
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(OVERVIEW)
+        print(_overview())
         sys.exit(0)
     if arguments[0] == "--version":
-        print(beitkit.__version__)
+        print(__version__)
         sys.exit(0)
     verb = arguments[0]
     if verb not in VERBS:
@@ -103,13 +55,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     here = Place()
     try:
         here = place()
-        if here.world > 1 and verb not in SHARED_VERBS:
+        if here.world > 1 and not VERBS[verb].is_shared:
+            shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
             raise UserError(
                 f"beitkit {verb} runs in one process, but torchrun or srun started {here.world}; start it without them "
-                f"({', '.join(SHARED_VERBS)} run in several)"
+                f"({shared} run in several)"
             )
         config = _parse(verb, arguments[1:])
-        importlib.import_module(f"beitkit.runs.{verb.replace('-', '_')}").run(config)
+        VERBS[verb].function()(config)
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error), process=here.rank)
@@ -133,11 +86,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _overview() -> str:
+    """What the program is for, and a line a verb."""
+    commands = {f"beitkit {verb.ljust(9)} {entry.example}": entry.summary for verb, entry in VERBS.items()}
+    width = max(map(len, commands))
+    lines = [f"  {command.ljust(width)}  {summary}" for command, summary in commands.items()]
+    return "\n".join([PURPOSE, "", *lines, "", HINT])
+
+
 def _parse(verb: str, arguments: list[str]):
     """The verb's config from its options."""
-    from beitkit.configs import verbs  # here, because the overview and a mistyped verb do without
-
-    return parse(getattr(verbs, VERBS[verb]), arguments, f"beitkit {verb}", _from_recipe(verb, arguments))
+    return parse(VERBS[verb].config_class(), arguments, f"beitkit {verb}", _from_recipe(verb, arguments))
 
 
 def parse(config: type[Config], arguments: list[str], program: str, default: Any = None) -> Config:
@@ -175,7 +134,7 @@ def _from_recipe(verb: str, arguments: list[str]):
     """The config that the command's --recipe puts in place of the defaults, its paths missing; None without --recipe."""
     named = [arguments[place : place + 2] for place, argument in enumerate(arguments) if argument == "--recipe"]
     named += [argument.split("=", 1) for argument in arguments if argument.startswith("--recipe=")]
-    if verb not in RECIPE_VERBS or not named or len(named[0]) < 2:
+    if not VERBS[verb].takes_recipe or not named or len(named[0]) < 2:
         return None  # nothing to look up; what is wrong with the command is said where it is parsed
     if len(named) > 1:
         raise UserError(f"--recipe is given {len(named)} times; give one, and override its values by options")
@@ -240,7 +199,7 @@ def _wrong_choice(option: str, given: str, choices: list[str]) -> str:
 
 def _kept(verb: str) -> str:
     """What is left of a command that Ctrl-C ended where it had nothing to save."""
-    if verb in TRAINING_VERBS:
+    if VERBS[verb].trains:
         return "the last saved step is kept, the same command continues"
     if verb == "tokenize":
         return "the tokens that were stored are kept, the same command continues"

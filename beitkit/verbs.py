@@ -1,65 +1,164 @@
-"""The verbs of the command line as Python functions: same names, same options.
+"""The verbs: one table, which the command line and the Python functions share.
 
 `beitkit.pretrain("photos", tokenizer="runs/tok", out="runs/pre", epochs=100, lr=1e-3)` does what `beitkit pretrain photos
 --tokenizer runs/tok --out runs/pre --epochs 100 --lr 1e-3` does, and returns what the verb found out. Options with a prefix
 are given as a config: `mask=MaskConfig(ratio=0.5)` for `--mask.ratio 0.5` (see `beitkit.configs`). With `recipe="NAME"` the
 recipe's values take the place of the defaults; a config that is given replaces the recipe's as a whole.
+
+To add a verb, make its room in `runs/` and add a row to `VERBS`. Nothing here imports torch until a verb is called.
 """
 
 from __future__ import annotations
 
 import difflib
-import functools
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from inspect import Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from beitkit.configs import verbs
 from beitkit.errors import UserError
-from beitkit.runs import convert as convert_run
-from beitkit.runs import export as export_run
-from beitkit.runs import inspect as inspect_run
-from beitkit.runs import show_load as show_load_run
-from beitkit.runs.ablate import run as ablate_run
-from beitkit.runs.demo import run as demo_run
-from beitkit.runs.evaluate import run as evaluate_run
-from beitkit.runs.finetune import run as finetune_run
-from beitkit.runs.pack import index as index_run
-from beitkit.runs.pack import run as pack_run
-from beitkit.runs.plan import run as plan_run
-from beitkit.runs.predict import embed as embed_run
-from beitkit.runs.predict import run as predict_run
-from beitkit.runs.pretrain import run as pretrain_run
-from beitkit.runs.probe import run as probe_run
-from beitkit.runs.recipes import run as recipes_run
-from beitkit.runs.recipes.table import recipe_named, started_from
-from beitkit.runs.segment import run as segment_run
-from beitkit.runs.tokenize import run as tokenize_run
-from beitkit.runs.tokenizer import run as tokenizer_run
-
-Config = TypeVar("Config")
-Result = TypeVar("Result")
 
 
-class Verb(Generic[Config, Result]):
+class Entry(NamedTuple):
+    """A verb: where it is, how it is typed, and how it runs."""
+
+    config: str
+    """The class that holds its options, as "module:class" below `beitkit.runs`; its module imports no torch."""
+    run: str
+    """The function that takes the config, as "module:function" below `beitkit.runs`."""
+    example: str
+    """Arguments that show its use."""
+    summary: str
+    """What it does, in a few words."""
+    trains: bool = False
+    """Whether it saves as it goes, so that the same command continues it."""
+    is_shared: bool = False
+    """Whether several processes can do it together."""
+    takes_recipe: bool = False
+    """Whether a recipe's values can take the place of its defaults."""
+
+    def config_class(self) -> type[Any]:
+        """The class that holds its options."""
+        return _named(self.config)
+
+    def function(self) -> Callable[[Any], Any]:
+        """The function that takes the config; importing it imports torch."""
+        return _named(self.run)
+
+
+VERBS = {
+    "demo": Entry("demo.config:DemoRun", "demo.run:run", "", "everything below on bundled pictures, in minutes", trains=True),
+    "index": Entry("pack.config:IndexRun", "pack.index:run", "photos/ --out photos.index", "list pictures in one mapped file"),
+    "pack": Entry("pack.config:PackRun", "pack.run:run", "photos/ --out shards", "copy pictures into tar shards"),
+    "tokenizer": Entry(
+        "tokenizer.config:TokenizerRun",
+        "tokenizer.run:run",
+        "photos/ --out runs/tok",
+        "train a discrete VAE on your pictures",
+        trains=True,
+        is_shared=True,
+    ),
+    "tokenize": Entry(
+        "tokenize.config:TokenizeRun",
+        "tokenize.run:run",
+        "photos/ --tokenizer runs/tok --out tokens",
+        "store the tokens of some views, to compute them once",
+    ),
+    "pretrain": Entry(
+        "pretrain.config:PretrainRun",
+        "pretrain.run:run",
+        "photos/ --tokenizer runs/tok --out runs/pre",
+        "predict the visual tokens of masked patches",
+        trains=True,
+        is_shared=True,
+        takes_recipe=True,
+    ),
+    "probe": Entry(
+        "probe.config:ProbeRun", "probe.run:run", "labelled/ --model runs/pre", "judge the frozen features of every block"
+    ),
+    "finetune": Entry(
+        "finetune.config:FinetuneRun",
+        "finetune.run:run",
+        "labelled/ --model runs/pre --out runs/cls",
+        "train a classifier from them",
+        trains=True,
+        is_shared=True,
+        takes_recipe=True,
+    ),
+    "segment": Entry(
+        "segment.config:SegmentRun",
+        "segment.run:run",
+        "scenes/ --model runs/pre --out runs/seg",
+        "train a network that names every pixel",
+        trains=True,
+        is_shared=True,
+        takes_recipe=True,
+    ),
+    "evaluate": Entry("evaluate.config:EvaluateRun", "evaluate.run:run", "labelled/ --model runs/cls", "measure it"),
+    "predict": Entry(
+        "predict.config:PredictRun", "predict.run:run", "new/ --model runs/cls --out p.csv", "name what new pictures show"
+    ),
+    "embed": Entry(
+        "predict.config:EmbedRun", "predict.embed:run", "new/ --model runs/pre --out f.npy", "their features, of any block"
+    ),
+    "inspect": Entry(
+        "checkpoints.config:InspectRun",
+        "checkpoints.run:inspect",
+        "beit_base_patch16_224_pt22k.pth",
+        "what is this checkpoint?",
+    ),
+    "show-load": Entry(
+        "checkpoints.config:ShowLoadRun", "checkpoints.run:show_load", "beit.pth", "what becomes of each of its tensors"
+    ),
+    "convert": Entry(
+        "checkpoints.config:ConvertRun",
+        "checkpoints.run:convert",
+        "beit.pth --to huggingface --out hf/",
+        "official, transformers, timm and own, both ways",
+    ),
+    "export": Entry(
+        "checkpoints.config:ExportRun",
+        "checkpoints.run:export",
+        "--model runs/cls --format onnx --out m.onnx",
+        "a program that runs without beitkit",
+    ),
+    "ablate": Entry(
+        "ablate.config:AblateRun",
+        "ablate.run:run",
+        "photos/ labelled/ --tokenizer runs/tok",
+        "what is each part of BEiT worth on your pictures?",
+        trains=True,
+    ),
+    "recipes": Entry("recipes.config:RecipesRun", "recipes.run:run", "", "the published set-ups, which --recipe takes"),
+    "plan": Entry(
+        "plan.config:PlanRun",
+        "plan.run:run",
+        "--recipe NAME --images 1_281_167 --gpus 8",
+        "steps, memory, time and cost, before anything is spent",
+    ),
+}
+"""All verbs by name, in the order in which one meets them."""
+
+
+class Verb:
     """A verb that is called like a function."""
 
-    def __init__(self, name: str, config: type[Config], run: Callable[[Config], Result]) -> None:
-        functools.update_wrapper(self, run, assigned=("__doc__",), updated=())
-        self.__name__ = self.__qualname__ = name
-        self._config = config
-        self._run = run
+    def __init__(self, name: str) -> None:
+        """`name` is the verb's on the command line."""
+        self._entry = VERBS[name]
+        self.__name__ = self.__qualname__ = name.replace("-", "_")
+        self._config = config = self._entry.config_class()
+        self.__doc__ = config.__doc__
         hints = get_type_hints(config, include_extras=True)
         self._several = {key for key, hint in hints.items() if tuple[Path, ...] in {hint, *get_args(hint)}}
         self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}} - self._several
-        # Parts whose options the command line writes without a prefix.
-        self._flat = {key: hint for key, hint in hints.items() if get_origin(hint) is Annotated and verbs.Flat in get_args(hint)}
+        self._flat = {key: hint for key, hint in hints.items() if _is_flat(hint)}
         self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
         self.__signature__ = self._signature()
 
-    def __call__(self, *args: Any, **options: Any) -> Result:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         """Run the verb; wrong options and values raise `UserError`."""
         for name in options:
             if name not in self.__signature__.parameters:
@@ -76,15 +175,19 @@ class Verb(Generic[Config, Result]):
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
-        name = given.get("recipe")
-        if name is None or "train" not in self._flat:  # `plan` takes a recipe's name without being a run of it
-            config = self._config(**own)
-        else:
-            started = started_from(name, self.__name__, parts.get("train", {}))
-            if missing := [path for path in recipe_named(name).paths if path not in own]:
-                raise UserError(f"{self.__name__}: the recipe {name!r} needs {' and '.join(missing)}")
-            config = replace(started, **own)
-        return self._run(replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()}))  # type: ignore[type-var]
+        name = given.get("recipe") if self._entry.takes_recipe else None
+        config = self._config(**own) if name is None else self._from_recipe(name, own, parts.get("train", {}))
+        config = replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()})
+        return self._entry.function()(config)
+
+    def _from_recipe(self, name: str, own: dict[str, Any], train: dict[str, Any]) -> Any:
+        """A recipe's config with the options that are given in place of its own."""
+        from beitkit.runs.recipes.table import recipe_named, started_from  # here, because the table of verbs is read by --help
+
+        started = started_from(name, self.__name__, train)
+        if missing := [path for path in recipe_named(name).paths if path not in own]:
+            raise UserError(f"{self.__name__}: the recipe {name!r} needs {' and '.join(missing)}")
+        return replace(started, **own)
 
     def _signature(self) -> Signature:
         parameters = []
@@ -99,27 +202,18 @@ class Verb(Generic[Config, Result]):
         return Signature(parameters)
 
 
+def _named(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(f"beitkit.runs.{module}"), name)
+
+
+def _is_flat(hint: Any) -> bool:
+    """Whether the command line writes the options of this part without a prefix."""
+    from beitkit.configs.parts import Flat  # here, because it imports tyro, and the overview does without
+
+    return get_origin(hint) is Annotated and Flat in get_args(hint)
+
+
 def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
     """One path, or several."""
     return (Path(value),) if isinstance(value, str | Path) else tuple(Path(one) for one in value)
-
-
-demo = Verb("demo", verbs.DemoRun, demo_run.run)
-index = Verb("index", verbs.IndexRun, index_run.run)
-pack = Verb("pack", verbs.PackRun, pack_run.run)
-tokenizer = Verb("tokenizer", verbs.TokenizerRun, tokenizer_run.run)
-tokenize = Verb("tokenize", verbs.TokenizeRun, tokenize_run.run)
-pretrain = Verb("pretrain", verbs.PretrainRun, pretrain_run.run)
-finetune = Verb("finetune", verbs.FinetuneRun, finetune_run.run)
-probe = Verb("probe", verbs.ProbeRun, probe_run.run)
-segment = Verb("segment", verbs.SegmentRun, segment_run.run)
-evaluate = Verb("evaluate", verbs.EvaluateRun, evaluate_run.run)
-plan = Verb("plan", verbs.PlanRun, plan_run.run)
-predict = Verb("predict", verbs.PredictRun, predict_run.run)
-embed = Verb("embed", verbs.EmbedRun, embed_run.run)
-inspect = Verb("inspect", verbs.InspectRun, inspect_run.run)
-show_load = Verb("show_load", verbs.ShowLoadRun, show_load_run.run)
-convert = Verb("convert", verbs.ConvertRun, convert_run.run)
-export = Verb("export", verbs.ExportRun, export_run.run)
-recipes = Verb("recipes", verbs.RecipesRun, recipes_run.run)
-ablate = Verb("ablate", verbs.AblateRun, ablate_run.run)

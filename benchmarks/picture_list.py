@@ -51,9 +51,10 @@ def measure(kind: str, path: Path, total: int, workers: int) -> None:
     """Open the list, and let workers look up the names of every batch; in this process."""
     import torch
 
+    from beitkit.data.dataset import PictureDataset
     from beitkit.data.sources.find import find_pictures
     from beitkit.data.sources.image_list import PictureList
-    from beitkit.data.stream import PictureDataset, training_stream
+    from beitkit.data.stream import training_stream
 
     class Looked(PictureDataset):
         def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, torch.Tensor]:

@@ -21,9 +21,9 @@ from PIL import Image
 
 import beitkit
 from beitkit.configs.data import ViewConfig
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.decoding.decode import open_picture
 from beitkit.data.sources.find import find_pictures
-from beitkit.data.stream import PictureDataset
 from beitkit.data.views.image import PretrainView
 from benchmarks.compare.turns import Candidate, Step, interleaved
 

@@ -20,13 +20,14 @@ from PIL import Image
 from beitkit import DiscreteVAE, save
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.tokenizer import DVAEConfig
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
-from beitkit.data.stream import PictureDataset, evaluation_stream, stored_views_stream, token_ids
+from beitkit.data.stream import evaluation_stream, stored_views_stream, token_ids
 from beitkit.data.tokens.cache import open_cache
+from beitkit.data.tokens.key import key_of
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.interop.load import load_tokenizer
-from beitkit.runs.pretrain.setup import key_of
 from beitkit.tokenizers.frozen import Encoder
 
 IMAGE, PATCH, BATCH = (224, 224), (16, 16), 16

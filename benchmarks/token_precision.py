@@ -18,8 +18,9 @@ import torch
 from beitkit import DiscreteVAE, load_tokenizer
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.tokenizer import PUBLISHED_DVAES
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
-from beitkit.data.stream import PictureDataset, evaluation_stream
+from beitkit.data.stream import evaluation_stream
 from beitkit.data.views.image import PretrainView
 from beitkit.system import keep_freed_memory
 from beitkit.tokenizers.frozen import Encoder

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import beitkit
-from beitkit.cli import VERBS, main
+from beitkit.cli import main
+from beitkit.verbs import VERBS
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -12,7 +12,6 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from beitkit.configs.codec import to_json
 from beitkit.errors import UserError
 
 NOT_PART_OF_A_RUN = (

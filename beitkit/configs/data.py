@@ -113,7 +113,7 @@ class AugmentConfig:
 NO_AUGMENT = AugmentConfig(operations=0, magnitude=0.0, erasing=0.0, mixup=0.0, cutmix=0.0)
 """Nothing beyond crop, flip and color jitter."""
 PAPER_AUGMENT = AugmentConfig(operations=2, magnitude=9.0, erasing=0.25, mixup=0.8, cutmix=1.0)
-"""The original's `rand-m9-mstd0.5-inc1`, erasing, Mixup and CutMix (facts 6.5)."""
+"""The original's `rand-m9-mstd0.5-inc1`, erasing, Mixup and CutMix (method 5.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)

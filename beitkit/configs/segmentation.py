@@ -8,7 +8,7 @@ from typing import Literal
 from beitkit.errors import UserError, check_finite
 
 OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The scales of the official multi-scale evaluation, each with and without a flip (facts 9.5)."""
+"""The scales of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
 
 
 @dataclass(frozen=True, kw_only=True)

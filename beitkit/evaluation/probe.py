@@ -64,8 +64,8 @@ def frozen_features(
 ) -> Float[Tensor, "blocks b f"]:
     """Features of raw block outputs (0-based, ascending), in float32 and without a gradient.
 
-    With the class token they are the official probe's, (class token, mean patch) side by side (facts 8.2); without it the
-    paper's, the mean patch alone (facts 8.1).
+    With the class token they are the official probe's, (class token, mean patch) side by side (method 6.2); without it the
+    paper's, the mean patch alone (method 6.1).
     """
     with precision():
         outputs = backbone.intermediates(images, blocks)

@@ -1,4 +1,4 @@
-"""How well label maps agree with the true ones: intersection over union, and its relatives (facts 9.5).
+"""How well label maps agree with the true ones: intersection over union, and its relatives (method 7.5).
 
 Everything is derived from one table: how many pixels of each true class were given each name, ignored pixels left out. It is
 summed over all pictures before anything is divided, as mmsegmentation and the ADE20K benchmark do; a mean of the pictures'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from beitkit.configs.train import MachineConfig
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.inference.result import Setting
 from beitkit.interop.kinds import Network
 from beitkit.tokenizers.fingerprint import digest_of

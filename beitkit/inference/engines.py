@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from beitkit.configs.parts import EngineName
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 from beitkit.inference.part import Part
 from beitkit.inference.predictor import BatchComputation

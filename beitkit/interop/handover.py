@@ -1,6 +1,6 @@
 """What a checkpoint becomes: the network that is wanted, and each tensor's way there.
 
-A pre-training file becomes a classifier or a segmenter by the rules of the official fine-tuning code (facts 7.2): the position
+A pre-training file becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the position
 table that all blocks shared is copied into every block, what served the old task is left out, the new head starts afresh.
 Another picture size resizes the positions. Nothing else changes, and anything unforeseen is an error.
 """
@@ -128,7 +128,7 @@ def _other_task(
 ) -> ClassifierConfig | SegmenterConfig:
     if task == "classify":
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
-    # The official decoders are as wide as their backbones (facts 9.2).
+    # The official decoders are as wide as their backbones (method 7.2).
     return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
 
 

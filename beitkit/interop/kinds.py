@@ -10,7 +10,6 @@ from torch import nn
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
-from beitkit.interop.kinds import KINDS, NetworkConfig
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
@@ -23,7 +22,6 @@ Task = Literal["masked", "classify", "segment"]
 NetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
 TokenizerConfig = DVAEConfig | VQKDConfig
-TokenizerNetwork = DiscreteVAE | VQKD
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),

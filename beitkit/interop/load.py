@@ -11,12 +11,13 @@ from beitkit.data.reader import PictureReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Wish, plan
-from beitkit.interop.kinds import Network, Task, TokenizerNetwork
+from beitkit.interop.kinds import Network, Task
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import read_tokenizer
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.label_map import SceneLabeler
 from beitkit.nn.segmentation.segmenter import Segmenter
+from beitkit.tokenizers.frozen import TokenizerNetwork
 
 
 def load(

@@ -11,9 +11,10 @@ from beitkit.interop.formats.native import save_native, write_native
 from beitkit.interop.formats.write import WRITERS, Format, prepare, write
 from beitkit.interop.handover import Wish, plan
 from beitkit.interop.inspect import read_any
-from beitkit.interop.kinds import Network, TokenizerNetwork
+from beitkit.interop.kinds import Network
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint
 from beitkit.interop.stored import of_tensors
+from beitkit.tokenizers.frozen import TokenizerNetwork
 
 
 def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format = "native") -> LoadReport:

@@ -70,7 +70,7 @@ class Backbone(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all parameters (facts 1.4; official code).
+        """Draw all parameters (method 1.3; official code).
 
         | parameter | fine-tuning form | pre-training form |
         |---|---|---|
@@ -184,7 +184,7 @@ class Backbone(nn.Module):
         return 0 if name in ("cls_token", "mask_token", "pos_embed") or name.startswith("patch_embed.") else self.depth + 1
 
     def no_decay(self, name: str) -> bool:
-        """Whether a parameter is free of weight decay by name (one-dimensional ones are too, facts 6.1)."""
+        """Whether a parameter is free of weight decay by name (one-dimensional ones are too, method 4.1)."""
         return name in ("cls_token", "pos_embed")
 
 

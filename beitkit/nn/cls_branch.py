@@ -21,7 +21,7 @@ from beitkit.nn.blocks import NORM_EPS, Block
 class ClsBranch(nn.Module):
     """A few blocks over the late class token and the early patches; parameter names are the official ones.
 
-    Initialization (facts 10.5): linear layers of the blocks keep PyTorch's default, with attention `proj` and `fc2` of block j
+    Initialization (method 2.3): linear layers of the blocks keep PyTorch's default, with attention `proj` and `fc2` of block j
     divided by sqrt(2 (early_layer + j + 1)); a head of its own starts like the main one.
     """
 

@@ -46,7 +46,7 @@ def gather_bias(table: Float[Tensor, "rows k"], index: Int[Tensor, "t t"]) -> Fl
 
 
 class SharedPositionBias(nn.Module):
-    """One relative position table for all blocks (pre-training form, facts 1.3)."""
+    """One relative position table for all blocks (pre-training form, method 1.2)."""
 
     relative_position_index: Tensor
 

@@ -4,7 +4,7 @@ A relative table has one row per offset between two patches. Stretching it like 
 most, the short ones, and is known to cost segmentation dearly. So the old offsets are laid out at distances that grow
 geometrically outwards (1, 1 + q, 1 + q + q^2, ...) until they reach the edge of the new table: near the center nothing
 changes, and what has to be stretched is far away. A cubic spline then gives the values at the whole-numbered new offsets
-(facts 7.3). Each axis has its own q, so rectangles are right too.
+(method 1.4). Each axis has its own q, so rectangles are right too.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from beitkit.nn.patches import Positions, picked, to_patches
 class MaskedTokens(nn.Module):
     """Mean cross-entropy over the masked patches of a batch (arXiv 2106.08254, equation 2), or over all patches.
 
-    A network with BEiT v2's class-token branch adds the cross-entropy of the branch (arXiv 2208.06366, section 2.3.1; facts
-    10.5); the two are then logged as `main_loss` and `branch_loss`, beside the accuracy of the main prediction.
+    A network with BEiT v2's class-token branch adds the cross-entropy of the branch (arXiv 2208.06366, section 2.3.1; method
+    2.3); the two are then logged as `main_loss` and `branch_loss`, beside the accuracy of the main prediction.
     """
 
     def __init__(self, model: MaskedImageModel, *, recover_all: bool = False) -> None:
@@ -43,7 +43,7 @@ class MaskedTokens(nn.Module):
 class MaskedPixels(nn.Module):
     """Mean squared error of the pixels of masked patches, or of all patches: BEiT's ablation without visual tokens.
 
-    The paper does not say how its pixels were scaled (facts 15). Here the targets are the very pixels that the network is given
+    The paper does not say how its pixels were scaled (method 9.2). Here the targets are the very pixels that the network is given
     for visible patches: normalized per channel by the input statistics, not per patch.
     """
 
@@ -64,7 +64,7 @@ class MaskedPixels(nn.Module):
 
 
 def _predicted(batch: Batch, recover_all: bool) -> Positions:
-    """Where something is predicted: what `data.views.masking.located` found out before the batch was moved to the device, if it did."""
+    """Where something is predicted: found by `data.views.masking.located` before the batch was moved to the device, if it did."""
     return batch["positions"] if "positions" in batch else recovered(batch["mask"], recover_all)
 
 

@@ -13,7 +13,7 @@ INIT_STD = 0.01
 
 
 class LinearProbes(nn.Module):
-    """One linear layer per block, trained apart: their cross-entropies are summed and share no parameter (facts 8.2).
+    """One linear layer per block, trained apart: their cross-entropies are summed and share no parameter (method 6.2).
 
     There are two sets of them. The first learns from every training picture and is what is reported; the second never sees
     the held-out ones, so that these can choose the block.

@@ -14,7 +14,7 @@ from beitkit.nn.segmentation.segmenter import SegmentationLogits, Segmenter
 
 
 class Segment(nn.Module):
-    """Cross-entropy of the decoder at every pixel with a label, plus a share of the auxiliary head's (facts 9.2)."""
+    """Cross-entropy of the decoder at every pixel with a label, plus a share of the auxiliary head's (method 7.2)."""
 
     def __init__(self, model: Segmenter, config: SegmentationLossConfig) -> None:
         super().__init__()

@@ -13,9 +13,22 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from beitkit.contracts import Tokenizer
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import evaluation_stream
+from beitkit.data.tokens.key import CacheKey
+from beitkit.data.views.image import PretrainView
+from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.vqkd import VQKD
+from beitkit.train.machine.runtime import Runtime
+
+TRIED_PICTURES = 16
+"""The fast precision is tried on this many pictures, evenly spread over the list: 3,136 tokens of 14x14 each."""
 
 LEAST_AGREEMENT = 0.995
 """Share of positions at which the fast precision must find the token of float32."""
+
+TokenizerNetwork = DiscreteVAE | VQKD
 
 
 class Encoder(NamedTuple):
@@ -58,3 +71,32 @@ def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision
     fast = Encoder(tokenizer, precision)
     agreement = (exact(images) == fast(images)).float().mean().item()
     return (fast if agreement >= LEAST_AGREEMENT else exact)._replace(agreement=agreement)
+
+
+def token_encoder(
+    tokenizer: TokenizerNetwork, files: PictureList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
+) -> Encoder:
+    """The tokenizer, moved to the device; every process and every start of a run decides alike, on the same views.
+
+    Args:
+        tokenizer: the one of the key.
+        files: the pictures of the run.
+        key: what its tokens depend on; the number of views and the precision do not matter.
+        runtime: device and precision.
+        begun: key of the token cache that is read or completed, if it is there: its precision is kept.
+    """
+    tokenizer.to(runtime.device)
+    if begun is not None:
+        return Encoder.laid_out(tokenizer, torch.bfloat16 if begun.precision == "bfloat16" else None)
+    count = min(TRIED_PICTURES, len(files))
+    chosen = files.subset([index * len(files) // count for index in range(count)])
+    dataset = PictureDataset(
+        chosen,
+        PretrainView(key.view, key.image_size, key.token_size, only_tokens=True),
+        channels=key.channels,
+        seed=key.seed,
+        kind="evaluate",
+        smallest=key.patch,
+    )
+    images = torch.cat([batch["token_images"] for batch in evaluation_stream(dataset, count)])
+    return encoder_of(tokenizer, images.to(runtime.device), runtime.autocast)

@@ -18,12 +18,12 @@ from typing import Any
 import PIL
 import torch
 
-import beitkit
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.machine.processes import ALONE, Processes
+from beitkit.version import __version__
 
 LOCK = ".lock"
 
@@ -155,7 +155,7 @@ def environment() -> dict[str, Any]:
     """Versions, machine, git revision and command line."""
     return {
         "command": ["beitkit", *sys.argv[1:]],
-        "beitkit": beitkit.__version__,
+        "beitkit": __version__,
         "git": _git_revision(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -169,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 def _git_revision() -> str | None:
     """Revision of the source tree that is running, if it is one."""
-    root = Path(beitkit.__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -38,7 +38,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 
 
 def layered_groups(model: nn.Module, layers: Layered, optim: OptimConfig) -> list[Group]:
-    """Groups by layer and decay (facts 6.1, 6.2): layer j of L + 2 learns at layer_decay ** (L + 1 - j) of the rate."""
+    """Groups by layer and decay (method 4.1, 4.2): layer j of L + 2 learns at layer_decay ** (L + 1 - j) of the rate."""
     top = max(layers.layer_of(name) for name, _ in model.named_parameters())
     decay = 1.0 if optim.layer_decay is None else optim.layer_decay
     return _grouped(model, optim.weight_decay, lambda name: decay ** (top - layers.layer_of(name)), layers.no_decay)

@@ -58,7 +58,7 @@ def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures
 
 
 def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> float:
-    """Linear warm-up from 0 to `base` (both reached), then a half cosine that ends just above `final` (facts 6.3)."""
+    """Linear warm-up from 0 to `base` (both reached), then a half cosine that ends just above `final` (method 4.3)."""
     if step < warmup:
         return base * step / max(1, warmup - 1)
     phase = (step - warmup) / (steps - warmup)
@@ -68,7 +68,7 @@ def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> flo
 def linear(step: int, steps: int, warmup: int, base: float, final: float) -> float:
     """A straight line from `base` at step 0 to `final` after the last one, times a linear warm-up from a millionth to 1.
 
-    mmsegmentation's "poly" policy of power 1 with its linear warm-up (facts 9.4): unlike with `cosine`, the line falls from the
+    mmsegmentation's "poly" policy of power 1 with its linear warm-up (method 7.4): unlike with `cosine`, the line falls from the
     first step on, the warm-up included.
     """
     rate = final + (base - final) * (1 - step / steps)

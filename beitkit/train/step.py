@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.train.checkpoints.manifest import Piece
-from beitkit.train.machine.parallel import Parallel, parallel
 from beitkit.train.machine.runtime import SIGNALS, Runtime, StopRequest
 from beitkit.train.optim import Group, make_optimizer
+from beitkit.train.parallel import Parallel, parallel
 from beitkit.train.schedule import Plan
 
 SEED_STRIDE = 0x9E3779B97F4A7C15

@@ -31,7 +31,7 @@ from benchmarks.compare.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, 
 STEPS = 1_000_000
 """Length of the schedule whose beginning is raced."""
 LAYER_DECAY = 0.65
-"""Fine-tuning has a parameter group for every layer; this is the decay of the base size in the official commands."""
+"""Fine-tuning has a parameter group for every layer; this is the base size's decay (method 4.2)."""
 
 CACHED, UNCACHED, TOKENIZER_ALONE, OURS = "ours, cached tokens", "ours, with tokenizer", "tokenizer", "ours"
 

@@ -22,18 +22,11 @@ from torch import Tensor
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import stream as streams
-from beitkit.data.order import balanced_order
+from beitkit.data.dataset import PictureDataset, balanced_order
 from beitkit.data.seeds import derived_seed
-from beitkit.data.sources.find import PictureList, find_labelled, find_pictures
-from beitkit.data.stream import (
-    PictureDataset,
-    counted_broken,
-    evaluation_stream,
-    normalized,
-    to_device,
-    tokenized,
-    training_stream,
-)
+from beitkit.data.sources.find import find_labelled, find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import counted_broken, evaluation_stream, normalized, to_device, tokenized, training_stream
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
 from beitkit.data.views.masking import masker

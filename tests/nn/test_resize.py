@@ -25,7 +25,7 @@ def random_table(grid: Pair, heads: int = 2) -> torch.Tensor:
 
 
 def brute_force(table: torch.Tensor, old: Pair, new: Pair) -> torch.Tensor:
-    """Facts 7.3 in plain numpy and scipy, each axis with its own ratio; an axis that stays has offsets at distance 1."""
+    """Method 1.4 in plain numpy and scipy, each axis with its own ratio; an axis that stays has offsets at distance 1."""
 
     def source_offsets(before: int, after: int) -> np.ndarray:
         if before == after:

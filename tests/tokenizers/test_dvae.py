@@ -89,7 +89,7 @@ def test_names_are_those_of_the_files_they_come_from() -> None:
 
 
 def test_beit_geometry_against_the_written_out_formula() -> None:
-    """Facts 5.3, step by step from the state dict, for pictures in [-1, 1]."""
+    """Method 3.1, step by step from the state dict, for pictures in [-1, 1]."""
     torch.manual_seed(0)
     tokenizer = DiscreteVAE(beit())
     state, functional = tokenizer.state_dict(), nn.functional

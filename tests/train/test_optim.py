@@ -1,4 +1,4 @@
-"""Parameter groups against facts 6.1 and 6.2."""
+"""Parameter groups against method 4.1 and 4.2."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Golden values of facts 6.3: base 1.5e-3, final 1e-5, 1000 steps, warm-up 200 or 50."""
+"""Golden values of method 4.3: base 1.5e-3, final 1e-5, 1000 steps, warm-up 200 or 50."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_is_due_fires_every_nth_and_after_the_last() -> None:
 
 
 def test_linear_is_the_poly_policy_of_the_official_segmentation_runs() -> None:
-    """lr (1 - it / max), times 1 - (1 - it / W) (1 - 1e-6) for it < W (facts 9.4)."""
+    """lr (1 - it / max), times 1 - (1 - it / W) (1 - 1e-6) for it < W (method 7.4)."""
     base, steps, warmup = 7e-4, 160_000, 1500
     for step in (0, 1, 749, 1499):
         expected = base * (1 - step / steps) * (1 - (1 - step / warmup) * (1 - 1e-6))

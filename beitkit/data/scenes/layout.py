@@ -10,7 +10,9 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from beitkit.data.sources.find import PictureList, Split, find_pictures, split_folders
+from beitkit.data.sources.find import find_pictures, split_folders
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.lists import Split
 from beitkit.errors import UserError
 
 PICTURE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")

@@ -30,7 +30,8 @@ from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.scenes.masks import Mask, read_mask, unpacked
 from beitkit.data.seeds import derived_seed
-from beitkit.data.sources.find import PictureList, Split
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.lists import Split
 from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"

@@ -21,7 +21,7 @@ from beitkit.errors import UserError
 
 
 def find_pictures(path: Path | str) -> PictureList:
-    """All pictures of a folder (nested ones too, sorted by name), of a list (`data.sources.lists`), of archives or an index, unlabelled.
+    """All pictures of a folder (nested too, sorted by name), a list (`data.sources.lists`), archives or an index; no labels.
 
     Hidden files and folders are skipped; links are followed, but no folder is entered twice.
 

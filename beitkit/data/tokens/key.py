@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.contracts import Precision
+from beitkit.contracts import Precision, Tokenizer
+from beitkit.data.sources.image_list import PictureList
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +35,28 @@ class CacheKey:
     """Stored views of a picture."""
     precision: Precision = "float32"
     """Of the tokenizer's arithmetic."""
+
+    @classmethod
+    def of(
+        cls, files: PictureList, tokenizer: Tokenizer, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
+    ) -> CacheKey:
+        """The key of the tokens that `tokenizer` gives `views` stored views of each image of a list."""
+        grid = image_size[0] // patch[0], image_size[1] // patch[1]
+        return cls(
+            tokenizer=tokenizer.fingerprint,
+            vocabulary=tokenizer.vocabulary,
+            pictures=files.digest,
+            view=view,
+            image_size=image_size,
+            patch=patch,
+            token_size=token_size_of(tokenizer, grid),
+            channels=tokenizer.channels,
+            grid=grid,
+            seed=seed,
+            views=views,
+        )
+
+
+def token_size_of(tokenizer: Tokenizer, grid: Pair) -> Pair:
+    """Size of the view that has one token per patch."""
+    return grid[0] * tokenizer.stride, grid[1] * tokenizer.stride

@@ -1,4 +1,4 @@
-"""RandAugment and random erasing, as BEiT's fine-tuning uses them (facts 7.1: timm 0.3.2's `rand-m9-mstd0.5-inc1`).
+"""RandAugment and random erasing, as BEiT's fine-tuning uses them (method 5.1: timm 0.3.2's `rand-m9-mstd0.5-inc1`).
 
 RandAugment changes the picture (arXiv 1909.13719); erasing fills a box with noise after normalization (arXiv 1708.04896). Both
 draw from the sample's own `random.Random`, in the order in which timm draws from the global one.

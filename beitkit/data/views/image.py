@@ -97,7 +97,7 @@ class TrainView:
     view: ViewConfig
     image_size: Pair
     augment: RandAugment | None = None
-    """With it the jitter is left out (facts 7.1)."""
+    """With it the jitter is left out (method 5.1)."""
     erasing: float = 0.0
     """Probability that a box is to be erased, once the picture is normalized."""
 

@@ -3,7 +3,7 @@
 A view is called as `view(image, label_map, rng)` with upright Pillow images of equal size, the picture in mode "RGB" or "L"
 and class ids in mode "L", and a `random.Random`. Pictures are resized with a bilinear filter, label maps always by taking the
 nearest pixel: a class id between two others means nothing. The steps and their order are those of mmsegmentation 0.11, with
-which the official code trains (facts 9.3).
+which the official code trains (method 7.3).
 """
 
 from __future__ import annotations

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-import beitkit
 from beitkit.configs.codec import from_json, to_json
 from beitkit.errors import UserError
 from beitkit.interop.build import build
-from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, TokenizerNetwork, kind_of_config
+from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
+from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.checkpoints.tensor_files import write_tensors
+from beitkit.version import __version__
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT_VERSION = 1
@@ -34,7 +35,7 @@ def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Ten
     # unless it fits.
     description = {
         "format_version": FORMAT_VERSION,
-        "beitkit": beitkit.__version__,
+        "beitkit": __version__,
         "kind": kind_of_config(config),
         "config": to_json(config),
     }

@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import beitkit
 from beitkit.configs.codec import to_json
 from beitkit.configs.data import IMAGENET
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
@@ -31,6 +30,7 @@ from beitkit.interop.stored import State, Stored
 from beitkit.nn.position import relative_position_index
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.tensor_files import write_tensors
+from beitkit.version import __version__
 
 Format = Literal["native", "microsoft", "huggingface", "timm"]
 Tensors = dict[str, Tensor]
@@ -116,7 +116,7 @@ def _write_microsoft(config: NetworkConfig, tensors: Tensors, path: Path) -> Non
     for place in tables[config.backbone.relative_positions]:
         # The official code loads strictly in places and counts these buffers among the weights.
         tensors[f"{prefix}{place}.relative_position_index"] = relative_position_index(config.backbone.grid)
-    note = {"version": beitkit.__version__, "kind": kind_of_config(config), "config": to_json(config)}
+    note = {"version": __version__, "kind": kind_of_config(config), "config": to_json(config)}
     content: dict[str, Any] = {OUR_NOTE: note}
     if isinstance(config, SegmenterConfig):
         palette = None if config.palette is None else [list(color) for color in config.palette]

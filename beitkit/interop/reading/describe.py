@@ -32,7 +32,7 @@ from beitkit.nn.position import table_rows
 
 BLOCK_TABLE = "blocks.0.attn.relative_position_bias_table"
 HEAD_WIDTH = 64  # of every released network; used where no position table shows the number of heads
-WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger are not cropped (facts 7.1)
+WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger are not cropped (method 5.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +189,7 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 
 
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
-    """What the file says of its pictures; else the rule of facts 13, and a note of which."""
+    """What the file says of its pictures; else the rule of method 8.3, and a note of which."""
     if hints.preprocessing is not None:
         return hints.preprocessing, "pictures: normalized as the file says"
     is_version_2 = hints.is_version_2 or any(name.startswith("cls_pt_") for name in tensors)

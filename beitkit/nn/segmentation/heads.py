@@ -37,7 +37,7 @@ class ConvModule(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of the patch grid's size to four sizes; strides 4, 8, 16, 32 for patches of 16 pixels (facts 9.1)."""
+    """Four maps of the patch grid's size to four sizes; strides 4, 8, 16, 32 for patches of 16 pixels (method 7.1)."""
 
     def __init__(self, width: int, scales: tuple[float, float, float, float]) -> None:
         """`scales`: size of each level relative to the patch grid, a power of two from 4 down to 1/4."""
@@ -51,7 +51,7 @@ class FeaturePyramid(nn.Module):
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest level, a top-down path over the finer ones, a classifier on all together (facts 9.2)."""
+    """Pyramid pooling on the coarsest level, a top-down path over the finer ones, a classifier on all together (method 7.2)."""
 
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """One convolution and a classifier, which give a middle block a gradient of its own in training (facts 9.2)."""
+    """One convolution and a classifier, which give a middle block a gradient of its own in training (method 7.2)."""
 
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def predict_label_map(
     config: InferenceConfig | None = None,
     precision: Precision = nullcontext,
 ) -> UInt8[Tensor, "h w"]:
-    """The class of every pixel, at the picture's size, on the CPU (facts 9.5).
+    """The class of every pixel, at the picture's size, on the CPU (method 7.5).
 
     The picture is resized, aspect kept, so that its short side is that of the network, or shorter if its long side would be
     more than four times as long; windows are slid over it, and their averaged scores brought back to the picture's size.

@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
         return SegmentationLogits(self.decode_head(levels), auxiliary)
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter for layer-wise learning rates; pyramid and heads are above the last block (facts 9.4)."""
+        """Layer of a parameter for layer-wise learning rates; pyramid and heads are above the last block (method 7.4)."""
         return layer_of(self.backbone, name)
 
     def no_decay(self, name: str) -> bool:

@@ -22,7 +22,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 class SlidingScores:
-    """Class scores of one picture at its own size: the average over the windows that show a pixel (facts 9.5)."""
+    """Class scores of one picture at its own size: the average over the windows that show a pixel (method 7.5)."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class SlidingScores:
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along an axis; the last one is moved back to end at the border (facts 9.5)."""
+    """Where windows begin along an axis; the last one is moved back to end at the border (method 7.5)."""
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(0, min(index * stride, length - window)) for index in range(count)]
 

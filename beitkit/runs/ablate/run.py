@@ -48,7 +48,7 @@ PAPER: dict[str, float] = {
     "no-mask": 0.8167,
     SCRATCH: 0.8180,
 }
-"""Top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch DeiT-B (table 1; facts 11.1, 11.3)."""
+"""Top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch DeiT-B (table 1; method 8.1, 8.2)."""
 
 
 class Row(NamedTuple):

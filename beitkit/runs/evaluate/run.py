@@ -17,7 +17,8 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import LabelledList, PictureList, labelled_source
+from beitkit.data.sources.find import LabelledList, labelled_source
+from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError

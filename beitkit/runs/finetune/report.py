@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal

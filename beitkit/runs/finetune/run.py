@@ -15,15 +15,10 @@ from beitkit.configs.model import SIZES, ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import decided
 from beitkit.contracts import Batch
-from beitkit.data.sides import median_side
-from beitkit.data.sources.find import PictureList
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
-from beitkit.data.stream import (
-    PictureDataset,
-    evaluation_batches,
-    evaluation_dataset,
-    normalized,
-)
+from beitkit.data.stream import evaluation_batches, evaluation_dataset, normalized
 from beitkit.data.views.augment import RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
@@ -46,7 +41,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import Circumstances, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import Compared, Outcome, write_report
-from beitkit.runs.training.reader import TrainingReader, blocks_of
+from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of

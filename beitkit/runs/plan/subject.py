@@ -25,7 +25,7 @@ from beitkit.runs.recipes.recipe import IMAGES, OUT
 from beitkit.runs.recipes.table import recipe_named, started_from
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.run import AUXILIARY_CHANNELS
-from beitkit.runs.token_encoder import TRIED_PICTURES
+from beitkit.tokenizers.frozen import TRIED_PICTURES
 from beitkit.train.schedule import make_plan
 
 AnyRun = PretrainRun | FinetuneRun | SegmentRun

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
+from beitkit.data.decoding.formats import EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_pictures, archives_at
-from beitkit.data.sources.find import EXTENSIONS, PictureList, find_pictures, index_at
+from beitkit.data.sources.find import find_pictures, index_at
+from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 
 
 def gather_pictures(inputs: Sequence[Path]) -> PictureList:
     """All pictures that the inputs name, in the order of the inputs; what several of them name is there once.
 
-        Archives (`data.sources.archives`), or one index, are given by themselves. Any other input is a picture, a folder (searched as
-    `find_pictures` does), a list of files that `find_pictures` reads, or, where     nothing has exactly this name, a glob:
-    `*`, `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by     their endings, and folders.
+    Archives (`data.sources.archives`), or one index, are given by themselves. Any other input is a picture, a folder (searched
+    as `find_pictures` does), a list of files that `find_pictures` reads, or, where nothing has exactly this name, a glob: `*`,
+    `?`, `[...]`, and `**` for folders at any depth. A glob finds pictures by their endings, and folders.
 
     Raises:
         UserError: an input that names nothing, or no pictures, or an unreadable row of a list.

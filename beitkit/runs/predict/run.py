@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from beitkit.configs.parts import shard_of
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 from beitkit.inference.command import command_of, shard_path
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard

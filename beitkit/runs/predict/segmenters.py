@@ -33,7 +33,7 @@ from torch import Tensor
 from beitkit.configs.parts import shard_of
 from beitkit.data.decoding.decode import BrokenPicture, open_picture, to_tensor
 from beitkit.data.scenes.scenes import CLASSES_FILE
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 from beitkit.inference.command import command_of
 from beitkit.inference.engines import shard

@@ -8,24 +8,24 @@ from dataclasses import dataclass, fields
 import torch
 
 from beitkit.configs.data import ViewConfig
-from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig, Pair
+from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig
 from beitkit.configs.train import TrainConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, normalized, to_device, tokenized
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import normalized, to_device, tokenized
 from beitkit.data.tokens.cache import read_key
-from beitkit.data.tokens.key import CacheKey
+from beitkit.data.tokens.key import CacheKey, token_size_of
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import Masker, located, masker
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TokenizerNetwork
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.token_encoder import token_encoder
-from beitkit.tokenizers.frozen import Encoder
+from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
 
 JUDGED_PICTURES = 512
@@ -73,7 +73,7 @@ class Setup:
         """What the tokens of this many stored views depend on."""
         assert self.tokenizer is not None
         backbone = self.model.backbone
-        return key_of(
+        return CacheKey.of(
             self.files, self.tokenizer, self.config.view, backbone.image_size, backbone.patch, self.config.train.seed, views
         )
 
@@ -125,31 +125,6 @@ class Setup:
         stream = located(stream, self.recover_all)
         stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
         return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
-
-
-def token_size_of(tokenizer: TokenizerNetwork, grid: Pair) -> Pair:
-    """Size of the view that has one token per patch."""
-    return grid[0] * tokenizer.stride, grid[1] * tokenizer.stride
-
-
-def key_of(
-    files: PictureList, tokenizer: TokenizerNetwork, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
-) -> CacheKey:
-    """What the tokens of stored views depend on."""
-    grid = image_size[0] // patch[0], image_size[1] // patch[1]
-    return CacheKey(
-        tokenizer=tokenizer.fingerprint,
-        vocabulary=tokenizer.vocabulary,
-        pictures=files.digest,
-        view=view,
-        image_size=image_size,
-        patch=patch,
-        token_size=token_size_of(tokenizer, grid),
-        channels=tokenizer.channels,
-        grid=grid,
-        seed=seed,
-        views=views,
-    )
 
 
 def view_options(view: ViewConfig, image_size: int, patch: int, seed: int) -> str:

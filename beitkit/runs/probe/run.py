@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from beitkit.data.sources.find import PictureList
+from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.split import few_per_class, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError

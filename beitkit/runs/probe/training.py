@@ -13,8 +13,9 @@ from torch import Tensor
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList
-from beitkit.data.stream import PictureDataset, counted_broken, normalized, to_device, training_stream
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import counted_broken, normalized, to_device, training_stream
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
 from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
@@ -35,7 +36,7 @@ BATCH = 1024
 """The paper's, and of the official script's README (8 GPUs with 128)."""
 BASE_LR = 1e-3
 OPTIM = OptimConfig(lr_batch=256, lr_scaling="linear", min_lr=0.0, warmup_epochs=0.0, weight_decay=1e-4, clip=None)
-"""AdamW of the official script (facts 8.2)."""
+"""AdamW of the official script (method 6.2)."""
 
 
 class Optimistic(NamedTuple):
@@ -89,7 +90,7 @@ def train_probes(
 
 
 def probe_plan(config: ProbeRun, pictures: int) -> Plan:
-    """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (facts 8.2)."""
+    """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (method 6.2)."""
     epochs = config.epochs or EPOCHS[config.protocol]
     batch_size = config.batch_size or min(BATCH, pictures)
     train = TrainConfig(epochs=float(epochs), batch_size=batch_size, lr=BASE_LR, seed=config.seed)

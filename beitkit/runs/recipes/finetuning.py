@@ -12,7 +12,7 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
 
 WHOLE_FROM = 384
-"""From this size on pictures are evaluated whole, not their center (facts 7.1)."""
+"""From this size on pictures are evaluated whole, not their center (method 5.1)."""
 EIGHT_GPUS = "8 GPUs with {} pictures each (README)"
 
 
@@ -66,7 +66,7 @@ def finetune_run(
 
 
 @recipe(
-    source="paper, tables 1 and 13; facts 6.5",
+    source="BEiT (arXiv 2106.08254), tables 1 and 13",
     published="83.2% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -79,7 +79,7 @@ def finetune_base_in1k() -> FinetuneRun:
 
 
 @recipe(
-    source="paper, tables 1 and 13; facts 6.5",
+    source="BEiT (arXiv 2106.08254), tables 1 and 13",
     published="85.2% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -92,7 +92,7 @@ def finetune_large_in1k() -> FinetuneRun:
 
 
 @recipe(
-    source="paper, table 1 (ten more epochs at 384); facts 6.5",
+    source="BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)",
     published="84.6% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -108,7 +108,7 @@ def finetune_base_in1k_384() -> FinetuneRun:
 
 
 @recipe(
-    source="paper, table 1 (ten more epochs at 384); facts 6.5",
+    source="BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)",
     published="86.3% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -122,7 +122,7 @@ def finetune_large_in1k_384() -> FinetuneRun:
 
 
 @recipe(
-    source="paper, tables 11 and 13; facts 6.5",
+    source="BEiT (arXiv 2106.08254), tables 11 and 13",
     published="90.1% top-1 on CIFAR-100",
     hardware="not published",
 )
@@ -137,7 +137,7 @@ def finetune_base_cifar100() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="83.7% top-1 on ImageNet-1k (96.6% top-5)",
     hardware=EIGHT_GPUS.format(128),
 )
@@ -147,7 +147,7 @@ def finetune_base_pt22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="86.0% top-1 on ImageNet-1k (97.6% top-5)",
     hardware=EIGHT_GPUS.format("64 x 2"),
 )
@@ -157,7 +157,7 @@ def finetune_large_pt22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5",
+    source="microsoft/unilm beit/README.md",
     published="none of its own (85.2% top-1 on ImageNet-1k after finetune-base-pt22k-ft22k)",
     hardware="16 GPUs with 256 pictures each (README)",
 )
@@ -172,7 +172,7 @@ def finetune_base_in22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5",
+    source="microsoft/unilm beit/README.md",
     published="none of its own (87.4% top-1 on ImageNet-1k after finetune-large-pt22k-ft22k)",
     hardware="16 GPUs with 64 x 2 pictures each (README)",
 )
@@ -184,7 +184,7 @@ def finetune_large_in22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="85.2% top-1 on ImageNet-1k (97.6% top-5)",
     hardware=EIGHT_GPUS.format(64),
 )
@@ -194,7 +194,7 @@ def finetune_base_pt22k_ft22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="86.8% (86.820) top-1 on ImageNet-1k (98.1% top-5)",
     hardware=EIGHT_GPUS.format(64),
 )
@@ -204,7 +204,7 @@ def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="87.4% (87.396) top-1 on ImageNet-1k (98.3% top-5)",
     hardware=EIGHT_GPUS.format("32 x 2"),
 )
@@ -214,7 +214,7 @@ def finetune_large_pt22k_ft22k() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="88.4% (88.408) top-1 on ImageNet-1k (98.6% top-5)",
     hardware=EIGHT_GPUS.format("32 x 2"),
 )
@@ -224,7 +224,7 @@ def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
 
 
 @recipe(
-    source="README; facts 6.5, 11.6",
+    source="microsoft/unilm beit/get_started_for_image_classification.md",
     published="88.6% (88.600) top-1 on ImageNet-1k (98.7% top-5)",
     hardware=EIGHT_GPUS.format("32 x 2"),
 )
@@ -234,7 +234,7 @@ def finetune_large_pt22k_ft22k_512() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="85.5% top-1 on ImageNet-1k (97.5% top-5)",
     hardware="not published",
 )
@@ -244,7 +244,7 @@ def finetune_v2_base() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="85.0% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -254,7 +254,7 @@ def finetune_v2_base_300() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="87.3% top-1 on ImageNet-1k (98.2% top-5)",
     hardware="not published",
 )
@@ -264,7 +264,7 @@ def finetune_v2_large() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="86.6% top-1 on ImageNet-1k",
     hardware="not published",
 )
@@ -274,7 +274,7 @@ def finetune_v2_large_300() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="none of its own (86.5% top-1 on ImageNet-1k after finetune-v2-base-ft21k)",
     hardware="32 GPUs with 128 pictures each (README)",
 )
@@ -284,7 +284,7 @@ def finetune_v2_base_in21k() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="none of its own (88.4% top-1 on ImageNet-1k after finetune-v2-large-ft21k)",
     hardware="32 GPUs with 128 pictures each (README)",
 )
@@ -294,7 +294,7 @@ def finetune_v2_large_in21k() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="86.5% (86.458) top-1 on ImageNet-1k (98.0% top-5)",
     hardware=EIGHT_GPUS.format(128),
 )
@@ -304,7 +304,7 @@ def finetune_v2_base_ft21k() -> FinetuneRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.5, 10.8",
+    source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="88.4% (88.370) top-1 on ImageNet-1k (98.6% top-5)",
     hardware=EIGHT_GPUS.format("64 x 2"),
 )

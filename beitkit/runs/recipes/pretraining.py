@@ -1,7 +1,7 @@
 """Pre-training as it was published: BEiT (arXiv 2106.08254) and BEiT v2 (arXiv 2208.06366).
 
 Common to all: AdamW with a cosine after the warm-up, weight decay 0.05, patches of 16 pixels, jitter 0.4, at most 75 of 196
-patches masked in blocks of at least 16 (facts 6.4). The tokenizers are DALL-E's (BEiT) and VQ-KD taught by CLIP (BEiT v2); any
+patches masked in blocks of at least 16 (method 2.4). The tokenizers are DALL-E's (BEiT) and VQ-KD taught by CLIP (BEiT v2); any
 other with as many tokens as patches works, and is another experiment.
 """
 
@@ -29,7 +29,7 @@ V2_VIEW = ViewConfig(crop_scale=(0.2, 1.0))
 
 
 @recipe(
-    source="paper, table 4; facts 6.4",
+    source="BEiT (arXiv 2106.08254), tables 4 and 12",
     published="82.9% (82.86) top-1 on ImageNet-1k after fine-tuning; ADE20K 44.65 mIoU",
     hardware="not published (800 epochs: 16 V100 with 32 GB, about 5 days)",
 )
@@ -43,7 +43,7 @@ def pretrain_base_in1k_300() -> PretrainRun:
 
 
 @recipe(
-    source="paper, tables 1 and 12; facts 6.4",
+    source="BEiT (arXiv 2106.08254), tables 1 and 12",
     published="83.2% top-1 on ImageNet-1k after fine-tuning at 224, 84.6% at 384",
     hardware="16 V100 with 32 GB, about 5 days (paper)",
 )
@@ -53,7 +53,7 @@ def pretrain_base_in1k() -> PretrainRun:
 
 
 @recipe(
-    source="paper, tables 1 and 12; facts 6.4",
+    source="BEiT (arXiv 2106.08254), tables 1 and 12",
     published="85.2% top-1 on ImageNet-1k after fine-tuning at 224, 86.3% at 384",
     hardware="not published",
 )
@@ -66,7 +66,7 @@ def pretrain_large_in1k() -> PretrainRun:
 
 
 @recipe(
-    source="README; facts 6.4",
+    source="microsoft/unilm beit/README.md",
     published="none for this length (300 epochs: 83.2%, paper, table 5, 83.22)",
     hardware="16 GPUs with 128 pictures each (README)",
 )
@@ -76,7 +76,7 @@ def pretrain_base_in1k_code() -> PretrainRun:
 
 
 @recipe(
-    source="README; facts 6.4, 11.6",
+    source="microsoft/unilm beit/README.md",
     published="83.7% top-1 on ImageNet-1k after fine-tuning at 224 (85.2% with intermediate fine-tuning)",
     hardware="16 GPUs with 128 pictures each (README)",
 )
@@ -86,7 +86,7 @@ def pretrain_base_in22k() -> PretrainRun:
 
 
 @recipe(
-    source="README and paper, in part; facts 6.4, 11.6",
+    source="BEiT (arXiv 2106.08254) and microsoft/unilm beit/README.md, in part",
     published="86.0% top-1 on ImageNet-1k after fine-tuning at 224 (87.4% with intermediate fine-tuning)",
     hardware="not published",
 )
@@ -100,7 +100,7 @@ def pretrain_large_in22k() -> PretrainRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.4, 10.8",
+    source="microsoft/unilm beit2/PRETRAINING.md",
     published="85.5% top-1 on ImageNet-1k after fine-tuning at 224",
     hardware="16 GPUs with 128 pictures each (README)",
 )
@@ -113,7 +113,7 @@ def pretrain_v2_base() -> PretrainRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.4, 10.8",
+    source="microsoft/unilm beit2/PRETRAINING.md",
     published="85.0% top-1 on ImageNet-1k after fine-tuning at 224",
     hardware="16 GPUs with 128 pictures each (README)",
 )
@@ -126,7 +126,7 @@ def pretrain_v2_base_300() -> PretrainRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.4, 10.8",
+    source="microsoft/unilm beit2/PRETRAINING.md",
     published="87.3% top-1 on ImageNet-1k after fine-tuning at 224",
     hardware="64 GPUs with 32 pictures each (README)",
 )
@@ -139,7 +139,7 @@ def pretrain_v2_large() -> PretrainRun:
 
 
 @recipe(
-    source="BEiT v2 README; facts 6.4, 10.8",
+    source="microsoft/unilm beit2/PRETRAINING.md",
     published="86.6% top-1 on ImageNet-1k after fine-tuning at 224",
     hardware="64 GPUs with 32 pictures each (README)",
 )

@@ -1,4 +1,4 @@
-"""Semantic segmentation of ADE20K as it was published: the released configs (facts 9.4), and the paper's own head.
+"""Semantic segmentation of ADE20K as it was published: the released configs (method 7.4), and the paper's own head.
 
 Common to all: AdamW with a straight line down to 0 ("poly" of power 1) after a linear warm-up, weight decay 0.05, 16 pictures a
 step, UPerNet with an auxiliary head of weight 0.4, losses averaged over all pixels, the ignored ones among them, and ImageNet's
@@ -17,7 +17,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
 from beitkit.runs.segment.config import SegmentRun
 
-EIGHT_GPUS = "8 GPUs with {} pictures each (facts 9.4)"
+EIGHT_GPUS = "8 GPUs with {} pictures each (released config)"
 STEPS, WARMUP = 160_000, 1_500
 
 
@@ -57,7 +57,7 @@ def segment_run(
     )
 
 
-@recipe(source="paper, tables 3 and 14; facts 9.4", published="45.6 mIoU on ADE20K (47.7 after intermediate fine-tuning)",
+@recipe(source="BEiT (arXiv 2106.08254), tables 3 and 14", published="45.6 mIoU on ADE20K (47.7 after intermediate fine-tuning)",
         hardware="not published")  # fmt: skip
 def segment_base_setr() -> SegmentRun:
     """The paper's BEiT-B, pre-trained on ImageNet-1k, with its own head (SETR-PUP), at 512.
@@ -67,33 +67,33 @@ def segment_base_setr() -> SegmentRun:
     return segment_run(lr=1e-3, layer_decay=0.65, drop_path=0.1, head="setr_pup")
 
 
-@recipe(source="released config; facts 9.4", published="none for this one", hardware=EIGHT_GPUS.format(2))
+@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
 def segment_base_512_from_pt() -> SegmentRun:
     """BEiT-B from masked pre-training alone, at 512."""
     return segment_run(lr=7e-4, layer_decay=0.65, drop_path=0.1)
 
 
-@recipe(source="released config; facts 9.4", published="none for this one", hardware=EIGHT_GPUS.format(2))
+@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
 def segment_base_512_from_ft22k() -> SegmentRun:
     """BEiT-B after intermediate fine-tuning on ImageNet-22k, at 512."""
     return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1)
 
 
-@recipe(source="released config and README; facts 9.4, 11.6", published="53.6 mIoU on ADE20K, 54.2 multi-scale",
+@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="53.6 mIoU on ADE20K, 54.2 multi-scale",
         hardware=EIGHT_GPUS.format(2))  # fmt: skip
 def segment_base_640_from_ft22k() -> SegmentRun:
     """BEiT-B after intermediate fine-tuning on ImageNet-22k, at 640."""
     return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1, crop=640)
 
 
-@recipe(source="released config; facts 9.4", published="none for this one", hardware=EIGHT_GPUS.format(2))
+@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
 def segment_large_512_from_ft22k() -> SegmentRun:
     """BEiT-L after intermediate fine-tuning on ImageNet-22k, at 512."""
     return segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2)
 
 
-@recipe(source="released config and README; facts 9.4, 11.6", published="56.7 mIoU on ADE20K, 57.0 multi-scale",
-        hardware="8 GPUs with 1 picture in each of 2 passes (facts 9.4)")  # fmt: skip
+@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="56.7 mIoU on ADE20K, 57.0 multi-scale",
+        hardware="8 GPUs with 1 picture in each of 2 passes (released config)")  # fmt: skip
 def segment_large_640_from_ft22k() -> SegmentRun:
     """BEiT-L after intermediate fine-tuning on ImageNet-22k, at 640.
 
@@ -102,25 +102,33 @@ def segment_large_640_from_ft22k() -> SegmentRun:
     return segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2, crop=640, per_pass=1)
 
 
-@recipe(source="released config and README; facts 9.4, 13.2", published="53.1 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2))
+@recipe(
+    source="microsoft/unilm beit2/semantic_segmentation/configs", published="53.1 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
+)
 def segment_v2_base_512() -> SegmentRun:
     """BEiT v2 base, pre-trained on ImageNet-1k, at 512."""
     return segment_run(lr=5e-5, layer_decay=0.75, drop_path=0.15)
 
 
-@recipe(source="released config and README; facts 9.4, 13.2", published="53.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2))
+@recipe(
+    source="microsoft/unilm beit2/semantic_segmentation/configs", published="53.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
+)
 def segment_v2_base_512_from_ft21k() -> SegmentRun:
     """BEiT v2 base after intermediate fine-tuning on ImageNet-21k, at 512."""
     return segment_run(lr=5e-5, layer_decay=0.85, drop_path=0.15)
 
 
-@recipe(source="released config and README; facts 9.4, 13.2", published="56.7 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2))
+@recipe(
+    source="microsoft/unilm beit2/semantic_segmentation/configs", published="56.7 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
+)
 def segment_v2_large_512() -> SegmentRun:
     """BEiT v2 large, pre-trained on ImageNet-1k, at 512."""
     return segment_run(lr=4e-5, layer_decay=0.9, drop_path=0.2)
 
 
-@recipe(source="released config and README; facts 9.4, 13.2", published="57.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2))
+@recipe(
+    source="microsoft/unilm beit2/semantic_segmentation/configs", published="57.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
+)
 def segment_v2_large_512_from_ft21k() -> SegmentRun:
     """BEiT v2 large after intermediate fine-tuning on ImageNet-21k, at 512."""
     return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.2)

@@ -14,7 +14,7 @@ from beitkit.runs.recipes.recipe import recipe
 
 
 @recipe(
-    source="DeiT, arXiv 2012.12877, tables 7 and 9 (in the paper's table 1; facts 11.1)",
+    source="DeiT, arXiv 2012.12877, tables 7 and 9 (quoted in table 1 of BEiT, arXiv 2106.08254)",
     published="81.8% top-1 on ImageNet-1k",
     hardware="one node of 8 V100, 53 hours (DeiT)",
 )
@@ -38,7 +38,7 @@ def scratch_small_in1k() -> FinetuneRun:
 
 
 @recipe(
-    source="ViT, arXiv 2010.11929, table 3, in part (in the paper's table 1; facts 11.1)",
+    source="ViT, arXiv 2010.11929, table 3, in part (quoted in table 1 of BEiT, arXiv 2106.08254)",
     published="none of its own (84.0% top-1 on ImageNet-1k after supervised-base-in1k-384)",
     hardware="TPUv3 (ViT)",
 )
@@ -65,7 +65,7 @@ def supervised_base_in22k() -> FinetuneRun:
 
 
 @recipe(
-    source="ViT, arXiv 2010.11929, in part (in the paper's table 1; facts 11.1)",
+    source="ViT, arXiv 2010.11929, in part (quoted in table 1 of BEiT, arXiv 2106.08254)",
     published="84.0% top-1 on ImageNet-1k",
     hardware="TPUv3 (ViT)",
 )

@@ -20,8 +20,6 @@ from beitkit.runs.recipes.segmentation import SEGMENTATION
 from beitkit.runs.recipes.supervised import SUPERVISED
 from beitkit.runs.segment.config import SegmentRun
 
-__all__ = ["RECIPES", "AnyRecipe", "Recipe", "recipe_named", "started_from"]
-
 AnyRecipe = Recipe[PretrainRun] | Recipe[FinetuneRun] | Recipe[SegmentRun]
 RECIPES: dict[str, AnyRecipe] = {recipe.name: recipe for recipe in (*PRETRAINING, *FINETUNING, *SUPERVISED, *SEGMENTATION)}
 """All recipes by name."""

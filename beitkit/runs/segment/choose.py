@@ -1,6 +1,6 @@
 """What segmentation chooses where its user says nothing: the rules, once, as functions of the pictures, the start and the device.
 
-The official recipes are for ADE20K's 20,000 pictures and 160,000 steps (facts 9.4). Their values are taken where they fit;
+The official recipes are for ADE20K's 20,000 pictures and 160,000 steps (method 7.4). Their values are taken where they fit;
 with fewer pictures, smaller networks or no GPU the rules scale length, size and rate.
 """
 

@@ -16,11 +16,11 @@ from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, Segmen
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import decided
 from beitkit.contracts import Batch
-from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.reading import readable_scenes
-from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, picture_header, sampled, train_and_val_scenes
-from beitkit.data.stream import PictureDataset, normalized
+from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
+from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, blanked
 from beitkit.errors import UserError
 from beitkit.evaluation.scene_sheets import judged
@@ -35,7 +35,7 @@ from beitkit.report.overlays import palette_of
 from beitkit.runs.segment.choose import SceneCircumstances, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import write_report
-from beitkit.runs.training.reader import TrainingReader, blocks_of
+from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -46,10 +46,8 @@ from beitkit.train.machine.runtime import start_runtime
 from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import make_plan
 
-MEASURED = 200
-"""Pictures whose sizes are looked up to choose the network's."""
 AUXILIARY_CHANNELS = 256
-"""Width of the auxiliary head (facts 9.2); a narrower network gets one of its own width."""
+"""Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
 class Result(NamedTuple):
@@ -71,7 +69,7 @@ def run(config: SegmentRun) -> Result:
     backbone, start = _start(config)
     found = SceneCircumstances(
         pictures=len(train),
-        side=_median_side(train),
+        side=median_side(train.files, 0),
         start=start,
         patch=max(backbone.patch),
         width=backbone.width,
@@ -236,16 +234,3 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
     if config.freeze:
         model.backbone.requires_grad_(False)
     return model
-
-
-def _median_side(scenes: Scenes) -> int:
-    """Median of the pictures' shorter sides; of many, of some drawn by a fixed seed."""
-    sides = []
-    for index in sampled(len(scenes), MEASURED, 0, "sides"):
-        try:
-            sides.append(min(picture_header(scenes.files.path(index)).upright))
-        except BrokenPicture:
-            continue  # counted and named when it is needed
-    if not sides:
-        raise UserError(f"none of the pictures in {scenes.files.root} can be opened")
-    return sorted(sides)[len(sides) // 2]

@@ -13,8 +13,10 @@ import torch
 
 from beitkit.configs.parts import shard_of
 from beitkit.contracts import Batch, precision_name
-from beitkit.data.sources.find import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, counted_broken, stored_views_stream, token_ids
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import counted_broken, stored_views_stream, token_ids
 from beitkit.data.tokens.cache import HEADER, WHOLE, Shard, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
@@ -24,12 +26,11 @@ from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
 from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.load import load_tokenizer
-from beitkit.runs.pretrain.setup import key_of, view_options
-from beitkit.runs.token_encoder import token_encoder
+from beitkit.runs.pretrain.setup import view_options
 from beitkit.runs.tokenize.config import TokenizeRun
 from beitkit.runs.tokenize.shards import found_shards, join_shards
 from beitkit.system import quoted
-from beitkit.tokenizers.frozen import Encoder
+from beitkit.tokenizers.frozen import Encoder, token_encoder
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
@@ -45,7 +46,7 @@ def run(config: TokenizeRun) -> Path:
         import_ray()
     tokenizer, files = load_tokenizer(config.tokenizer), find_pictures(config.images)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
-    key = key_of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
+    key = CacheKey.of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
     _make_place(config, files)
     runtime = start_runtime(config.machine)
     encoder = token_encoder(tokenizer, files, key, runtime, _begun(config))

@@ -12,8 +12,10 @@ from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import as_pair
 from beitkit.configs.train import decided
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, evaluation_batches, normalized
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import evaluation_batches, normalized
 from beitkit.data.views.image import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluation.tokens import TokenizerQuality

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +12,18 @@ from torch import nn
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import MachineConfig, TrainConfig, decided
 from beitkit.contracts import Batch
-from beitkit.data.stream import PictureDataset, counted_broken, to_device, training_stream
+from beitkit.data.dataset import PictureDataset
+from beitkit.data.decoding.decode import BrokenPicture, stored_size
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import counted_broken, to_device, training_stream
+from beitkit.errors import UserError
 from beitkit.nn.blocks import Block
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import WaitMeter
 from beitkit.train.machine.runtime import Runtime
+
+SAMPLE = 64
+"""Pictures whose headers are read."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +55,20 @@ class TrainingReader:
 def blocks_of(network: nn.Module) -> list[Block]:
     """All Transformer blocks of a network, which are gathered one at a time where weights are sharded."""
     return [module for module in network.modules() if isinstance(module, Block)]
+
+
+def median_side(files: PictureList, seed: int) -> int:
+    """Median of the shorter sides, in pixels, of a sample drawn by `seed`.
+
+    Raises:
+        UserError: if none of the sample can be read.
+    """
+    sides = []
+    for index in random.Random(seed).sample(range(len(files)), min(SAMPLE, len(files))):
+        try:
+            sides.append(min(stored_size(files.source(index))))
+        except BrokenPicture:
+            continue  # training counts and names those
+    if not sides:
+        raise UserError(f"none of the first pictures looked at in {files.root} can be read; see what its files hold")
+    return round(statistics.median(sides))

@@ -13,7 +13,7 @@ from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.scenes import Scenes, find_scenes
 from beitkit.errors import UserError
 
-CAMVID = Path(__file__).resolve().parents[3] / "shared" / "data" / "camvid"
+CAMVID = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid"
 CAMVID_CLASSES = (
     *("sky", "building", "pole", "road", "sidewalk", "tree"),
     *("sign", "fence", "car", "pedestrian", "bicyclist"),

@@ -133,7 +133,7 @@ def test_values_that_are_not_numbered_through(tmp_path: Path) -> None:
 
 
 def test_the_examples_of_the_guide_are_valid(tmp_path: Path) -> None:
-    guide = Path(__file__).parents[2] / "docs" / "guide" / "segment.md"
+    guide = Path(__file__).parents[3] / "docs" / "guide" / "segment.md"
     examples = re.findall(r"```json\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) == 4
     for example in examples:

@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.decoding.decode import BrokenPicture, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, VOC
 from beitkit.data.scenes.label_codes import read_classes, voc_palette
 from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.scenes import Scenes, as_csv, find_scenes, train_and_val_scenes
-from beitkit.data.stream import PictureDataset, evaluation_stream
+from beitkit.data.stream import evaluation_stream
 from beitkit.errors import UserError
 
 ROWS = [[0, 1, 255, 0], [1, 1, 0, 0]]

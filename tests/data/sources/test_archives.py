@@ -19,20 +19,21 @@ from PIL import Image
 
 from beitkit.configs.data import MaskConfig, ViewConfig
 from beitkit.contracts import Batch
-from beitkit.data.sides import median_side
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources import locations
 from beitkit.data.sources.find import find_labelled, find_pictures
 from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.index import INDEX, write_index
 from beitkit.data.sources.locations import expanded, location
 from beitkit.data.sources.split import train_and_val
-from beitkit.data.stream import PictureDataset, counted_broken, training_stream
+from beitkit.data.stream import counted_broken, training_stream
 from beitkit.data.tokens.contents import contents_of, first_changed
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import masker
 from beitkit.errors import UserError
 from beitkit.runs.pack.shards import pack
 from beitkit.runs.predict.inputs import gather_pictures
+from beitkit.runs.training.reader import median_side
 
 fsspec = pytest.importorskip("fsspec")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from beitkit.data.decoding.formats import EXTENSIONS, FORMATS
-from beitkit.data.sources.find import PictureList, find_labelled, find_pictures, split_folders
+from beitkit.data.sources.find import find_labelled, find_pictures, split_folders
+from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 
 

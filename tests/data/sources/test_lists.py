@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from beitkit.data.sources.find import PictureList, find_labelled, find_pictures, labelled_source
+from beitkit.data.sources.find import find_labelled, find_pictures, labelled_source
+from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.lists import read_list
 from beitkit.errors import UserError
 

@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from beitkit.configs.data import MaskConfig, ViewConfig
+from beitkit.data.dataset import PictureDataset
 from beitkit.data.decoding import decode as pictures
-from beitkit.data.sources.find import PictureList, find_pictures
-from beitkit.data.stream import PictureDataset, stored_views_stream
+from beitkit.data.sources.find import find_pictures
+from beitkit.data.sources.image_list import PictureList
+from beitkit.data.stream import stored_views_stream
 from beitkit.data.tokens import cache as token_cache
 from beitkit.data.tokens.cache import TokenCache, bytes_per_view, open_cache
 from beitkit.data.tokens.contents import contents_of, first_changed

@@ -58,7 +58,7 @@ def test_an_operation_gives_timm_s_pixels_for_the_same_random_numbers(timm_ops: 
     if mode == "L" and name == "color":
         pytest.skip("a grey picture is never given it")
     image, changed = picture(mode=mode), 0
-    fill: int | tuple[int, int, int] = (124, 116, 104) if mode == "RGB" else 114  # facts 7.1; round(255 * 0.449)
+    fill: int | tuple[int, int, int] = (124, 116, 104) if mode == "RGB" else 114  # method 5.1; round(255 * 0.449)
     hparams = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC, "magnitude_std": 0.5}
     theirs = timm_ops.AugmentOp(TIMM_NAMES[name], prob=0.5, magnitude=9, hparams=hparams)
     for seed in range(12):

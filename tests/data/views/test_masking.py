@@ -101,7 +101,7 @@ def _height(gain: int, width: int) -> int:
 
 
 def test_block_masks_prefer_the_center_as_much_as_the_original() -> None:
-    """Facts: the original hides a center patch with probability 0.715, a corner with 0.04, the middle of an edge with 0.19."""
+    """Method 2.2: the original hides a center patch with probability 0.715, a corner 0.04, the middle of an edge 0.19."""
     draw, rng = masker(MaskConfig(ratio=75 / 196), (14, 14)), random.Random(0)
     share = torch.stack([draw(rng) for _ in range(3000)]).float().mean(0)
     assert share[6:8, 6:8].mean() == pytest.approx(0.715, abs=0.03)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import beitkit.nn.label_map as module
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import beitkit.nn.segmentation.label_map as module
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
 from beitkit.configs.segmentation import OFFICIAL_SCALES, InferenceConfig

@@ -8,11 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import beitkit.nn.norm as module
 import pytest
 import torch
 from torch import nn
 
+import beitkit.nn.segmentation.norm as module
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.norm import BatchNorm2d
 
@@ -76,7 +76,7 @@ def test_two_processes_normalize_as_one_with_both_batches(tmp_path: Path) -> Non
         "wanted": [[part.clone() for part in step] for step in wanted.split(SIZES, dim=1)],
     }
     torch.save(given, tmp_path / "given.pt")
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[3]), "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen([sys.executable, script, str(rank), tmp_path], env=environment) for rank in (0, 1)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]

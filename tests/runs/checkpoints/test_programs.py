@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import beitkit.programs as exporting
 import pytest
 import torch
 
+import beitkit.runs.checkpoints.programs as exporting
 from beitkit.configs.codec import from_json
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.errors import UserError

@@ -14,7 +14,8 @@ from PIL import Image
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
-from beitkit.data.sources.find import PictureList, find_labelled
+from beitkit.data.sources.find import find_labelled
+from beitkit.data.sources.image_list import PictureList
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.runs.evaluate import run as evaluate
 from beitkit.runs.evaluate.config import EvaluateRun

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from beitkit.data.sides import SAMPLE, median_side
 from beitkit.data.sources.find import find_pictures
 from beitkit.errors import UserError
+from beitkit.runs.training.reader import SAMPLE, median_side
 
 
 def test_the_median_of_the_shorter_sides_of_what_can_be_read(tmp_path: Path) -> None:

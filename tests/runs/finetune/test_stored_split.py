@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import beitkit
+from beitkit import evaluate
 from beitkit.configs.model import BackboneConfig, ClassifierConfig
 from beitkit.data.sources.split import train_and_val
-from beitkit.verbs import evaluate
 
 SHORT = {"steps": 1, "batch_size": 4, "threads": 1, "device": "cpu"}
 

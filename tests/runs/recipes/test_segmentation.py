@@ -1,4 +1,4 @@
-"""Segmentation recipes against the released configs, typed here from facts 9.4."""
+"""Segmentation recipes against the released configs, typed here from method 7.4."""
 
 import pytest
 

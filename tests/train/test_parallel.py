@@ -17,9 +17,9 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Manifest, Piece, parse_manifest
-from beitkit.train.machine.parallel import shares_out
 from beitkit.train.machine.processes import Processes
 from beitkit.train.machine.runtime import Runtime
+from beitkit.train.parallel import shares_out
 
 PROGRAM = Path(__file__).with_name("two_sharded.py")
 STEPS = 8

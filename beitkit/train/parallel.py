@@ -24,7 +24,7 @@ from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import Runtime
 
 SHARDED_FROM = 300_000_000
-"""Parameters from which "auto" shards: large has 303 million (facts 1.1)."""
+"""Parameters from which "auto" shards: large has 303 million (method 1.1)."""
 
 
 class Replicas:

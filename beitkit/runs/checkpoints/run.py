@@ -1,0 +1,65 @@
+"""`beitkit inspect`, `show-load`, `convert` and `export`: checkpoints looked at and written in other formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from beitkit.configs.codec import to_json
+from beitkit.contracts import LoadReport
+from beitkit.errors import UserError
+from beitkit.interop import save as saving
+from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint
+from beitkit.interop.load import load
+from beitkit.runs.checkpoints import programs
+from beitkit.runs.checkpoints.config import ConvertRun, ExportRun, InspectRun, ShowLoadRun
+
+
+def inspect(config: InspectRun) -> CheckpointSummary:
+    """Print what a checkpoint is, on stdout."""
+    summary = inspect_checkpoint(config.path)
+    if config.json:
+        print(json.dumps({"layout": summary.layout, "task": summary.task, "config": to_json(summary.config)}))
+        return summary
+    lines = summary.lines()
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name.ljust(width)}  {value}")
+    if config.verbose:
+        for tensor in summary.tensors:
+            reason = f"  ({tensor.reason})" if tensor.reason else ""
+            print(f"{tensor.fate.ljust(8)}  {tensor.name}  {'x'.join(map(str, tensor.shape)) or 'scalar'}{reason}")
+    return summary
+
+
+def show_load(config: ShowLoadRun) -> LoadReport:
+    """Load a checkpoint the way `beitkit.load` would, and print the table on stdout."""
+    model = load(config.path, task=config.task, num_classes=config.num_classes, image_size=config.image_size)
+    report = model.load_report
+    assert report is not None
+    print(report.table())
+    return report
+
+
+def convert(config: ConvertRun) -> LoadReport:
+    """Convert, and print what became of every tensor (one line, or the whole table with --dry-run or --verbose)."""
+    if config.out.exists() and not config.dry_run and (config.out.is_file() or any(config.out.iterdir())):
+        raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
+    report = saving.convert(config.path, config.to, config.out, dry_run=config.dry_run)
+    print(report.table() if config.dry_run or config.verbose else report.summary())
+    print("nothing was written (--dry-run)" if config.dry_run else f"written: {config.out}. Next: beitkit inspect {config.out}")
+    return report
+
+
+def export(config: ExportRun) -> Path:
+    """Export, and say how far the result is from the network it was made from."""
+    if config.out.exists():
+        raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
+    model = load(config.model, image_size=config.image_size)
+    if config.format in ("onnx", "torch"):
+        difference = programs.export(model, config.out, format=config.format)
+        print(f"written: {config.out}; its outputs differ from the network's by at most {difference:.1e}")
+    else:
+        print(saving.save(model, config.out, format=config.format).summary())
+        print(f"written: {config.out}. Next: beitkit inspect {config.out}")
+    return config.out
