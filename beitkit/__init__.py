@@ -59,9 +59,13 @@ __all__ = [
 ]
 
 
-@functools.cache
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # itself not decorated: type checkers then know that the verbs are there
     """Import a public name from where it lives."""
+    return _public(name)
+
+
+@functools.cache
+def _public(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"beitkit.{_HOME[name]}"), name)
     from beitkit.verbs import VERBS, Verb

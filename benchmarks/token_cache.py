@@ -24,7 +24,7 @@ from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
 from beitkit.data.stream import evaluation_stream, stored_views_stream, token_ids
 from beitkit.data.tokens.cache import open_cache
-from beitkit.data.tokens.key import key_of
+from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.interop.load import load_tokenizer
@@ -55,7 +55,7 @@ def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
     save(DiscreteVAE(config), folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
     encode = Encoder.laid_out(tokenizer)
-    key = key_of(files, tokenizer, ViewConfig(), IMAGE, PATCH, seed=0, views=1)
+    key = CacheKey.of(files, tokenizer, ViewConfig(), IMAGE, PATCH, seed=0, views=1)
     cached = CachedTokens(
         open_cache(folder / "cache", key, files, is_writable=True), lambda images: token_ids(images, encode, key.grid), BATCH
     )
