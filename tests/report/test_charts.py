@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beitkit.report.charts import (
-    HEIGHT,
-    WIDTH,
-    Dots,
-    Series,
-    dot_chart,
-    format_value,
-    heat_map,
-    line_chart,
-    reliability_diagram,
-    thin,
-)
+from beitkit.report.charts import Dots, Series, dot_chart, heat_map, line_chart, reliability_diagram
+from beitkit.report.charts.canvas import HEIGHT, WIDTH, format_value
+from beitkit.report.charts.lines import thin
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "Loss", "x_label": "step", "y_label": "nats"}
