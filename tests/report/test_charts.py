@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from beitkit.report.charts import (
-    HEIGHT,
-    WIDTH,
-    Dots,
-    Series,
-    dot_chart,
-    format_value,
-    heat_map,
-    line_chart,
-    reliability_diagram,
-    thin,
-)
+from beitkit.report.charts import Dots, Series, dot_chart, heat_map, line_chart, reliability_diagram
+from beitkit.report.charts.canvas import HEIGHT, WIDTH, format_value
+from beitkit.report.charts.lines import thin
 
 SVG = "{http://www.w3.org/2000/svg}"
 LABELS = {"title": "Loss", "x_label": "step", "y_label": "nats"}
@@ -229,3 +220,9 @@ def test_a_reliability_diagram_shows_the_bins_that_hold_pictures() -> None:
     assert "certainty 90.0%: 100.0% of 6 right" in ElementTree.fromstring(svg).get("aria-label", "")
     with pytest.raises(ValueError, match="expected as many"):
         reliability_diagram([0.1], [0.2, 0.3], [1], title="t")
+
+
+def test_a_single_value_is_a_mark() -> None:
+    svg = line_chart([Series("a", [20], [1.5])], **LABELS)
+    assert paths(svg, "line") == []
+    assert len(paths(svg, "mark")) == 1
