@@ -27,7 +27,7 @@ from beitkit.measuring.matrix import best_rates, contestant, products_of
 from beitkit.measuring.ours import CACHED, OurNetworks, pretraining
 from beitkit.measuring.turns import Contestant, interleaved, synchronizer
 from beitkit.measuring.workload import Workload
-from beitkit.planning.flops import network_flops
+from beitkit.planning.workload import network_flops
 from beitkit.runs.bench_setup import accelerated
 from beitkit.train.machine.runtime import Runtime, start_runtime
 

@@ -15,7 +15,7 @@ from beitkit.measuring.turns import Contestant
 from beitkit.measuring.with_timm import TIMM, TimmNetworks
 from beitkit.measuring.with_transformers import OFFICIAL, REDUCED, TRANSFORMERS, TheirNetworks
 from beitkit.measuring.workload import TOKENIZER, Workload
-from beitkit.planning.flops import network_flops, tokenizer_flops
+from beitkit.planning.workload import network_flops, tokenizer_flops
 from beitkit.train.machine.runtime import Runtime
 
 
