@@ -22,8 +22,6 @@ from torch.utils._pytree import tree_leaves
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import CPU, Workload, backbone_of, count_parameters, tokenizer_network, without_content
-from beitkit.tokenizers.dvae import DiscreteVAE
-from beitkit.tokenizers.vqkd import VQKD
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
@@ -215,11 +213,7 @@ def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None)
     config = workload.tokenizer
     if config is None or not pictures:
         return 0, 0
-
-    def laid_out() -> DiscreteVAE | VQKD:
-        return tokenizer_network(config).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
-
-    with without_content(laid_out) as network:
+    with without_content(lambda: tokenizer_network(config)) as network:
         images = workload.token_images(pictures, CPU)
         own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])

@@ -75,7 +75,7 @@ class Workload:
     def parameters(self) -> int:
         """Numbers that are trained."""
         with torch.device("meta"):
-            return count_parameters(self.model())
+            return count_parameters(self.objective())
 
     @property
     def least_depth(self) -> int:
@@ -89,23 +89,18 @@ class Workload:
             network = replace(network, cls_branch=replace(network.cls_branch, early_layer=1))
         return replace(self, network=network)
 
-    def model(self) -> MaskedImageModel | Classifier | Segmenter:
-        """The network, with fresh weights."""
-        if isinstance(self.network, MaskedImageModelConfig):
-            return MaskedImageModel(self.network)
-        return Classifier(self.network) if isinstance(self.network, ClassifierConfig) else Segmenter(self.network)
-
     def objective(self) -> nn.Module:
         """What is trained, with fresh weights."""
-        model = self.model()
-        if isinstance(model, MaskedImageModel):
-            return MaskedTokens(model)
-        return Classify(model, 0.1) if isinstance(model, Classifier) else Segment(model, self.loss)
+        if isinstance(self.network, MaskedImageModelConfig):
+            return MaskedTokens(MaskedImageModel(self.network))
+        if isinstance(self.network, ClassifierConfig):
+            return Classify(Classifier(self.network), 0.1)
+        return Segment(Segmenter(self.network), self.loss)
 
     def encoder(self, device: torch.device, precision: torch.dtype | None) -> Encoder:
         """The tokenizer as the run uses it, where this precision finds the tokens of float32."""
         assert self.tokenizer is not None
-        return Encoder.laid_out(tokenizer_network(self.tokenizer).to(device).eval(), precision)
+        return Encoder.laid_out(tokenizer_network(self.tokenizer).to(device), precision)
 
     def batch(self, pictures: int, device: torch.device) -> Batch:
         """A batch of this many pictures, all of them noise, as the objective takes it."""
@@ -153,7 +148,7 @@ def network_flops(network: TrainedConfig, predicted: int = 0) -> Flops:
 @cache
 def tokenizer_flops(config: TokenizerConfig, grid: Pair) -> int:
     """Of encoding one image into this grid of tokens."""
-    with without_content(lambda: tokenizer_network(config).eval()) as tokenizer:
+    with without_content(lambda: tokenizer_network(config)) as tokenizer:
         images = torch.rand(1, tokenizer.channels, *(side * tokenizer.stride for side in grid))
         with counting() as counter:
             tokenizer.encode(images)
@@ -161,8 +156,9 @@ def tokenizer_flops(config: TokenizerConfig, grid: Pair) -> int:
 
 
 def tokenizer_network(config: TokenizerConfig) -> DiscreteVAE | VQKD:
-    """A tokenizer, with fresh weights."""
-    return DiscreteVAE(config) if isinstance(config, DVAEConfig) else VQKD(config)
+    """A tokenizer in eval mode with fresh weights, laid out in memory as `Encoder.laid_out` does."""
+    network = DiscreteVAE(config) if isinstance(config, DVAEConfig) else VQKD(config)
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
 
 
 def backbone_of(objective: nn.Module) -> Backbone:
