@@ -58,8 +58,7 @@ class Workload:
         """Size of the pictures that the tokenizer sees; None without one."""
         if self.tokenizer is None:
             return None
-        stride = self.tokenizer.stride if isinstance(self.tokenizer, DVAEConfig) else self.tokenizer.encoder.patch[0]
-        return self.grid[0] * stride, self.grid[1] * stride
+        return self.grid[0] * self.tokenizer.stride, self.grid[1] * self.tokenizer.stride
 
     @property
     def flops(self) -> Flops:
