@@ -123,7 +123,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from beitkit.train.checkpoint import Checkpoints
+from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.manifest import Piece
 
 torch.set_num_threads(1)
