@@ -40,6 +40,11 @@ def precision_name(autocast: torch.dtype | None) -> Precision:
     return "float32" if autocast is None else "bfloat16"
 
 
+def autocast_type(precision: str) -> torch.dtype | None:
+    """What autocast computes in for a precision in words; None is no autocast. The inverse of `precision_name`."""
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
 class Loss(NamedTuple):
     """What an objective returns: `total` is differentiated, `parts` are logged and carry no graph."""
 

@@ -22,7 +22,7 @@ import torch
 
 from beitkit.configs.train import MachineConfig, SpeedConfig
 from beitkit.contracts import precision_name
-from beitkit.planning.flops import network_flops
+from beitkit.planning.workload import network_flops
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from benchmarks.compare.matrix import best_rates, candidate, products_of
 from benchmarks.compare.ours import CACHED, OurNetworks, pretraining

@@ -92,6 +92,16 @@ class VQKDConfig:
             raise UserError(f"code_decay must lie between 0 and 1, got {self.code_decay}")
 
     @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        return self.encoder.patch[0]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.encoder.channels
+
+    @property
     def decoder(self) -> BackboneConfig:
         """The decoder: its "pixels" are codes, one per patch."""
         return replace(self.encoder, depth=self.decoder_depth, image_size=self.encoder.grid, patch=(1, 1), channels=self.code_dim)

@@ -6,19 +6,21 @@ at a time, straight from their place in the file. So looking into a file costs n
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from beitkit.contracts import Fate
 from beitkit.errors import UserError
+from beitkit.train.checkpoints.tensor_files import TYPE_OF_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +38,6 @@ class Stored:
 
 State = dict[str, Stored]
 """Tensors by name."""
-
-SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-MAX_HEADER = 100 * 2**20  # the format's own limit; a wrong number must not make us allocate what it says
 
 
 def read_slice(
@@ -74,38 +62,31 @@ def of_tensors(tensors: dict[str, Tensor]) -> State:
     }
 
 
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a safetensors file, and the text it carries about itself.
+def read_safetensors(path: Path) -> State:
+    """The tensors of a safetensors file.
 
     Raises:
-        UserError: if the file is not one, or is cut off.
+        UserError: if the file is not one, is cut off, or has numbers of a type that no network here is made of.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise UserError(f"{path} is not a whole safetensors file; download or copy it again")
-        header = _parse(path, file.read(length))
-    metadata = header.pop("__metadata__", {})
-    return {name: _entry(path, name, about, 8 + length, size) for name, about in header.items()}, metadata
+    with _opened(path) as file:
+        return {name: _entry(path, name, file.get_slice(name)) for name in file.offset_keys()}
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def _entry(path: Path, name: str, about: Any) -> Stored:
+    def read() -> Tensor:
+        with _opened(path) as file:
+            return file.get_tensor(name)
+
+    if about.get_dtype() not in TYPE_OF_NAME:
+        raise UserError(f"{path}: tensor {name!r} is of the type {about.get_dtype()}; expected {', '.join(TYPE_OF_NAME)}")
+    return Stored(shape=tuple(about.get_shape()), dtype=TYPE_OF_NAME[about.get_dtype()], read=read, sources=(name,))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The library's file, whose errors are one line for people."""
     try:
-        header = json.loads(text)
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise UserError(f"{path} is not a safetensors file: its header is not JSON")
-    return header
-
-
-def _entry(path: Path, name: str, about: Any, start: int, size: int) -> Stored:
-    try:
-        dtype, shape = SAFETENSORS_TYPES[about["dtype"]], tuple(int(side) for side in about["shape"])
-        begin, end = (int(offset) for offset in about["data_offsets"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: the header entry of {name} cannot be understood: {about}") from None
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != math.prod(shape) * dtype.itemsize or start + end > size:
-        raise UserError(f"{path} is damaged or cut off at tensor {name}; download or copy it again")
-    return Stored(shape=shape, dtype=dtype, read=lambda: read_slice(path, start + begin, dtype, shape), sources=(name,))
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError:
+        raise UserError(f"{path} is damaged, cut off, or not a safetensors file; download or copy it again") from None

@@ -21,13 +21,12 @@ from torch.utils._pytree import tree_leaves
 
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.nn.blocks import set_recompute
-from beitkit.planning.workload import Workload, backbone_of, count_parameters
+from beitkit.planning.workload import CPU, Workload, backbone_of, count_parameters, tokenizer_network, without_content
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
 MOMENTS = 2
 """AdamW's, of each weight."""
-CPU = torch.device("cpu")
 
 
 class Traced(NamedTuple):
@@ -150,19 +149,10 @@ def plan_memory(
 @cache
 def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
     """Run `passes` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
-    with torch.device("meta"):
-        objective = workload.objective().train()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        objective.to_empty(device=CPU)
+    with without_content(workload.objective) as objective:
         set_recompute(objective, recompute)
-        batch = workload.batch(pictures, CPU)
-        return traced_passes(
-            objective,
-            batch,
-            passes=passes,
-            autocast=autocast,
-            logits=_logits(workload, pictures),
-        )
+        batch, logits = workload.batch(pictures, CPU), _logits(workload, pictures)
+        return traced_passes(objective.train(), batch, passes=passes, autocast=autocast, logits=logits)
 
 
 def traced_passes(
@@ -220,12 +210,10 @@ class LiveStorages(TorchDispatchMode):
 @cache
 def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None) -> tuple[int, int]:
     """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
-    if workload.tokenizer is None or not pictures:
+    config = workload.tokenizer
+    if config is None or not pictures:
         return 0, 0
-    with torch.device("meta"):
-        network = workload.tokenizer_network().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network.to_empty(device=CPU)
+    with without_content(lambda: tokenizer_network(config)) as network:
         images = workload.token_images(pictures, CPU)
         own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])

@@ -8,7 +8,7 @@ their trace; of a network that takes long, on two with fewer blocks.
 
 from __future__ import annotations
 
-from beitkit.planning.memory import plan_memory
+from beitkit.planning.memory import trace_step
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.workload import Workload
 from beitkit.system import forget_peak_resident_bytes, give_back_freed_memory, peak_resident_bytes, resident_bytes
@@ -38,18 +38,7 @@ def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, 
 
 def _surplus(workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool) -> int:
     """Bytes beyond the traced ones that some steps of this workload take."""
-    traced = plan_memory(
-        workload,
-        pictures,
-        own_passes=1,
-        autocast=runtime.autocast,
-        recompute=recompute,
-        is_averaged=False,
-        devices=1,
-        is_sharded=False,
-        process=0,
-        surplus=0.0,
-    )
+    traced = trace_step(workload, pictures, passes=1, autocast=runtime.autocast, recompute=recompute)
     give_back_freed_memory()  # else the steps would take what was here before them
     forget_peak_resident_bytes()
     before = resident_bytes()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
@@ -17,12 +22,15 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
-from beitkit.planning.flops import Flops, network_flops, tokenizer_flops
+from beitkit.planning.flops import Flops, count_forward, counting
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.tokenizers.vqkd import VQKD
 
+CPU = torch.device("cpu")
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
+TokenizerConfig = DVAEConfig | VQKDConfig
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,7 @@ class Workload:
     """The arithmetic of one kind of run."""
 
     network: TrainedConfig
-    tokenizer: DVAEConfig | VQKDConfig | None = None
+    tokenizer: TokenizerConfig | None = None
     """None where nothing is tokenized in this run."""
     tried: int = 0
     """Pictures on which a run that computes in bfloat16 tries whether its tokenizer may, when it starts."""
@@ -50,8 +58,7 @@ class Workload:
         """Size of the pictures that the tokenizer sees; None without one."""
         if self.tokenizer is None:
             return None
-        stride = self.tokenizer.stride if isinstance(self.tokenizer, DVAEConfig) else self.tokenizer.encoder.patch[0]
-        return self.grid[0] * stride, self.grid[1] * stride
+        return self.grid[0] * self.tokenizer.stride, self.grid[1] * self.tokenizer.stride
 
     @property
     def flops(self) -> Flops:
@@ -67,7 +74,7 @@ class Workload:
     def parameters(self) -> int:
         """Numbers that are trained."""
         with torch.device("meta"):
-            return count_parameters(self.model())
+            return count_parameters(self.objective())
 
     @property
     def least_depth(self) -> int:
@@ -81,27 +88,18 @@ class Workload:
             network = replace(network, cls_branch=replace(network.cls_branch, early_layer=1))
         return replace(self, network=network)
 
-    def model(self) -> MaskedImageModel | Classifier | Segmenter:
-        """The network, with fresh weights."""
-        if isinstance(self.network, MaskedImageModelConfig):
-            return MaskedImageModel(self.network)
-        return Classifier(self.network) if isinstance(self.network, ClassifierConfig) else Segmenter(self.network)
-
     def objective(self) -> nn.Module:
         """What is trained, with fresh weights."""
-        model = self.model()
-        if isinstance(model, MaskedImageModel):
-            return MaskedTokens(model)
-        return Classify(model, 0.1) if isinstance(model, Classifier) else Segment(model, self.loss)
-
-    def tokenizer_network(self) -> DiscreteVAE | VQKD:
-        """The tokenizer, with fresh weights."""
-        assert self.tokenizer is not None
-        return DiscreteVAE(self.tokenizer) if isinstance(self.tokenizer, DVAEConfig) else VQKD(self.tokenizer)
+        if isinstance(self.network, MaskedImageModelConfig):
+            return MaskedTokens(MaskedImageModel(self.network))
+        if isinstance(self.network, ClassifierConfig):
+            return Classify(Classifier(self.network), 0.1)
+        return Segment(Segmenter(self.network), self.loss)
 
     def encoder(self, device: torch.device, precision: torch.dtype | None) -> Encoder:
         """The tokenizer as the run uses it, where this precision finds the tokens of float32."""
-        return Encoder.laid_out(self.tokenizer_network().to(device).eval(), precision)
+        assert self.tokenizer is not None
+        return Encoder.laid_out(tokenizer_network(self.tokenizer).to(device), precision)
 
     def batch(self, pictures: int, device: torch.device) -> Batch:
         """A batch of this many pictures, all of them noise, as the objective takes it."""
@@ -127,6 +125,39 @@ class Workload:
         """Noise for the tokenizer, as the stream reads it: uint8."""
         assert self.token_size is not None
         return torch.randint(256, (pictures, self.network.backbone.channels, *self.token_size), dtype=torch.uint8, device=device)
+
+
+@contextmanager
+def without_content(make: Callable[[], Network]) -> Iterator[Network]:
+    """A network on a CPU whose tensors, and all that are made inside, have shapes, types and storages but no memory."""
+    with torch.device("meta"):
+        network = make()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield network.to_empty(device=CPU)
+
+
+@cache
+def network_flops(network: TrainedConfig, predicted: int = 0) -> Flops:
+    """Of a network; `predicted` is the number of patches of an image that a masked-image model is asked about."""
+    workload = Workload(network=network, predicted=predicted)
+    with without_content(workload.objective) as objective:
+        return count_forward(objective.eval(), workload.batch(1, CPU))
+
+
+@cache
+def tokenizer_flops(config: TokenizerConfig, grid: Pair) -> int:
+    """Of encoding one image into this grid of tokens."""
+    with without_content(lambda: tokenizer_network(config)) as tokenizer:
+        images = torch.rand(1, tokenizer.channels, *(side * tokenizer.stride for side in grid))
+        with counting() as counter:
+            tokenizer.encode(images)
+        return counter.get_total_flops()
+
+
+def tokenizer_network(config: TokenizerConfig) -> DiscreteVAE | VQKD:
+    """A tokenizer in eval mode with fresh weights, laid out in memory as `Encoder.laid_out` does."""
+    network = DiscreteVAE(config) if isinstance(config, DVAEConfig) else VQKD(config)
+    return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
 
 
 def backbone_of(objective: nn.Module) -> Backbone:

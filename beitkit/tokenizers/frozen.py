@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from beitkit.contracts import Tokenizer
+from beitkit.contracts import Tokenizer, autocast_type
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.image_list import PictureList
 from beitkit.data.stream import evaluation_stream
@@ -87,7 +87,7 @@ def token_encoder(
     """
     tokenizer.to(runtime.device)
     if begun is not None:
-        return Encoder.laid_out(tokenizer, torch.bfloat16 if begun.precision == "bfloat16" else None)
+        return Encoder.laid_out(tokenizer, autocast_type(begun.precision))
     count = min(TRIED_PICTURES, len(files))
     chosen = files.subset([index * len(files) // count for index in range(count)])
     dataset = PictureDataset(

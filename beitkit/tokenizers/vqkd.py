@@ -55,12 +55,12 @@ class VQKD(nn.Module):
     @property
     def stride(self) -> int:
         """Pixels per token along each axis."""
-        return self.config.encoder.patch[0]
+        return self.config.stride
 
     @property
     def channels(self) -> int:
         """Channels of the pictures."""
-        return self.config.encoder.channels
+        return self.config.channels
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from beitkit.configs.model import Pair
 from beitkit.configs.train import SpeedConfig
 from beitkit.contracts import precision_name
-from beitkit.planning.flops import network_flops, tokenizer_flops
+from beitkit.planning.workload import network_flops, tokenizer_flops
 from beitkit.train.machine.runtime import Runtime
 from benchmarks.compare import ours, with_timm, with_transformers
 from benchmarks.compare.config import BenchJob, Rival

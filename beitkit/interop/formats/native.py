@@ -61,8 +61,7 @@ def read_native(folder: Path) -> tuple[NetworkConfig | TokenizerConfig, State]:
         raise UserError(f"{path} holds a network of kind {kind!r}, this beitkit knows {', '.join(KINDS)}; update beitkit")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
-    tensors, _ = read_safetensors(folder / WEIGHTS)
-    return from_json(KINDS[kind][1], config, where=str(path)), tensors
+    return from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
 
 
 def load_native(folder: Path | str) -> nn.Module:

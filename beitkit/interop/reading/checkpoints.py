@@ -99,8 +99,7 @@ def _read_weights(folder: Path) -> State:
 def read_file(path: Path) -> tuple[State, Hints]:
     """The tensors of a single file under its own names, wrappers taken off, and what else it says."""
     if path.suffix == ".safetensors":
-        tensors, _ = read_safetensors(path)
-        return tensors, hints_of_pickle({}, path.name)
+        return read_safetensors(path), hints_of_pickle({}, path.name)
     unpickled = read_pickled(path)
     inner: Any = unpickled.root
     for _ in range(MAX_WRAPPERS):

@@ -11,7 +11,7 @@ from itertools import count
 import torch
 
 from beitkit.configs.train import MachineConfig
-from beitkit.contracts import precision_name
+from beitkit.contracts import autocast_type, precision_name
 from beitkit.data.decoding.decode import picture_to_crop
 from beitkit.data.sources.find import find_pictures
 from beitkit.data.views.image import PretrainView
@@ -48,7 +48,7 @@ def run(config: PlanRun) -> Estimate:
         device = runtime.describe()
     else:
         device = rates.device
-    autocast = torch.bfloat16 if precision == "bfloat16" else None
+    autocast = autocast_type(precision)
 
     def memory(batch_size: int, *, recompute: bool, is_sharded: bool) -> Memory:
         return plan_memory(

@@ -99,7 +99,7 @@ def _run_of(config: PlanRun, verb: str) -> AnyRun:
 def _workload(config: PlanRun, run: AnyRun) -> Workload:
     if isinstance(run, PretrainRun):
         tokenizer = _tokenizer(config)
-        network = network_of(run, _channels(tokenizer), vocabulary=tokenizer.vocabulary)
+        network = network_of(run, tokenizer.channels, vocabulary=tokenizer.vocabulary)
         predicted = masker(run.mask, network.backbone.grid).count
         return Workload(network=network, tokenizer=tokenizer, tried=TRIED_PICTURES, predicted=predicted)
     assert config.recipe is not None
@@ -131,10 +131,6 @@ def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
     if not path.exists():
         raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}")
     return load_tokenizer(path).config
-
-
-def _channels(tokenizer: DVAEConfig | VQKDConfig) -> int:
-    return tokenizer.channels if isinstance(tokenizer, DVAEConfig) else tokenizer.encoder.channels
 
 
 def _length(config: PlanRun, run: AnyRun, passes: int) -> Length:

@@ -14,7 +14,7 @@ from beitkit.train.journal import duration
 
 GIB = 2**30
 HOUR = 3600
-CLOSED, TRACED, COUNTED = "closed form", "traced", "from the options"
+CLOSED, COUNTED, TRACED, OPTIONS = "closed form", "counted", "traced", "from the options"
 MEASURED, NOT_MEASURED = "measured here now", "not measured"
 
 
@@ -119,24 +119,24 @@ class Estimate:
     def _length(self) -> list[Figure]:
         length = self.subject.length
         return [
-            Figure("length", "steps", length.steps, "", COUNTED),
-            Figure("length", "pictures a step", length.pictures_per_step, "", COUNTED),
-            Figure("length", "passes a step, each device", length.passes // length.devices, "", COUNTED),
-            Figure("length", "pictures shown", length.pictures, "", COUNTED),
-            Figure("length", "parameters", self.subject.workload.parameters, "", COUNTED),
+            Figure("length", "steps", length.steps, "", OPTIONS),
+            Figure("length", "pictures a step", length.pictures_per_step, "", OPTIONS),
+            Figure("length", "passes a step, each device", length.passes // length.devices, "", OPTIONS),
+            Figure("length", "pictures shown", length.pictures, "", OPTIONS),
+            Figure("length", "parameters", self.subject.workload.parameters, "", OPTIONS),
         ]
 
     def _operations(self) -> list[Figure]:
         workload, flops = self.subject.workload, self.subject.workload.flops
         by_part = [(name, value) for name, value in flops._asdict().items()]
-        figures = [Figure("a picture forward", name, value, "FLOP", CLOSED) for name, value in by_part]
-        figures.append(Figure("a picture forward", "all", flops.forward, "FLOP", CLOSED))
-        figures.append(Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", CLOSED))
+        figures = [Figure("a picture forward", name, value, "FLOP", COUNTED) for name, value in by_part]
+        figures.append(Figure("a picture forward", "all", flops.forward, "FLOP", COUNTED))
+        figures.append(Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", COUNTED))
         if workload.tokenizer is not None:
-            figures.append(Figure("a picture", "tokenizer", workload.tokenizer_flops, "FLOP", CLOSED))
+            figures.append(Figure("a picture", "tokenizer", workload.tokenizer_flops, "FLOP", COUNTED))
         named = [(name, value) for name, value in self.operations._asdict().items() if value]
-        figures += [Figure("the run", name, value, "FLOP", CLOSED) for name, value in named]
-        return [*figures, Figure("the run", "all", self.operations.total, "FLOP", CLOSED)]
+        figures += [Figure("the run", name, value, "FLOP", COUNTED) for name, value in named]
+        return [*figures, Figure("the run", "all", self.operations.total, "FLOP", COUNTED)]
 
     def _memory(self) -> list[Figure]:
         memory, part = self.memory, "memory of a device"

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from beitkit.errors import UserError
 
-NAME_OF_TYPE = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64",
-                torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+TYPE_OF_NAME = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+                "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+NAME_OF_TYPE = {dtype: name for name, dtype in TYPE_OF_NAME.items()}
 ALIGNMENT = 8
 """The header is padded to whole multiples, so that tensors can be mapped where they lie."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import beitkit
 from beitkit.configs.model import BackboneConfig
@@ -198,3 +199,12 @@ def test_damaged_weights(change: Callable[[bytes], bytes], network: Any, tmp_pat
         load(tmp_path)
     assert "model.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_another_type_are_named(network: Any, tmp_path: Path) -> None:
+    save_native(network("classify"), tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["head.weight"] = state["head.weight"].to(torch.float8_e4m3fn)
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="tensor 'head.weight' is of the type F8_E4M3; expected F64, F32"):
+        load(tmp_path)

@@ -123,8 +123,8 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from beitkit.train.checkpoint import Checkpoints
-from beitkit.train.manifest import Piece
+from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.checkpoints.manifest import Piece
 
 torch.set_num_threads(1)
 checkpoints, size = Checkpoints(Path(sys.argv[1])), 300_000
