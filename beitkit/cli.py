@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
-from beitkit.train.machine.launch import Place, place
+from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.verbs import VERBS
 from beitkit.version import __version__
 
@@ -52,24 +52,24 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
-    here = Place()
+    rank = Rank()
     try:
-        here = place()
-        if here.world > 1 and not VERBS[verb].is_shared:
+        rank = rank_from_environment()
+        if rank.world_size > 1 and not VERBS[verb].is_shared:
             shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
             raise UserError(
-                f"beitkit {verb} runs in one process, but torchrun or srun started {here.world}; start it without them "
+                f"beitkit {verb} runs in one process, but torchrun or srun started {rank.world_size}; start it without them "
                 f"({shared} run in several)"
             )
         config = _parse(verb, arguments[1:])
         VERBS[verb].function()(config)
         sys.stdout.flush()
     except UserError as error:
-        _fail(str(error), process=here.rank)
+        _fail(str(error), process=rank.rank)
     except Interrupted as error:
-        _leave(str(error), error.exit_code, here)
+        _leave(str(error), error.exit_code, rank)
     except (NumericalError, ProcessLost) as error:
-        _leave(str(error), 1, here)
+        _leave(str(error), 1, rank)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -211,8 +211,8 @@ def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
     sys.exit(code)
 
 
-def _leave(message: str, code: int, here: Place) -> NoReturn:
+def _leave(message: str, code: int, rank: Rank) -> NoReturn:
     """End as all processes of the run do; the main one says why."""
-    if here.rank:
+    if rank.rank:
         sys.exit(code)
     _fail(message, code)

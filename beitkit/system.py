@@ -53,14 +53,14 @@ def resident_bytes() -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory that this process held, since `forget_peak_resident_bytes` if that was called; known on Linux only.
+    """The most memory that this process held, since `reset_peak_memory` if that was called; known on Linux only.
 
     It is not `ru_maxrss`, which a new process inherits from the one that started it.
     """
     return _kilobytes("VmHWM")
 
 
-def forget_peak_resident_bytes() -> None:
+def reset_peak_memory() -> None:
     """Let the peak fall to what is resident now, where the system allows it (man 5 proc)."""
     if sys.platform == "linux":
         _RESET.write_text("5")
@@ -73,7 +73,7 @@ def _kilobytes(key: str) -> int | None:
     return None if found is None else 1024 * int(found[1])
 
 
-def keep_freed_memory(is_kept: bool = True) -> None:
+def keep_heap(is_kept: bool = True) -> None:
     """Let the C library keep memory that is freed for the next tensor, or give it back to the system as it does by itself.
 
     By itself glibc gives every large block back at once, and the system then fills the next one with zeros page by page: a
@@ -92,7 +92,7 @@ def keep_freed_memory(is_kept: bool = True) -> None:
         mallopt(parameter, value)
 
 
-def give_back_freed_memory() -> None:
+def trim_heap() -> None:
     """Let glibc give the system what is free of its heap now; nothing with another C library."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

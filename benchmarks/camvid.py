@@ -22,7 +22,7 @@ from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
-from beitkit.runs.segment.run import Result
+from beitkit.runs.segment.run import SegmentResult
 
 SEEDS = (0, 1, 2)
 CLASSES = {
@@ -54,7 +54,7 @@ def main() -> None:
         lr=3e-3, threads=arguments.threads, network=NetworkConfig(drop_path=0.0),
         optim=OptimConfig(lr_batch=32, warmup_steps=200), loop=LoopConfig(log_every=100),
     )  # fmt: skip
-    runs: dict[str, list[Result]] = {"from scratch": [], "pre-trained": []}
+    runs: dict[str, list[SegmentResult]] = {"from scratch": [], "pre-trained": []}
     minutes: dict[str, float] = {}
     for seed in SEEDS:
         for start in runs:
@@ -74,7 +74,7 @@ def main() -> None:
     print("\n" + json.dumps(minutes))
 
 
-def segment(camvid: Path, classes: Path, out: Path, start: str, seed: int, threads: int) -> Result:
+def segment(camvid: Path, classes: Path, out: Path, start: str, seed: int, threads: int) -> SegmentResult:
     """The same set-up for both starts; only the first weights of the backbone differ."""
     return beitkit.segment(
         camvid, model=out / "pre", out=out / "seg" / f"{start.replace(' ', '-')}-{seed}", scratch=start == "from scratch",

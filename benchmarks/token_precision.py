@@ -22,7 +22,7 @@ from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
 from beitkit.data.stream import evaluation_stream
 from beitkit.data.views.image import PretrainView
-from beitkit.system import keep_freed_memory
+from beitkit.system import keep_heap
 from beitkit.tokenizers.frozen import Encoder
 
 BATCH = 8
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--size", type=int, default=112)
     arguments = parser.parse_args()
-    keep_freed_memory()  # as every run does
+    keep_heap()  # as every run does
     files = find_pictures(arguments.photos)
     files = files.subset([index * len(files) // arguments.pictures for index in range(arguments.pictures)])
     torch.manual_seed(0)

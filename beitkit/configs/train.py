@@ -138,14 +138,14 @@ class LoopConfig:
         Raises:
             UserError: if they cannot.
         """
-        passes = processes if self.accumulate is None else self.accumulate
-        if passes % processes:
-            nearest = max(1, round(passes / processes)) * processes
+        accumulation_steps = processes if self.accumulate is None else self.accumulate
+        if accumulation_steps % processes:
+            nearest = max(1, round(accumulation_steps / processes)) * processes
             raise UserError(
-                f"--loop.accumulate {passes} cannot be shared evenly by {processes} processes; nearest: {nearest} "
+                f"--loop.accumulate {accumulation_steps} cannot be shared evenly by {processes} processes; nearest: {nearest} "
                 "(it counts the forward passes of all processes together)"
             )
-        return replace(self, accumulate=passes)
+        return replace(self, accumulate=accumulation_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,7 @@ class SpeedConfig:
     of them (DDP); auto takes full for networks of 300 million parameters or more."""
 
 
-def decided(value: Value | None) -> Value:
+def resolved(value: Value | None) -> Value:
     """The value of an option that is given, or was chosen by `runs.finetune.choose`, before anything reads it."""
     assert value is not None
     return value

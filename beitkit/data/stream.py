@@ -2,7 +2,7 @@
 
     dataset = PictureDataset(files, view, masker=masker, channels=3, seed=0)
     stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
-    stream = counted_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
+    stream = with_limit_on_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
     stream = normalized(tokenized(to_device(stream, device), encode, grid), mean, std)
 
 What a sample looks like depends on (seed, epoch, picture, repeat) only, and batch i of a stream on (seed, i) only: never on the
@@ -121,7 +121,7 @@ def token_ids(images: UInt8[Tensor, "b c h w"], encode: Callable[[Tensor], Tenso
     return ids.flatten(1)
 
 
-def counted_broken(
+def with_limit_on_broken(
     stream: Iterable[Batch],
     dataset: PictureDataset,
     limit_share: float,
@@ -182,7 +182,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """One ordered pass of normalized batches on a device; unreadable pictures are reported, and marked in `broken`."""
     stream = evaluation_stream(dataset, batch_size, workers=workers)
-    stream = counted_broken(stream, dataset, max_broken, report, list_file)
+    stream = with_limit_on_broken(stream, dataset, max_broken, report, list_file)
     return normalized(to_device(stream, device), preprocessing.mean, preprocessing.std)
 
 

@@ -50,7 +50,7 @@ class Headlined(Protocol):
         ...
 
 
-class Pair(NamedTuple):
+class ModelPair(NamedTuple):
     """Two networks on the same pictures."""
 
     first: str
@@ -101,7 +101,7 @@ class Evaluation(NamedTuple):
     broken: int
     """Pictures that could not be read and do not count."""
     models: tuple[ModelResult, ...]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[ModelPair, ...]
     """Every pair of networks, in their order."""
     seeds: tuple[SeedGroup, ...]
 
@@ -160,12 +160,12 @@ def collect_answers(
     return [torch.cat(kept) for kept in logits], torch.cat(indices)
 
 
-def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[Pair, ...]:
+def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[ModelPair, ...]:
     """Every pair of networks, from which pictures each of them has right."""
     pairs = []
     for (first, a), (second, b) in combinations(zip(names, right, strict=True), 2):
         only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-        pairs.append(Pair(first, second, only_first, only_second, mcnemar(only_first, only_second)))
+        pairs.append(ModelPair(first, second, only_first, only_second, mcnemar(only_first, only_second)))
     return tuple(pairs)
 
 

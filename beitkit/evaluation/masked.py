@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
-from beitkit.data.views.masking import recovered
+from beitkit.data.views.masking import predicted_patches
 from beitkit.nn.patches import to_patches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -80,4 +80,4 @@ def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Bat
         readable = batch["broken"] < 0
         if readable.any():
             batch = {key: value[readable] for key, value in batch.items() if key != "positions"}
-            yield batch, recovered(batch["mask"], recover_all)
+            yield batch, predicted_patches(batch["mask"], recover_all)

@@ -24,7 +24,7 @@ from beitkit.contracts import Batch
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
-Precision = Callable[[], AbstractContextManager[None]]
+Autocast = Callable[[], AbstractContextManager[None]]
 """Autocast of a run, see `train.machine.runtime.Runtime.precision`."""
 NEIGHBORS = 20
 TEMPERATURE = 0.07
@@ -58,7 +58,7 @@ def frozen_features(
     backbone: Backbone,
     images: Float[Tensor, "b c h w"],
     blocks: Sequence[int],
-    precision: Precision,
+    precision: Autocast,
     *,
     with_class_token: bool = True,
 ) -> Float[Tensor, "blocks b f"]:
@@ -78,7 +78,7 @@ def frozen_features(
 def block_features(
     backbone: Backbone,
     batches: Iterator[Batch],
-    precision: Precision,
+    precision: Autocast,
     blocks: Sequence[int] | None = None,
     *,
     with_class_token: bool = True,
@@ -98,7 +98,7 @@ def featured(
     stream: Iterable[Batch],
     backbone: Backbone,
     blocks: Sequence[int],
-    precision: Precision,
+    precision: Autocast,
     held_out: Bool[Tensor, " pictures"],
     *,
     with_class_token: bool,

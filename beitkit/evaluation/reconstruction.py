@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from beitkit.contracts import Batch, Tokenizer
-from beitkit.data.views.masking import recovered
+from beitkit.data.views.masking import predicted_patches
 from beitkit.errors import UserError
 from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.patches import from_patches, to_patches
@@ -30,7 +30,7 @@ def reconstruction_columns(
     """
     images, mask, tokens = (batch[key][:limit] for key in ("images", "mask", "tokens"))
     predicted = tokens.clone()
-    at = recovered(mask, recover_all)
+    at = predicted_patches(mask, recover_all)
     predicted[at] = model.predict(images, mask, at).argmax(-1)
     grid = model.config.backbone.grid
     columns = _given(model, images, mask)
@@ -50,7 +50,7 @@ def pixel_columns(
     `batch` holds normalized `images` and `mask`; its first `limit` pictures are shown.
     """
     images, mask = batch["images"][:limit], batch["mask"][:limit]
-    backbone, at = model.config.backbone, recovered(mask, recover_all)
+    backbone, at = model.config.backbone, predicted_patches(mask, recover_all)
     patches = to_patches(images, backbone.patch).clone()
     patches[at] = model.predict(images, mask, at).to(patches.dtype)
     filled = _unnormalized(model, from_patches(patches, backbone.grid, backbone.patch)).cpu()

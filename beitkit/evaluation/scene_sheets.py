@@ -36,7 +36,7 @@ class Shown(NamedTuple):
     columns: dict[str, Float[Tensor, "3 h w"]]
 
 
-class Verdict(NamedTuple):
+class SceneScores(NamedTuple):
     """What an evaluation of label maps found."""
 
     scores: SegmentationScores
@@ -58,9 +58,9 @@ class Verdict(NamedTuple):
         ]
 
 
-def judged(
+def evaluate_scenes(
     predict: Callable[[Tensor], Tensor], scenes: Iterable[NumberedScene], classes: Sequence[str], palette: tuple[Color, ...]
-) -> Verdict:
+) -> SceneScores:
     """Predict and measure every scene, and keep the worst for a sheet.
 
     Args:
@@ -81,34 +81,34 @@ def judged(
             worst = sorted(worst, key=lambda shown: shown.mean_iou)[:WORST]
     scores = table.scores()
     class_iou = {name: None if iou != iou else iou for name, iou in zip(classes, scores.iou, strict=True)}
-    return Verdict(scores, class_iou, table.counts, tuple(indices), tuple(worst), palette)
+    return SceneScores(scores, class_iou, table.counts, tuple(indices), tuple(worst), palette)
 
 
-def scene_sections(report: Report, verdict: Verdict) -> None:
+def scene_sections(report: Report, scene_scores: SceneScores) -> None:
     """The parts of a report that show a verdict: classes, what is taken for what, the worst pictures."""
     report.section("Classes")
     report.table(
         ["class", "share of pixels", "IoU", "named right"],
-        verdict.rows(),
+        scene_scores.rows(),
         "Validation pixels. IoU is intersection over union, summed over all pictures before it is divided.",
     )
-    if len(verdict.class_iou) <= CONFUSION_CLASSES:
+    if len(scene_scores.class_iou) <= CONFUSION_CLASSES:
         report.figure(
             heat_map(
-                verdict.confusion.tolist(),
-                list(verdict.class_iou),
+                scene_scores.confusion.tolist(),
+                list(scene_scores.class_iou),
                 title="What is taken for what",
                 x_label="predicted",
                 y_label="true class",
             ),
             "Pixels of each true class (row) by predicted class (column).",
         )
-    if verdict.worst:
+    if scene_scores.worst:
         report.section("Worst pictures first", SHEET_EXPLANATION)
-        report.legend(dict(zip(verdict.class_iou, verdict.palette, strict=True)))
+        report.legend(dict(zip(scene_scores.class_iou, scene_scores.palette, strict=True)))
         report.pictures(
-            {name: stacked([shown.columns[name] for shown in verdict.worst]) for name in verdict.worst[0].columns},
-            "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in verdict.worst) + ".",
+            {name: stacked([shown.columns[name] for shown in scene_scores.worst]) for name in scene_scores.worst[0].columns},
+            "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in scene_scores.worst) + ".",
             cell=SHEET_SIDE,
         )
 

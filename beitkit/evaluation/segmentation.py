@@ -19,7 +19,7 @@ from torch import Tensor
 from beitkit.contracts import IGNORED
 from beitkit.errors import UserError
 
-Scene = tuple[Tensor, Tensor]
+LabeledImage = tuple[Tensor, Tensor]
 """A picture, uint8 (c, h, w), and its label map, uint8 (h, w)."""
 
 
@@ -108,7 +108,7 @@ class MeanIoU:
 
     predict: Callable[[Tensor], Tensor]
     """A picture, uint8 (c, h, w), to its label map, uint8 (h, w)."""
-    scenes: Callable[[], Iterable[Scene]]
+    scenes: Callable[[], Iterable[LabeledImage]]
     """A fresh ordered pass."""
     classes: int
     name: str = "val"
@@ -121,7 +121,7 @@ class MeanIoU:
         yield "aacc", scores.pixel_accuracy
 
 
-def measure(predict: Callable[[Tensor], Tensor], scenes: Iterable[Scene], classes: int) -> SegmentationScores:
+def measure(predict: Callable[[Tensor], Tensor], scenes: Iterable[LabeledImage], classes: int) -> SegmentationScores:
     """Predict and measure every scene."""
     table = ConfusionTable(classes)
     for picture, label_map in scenes:

@@ -13,18 +13,18 @@ from beitkit.data.sources.image_list import PictureList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation
-from beitkit.inference.part import Part, in_blocks
+from beitkit.inference.part import Rows, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
-from beitkit.inference.result import Outcome, Result
-from beitkit.inference.weights import rounded_weights
+from beitkit.inference.result import PartedOutput, Written
+from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 BATCHES_PER_BLOCK = 16
 """A part of the result, and what shards take in turn: large enough to cost nothing, small enough to compute again."""
 
-Engine = Callable[[PictureList], Iterator[Part]]
+Engine = Callable[[PictureList], Iterator[Rows]]
 """From pictures to their results, in order."""
 
 
@@ -43,7 +43,7 @@ def chosen_engine(name: EngineName, computation: BatchComputation, model: Networ
     return lambda files: local_results(files, model, computation.compute, runtime, batch_size=batch_size, workers=machine.workers)
 
 
-def complete(result: Result, files: PictureList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Outcome:
+def complete(result: PartedOutput, files: PictureList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Written:
     """Compute the parts of a result that are missing, each of `block` pictures, and join them.
 
     `report(done, total)` is called after each with the number of parts that are there and that there will be.
@@ -51,8 +51,8 @@ def complete(result: Result, files: PictureList, block: int, engine: Engine, rep
     Raises:
         Interrupted: after Ctrl-C; the complete parts are kept.
     """
-    if result.outcome is not None:
-        return result.outcome
+    if result.written is not None:
+        return result.written
     missing = result.missing()
     if missing:
         rest = blocks_of(files, block, missing)
@@ -80,9 +80,9 @@ def shard(files: PictureList, block: int, number: int, shards: int) -> PictureLi
 
 def local_results(
     files: PictureList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
-) -> Iterator[Part]:
+) -> Iterator[Rows]:
     """Results by this process, a batch at a time; `model` is on the runtime's device, and its weights are rounded for it."""
-    rounded_weights(model, runtime.autocast)
+    cast_weights_(model, runtime.autocast)
     preprocessing = model.config.preprocessing
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
     stream = evaluation_stream(dataset, batch_size, workers=workers)
@@ -92,4 +92,4 @@ def local_results(
         is_broken, indices = batch["broken"].cpu().numpy() >= 0, batch["index"].tolist()
         values[is_broken] = np.nan
         errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken, strict=True)]
-        yield Part([files.path(index) for index in indices], errors, values)
+        yield Rows([files.path(index) for index in indices], errors, values)

@@ -13,13 +13,13 @@ import numpy as np
 
 from beitkit.errors import UserError
 from beitkit.inference.parquet import encode_table, join_tables, pyarrow
-from beitkit.inference.part import Part, Sheet, text_of
+from beitkit.inference.part import Rows, Table, text_of
 from beitkit.inference.predictions import append_all
 
-Number = Literal["float32", "float16"]
+FeatureType = Literal["float32", "float16"]
 
 
-def feature_sheets(out: Path, shape: tuple[int, ...], dtype: Number) -> dict[Path, Sheet]:
+def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dict[Path, Table]:
     """The files that features are written to, `out` last.
 
     Args:
@@ -42,7 +42,7 @@ def feature_sheets(out: Path, shape: tuple[int, ...], dtype: Number) -> dict[Pat
 class PathList:
     """A line {path, error} for each row of the array; error is null where the picture could be read."""
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """A line for each picture."""
         rows = zip(part.paths, part.errors, strict=True)
         return "".join(json.dumps({"path": str(path), "error": error or None}) + "\n" for path, error in rows).encode()
@@ -57,9 +57,9 @@ class ArrayFile:
     """(pictures, ...) in NumPy's format, which `numpy.load(path, mmap_mode="r")` reads without taking memory."""
 
     shape: tuple[int, ...]
-    dtype: Number
+    dtype: FeatureType
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """An array of its own."""
         file = io.BytesIO()
         np.save(file, part.values.astype(self.dtype))
@@ -80,17 +80,17 @@ class FeatureTable:
     """path, features (lists of fixed size, one in the other for several axes), error or null."""
 
     shape: tuple[int, ...]
-    dtype: Number
+    dtype: FeatureType
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """A Parquet file of its own."""
         return encode_table(self._table(part))
 
     def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
         """A row group for each part."""
-        join_tables(parts, self._table(Part([], [], np.zeros((0, *self.shape), np.float32))).schema, file)
+        join_tables(parts, self._table(Rows([], [], np.zeros((0, *self.shape), np.float32))).schema, file)
 
-    def _table(self, part: Part) -> Any:
+    def _table(self, part: Rows) -> Any:
         arrow = pyarrow()
         features = arrow.array(part.values.astype(self.dtype).ravel())
         for size in reversed(self.shape):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Part(NamedTuple):
+class Rows(NamedTuple):
     """Consecutive pictures, and what was computed for them."""
 
     paths: list[Path]
@@ -20,16 +20,16 @@ class Part(NamedTuple):
     values: NDArray[np.float32]
     """(pictures, ...); NaN where a picture cannot be read."""
 
-    def rows(self, start: int, stop: int) -> Part:
+    def slice(self, start: int, stop: int) -> Rows:
         """Some of the pictures."""
-        return Part(self.paths[start:stop], self.errors[start:stop], self.values[start:stop])
+        return Rows(self.paths[start:stop], self.errors[start:stop], self.values[start:stop])
 
 
 @runtime_checkable
-class Sheet(Protocol):
+class Table(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """The file of one part."""
         ...
 
@@ -38,15 +38,15 @@ class Sheet(Protocol):
         ...
 
 
-def in_blocks(results: Iterator[Part], size: int) -> Iterator[Part]:
+def in_blocks(results: Iterator[Rows], size: int) -> Iterator[Rows]:
     """The same pictures in parts of `size`; the last may be smaller."""
-    pending: list[Part] = []
+    pending: list[Rows] = []
     for result in results:
         pending.append(result)
         while sum(len(part.paths) for part in pending) >= size:
             whole = _joined(pending)
-            yield whole.rows(0, size)
-            rest = whole.rows(size, len(whole.paths))
+            yield whole.slice(0, size)
+            rest = whole.slice(size, len(whole.paths))
             pending = [rest] if rest.paths else []
     if pending:
         yield _joined(pending)
@@ -57,8 +57,8 @@ def text_of(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _joined(parts: list[Part]) -> Part:
-    return Part(
+def _joined(parts: list[Rows]) -> Rows:
+    return Rows(
         [path for part in parts for path in part.paths],
         [error for part in parts for error in part.errors],
         np.concatenate([part.values for part in parts]),

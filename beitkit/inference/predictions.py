@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from beitkit.configs.model import ClassifierConfig
 from beitkit.errors import UserError
 from beitkit.inference.parquet import encode_table, join_tables, pyarrow
-from beitkit.inference.part import Part, Sheet, text_of
+from beitkit.inference.part import Rows, Table, text_of
 
 SURE = 0.5
 """Where a picture may show several classes, those of at least this probability are predicted."""
@@ -24,7 +24,7 @@ SEPARATOR = "|"
 """Between the predicted classes of one picture, where there may be several."""
 
 
-class Row(NamedTuple):
+class PredictionRow(NamedTuple):
     """What is said about one picture."""
 
     path: Path
@@ -56,17 +56,17 @@ class Naming:
         chosen = best[probabilities[best] >= SURE] if self.multilabel else best[:1]
         return SEPARATOR.join(self.classes[index] for index in chosen)
 
-    def rows(self, part: Part, top: int) -> list[Row]:
+    def rows(self, part: Rows, top: int) -> list[PredictionRow]:
         """The rows of a part, with `top` classes each."""
         rows = []
         for path, error, values in zip(part.paths, part.errors, part.values, strict=True):
             order = [] if error else np.argsort(-values, kind="stable")[:top]
             best = [(self.classes[index], float(f"{values[index]:.7g}")) for index in order]  # float32 has no more digits
-            rows.append(Row(path, self.predicted(values), best, error))
+            rows.append(PredictionRow(path, self.predicted(values), best, error))
         return rows
 
 
-def prediction_sheet(out: Path, naming: Naming) -> Sheet:
+def prediction_table(out: Path, naming: Naming) -> Table:
     """How predictions are written to a file of this name.
 
     Raises:
@@ -88,7 +88,7 @@ class CsvPredictions:
 
     naming: Naming
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """Rows without the header."""
         rows = []
         for row in self.naming.rows(part, self.naming.top):
@@ -109,7 +109,7 @@ class JsonPredictions:
 
     naming: Naming
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """A line for each picture."""
         lines = []
         for row in self.naming.rows(part, len(self.naming.classes)):
@@ -134,16 +134,16 @@ class ParquetPredictions:
 
     naming: Naming
 
-    def encode(self, part: Part) -> bytes:
+    def encode(self, part: Rows) -> bytes:
         """A Parquet file of its own."""
         return encode_table(self._table(part))
 
     def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
         """A row group for each part."""
-        nothing = Part([], [], np.zeros((0, len(self.naming.classes)), np.float32))
+        nothing = Rows([], [], np.zeros((0, len(self.naming.classes)), np.float32))
         join_tables(parts, self._table(nothing).schema, file)
 
-    def _table(self, part: Part) -> Any:
+    def _table(self, part: Rows) -> Any:
         arrow, rows = pyarrow(), self.naming.rows(part, self.naming.top)
         columns = {
             "path": ([text_of(row.path) for row in rows], arrow.string()),

@@ -25,7 +25,7 @@ from beitkit.data.reader import PictureReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities
 from beitkit.inference.predictions import Naming
-from beitkit.inference.weights import rounded_weights
+from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
@@ -87,7 +87,7 @@ def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
     """A network; `modified` is in the key, so that a checkpoint that was written anew is read anew."""
     model = load(path)
     runtime = start_runtime(machine)
-    rounded_weights(model.to(runtime.device), runtime.autocast)
+    cast_weights_(model.to(runtime.device), runtime.autocast)
     return Loaded(model, runtime, PictureReader.of(model.config.backbone, model.config.preprocessing))
 
 

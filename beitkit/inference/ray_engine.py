@@ -18,7 +18,7 @@ from beitkit.configs.train import MachineConfig
 from beitkit.contracts import Batch
 from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
-from beitkit.inference.part import Part
+from beitkit.inference.part import Rows
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.stored_views import ViewTokens
 
@@ -26,7 +26,7 @@ BATCHES_PER_TABLE = 16
 """What an actor is given at a time."""
 
 
-def ray_results(files: PictureList, computation: BatchComputation, *, batch_size: int) -> Iterator[Part]:
+def ray_results(files: PictureList, computation: BatchComputation, *, batch_size: int) -> Iterator[Rows]:
     """Results by actors on the Ray cluster of RAY_ADDRESS, else on one that is started on this machine and ended after.
 
     Each GPU of the cluster, or each `threads` cores where it has none, is given an actor with a network of its own. Files are
@@ -38,7 +38,7 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
     tables = _tables(files, range(len(files)), batch_size * BATCHES_PER_TABLE)
     for batch in _by_actors(tables, replace(computation, model=computation.model.absolute()), computation.machine, batch_size):
         paths = [files.path(int(index)) for index in batch["index"]]
-        yield Part(paths, [str(error) for error in batch["error"]], _array(batch["values"]).astype(np.float32))
+        yield Rows(paths, [str(error) for error in batch["error"]], _array(batch["values"]).astype(np.float32))
 
 
 def ray_tokens(files: PictureList, wanted: Sequence[tuple[int, list[int]]], compute: ViewTokens) -> Iterator[Batch]:

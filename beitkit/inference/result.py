@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beitkit.errors import UserError
-from beitkit.inference.part import Part, Sheet
+from beitkit.inference.part import Rows, Table
 from beitkit.system import write_atomically
 from beitkit.train.folder import locked
 
 Setting = str | int | None
 
 
-class Outcome(NamedTuple):
+class Written(NamedTuple):
     """How a command over pictures ended."""
 
     pictures: int
@@ -29,29 +29,29 @@ class Outcome(NamedTuple):
     """What was written."""
 
 
-class Result:
+class PartedOutput:
     """The files of one command, its parts, and what it was asked for."""
 
-    def __init__(self, sheets: Mapping[Path, Sheet], command: Mapping[str, Setting], parts: int) -> None:
+    def __init__(self, tables: Mapping[Path, Table], command: Mapping[str, Setting], parts: int) -> None:
         """Begin a result, or open it to continue; holds a lock while the process lives.
 
         Args:
-            sheets: the files of the result; the last is the one that the user named.
+            tables: the files of the result; the last is the one that the user named.
             command: all that what comes out depends on.
             parts: how many there are.
 
         Raises:
             UserError: something else lies there, or the parts of another command, or another process is writing there.
         """
-        self._sheets = dict(sheets)
-        self.out = list(sheets)[-1]
+        self._tables = dict(tables)
+        self.out = list(tables)[-1]
         self._command = dict(command)
         self.parts = parts
         self._record = self.out.with_name(self.out.name + ".command.json")
         self.folder = self.out.with_name(self.out.name + ".parts")
         """Where the parts are, until all are there."""
-        self.outcome = self._recorded()
-        if self.outcome is None:
+        self.written = self._recorded()
+        if self.written is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.folder)
             self._note(None)
@@ -60,14 +60,14 @@ class Result:
         """The parts that are not there yet."""
         return [number for number in range(self.parts) if not self._marker(number).exists()]
 
-    def write(self, number: int, part: Part) -> None:
+    def write(self, number: int, part: Rows) -> None:
         """Write a part."""
-        for path, sheet in self._sheets.items():
-            write_atomically(self._part(number, path), sheet.encode(part))
+        for path, table in self._tables.items():
+            write_atomically(self._part(number, path), table.encode(part))
         counts = {"pictures": len(part.paths), "unreadable": sum(map(bool, part.errors))}
         write_atomically(self._marker(number), json.dumps(counts).encode())
 
-    def finish(self) -> Outcome:
+    def finish(self) -> Written:
         """Join the parts and remove them.
 
         Raises:
@@ -79,23 +79,23 @@ class Result:
             shutil.rmtree(self.folder)
             self._record.unlink()
             raise UserError(f"none of the {pictures} pictures can be read, so nothing was written; the reasons are named above")
-        for path, sheet in self._sheets.items():
+        for path, table in self._tables.items():
             parts = [self._part(number, path) for number in range(self.parts)]
-            write_atomically(path, lambda file, sheet=sheet, parts=parts: sheet.join(parts, file))
+            write_atomically(path, lambda file, table=table, parts=parts: table.join(parts, file))
         self._note({"pictures": pictures, "unreadable": unreadable})
         shutil.rmtree(self.folder)
-        return Outcome(pictures, unreadable, self.out)
+        return Written(pictures, unreadable, self.out)
 
-    def _recorded(self) -> Outcome | None:
+    def _recorded(self) -> Written | None:
         """The outcome if this command has been finished before."""
         is_begun = self.folder.exists() and any(self.folder.glob("part-*.json"))
-        if not is_begun and not any(path.exists() for path in self._sheets):
+        if not is_begun and not any(path.exists() for path in self._tables):
             return None
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             command, outcome = record["command"], record["outcome"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            there = next((path for path in self._sheets if path.exists()), self.folder)
+            there = next((path for path in self._tables if path.exists()), self.folder)
             raise UserError(f"--out: {there} is already there; choose another name, or remove it yourself") from None
         differing = [
             f"{name} was {command.get(name)!r} and is now {self._command.get(name)!r}"
@@ -108,10 +108,10 @@ class Result:
                 f"--out {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
                 f"{self.folder if is_begun else self.out}"
             )
-        if outcome is None or not all(path.exists() for path in self._sheets):
+        if outcome is None or not all(path.exists() for path in self._tables):
             return None
         shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed after it had finished
-        return Outcome(outcome["pictures"], outcome["unreadable"], self.out)
+        return Written(outcome["pictures"], outcome["unreadable"], self.out)
 
     def _note(self, outcome: dict[str, int] | None) -> None:
         record = {"command": self._command, "outcome": outcome}

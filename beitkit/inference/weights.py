@@ -10,7 +10,7 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def rounded_weights(model: Module, precision: torch.dtype | None) -> Module:
+def cast_weights_(model: Module, precision: torch.dtype | None) -> Module:
     """The same network, whose linear layers and convolutions hold their weights in the precision that autocast computes in.
 
     Autocast would round them to it for every batch, so under autocast nothing changes in what comes out; the weights take half

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, SegmenterConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, NetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, TokenizerConfig, kind_of_config
 from beitkit.interop.stored import State
 
 LISTED = 8
 """Names that an error message spells out; the number of the rest follows."""
 
 
-def build(config: NetworkConfig | TokenizerConfig, tensors: State, fresh: Collection[str] = ()) -> nn.Module:
+def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Collection[str] = ()) -> nn.Module:
     """A network in eval mode on the CPU, floating-point tensors in float32.
 
     Args:
@@ -39,13 +39,13 @@ def build(config: NetworkConfig | TokenizerConfig, tensors: State, fresh: Collec
     return model.eval()
 
 
-def shell(config: NetworkConfig | TokenizerConfig) -> nn.Module:
+def shell(config: AnyNetworkConfig | TokenizerConfig) -> nn.Module:
     """The network without memory for its weights: names and shapes only."""
     with torch.device("meta"):
         return KINDS[kind_of_config(config)][0](config)
 
 
-def shapes_of(config: NetworkConfig | TokenizerConfig) -> dict[str, tuple[int, ...]]:
+def shapes_of(config: AnyNetworkConfig | TokenizerConfig) -> dict[str, tuple[int, ...]]:
     """The tensors that a network has, by our names."""
     return {name: tuple(tensor.shape) for name, tensor in shell(config).state_dict().items()}
 
@@ -78,7 +78,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _fresh_tensors(config: NetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
+def _fresh_tensors(config: AnyNetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
     """Newly drawn tensors. They are never part of the backbone, so a network with as few blocks as possible provides them."""
     assert isinstance(config, ClassifierConfig | SegmenterConfig)
     assert not any(name.startswith("backbone.") for name in names)

@@ -20,14 +20,23 @@ from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import shapes_of
 from beitkit.interop.formats.layouts import NATIVE, SHARED_TABLE
-from beitkit.interop.kinds import CLASS_TENSORS, OWN_TENSORS, TASKS, Headless, NetworkConfig, Task, kind_of_config, numbered
-from beitkit.interop.stored import State, Stored
+from beitkit.interop.kinds import (
+    CLASS_TENSORS,
+    OWN_TENSORS,
+    TASKS,
+    AnyNetworkConfig,
+    BareBackbone,
+    Task,
+    kind_of_config,
+    numbered,
+)
+from beitkit.interop.stored import LazyTensor, State
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
 
 
-class Wish(NamedTuple):
+class Target(NamedTuple):
     """What the caller of `load` asked for; None leaves it as the file has it."""
 
     task: Task | None = None
@@ -37,10 +46,10 @@ class Wish(NamedTuple):
     drop_path: float | None = None
 
 
-class Plan(NamedTuple):
+class Handover(NamedTuple):
     """Which network, and how each of its tensors comes about."""
 
-    config: NetworkConfig
+    config: AnyNetworkConfig
     tensors: State
     """By our own names."""
     fresh: tuple[str, ...]
@@ -48,9 +57,9 @@ class Plan(NamedTuple):
     """What became of every tensor, the dropped ones last."""
 
 
-def plan(found: NetworkConfig | Headless, official: State, wish: Wish) -> Plan:
-    """How a file's tensors, under official names, become the wished network."""
-    config = wished_config(found, wish)
+def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: Target) -> Handover:
+    """How a file's tensors, under official names, become the target network."""
+    config = target_config(found, target)
     kind, before = kind_of_config(config), _kind(found)
     wanted = shapes_of(config)
     tensors = dict(official)
@@ -65,57 +74,59 @@ def plan(found: NetworkConfig | Headless, official: State, wish: Wish) -> Plan:
     )
     records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, _reason(stored)) for name, stored in ours.items()]
     records += [TensorRecord(name, "fresh", (), wanted[name], f"for {TASKS[kind]}") for name in fresh]
-    return Plan(config, ours, fresh, (*records, *dropped))
+    return Handover(config, ours, fresh, (*records, *dropped))
 
 
-def wished_config(found: NetworkConfig | Headless, wish: Wish) -> NetworkConfig:
-    """The config of the wished network.
+def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> AnyNetworkConfig:
+    """The config of the target network.
 
     Raises:
-        UserError: if the wish cannot be met from this file.
+        UserError: if this file cannot become it.
     """
     before, backbone = _kind(found), found.backbone
-    if wish.task not in (None, *get_args(Task)):
-        raise UserError(f"task must be one of {', '.join(get_args(Task))}, got {wish.task!r}")
-    if wish.image_size is not None:
-        backbone = replace(backbone, image_size=as_pair(wish.image_size))
-    if wish.drop_path is not None:
-        backbone = replace(backbone, drop_path=wish.drop_path)
-    if wish.task is None and isinstance(found, Headless):
+    if target.task not in (None, *get_args(Task)):
+        raise UserError(f"task must be one of {', '.join(get_args(Task))}, got {target.task!r}")
+    if target.image_size is not None:
+        backbone = replace(backbone, image_size=as_pair(target.image_size))
+    if target.drop_path is not None:
+        backbone = replace(backbone, drop_path=target.drop_path)
+    if target.task is None and isinstance(found, BareBackbone):
         raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
-    if wish.task == "masked" and not isinstance(found, MaskedImageModelConfig):
+    if target.task == "masked" and not isinstance(found, MaskedImageModelConfig):
         raise UserError(
             f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; "
             "load a pre-trained one"
         )
-    if isinstance(found, MaskedImageModelConfig) and wish.task in (None, "masked"):
-        if wish.num_classes is not None or wish.classes is not None:
+    if isinstance(found, MaskedImageModelConfig) and target.task in (None, "masked"):
+        if target.num_classes is not None or target.classes is not None:
             raise UserError("a masked-image model has no classes; say task='classify' or 'segment' to get a fresh head")
         return replace(found, backbone=backbone)
-    classes = wished_classes(wish)
-    if isinstance(found, ClassifierConfig | SegmenterConfig) and wish.task in (None, before):
-        if classes is None or (wish.classes is None and len(classes) == len(found.classes)):
+    classes = target_classes(target)
+    if isinstance(found, ClassifierConfig | SegmenterConfig) and target.task in (None, before):
+        if classes is None or (target.classes is None and len(classes) == len(found.classes)):
             return replace(found, backbone=backbone)
         if isinstance(found, SegmenterConfig):
             return replace(found, backbone=backbone, classes=classes, palette=found.palette if classes == found.classes else None)
         return replace(found, backbone=backbone, classes=classes)
-    assert wish.task in ("classify", "segment")
+    assert target.task in ("classify", "segment")
     if classes is None:
-        raise UserError(f"task={wish.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
-    return _other_task(wish.task, found, _fine_tuning_form(backbone), classes)
+        raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
+    return _other_task(target.task, found, _fine_tuning_form(backbone), classes)
 
 
-def wished_classes(wish: Wish) -> tuple[str, ...] | None:
+def target_classes(target: Target) -> tuple[str, ...] | None:
     """Names of the classes; numbers where only their count is given."""
-    if wish.classes is None:
-        if wish.num_classes is not None and wish.num_classes < 1:
-            raise UserError(f"num_classes must be at least 1, got {wish.num_classes}")
-        return None if wish.num_classes is None else numbered(wish.num_classes)
-    if wish.num_classes not in (None, len(wish.classes)):
-        raise UserError(f"num_classes={wish.num_classes} and {len(wish.classes)} classes contradict each other; give one of them")
-    if len(set(wish.classes)) != len(wish.classes):
+    if target.classes is None:
+        if target.num_classes is not None and target.num_classes < 1:
+            raise UserError(f"num_classes must be at least 1, got {target.num_classes}")
+        return None if target.num_classes is None else numbered(target.num_classes)
+    if target.num_classes not in (None, len(target.classes)):
+        raise UserError(
+            f"num_classes={target.num_classes} and {len(target.classes)} classes contradict each other; give one of them"
+        )
+    if len(set(target.classes)) != len(target.classes):
         raise UserError("every class must have a name of its own; one occurs twice in classes=")
-    return wish.classes
+    return target.classes
 
 
 def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
@@ -124,7 +135,7 @@ def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
 
 
 def _other_task(
-    task: Task, found: NetworkConfig | Headless, backbone: BackboneConfig, classes: tuple[str, ...]
+    task: Task, found: AnyNetworkConfig | BareBackbone, backbone: BackboneConfig, classes: tuple[str, ...]
 ) -> ClassifierConfig | SegmenterConfig:
     if task == "classify":
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
@@ -132,11 +143,11 @@ def _other_task(
     return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
 
 
-def _kind(found: NetworkConfig | Headless) -> str:
-    return "backbone" if isinstance(found, Headless) else kind_of_config(found)
+def _kind(found: AnyNetworkConfig | BareBackbone) -> str:
+    return "backbone" if isinstance(found, BareBackbone) else kind_of_config(found)
 
 
-def _has_new_classes(found: NetworkConfig | Headless, config: NetworkConfig) -> bool:
+def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
     """Whether the file's head is of no use. Classes that had only numbers may be given names without losing the head."""
     if not isinstance(found, ClassifierConfig | SegmenterConfig) or not isinstance(config, ClassifierConfig | SegmenterConfig):
         return False
@@ -145,7 +156,7 @@ def _has_new_classes(found: NetworkConfig | Headless, config: NetworkConfig) -> 
 
 
 def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
-    """Take out what the wished network has no use for, and say why."""
+    """Take out what the target network has no use for, and say why."""
     if before != kind:
         unused, reason = OWN_TENSORS[before], f"for {TASKS[before]}"
     else:
@@ -185,12 +196,12 @@ def _resize(tensors: State, old: Pair, new: Pair) -> None:
             )
 
 
-def _resized(stored: Stored, shape: tuple[int, ...], reason: str, transform: Callable[[Tensor], Tensor]) -> Stored:
+def _resized(stored: LazyTensor, shape: tuple[int, ...], reason: str, transform: Callable[[Tensor], Tensor]) -> LazyTensor:
     reasons = "; ".join(filter(None, (stored.reason, reason)))
     return replace(stored, shape=shape, read=lambda: transform(stored.read()), fate="resized", reason=reasons)
 
 
-def _reason(stored: Stored) -> str:
+def _reason(stored: LazyTensor) -> str:
     is_converted = stored.dtype.is_floating_point and stored.dtype != torch.float32
     return "; ".join(
         filter(None, (stored.reason, f"{str(stored.dtype).removeprefix('torch.')} to float32" if is_converted else ""))

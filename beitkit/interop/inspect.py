@@ -9,7 +9,7 @@ from pathlib import Path
 from beitkit.configs.data import Preprocessing
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, Headless, NetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, TokenizerConfig, kind_of_config
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint, read_tokenizer
 from beitkit.interop.reading.understood import Checkpoint
@@ -23,7 +23,7 @@ class CheckpointSummary:
     layout: str
     task: str
     """In words: masked-image modelling, classification, ..."""
-    config: NetworkConfig | TokenizerConfig | Headless
+    config: AnyNetworkConfig | TokenizerConfig | BareBackbone
     parameters: int
     """Numbers in the tensors that are used."""
     tensors: tuple[TensorRecord, ...]
@@ -80,7 +80,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
     return CheckpointSummary(
         path=found.path,
         layout=found.layout,
-        task=TASKS["backbone" if isinstance(found.config, Headless) else kind_of_config(found.config)],
+        task=TASKS["backbone" if isinstance(found.config, BareBackbone) else kind_of_config(found.config)],
         config=found.config,
         parameters=sum(math.prod(stored.shape) for _, stored in stored_tensors if stored.dtype.is_floating_point),
         tensors=(*records, *found.skipped),

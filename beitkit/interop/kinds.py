@@ -19,7 +19,7 @@ OUR_NOTE = "beitkit"
 """Key under which our own files in the official layout carry their whole config."""
 
 Task = Literal["masked", "classify", "segment"]
-NetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
+AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
 TokenizerConfig = DVAEConfig | VQKDConfig
 
@@ -58,7 +58,7 @@ CLASS_TENSORS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Headless:
+class BareBackbone:
     """What a file without any head describes: a backbone, which needs a task before it is a network."""
 
     backbone: BackboneConfig

@@ -10,7 +10,7 @@ from beitkit.contracts import LoadReport
 from beitkit.data.reader import PictureReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
-from beitkit.interop.handover import Wish, plan
+from beitkit.interop.handover import Target, hand_over
 from beitkit.interop.kinds import Network, Task
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import read_tokenizer
@@ -44,16 +44,16 @@ def load(
             be what is asked for.
     """
     checkpoint = read_checkpoint(Path(path))
-    wish = Wish(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path)
+    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path)
     try:
-        planned = plan(checkpoint.config, checkpoint.tensors, wish)
-        model = build(planned.config, planned.tensors, planned.fresh)
+        handover = hand_over(checkpoint.config, checkpoint.tensors, target)
+        model = build(handover.config, handover.tensors, handover.fresh)
     except UserError as problem:
         raise UserError(f"{path} ({checkpoint.layout}): {problem}") from None
     assert isinstance(model, Network)
     model.load_report = LoadReport(
         source=f"{path} ({checkpoint.layout})",
-        records=(*planned.records, *checkpoint.skipped),
+        records=(*handover.records, *checkpoint.skipped),
         notes=checkpoint.notes,
     )
     if isinstance(model, Classifier):

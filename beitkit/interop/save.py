@@ -9,7 +9,7 @@ from beitkit.errors import UserError
 from beitkit.interop.build import build, check_complete, shapes_of
 from beitkit.interop.formats.native import save_native, write_native
 from beitkit.interop.formats.write import WRITERS, Format, prepare, write
-from beitkit.interop.handover import Wish, plan
+from beitkit.interop.handover import Target, hand_over
 from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint
@@ -48,11 +48,11 @@ def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = Fa
     checkpoint, file_format = read_any(Path(path)), _known(to)
     if isinstance(checkpoint, TokenizerCheckpoint):
         return _convert_tokenizer(checkpoint, file_format, Path(out), dry_run)
-    planned = plan(checkpoint.config, checkpoint.tensors, Wish())
-    check_complete(shapes_of(planned.config), planned.tensors)
-    output = prepare(planned.config, planned.tensors, file_format)
+    handover = hand_over(checkpoint.config, checkpoint.tensors, Target())
+    check_complete(shapes_of(handover.config), handover.tensors)
+    output = prepare(handover.config, handover.tensors, file_format)
     if not dry_run:
-        write(planned.config, output, Path(out), file_format)
+        write(handover.config, output, Path(out), file_format)
     return LoadReport(
         source=f"{path} ({checkpoint.layout}) to {out} ({file_format})",
         records=(*output.records, *checkpoint.skipped),

@@ -24,7 +24,7 @@ from beitkit.train.checkpoints.tensor_files import TYPE_OF_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
+class LazyTensor:
     """A tensor not read yet, what was done to it so far, and where it came from."""
 
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Stored:
     reason: str = ""
 
 
-State = dict[str, Stored]
+State = dict[str, LazyTensor]
 """Tensors by name."""
 
 
@@ -57,7 +57,7 @@ def read_slice(
 def of_tensors(tensors: dict[str, Tensor]) -> State:
     """Tensors in memory as if they were stored."""
     return {
-        name: Stored(shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda tensor=tensor: tensor, sources=(name,))
+        name: LazyTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda tensor=tensor: tensor, sources=(name,))
         for name, tensor in tensors.items()
     }
 
@@ -72,14 +72,14 @@ def read_safetensors(path: Path) -> State:
         return {name: _entry(path, name, file.get_slice(name)) for name in file.offset_keys()}
 
 
-def _entry(path: Path, name: str, about: Any) -> Stored:
+def _entry(path: Path, name: str, about: Any) -> LazyTensor:
     def read() -> Tensor:
         with _opened(path) as file:
             return file.get_tensor(name)
 
     if about.get_dtype() not in TYPE_OF_NAME:
         raise UserError(f"{path}: tensor {name!r} is of the type {about.get_dtype()}; expected {', '.join(TYPE_OF_NAME)}")
-    return Stored(shape=tuple(about.get_shape()), dtype=TYPE_OF_NAME[about.get_dtype()], read=read, sources=(name,))
+    return LazyTensor(shape=tuple(about.get_shape()), dtype=TYPE_OF_NAME[about.get_dtype()], read=read, sources=(name,))
 
 
 @contextmanager

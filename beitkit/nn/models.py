@@ -18,7 +18,7 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
 from beitkit.nn.cls_branch import ClsBranch
-from beitkit.nn.patches import Positions, picked
+from beitkit.nn.patches import Positions, take_patches
 from beitkit.nn.prediction import Prediction
 
 BACKBONE_PREFIX = "backbone."
@@ -48,7 +48,7 @@ class MaskedImageModel(nn.Module):
 
     def predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Positions) -> Float[Tensor, "m v"]:
         """What `forward` gives, at other positions, hidden or not."""
-        return self.lm_head(picked(self.backbone(images, mask).patches, at))
+        return self.lm_head(take_patches(self.backbone(images, mask).patches, at))
 
     def both_logits(
         self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Positions
@@ -68,7 +68,7 @@ class MaskedImageModel(nn.Module):
         own_norm, own_head = branch.cls_pt_norm, branch.cls_pt_lm_head
         patches = (self.backbone.finish(aggregated) if own_norm is None else self.backbone.split(own_norm(aggregated))).patches
         head = self.lm_head if own_head is None else own_head
-        return self.lm_head(picked(self.backbone.finish(late).patches, at)), head(picked(patches, at))
+        return self.lm_head(take_patches(self.backbone.finish(late).patches, at)), head(take_patches(patches, at))
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter for layer-wise learning rates; the head is above the last block."""

@@ -13,7 +13,7 @@ Positions = Bool[Tensor, "b n"] | Int64[Tensor, " m"]
 without looking, which on a GPU would mean to wait for it."""
 
 
-def picked(values: Shaped[Tensor, "b n ..."], at: Positions) -> Shaped[Tensor, "m ..."]:
+def take_patches(values: Shaped[Tensor, "b n ..."], at: Positions) -> Shaped[Tensor, "m ..."]:
     """The values at these positions, in row-major order over batch, then position."""
     return values[at] if at.dtype == torch.bool else values.flatten(0, 1).index_select(0, at)
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from beitkit.contracts import Batch, Loss
-from beitkit.data.views.masking import recovered
+from beitkit.data.views.masking import predicted_patches
 from beitkit.nn.models import MaskedImageModel
-from beitkit.nn.patches import Positions, picked, to_patches
+from beitkit.nn.patches import Positions, take_patches, to_patches
 
 
 class MaskedTokens(nn.Module):
@@ -30,7 +30,7 @@ class MaskedTokens(nn.Module):
         """Loss of `images` (normalized), `mask` (b, n) and `tokens` (b, n); `progress` is not used."""
         images, mask = batch["images"], batch["mask"]
         at = _predicted(batch, self.recover_all)
-        targets = picked(batch["tokens"], at)  # (m,), in the order of the logits
+        targets = take_patches(batch["tokens"], at)  # (m,), in the order of the logits
         if self.model.cls_branch is None:
             logits = self.model.predict(images, mask, at).float()
             return Loss(F.cross_entropy(logits, targets), {"accuracy": _accuracy(logits, targets)})
@@ -57,15 +57,16 @@ class MaskedPixels(nn.Module):
         """Loss of `images` (normalized) and `mask` (b, n); `explained` is the share of the targets' variance it saves."""
         images, mask = batch["images"], batch["mask"]
         at = _predicted(batch, self.recover_all)
-        targets = picked(to_patches(images, self.model.config.backbone.patch), at)  # (m, pixels)
+        targets = take_patches(to_patches(images, self.model.config.backbone.patch), at)  # (m, pixels)
         loss = F.mse_loss(self.model.predict(images, mask, at).float(), targets)
         spread = targets.var(0, correction=0).mean()  # what always predicting the batch's mean patch would cost
         return Loss(loss, {"explained": 1 - loss.detach() / spread.clamp_min(torch.finfo(spread.dtype).eps)})
 
 
 def _predicted(batch: Batch, recover_all: bool) -> Positions:
-    """Where something is predicted: found by `data.views.masking.located` before the batch was moved to the device, if it did."""
-    return batch["positions"] if "positions" in batch else recovered(batch["mask"], recover_all)
+    """Where something is predicted: found by `data.views.masking.with_positions` before the batch was moved to the device, if it
+    did."""
+    return batch["positions"] if "positions" in batch else predicted_patches(batch["mask"], recover_all)
 
 
 def _accuracy(logits: Tensor, targets: Tensor) -> Tensor:

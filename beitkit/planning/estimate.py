@@ -18,7 +18,7 @@ class Length(NamedTuple):
     steps: int
     batch_size: int
     """Pictures of a forward pass."""
-    passes: int
+    accumulation_steps: int
     """Forward passes of a step, of all devices together."""
     devices: int
     tokenized: float
@@ -29,7 +29,7 @@ class Length(NamedTuple):
     @property
     def pictures_per_step(self) -> int:
         """Of all devices."""
-        return self.batch_size * self.passes
+        return self.batch_size * self.accumulation_steps
 
     @property
     def pictures(self) -> int:
@@ -135,5 +135,5 @@ def exchange_seconds(workload: Workload, length: Length, bandwidth: float | None
     devices = length.devices
     if devices == 1 or bandwidth is None:
         return 0.0
-    times = 3 * length.passes / devices if is_sharded else 2
+    times = 3 * length.accumulation_steps / devices if is_sharded else 2
     return times * (devices - 1) / devices * FLOAT * workload.parameters / bandwidth

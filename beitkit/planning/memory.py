@@ -93,7 +93,7 @@ def plan_memory(
     workload: Workload,
     batch_size: int,
     *,
-    own_passes: int,
+    own_accumulation_steps: int,
     autocast: torch.dtype | None,
     recompute: bool,
     is_averaged: bool,
@@ -107,7 +107,7 @@ def plan_memory(
     Args:
         workload: what is computed.
         batch_size: pictures of a forward pass.
-        own_passes: forward passes of a step on this device.
+        own_accumulation_steps: forward passes of a step on this device.
         autocast: precision of matrix products; None is float32.
         recompute: whether the blocks' activations are computed again for the backward pass.
         is_averaged: whether a moving average of the weights is kept.
@@ -116,7 +116,9 @@ def plan_memory(
         process: bytes of Python and its libraries.
         surplus: bytes that the allocator takes beyond the tensors, for each picture (`surplus.allocator_surplus`).
     """
-    traced = trace_step(workload, batch_size, passes=min(2, own_passes), autocast=autocast, recompute=recompute)
+    traced = trace_step(
+        workload, batch_size, accumulation_steps=min(2, own_accumulation_steps), autocast=autocast, recompute=recompute
+    )
     with torch.device("meta"):
         objective = workload.objective()
     weights = FLOAT * count_parameters(objective)
@@ -147,22 +149,24 @@ def plan_memory(
 
 
 @cache
-def trace_step(workload: Workload, pictures: int, *, passes: int, autocast: torch.dtype | None, recompute: bool) -> Traced:
-    """Run `passes` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
+def trace_step(
+    workload: Workload, pictures: int, *, accumulation_steps: int, autocast: torch.dtype | None, recompute: bool
+) -> Traced:
+    """Run `accumulation_steps` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
     with without_content(workload.objective) as objective:
         set_recompute(objective, recompute)
         batch, logits = workload.batch(pictures, CPU), _logits(workload, pictures)
-        return traced_passes(objective.train(), batch, passes=passes, autocast=autocast, logits=logits)
+        return traced_passes(objective.train(), batch, accumulation_steps=accumulation_steps, autocast=autocast, logits=logits)
 
 
 def traced_passes(
-    objective: nn.Module, batch: dict[str, Tensor], *, passes: int, autocast: torch.dtype | None, logits: int
+    objective: nn.Module, batch: dict[str, Tensor], *, accumulation_steps: int, autocast: torch.dtype | None, logits: int
 ) -> Traced:
     """What the passes held, of fake or real tensors."""
     live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()])
     forward, cast = 0, 0
     with live:
-        for _ in range(passes):
+        for _ in range(accumulation_steps):
             before = live.bytes
             with _precision(autocast):
                 loss = objective(batch, 0.0).total

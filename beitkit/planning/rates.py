@@ -138,7 +138,7 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
 
 def _tokenizer_rate(jobs: list[dict[str, Any]]) -> float | None:
     """Operations per second of the tokenizer in a bench; it computes in two precisions, so a share of one rate says less."""
-    for one in (contestant for job in jobs for contestant in job["contestants"]):
+    for one in (candidate for job in jobs for candidate in job["contestants"]):
         if one["name"] == "tokenizer":
             return float(one["images_per_second"]) * sum(one["flops_per_image"].values())
     return None

@@ -12,8 +12,8 @@ from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import Workload
 from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import parameter_groups
-from beitkit.train.schedule import Plan
-from beitkit.train.step import Outcome, Trainer
+from beitkit.train.schedule import Schedule
+from beitkit.train.step import StepResult, Trainer
 
 LENGTH = 1_000_000
 """Steps of the schedule whose beginning is run."""
@@ -29,13 +29,13 @@ class NoiseSteps:
         objective = workload.objective().train()
         set_recompute(objective, recompute)
         optim = OptimConfig(warmup_epochs=0.0)
-        plan = Plan(LENGTH, 0, pictures, LENGTH, RATE, RATE, seed=0)
+        schedule = Schedule(LENGTH, 0, pictures, LENGTH, RATE, RATE, seed=0)
         groups = parameter_groups(objective, optim.weight_decay)
-        self.trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=1)
+        self.trainer = Trainer(objective, groups, schedule=schedule, optim=optim, runtime=runtime, accumulation_steps=1)
         self._stream = _batches(workload, pictures, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
         self._numbers, self._stop = itertools.count(), StopRequest()
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> StepResult:
         """The next step."""
         return self.trainer.step(self._stream, next(self._numbers), self._stop)
 

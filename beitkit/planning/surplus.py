@@ -11,7 +11,7 @@ from __future__ import annotations
 from beitkit.planning.memory import trace_step
 from beitkit.planning.steps import NoiseSteps
 from beitkit.planning.workload import Workload
-from beitkit.system import forget_peak_resident_bytes, give_back_freed_memory, peak_resident_bytes, resident_bytes
+from beitkit.system import peak_resident_bytes, reset_peak_memory, resident_bytes, trim_heap
 from beitkit.train.machine.runtime import Runtime
 
 STEPS = 3
@@ -38,9 +38,9 @@ def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, 
 
 def _surplus(workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool) -> int:
     """Bytes beyond the traced ones that some steps of this workload take."""
-    traced = trace_step(workload, pictures, passes=1, autocast=runtime.autocast, recompute=recompute)
-    give_back_freed_memory()  # else the steps would take what was here before them
-    forget_peak_resident_bytes()
+    traced = trace_step(workload, pictures, accumulation_steps=1, autocast=runtime.autocast, recompute=recompute)
+    trim_heap()  # else the steps would take what was here before them
+    reset_peak_memory()
     before = resident_bytes()
     step = NoiseSteps(workload, pictures, runtime, recompute=recompute, tokenizes=True)
     for _ in range(STEPS):

@@ -116,7 +116,7 @@ class Workload:
         patches = self.grid[0] * self.grid[1]
         mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
         tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
-        # As `data.views.masking.located` finds them, which a mask without content could not be asked.
+        # As `data.views.masking.with_positions` finds them, which a mask without content could not be asked.
         starts = torch.arange(pictures, device=device)[:, None] * patches
         positions = (starts + torch.arange(self.predicted, device=device)).flatten()
         return {"images": images, "mask": mask, "tokens": tokens, "positions": positions}

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from torch import Tensor
 
-from beitkit.report.normal import Line, State
+from beitkit.report.normal import Level, Line
 from beitkit.report.pictures import CELL, check_columns, fit, png_bytes
 from beitkit.system import write_atomically
 
@@ -83,7 +83,7 @@ class Report:
         """Something to type into a terminal."""
         self._add("command", text=text)
 
-    def normal_lines(self, lines: Sequence[Line | tuple[State, str]]) -> None:
+    def normal_lines(self, lines: Sequence[Line | tuple[Level, str]]) -> None:
         """The answers of `report.normal`: each with a sign for normal, note or warning."""
         self._add("normal_lines", lines=lines)
 

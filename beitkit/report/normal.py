@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Literal, NamedTuple
 
-State = Literal["ok", "note", "warn"]
+Level = Literal["ok", "note", "warn"]
 Number = int | float
 Problem = tuple[str, str, str]
 """Name, finding and advice of something that is wrong."""
@@ -37,7 +37,7 @@ EXPLAINED = 0.02
 class Line(NamedTuple):
     """One answer."""
 
-    state: State
+    state: Level
     sentence: str
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
-from beitkit.tokenizers.geometries import build_parts, exactly, initialize, layers_of
+from beitkit.tokenizers.geometries import build_parts, initialize, layers_of, without_autocast
 
 LAPLACE_EPSILON = 0.1  # DALL-E, appendix A.3: logit-Laplace sees pixels in (0.1, 0.9), where the logit is finite
 
@@ -86,7 +86,7 @@ class DiscreteVAE(nn.Module):
         """What the code layer scores, of pictures in [0, 1]."""
         self._check(images)
         first, *between, _ = layers_of(self.encoder)
-        x = exactly(first, self.normalize(images))
+        x = without_autocast(first, self.normalize(images))
         for layer in between:
             x = layer(x)
         return x
@@ -101,7 +101,7 @@ class DiscreteVAE(nn.Module):
 
         Under autocast the codes are still scored in the precision of the weights: near codes could not be told apart otherwise.
         """
-        return exactly(self.code_layer, self.features(images)).argmax(1)
+        return without_autocast(self.code_layer, self.features(images)).argmax(1)
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:

@@ -55,7 +55,7 @@ def output_channels(config: DVAEConfig) -> int:
     return config.channels * (2 if config.reconstruction == "logit_laplace" else 1)
 
 
-def exactly(layer: nn.Module, x: Tensor) -> Tensor:
+def without_autocast(layer: nn.Module, x: Tensor) -> Tensor:
     """The layer's output in the precision of its weights, whatever autocast says.
 
     The tokens of a network in bfloat16 are those of float32 only if what its residual blocks add to is not rounded: the stream
@@ -99,7 +99,7 @@ class DalleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same height and width, `width_out` channels."""
         # Rounded before the first ReLU and not after it, which halves what is read and written.
-        return torch.add(exactly(self.id_path, x), self.res_path(_as_autocast_wants(x)), alpha=self.POST_GAIN)
+        return torch.add(without_autocast(self.id_path, x), self.res_path(_as_autocast_wants(x)), alpha=self.POST_GAIN)
 
 
 class ResidualBlock(nn.Module):

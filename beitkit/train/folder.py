@@ -42,8 +42,8 @@ class RunFolder:
         self.processes = processes
         if processes.is_main:
             self._open(verb, config)
-        processes.wait()
-        seen = processes.gather((path / "config.json").exists())
+        processes.barrier()
+        seen = processes.all_gather((path / "config.json").exists())
         if not all(seen):
             raise UserError(
                 f"process {seen.index(False)} does not see --out {path.absolute()}; choose a folder on a disk that all "
@@ -54,7 +54,7 @@ class RunFolder:
         path = self.path
         wanted = {"verb": verb, **to_json(config)}
         recorded = path / "config.json"
-        holds_something = path.is_dir() and not all(_is_of_no_value(entry) for entry in path.iterdir())
+        holds_something = path.is_dir() and not all(_is_left_over(entry) for entry in path.iterdir())
         if recorded.exists() and holds_something:
             _refuse_other(path, _read(recorded), wanted)
         elif holds_something or (path.exists() and not path.is_dir()):
@@ -74,7 +74,7 @@ class RunFolder:
         Raises:
             UserError: if an input is no longer what the run began with.
         """
-        for rank, others in enumerate(self.processes.gather(inputs)):
+        for rank, others in enumerate(self.processes.all_gather(inputs)):
             for name, digest in others.items():
                 if digest != inputs[name]:
                     raise UserError(
@@ -181,7 +181,7 @@ def _git_revision() -> str | None:
     return done.stdout.strip()
 
 
-def _is_of_no_value(entry: Path) -> bool:
+def _is_left_over(entry: Path) -> bool:
     """Whether a file is what a start leaves behind that was refused, or killed, before its first step."""
     return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 

@@ -27,8 +27,8 @@ from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.machine.processes import Processes
 from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import Group
-from beitkit.train.schedule import Plan, is_due
-from beitkit.train.step import Outcome, Reading, Trainer
+from beitkit.train.schedule import Schedule, is_due
+from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 READ_LATE = {"cuda": 1}
 """How many steps later than its own the host reads a step's outcome, by device: meanwhile the device has work."""
@@ -55,7 +55,7 @@ def fit(
     batches: Callable[[int], Iterator[Batch]],
     groups: list[Group],
     *,
-    plan: Plan,
+    schedule: Schedule,
     loop: LoopConfig,
     optim: OptimConfig,
     runtime: Runtime,
@@ -76,7 +76,7 @@ def fit(
         batches: first batch index -> endless stream, so that a continued run needs no replay. Several processes count each
             its own batches (`data.stream.training_stream` with their rank and world).
         groups: parameters with their learning-rate factors and weight decay.
-        plan: length and learning rates in steps.
+        schedule: length and learning rates in steps.
         loop: how often to log, evaluate and save, and what to do about steps that are not finite.
         optim: the optimizer's constants.
         runtime: device, precision and processes; several call this together, and the main one writes and evaluates.
@@ -92,50 +92,59 @@ def fit(
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
         Interrupted: after a signal, with everything saved.
     """
-    processes, passes = runtime.processes, loop.shared_by(runtime.world).accumulate
-    assert passes is not None
+    processes, accumulation_steps = runtime.processes, loop.shared_by(runtime.world_size).accumulate
+    assert accumulation_steps is not None
     with processes.watched():
-        trainer = Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=passes, ema=loop.ema, units=units)
+        trainer = Trainer(
+            objective,
+            groups,
+            schedule=schedule,
+            optim=optim,
+            runtime=runtime,
+            accumulation_steps=accumulation_steps,
+            ema=loop.ema,
+            units=units,
+        )
     state = _State(trainer, best)
     if state.restore(checkpoints):
-        journal.say(f"continuing after step {state.done} of {plan.steps}")
+        journal.say(f"continuing after step {state.done} of {schedule.steps}")
     journal.rewind(state.done)
 
-    stream = batches(state.done * trainer.own_passes)
+    stream = batches(state.done * trainer.own_accumulation_steps)
     window = _Window(state.done, waited, processes)
-    begun: deque[Outcome] = deque()
+    begun: deque[StepResult] = deque()
     trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
-        while state.done < plan.steps:
+        while state.done < schedule.steps:
             outcome = trainer.step(stream, state.done, stop)
             window.add(outcome)
             begun.append(outcome)
             state.done += 1
 
-            is_logged = is_due(state.done, loop.log_every, plan.steps)
-            is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, plan.steps)
-            is_saved = is_evaluated or is_due(state.done, loop.save_every, plan.steps)
+            is_logged = is_due(state.done, loop.log_every, schedule.steps)
+            is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, schedule.steps)
+            is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
             grad_norm, signal_number = math.nan, None
             while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):
                 reading = begun.popleft().read()
                 grad_norm, signal_number = reading.grad_norm, signal_number or reading.signal_number
                 state.judge(reading, loop.max_bad_steps, journal)
             if is_logged:
-                _log(window, state.done, plan, grad_norm, journal)
+                _log(window, state.done, schedule, grad_norm, journal)
             try:
                 if is_evaluated:
-                    with window.paused(), trainer.showing():
+                    with window.paused(), trainer.full_weights():
                         if processes.is_main:
                             _evaluate(objective, evaluators, best, journal, state.done)
             finally:  # pictures that cannot be evaluated must not cost the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
                         state.save(checkpoints)
-            if signal_number is not None and state.done < plan.steps:
-                raise Interrupted(state.done, plan.steps, signal_number)
-        is_sound = trainer.is_sound()
+            if signal_number is not None and state.done < schedule.steps:
+                raise Interrupted(state.done, schedule.steps, signal_number)
+        is_finite = trainer.is_finite()
         trainer.finish()
-    if state.bad_steps or not is_sound:
+    if state.bad_steps or not is_finite:
         raise NumericalError(
             f"the run ended with numbers that are not finite after step {state.done}; start again in another --out with a "
             "lower --lr"
@@ -157,7 +166,7 @@ class _State:
         stored = checkpoints.restore()
         if stored is None:
             return False
-        stored.fill(self.trainer.pieces())
+        stored.fill(self.trainer.state())
         if self.best is not None:
             self.best.value = stored.numbers.get("best", -math.inf)
         self.done, self.bad_steps = stored.manifest.step, int(stored.numbers.get("bad_steps", 0))
@@ -168,9 +177,9 @@ class _State:
         numbers = {"bad_steps": float(self.bad_steps)}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
-        checkpoints.save(self.done, self.trainer.pieces(), numbers)
+        checkpoints.save(self.done, self.trainer.state(), numbers)
 
-    def judge(self, reading: Reading, most: int, journal: Journal) -> None:
+    def judge(self, reading: StepNumbers, most: int, journal: Journal) -> None:
         """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
         if reading.is_applied:
             self.bad_steps = 0
@@ -186,13 +195,13 @@ class _State:
             )
 
 
-def _log(window: _Window, done: int, plan: Plan, grad_norm: float, journal: Journal) -> None:
+def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journal: Journal) -> None:
     """Record what happened since the last log line, and show it."""
     values = window.close(done)
-    values.update(lr=plan.lr_at(done - 1), grad_norm=grad_norm, epoch=done / plan.steps_per_epoch)
-    values["images_per_second"] = values.pop("steps_per_second") * plan.pictures_per_step
+    values.update(lr=schedule.lr_at(done - 1), grad_norm=grad_norm, epoch=done / schedule.steps_per_epoch)
+    values["images_per_second"] = values.pop("steps_per_second") * schedule.pictures_per_step
     journal.record("train", done, **values)
-    journal.progress(_line(done, plan, values), is_last=done == plan.steps)
+    journal.progress(_line(done, schedule, values), is_last=done == schedule.steps)
 
 
 class _Window:
@@ -203,7 +212,7 @@ class _Window:
         self.processes = processes
         self._restart(step)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: StepResult) -> None:
         """Count the forward passes of a step, if it was applied."""
         for loss in outcome.losses:
             for name, value in {"passes": torch.ones_like(loss.total), "loss": loss.total, **loss.parts}.items():
@@ -213,7 +222,7 @@ class _Window:
     def close(self, step: int) -> dict[str, float]:
         """Means over all passes since the last call, steps per second, and the share of time this process waited for data."""
         device = self.sums["loss"].device
-        sums = self.processes.add_up(torch.stack([value.float().to(device) for value in self.sums.values()]))
+        sums = self.processes.all_reduce(torch.stack([value.float().to(device) for value in self.sums.values()]))
         passes, *others = sums.tolist()
         values = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
@@ -247,10 +256,12 @@ def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best 
     objective.train()
 
 
-def _line(done: int, plan: Plan, values: dict[str, float]) -> str:
+def _line(done: int, schedule: Schedule, values: dict[str, float]) -> str:
     """The progress line: where we are, how it goes, how fast, how long still."""
     hidden = ("lr", "grad_norm", "epoch", "images_per_second", "data_wait")
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in hidden)
     speed = values["images_per_second"]
-    left = duration((plan.steps - done) * plan.pictures_per_step / speed)
-    return f"step {done}/{plan.steps}  {metrics}  {speed:.0f} images/s, {values['data_wait']:.0%} waiting for data, {left} left"
+    left = duration((schedule.steps - done) * schedule.pictures_per_step / speed)
+    return (
+        f"step {done}/{schedule.steps}  {metrics}  {speed:.0f} images/s, {values['data_wait']:.0%} waiting for data, {left} left"
+    )

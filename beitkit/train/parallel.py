@@ -35,7 +35,7 @@ class Replicas:
         self.objective = objective.to(runtime.device)
         self.module: nn.Module = objective
         """What computes the loss."""
-        if runtime.world > 1:
+        if runtime.world_size > 1:
             # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing to do about it.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
             self.module = DistributedDataParallel(objective)
@@ -47,27 +47,27 @@ class Replicas:
         """Buffers that are part of the state, by name; the same in all processes."""
         return _kept_buffers(self.objective)
 
-    def added_up(self, *, is_last: bool) -> AbstractContextManager[None]:
+    def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not is_last else nullcontext()
 
-    def hand_over_gradients(self) -> None:
+    def take_gradients(self) -> None:
         """Give `parameters` the gradients of the step's passes, of which they have them already."""
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Total norm of the gradients, shape ()."""
         return nn.utils.get_total_norm(gradients, foreach=True)
 
-    def count(self, number: Tensor) -> Tensor:
+    def sum(self, number: Tensor) -> Tensor:
         """The number, which every process counted in all there is."""
         return number
 
-    def piece(self, name: str, tensor: Tensor) -> Piece:
+    def shard_of(self, name: str, tensor: Tensor) -> Piece:
         """A tensor that belongs to the parameter of a name, as what this process holds of it."""
         return Piece(tensor, tuple(tensor.shape))
 
     @torch.no_grad()
-    def show(self, weights: dict[str, Tensor]) -> None:
+    def gather_weights(self, weights: dict[str, Tensor]) -> None:
         """Let the objective hold `weights`, one for every parameter; the same tensors hold what it held."""
         for name, parameter in self.parameters.items():
             if weights[name] is not parameter:
@@ -75,17 +75,17 @@ class Replicas:
                 parameter.copy_(weights[name])
                 weights[name].copy_(kept)
 
-    def hide(self, weights: dict[str, Tensor]) -> None:
-        """Undo `show`."""
-        self.show(weights)
+    def release_weights(self, weights: dict[str, Tensor]) -> None:
+        """Undo `gather_weights`."""
+        self.gather_weights(weights)
 
 
 class Shards:
     """Every process holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
 
     A twin of the objective computes: each unit, and the rest of it as one more, is gathered shortly before it is used, and in the
-    forward pass released after. The objective itself is empty, except between `show` and `hide`, when that of the main process
-    holds everything: it can be evaluated and stored there as if nothing were sharded.
+    forward pass released after. The objective itself is empty, except between `gather_weights` and `release_weights`, when that
+    of the main process holds everything: it can be evaluated and stored there as if nothing were sharded.
     """
 
     def __init__(self, objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> None:
@@ -97,7 +97,7 @@ class Shards:
             id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in objective.parameters()
         }
         twin = copy.deepcopy(objective, memo)
-        mesh = init_device_mesh(runtime.device.type, (runtime.world,))
+        mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
         wanted = {id(unit) for unit in units}
         for module, counterpart in zip(objective.modules(), twin.modules(), strict=True):
             if id(module) in wanted:
@@ -122,14 +122,14 @@ class Shards:
         """Buffers that are part of the state, by name; the same in all processes."""
         return _kept_buffers(self.module)
 
-    def added_up(self, *, is_last: bool) -> AbstractContextManager[None]:
+    def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Where gradients of a pass are only added up, until those of a step's last pass are averaged and shared out."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(is_last)
         self.module.set_is_last_backward(is_last)
         return nullcontext()
 
-    def hand_over_gradients(self) -> None:
+    def take_gradients(self) -> None:
         """Give `parameters` the gradients of the step's passes."""
         for name, parameter in self._sharded.items():
             if isinstance(parameter.grad, DTensor):
@@ -138,22 +138,22 @@ class Shards:
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Total norm of the gradients of which each process has its rows, shape ()."""
-        return self._processes.add_up(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
+        return self._processes.all_reduce(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
 
-    def count(self, number: Tensor) -> Tensor:
+    def sum(self, number: Tensor) -> Tensor:
         """The sum of what every process counted in its rows."""
-        return self._processes.add_up(number)
+        return self._processes.all_reduce(number)
 
-    def piece(self, name: str, tensor: Tensor) -> Piece:
+    def shard_of(self, name: str, tensor: Tensor) -> Piece:
         """A tensor that belongs to the parameter of a name, as what this process holds of it."""
         whole = tuple(self._sharded[name].shape)
         if tensor.ndim != len(whole):  # AdamW's count of steps
             return Piece(tensor, tuple(tensor.shape))
-        rows = -(-whole[0] // self._processes.world)  # as `fully_shard` deals them out
+        rows = -(-whole[0] // self._processes.world_size)  # as `fully_shard` deals them out
         return Piece(tensor, whole, min(self._processes.rank * rows, whole[0]))
 
     @torch.no_grad()
-    def show(self, weights: dict[str, Tensor]) -> None:
+    def gather_weights(self, weights: dict[str, Tensor]) -> None:
         """Let the main process's objective hold `weights`, of which there are rows for every parameter; called by all.
 
         One tensor is gathered after the other, so that only the main process ever has more than one of them whole.
@@ -169,7 +169,7 @@ class Shards:
         for name, buffer in self.objective.named_buffers():
             buffer.copy_(self.module.get_buffer(name))
 
-    def hide(self, weights: dict[str, Tensor]) -> None:
+    def release_weights(self, weights: dict[str, Tensor]) -> None:
         """Empty the objective again."""
         self._empty()
 
@@ -202,7 +202,7 @@ def shares_out(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtim
         raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
     is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and len(units) > 0)
-    return is_wanted and runtime.world > 1
+    return is_wanted and runtime.world_size > 1
 
 
 def _kept_buffers(module: nn.Module) -> dict[str, Tensor]:

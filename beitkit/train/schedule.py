@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig, decided
+from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig, resolved
 from beitkit.errors import UserError
 
 WARMUP_START = 1e-6
 """Share of the rate at the first step of a linear schedule's warm-up (official segmentation configs)."""
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """A run's length, learning rates and seed, with everything turned into optimizer steps."""
 
     steps: int
@@ -22,23 +22,23 @@ class Plan(NamedTuple):
     lr: float
     min_lr: float
     seed: int
-    schedule: Literal["cosine", "linear"] = "cosine"
-    held_epochs: int | None = None
-    """In a run of this many epochs the learning rate is held for an epoch at a time, without a warm-up; None changes it every
+    shape: Literal["cosine", "linear"] = "cosine"
+    epochs_held: int | None = None
+    """If set, the rate changes once an epoch, without a warm-up; the value is the number of epochs. None: it changes every
     step."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        if self.held_epochs is not None:
+        if self.epochs_held is not None:
             epoch = step * self.pictures_per_step // round(self.steps_per_epoch * self.pictures_per_step)
-            return cosine(epoch, self.held_epochs, 0, self.lr, self.min_lr)
-        shape = cosine if self.schedule == "cosine" else linear
+            return cosine(epoch, self.epochs_held, 0, self.lr, self.min_lr)
+        shape = cosine if self.shape == "cosine" else linear
         return shape(step, self.steps, self.warmup, self.lr, self.min_lr)
 
 
-def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Plan:
+def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Schedule:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
-    batch_size, lr = decided(train.batch_size), decided(train.lr)
+    batch_size, lr = resolved(train.batch_size), resolved(train.lr)
     if batch_size > pictures:
         raise UserError(f"--batch-size {batch_size} is more than there are pictures; give at most {pictures}")
     per_step = batch_size * (loop.accumulate or 1)
@@ -50,11 +50,11 @@ def make_plan(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures
         if warmup >= steps:
             raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --optim.warmup-steps")
     else:
-        warmup = min(round(decided(optim.warmup_epochs) * steps_per_epoch), int(steps * optim.warmup_limit))
+        warmup = min(round(resolved(optim.warmup_epochs) * steps_per_epoch), int(steps * optim.warmup_limit))
     scale = optim.scale(per_step)
     if optim.min_lr > lr:
         raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {lr:g}; lower it")
-    return Plan(steps, warmup, per_step, steps_per_epoch, lr * scale, optim.min_lr * scale, train.seed, optim.schedule)
+    return Schedule(steps, warmup, per_step, steps_per_epoch, lr * scale, optim.min_lr * scale, train.seed, optim.schedule)
 
 
 def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> float:

@@ -1,7 +1,7 @@
 """One optimizer step after the other: forward passes, their gradients, clipping, the update, the average of the weights.
 
 Nothing here waits for the device. Whether a step's loss and gradient are finite is decided there, and the update left out
-there; the host reads what became of a step from an `Outcome` when it likes.
+there; the host reads what became of a step from a `StepResult` when it likes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import SIGNALS, Runtime, StopRequest
 from beitkit.train.optim import Group, make_optimizer
 from beitkit.train.parallel import Parallel, parallel
-from beitkit.train.schedule import Plan
+from beitkit.train.schedule import Schedule
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 """Sets the random numbers of runs with neighboring seeds far apart."""
@@ -42,7 +42,7 @@ class WeightAverage:
             self.averages[name].lerp_(parameter, (1 - self.decay) * share)
 
 
-class Reading(NamedTuple):
+class StepNumbers(NamedTuple):
     """What became of a step, on the host, the same in all processes."""
 
     number: int
@@ -60,7 +60,7 @@ class Reading(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-class Outcome:
+class StepResult:
     """What became of a step, still on the device; reading it does not wait for steps that were begun later."""
 
     def __init__(self, number: int, losses: Sequence[Loss], values: Tensor) -> None:
@@ -76,13 +76,13 @@ class Outcome:
             self._copied.record()
         self._values = values
 
-    def read(self) -> Reading:
+    def read(self) -> StepNumbers:
         """The numbers; waits until the step is done."""
         if self._copied is not None:
             self._copied.synchronize()
         loss, grad_norm, *counts = self._values.tolist()
         numbers = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
-        return Reading(self.number, loss, grad_norm, numbers[0] if numbers else None)
+        return StepNumbers(self.number, loss, grad_norm, numbers[0] if numbers else None)
 
 
 class Trainer:
@@ -93,10 +93,10 @@ class Trainer:
         objective: nn.Module,
         groups: list[Group],
         *,
-        plan: Plan,
+        schedule: Schedule,
         optim: OptimConfig,
         runtime: Runtime,
-        passes: int,
+        accumulation_steps: int,
         ema: float | None = None,
         units: Sequence[nn.Module] = (),
     ) -> None:
@@ -105,10 +105,10 @@ class Trainer:
         Args:
             objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`.
             groups: parameters with their learning-rate factors and weight decay.
-            plan: learning rates by step, the length of the run, and the seed.
+            schedule: learning rates by step, the length of the run, and the seed.
             optim: the optimizer's constants.
             runtime: device, precision and processes.
-            passes: forward passes of a step, of all processes together.
+            accumulation_steps: forward passes of a step, of all processes together.
             ema: decay of the average of the weights; none is kept for 0 or None.
             units: parts of the objective that are gathered one at a time where weights are sharded.
         """
@@ -121,15 +121,15 @@ class Trainer:
             [{**group, "params": [held[name] for name in chosen]} for group, chosen in zip(groups, names, strict=True)], optim
         )
         self.average = WeightAverage(held, ema) if ema else None
-        self.passes = passes
-        self.own_passes = passes // runtime.world
+        self.accumulation_steps = accumulation_steps
+        self.own_accumulation_steps = accumulation_steps // runtime.world_size
         """Forward passes of a step in this process."""
         self.learning = {name: held[name] for chosen in names for name in chosen}
         """What the optimizer updates, by name."""
         self._limit = math.inf if optim.clip is None else optim.clip
-        self._plan, self._runtime = plan, runtime
+        self._schedule, self._runtime = schedule, runtime
 
-    def step(self, stream: Iterator[Batch], done: int, stop: StopRequest) -> Outcome:
+    def step(self, stream: Iterator[Batch], done: int, stop: StopRequest) -> StepResult:
         """The step after `done` others; it changes nothing where its loss or gradient is not finite.
 
         Args:
@@ -138,16 +138,16 @@ class Trainer:
             stop: what asks this process to stop, to be heard by all.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self._plan.lr_at(done) * group["lr_scale"]
+            group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
         losses = self._forward_and_backward(stream, done)
-        self.parallel.hand_over_gradients()
+        self.parallel.take_gradients()
         learning = self.learning.values()
         norm = self.parallel.norm([parameter.grad for parameter in learning if parameter.grad is not None])
         nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
-        together = self._runtime.processes.add_up(torch.cat([loss[None], signals]))
-        outcome = Outcome(done + 1, losses, torch.cat([together[:1] / self.passes, norm[None], together[1:]]))
+        together = self._runtime.processes.all_reduce(torch.cat([loss[None], signals]))
+        outcome = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
         # Fused AdamW leaves parameters, moments and its own count of steps as they are where this is 1.
         self.optimizer.found_inf = (~outcome.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -157,7 +157,7 @@ class Trainer:
         return outcome
 
     @contextmanager
-    def showing(self) -> Iterator[None]:
+    def full_weights(self) -> Iterator[None]:
         """Inside, the objective of the main process has the weights that the run would end with here; entered by all.
 
         Where weights are sharded, those of the other processes have none, before and after as well.
@@ -166,31 +166,31 @@ class Trainer:
         try:
             yield
         finally:  # what is saved after a failure must be the weights that train, not their averages
-            self.parallel.hide(self._result)
+            self.parallel.release_weights(self._result)
 
     def finish(self) -> None:
         """Leave the objective of the main process with the result: all weights, averaged where an average is kept."""
-        self.parallel.show(self._result)
+        self.parallel.gather_weights(self._result)
 
-    def is_sound(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether all weights of the result are finite; called by all."""
         bad = [(~tensor.isfinite()).sum() for tensor in self._result.values()]
-        return self.parallel.count(torch.stack(bad).sum().float()).item() == 0
+        return self.parallel.sum(torch.stack(bad).sum().float()).item() == 0
 
     @property
     def _result(self) -> dict[str, Tensor]:
         return {**self.parallel.parameters} if self.average is None else self.average.averages
 
-    def pieces(self) -> dict[str, Piece]:
+    def state(self) -> dict[str, Piece]:
         """All that training changes, by name: what this process holds of it, in the memory where it is used."""
         pieces = {f"buffer.{name}": Piece(buffer, tuple(buffer.shape)) for name, buffer in self.parallel.buffers.items()}
         for name, parameter in self.parallel.parameters.items():
-            pieces[f"parameter.{name}"] = self.parallel.piece(name, parameter.detach())
+            pieces[f"parameter.{name}"] = self.parallel.shard_of(name, parameter.detach())
             if self.average is not None:
-                pieces[f"average.{name}"] = self.parallel.piece(name, self.average.averages[name])
+                pieces[f"average.{name}"] = self.parallel.shard_of(name, self.average.averages[name])
         for name, parameter in self.learning.items():
             for part, tensor in self._moments(parameter).items():
-                pieces[f"{part}.{name}"] = self.parallel.piece(name, tensor)
+                pieces[f"{part}.{name}"] = self.parallel.shard_of(name, tensor)
         return pieces
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -205,15 +205,15 @@ class Trainer:
     def _forward_and_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
         """The losses of this process's forward passes, whose gradients are added up."""
         processes, losses = self._runtime.processes, []
-        for own in range(self.own_passes):
+        for own in range(self.own_accumulation_steps):
             batch = next(stream)
-            number = done * self.passes + own * processes.world + processes.rank
+            number = done * self.accumulation_steps + own * processes.world_size + processes.rank
             # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
-            torch.manual_seed((self._plan.seed * SEED_STRIDE + number) % 2**63)
-            with self.parallel.added_up(is_last=own == self.own_passes - 1):
+            torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
+            with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
                 with self._runtime.precision():
-                    loss = self.parallel.module(batch, done / self._plan.steps)
+                    loss = self.parallel.module(batch, done / self._schedule.steps)
                 # Gradients are then averaged over processes, so each scales by its own share of the passes.
-                (loss.total / self.own_passes).backward()
+                (loss.total / self.own_accumulation_steps).backward()
             losses.append(loss)
         return losses

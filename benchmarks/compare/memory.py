@@ -13,7 +13,7 @@ import torch
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import SizeName
-from beitkit.system import forget_peak_resident_bytes, keep_freed_memory, peak_resident_bytes, resident_bytes
+from beitkit.system import keep_heap, peak_resident_bytes, reset_peak_memory, resident_bytes
 from beitkit.train.machine.runtime import start_runtime
 from benchmarks.compare.config import BenchJob, BenchRun
 from benchmarks.compare.races import race_of
@@ -55,7 +55,7 @@ def peak_bytes(candidate: Candidate, device: torch.device) -> int | None:
         return None
     step = candidate.prepare()
     gc.collect()
-    forget_peak_resident_bytes()
+    reset_peak_memory()
     for _ in range(WARM_UP_STEPS):
         step()
     peak = peak_resident_bytes()
@@ -69,7 +69,7 @@ def main(request: str) -> None:
     runtime = start_runtime(config.machine)
     race = race_of(config.what[0], config.workload(config.size[0]), runtime, present_rivals(config.against), config.speed)
     candidate = next(one for one in race.candidates if one.name == asked["name"])
-    keep_freed_memory(candidate.is_ours)
+    keep_heap(candidate.is_ours)
     print(json.dumps({"peak_bytes": peak_bytes(candidate, runtime.device)}))
 
 

@@ -14,7 +14,7 @@ from beitkit.configs.train import OptimConfig, SpeedConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import token_ids, tokenized
 from beitkit.inference.networks import Probabilities
-from beitkit.inference.weights import rounded_weights
+from beitkit.inference.weights import cast_weights_
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
@@ -23,7 +23,7 @@ from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import Group, layered_groups
-from beitkit.train.schedule import Plan
+from beitkit.train.schedule import Schedule
 from beitkit.train.step import Trainer
 from benchmarks.compare.turns import Candidate, Step
 from benchmarks.compare.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
@@ -123,7 +123,7 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Candidate]:
     """Probabilities of the classes, as `beitkit predict` computes them."""
 
     def prepare() -> Step:
-        model = rounded_weights(copy.deepcopy(networks.classifier).eval(), runtime.autocast)
+        model = cast_weights_(copy.deepcopy(networks.classifier).eval(), runtime.autocast)
         images, probabilities = networks.inputs.images, Probabilities()
 
         def step() -> Tensor:
@@ -136,9 +136,9 @@ def inference(networks: OurNetworks, runtime: Runtime) -> list[Candidate]:
 
 
 def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runtime: Runtime, speed: SpeedConfig) -> Trainer:
-    plan = Plan(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
-    accelerate(objective.train(), speed, runtime, plan)
-    return Trainer(objective, groups, plan=plan, optim=optim, runtime=runtime, passes=runtime.world)
+    schedule = Schedule(STEPS, 0, 1, STEPS, LEARNING_RATE, LEARNING_RATE, seed=0)
+    accelerate(objective.train(), speed, runtime, schedule)
+    return Trainer(objective, groups, schedule=schedule, optim=optim, runtime=runtime, accumulation_steps=runtime.world_size)
 
 
 def _steps(trainer: Trainer, stream: Iterator[Batch]) -> Step:

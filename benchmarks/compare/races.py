@@ -24,7 +24,7 @@ from benchmarks.compare.workload import TOKENIZER, Workload
 TOLERANCE = 1e-4
 """Largest difference of two networks' float32 outputs, as a share of the largest output, that rounding explains."""
 
-Flops = Mapping[str, int]
+FlopsByPrecision = Mapping[str, int]
 """Operations of matrix products per image, by the precision they are done in."""
 
 
@@ -36,7 +36,7 @@ class Race:
     images: int
     """Images of a step."""
     candidates: Sequence[Candidate]
-    flops: Mapping[str, Flops]
+    flops: Mapping[str, FlopsByPrecision]
     """By the candidate's name; empty where no matrix product is in it."""
     comparisons: Sequence[tuple[str, str]]
     """Names of two candidates: how many times as fast is the first?"""
@@ -73,7 +73,7 @@ def _pretraining(workload: Workload, runtime: Runtime, rivals: Sequence[Rival], 
     surplus = network_flops(config, grid[0] * grid[1]).step(recompute=False)
     tokens, exact = tokenizer_flops(TOKENIZER, grid), _exact_tokenizer_flops(grid)
     own_tokens = _together({precision: tokens - exact}, {"float32": exact})
-    flops: dict[str, Flops] = {
+    flops: dict[str, FlopsByPrecision] = {
         CACHED: {precision: step},
         UNCACHED: _together({precision: step}, own_tokens),
         TOKENIZER_ALONE: own_tokens,
@@ -118,7 +118,7 @@ def _of_classifiers(
     job: BenchJob,
     workload: Workload,
     candidates: Sequence[Candidate],
-    flops: Flops,
+    flops: FlopsByPrecision,
     own: OurNetworks,
     theirs: TheirNetworks,
     timm: TimmNetworks,
@@ -145,7 +145,7 @@ def _exact_tokenizer_flops(grid: Pair) -> int:
     return 2 * (first + widening + 8 * width * TOKENIZER.vocabulary * positions)
 
 
-def _together(*parts: Flops) -> Flops:
+def _together(*parts: FlopsByPrecision) -> FlopsByPrecision:
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)

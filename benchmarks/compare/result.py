@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.compare.matrix import Product, best_rates, rates
-from benchmarks.compare.races import Flops, Race
+from benchmarks.compare.races import FlopsByPrecision, Race
 
 VERSION = 1
 """Of the schema; it grows when a key changes its meaning or goes."""
@@ -156,7 +156,7 @@ def job_result(
     )
 
 
-def share(flops: Flops, images: int, rate: Mapping[str, float], seconds: float) -> float | None:
+def share(flops: FlopsByPrecision, images: int, rate: Mapping[str, float], seconds: float) -> float | None:
     """How much of a step's seconds its matrix products would take at these rates (FLOP/s by precision); None without any."""
     if not flops:
         return None

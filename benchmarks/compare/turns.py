@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from beitkit.system import keep_freed_memory
+from beitkit.system import keep_heap
 
 Step = Callable[[], object]
 """One step of the work that is timed; what it returns is thrown away."""
@@ -60,7 +60,7 @@ def interleaved(
     steps, counts = [], []
     for candidate in candidates:
         say(f"warming up: {candidate.name}")
-        keep_freed_memory(candidate.is_ours)
+        keep_heap(candidate.is_ours)
         step = candidate.prepare()
         seconds = [_timed(step, 1, wait, clock) for _ in range(WARM_UP_STEPS)][-1]
         steps.append(step)
@@ -70,7 +70,7 @@ def interleaved(
     for done in range(rounds):
         say(f"round {done + 1} of {rounds}")
         for candidate, step, count in zip(candidates, steps, counts, strict=True):
-            keep_freed_memory(candidate.is_ours)
+            keep_heap(candidate.is_ours)
             step()  # untimed: the one before it may have left memory in the other way
             taken[candidate.name].append(_timed(step, count, wait, clock) / count)
     return taken

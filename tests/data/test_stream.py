@@ -26,7 +26,7 @@ from beitkit.data.dataset import PictureDataset, balanced_order
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_labelled, find_pictures
 from beitkit.data.sources.image_list import PictureList
-from beitkit.data.stream import counted_broken, evaluation_stream, normalized, to_device, tokenized, training_stream
+from beitkit.data.stream import evaluation_stream, normalized, to_device, tokenized, training_stream, with_limit_on_broken
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
 from beitkit.data.views.masking import masker
@@ -347,11 +347,15 @@ def test_broken_files_are_reported_once_and_counted(files: PictureList, tmp_path
     reports: list[tuple[Path, str]] = []
     pictures = dataset(damaged(files, 4, 7))
     stream = training_stream(pictures, 5)
-    counted = counted_broken(stream, pictures, 0.2, lambda path, reason: reports.append((path, reason)), tmp_path / "broken.txt")
+    counted = with_limit_on_broken(
+        stream, pictures, 0.2, lambda path, reason: reports.append((path, reason)), tmp_path / "broken.txt"
+    )
     assert len(list(itertools.islice(counted, 8))) == 8
     assert sorted(path for path, _ in reports) == [files.path(4), files.path(7)]
     assert all("not a picture" in reason or "truncated" in reason or "broken" in reason for _, reason in reports), reports
-    counted = counted_broken(training_stream(pictures, 5), pictures, 0.1, lambda path, reason: None, tmp_path / "broken.txt")
+    counted = with_limit_on_broken(
+        training_stream(pictures, 5), pictures, 0.1, lambda path, reason: None, tmp_path / "broken.txt"
+    )
     with pytest.raises(UserError, match=r"2 of 10 pictures .* 10.00% allowed; .*broken.txt.*--read.max-broken"):
         list(itertools.islice(counted, 8))
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, ClsBranchConfig, MaskedImageModelConfig
-from beitkit.data.views.masking import located
+from beitkit.data.views.masking import with_positions
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
@@ -69,7 +69,7 @@ def test_positions_found_beforehand_give_the_same_loss(batch, recover_all: bool,
     if recover_all and cls_branch:
         return
     objective = MaskedTokens(masked_model(10, cls_branch=cls_branch).eval(), recover_all=recover_all)
-    (located_batch,) = located([batch], recover_all)
+    (located_batch,) = with_positions([batch], recover_all)
     assert located_batch["positions"].dtype == torch.int64
     one, other = objective(batch, 0.0), objective(located_batch, 0.0)
     assert torch.equal(one.total, other.total)

@@ -41,7 +41,7 @@ def kept_by_hooks(workload: Workload, autocast: torch.dtype | None) -> int:
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("workload", [MASKED, CLASSIFY], ids=["masked", "classify"])
 def test_activations_are_those_that_a_real_step_keeps(workload: Workload, autocast: torch.dtype | None) -> None:
-    traced = trace_step(workload, 4, passes=1, autocast=autocast, recompute=False)
+    traced = trace_step(workload, 4, accumulation_steps=1, autocast=autocast, recompute=False)
     # The loss itself, which nothing saves, and masks that are views of what was known before make the small rest.
     assert traced.activations + traced.logits == pytest.approx(kept_by_hooks(workload, autocast), rel=0.03)
     assert (traced.cast_weights > 0) == (autocast is not None)
@@ -50,8 +50,8 @@ def test_activations_are_those_that_a_real_step_keeps(workload: Workload, autoca
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_fake_tensors_trace_what_real_ones_do(autocast: torch.dtype | None) -> None:
     objective, batch = MASKED.objective().train(), MASKED.batch(4, torch.device("cpu"))
-    real = traced_passes(objective, batch, passes=2, autocast=autocast, logits=0)
-    fake = trace_step(MASKED, 4, passes=2, autocast=autocast, recompute=False)
+    real = traced_passes(objective, batch, accumulation_steps=2, autocast=autocast, logits=0)
+    fake = trace_step(MASKED, 4, accumulation_steps=2, autocast=autocast, recompute=False)
     # Under autocast they differ by two hundred bytes, which were not traced to their operation.
     assert fake.peak == pytest.approx(real.peak, rel=1e-3)
     assert fake.activations + fake.logits == pytest.approx(real.activations, rel=1e-3)
@@ -59,15 +59,15 @@ def test_fake_tensors_trace_what_real_ones_do(autocast: torch.dtype | None) -> N
 
 
 def test_recomputing_keeps_less() -> None:
-    kept, again = (trace_step(MASKED, 8, passes=1, autocast=None, recompute=recompute) for recompute in (False, True))
+    kept, again = (trace_step(MASKED, 8, accumulation_steps=1, autocast=None, recompute=recompute) for recompute in (False, True))
     assert again.activations < kept.activations / 2
     assert again.peak < kept.peak
 
 
 def planned(devices: int, *, is_sharded: bool = False) -> Memory:
     return plan_memory(
-        MASKED, 4, own_passes=1, autocast=None, recompute=False, is_averaged=True, devices=devices, is_sharded=is_sharded,
-        process=1000, surplus=0.0,
+        MASKED, 4, own_accumulation_steps=1, autocast=None, recompute=False, is_averaged=True, devices=devices,
+        is_sharded=is_sharded, process=1000, surplus=0.0,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import parameter_groups
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 from beitkit.train.step import WeightAverage
 
 BATCH = 4
@@ -63,7 +63,7 @@ def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream,
         toy,
         batches,
         parameter_groups(toy, 0.01),
-        plan=make_plan(TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
+        schedule=make_schedule(TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
         loop=loop,
         optim=OPTIM,
         runtime=Runtime(torch.device("cpu"), None),
@@ -124,9 +124,9 @@ def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
     for name, size, accumulate, batches in (("one", BATCH, 1, stream), ("two", BATCH // 2, 2, halves)):
         torch.manual_seed(0)
         toy, loop = Silent(), LoopConfig(accumulate=accumulate)
-        plan = make_plan(TrainConfig(steps=5, batch_size=size, lr=0.05), loop, OPTIM, 40, default_epochs=1)
+        schedule = make_schedule(TrainConfig(steps=5, batch_size=size, lr=0.05), loop, OPTIM, 40, default_epochs=1)
         fit(
-            toy, batches, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=OPTIM,
+            toy, batches, parameter_groups(toy, 0.0), schedule=schedule, loop=loop, optim=OPTIM,
             runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / name, quiet=True),
             checkpoints=Checkpoints(tmp_path / f"{name}-states"), waited=WaitMeter(),
         )  # fmt: skip
@@ -322,9 +322,9 @@ def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     toy, loop = Counting(), LoopConfig(log_every=4, evaluate_every=2)
-    plan = make_plan(TrainConfig(steps=4, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1)
+    schedule = make_schedule(TrainConfig(steps=4, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1)
     fit(
-        toy, stream, parameter_groups(toy, 0.0), plan=plan, loop=loop, optim=OPTIM,
+        toy, stream, parameter_groups(toy, 0.0), schedule=schedule, loop=loop, optim=OPTIM,
         runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / "journal.jsonl", quiet=True),
         checkpoints=Checkpoints(tmp_path / "states"), waited=WaitMeter(), evaluators=[Scripted([1.0, 1.0])],
     )  # fmt: skip

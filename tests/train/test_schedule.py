@@ -4,7 +4,7 @@ import pytest
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
-from beitkit.train.schedule import cosine, is_due, linear, make_plan
+from beitkit.train.schedule import cosine, is_due, linear, make_schedule
 
 GOLDEN_200 = {
     0: 0.0,
@@ -26,29 +26,29 @@ def test_cosine_equals_the_official_schedule(warmup: int, golden: dict[int, floa
 
 def test_epochs_become_steps_and_a_batch_scales_the_rate() -> None:
     train, loop = TrainConfig(epochs=3.0, batch_size=16, lr=1.0, seed=7), LoopConfig(accumulate=2)
-    plan = make_plan(train, loop, OptimConfig(min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
-    assert (plan.steps, plan.pictures_per_step, plan.steps_per_epoch, plan.seed) == (9, 32, 3.125, 7)
-    assert (plan.lr, plan.min_lr) == (0.25, 0.125)
-    assert make_plan(train, loop, OptimConfig(lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9).lr == 0.5
-    assert make_plan(train, loop, OptimConfig(lr_scaling="none"), 100, default_epochs=9).lr == 1.0
+    schedule = make_schedule(train, loop, OptimConfig(min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
+    assert (schedule.steps, schedule.pictures_per_step, schedule.steps_per_epoch, schedule.seed) == (9, 32, 3.125, 7)
+    assert (schedule.lr, schedule.min_lr) == (0.25, 0.125)
+    assert make_schedule(train, loop, OptimConfig(lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9).lr == 0.5
+    assert make_schedule(train, loop, OptimConfig(lr_scaling="none"), 100, default_epochs=9).lr == 1.0
 
 
 def test_no_length_given_takes_the_default_epochs() -> None:
-    assert make_plan(TrainConfig(batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=7).steps == 70
+    assert make_schedule(TrainConfig(batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=7).steps == 70
 
 
 def test_warmup_in_epochs_takes_at_most_a_tenth_of_the_run() -> None:
-    long = make_plan(TrainConfig(epochs=800.0, batch_size=2048), LoopConfig(), OptimConfig(), 1_281_167, default_epochs=1)
+    long = make_schedule(TrainConfig(epochs=800.0, batch_size=2048), LoopConfig(), OptimConfig(), 1_281_167, default_epochs=1)
     assert long.warmup == round(10 * 1_281_167 / 2048)
-    short = make_plan(TrainConfig(epochs=20.0, batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=1)
+    short = make_schedule(TrainConfig(epochs=20.0, batch_size=10), LoopConfig(), OptimConfig(), 100, default_epochs=1)
     assert short.warmup == 20
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(UserError, match="--optim.warmup-steps"):
-        make_plan(TrainConfig(steps=50), LoopConfig(), OptimConfig(warmup_steps=50), 100, default_epochs=1)
+        make_schedule(TrainConfig(steps=50), LoopConfig(), OptimConfig(warmup_steps=50), 100, default_epochs=1)
     with pytest.raises(UserError, match="--optim.min-lr 0.1 is above --lr 0.01"):
-        make_plan(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
+        make_schedule(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
     with pytest.raises(UserError, match="give --epochs or --steps, not both"):
         TrainConfig(epochs=1.0, steps=1)
 
@@ -67,8 +67,8 @@ def test_linear_is_the_poly_policy_of_the_official_segmentation_runs() -> None:
     assert linear(0, steps, warmup, base, 0.0) == pytest.approx(base * 1e-6)
     assert linear(80_000, steps, warmup, base, 0.0) == pytest.approx(base / 2)
     assert linear(159_999, steps, warmup, base, 0.0) == pytest.approx(base / 160_000)
-    plan = make_plan(
+    schedule = make_schedule(
         TrainConfig(steps=100, batch_size=16, lr=base), LoopConfig(), OptimConfig(schedule="linear", lr_batch=16, min_lr=0.0),
         1000, default_epochs=1,
     )  # fmt: skip
-    assert plan.lr_at(50) == pytest.approx(base / 2)
+    assert schedule.lr_at(50) == pytest.approx(base / 2)

@@ -113,7 +113,7 @@ def main(folder: Path) -> None:
                 leg = towered(folder / name, kind, saving, cut_at=cut_at)
                 found.setdefault(f"seen {name}", []).append(leg["seen"])  # type: ignore[attr-defined]
                 found[name] = leg
-            runtime.processes.wait()
+            runtime.processes.barrier()
 
     try:
         towered(folder / "stopped", full, loop, signalled=13)

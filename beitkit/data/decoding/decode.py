@@ -149,7 +149,7 @@ def picture_to_crop(
 ) -> Image.Image | StoredPicture:
     """A JPEG not yet decoded; any other picture decoded, as it cannot be decoded in part. Else as `open_picture`."""
     mode = picture_mode(channels)
-    path = _called(source)
+    path = _display_name(source)
     with _opened(source) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -202,7 +202,7 @@ def stored_size(source: Path | Encoded) -> Pair:
 @contextmanager
 def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenPicture`."""
-    path = _called(source)
+    path = _display_name(source)
     try:
         # Opening a pipe would wait for a writer, for ever; a device may never end.
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
@@ -223,7 +223,7 @@ def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
         raise BrokenPicture(path, _one_line(error)) from error
 
 
-def _called(source: Path | Encoded) -> Path:
+def _display_name(source: Path | Encoded) -> Path:
     return source if isinstance(source, Path) else source.path
 
 

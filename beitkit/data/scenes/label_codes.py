@@ -27,7 +27,7 @@ KEYS = ("names", "colors", "ids", "ignore", "reduce_zero_label")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelCode:
+class LabelMapping:
     """What the pixels of masks mean: class names, the class of a value or a color, and what is ignored."""
 
     classes: tuple[str, ...]
@@ -135,7 +135,7 @@ class LabelCode:
         )
 
 
-def read_classes(path: Path) -> LabelCode:
+def read_classes(path: Path) -> LabelMapping:
     """The label code that a `classes.json` describes.
 
     Keys: `names`, a list, required; `colors`, one [r, g, b] per name, or a list of these of which the first is shown; `ids`, an
@@ -162,7 +162,7 @@ def read_classes(path: Path) -> LabelCode:
     if both is not None:
         raise UserError(f"{path}: the color {list(both)} is ignored and is the color of {names[by_color[both]]!r}; keep one")
     table = by_color | dict.fromkeys(ignored_colors, IGNORED) if colors else {}
-    return LabelCode(
+    return LabelMapping(
         classes=names,
         values=tuple(sorted(values.items())),
         colors=tuple(table.items()),
@@ -178,10 +178,10 @@ def plain_code(
     values: Sequence[int] | None = None,
     ignored: Sequence[int] = (IGNORED,),
     palette: Sequence[Color] = (),
-) -> LabelCode:
+) -> LabelMapping:
     """A code in which class i has the i-th of `values` (without them: value i) and the i-th color of `palette`, if any."""
     known = dict(zip(range(len(names)) if values is None else values, range(len(names)), strict=True))
-    return LabelCode(
+    return LabelMapping(
         classes=tuple(names),
         values=tuple(sorted((known | dict.fromkeys(ignored, IGNORED)).items())),
         colors=tuple((color, label) for label, color in enumerate(palette)),

@@ -29,7 +29,7 @@ MASK_ENDINGS = (
 VOC_LISTS = Path("ImageSets", "Segmentation")
 COLUMNS = ("image", "mask", "split")
 
-Layout = Literal["folders", "voc", "ade20k", "table"]
+SceneLayout = Literal["folders", "voc", "ade20k", "table"]
 
 
 class Pairs(NamedTuple):
@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 
     pictures: PictureList
     masks: PictureList
-    layout: Layout
+    layout: SceneLayout
     pictures_without_mask: tuple[Path, ...] = ()
     masks_without_picture: tuple[Path, ...] = ()
 

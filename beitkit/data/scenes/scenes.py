@@ -26,7 +26,7 @@ from torch import Tensor
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenPicture, open_picture, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
-from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelCode, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelMapping, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.scenes.masks import Mask, read_mask, unpacked
 from beitkit.data.seeds import derived_seed
@@ -53,7 +53,7 @@ class Scenes:
 
     files: PictureList
     masks: PictureList
-    code: LabelCode
+    code: LabelMapping
     pictures_without_mask: tuple[Path, ...] = ()
     masks_without_picture: tuple[Path, ...] = ()
 
@@ -136,7 +136,7 @@ def picture_header(path: Path) -> Header:
         raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
 
 
-def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelCode | None = None) -> Scenes:
+def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelMapping | None = None) -> Scenes:
     """Pictures with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
@@ -152,7 +152,7 @@ def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path |
     return Scenes(
         files=pairs.pictures,
         masks=pairs.masks,
-        code=classes if isinstance(classes, LabelCode) else _code(path, classes, pairs),
+        code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs),
         pictures_without_mask=pairs.pictures_without_mask,
         masks_without_picture=pairs.masks_without_picture,
     )
@@ -184,7 +184,7 @@ def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: 
 def as_csv(parts: Mapping[Split, Scenes]) -> str:
     """The pairs of several splits as a table that `find_scenes` reads, with absolute paths.
 
-    The classes are not in it: write `LabelCode.as_json` beside it, as classes.json.
+    The classes are not in it: write `LabelMapping.as_json` beside it, as classes.json.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -202,7 +202,7 @@ def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
     return sorted(random.Random(derived_seed(*seed)).sample(range(count), limit))
 
 
-def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelCode:
+def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
     beside = (path.parent if path.is_file() else path) / CLASSES_FILE
     if classes is not None:
         return read_classes(classes)
@@ -222,12 +222,12 @@ def _is_camvid(pictures: PictureList) -> bool:
     return all(pictures.path(index).name.startswith(CAMVID_SEQUENCES) for index in range(len(pictures)))
 
 
-def _camvid_code() -> LabelCode:
+def _camvid_code() -> LabelMapping:
     """SegNet's 11 classes of CamVid: values 0 to 10 with 11 ignored, or the colors of the original's 32 classes."""
     names, groups = tuple(CAMVID), list(CAMVID.values())
     values = {label: label for label in range(len(names))} | {len(names): IGNORED, IGNORED: IGNORED}
     colors = {color: label for label, group in enumerate(groups) for color in group} | {CAMVID_VOID: IGNORED}
-    return LabelCode(
+    return LabelMapping(
         classes=names,
         values=tuple(values.items()),
         colors=tuple(colors.items()),
@@ -236,7 +236,7 @@ def _camvid_code() -> LabelCode:
     )
 
 
-def _discovered(masks: PictureList, beside: Path) -> LabelCode:
+def _discovered(masks: PictureList, beside: Path) -> LabelMapping:
     """Every value that occurs in the masks is a class, but 255."""
     found: set[int] = set()
     palette: Mask | None = None

@@ -65,7 +65,7 @@ class PictureList:
     def path(self, index: int) -> Path:
         """The file of one picture; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
         if self.members is not None:
-            return Path(self.members.called(index, os.fsdecode(self.name(index))))
+            return Path(self.members.display_name(index, os.fsdecode(self.name(index))))
         return self.root / os.fsdecode(self.name(index))
 
     def source(self, index: int) -> Path | Encoded:

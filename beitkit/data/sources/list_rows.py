@@ -19,7 +19,7 @@ SEPARATOR = "|"
 """Between the labels of one picture in a CSV cell."""
 
 
-class Row(NamedTuple):
+class ListRow(NamedTuple):
     """One row of a list, unchecked."""
 
     line: int
@@ -32,16 +32,16 @@ class Row(NamedTuple):
     """As written; empty where there is none."""
 
 
-def text_rows(path: Path) -> Iterator[Row]:
+def text_rows(path: Path) -> Iterator[ListRow]:
     """One path a line; empty lines and lines that begin with `#` are skipped."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line, text in enumerate(file, start=1):
             name = text.strip()
             if name and not name.startswith("#"):
-                yield Row(line, name, (), has_several=False, split="")
+                yield ListRow(line, name, (), has_several=False, split="")
 
 
-def csv_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
+def csv_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
     """A table whose first line names the columns: `path`, `label` or `labels` (read only when `labelled`), `split`.
 
     Raises:
@@ -68,7 +68,7 @@ def csv_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
                 labels, has_several = (), False
                 if place_of_labels is not None:
                     labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
-                yield Row(line, name, labels, has_several, split)
+                yield ListRow(line, name, labels, has_several, split)
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
@@ -104,7 +104,7 @@ def _no_constant(name: str) -> None:
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def json_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
+def json_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
     """One object a line: `path`, `label` or `labels` (read only when `labelled`), `split`; empty lines are skipped.
 
     Raises:
@@ -123,7 +123,7 @@ def json_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
             yield _json_row(f"{path}, line {line}", line, content, labelled=labelled)
 
 
-def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> Row:
+def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> ListRow:
     if not isinstance(content, dict):
         raise UserError(f'{where}: expected an object such as {{"path": "a.jpg", "label": "cat"}}, found {_kind(content)}')
     split = content.get("split", "")
@@ -135,15 +135,15 @@ def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> Row:
     if not isinstance(name, str):
         raise UserError(f'{where}: "path" must be a string, found {_kind(name)}')
     if not labelled:
-        return Row(line, name, (), has_several=False, split=split)
+        return ListRow(line, name, (), has_several=False, split=split)
     if ("label" in content) == ("labels" in content):
         raise UserError(f'{where}: expected "label" or "labels", found {"both" if "label" in content else "neither"}')
     if "label" in content:
-        return Row(line, name, (_json_label(where, content["label"]),), has_several=False, split=split)
+        return ListRow(line, name, (_json_label(where, content["label"]),), has_several=False, split=split)
     labels = content["labels"]
     if not isinstance(labels, list):
         raise UserError(f'{where}: "labels" must be a list, found {_kind(labels)}')
-    return Row(line, name, tuple(_json_label(where, label) for label in labels), has_several=True, split=split)
+    return ListRow(line, name, tuple(_json_label(where, label) for label in labels), has_several=True, split=split)
 
 
 def _json_label(where: str, label: Any) -> str:

@@ -23,7 +23,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.sources.list_rows import CLASS_ROW, Row, csv_rows, json_rows, text_rows
+from beitkit.data.sources.list_rows import CLASS_ROW, ListRow, csv_rows, json_rows, text_rows
 from beitkit.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -113,7 +113,7 @@ class _Columns:
         self._splits = array("b")
         self._has_several = False
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ListRow) -> None:
         """Append a row, or declare the class it names."""
         for label in row.labels:
             if label not in self._labels:
@@ -154,7 +154,7 @@ class _Columns:
     def _refuse(self, line: int, what: str, cause: Exception | None = None) -> NoReturn:
         raise UserError(f"{self.path}, line {line}: {what}") from cause
 
-    def _declare(self, row: Row) -> None:
+    def _declare(self, row: ListRow) -> None:
         if not self.labelled:
             return
         if row.name or len(row.labels) != 1:
@@ -173,7 +173,7 @@ class _Columns:
         except UnicodeEncodeError as error:
             self._refuse(line, f"the label {_shown(label)} is no valid text", error)
 
-    def _checked_name(self, row: Row) -> bytes:
+    def _checked_name(self, row: ListRow) -> bytes:
         """The name as bytes; it must be that of a regular file."""
         if not row.name:
             self._refuse(row.line, "the path is empty")
@@ -188,7 +188,7 @@ class _Columns:
             self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
         return name
 
-    def _split_code(self, row: Row) -> int:
+    def _split_code(self, row: ListRow) -> int:
         if not row.split or not self.labelled:
             return _NO_SPLIT
         if row.split not in _SPLIT_CODES:

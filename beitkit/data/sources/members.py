@@ -32,7 +32,7 @@ class Members:
     places: NDArray[np.int64]
     """Where, (pictures, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
 
-    def called(self, index: int, name: str) -> str:
+    def display_name(self, index: int, name: str) -> str:
         """What a picture of this name is called in messages."""
         return f"{self.archives[self.archive[index]]}: {name}"
 

@@ -196,18 +196,18 @@ def masker(config: MaskConfig, grid: Pair) -> Masker:
     return BlockMasking(grid, count, min_block, config.min_aspect)
 
 
-def recovered(mask: Bool[Tensor, "b n"], recover_all: bool) -> Bool[Tensor, "b n"]:
+def predicted_patches(mask: Bool[Tensor, "b n"], recover_all: bool) -> Bool[Tensor, "b n"]:
     """The patches that are to be predicted: the masked ones, or every one."""
     return torch.ones_like(mask) if recover_all else mask
 
 
-def located(stream: Iterable[Batch], recover_all: bool) -> Iterator[Batch]:
+def with_positions(stream: Iterable[Batch], recover_all: bool) -> Iterator[Batch]:
     """Batches with `positions` int64 (m,): where something is predicted, as places in the flattened (b, n), ascending.
 
     Put it before `to_device`: on a GPU the network would have to wait to learn how many there are.
     """
     for batch in stream:
-        yield batch | {"positions": recovered(batch["mask"], recover_all).flatten().nonzero().flatten()}
+        yield batch | {"positions": predicted_patches(batch["mask"], recover_all).flatten().nonzero().flatten()}
 
 
 def _check_block(config: MaskConfig, grid: Pair, min_block: int) -> None:

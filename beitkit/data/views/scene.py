@@ -32,8 +32,8 @@ REDRAWS = 10  # crops that are drawn in place of a too uniform one, before the l
 class SceneTrainView:
     """Training of a segmenter: random scale, crop, flip and distortion of colors, padded to the size of the crop.
 
-    What is padded (below and to the right) is black and has the label 255; `extent` says where it begins, so that `blanked`
-    can set it to 0 after normalization.
+    What is padded (below and to the right) is black and has the label 255; `extent` says where it begins, so that
+    `with_zeroed_padding` can set it to 0 after normalization.
     """
 
     view: SceneViewConfig
@@ -155,13 +155,13 @@ def turned_hue(pixels: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
     return turned
 
 
-def blanked(stream: Iterable[Batch]) -> Iterator[Batch]:
+def with_zeroed_padding(stream: Iterable[Batch]) -> Iterator[Batch]:
     """Batches in which `images` (b, c, h, w), normalized, are 0 outside of `extent`: a stage after `normalized`."""
     for batch in stream:
-        yield batch | {"images": _blanked(batch["images"], batch["extent"])}
+        yield batch | {"images": _zeroed_padding(batch["images"], batch["extent"])}
 
 
-def _blanked(images: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
+def _zeroed_padding(images: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"]) -> Float[Tensor, "b c h w"]:
     rows = torch.arange(images.shape[2], device=images.device) < extent[:, :1]  # (b, h)
     columns = torch.arange(images.shape[3], device=images.device) < extent[:, 1:]  # (b, w)
     return images * (rows[:, None, :, None] & columns[:, None, None, :])

@@ -7,7 +7,7 @@ from typing import Any
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.data.views.image import SMALL
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, NetworkConfig, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURES = {
     "masked": "BeitForMaskedImageModeling",
@@ -18,7 +18,7 @@ PIPELINES = {"masked": "image-feature-extraction", "classify": "image-classifica
 BICUBIC = 3  # Pillow's number for the filter
 
 
-def refuse_for_hugging_face(config: NetworkConfig) -> tuple[str, ...]:
+def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
     """Notes on what transformers does differently.
 
     Raises:
@@ -55,7 +55,7 @@ def refuse_for_hugging_face(config: NetworkConfig) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def hugging_face_config(config: NetworkConfig) -> dict[str, Any]:
+def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `config.json`, every field that differs from transformers' defaults and those that matter."""
     backbone = config.backbone
     content: dict[str, Any] = {
@@ -96,7 +96,7 @@ def hugging_face_config(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def processor_config(config: NetworkConfig) -> dict[str, Any]:
+def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `preprocessor_config.json`: for square networks the very pixels that our evaluation sees."""
     preprocessing, (height, width) = config.preprocessing, config.backbone.image_size
     outer = int(height / preprocessing.crop_share), int(width / preprocessing.crop_share)
@@ -122,7 +122,7 @@ def processor_config(config: NetworkConfig) -> dict[str, Any]:
     }
 
 
-def model_card(config: NetworkConfig, name: str) -> str:
+def model_card(config: AnyNetworkConfig, name: str) -> str:
     """The README of a model folder: what it is and how it is loaded."""
     kind, backbone = kind_of_config(config), config.backbone
     height, width = backbone.image_size

@@ -24,7 +24,7 @@ class Rule(NamedTuple):
     foreign: tuple[str, ...]
 
 
-class Place(NamedTuple):
+class OfficialPart(NamedTuple):
     """Where a foreign tensor belongs: the official name, and which of how many parts it is."""
 
     official: str
@@ -38,13 +38,13 @@ class NameTable:
 
     rules: tuple[Rule, ...]
 
-    def to_official(self, foreign: str) -> Place | None:
+    def to_official(self, foreign: str) -> OfficialPart | None:
         """Where a foreign name belongs; None if no rule knows it."""
         for rule in self.rules:
             for part, template in enumerate(rule.foreign):
                 match = _pattern(template).fullmatch(foreign)
                 if match:
-                    return Place(rule.official.format(**match.groupdict()), part, len(rule.foreign))
+                    return OfficialPart(rule.official.format(**match.groupdict()), part, len(rule.foreign))
         return None
 
     def to_foreign(self, official: str) -> tuple[str, ...] | None:

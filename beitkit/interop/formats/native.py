@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from beitkit.configs.codec import from_json, to_json
 from beitkit.errors import UserError
 from beitkit.interop.build import build
-from beitkit.interop.kinds import KINDS, Network, NetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, TokenizerConfig, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import TokenizerNetwork
@@ -26,7 +26,7 @@ def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
     write_native(model.config, model.state_dict(), Path(folder))
 
 
-def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:
     """Write a network's config and tensors to `folder`."""
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
@@ -43,7 +43,7 @@ def write_native(config: NetworkConfig | TokenizerConfig, tensors: dict[str, Ten
     write_atomically(folder / DESCRIPTION, text.encode())
 
 
-def read_native(folder: Path) -> tuple[NetworkConfig | TokenizerConfig, State]:
+def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State]:
     """The config and the unread tensors of a folder that `save_native` wrote.
 
     Raises:

@@ -7,13 +7,13 @@ from typing import Any
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, NetworkConfig, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURE = "beit_base_patch16_224"
 """timm has a few registered networks; every other one is this one with other arguments."""
 
 
-def refuse_for_timm(config: NetworkConfig) -> tuple[str, ...]:
+def refuse_for_timm(config: AnyNetworkConfig) -> tuple[str, ...]:
     """No notes; raises a `UserError` if timm has no such network."""
     if not isinstance(config, ClassifierConfig):
         raise UserError(
@@ -23,7 +23,7 @@ def refuse_for_timm(config: NetworkConfig) -> tuple[str, ...]:
     return ()
 
 
-def timm_config(config: NetworkConfig) -> dict[str, Any]:
+def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `config.json`."""
     assert isinstance(config, ClassifierConfig)
     backbone, preprocessing = config.backbone, config.preprocessing

@@ -25,8 +25,8 @@ from beitkit.interop.formats.hugging_face import hugging_face_config, model_card
 from beitkit.interop.formats.layouts import HUGGING_FACE, MICROSOFT, NATIVE, TIMM, Layout
 from beitkit.interop.formats.native import write_native
 from beitkit.interop.formats.timm import refuse_for_timm, timm_config
-from beitkit.interop.kinds import OUR_NOTE, NetworkConfig, kind_of_config
-from beitkit.interop.stored import State, Stored
+from beitkit.interop.kinds import OUR_NOTE, AnyNetworkConfig, kind_of_config
+from beitkit.interop.stored import LazyTensor, State
 from beitkit.nn.position import relative_position_index
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.tensor_files import write_tensors
@@ -49,14 +49,14 @@ class Writer(NamedTuple):
     """A format: where names come from, what it cannot hold, and how its files are made."""
 
     layout: Layout
-    refuse: Callable[[NetworkConfig], tuple[str, ...]]
+    refuse: Callable[[AnyNetworkConfig], tuple[str, ...]]
     """Raises a `UserError` for a network that the format cannot hold; returns notes on what is lost."""
-    write: Callable[[NetworkConfig, Tensors, Path], None]
+    write: Callable[[AnyNetworkConfig, Tensors, Path], None]
     left_out: tuple[str, ...] = ()
     """Beginnings of official names that the format has no place for and can do without."""
 
 
-def prepare(config: NetworkConfig, tensors: State, file_format: Format) -> Output:
+def prepare(config: AnyNetworkConfig, tensors: State, file_format: Format) -> Output:
     """How tensors under our own names will be called and cut in a format; nothing is read or written.
 
     Raises:
@@ -87,14 +87,14 @@ def prepare(config: NetworkConfig, tensors: State, file_format: Format) -> Outpu
     return Output(renamed, (*records, *dropped), notes)
 
 
-def write(config: NetworkConfig, output: Output, path: Path, file_format: Format) -> None:
+def write(config: AnyNetworkConfig, output: Output, path: Path, file_format: Format) -> None:
     """Read the tensors and write the files; each is written whole or not at all."""
     tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     WRITERS[file_format].write(config, floats, path)
 
 
-def _piece(stored: Stored, part: int, parts: int) -> Stored:
+def _piece(stored: LazyTensor, part: int, parts: int) -> LazyTensor:
     """One of several equal pieces along dimension 0."""
     if parts == 1:
         return stored
@@ -108,7 +108,7 @@ def _piece(stored: Stored, part: int, parts: int) -> Stored:
     )
 
 
-def _write_microsoft(config: NetworkConfig, tensors: Tensors, path: Path) -> None:
+def _write_microsoft(config: AnyNetworkConfig, tensors: Tensors, path: Path) -> None:
     if path.suffix not in (".pth", ".pt", ".bin") or path.is_dir():
         raise UserError(f"the microsoft format is a single file, got {path}; give a path that ends in .pth")
     prefix = "backbone." if isinstance(config, SegmenterConfig) else ""
@@ -127,7 +127,7 @@ def _write_microsoft(config: NetworkConfig, tensors: Tensors, path: Path) -> Non
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def _write_hugging_face(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
+def _write_hugging_face(config: AnyNetworkConfig, tensors: Tensors, folder: Path) -> None:
     texts = {
         "config.json": _as_json(hugging_face_config(config)),
         "preprocessor_config.json": _as_json(processor_config(config)),
@@ -136,7 +136,7 @@ def _write_hugging_face(config: NetworkConfig, tensors: Tensors, folder: Path) -
     _write_folder(folder, tensors, texts)
 
 
-def _write_timm(config: NetworkConfig, tensors: Tensors, folder: Path) -> None:
+def _write_timm(config: AnyNetworkConfig, tensors: Tensors, folder: Path) -> None:
     assert isinstance(config, ClassifierConfig)
     _write_folder(folder, tensors, {"config.json": _as_json(timm_config(config))})
 
@@ -153,11 +153,11 @@ def _as_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def _holds_everything(config: NetworkConfig) -> tuple[str, ...]:
+def _holds_everything(config: AnyNetworkConfig) -> tuple[str, ...]:
     return ()
 
 
-def _refuse_for_microsoft(config: NetworkConfig) -> tuple[str, ...]:
+def _refuse_for_microsoft(config: AnyNetworkConfig) -> tuple[str, ...]:
     if isinstance(config, SegmenterConfig) and config.head != "uper":
         raise UserError(f"the official code has UPerNet only, this network has the head {config.head}; use native")
     return ()

@@ -12,7 +12,7 @@ from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import FOREIGN, NATIVE, TIMM, Layout
 from beitkit.interop.formats.names import NameTable
 from beitkit.interop.formats.native import DESCRIPTION, read_native
-from beitkit.interop.kinds import NetworkConfig, kind_of_config
+from beitkit.interop.kinds import AnyNetworkConfig, kind_of_config
 from beitkit.interop.reading.describe import Hints, describe, grid_of_index
 from beitkit.interop.reading.hints import hints_of_hugging_face, hints_of_pickle, hints_of_timm
 from beitkit.interop.reading.understood import Checkpoint, split_skipped, to_official
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _native(path: Path) -> Checkpoint:
     config, tensors = read_native(path)
-    if not isinstance(config, NetworkConfig):
+    if not isinstance(config, AnyNetworkConfig):
         raise UserError(f"{path} holds a tokenizer, not a network; give it as --tokenizer (in Python: load_tokenizer)")
     used, skipped = split_skipped(tensors)
     try:

@@ -26,7 +26,7 @@ from beitkit.configs.model import (
 )
 from beitkit.errors import UserError
 from beitkit.interop.formats.layouts import SHARED_TABLE
-from beitkit.interop.kinds import Headless, NetworkConfig, numbered
+from beitkit.interop.kinds import AnyNetworkConfig, BareBackbone, numbered
 from beitkit.interop.stored import State
 from beitkit.nn.position import table_rows
 
@@ -39,7 +39,7 @@ WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger a
 class Hints:
     """What a file says besides its tensors; None where it says nothing."""
 
-    config: NetworkConfig | None = None
+    config: AnyNetworkConfig | None = None
     """Everything; only our own files say it."""
     image_size: Pair | None = None
     heads: int | None = None
@@ -63,7 +63,7 @@ def kind_of_state(tensors: State) -> str:
     return next((kind for name, kind in marks.items() if name in tensors), "backbone")
 
 
-def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tuple[str, ...]]:
+def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackbone, tuple[str, ...]]:
     """The config of the network, and notes on what was decided by rule.
 
     Raises:
@@ -97,7 +97,7 @@ def describe(tensors: State, hints: Hints) -> tuple[NetworkConfig | Headless, tu
             preprocessing=preprocessing,
         )
         return segmenter, notes
-    return Headless(backbone=backbone, preprocessing=preprocessing), notes
+    return BareBackbone(backbone=backbone, preprocessing=preprocessing), notes
 
 
 def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:

@@ -9,7 +9,7 @@ from beitkit.configs.codec import from_json
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import Pair
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, OUR_NOTE, NetworkConfig
+from beitkit.interop.kinds import KINDS, OUR_NOTE, AnyNetworkConfig
 from beitkit.interop.reading.describe import Hints
 from beitkit.interop.reading.unpickle import Inert
 
@@ -76,11 +76,11 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
     )
 
 
-def _own_config(note: object, file_name: str) -> NetworkConfig | None:
+def _own_config(note: object, file_name: str) -> AnyNetworkConfig | None:
     if not isinstance(note, dict) or note.get("kind") not in KINDS:
         return None
     config = from_json(KINDS[note["kind"]][1], note.get("config"), where=file_name)
-    return config if isinstance(config, NetworkConfig) else None
+    return config if isinstance(config, AnyNetworkConfig) else None
 
 
 def _hugging_face_preprocessing(processor: dict[str, Any]) -> Preprocessing | None:

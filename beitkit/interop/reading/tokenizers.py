@@ -15,7 +15,7 @@ from beitkit.interop.kinds import TokenizerConfig
 from beitkit.interop.reading.checkpoints import read_file
 from beitkit.interop.reading.describe import Hints, describe_backbone
 from beitkit.interop.reading.understood import split_skipped, to_official
-from beitkit.interop.stored import State, Stored
+from beitkit.interop.stored import LazyTensor, State
 
 IN_FOLDERS = ("encoder.pkl", "pytorch_model.bin")
 """What a folder without our description may hold instead."""
@@ -135,6 +135,6 @@ def vq_kd(path: Path, tensors: State, hints: Hints) -> TokenizerCheckpoint:
     return TokenizerCheckpoint(path=path, layout="VQ-KD", config=config, tensors=ours, skipped=skipped)
 
 
-def _as_flag(stored: Stored) -> Stored:
+def _as_flag(stored: LazyTensor) -> LazyTensor:
     """One number in a vector as a single value; the official file keeps a flag that way."""
     return replace(stored, shape=(), read=lambda: stored.read().reshape(()))

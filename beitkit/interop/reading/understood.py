@@ -14,8 +14,8 @@ from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import SKIPPED
 from beitkit.interop.formats.names import NameTable
-from beitkit.interop.kinds import Headless, NetworkConfig
-from beitkit.interop.stored import State, Stored
+from beitkit.interop.kinds import AnyNetworkConfig, BareBackbone
+from beitkit.interop.stored import LazyTensor, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Checkpoint:
 
     path: Path
     layout: str
-    config: NetworkConfig | Headless
+    config: AnyNetworkConfig | BareBackbone
     tensors: State
     """By official names."""
     skipped: tuple[TensorRecord, ...] = ()
@@ -48,7 +48,7 @@ def to_official(tensors: State, names: NameTable) -> State:
     unknown = names.unknown(tensors)
     if unknown:
         raise UserError(f"{len(unknown)} tensors have names that the layout does not know: {listed(unknown)}")
-    parts: dict[str, dict[int, Stored]] = defaultdict(dict)
+    parts: dict[str, dict[int, LazyTensor]] = defaultdict(dict)
     counts: dict[str, int] = {}
     for name, stored in tensors.items():
         place = names.to_official(name)
@@ -63,7 +63,7 @@ def to_official(tensors: State, names: NameTable) -> State:
     return {official: _merged([found[part] for part in sorted(found)]) for official, found in parts.items()}
 
 
-def _merged(pieces: list[Stored]) -> Stored:
+def _merged(pieces: list[LazyTensor]) -> LazyTensor:
     """One tensor of several, one below the other."""
     if len(pieces) == 1:
         return pieces[0]

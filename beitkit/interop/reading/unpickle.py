@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from beitkit.errors import UserError
-from beitkit.interop.stored import State, Stored, read_slice
+from beitkit.interop.stored import LazyTensor, State, read_slice
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of PyTorch's format before 1.6
 MAX_DEPTH = 32  # of modules in modules; a module that contains itself must not take us round forever
@@ -144,7 +144,7 @@ class Unpickled(NamedTuple):
         """Tensors to be read when they are wanted."""
         return {name: self._stored(name, note) for name, note in tensors.items()}
 
-    def _stored(self, name: str, note: TensorNote) -> Stored:
+    def _stored(self, name: str, note: TensorNote) -> LazyTensor:
         storage, path = note.storage, self.path
         begin, size = self.block_offsets.get(storage.key, (0, -1))
         first = storage.offset + note.offset
@@ -155,7 +155,7 @@ class Unpickled(NamedTuple):
         if numel and (reach * storage.dtype.itemsize > size or numel > storage.numel):
             raise UserError(f"{path} is damaged: tensor {name} reaches beyond its {max(size, 0)} bytes")
         offset = begin + first * storage.dtype.itemsize
-        return Stored(
+        return LazyTensor(
             shape=note.shape,
             dtype=storage.dtype,
             read=lambda: read_slice(path, offset, storage.dtype, note.shape, note.stride),

@@ -18,14 +18,14 @@ from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
 from beitkit.nn.segmentation.segmenter import Segmenter
-from beitkit.nn.segmentation.windows import Score, SlidingScores, resized_rows
+from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
 
 BAND_BYTES = 64 << 20
 """Scores at the picture's size that are in memory at once."""
 LONGEST = 4
 """How many times its short side a picture's long side may be after resizing (official configs)."""
 
-Precision = Callable[[], AbstractContextManager[None]]
+Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def predict_label_map(
     model: Segmenter,
     picture: UInt8[Tensor, "c h w"],
     config: InferenceConfig | None = None,
-    precision: Precision = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> UInt8[Tensor, "h w"]:
     """The class of every pixel, at the picture's size, on the CPU (method 7.5).
 
@@ -76,7 +76,7 @@ def predict_scene(
     model: Segmenter,
     picture: UInt8[Tensor, "c h w"],
     config: InferenceConfig | None = None,
-    precision: Precision = nullcontext,
+    precision: Autocast = nullcontext,
 ) -> ScenePrediction:
     """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
     label_map = torch.empty(map_size(picture), dtype=torch.uint8)
@@ -95,7 +95,7 @@ def _score_bands(
     model: Segmenter,
     picture: UInt8[Tensor, "c h w"],
     wished: InferenceConfig | None,
-    precision: Precision,
+    precision: Autocast,
     *,
     want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
@@ -127,7 +127,7 @@ def _check(model: Segmenter, picture: Tensor) -> None:
 
 
 def _views(
-    model: Segmenter, picture: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Precision
+    model: Segmenter, picture: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
     """One per scale and flip: the scores of the resized picture, and whether they are mirrored."""
     window = model.config.backbone.image_size
@@ -176,7 +176,7 @@ def _resized(picture: UInt8[Tensor, "c h w"], size: Pair) -> UInt8[Tensor, "c oh
     return F.interpolate(picture[None].cpu(), size=size, mode="bilinear", antialias=True)[0]
 
 
-def _scorer(model: Segmenter, precision: Precision) -> Score:
+def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
     """Normalize, pad to the window's size, and run the network as far as its own resolution."""
     weight, (height, width) = model.backbone.cls_token, model.config.backbone.image_size
     preprocessing = model.config.preprocessing

@@ -17,7 +17,7 @@ from torch import Tensor
 from beitkit.configs.model import Pair
 from beitkit.nn.segmentation.heads import map_size, resize
 
-Score = Callable[[Tensor], Tensor]
+ScoreFunction = Callable[[Tensor], Tensor]
 """Windows (b, c, h, w) to scores (b, classes, h', w') that cover the whole window; narrower pictures are padded in here."""
 
 
@@ -26,7 +26,7 @@ class SlidingScores:
 
     def __init__(
         self,
-        score: Score,
+        score: ScoreFunction,
         picture: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"],
         window: Pair,
         stride: Pair,

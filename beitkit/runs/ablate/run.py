@@ -51,7 +51,7 @@ PAPER: dict[str, float] = {
 """Top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch DeiT-B (table 1; method 8.1, 8.2)."""
 
 
-class Row(NamedTuple):
+class VariantRow(NamedTuple):
     """What was measured of a variant."""
 
     name: str
@@ -72,7 +72,7 @@ class Row(NamedTuple):
         return statistics.stdev(self.top1) if len(self.top1) > 1 else None
 
 
-def run(config: AblateRun) -> tuple[Row, ...]:
+def run(config: AblateRun) -> tuple[VariantRow, ...]:
     """Run or continue all of it; returns the rows of the table, full BEiT first and from scratch last."""
     channels = load_tokenizer(config.tokenizer).channels
     folder = RunFolder(config.out, "ablate", config)
@@ -82,9 +82,9 @@ def run(config: AblateRun) -> tuple[Row, ...]:
     for number, variant in enumerate(variants, 1):
         say(f"\n[bold]{number} of {len(variants) + 1}[/] {LABELS[variant]}: pre-train once, fine-tune {len(config.seeds)} times")
         pretrain.run(pretrain_run(config, variant, channels))
-        rows.append(Row(variant, LABELS[variant], _scores(config, variant), PAPER[variant]))
+        rows.append(VariantRow(variant, LABELS[variant], _scores(config, variant), PAPER[variant]))
     say(f"\n[bold]{len(variants) + 1} of {len(variants) + 1}[/] {SCRATCH}: the same fine-tuning of fresh weights")
-    rows.append(Row(SCRATCH, SCRATCH, _scores(config, None), PAPER[SCRATCH]))
+    rows.append(VariantRow(SCRATCH, SCRATCH, _scores(config, None), PAPER[SCRATCH]))
     result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
     folder.write_json("ablate.json", {"seeds": config.seeds, "variants": result})
     _report(folder.path, config, rows)
@@ -138,7 +138,7 @@ def _scores(config: AblateRun, variant: Variant | None) -> tuple[float, ...]:
     return tuple(finetune.run(finetune_run(config, variant, seed)).accuracy for seed in config.seeds)
 
 
-def _cells(row: Row, full: Row) -> list[str]:
+def _cells(row: VariantRow, full: VariantRow) -> list[str]:
     """A row of the table: name, mean, seeds, spread, difference to full BEiT, and the paper's mean and difference."""
     return [
         row.label,
@@ -158,7 +158,7 @@ EXPLANATION = (
 )
 
 
-def _claim(rows: list[Row]) -> tuple[str, bool | None]:
+def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
     """What the table says about pre-training, and whether the seeds settle it; None where there is only one."""
     full, scratch = rows[0], rows[-1]
     gain = full.mean - scratch.mean
@@ -168,7 +168,7 @@ def _claim(rows: list[Row]) -> tuple[str, bool | None]:
     return claim, gain > max(full.spread, scratch.spread)
 
 
-def _print(out: Path, config: AblateRun, rows: list[Row]) -> None:
+def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     table = Table(*HEADER, box=None)
     for row in rows:
         table.add_row(*_cells(row, rows[0]))
@@ -178,7 +178,7 @@ def _print(out: Path, config: AblateRun, rows: list[Row]) -> None:
     print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
 
 
-def _report(out: Path, config: AblateRun, rows: list[Row]) -> None:
+def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     report = Report("Ablation", str(out))
     labels = "all" if config.labels is None else f"{config.labels:,}"
     report.facts(

@@ -38,7 +38,7 @@ from beitkit.train.machine.runtime import Runtime, start_runtime
 NAMED_IN_A_REFUSAL = 3
 
 
-class Reader(NamedTuple):
+class Reading(NamedTuple):
     """How pictures are read, whatever network they are for."""
 
     batch_size: int
@@ -75,7 +75,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
             broken.add(file)
             print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    reader = Reader(
+    reading = Reading(
         batch_size=config.batch_size,
         workers=config.machine.workers,
         device=runtime.device,
@@ -83,7 +83,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
         report=note,
         list_file=None,
     )
-    logits, index = _answers(models, files, reader, runtime, config.crop_share)
+    logits, index = _answers(models, files, reading, runtime, config.crop_share)
     targets = _targets(files)[index]
     names = short_names(config.model)
     results, right = [], []
@@ -148,7 +148,7 @@ def _listed(names: set[str]) -> str:
 
 
 def _answers(
-    models: Sequence[Classifier], files: PictureList, reader: Reader, runtime: Runtime, crop_share: float | None
+    models: Sequence[Classifier], files: PictureList, reading: Reading, runtime: Runtime, crop_share: float | None
 ) -> tuple[list[Tensor], Tensor]:
     """Logits (n, classes) of every model, columns in the first one's order, and which n pictures they are of.
 
@@ -164,7 +164,7 @@ def _answers(
     readable: dict[int, Tensor] = {}
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
-        stream = _stream(members[0], files, reader, crop_share)
+        stream = _stream(members[0], files, reading, crop_share)
         answers, index = collect_answers([_predict(member, runtime.precision) for member in members], stream)
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
@@ -178,20 +178,20 @@ def _answers(
     return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
 
 
-def _stream(model: Classifier, files: PictureList, reader: Reader, crop_share: float | None) -> Iterator[Batch]:
+def _stream(model: Classifier, files: PictureList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
     preprocessing: Preprocessing = model.config.preprocessing
     if crop_share is not None:
         preprocessing = replace(preprocessing, crop_share=crop_share)
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
     return evaluation_batches(
         dataset,
-        reader.batch_size,
-        workers=reader.workers,
-        device=reader.device,
+        reading.batch_size,
+        workers=reading.workers,
+        device=reading.device,
         preprocessing=preprocessing,
-        max_broken=reader.max_broken,
-        report=reader.report,
-        list_file=reader.list_file,
+        max_broken=reading.max_broken,
+        report=reading.report,
+        list_file=reading.list_file,
     )
 
 

@@ -16,13 +16,13 @@ from rich.table import Table
 from torch import Tensor
 
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.data.scenes.label_codes import LabelCode, read_classes
+from beitkit.data.scenes.label_codes import LabelMapping, read_classes
 from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes
 from beitkit.errors import UserError
 from beitkit.evaluation.comparison import SeedGroup, seed_groups
-from beitkit.evaluation.scene_sheets import Verdict, judged, scene_sections
+from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes, scene_sections
 from beitkit.interop.kinds import numbered
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -44,12 +44,12 @@ class SceneResult(NamedTuple):
     name: str
     """What tells it apart: the last part of its path, or all of it."""
     path: Path
-    verdict: Verdict
+    scene_scores: SceneScores
 
     @property
     def headline(self) -> float:
         """Mean intersection over union."""
-        return self.verdict.scores.mean_iou
+        return self.scene_scores.scores.mean_iou
 
 
 class SceneEvaluation(NamedTuple):
@@ -100,7 +100,9 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
 
         passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
         classes = model.config.classes
-        results.append(SceneResult(name, path, judged(predict, passed, classes, palette_of(classes, model.config.palette))))
+        results.append(
+            SceneResult(name, path, evaluate_scenes(predict, passed, classes, palette_of(classes, model.config.palette)))
+        )
         model.cpu()
     result = SceneEvaluation(
         where=where,
@@ -162,7 +164,7 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     return scenes, where
 
 
-def _code(config: EvaluateRun) -> Path | LabelCode | None:
+def _code(config: EvaluateRun) -> Path | LabelMapping | None:
     """What the masks mean: what the user gave or laid beside them, else what the model's run wrote down."""
     if config.classes is not None:
         return config.classes
@@ -180,11 +182,11 @@ def _as_json(result: SceneEvaluation) -> dict[str, Any]:
             "name": model.name,
             "path": str(model.path),
             "miou": model.headline,
-            "macc": _finite(model.verdict.scores.mean_accuracy),
-            "aacc": model.verdict.scores.pixel_accuracy,
-            "fwiou": model.verdict.scores.weighted_iou,
-            "class_iou": model.verdict.class_iou,
-            "confusion": model.verdict.confusion.tolist(),
+            "macc": _finite(model.scene_scores.scores.mean_accuracy),
+            "aacc": model.scene_scores.scores.pixel_accuracy,
+            "fwiou": model.scene_scores.scores.weighted_iou,
+            "class_iou": model.scene_scores.class_iou,
+            "confusion": model.scene_scores.confusion.tolist(),
         }
         for model in result.models
     ]
@@ -199,9 +201,9 @@ def _pictures_table(scenes: Scenes, result: SceneEvaluation) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["model", "path", "miou"])
     for model in result.models:
-        scores = model.verdict.scores
+        scores = model.scene_scores.scores
         for place in scores.worst_first():
-            path = scenes.files.path(model.verdict.indices[place])
+            path = scenes.files.path(model.scene_scores.indices[place])
             table.writerow([model.name, path, f"{scores.picture_iou[place]:.6g}"])
     return text.getvalue()
 
@@ -211,8 +213,8 @@ def _print(result: SceneEvaluation) -> None:
     skipped = f", {result.broken} unreadable left out" if result.broken else ""
     pictures = f"{result.pictures} pictures{skipped}"
     if len(result.models) == 1:
-        console.print(_rich(["class", "share of pixels", "IoU", "named right"], result.models[0].verdict.rows()))
-        print(f"{result.where}: {_summary(result.models[0].verdict)} on {pictures}")
+        console.print(_rich(["class", "share of pixels", "IoU", "named right"], result.models[0].scene_scores.rows()))
+        print(f"{result.where}: {_summary(result.models[0].scene_scores)} on {pictures}")
         return
     console.print(_rich(*_side_by_side(result)))
     print(f"{result.where}: {len(result.models)} models on the same {pictures}")
@@ -220,8 +222,8 @@ def _print(result: SceneEvaluation) -> None:
         print(sentence)
 
 
-def _summary(verdict: Verdict) -> str:
-    scores = verdict.scores
+def _summary(scene_scores: SceneScores) -> str:
+    scores = scene_scores.scores
     unseen = f" ({scores.unseen} of {len(scores.iou)} classes never occur)" if scores.unseen else ""
     return (
         f"mIoU {scores.mean_iou:.1%}{unseen}, mean accuracy {scores.mean_accuracy:.1%}, pixels named right "
@@ -232,15 +234,15 @@ def _summary(verdict: Verdict) -> str:
 def _side_by_side(result: SceneEvaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the means of every network, then each class."""
     header = ["", *(model.name for model in result.models)]
-    scores = [model.verdict.scores for model in result.models]
+    scores = [model.scene_scores.scores for model in result.models]
     rows = [
         ["mIoU", *(f"{one.mean_iou:.1%}" for one in scores)],
         ["mean accuracy", *(f"{one.mean_accuracy:.1%}" for one in scores)],
         ["pixels named right", *(f"{one.pixel_accuracy:.1%}" for one in scores)],
         ["IoU weighed by frequency", *(f"{one.weighted_iou:.1%}" for one in scores)],
     ]
-    for name in result.models[0].verdict.class_iou:
-        values = [model.verdict.class_iou[name] for model in result.models]
+    for name in result.models[0].scene_scores.class_iou:
+        values = [model.scene_scores.class_iou[name] for model in result.models]
         rows.append([f"IoU of {name}", *("-" if value is None else f"{value:.1%}" for value in values)])
     return header, rows
 
@@ -250,15 +252,15 @@ def _write_report(path: Path, result: SceneEvaluation, inferences: Sequence[Infe
     report.facts(
         [
             ("Pictures", f"{result.pictures:,}"),
-            ("Classes", f"{len(result.models[0].verdict.class_iou):,}"),
+            ("Classes", f"{len(result.models[0].scene_scores.class_iou):,}"),
             ("Models", ", ".join(model.name for model in result.models)),
             ("Inference", "; ".join(one.words for one in inferences)),
             *([("Unreadable files", f"{result.broken:,}, left out")] if result.broken else []),
         ]
     )
     if len(result.models) == 1:
-        report.verdict(f"{_summary(result.models[0].verdict)} on {result.pictures:,} pictures", None)
-        scene_sections(report, result.models[0].verdict)
+        report.verdict(f"{_summary(result.models[0].scene_scores)} on {result.pictures:,} pictures", None)
+        scene_sections(report, result.models[0].scene_scores)
     else:
         report.section("Side by side", "All models saw the same pictures.")
         dots = Dots("mIoU", [[model.headline] for model in result.models])
@@ -270,7 +272,7 @@ def _write_report(path: Path, result: SceneEvaluation, inferences: Sequence[Infe
             report.paragraph(sentence)
         best = max(result.models, key=lambda model: model.headline)
         report.paragraph(f"What follows is of {best.name}.")
-        scene_sections(report, best.verdict)
+        scene_sections(report, best.scene_scores)
     report.write(path)
 
 

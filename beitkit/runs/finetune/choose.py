@@ -12,7 +12,7 @@ from typing import NamedTuple
 from beitkit.configs.choices import Choices, narrowness
 from beitkit.configs.data import PAPER_AUGMENT
 from beitkit.configs.model import Pair
-from beitkit.configs.train import DeviceKind, decided
+from beitkit.configs.train import DeviceKind, resolved
 from beitkit.runs.finetune.config import FinetuneRun
 
 FEW = 2_000
@@ -39,7 +39,7 @@ LONG_FROM_SCRATCH = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class FinetuneFacts:
     """What the choices depend on."""
 
     pictures: int
@@ -67,8 +67,8 @@ class Chosen(NamedTuple):
     """One per chosen value, with its option and its reason; then notes."""
 
 
-def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
-    """`run` with every open value decided; the same circumstances always give the same values."""
+def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
+    """`run` with every open value decided; the same facts always give the same values."""
     choices = Choices()
     is_pretrained = not run.scratch
     image_size, crop_share = _shown(choices, run, found)
@@ -78,7 +78,7 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     epochs = run.train.epochs
     if run.train.steps is None:
         epochs = choices.pick(epochs, "--epochs", _epochs(found, per_epoch))
-    length = run.train.steps / per_epoch if run.train.steps is not None else decided(epochs)
+    length = run.train.steps / per_epoch if run.train.steps is not None else resolved(epochs)
     train = replace(
         run.train,
         batch_size=batch_size,
@@ -92,11 +92,11 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     strength = run.augment
     augment = replace(
         strength,
-        operations=choices.pick(strength.operations, "--augment.operations", (decided(PAPER_AUGMENT.operations), "the paper's")),
+        operations=choices.pick(strength.operations, "--augment.operations", (resolved(PAPER_AUGMENT.operations), "the paper's")),
         magnitude=choices.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
         erasing=choices.pick(strength.erasing, "--augment.erasing", _erasing(found)),
-        mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, decided(PAPER_AUGMENT.mixup))),
-        cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, decided(PAPER_AUGMENT.cutmix))),
+        mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, resolved(PAPER_AUGMENT.mixup))),
+        cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, resolved(PAPER_AUGMENT.cutmix))),
     )
     config = replace(
         run,
@@ -114,7 +114,7 @@ def choose(run: FinetuneRun, found: Circumstances) -> Chosen:
     return Chosen(config, tuple(choices.lines))
 
 
-def _shown(choices: Choices, run: FinetuneRun, found: Circumstances) -> tuple[int | None, float]:
+def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[int | None, float]:
     """Image size (None keeps a checkpoint's, which may be no square) and crop share."""
     size = run.image_size
     if found.image_size is None:
@@ -122,12 +122,12 @@ def _shown(choices: Choices, run: FinetuneRun, found: Circumstances) -> tuple[in
         nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
         size = choices.pick(size, "--image-size", (nearest, f"pictures of {found.side} pixels, patches of {patch}"))
     is_kept = size is None or (size, size) == found.image_size
-    if is_kept or decided(size) < UNCROPPED:
+    if is_kept or resolved(size) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
 
 
-def _batch_size(found: Circumstances, side: int) -> tuple[int, str]:
+def _batch_size(found: FinetuneFacts, side: int) -> tuple[int, str]:
     """The device's batch, halved for wide networks and for large pictures; at most a quarter of the pictures."""
     largest = BATCH[found.device] // (2 if found.width >= 1024 else 1) // (2 if side >= UNCROPPED else 1)
     power = 1
@@ -136,7 +136,7 @@ def _batch_size(found: Circumstances, side: int) -> tuple[int, str]:
     return power, f"{found.pictures} pictures, {found.device}"
 
 
-def _epochs(found: Circumstances, per_epoch: float) -> tuple[float, str]:
+def _epochs(found: FinetuneFacts, per_epoch: float) -> tuple[float, str]:
     """30 for few pictures, 50 for some or a deep network, 100 for many; between floor and ceiling in steps."""
     epochs = 30.0 if found.pictures < FEW else 50.0 if found.pictures < MANY or found.depth > 12 else 100.0
     ceiling = STEPS_CEILING[found.device]
@@ -147,7 +147,7 @@ def _epochs(found: Circumstances, per_epoch: float) -> tuple[float, str]:
     return epochs, f"{found.pictures} pictures, {found.depth} blocks"
 
 
-def _lr(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
+def _lr(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]:
     """The paper's for the pre-trained, less for deep networks, more for narrow ones; from scratch, less for wide ones."""
     if not is_pretrained:
         return (4e-3 if found.width < 384 else 1e-3), f"from scratch, width {found.width}"
@@ -157,7 +157,7 @@ def _lr(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
     return round(4e-3 * narrow, 4), "pre-trained, the paper's" + (f", more for width {found.width}" if narrow > 1 else "")
 
 
-def _layer_decay(found: Circumstances, is_pretrained: bool) -> tuple[float, str]:
+def _layer_decay(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]:
     """Layer decay spares what is already good; fresh weights have nothing to spare and would only learn more slowly."""
     if not is_pretrained:
         return 1.0, "from scratch"
@@ -165,23 +165,23 @@ def _layer_decay(found: Circumstances, is_pretrained: bool) -> tuple[float, str]
     return decay, f"pre-trained, {found.depth} blocks"
 
 
-def _magnitude(found: Circumstances) -> tuple[float, str]:
+def _magnitude(found: FinetuneFacts) -> tuple[float, str]:
     """Milder where few pictures have to be recognized at all."""
     if found.pictures < FEW:
         return 5.0, f"milder than the paper's 9 for {found.pictures} pictures"
-    return decided(PAPER_AUGMENT.magnitude), "the paper's"
+    return resolved(PAPER_AUGMENT.magnitude), "the paper's"
 
 
-def _erasing(found: Circumstances) -> tuple[float, str]:
+def _erasing(found: FinetuneFacts) -> tuple[float, str]:
     """The paper's, but neither for few pictures nor for small ones."""
     if found.side <= SMALL_PICTURES:
         return 0.0, f"pictures of {found.side} pixels"
     if found.pictures < FEW:
         return 0.0, f"{found.pictures} pictures"
-    return decided(PAPER_AUGMENT.erasing), "the paper's"
+    return resolved(PAPER_AUGMENT.erasing), "the paper's"
 
 
-def _mixing(found: Circumstances, epochs: float, strength: float) -> tuple[float, str]:
+def _mixing(found: FinetuneFacts, epochs: float, strength: float) -> tuple[float, str]:
     """The paper's for long runs on many pictures."""
     if found.pictures < MANY:
         return 0.0, f"{found.pictures} pictures"
@@ -190,7 +190,7 @@ def _mixing(found: Circumstances, epochs: float, strength: float) -> tuple[float
     return strength, "the paper's"
 
 
-def _drop_path(found: Circumstances) -> tuple[float, str]:
+def _drop_path(found: FinetuneFacts) -> tuple[float, str]:
     """The released recipes'."""
     return (0.1 if found.depth <= 12 else 0.2), f"{found.depth} blocks"
 

@@ -27,7 +27,7 @@ SHOWN_SHARE = 0.005
 """Smaller shares of a target are not written down."""
 
 
-class Outcome(NamedTuple):
+class FinalScores(NamedTuple):
     """What the finished network scores on the validation pictures."""
 
     score: float
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     """For each class its pictures, and the share named right or its average precision."""
 
 
-class Compared(NamedTuple):
+class ComparedClassifier(NamedTuple):
     """Another run, by the same measure."""
 
     folder: Path
@@ -49,8 +49,8 @@ def write_report(
     config: FinetuneRun,
     network: ClassifierConfig,
     train: PictureList,
-    outcome: Outcome,
-    compared: Compared | None,
+    outcome: FinalScores,
+    compared: ComparedClassifier | None,
     runtime: Runtime,
     first: Batch,
 ) -> None:
@@ -85,7 +85,7 @@ def write_report(
     report.write(folder.path / "report.html")
 
 
-def _side_by_side(report: Report, path: Path, outcome: Outcome, compared: Compared, measure: str) -> None:
+def _side_by_side(report: Report, path: Path, outcome: FinalScores, compared: ComparedClassifier, measure: str) -> None:
     difference = outcome.score - compared.score
     report.verdict(
         f"{outcome.score:.1%} here, {compared.score:.1%} in {compared.folder}: {100 * difference:+.1f} points",
@@ -104,7 +104,7 @@ def _side_by_side(report: Report, path: Path, outcome: Outcome, compared: Compar
     )
 
 
-def _accuracy_lines(outcome: Outcome, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
+def _accuracy_lines(outcome: FinalScores, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
     # Of mixed pictures only a part can be named right, so their accuracy says nothing about overfitting.
     is_comparable = not config.augment.is_mixing
     return finetuning_lines(
@@ -116,7 +116,7 @@ def _accuracy_lines(outcome: Outcome, events: Sequence[Event], config: FinetuneR
     )
 
 
-def _ranking_line(outcome: Outcome) -> Line:
+def _ranking_line(outcome: FinalScores) -> Line:
     shares = [count / outcome.pictures for count, _ in outcome.classes if count]
     chance = sum(shares) / len(shares)
     measured = f"mean average precision is {outcome.score:.1%} on {outcome.pictures:,} pictures"

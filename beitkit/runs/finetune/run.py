@@ -13,7 +13,7 @@ import torch
 
 from beitkit.configs.model import SIZES, ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.image_list import PictureList
@@ -38,9 +38,9 @@ from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
-from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.runs.finetune.report import Compared, Outcome, write_report
+from beitkit.runs.finetune.report import ComparedClassifier, FinalScores, write_report
 from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
@@ -50,10 +50,10 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.optim import layered_groups
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 
-class Result(NamedTuple):
+class FinetuneResult(NamedTuple):
     """What a fine-tuning run found out."""
 
     folder: Path
@@ -61,16 +61,16 @@ class Result(NamedTuple):
     """Top-1 share on the validation pictures; where pictures have several labels, the mean average precision."""
 
 
-def run(config: FinetuneRun) -> Result:
+def run(config: FinetuneRun) -> FinetuneResult:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
     runtime = start_runtime(config.machine, config.speed.sharding)
-    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label a picture, but those of {config.images} have several; leave it out")
-    chosen = choose(config, _circumstances(config, train, runtime))
+    chosen = choose(config, _facts(config, train, runtime))
     config = chosen.config
     model = _network(config, train)
     metric = "map" if model.config.multilabel else "top1"
@@ -79,27 +79,27 @@ def run(config: FinetuneRun) -> Result:
     journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
-        return Result(folder.path, _compared(folder.path, val.digest, metric).score)
+        return FinetuneResult(folder.path, _compared(folder.path, val.digest, metric).score)
     inputs = {"validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
     folder.pin(pictures=train.digest, **inputs)
     if runtime.is_main:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
-    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=0)
+    schedule = make_schedule(config.train, config.loop, config.optim, len(train), default_epochs=0)
     torch.manual_seed(config.train.seed)
     if config.scratch:
         model = Classifier(model.config)
     elif _has_fresh_head(model):
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
-    computed = accelerate(objective, config.speed, runtime, plan)
+    computed = accelerate(objective, config.speed, runtime, schedule)
     for line in chosen.lines:
         journal.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     journal.say(
         f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
-        f"{plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g}, "
+        f"{schedule.steps} steps of {schedule.pictures_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
         f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
     )
     if (note := note_on_val(val)) is not None:
@@ -116,7 +116,7 @@ def run(config: FinetuneRun) -> Result:
         objective,
         streams.training,
         layered_groups(model, model, config.optim),
-        plan=plan,
+        schedule=schedule,
         loop=config.loop,
         optim=config.optim,
         runtime=runtime,
@@ -129,9 +129,9 @@ def run(config: FinetuneRun) -> Result:
     )
     if runtime.is_main:
         if model.config.multilabel:
-            outcome = _multilabel_outcome(*collect_targets(predict, streams.validation()))
+            outcome = _multilabel_scores(*collect_targets(predict, streams.validation()))
         else:
-            outcome = _outcome(*collect_logits(predict, streams.validation()))
+            outcome = _final_scores(*collect_logits(predict, streams.validation()))
         result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
@@ -140,8 +140,8 @@ def run(config: FinetuneRun) -> Result:
         journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
         after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
         journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    runtime.processes.wait()
-    return Result(folder.path, _compared(folder.path, val.digest, metric).score)
+    runtime.processes.barrier()
+    return FinetuneResult(folder.path, _compared(folder.path, val.digest, metric).score)
 
 
 @dataclass
@@ -160,13 +160,13 @@ class _Streams:
         backbone, preprocessing = self.network.backbone, self.network.preprocessing
         augment, seed = self.config.augment, self.config.train.seed
         randomly = None
-        if decided(augment.operations):
+        if resolved(augment.operations):
             randomly = RandAugment(
-                decided(augment.operations), decided(augment.magnitude), augment.magnitude_std, preprocessing.mean
+                resolved(augment.operations), resolved(augment.magnitude), augment.magnitude_std, preprocessing.mean
             )
         self.dataset = PictureDataset(
             self.train,
-            TrainView(self.config.view, backbone.image_size, randomly, decided(augment.erasing)),
+            TrainView(self.config.view, backbone.image_size, randomly, resolved(augment.erasing)),
             channels=backbone.channels,
             seed=seed,
             smallest=backbone.patch,
@@ -190,7 +190,7 @@ class _Streams:
                 seed=config.train.seed,
                 first=first,
                 rank=self.runtime.rank,
-                world=self.runtime.world,
+                world=self.runtime.world_size,
             )
         return stream
 
@@ -198,7 +198,7 @@ class _Streams:
         """One pass of the validation pictures as they are."""
         return evaluation_batches(
             self.evaluation,
-            2 * decided(self.config.train.batch_size),
+            2 * resolved(self.config.train.batch_size),
             workers=self.config.machine.workers,
             device=self.runtime.device,
             preprocessing=self.network.preprocessing,
@@ -208,20 +208,20 @@ class _Streams:
         )
 
 
-def _circumstances(config: FinetuneRun, train: PictureList, runtime: Runtime) -> Circumstances:
+def _facts(config: FinetuneRun, train: PictureList, runtime: Runtime) -> FinetuneFacts:
     """What the choices depend on: pictures, network and device."""
     imbalance = 1.0
     if train.labels is not None:
         counts = np.unique(train.labels, return_counts=True)[1]
         imbalance = float(counts.max() / counts.min())
     if config.model is None:
-        size, patch, image_size = SIZES[decided(config.size)], config.patch or DEFAULT_PATCH, None
+        size, patch, image_size = SIZES[resolved(config.size)], config.patch or DEFAULT_PATCH, None
         width, depth, preprocessing = size.width, size.depth, config.network.preprocessing
     else:
         stored = read_checkpoint(config.model).config
         backbone, preprocessing = stored.backbone, stored.preprocessing
         width, depth, patch, image_size = backbone.width, backbone.depth, max(backbone.patch), backbone.image_size
-    return Circumstances(
+    return FinetuneFacts(
         pictures=len(train),
         side=median_side(train, config.train.seed),
         imbalance=imbalance,
@@ -244,7 +244,7 @@ def _network(config: FinetuneRun, files: PictureList) -> Classifier:
         )
         assert isinstance(loaded, Classifier)
         model = loaded
-    shown = replace(model.config.preprocessing, crop_share=decided(config.crop_share))
+    shown = replace(model.config.preprocessing, crop_share=resolved(config.crop_share))
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
 
@@ -254,10 +254,10 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
     network, pooling = config.network, config.pooling or "mean"
     return ClassifierConfig(
         backbone=network.backbone(
-            decided(config.size),
+            resolved(config.size),
             config.patch or DEFAULT_PATCH,
-            decided(config.image_size),
-            drop_path=decided(config.drop_path),
+            resolved(config.image_size),
+            drop_path=resolved(config.drop_path),
             final_norm=pooling == "cls",
         ),
         classes=classes,
@@ -266,14 +266,14 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
     )
 
 
-def _outcome(logits: torch.Tensor, labels: torch.Tensor) -> Outcome:
-    return Outcome(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
+def _final_scores(logits: torch.Tensor, labels: torch.Tensor) -> FinalScores:
+    return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
 
 
-def _multilabel_outcome(logits: torch.Tensor, targets: torch.Tensor) -> Outcome:
+def _multilabel_scores(logits: torch.Tensor, targets: torch.Tensor) -> FinalScores:
     precisions = class_precisions(logits, targets)
     classes = list(zip(targets.sum(0).tolist(), precisions, strict=True))
-    return Outcome(mean_average_precision(logits, targets), len(targets), classes)
+    return FinalScores(mean_average_precision(logits, targets), len(targets), classes)
 
 
 def _has_fresh_head(model: Classifier) -> bool:
@@ -282,7 +282,7 @@ def _has_fresh_head(model: Classifier) -> bool:
     return any(record.name == "head.weight" and record.fate == "fresh" for record in model.load_report.records)
 
 
-def _compared(folder: Path, val_digest: str, metric: str) -> Compared:
+def _compared(folder: Path, val_digest: str, metric: str) -> ComparedClassifier:
     """What a finished run found out, on the same validation pictures."""
     path = folder / "result.json"
     try:
@@ -292,4 +292,4 @@ def _compared(folder: Path, val_digest: str, metric: str) -> Compared:
         raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
     if measured_on != val_digest:
         raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
-    return Compared(folder, score)
+    return ComparedClassifier(folder, score)

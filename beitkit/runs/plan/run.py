@@ -54,7 +54,7 @@ def run(config: PlanRun) -> Estimate:
         return plan_memory(
             subject.workload,
             batch_size,
-            own_passes=subject.length.passes // config.gpus * (subject.length.batch_size // batch_size),
+            own_accumulation_steps=subject.length.accumulation_steps // config.gpus * (subject.length.batch_size // batch_size),
             autocast=autocast,
             recompute=recompute,
             is_averaged=subject.is_averaged,
@@ -121,7 +121,7 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
 
 def _advice(config: PlanRun, subject: Subject, memory: Callable[..., Memory], limit: int) -> tuple[str, ...]:
     """What would fit: a smaller batch with more passes, recomputation, sharding, or all of them."""
-    batch_size, passes = subject.length.batch_size, subject.length.passes
+    batch_size, accumulation_steps = subject.length.batch_size, subject.length.accumulation_steps
     is_sharded = config.sharding == "full"
     sharding = [(True, " --sharding full")] if is_sharded or config.gpus > 1 else []
     ways = [(config.recompute, is_sharded, ""), (True, is_sharded, " --recompute")]
@@ -137,6 +137,10 @@ def _advice(config: PlanRun, subject: Subject, memory: Callable[..., Memory], li
             smaller //= 2
         needed = memory(smaller, recompute=recompute, is_sharded=sharded).peak
         if needed <= limit:
-            batch = "" if smaller == batch_size else f" --batch-size {smaller} --accumulate {passes * (batch_size // smaller)}"
+            batch = (
+                ""
+                if smaller == batch_size
+                else f" --batch-size {smaller} --accumulate {accumulation_steps * (batch_size // smaller)}"
+            )
             found.append(f"{(batch + options).strip()} needs {needed / GIB:.1f} GiB")
     return tuple(found)

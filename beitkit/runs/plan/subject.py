@@ -9,7 +9,7 @@ from typing import NamedTuple
 from beitkit.configs.model import SIZES, ClassifierConfig, SegmenterConfig
 from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
 from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, VQKDConfig
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.data.views.masking import masker
 from beitkit.errors import UserError
 from beitkit.interop.kinds import numbered
@@ -20,13 +20,13 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.plan.config import PlanRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.run import DEFAULT_EPOCHS
-from beitkit.runs.pretrain.setup import JUDGED_PICTURES, network_of
+from beitkit.runs.pretrain.setup import EVALUATED_PICTURES, network_of
 from beitkit.runs.recipes.recipe import IMAGES, OUT
 from beitkit.runs.recipes.table import recipe_named, started_from
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.run import AUXILIARY_CHANNELS
 from beitkit.tokenizers.frozen import TRIED_PICTURES
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 AnyRun = PretrainRun | FinetuneRun | SegmentRun
 CLASSES = {"finetune": 1000, "segment": 150}
@@ -53,17 +53,17 @@ def subject_of(config: PlanRun) -> Subject:
     verb = "pretrain" if config.recipe is None else recipe_named(config.recipe).verb
     _check_options(config, verb)
     run = _run_of(config, verb)
-    passes = run.loop.accumulate if config.accumulate is None else config.accumulate
-    passes = config.gpus if passes is None else passes
-    if passes % config.gpus:
-        nearest = max(1, round(passes / config.gpus)) * config.gpus
+    accumulation_steps = run.loop.accumulate if config.accumulate is None else config.accumulate
+    accumulation_steps = config.gpus if accumulation_steps is None else accumulation_steps
+    if accumulation_steps % config.gpus:
+        nearest = max(1, round(accumulation_steps / config.gpus)) * config.gpus
         raise UserError(
-            f"{passes} forward passes a step cannot be shared evenly by --gpus {config.gpus}; give --accumulate {nearest}, "
-            "and the --batch-size that keeps the pictures of a step"
+            f"{accumulation_steps} forward passes a step cannot be shared evenly by --gpus {config.gpus}; give --accumulate "
+            f"{nearest}, and the --batch-size that keeps the pictures of a step"
         )
-    run = replace(run, loop=replace(run.loop, accumulate=passes))
+    run = replace(run, loop=replace(run.loop, accumulate=accumulation_steps))
     workload = _workload(config, run)
-    return Subject(verb, run, workload, _length(config, run, passes), bool(run.loop.ema))
+    return Subject(verb, run, workload, _length(config, run, accumulation_steps), bool(run.loop.ema))
 
 
 def _check_options(config: PlanRun, verb: str) -> None:
@@ -107,7 +107,7 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
     backbone = NetworkConfig().backbone(
         size,  # type: ignore[arg-type] - one of SIZES
         config.patch or DEFAULT_PATCH,
-        decided(run.image_size),
+        resolved(run.image_size),
         drop_path=run.drop_path or 0.0,
         final_norm=False,
     )
@@ -133,17 +133,17 @@ def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
     return load_tokenizer(path).config
 
 
-def _length(config: PlanRun, run: AnyRun, passes: int) -> Length:
+def _length(config: PlanRun, run: AnyRun, accumulation_steps: int) -> Length:
     # The rates that a schedule starts from change nothing about its length.
     optim = replace(run.optim, warmup_epochs=0.0, warmup_steps=None)
-    plan = make_plan(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
-    epochs = plan.steps * plan.pictures_per_step / config.images
+    schedule = make_schedule(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
+    epochs = schedule.steps * schedule.pictures_per_step / config.images
     every = run.loop.evaluate_every
-    evaluations = -(-plan.steps // every) if every else 1
+    evaluations = -(-schedule.steps // every) if every else 1
     if isinstance(run, PretrainRun):
         stored = 0 if config.cached else config.views
         tokenized = 1.0 if stored is None else min(1.0, stored / epochs)
-        judged = evaluations * min(JUDGED_PICTURES, config.images)
+        judged = evaluations * min(EVALUATED_PICTURES, config.images)
     else:
         tokenized, judged = 0.0, evaluations * (config.validation or 0)
-    return Length(plan.steps, decided(run.train.batch_size), passes, config.gpus, tokenized, judged)
+    return Length(schedule.steps, resolved(run.train.batch_size), accumulation_steps, config.gpus, tokenized, judged)

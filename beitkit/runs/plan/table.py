@@ -121,7 +121,7 @@ class Estimate:
         return [
             Figure("length", "steps", length.steps, "", OPTIONS),
             Figure("length", "pictures a step", length.pictures_per_step, "", OPTIONS),
-            Figure("length", "passes a step, each device", length.passes // length.devices, "", OPTIONS),
+            Figure("length", "passes a step, each device", length.accumulation_steps // length.devices, "", OPTIONS),
             Figure("length", "pictures shown", length.pictures, "", OPTIONS),
             Figure("length", "parameters", self.subject.workload.parameters, "", OPTIONS),
         ]

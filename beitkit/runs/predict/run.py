@@ -13,10 +13,10 @@ from beitkit.errors import UserError
 from beitkit.inference.command import command_of, shard_path
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Probabilities
-from beitkit.inference.part import Part
-from beitkit.inference.predictions import JsonPredictions, Naming, prediction_sheet
+from beitkit.inference.part import Rows
+from beitkit.inference.predictions import JsonPredictions, Naming, prediction_table
 from beitkit.inference.predictor import BatchComputation
-from beitkit.inference.result import Outcome, Result
+from beitkit.inference.result import PartedOutput, Written
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -26,7 +26,7 @@ from beitkit.runs.predict.segmenters import predict_scenes
 from beitkit.system import quoted
 
 
-def run(config: PredictRun) -> Outcome:
+def run(config: PredictRun) -> Written:
     """Predict what a model of this kind can; write a table, or print."""
     model = load(config.model)
     if isinstance(model, Segmenter):
@@ -41,10 +41,10 @@ def run(config: PredictRun) -> Outcome:
     )
 
 
-def _predict_classes(config: PredictRun, model: Classifier) -> Outcome:
+def _predict_classes(config: PredictRun, model: Classifier) -> Written:
     """Probabilities of the classes of each picture."""
     naming = Naming.of(model.config, config.top)
-    sheet = None if config.out is None else prediction_sheet(config.out, naming)
+    sheet = None if config.out is None else prediction_table(config.out, naming)
     block = config.batch_size * BATCHES_PER_BLOCK
     number, shards = shard_of(config.shard)
     found = gather_pictures(config.inputs)
@@ -56,7 +56,7 @@ def _predict_classes(config: PredictRun, model: Classifier) -> Outcome:
     if config.out is None or sheet is None:
         return _print(config, naming, engine(files))
     out = shard_path(config.out, number, shards, is_whole=config.shard is None)
-    result = Result({out: sheet}, command, -(-len(files) // block))
+    result = PartedOutput({out: sheet}, command, -(-len(files) // block))
     outcome = complete(result, files, block, engine, progress)
     if config.json:
         print(json.dumps({"pictures": outcome.pictures, "unreadable": outcome.unreadable, "out": str(out)}))
@@ -68,7 +68,7 @@ def _predict_classes(config: PredictRun, model: Classifier) -> Outcome:
 def reported(engine: Engine) -> Engine:
     """The same engine, which names the pictures that cannot be read on stderr."""
 
-    def results(files: PictureList) -> Iterator[Part]:
+    def results(files: PictureList) -> Iterator[Rows]:
         for part in engine(files):
             for path, error in zip(part.paths, part.errors, strict=True):
                 if error:
@@ -83,13 +83,13 @@ def progress(done: int, total: int) -> None:
     print(f"{done} of {total} parts", file=sys.stderr)
 
 
-def counted(outcome: Outcome) -> str:
+def counted(outcome: Written) -> str:
     """The file and its rows in words."""
     rows = f"{outcome.pictures} picture{'' if outcome.pictures == 1 else 's'}"
     return f"{outcome.out} ({rows}{f', {outcome.unreadable} of them unreadable' if outcome.unreadable else ''})"
 
 
-def _print(config: PredictRun, naming: Naming, results: Iterator[Part]) -> Outcome:
+def _print(config: PredictRun, naming: Naming, results: Iterator[Rows]) -> Written:
     """Print a line for each picture on stdout."""
     pictures = unreadable = 0
     for part in results:
@@ -106,4 +106,4 @@ def _print(config: PredictRun, naming: Naming, results: Iterator[Part]) -> Outco
     if not config.json:
         skipped = f", {unreadable} of them unreadable" if unreadable else ""
         print(f"{pictures} picture{'' if pictures == 1 else 's'}{skipped}. Next: keep the predictions with --out predictions.csv")
-    return Outcome(pictures, unreadable, None)
+    return Written(pictures, unreadable, None)

@@ -37,7 +37,7 @@ from beitkit.data.sources.image_list import PictureList
 from beitkit.errors import UserError
 from beitkit.inference.command import command_of
 from beitkit.inference.engines import shard
-from beitkit.inference.result import Outcome
+from beitkit.inference.result import Written
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -57,7 +57,7 @@ CELL, ACROSS, GAP = 256, 4, 3
 """Long side in pixels of a picture on it, pictures and overlays in a row, and white pixels around each."""
 
 
-def predict_scenes(config: PredictRun, model: Segmenter) -> Outcome:
+def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
     """Label every picture; write a folder, or print what each class covers."""
     if config.engine != "local":
         raise UserError("--engine ray is for classifiers; several machines share the labelling of pictures by --shard 1/n to n/n")
@@ -112,7 +112,7 @@ class _Folder:
         names = {"names": list(model.config.classes), "colors": [list(color) for color in self.palette]}
         write_atomically(path / CLASSES_FILE, (json.dumps(names, ensure_ascii=False) + "\n").encode())
 
-    def complete(self, config: PredictRun, runtime: Runtime, files: PictureList) -> Outcome:
+    def complete(self, config: PredictRun, runtime: Runtime, files: PictureList) -> Written:
         """Label what is missing, then draw the sheet.
 
         Raises:
@@ -132,7 +132,7 @@ class _Folder:
         readable = [Path(line["path"]) for line in done.values() if "error" not in line]
         count = min(ON_SHEET, len(readable))
         self._draw_sheet([readable[place * len(readable) // count] for place in range(count)])
-        return Outcome(len(files), unreadable, self.path)
+        return Written(len(files), unreadable, self.path)
 
     def _label(self, path: Path, config: PredictRun, runtime: Runtime) -> dict[str, Any]:
         line: dict[str, Any] = {"path": str(path)}
@@ -180,7 +180,7 @@ class _Folder:
         yield from map(json.loads, kept)
 
 
-def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: PictureList) -> Outcome:
+def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: PictureList) -> Written:
     """Print a line for each picture on stdout."""
     unreadable = 0
     for place in range(len(files)):
@@ -200,7 +200,7 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: Pictur
         raise UserError(f"none of the {len(files)} pictures can be read; the reasons are named above")
     if not config.json:
         print(f"{len(files) - unreadable} pictures. Next: keep masks and overlays with --out masks/")
-    return Outcome(len(files), unreadable, None)
+    return Written(len(files), unreadable, None)
 
 
 def _shares(prediction: ScenePrediction) -> dict[str, dict[str, float]]:

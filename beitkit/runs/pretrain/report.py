@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
 from beitkit.evaluation.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
@@ -40,7 +40,7 @@ def write_report(
     """Write report.html and reconstructions.png of a run whose training is done; `saved` is what a token cache brought."""
     config = setup.config
     events = read_journal(folder.journal)
-    stream = training_stream(setup.dataset(), decided(config.train.batch_size), workers=config.machine.workers)
+    stream = training_stream(setup.dataset(), resolved(config.train.batch_size), workers=config.machine.workers)
     prepared = setup.prepared(stream, runtime.device, encoder)
     first = next(prepared)
     statistics = None

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
-from beitkit.data.stream import counted_broken, evaluation_stream
+from beitkit.data.stream import evaluation_stream, with_limit_on_broken
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
@@ -28,7 +28,7 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.optim import layered_groups
-from beitkit.train.schedule import Plan, make_plan
+from beitkit.train.schedule import Schedule, make_schedule
 
 DEFAULT_EPOCHS = 300
 """Length of the paper's ablations; its main runs took 800 epochs of 1.28 million pictures."""
@@ -37,7 +37,7 @@ DEFAULT_EPOCHS = 300
 def run(config: PretrainRun) -> Path:
     """Pre-train or continue; returns the run folder, which `beitkit.load` reads."""
     runtime = start_runtime(config.machine, config.speed.sharding)
-    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
     setup = Setup.of(config)
     folder = RunFolder(config.out, "pretrain", config, runtime.processes)
     journal = Journal(folder.journal, is_main=runtime.is_main)
@@ -47,27 +47,27 @@ def run(config: PretrainRun) -> Path:
     folder.pin(**setup.inputs())
     encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
-    plan = make_plan(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
+    schedule = make_schedule(config.train, config.loop, config.optim, len(setup.files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = setup.objective()
-    journal.say(_announcement(setup, objective.model, plan, runtime) + accelerate(objective, config.speed, runtime, plan))
+    journal.say(_announcement(setup, objective.model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
     if encoder is not None and (how := encoder.describe()):
         journal.say(how)
     if cached is not None:
         journal.say(described(cached.cache))
-    dataset, fixed = setup.dataset(), setup.fixed()
+    dataset, fixed = setup.dataset(), setup.evaluation_dataset()
     waited = WaitMeter()
     first_step = 0
 
     def batches(start: int) -> Iterator[Batch]:
         nonlocal first_step
-        first_step = start * runtime.world // decided(config.loop.accumulate)
+        first_step = start * runtime.world_size // resolved(config.loop.accumulate)
         stream = raw_batches(setup, start, cached, runtime)
-        stream = counted_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = with_limit_on_broken(stream, dataset, config.read.max_broken, folder.note_broken, folder.broken_list)
         return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
 
     def fixed_batches() -> Iterator[Batch]:
-        stream = evaluation_stream(fixed, decided(config.train.batch_size), workers=0)
+        stream = evaluation_stream(fixed, resolved(config.train.batch_size), workers=0)
         return setup.prepared(stream, runtime.device, encoder)
 
     def predict(images: Tensor, mask: Tensor, at: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def run(config: PretrainRun) -> Path:
             objective,
             batches,
             layered_groups(objective.model, objective.model, config.optim),
-            plan=plan,
+            schedule=schedule,
             loop=config.loop,
             optim=config.optim,
             runtime=runtime,
@@ -102,11 +102,11 @@ def run(config: PretrainRun) -> Path:
     if runtime.is_main:
         saved = None if cached is None else saved_time(cached, setup, first_step)
         if saved is not None:
-            journal.record("note", plan.steps, text=saved)
+            journal.record("note", schedule.steps, text=saved)
             journal.say(saved)
         write_report(folder, setup, objective.model, encoder, runtime, saved)
         save_native(objective.model.cpu(), folder.path)
-    runtime.processes.wait()
+    runtime.processes.barrier()
     journal.say(
         f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELLED --model {quoted(folder.path)}, "
         f"or beitkit finetune LABELLED --model {quoted(folder.path)} --out ..."
@@ -122,13 +122,13 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     return filled_columns(setup, model, previewed_batch(setup)), explanation(setup)
 
 
-def _announcement(setup: Setup, model: MaskedImageModel, plan: Plan, runtime: Runtime) -> str:
+def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:
     config = setup.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "" if config.recipe is None else f" by the recipe {config.recipe}"
     return (
         f"pre-training{recipe}: {config.size}/{config.patch} at {config.image_size} ({parameters / 1e6:.1f} M parameters), "
         f"mask {mask_of(setup)}, targets {targets_of(setup)}; "
-        f"{len(setup.files)} pictures, {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, lr {plan.lr:.3g} "
-        f"({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
+        f"{len(setup.files)} pictures, {schedule.steps} steps of {schedule.pictures_per_step}, warm-up {schedule.warmup}, lr "
+        f"{schedule.lr:.3g} ({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
     )

@@ -19,7 +19,7 @@ from beitkit.data.tokens.cache import read_key
 from beitkit.data.tokens.key import CacheKey, token_size_of
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
-from beitkit.data.views.masking import Masker, located, masker
+from beitkit.data.views.masking import Masker, masker, with_positions
 from beitkit.errors import UserError
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
@@ -28,7 +28,7 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
 
-JUDGED_PICTURES = 512
+EVALUATED_PICTURES = 512
 """Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
 
 
@@ -96,9 +96,9 @@ class Setup:
             views=self.views,
         )
 
-    def fixed(self) -> PictureDataset:
+    def evaluation_dataset(self) -> PictureDataset:
         """Some of the pictures, evenly spread, each always in the same view and under the same mask."""
-        count = min(JUDGED_PICTURES, len(self.files))
+        count = min(EVALUATED_PICTURES, len(self.files))
         chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
         dataset = self.dataset()
         return PictureDataset(
@@ -122,7 +122,7 @@ class Setup:
         statistics = self.model.preprocessing
         if cached is not None:
             stream = cached.tokenized(stream)
-        stream = located(stream, self.recover_all)
+        stream = with_positions(stream, self.recover_all)
         stream = normalized(to_device(stream, device), statistics.mean, statistics.std)
         return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch, precision_name
 from beitkit.data.stream import token_ids, training_stream
 from beitkit.data.tokens.cache import HEADER, TokenCache, bytes_per_view, open_cache, read_key
@@ -53,12 +53,12 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
     def encode(images: Tensor) -> Tensor:
         return token_ids(images.to(runtime.device), encoder, key.grid)
 
-    return CachedTokens(cache, encode, decided(setup.config.train.batch_size))
+    return CachedTokens(cache, encode, resolved(setup.config.train.batch_size))
 
 
 def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: Runtime) -> Iterator[Batch]:
     """A process's endless batches on the CPU, without the tokenizer's view as soon as all tokens are stored."""
-    machine, batch_size = setup.config.machine, decided(setup.config.train.batch_size)
+    machine, batch_size = setup.config.machine, resolved(setup.config.train.batch_size)
     is_stored = cached is not None and cached.cache.is_complete
     while True:
         stream = training_stream(
@@ -67,7 +67,7 @@ def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: 
             start_batch=start,
             workers=machine.workers,
             rank=runtime.rank,
-            world=runtime.world,
+            world=runtime.world_size,
         )
         for batch in stream:
             yield batch
@@ -106,7 +106,7 @@ def _path(setup: Setup, folder: RunFolder) -> Path:
 
 
 def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
-    if runtime.world == 1:
+    if runtime.world_size == 1:
         return
     config = setup.config
     options = view_options(config.view, config.image_size, config.patch, config.train.seed)

@@ -15,7 +15,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.image_list import PictureList
-from beitkit.data.stream import counted_broken, normalized, to_device, training_stream
+from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
 from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
@@ -29,7 +29,7 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import Group
-from beitkit.train.schedule import Plan, make_plan
+from beitkit.train.schedule import Schedule, make_schedule
 
 EPOCHS = {"official": 100, "paper": 50}
 BATCH = 1024
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
     test: BlockFeatures
 
 
-class Place(NamedTuple):
+class ProbeFiles(NamedTuple):
     """Where a training keeps what it needs, and tells what it could not read."""
 
     journal: Path
@@ -78,24 +78,24 @@ def train_probes(
 ) -> tuple[ProbeResult, Optimistic]:
     """Train one linear layer per block (`blocks` count from 1), or continue; without a folder nothing is kept."""
     if folder is not None:
-        place = Place(folder.journal, folder.checkpoints, folder.note_broken, folder.broken_list)
-        return _train(config, model, pictures, blocks, runtime, place)
+        run_files = ProbeFiles(folder.journal, folder.checkpoints, folder.note_broken, folder.broken_list)
+        return _train(config, model, pictures, blocks, runtime, run_files)
     with tempfile.TemporaryDirectory() as name:
-        place = Place(Path(name) / "journal.jsonl", Checkpoints(Path(name) / "checkpoints"), say_skipped, None)
+        run_files = ProbeFiles(Path(name) / "journal.jsonl", Checkpoints(Path(name) / "checkpoints"), say_skipped, None)
         try:
-            return _train(config, model, pictures, blocks, runtime, place)
+            return _train(config, model, pictures, blocks, runtime, run_files)
         except Interrupted as stop:
             what_now = "nothing was kept, give --out for a run that can be continued"
             raise Interrupted(stop.step, stop.steps, stop.signal_number, what_now) from None
 
 
-def probe_plan(config: ProbeRun, pictures: int) -> Plan:
+def probe_schedule(config: ProbeRun, pictures: int) -> Schedule:
     """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (method 6.2)."""
     epochs = config.epochs or EPOCHS[config.protocol]
     batch_size = config.batch_size or min(BATCH, pictures)
     train = TrainConfig(epochs=float(epochs), batch_size=batch_size, lr=BASE_LR, seed=config.seed)
-    plan = make_plan(train, LoopConfig(), OPTIM, pictures, default_epochs=epochs)
-    return plan._replace(held_epochs=epochs, lr=plan.lr if config.lr is None else config.lr)
+    schedule = make_schedule(train, LoopConfig(), OPTIM, pictures, default_epochs=epochs)
+    return schedule._replace(epochs_held=epochs, lr=schedule.lr if config.lr is None else config.lr)
 
 
 def probe_groups(probes: LinearProbes) -> list[Group]:
@@ -114,15 +114,15 @@ def _train(
     pictures: Pictures,
     blocks: tuple[int, ...],
     runtime: Runtime,
-    place: Place,
+    run_files: ProbeFiles,
 ) -> tuple[ProbeResult, Optimistic]:
-    plan = probe_plan(config, len(pictures.train))
+    schedule = probe_schedule(config, len(pictures.train))
     torch.manual_seed(config.seed)
     probes = LinearProbes(len(blocks), pictures.test.features.shape[2], len(pictures.train.classes)).to(runtime.device)
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = _crops(config, model, pictures.train, plan.pictures_per_step, first, place)
+        stream = _crops(config, model, pictures.train, schedule.pictures_per_step, first, run_files)
         stream = to_device(waited.metered(stream), runtime.device)
         return featured(
             normalized(stream, model.config.preprocessing.mean, model.config.preprocessing.std),
@@ -139,22 +139,22 @@ def _train(
     def choosing(features: Tensor) -> Tensor:
         return probes.logits(features.to(runtime.device))[1]
 
-    journal = Journal(place.journal)
+    journal = Journal(run_files.journal)
     journal.say(
-        f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(pictures.train)} training pictures; {plan.steps} steps "
-        f"of {plan.pictures_per_step}, lr {plan.lr:.3g}; {runtime.describe()}"
+        f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(pictures.train)} training pictures; {schedule.steps} "
+        f"steps of {schedule.pictures_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
-    epoch = max(1, round(plan.steps_per_epoch))
+    epoch = max(1, round(schedule.steps_per_epoch))
     fit(
         probes,
         batches,
         probe_groups(probes),
-        plan=plan,
+        schedule=schedule,
         loop=LoopConfig(evaluate_every=epoch, save_every=epoch),
         optim=OPTIM,
         runtime=runtime,
         journal=journal,
-        checkpoints=place.checkpoints,
+        checkpoints=run_files.checkpoints,
         waited=waited,
         evaluators=[
             ProbeAccuracy("held-out", choosing, pictures.choosing, blocks),
@@ -163,18 +163,18 @@ def _train(
     )
     by_held_out = block_accuracies(choosing, pictures.choosing)
     chosen = max(range(len(blocks)), key=by_held_out.__getitem__)
-    return ProbeResult(chosen, by_held_out, block_accuracies(reported, pictures.test)), _optimistic(place.journal)
+    return ProbeResult(chosen, by_held_out, block_accuracies(reported, pictures.test)), _optimistic(run_files.journal)
 
 
 def _crops(
-    config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, batch_size: int, first: int, place: Place
+    config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, batch_size: int, first: int, run_files: ProbeFiles
 ) -> Iterator[Batch]:
     backbone = model.config.backbone
     dataset = PictureDataset(
         files, ProbeView(backbone.image_size), channels=backbone.channels, seed=config.seed, smallest=backbone.patch
     )
     stream = training_stream(dataset, batch_size, start_batch=first, workers=config.machine.workers)
-    return counted_broken(stream, dataset, config.read.max_broken, place.report, place.broken_list)
+    return with_limit_on_broken(stream, dataset, config.read.max_broken, run_files.report, run_files.broken_list)
 
 
 def _optimistic(journal: Path) -> Optimistic:

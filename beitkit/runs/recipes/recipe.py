@@ -8,7 +8,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.segment.config import SegmentRun
@@ -67,16 +67,16 @@ class Recipe(Generic[Run]):
     @property
     def batch(self) -> str:
         """Pictures per optimizer step, and how one process makes them."""
-        size, passes = self._batch()
-        return f"{size * passes} = {size} x {passes} passes"
+        size, accumulation_steps = self._batch()
+        return f"{size * accumulation_steps} = {size} x {accumulation_steps} passes"
 
     @property
     def rate(self) -> str:
         """The peak learning rate, the batch it is stated for, and how it follows yours."""
         config = self()
-        optim, lr = config.optim, decided(config.train.lr)
-        size, passes = self._batch()
-        batch = size * passes
+        optim, lr = config.optim, resolved(config.train.lr)
+        size, accumulation_steps = self._batch()
+        batch = size * accumulation_steps
         here, half = (lr * optim.scale(size) for size in (batch, batch // 2))
         return (
             f"{lr:g} at {optim.lr_batch} pictures a step ({optim.lr_scaling}): {here:.3g} at {batch}, {half:.3g} at {batch // 2}"
@@ -85,7 +85,7 @@ class Recipe(Generic[Run]):
     def _batch(self) -> tuple[int, int]:
         """Pictures per forward pass, and passes per step."""
         config: PretrainRun | FinetuneRun | SegmentRun = self()
-        return decided(config.train.batch_size), decided(config.loop.accumulate)
+        return resolved(config.train.batch_size), resolved(config.loop.accumulate)
 
 
 def recipe(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from beitkit.configs.choices import Choices, narrowness
-from beitkit.configs.train import DeviceKind, decided
+from beitkit.configs.train import DeviceKind, resolved
 from beitkit.runs.segment.config import SegmentRun
 
 Start = Literal["scratch", "pre-trained", "fine-tuned"]
@@ -31,7 +31,7 @@ WARMUP = 1_500
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneCircumstances:
+class SegmentFacts:
     """What the choices depend on."""
 
     pictures: int
@@ -55,8 +55,8 @@ class ChosenScenes(NamedTuple):
     """One per chosen value, with its reason."""
 
 
-def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
-    """`run` with every open value decided; the same circumstances always give the same values."""
+def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
+    """`run` with every open value decided; the same facts always give the same values."""
     choices = Choices()
     image_size = choices.pick(run.image_size, "--image-size", _image_size(found))
     batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.pictures), found.device))
@@ -64,7 +64,7 @@ def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     steps = run.train.steps
     if steps is None and run.train.epochs is None:
         steps = choices.pick(None, "--steps", _steps(found, per_epoch))
-    length = steps if steps is not None else round(decided(run.train.epochs) * per_epoch)
+    length = steps if steps is not None else round(resolved(run.train.epochs) * per_epoch)
     train = replace(
         run.train,
         batch_size=batch_size,
@@ -83,7 +83,7 @@ def choose_scenes(run: SegmentRun, found: SceneCircumstances) -> ChosenScenes:
     return ChosenScenes(config, tuple(choices.lines))
 
 
-def _image_size(found: SceneCircumstances) -> tuple[int, str]:
+def _image_size(found: SegmentFacts) -> tuple[int, str]:
     """The pictures' short side in whole pairs of patches (the pyramid halves the grid), within what the device can bear."""
     pair, most = 2 * found.patch, GRID[found.device] * found.patch
     side = max(2 * pair, min(found.side, most) // pair * pair)
@@ -91,13 +91,13 @@ def _image_size(found: SceneCircumstances) -> tuple[int, str]:
     return side, f"pictures of {found.side} pixels, patches of {found.patch}{limit}"
 
 
-def _steps(found: SceneCircumstances, per_epoch: float) -> tuple[int, str]:
+def _steps(found: SegmentFacts, per_epoch: float) -> tuple[int, str]:
     least, most = STEPS[found.device]
     steps = min(max(round(PASSES * per_epoch), least), most)
     return steps, f"{PASSES} passes over {found.pictures} pictures, between {least} and {most} on {found.device}"
 
 
-def _rate(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+def _rate(found: SegmentFacts, *, is_frozen: bool) -> tuple[float, str]:
     """Narrow networks bear more; a head alone has nothing to spoil."""
     if is_frozen:
         return FROZEN_RATE, "frozen features, the head alone"
@@ -105,7 +105,7 @@ def _rate(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
     return rate, f"{found.start}, width {found.width}"
 
 
-def _layer_decay(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+def _layer_decay(found: SegmentFacts, *, is_frozen: bool) -> tuple[float, str]:
     """Layer decay spares what is already good; fresh weights have nothing to spare."""
     if is_frozen or found.start == "scratch":
         return 1.0, "frozen features" if is_frozen else "from scratch"
@@ -113,7 +113,7 @@ def _layer_decay(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, 
     return decay, f"{found.start}, {found.depth} blocks"
 
 
-def _drop_path(found: SceneCircumstances, *, is_frozen: bool) -> tuple[float, str]:
+def _drop_path(found: SegmentFacts, *, is_frozen: bool) -> tuple[float, str]:
     if is_frozen:
         return 0.0, "frozen features"
     return (0.0 if found.depth < FULL_DEPTH else 0.1 if found.depth == FULL_DEPTH else 0.2), f"{found.depth} blocks"

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from beitkit.configs.model import SegmenterConfig
 from beitkit.data.scenes.audit import Audit
-from beitkit.evaluation.scene_sheets import Verdict, scene_sections
+from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
@@ -20,7 +20,7 @@ from beitkit.train.machine.runtime import Runtime
 
 
 @runtime_checkable
-class Compared(Protocol):
+class ComparedSegmenter(Protocol):
     """Another run's result on the same validation pictures."""
 
     @property
@@ -44,13 +44,13 @@ def write_report(
     config: SegmentRun,
     network: SegmenterConfig,
     audited: Audit,
-    verdict: Verdict,
-    compared: Compared | None,
+    scene_scores: SceneScores,
+    compared: ComparedSegmenter | None,
     runtime: Runtime,
 ) -> None:
     """Write `report.html` of a finished run."""
     events = read_journal(folder.journal)
-    backbone, scores = network.backbone, verdict.scores
+    backbone, scores = network.backbone, scene_scores.scores
     report = Report("Segmentation", str(folder.path))
     report.facts(
         [
@@ -63,17 +63,17 @@ def write_report(
         ]
     )
     if compared is not None:
-        _comparison(report, folder.path, verdict, compared)
+        _comparison(report, folder.path, scene_scores, compared)
     report.section("Is this normal?")
     lines = segmentation_lines(
         mean_iou=scores.mean_iou,
         pixel_accuracy=scores.pixel_accuracy,
         commonest_share=max(audited.shares),
-        unseen=[name for name, iou in verdict.class_iou.items() if iou == 0],
+        unseen=[name for name, iou in scene_scores.class_iou.items() if iou == 0],
         train_accuracy=last(events, "accuracy"),
     )
     report.normal_lines([*lines, *normal_training(events)])
-    scene_sections(report, verdict)
+    scene_sections(report, scene_scores)
     report.section("Learning")
     report.figure(
         curve(events, {"total": ("train", "loss"), "decoder": ("train", "main")}, title="Loss", y_label="cross-entropy"),
@@ -97,17 +97,17 @@ def write_report(
     report.write(folder.path / "report.html")
 
 
-def _comparison(report: Report, path: Path, verdict: Verdict, compared: Compared) -> None:
-    here = verdict.scores.mean_iou
+def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared: ComparedSegmenter) -> None:
+    here = scene_scores.scores.mean_iou
     report.verdict(
         f"mIoU {here:.1%} here, {compared.mean_iou:.1%} in {compared.folder}: {100 * (here - compared.mean_iou):+.1f} points",
         None,
         "One run each. Repeat both with other values of --seed before you believe a small difference.",
     )
-    names = [name for name, iou in verdict.class_iou.items() if iou is not None]
+    names = [name for name, iou in scene_scores.class_iou.items() if iou is not None]
     rows = [
-        [name, _percent(verdict.class_iou[name]), _percent(compared.class_iou.get(name))]
-        for name in sorted(names, key=lambda name: -(verdict.class_iou[name] or 0))
+        [name, _percent(scene_scores.class_iou[name]), _percent(compared.class_iou.get(name))]
+        for name in sorted(names, key=lambda name: -(scene_scores.class_iou[name] or 0))
     ]
     report.figure(
         dot_chart(

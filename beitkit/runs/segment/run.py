@@ -14,16 +14,16 @@ from torch import Tensor
 from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.parts import DEFAULT_PATCH
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
 from beitkit.data.stream import normalized
-from beitkit.data.views.scene import SceneTrainView, blanked
+from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
 from beitkit.errors import UserError
-from beitkit.evaluation.scene_sheets import judged
+from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
@@ -32,7 +32,7 @@ from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.report.overlays import palette_of
-from beitkit.runs.segment.choose import SceneCircumstances, Start, choose_scenes
+from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import write_report
 from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
@@ -44,13 +44,13 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import start_runtime
 from beitkit.train.optim import layered_groups
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
-class Result(NamedTuple):
+class SegmentResult(NamedTuple):
     """What a segmentation run found out, on the validation pictures; all values are shares."""
 
     folder: Path
@@ -60,14 +60,14 @@ class Result(NamedTuple):
     """None for a class that neither occurs nor was named."""
 
 
-def run(config: SegmentRun) -> Result:
+def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
     runtime = start_runtime(config.machine, config.speed.sharding)
-    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
     train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
     audits = audit(train), audit(val)
     backbone, start = _start(config)
-    found = SceneCircumstances(
+    found = SegmentFacts(
         pictures=len(train),
         side=median_side(train.files, 0),
         start=start,
@@ -89,17 +89,18 @@ def run(config: SegmentRun) -> Result:
     if runtime.is_main:
         write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
-    plan = make_plan(config.train, config.loop, config.optim, len(train), default_epochs=1)
+    schedule = make_schedule(config.train, config.loop, config.optim, len(train), default_epochs=1)
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
         journal.say(line)
     objective = Segment(model, config.loss)
-    computed = accelerate(objective, config.speed, runtime, plan)
+    computed = accelerate(objective, config.speed, runtime, schedule)
     origin = f"from {config.model}" if start != "scratch" else "from scratch"
     journal.say(
         f"segmentation {origin}: {len(train)} pictures of {len(train.classes)} classes, {len(val)} to validate; crops of "
-        f"{config.image_size}, {config.head} head; {plan.steps} steps of {plan.pictures_per_step}, warm-up {plan.warmup}, "
-        f"lr {plan.lr:.3g}, layer decay {decided(config.optim.layer_decay):g}; {runtime.describe()}{computed}"
+        f"{config.image_size}, {config.head} head; {schedule.steps} steps of {schedule.pictures_per_step}, warm-up "
+        f"{schedule.warmup}, lr {schedule.lr:.3g}, layer decay {resolved(config.optim.layer_decay):g}; "
+        f"{runtime.describe()}{computed}"
     )
     dataset = PictureDataset(
         train.files,
@@ -115,7 +116,7 @@ def run(config: SegmentRun) -> Result:
     reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
 
     def batches(first: int) -> Iterator[Batch]:
-        return blanked(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
+        return with_zeroed_padding(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
 
     def predict(picture: Tensor) -> Tensor:
         return predict_label_map(model, picture, config.inference, runtime.precision)
@@ -128,7 +129,7 @@ def run(config: SegmentRun) -> Result:
         objective,
         batches,
         layered_groups(model, model, config.optim),
-        plan=plan,
+        schedule=schedule,
         loop=config.loop,
         optim=config.optim,
         runtime=runtime,
@@ -140,37 +141,37 @@ def run(config: SegmentRun) -> Result:
         units=blocks_of(objective),
     )
     if runtime.is_main:
-        verdict = judged(
+        scene_scores = evaluate_scenes(
             predict,
             readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
             train.classes,
             palette_of(train.classes, model.config.palette),
         )
-        result = Result(folder.path, verdict.scores.mean_iou, verdict.class_iou)
+        result = SegmentResult(folder.path, scene_scores.scores.mean_iou, scene_scores.class_iou)
         folder.write_json(
             "result.json",
             {
                 "miou": result.mean_iou,
-                "macc": verdict.scores.mean_accuracy,
-                "aacc": verdict.scores.pixel_accuracy,
+                "macc": scene_scores.scores.mean_accuracy,
+                "aacc": scene_scores.scores.pixel_accuracy,
                 "class_iou": result.class_iou,
                 "pictures": len(val),
                 "scratch": start == "scratch",
                 "val_digest": val.digest,
             },
         )
-        write_report(folder, config, model.config, audits[0], verdict, compared, runtime)
+        write_report(folder, config, model.config, audits[0], scene_scores, compared, runtime)
         save_native(model.cpu(), folder.path)
         journal.say(
-            f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {verdict.scores.pixel_accuracy:.1%})"
+            f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {scene_scores.scores.pixel_accuracy:.1%})"
         )
         after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
         journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    runtime.processes.wait()
+    runtime.processes.barrier()
     return result_of(folder.path, val.digest)
 
 
-def result_of(folder: Path, val_digest: str) -> Result:
+def result_of(folder: Path, val_digest: str) -> SegmentResult:
     """What a finished run found out, on the same validation pictures.
 
     Raises:
@@ -184,7 +185,7 @@ def result_of(folder: Path, val_digest: str) -> Result:
         raise UserError(f"{folder} holds no finished segmentation run (expected {path})") from None
     if measured_on != val_digest:
         raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
-    return Result(folder, mean_iou, class_iou)
+    return SegmentResult(folder, mean_iou, class_iou)
 
 
 def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
@@ -192,7 +193,7 @@ def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
     if config.model is None:
         patch = config.patch or DEFAULT_PATCH
         side = config.image_size or 4 * patch  # the real one is chosen when the pictures are known
-        backbone = config.network.backbone(decided(config.size), patch, side, drop_path=0.0, final_norm=False)
+        backbone = config.network.backbone(resolved(config.size), patch, side, drop_path=0.0, final_norm=False)
         return backbone, "scratch"
     found = read_checkpoint(config.model).config
     if config.scratch:
@@ -203,10 +204,10 @@ def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
 def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Segmenter:
     """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
     torch.manual_seed(config.train.seed)
-    side = decided(config.image_size)
+    side = resolved(config.image_size)
     if config.model is None:
         found = None
-        sized = replace(backbone, image_size=(side, side), drop_path=decided(config.drop_path))
+        sized = replace(backbone, image_size=(side, side), drop_path=resolved(config.drop_path))
         start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing)
     else:
         found = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)

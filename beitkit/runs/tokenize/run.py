@@ -16,7 +16,7 @@ from beitkit.contracts import Batch, precision_name
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
 from beitkit.data.sources.image_list import PictureList
-from beitkit.data.stream import counted_broken, stored_views_stream, token_ids
+from beitkit.data.stream import stored_views_stream, token_ids, with_limit_on_broken
 from beitkit.data.tokens.cache import HEADER, WHOLE, Shard, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
@@ -164,7 +164,7 @@ def _counted(stream: Iterable[Batch], dataset: PictureDataset, config: TokenizeR
     def report(file: Path, reason: str) -> None:
         print(f"skipped {file}: {reason}", file=sys.stderr)
 
-    return counted_broken(stream, dataset, config.read.max_broken, report, None)
+    return with_limit_on_broken(stream, dataset, config.read.max_broken, report, None)
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import as_pair
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.sources.find import find_pictures
@@ -36,10 +36,10 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.optim import parameter_groups
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 DEFAULT_EPOCHS = 20
-JUDGED_PICTURES = 2000
+EVALUATED_PICTURES = 2000
 """The tokenizer is judged on at most this many pictures, seen whole and without augmentation."""
 SHOWN_PICTURES = 8
 UNIT_RANGE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_share=1.0)
@@ -49,7 +49,7 @@ UNIT_RANGE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_share
 def run(config: TokenizerRun) -> Path:
     """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads."""
     runtime = start_runtime(config.machine)
-    config = replace(config, loop=config.loop.shared_by(runtime.world))
+    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
     size = as_pair(config.image_size)
     if config.image_size % config.dvae.stride:
         nearest = max(1, round(config.image_size / config.dvae.stride)) * config.dvae.stride
@@ -64,12 +64,12 @@ def run(config: TokenizerRun) -> Path:
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return folder.path
     folder.pin(pictures=files.digest)
-    plan = make_plan(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
+    schedule = make_schedule(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
     torch.manual_seed(config.train.seed)
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
     journal.say(
         f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}; {len(files)} pictures, "
-        f"{plan.steps} steps of {plan.pictures_per_step}, lr {plan.lr:.3g}; {runtime.describe()}"
+        f"{schedule.steps} steps of {schedule.pictures_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
 
     dataset = PictureDataset(
@@ -92,7 +92,7 @@ def run(config: TokenizerRun) -> Path:
         objective,
         batches,
         parameter_groups(objective, config.optim.weight_decay),
-        plan=plan,
+        schedule=schedule,
         loop=config.loop,
         optim=config.optim,
         runtime=runtime,
@@ -110,7 +110,7 @@ def run(config: TokenizerRun) -> Path:
             journal.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
         _report(folder, tokenizer, quality, values["psnr"], judge)
         save_native(tokenizer.cpu(), folder.path)
-    runtime.processes.wait()
+    runtime.processes.barrier()
     after = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(folder.path)} --out ..."
     journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     return folder.path
@@ -127,13 +127,13 @@ class Judge:
 
     def batches(self) -> Iterator[Batch]:
         """One pass."""
-        count = min(JUDGED_PICTURES, len(self.files))
+        count = min(EVALUATED_PICTURES, len(self.files))
         chosen = [index * len(self.files) // count for index in range(count)]
         view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
         dataset = PictureDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
         return evaluation_batches(
             dataset,
-            decided(self.config.train.batch_size),
+            resolved(self.config.train.batch_size),
             workers=0,
             device=self.runtime.device,
             preprocessing=UNIT_RANGE,

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from beitkit.configs.data import ReadConfig
-from beitkit.configs.train import MachineConfig, TrainConfig, decided
+from beitkit.configs.train import MachineConfig, TrainConfig, resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import PictureDataset
 from beitkit.data.decoding.decode import BrokenPicture, stored_size
 from beitkit.data.sources.image_list import PictureList
-from beitkit.data.stream import counted_broken, to_device, training_stream
+from beitkit.data.stream import to_device, training_stream, with_limit_on_broken
 from beitkit.errors import UserError
 from beitkit.nn.blocks import Block
 from beitkit.train.folder import RunFolder
@@ -41,14 +41,14 @@ class TrainingReader:
         """Endless batches, uint8 and on the device, from this process's number `first` on (`data.stream.training_stream`)."""
         stream = training_stream(
             dataset,
-            decided(self.train.batch_size),
+            resolved(self.train.batch_size),
             start_batch=first,
             workers=self.machine.workers,
             rank=self.runtime.rank,
-            world=self.runtime.world,
+            world=self.runtime.world_size,
         )
         folder = self.folder
-        stream = counted_broken(stream, dataset, self.read.max_broken, folder.note_broken, folder.broken_list)
+        stream = with_limit_on_broken(stream, dataset, self.read.max_broken, folder.note_broken, folder.broken_list)
         return to_device(self.waited.metered(stream), self.runtime.device)
 
 

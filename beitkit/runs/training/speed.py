@@ -15,7 +15,7 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.blocks import Block, set_recompute
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.schedule import Plan
+from beitkit.train.schedule import Schedule
 
 COMPILED_FROM = {"cpu": 3e14, "cuda": 1e17}
 """By device, the floating point operations from which on a run is compiled: half an hour of two CPU cores, where compiling took
@@ -24,7 +24,7 @@ COMPILED_UP_TO = {"cpu": 2e10, "cuda": math.inf}
 """By device, the operations of a picture up to which it is: on a CPU larger networks, from small on, won nothing or lost 4%."""
 
 
-def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan: Plan) -> str:
+def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, schedule: Schedule) -> str:
     """Set the blocks of an objective up for training, and say how, to be put after `Runtime.describe`.
 
     Raises:
@@ -32,7 +32,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
     """
     blocks = [module for module in objective.modules() if isinstance(module, Block)]
     set_recompute(objective, config.recompute)
-    is_compiled = config.compile == "on" or (config.compile == "auto" and _pays(objective, runtime, plan))
+    is_compiled = config.compile == "on" or (config.compile == "auto" and _pays(objective, runtime, schedule))
     if config.compile == "on" and (missing := _missing(runtime.kind)) is not None:
         raise UserError(f"--speed.compile on needs {missing}; install it, or give --speed.compile off")
     if is_compiled:
@@ -45,7 +45,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, plan
     return "".join(f", {word}" for word, holds in (("compiled", is_compiled), ("recomputing", config.recompute)) if holds)
 
 
-def _pays(objective: nn.Module, runtime: Runtime, plan: Plan) -> bool:
+def _pays(objective: nn.Module, runtime: Runtime, schedule: Schedule) -> bool:
     if runtime.kind not in COMPILED_FROM or _missing(runtime.kind) is not None:
         return False
     # Forward and backward take 6 operations per weight and token.
@@ -54,7 +54,7 @@ def _pays(objective: nn.Module, runtime: Runtime, plan: Plan) -> bool:
         for backbone in objective.modules()
         if isinstance(backbone, Backbone)
     )
-    operations = per_picture * plan.steps * plan.pictures_per_step / runtime.world
+    operations = per_picture * schedule.steps * schedule.pictures_per_step / runtime.world_size
     return operations >= COMPILED_FROM[runtime.kind] and per_picture <= COMPILED_UP_TO[runtime.kind]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
-from beitkit.train.checkpoints.manifest import Manifest, Piece, Rows, Stored, StoredFile, parse_manifest
+from beitkit.train.checkpoints.manifest import Manifest, Piece, RowRange, StoredFile, StoredTensor, parse_manifest
 from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE, digest_of_file, read_rows, write_tensors
 from beitkit.train.machine.processes import ALONE, Processes
 
@@ -43,15 +43,15 @@ class Checkpoints:
         own = {name: piece for name, piece in pieces.items() if self._is_mine(piece)}
         rank = self.processes.rank
         parts = {
-            name: Stored(NAME_OF_TYPE[piece.rows.dtype], piece.shape, (Rows(rank, piece.first, piece.end),))
+            name: StoredTensor(NAME_OF_TYPE[piece.rows.dtype], piece.shape, (RowRange(rank, piece.first, piece.end),))
             for name, piece in own.items()
         }
-        written = self.processes.gather((self._write(step, own) if own else None, parts))
+        written = self.processes.all_gather((self._write(step, own) if own else None, parts))
         if self.processes.is_main:
             manifest = Manifest.of(step, dict(numbers), written)
             write_atomically(self._manifest(step), manifest.encode())
             self._clean(manifest)
-        self.processes.wait()
+        self.processes.barrier()
 
     def restore(self) -> Restored | None:
         """The newest state that is whole, or None for a run that has not saved yet.
@@ -60,7 +60,7 @@ class Checkpoints:
             UserError: if there are checkpoints and none of them is whole, or processes see different ones.
         """
         steps = self._newest_first()
-        for rank, seen in enumerate(self.processes.gather(steps)):
+        for rank, seen in enumerate(self.processes.all_gather(steps)):
             if seen != steps:
                 raise UserError(
                     f"process {rank} found {_named(seen)} in {self.folder} and process {self.processes.rank} {_named(steps)}; "
@@ -69,7 +69,7 @@ class Checkpoints:
         for step in steps:
             manifest = self._read(step)
             is_whole = manifest is not None and self._files_match(manifest)
-            if all(self.processes.gather(is_whole)):
+            if all(self.processes.all_gather(is_whole)):
                 assert manifest is not None
                 return Restored(self, manifest)
         if steps:
@@ -106,7 +106,7 @@ class Checkpoints:
             try:
                 if path.stat().st_size != stored.bytes:
                     return False
-                if number % self.processes.world == self.processes.rank and digest_of_file(path) != stored.blake2b:
+                if number % self.processes.world_size == self.processes.rank and digest_of_file(path) != stored.blake2b:
                     return False
             except OSError:
                 return False

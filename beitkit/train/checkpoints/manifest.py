@@ -40,7 +40,7 @@ class Piece(NamedTuple):
         return self.first + (1 if self.rows.ndim == 0 else len(self.rows))
 
 
-class Rows(NamedTuple):
+class RowRange(NamedTuple):
     """Some rows of a tensor, counted along its first axis; a scalar has one."""
 
     file: int
@@ -49,19 +49,19 @@ class Rows(NamedTuple):
     end: int
     """The row after the last one."""
 
-    def within(self, first: int, end: int) -> Rows | None:
+    def within(self, first: int, end: int) -> RowRange | None:
         """Those that lie in a range of rows, if any."""
-        found = Rows(self.file, max(self.first, first), min(self.end, end))
+        found = RowRange(self.file, max(self.first, first), min(self.end, end))
         return found if found.first < found.end else None
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor of a checkpoint, or what one process stores of it."""
 
     dtype: str
     shape: tuple[int, ...]
     """Of the whole tensor."""
-    rows: tuple[Rows, ...]
+    rows: tuple[RowRange, ...]
     """In ascending order, without a gap."""
 
     def fits(self, piece: Piece) -> bool:
@@ -82,15 +82,15 @@ class Manifest(NamedTuple):
     step: int
     numbers: dict[str, float]
     files: dict[int, StoredFile]
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
 
     @classmethod
     def of(
-        cls, step: int, numbers: dict[str, float], written: Sequence[tuple[StoredFile | None, Mapping[str, Stored]]]
+        cls, step: int, numbers: dict[str, float], written: Sequence[tuple[StoredFile | None, Mapping[str, StoredTensor]]]
     ) -> Manifest:
         """The manifest of what each process wrote, in the order of their ranks."""
         files = {number: file for number, (file, _) in enumerate(written) if file is not None}
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         for _, parts in written:
             for name, part in parts.items():
                 before = tensors[name].rows if name in tensors else ()
@@ -130,15 +130,15 @@ def parse_manifest(data: bytes) -> Manifest:
         raise ValueError("not a manifest") from error
 
 
-def _stored(entry: Mapping[str, Any]) -> Stored:
+def _stored(entry: Mapping[str, Any]) -> StoredTensor:
     shape = tuple(_size(size) for size in entry["shape"])
-    rows = tuple(Rows(*(_size(number) for number in three)) for three in entry["rows"])
+    rows = tuple(RowRange(*(_size(number) for number in three)) for three in entry["rows"])
     reached = 0
     for some in rows:
         _check(some.first == reached and some.end > reached)
         reached = some.end
     _check(reached == (shape[0] if shape else 1))
-    return Stored(str(entry["dtype"]), shape, rows)
+    return StoredTensor(str(entry["dtype"]), shape, rows)
 
 
 def _size(value: object) -> int:

@@ -17,13 +17,13 @@ SLURM_PORTS = range(20000, 32000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Rank:
     """A process among those of a run, and where they meet."""
 
     rank: int = 0
     local_rank: int = 0
     """Its number among those of its machine."""
-    world: int = 1
+    world_size: int = 1
     """How many processes there are."""
     address: str = ""
     port: int = 0
@@ -35,7 +35,7 @@ class Place:
     """Whether a GPU that is the only visible one belongs to this process alone (SLURM's --gpus-per-task)."""
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
+def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
     """This process's place: the launcher's, or that of a single process where there is none.
 
     Raises:
@@ -43,10 +43,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
     """
     if _number(environment, "WORLD_SIZE", default=1) > 1:
         return _checked(
-            Place(
+            Rank(
                 rank=_number(environment, "RANK"),
                 local_rank=_number(environment, "LOCAL_RANK"),
-                world=_number(environment, "WORLD_SIZE"),
+                world_size=_number(environment, "WORLD_SIZE"),
                 address=_text(environment, "MASTER_ADDR"),
                 port=_number(environment, "MASTER_PORT"),
                 is_meeting_served=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
@@ -60,10 +60,10 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
         job = _number(environment, "SLURM_JOB_ID", default=0) + _number(environment, "SLURM_STEP_ID", default=0)
         nodes = environment.get("SLURM_STEP_NODELIST") or _text(environment, "SLURM_NODELIST")
         return _checked(
-            Place(
+            Rank(
                 rank=_number(environment, "SLURM_PROCID"),
                 local_rank=_number(environment, "SLURM_LOCALID"),
-                world=_number(environment, "SLURM_NTASKS"),
+                world_size=_number(environment, "SLURM_NTASKS"),
                 address=environment.get("MASTER_ADDR") or first_host(nodes),
                 port=_number(environment, "MASTER_PORT", default=SLURM_PORTS[job % len(SLURM_PORTS)]),
                 attempt=_number(environment, "SLURM_RESTART_COUNT", default=0),
@@ -71,7 +71,7 @@ def place(environment: Mapping[str, str] = os.environ) -> Place:
             ),
             "SLURM_PROCID and SLURM_NTASKS",
         )
-    return Place()
+    return Rank()
 
 
 def first_host(nodes: str) -> str:
@@ -100,7 +100,7 @@ def _text(environment: Mapping[str, str], name: str) -> str:
     return environment[name]
 
 
-def _checked(place: Place, names: str) -> Place:
-    if place.rank >= place.world:
-        raise UserError(f"there is no process {place.rank} of {place.world}, counted from 0: {names} contradict each other")
-    return place
+def _checked(rank: Rank, names: str) -> Rank:
+    if rank.rank >= rank.world_size:
+        raise UserError(f"there is no process {rank.rank} of {rank.world_size}, counted from 0: {names} contradict each other")
+    return rank

@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from torch.distributed import PrefixStore, ProcessGroup, TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented
 
 from beitkit.errors import ProcessLost, UserError
-from beitkit.train.machine.launch import Place
+from beitkit.train.machine.launch import Rank
 
 Value = TypeVar("Value")
 
@@ -36,7 +36,7 @@ class Processes:
     """This process among the others; collective methods must be called by all of them, in the same order."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     host: ProcessGroup | None = None
     """The group over which hosts talk; None for a single process."""
 
@@ -45,23 +45,23 @@ class Processes:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all processes are here."""
-        if self.world > 1:
+        if self.world_size > 1:
             with self.watched():
                 distributed.barrier(group=self.host)
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of the ranks."""
-        values = [value] * self.world
-        if self.world > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             with self.watched():
                 distributed.all_gather_object(values, value, group=self.host)
         return values
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The tensor, which now holds the sum over processes."""
-        if self.world > 1:
+        if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
@@ -71,7 +71,7 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self.world == 1 or not SIGNS_OF_LOSS.search(str(error)):
+            if self.world_size == 1 or not SIGNS_OF_LOSS.search(str(error)):
                 raise
             raise ProcessLost(
                 "another process of this run stopped, its message says why; the last saved step is kept, and the same command "
@@ -83,43 +83,43 @@ ALONE = Processes()
 """A run of one process."""
 
 
-def join(place: Place, device: torch.device) -> Processes:
+def join(rank: Rank, device: torch.device) -> Processes:
     """Meet the other processes of the run; a group that this process is already in is used as it is.
 
     Raises:
         UserError: if they do not meet.
     """
-    if place.world == 1:
+    if rank.world_size == 1:
         return ALONE
     if not distributed.is_initialized():
-        _meet(place, device)
+        _meet(rank, device)
     host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     assert isinstance(host, ProcessGroup)
-    return Processes(place.rank, place.world, host)
+    return Processes(rank.rank, rank.world_size, host)
 
 
-def _meet(place: Place, device: torch.device) -> None:
+def _meet(rank: Rank, device: torch.device) -> None:
     try:
         store = TCPStore(
-            place.address,
-            place.port,
-            place.world,
-            is_master=place.rank == 0 and not place.is_meeting_served,
+            rank.address,
+            rank.port,
+            rank.world_size,
+            is_master=rank.rank == 0 and not rank.is_meeting_served,
             timeout=MEETING_TIME,
             wait_for_workers=False,
         )
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             # After a restart the launcher's store still holds the addresses of processes that are gone.
-            store=PrefixStore(f"attempt{place.attempt}", store),
-            rank=place.rank,
-            world_size=place.world,
+            store=PrefixStore(f"attempt{rank.attempt}", store),
+            rank=rank.rank,
+            world_size=rank.world_size,
             device_id=device if device.type == "cuda" else None,
         )
     except distributed.DistError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"process {place.rank} of {place.world} could not meet the others at {place.address}:{place.port} ({reason}); "
+            f"process {rank.rank} of {rank.world_size} could not meet the others at {rank.address}:{rank.port} ({reason}); "
             "check MASTER_ADDR and MASTER_PORT, and that all processes were started"
         ) from None
     atexit.register(distributed.destroy_process_group)

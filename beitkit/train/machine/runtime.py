@@ -13,8 +13,8 @@ import torch
 from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
 from beitkit.contracts import precision_name
 from beitkit.errors import UserError
-from beitkit.system import keep_freed_memory, usable_cores
-from beitkit.train.machine.launch import Place, place
+from beitkit.system import keep_heap, usable_cores
+from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.train.machine.processes import ALONE, Processes, join
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
@@ -39,9 +39,9 @@ class Runtime:
         return self.processes.rank
 
     @property
-    def world(self) -> int:
+    def world_size(self) -> int:
         """Number of processes."""
-        return self.processes.world
+        return self.processes.world_size
 
     @property
     def is_main(self) -> bool:
@@ -64,7 +64,7 @@ class Runtime:
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
-        processes = f"{self.world} processes on " if self.world > 1 else ""
+        processes = f"{self.world_size} processes on " if self.world_size > 1 else ""
         return f"{processes}{where}, {precision_name(self.autocast)}{threads}"
 
 
@@ -74,7 +74,7 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
     Raises:
         UserError: if a device or precision was asked for that this machine does not have, or the processes do not meet.
     """
-    here = place()
+    rank = rank_from_environment()
     torch.set_num_threads(config.threads or usable_cores())
     device = torch.device(_best_device() if config.device == "auto" else config.device)
     if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
@@ -83,25 +83,25 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
         )
     if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
-    if here.world > 1:
-        device = _own_device(device, here)
+    if rank.world_size > 1:
+        device = _own_device(device, rank)
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_heap()
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
-    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(here, device), sharding)
+    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(rank, device), sharding)
 
 
-def _own_device(device: torch.device, here: Place) -> torch.device:
+def _own_device(device: torch.device, rank: Rank) -> torch.device:
     """The GPU of one process among several, made the current one; a CPU is shared."""
     if device.type == "mps":
-        raise UserError(f"--device mps works in one process only, got {here.world}; try --device cpu")
+        raise UserError(f"--device mps works in one process only, got {rank.world_size}; try --device cpu")
     if device.type == "cpu":
         return device
     visible = torch.cuda.device_count()
-    index = 0 if visible == 1 and here.sees_own_devices else here.local_rank
+    index = 0 if visible == 1 and rank.sees_own_devices else rank.local_rank
     if index >= visible:
         raise UserError(
-            f"process {here.local_rank} of this machine has no GPU of its own, {visible} can be seen; start {visible} processes"
+            f"process {rank.local_rank} of this machine has no GPU of its own, {visible} can be seen; start {visible} processes"
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from beitkit.data.decoding.decode import BrokenPicture
-from beitkit.data.scenes.label_codes import LabelCode, default_palette, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.label_codes import LabelMapping, default_palette, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.masks import Color, Mask
 from beitkit.errors import UserError
 
 
-def code(path: Path, **content: object) -> LabelCode:
+def code(path: Path, **content: object) -> LabelMapping:
     file = path / "classes.json"
     file.write_text(json.dumps(content))
     return read_classes(file)
 
 
-def ids(code: LabelCode, values: object, palette: tuple[Color, ...] = ()) -> list[int]:
+def ids(code: LabelMapping, values: object, palette: tuple[Color, ...] = ()) -> list[int]:
     return code.label_map(Mask(path=Path("m.png"), pixels=np.array([values]), palette=palette))[0].tolist()
 
 

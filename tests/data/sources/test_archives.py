@@ -26,7 +26,7 @@ from beitkit.data.sources.image_list import PictureList
 from beitkit.data.sources.index import INDEX, write_index
 from beitkit.data.sources.locations import expanded, location
 from beitkit.data.sources.split import train_and_val
-from beitkit.data.stream import counted_broken, training_stream
+from beitkit.data.stream import training_stream, with_limit_on_broken
 from beitkit.data.tokens.contents import contents_of, first_changed
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import masker
@@ -226,7 +226,7 @@ def test_a_broken_member_is_named_and_replaced(folder: Path, tmp_path: Path) -> 
     files.path(2).write_bytes(files.path(2).read_bytes()[:60])
     reports: list[tuple[Path, str]] = []
     found = dataset(find_pictures(path))
-    stream = counted_broken(training_stream(found, 9), found, 0.5, lambda *report: reports.append(report), None)
+    stream = with_limit_on_broken(training_stream(found, 9), found, 0.5, lambda *report: reports.append(report), None)
     assert_same([next(iter(stream))], [next(training_stream(dataset(files), 9))], "broken")
     assert [str(path) for path, _ in reports] == [f"{path}: {files.name(2).decode()}"]
     plain = dataset(files)

@@ -19,7 +19,6 @@ from beitkit.data.stream import normalized
 from beitkit.data.views.image import Box
 from beitkit.data.views.scene import (
     SceneTrainView,
-    blanked,
     distorted,
     fitted_size,
     resized_part,
@@ -27,6 +26,7 @@ from beitkit.data.views.scene import (
     training_size,
     turned_hue,
     varied_crop,
+    with_zeroed_padding,
 )
 from beitkit.errors import UserError
 
@@ -253,7 +253,7 @@ def test_padding_is_exactly_zero_after_normalization() -> None:
     batch = {key: torch.stack([value, value]) for key, value in sample.items()}
     batch["extent"] = torch.tensor([[16, 24], [32, 10]])
     plain = next(iter(normalized([batch], IMAGENET.mean, IMAGENET.std)))["images"]
-    images = next(iter(blanked(normalized([batch], IMAGENET.mean, IMAGENET.std))))["images"]
+    images = next(iter(with_zeroed_padding(normalized([batch], IMAGENET.mean, IMAGENET.std))))["images"]
     assert torch.equal(images[0, :, :16, :24], plain[0, :, :16, :24])
     assert torch.equal(images[1, :, :, :10], plain[1, :, :, :10])
     assert (plain[0, :, 16:] != 0).all()

@@ -18,7 +18,7 @@ from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 from beitkit.errors import UserError
 from beitkit.interop.formats.native import load_native, save_native
 from beitkit.interop.load import load, load_tokenizer
-from beitkit.system import forget_peak_resident_bytes, peak_resident_bytes
+from beitkit.system import peak_resident_bytes, reset_peak_memory
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
 
@@ -99,7 +99,7 @@ def test_the_description(network: Any, tmp_path: Path) -> None:
 def test_saving_copies_no_network(tmp_path: Path) -> None:
     tokenizer = DiscreteVAE(DVAEConfig(vocabulary=100_000, hidden=128))
     size = sum(tensor.nbytes for tensor in tokenizer.state_dict().values())
-    forget_peak_resident_bytes()
+    reset_peak_memory()
     before = peak_resident_bytes()
     save_native(tokenizer, tmp_path)
     after = peak_resident_bytes()

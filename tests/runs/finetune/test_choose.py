@@ -12,11 +12,11 @@ from beitkit.configs.data import NO_AUGMENT, AugmentConfig
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
-from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 
 RUN = FinetuneRun(Path("pictures"), model=Path("pre"), out=Path("out"))
-IMAGENET = Circumstances(
+IMAGENET = FinetuneFacts(
     pictures=1_281_167,
     side=375,
     imbalance=1.8,

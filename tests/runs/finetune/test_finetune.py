@@ -21,7 +21,7 @@ from beitkit.runs.demo import run as demo
 from beitkit.runs.demo.config import DemoRun
 from beitkit.runs.finetune import report as finetune_report
 from beitkit.runs.finetune import run as finetune
-from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train import loop as loops
 from beitkit.train.step import WeightAverage
@@ -183,7 +183,7 @@ def test_several_labels_a_picture(configured: Callable[..., FinetuneRun]) -> Non
 
 def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
     run = demo.finetune_run(DemoRun(), Path("pictures"), 100, 0, scratch=False)
-    found = Circumstances(
+    found = FinetuneFacts(
         pictures=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
     )
     config, lines = choose(run, found)

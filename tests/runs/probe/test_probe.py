@@ -17,7 +17,7 @@ from beitkit.errors import Interrupted, UserError
 from beitkit.objectives.probe import LinearProbes
 from beitkit.runs.probe import training as probe_training
 from beitkit.runs.probe.config import ProbeRun
-from beitkit.runs.probe.training import OPTIM, probe_groups, probe_plan
+from beitkit.runs.probe.training import OPTIM, probe_groups, probe_schedule
 from beitkit.train.optim import make_optimizer
 
 SMALL = {"threads": 1, "device": "cpu", "workers": 0, "precision": "float32"}
@@ -69,17 +69,17 @@ def test_trained_probes_tell_colors_apart(
 
 def test_the_schedule_and_the_group_are_the_official_ones() -> None:
     config = ProbeRun(Path("pictures"), model=Path("model"), protocol="official")
-    plan = probe_plan(config, 51_200)
-    assert (plan.steps, plan.pictures_per_step) == (5000, 1024)
+    schedule = probe_schedule(config, 51_200)
+    assert (schedule.steps, schedule.pictures_per_step) == (5000, 1024)
     for step, epoch in ((0, 0), (49, 0), (50, 1), (2500, 50), (4999, 99)):
         expected = 1e-3 * 1024 / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 100))
-        assert plan.lr_at(step) == pytest.approx(expected)
-    uneven = probe_plan(config, 3000)._replace(pictures_per_step=7, steps_per_epoch=3000 / 7)
+        assert schedule.lr_at(step) == pytest.approx(expected)
+    uneven = probe_schedule(config, 3000)._replace(pictures_per_step=7, steps_per_epoch=3000 / 7)
     epochs = [step * 7 // 3000 for step in range(1500)]
     assert [uneven.lr_at(step) for step in range(1500)] == [
         pytest.approx(uneven.lr * 0.5 * (1 + math.cos(math.pi * epoch / 100))) for epoch in epochs
     ]
-    paper = probe_plan(ProbeRun(Path("pictures"), model=Path("model"), protocol="paper", lr=0.3, batch_size=100), 1000)
+    paper = probe_schedule(ProbeRun(Path("pictures"), model=Path("model"), protocol="paper", lr=0.3, batch_size=100), 1000)
     assert (paper.steps, paper.lr_at(0)) == (500, 0.3)
 
     probes = LinearProbes(2, 4, 3)
@@ -91,8 +91,8 @@ def test_the_schedule_and_the_group_are_the_official_ones() -> None:
 
 def test_the_default_batch_is_the_papers_or_all_pictures() -> None:
     config = ProbeRun(Path("pictures"), model=Path("model"), protocol="paper")
-    assert probe_plan(config, 5000).pictures_per_step == 1024
-    small = probe_plan(config, 36)
+    assert probe_schedule(config, 5000).pictures_per_step == 1024
+    small = probe_schedule(config, 36)
     assert (small.pictures_per_step, small.steps) == (36, 50)
     assert small.lr == pytest.approx(1e-3 * 36 / 256)
 

@@ -9,12 +9,12 @@ import pytest
 from beitkit.cli import main
 from beitkit.configs.data import NO_AUGMENT
 from beitkit.errors import UserError
-from beitkit.runs.finetune.choose import Circumstances, choose
+from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.run import command
 from beitkit.runs.recipes.table import RECIPES, recipe_named, started_from
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 IN1K, IN22K = 1_281_167, 14_197_122
 
@@ -87,11 +87,11 @@ def test_pretraining_recipes_are_the_published_ones(name: str) -> None:
     config = RECIPES[name]()
     assert isinstance(config, PretrainRun)
     pictures = IN22K if "22k" in name else IN1K
-    plan = make_plan(config.train, config.loop, config.optim, pictures, default_epochs=1)
-    assert plan.pictures_per_step == 2048
-    assert (plan.lr, plan.min_lr) == (1.5e-3, 1e-5)
-    assert plan.steps == round(epochs * pictures / 2048)
-    assert plan.warmup == (warmup if warmup > 1000 else round(warmup * pictures / 2048))
+    schedule = make_schedule(config.train, config.loop, config.optim, pictures, default_epochs=1)
+    assert schedule.pictures_per_step == 2048
+    assert (schedule.lr, schedule.min_lr) == (1.5e-3, 1e-5)
+    assert schedule.steps == round(epochs * pictures / 2048)
+    assert schedule.warmup == (warmup if warmup > 1000 else round(warmup * pictures / 2048))
     assert (config.size, config.image_size, config.patch) == (size, 224, 16)
     assert (config.optim.clip, config.optim.betas, config.optim.weight_decay) == (clip, (0.9, beta2), 0.05)
     assert (config.network.drop_path, config.network.positions) == (drop_path, positions)
@@ -111,12 +111,12 @@ def test_finetuning_recipes_are_the_published_ones(name: str) -> None:
     batch, lr, warmup, epochs, layer_decay, drop_path, weight_decay, clip = FINETUNING[name]
     config = RECIPES[name]()
     assert isinstance(config, FinetuneRun)
-    plan = make_plan(config.train, config.loop, config.optim, IN1K, default_epochs=1)
-    assert plan.pictures_per_step == batch
-    assert plan.lr == pytest.approx(lr, rel=1e-9)
-    assert plan.min_lr == pytest.approx(1e-5 if "scratch" in name else 1e-6, rel=1e-9)
-    assert plan.steps == round(epochs * IN1K / batch)
-    assert plan.warmup == pytest.approx(warmup * IN1K / batch, abs=1.5)
+    schedule = make_schedule(config.train, config.loop, config.optim, IN1K, default_epochs=1)
+    assert schedule.pictures_per_step == batch
+    assert schedule.lr == pytest.approx(lr, rel=1e-9)
+    assert schedule.min_lr == pytest.approx(1e-5 if "scratch" in name else 1e-6, rel=1e-9)
+    assert schedule.steps == round(epochs * IN1K / batch)
+    assert schedule.warmup == pytest.approx(warmup * IN1K / batch, abs=1.5)
     assert (config.optim.layer_decay, config.optim.weight_decay, config.optim.clip) == (layer_decay, weight_decay, clip)
     assert config.optim.betas == (0.9, 0.999)
     assert (config.drop_path, config.label_smoothing) == (drop_path, 0.1)
@@ -154,7 +154,7 @@ def test_augmentation_and_sizes_are_the_published_ones(name: str) -> None:
 
 
 def test_nothing_in_a_recipe_is_left_to_be_chosen() -> None:
-    found = Circumstances(
+    found = FinetuneFacts(
         pictures=IN1K, side=400, imbalance=1.0, width=768, depth=12, patch=16, image_size=None, crop_share=0.875, device="cuda"
     )
     for name in (*FINETUNING, *OURS):

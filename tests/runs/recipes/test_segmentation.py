@@ -3,12 +3,12 @@
 import pytest
 
 from beitkit.configs.codec import from_json, to_json
-from beitkit.configs.train import decided
+from beitkit.configs.train import resolved
 from beitkit.errors import UserError
 from beitkit.runs.recipes.segmentation import SEGMENTATION
 from beitkit.runs.recipes.table import RECIPES, started_from
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 # crop, drop path, rate, layer decay
 PUBLISHED = {
@@ -39,11 +39,11 @@ def test_values_are_the_published_ones(name: str) -> None:
     assert config.head == ("setr_pup" if name.endswith("setr") else "uper")
     assert (config.loss.average, config.loss.auxiliary_weight, config.normalization) == ("all", 0.4, "imagenet")
     assert (config.optim.weight_decay, config.optim.clip, config.optim.betas) == (0.05, None, (0.9, 0.999))
-    plan = make_plan(config.train, config.loop, config.optim, 20_210, default_epochs=1)
-    assert (plan.pictures_per_step, plan.steps, plan.warmup) == (16, 160_000, 1_500)
-    assert plan.lr == pytest.approx(lr)
-    assert plan.lr_at(80_000) == pytest.approx(lr / 2)
-    assert decided(config.loop.accumulate) * decided(config.train.batch_size) == 16
+    schedule = make_schedule(config.train, config.loop, config.optim, 20_210, default_epochs=1)
+    assert (schedule.pictures_per_step, schedule.steps, schedule.warmup) == (16, 160_000, 1_500)
+    assert schedule.lr == pytest.approx(lr)
+    assert schedule.lr_at(80_000) == pytest.approx(lr / 2)
+    assert resolved(config.loop.accumulate) * resolved(config.train.batch_size) == 16
     assert from_json(SegmentRun, to_json(config)) == config
 
 

@@ -9,23 +9,23 @@ import pytest
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.train import DeviceKind, LoopConfig, OptimConfig, TrainConfig
-from beitkit.runs.segment.choose import SceneCircumstances, Start, choose_scenes
+from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 
 RUN = SegmentRun(Path("scenes"), model=Path("pre"), out=Path("out"))
-ADE20K = SceneCircumstances(pictures=20_210, side=512, start="pre-trained", patch=16, width=768, depth=12, device="cuda")
-CAMVID = SceneCircumstances(pictures=367, side=360, start="pre-trained", patch=8, width=96, depth=4, device="cpu")
+ADE20K = SegmentFacts(pictures=20_210, side=512, start="pre-trained", patch=16, width=768, depth=12, device="cuda")
+CAMVID = SegmentFacts(pictures=367, side=360, start="pre-trained", patch=8, width=96, depth=4, device="cpu")
 
 
-def image_size(found: SceneCircumstances) -> int | None:
+def image_size(found: SegmentFacts) -> int | None:
     return choose_scenes(RUN, found).config.image_size
 
 
-def steps(found: SceneCircumstances, run: SegmentRun = RUN) -> int | None:
+def steps(found: SegmentFacts, run: SegmentRun = RUN) -> int | None:
     return choose_scenes(run, found).config.train.steps
 
 
-def rate(found: SceneCircumstances) -> float | None:
+def rate(found: SegmentFacts) -> float | None:
     return choose_scenes(RUN, found).config.train.lr
 
 

@@ -307,5 +307,5 @@ def refused(words: list[str], out: Path, message: str, capsys: pytest.CaptureFix
 def test_python_takes_the_same_options(learned: Path, scenes: Path, tmp_path: Path) -> None:
     options = {"scratch": True, "size": "nano", "patch": 8, "steps": 1, "batch_size": 2, "image_size": 32}
     found = beitkit.segment(scenes, out=tmp_path / "run", device="cpu", threads=1, workers=0, **options)
-    assert isinstance(found, segment.Result)
+    assert isinstance(found, segment.SegmentResult)
     assert found == segment.result_of(tmp_path / "run", result(learned)["val_digest"])

@@ -21,7 +21,7 @@ from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.training.speed import COMPILED_FROM, accelerate
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.schedule import Plan
+from beitkit.train.schedule import Schedule
 
 CPU = Runtime(torch.device("cpu"), None)
 
@@ -31,8 +31,8 @@ def objective(name: str = "nano/16", image_size: int = 32) -> Classify:
     return Classify(Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"))), 0.0)
 
 
-def plan(steps: int) -> Plan:
-    return Plan(steps=steps, warmup=0, pictures_per_step=2048, steps_per_epoch=1.0, lr=1e-3, min_lr=0.0, seed=0)
+def schedule(steps: int) -> Schedule:
+    return Schedule(steps=steps, warmup=0, pictures_per_step=2048, steps_per_epoch=1.0, lr=1e-3, min_lr=0.0, seed=0)
 
 
 def compiled(module: torch.nn.Module) -> set[bool]:
@@ -45,9 +45,9 @@ def test_auto_compiles_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch
     module = objective()
     weights = sum(parameter.numel() for parameter in module.model.backbone.parameters())
     enough = -(-COMPILED_FROM["cpu"] // (6 * 5 * weights * 2048))  # five tokens a picture
-    assert accelerate(module, SpeedConfig(), CPU, plan(int(enough) - 1)) == ""
+    assert accelerate(module, SpeedConfig(), CPU, schedule(int(enough) - 1)) == ""
     assert compiled(module) == {False}
-    assert accelerate(module, SpeedConfig(recompute=True), CPU, plan(int(enough))) == ", compiled, recomputing"
+    assert accelerate(module, SpeedConfig(recompute=True), CPU, schedule(int(enough))) == ", compiled, recomputing"
     assert compiled(module) == {True}
 
 
@@ -56,17 +56,17 @@ def test_auto_compiles_only_small_networks_on_a_cpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     with torch.device("meta"):
         tiny, small = objective("tiny/16", 224), objective("small/16", 224)
-    assert accelerate(tiny, SpeedConfig(), CPU, plan(10**9)) == ", compiled"
-    assert accelerate(small, SpeedConfig(), CPU, plan(10**9)) == ""
+    assert accelerate(tiny, SpeedConfig(), CPU, schedule(10**9)) == ", compiled"
+    assert accelerate(small, SpeedConfig(), CPU, schedule(10**9)) == ""
 
 
 def test_without_a_compiler_auto_does_not_compile_and_on_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     module = objective()
-    assert accelerate(module, SpeedConfig(), CPU, plan(10**9)) == ""
+    assert accelerate(module, SpeedConfig(), CPU, schedule(10**9)) == ""
     assert compiled(module) == {False}
     with pytest.raises(UserError, match=r"--speed.compile on needs a C\+\+ compiler"):
-        accelerate(module, SpeedConfig(compile="on"), CPU, plan(1))
+        accelerate(module, SpeedConfig(compile="on"), CPU, schedule(1))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to compile with")

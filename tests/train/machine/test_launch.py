@@ -3,7 +3,7 @@
 import pytest
 
 from beitkit.errors import UserError
-from beitkit.train.machine.launch import Place, first_host, place
+from beitkit.train.machine.launch import Rank, first_host, rank_from_environment
 
 TORCHRUN = {
     "RANK": "5",
@@ -30,50 +30,52 @@ def without(environment: dict[str, str], name: str) -> dict[str, str]:
 
 
 def test_without_a_launcher_there_is_one_process() -> None:
-    assert place({}) == place({"WORLD_SIZE": "1", "RANK": "0"}) == Place(rank=0, world=1)
+    assert rank_from_environment({}) == rank_from_environment({"WORLD_SIZE": "1", "RANK": "0"}) == Rank(rank=0, world_size=1)
 
 
 def test_torchrun() -> None:
-    assert place(TORCHRUN) == Place(rank=5, local_rank=1, world=8, address="gpu01", port=29500, is_meeting_served=True, attempt=2)
+    assert rank_from_environment(TORCHRUN) == Rank(
+        rank=5, local_rank=1, world_size=8, address="gpu01", port=29500, is_meeting_served=True, attempt=2
+    )
 
 
 def test_srun() -> None:
-    here = place(SLURM)
-    assert (here.rank, here.local_rank, here.world, here.address) == (9, 1, 16, "gpu03")
+    here = rank_from_environment(SLURM)
+    assert (here.rank, here.local_rank, here.world_size, here.address) == (9, 1, 16, "gpu03")
     assert not here.is_meeting_served
-    assert here.port == place(SLURM | {"SLURM_PROCID": "0"}).port
+    assert here.port == rank_from_environment(SLURM | {"SLURM_PROCID": "0"}).port
     assert 1024 < here.port < 32768
-    assert place(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}).address == "head"
-    assert place(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}).port == 4000
+    assert rank_from_environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}).address == "head"
+    assert rank_from_environment(SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}).port == 4000
 
 
 def test_a_batch_script_and_a_step_of_one_task_are_one_process() -> None:
-    assert place(without(SLURM, "SLURM_STEP_ID")).world == 1
-    assert place(SLURM | {"SLURM_NTASKS": "1"}).world == 1
+    assert rank_from_environment(without(SLURM, "SLURM_STEP_ID")).world_size == 1
+    assert rank_from_environment(SLURM | {"SLURM_NTASKS": "1"}).world_size == 1
 
 
 def test_torchrun_inside_a_slurm_step_decides() -> None:
-    assert place(SLURM | TORCHRUN) == place(TORCHRUN)
-    assert place(SLURM | {"WORLD_SIZE": "1", "RANK": "0"}).world == 1
+    assert rank_from_environment(SLURM | TORCHRUN) == rank_from_environment(TORCHRUN)
+    assert rank_from_environment(SLURM | {"WORLD_SIZE": "1", "RANK": "0"}).world_size == 1
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_what_torchrun_should_have_set(name: str) -> None:
     with pytest.raises(UserError, match=f"WORLD_SIZE asks for 8 processes, but the environment variable {name} is not set"):
-        place(without(TORCHRUN, name))
+        rank_from_environment(without(TORCHRUN, name))
 
 
 def test_what_slurm_should_have_set() -> None:
     with pytest.raises(UserError, match="SLURM_NTASKS asks for 16 processes, but the environment variable SLURM_PROCID is not"):
-        place(without(SLURM, "SLURM_PROCID"))
+        rank_from_environment(without(SLURM, "SLURM_PROCID"))
 
 
 def test_values_that_cannot_be() -> None:
     with pytest.raises(UserError, match="no process 8 of 8, counted from 0: RANK and WORLD_SIZE contradict each other"):
-        place(TORCHRUN | {"RANK": "8"})
+        rank_from_environment(TORCHRUN | {"RANK": "8"})
     for wrong in ("many", "-2", ""):
         with pytest.raises(UserError, match="WORLD_SIZE must be a whole number, got"):
-            place(TORCHRUN | {"WORLD_SIZE": wrong})
+            rank_from_environment(TORCHRUN | {"WORLD_SIZE": wrong})
 
 
 @pytest.mark.parametrize(

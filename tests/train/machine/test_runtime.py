@@ -9,7 +9,7 @@ import torch
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
-from beitkit.train.machine.launch import Place
+from beitkit.train.machine.launch import Rank
 from beitkit.train.machine.runtime import StopRequest, _own_device, start_runtime
 
 
@@ -69,11 +69,11 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert _own_device(torch.device("cuda"), Place(rank=7, local_rank=3, world=8)) == torch.device("cuda", 3)
+    assert _own_device(torch.device("cuda"), Rank(rank=7, local_rank=3, world_size=8)) == torch.device("cuda", 3)
     with pytest.raises(UserError, match="process 4 of this machine has no GPU of its own, 4 can be seen"):
-        _own_device(torch.device("cuda"), Place(rank=4, local_rank=4, world=8))
+        _own_device(torch.device("cuda"), Rank(rank=4, local_rank=4, world_size=8))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    bound = Place(rank=7, local_rank=3, world=8, sees_own_devices=True)
+    bound = Rank(rank=7, local_rank=3, world_size=8, sees_own_devices=True)
     assert _own_device(torch.device("cuda"), bound) == torch.device("cuda", 0)
     assert chosen == [3, 0]
     with pytest.raises(UserError, match="--device mps works in one process only, got 8"):

@@ -27,7 +27,7 @@ from beitkit.train.journal import Journal, WaitMeter
 from beitkit.train.loop import Best, fit
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.optim import parameter_groups
-from beitkit.train.schedule import make_plan
+from beitkit.train.schedule import make_schedule
 
 ALONE = Runtime(torch.device("cpu"), None)
 BATCH, STEPS = 3, 8
@@ -75,22 +75,22 @@ def run(
     objective = Toy() if objective is None else objective
 
     def batches(first: int) -> Iterator[Batch]:
-        number = first * runtime.world + runtime.rank
+        number = first * runtime.world_size + runtime.rank
         while True:
             if cut_at is not None and number >= cut_at:
                 raise ConnectionError
             if number == signalled:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield numbered(number, is_poisoned=number == poisoned, shape=shape)
-            number += runtime.world
+            number += runtime.world_size
 
-    loop = loop.shared_by(runtime.world)
+    loop = loop.shared_by(runtime.world_size)
     try:
         fit(
             objective,
             batches,
             parameter_groups(objective, 0.01),
-            plan=make_plan(TrainConfig(steps=STEPS, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
+            schedule=make_schedule(TrainConfig(steps=STEPS, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
             loop=loop,
             optim=OPTIM,
             runtime=runtime,
@@ -131,10 +131,10 @@ def main(folder: Path) -> None:
 
     saving = LoopConfig(accumulate=4, log_every=1, save_every=1, ema=0.9)
     legs = [result(run(folder / "legs", runtime, saving, cut_at=12))["seen"]]
-    runtime.processes.wait()
+    runtime.processes.barrier()
     if runtime.is_main:
         legs.append(result(run(folder / "legs", ALONE, saving, cut_at=20))["seen"])
-    runtime.processes.wait()
+    runtime.processes.barrier()
     last = result(run(folder / "legs", runtime, saving))
     found["legs"] = [*legs, last["seen"]]
     found["continued"] = last
@@ -153,9 +153,9 @@ def main(folder: Path) -> None:
 
     if not runtime.is_main:
         torch.save(found, folder / "found-1.pt")
-        runtime.processes.wait()
+        runtime.processes.barrier()
         os._exit(3)
-    runtime.processes.wait()
+    runtime.processes.barrier()
     try:
         run(folder / "lost", runtime, four)
     except ProcessLost as error:
