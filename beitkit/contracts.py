@@ -1,6 +1,6 @@
 """The conventions and small types that every layer shares.
 
-Conventions, once: masks are bool and True means hidden; sizes are (height, width); pictures are uint8 (c, h, w) in the
+Conventions, once: masks are bool and True means hidden; sizes are (height, width); images are uint8 (c, h, w) in the
 data layer, float in [0, 1] for tokenizers and normalized float for backbones; token ids are int64 in raster order; an
 ignored label in a label map is 255; the class token is never among the patches.
 
@@ -28,8 +28,8 @@ Batch = dict[str, Tensor]
 """What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, targets, erased, label_map,
 extent, index (see `data.stream` and `data.views.scene`)."""
 
-Picture = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
-"""One picture: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
+ImageInput = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
+"""One image: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
 
 Precision = Literal["float32", "bfloat16"]
 """What matrix products are computed in."""
@@ -54,7 +54,7 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """A frozen map between pictures and a grid of visual tokens."""
+    """A frozen map between images and a grid of visual tokens."""
 
     @property
     def vocabulary(self) -> int:
@@ -68,7 +68,7 @@ class Tokenizer(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures."""
+        """Channels of the images."""
         ...
 
     @property
@@ -77,20 +77,20 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
-        """Token ids of pictures in [0, 1]."""
+        """Token ids of images in [0, 1]."""
         ...
 
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
-        """Pictures in [0, 1] from token ids."""
+        """Images in [0, 1] from token ids."""
         ...
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Prepares pictures for one network, as in its evaluation."""
+    """Prepares images for one network, as in its evaluation."""
 
-    def __call__(self, pictures: Sequence[Picture]) -> Float[Tensor, "b c h w"]:
-        """Normalized pictures on the CPU."""
+    def __call__(self, images: Sequence[ImageInput]) -> Float[Tensor, "b c h w"]:
+        """Normalized images on the CPU."""
         ...
 
 

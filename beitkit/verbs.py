@@ -49,14 +49,14 @@ class Entry(NamedTuple):
 
 
 VERBS = {
-    "demo": Entry("demo.config:DemoRun", "demo.run:run", "", "everything below on bundled pictures, in minutes", trains=True),
-    "index": Entry("pack.config:IndexRun", "pack.index:run", "photos/ --out photos.index", "list pictures in one mapped file"),
-    "pack": Entry("pack.config:PackRun", "pack.run:run", "photos/ --out shards", "copy pictures into tar shards"),
+    "demo": Entry("demo.config:DemoRun", "demo.run:run", "", "everything below on bundled images, in minutes", trains=True),
+    "index": Entry("pack.config:IndexRun", "pack.index:run", "photos/ --out photos.index", "list images in one mapped file"),
+    "pack": Entry("pack.config:PackRun", "pack.run:run", "photos/ --out shards", "copy images into tar shards"),
     "tokenizer": Entry(
         "tokenizer.config:TokenizerRun",
         "tokenizer.run:run",
         "photos/ --out runs/tok",
-        "train a discrete VAE on your pictures",
+        "train a discrete VAE on your images",
         trains=True,
         is_shared=True,
     ),
@@ -76,12 +76,12 @@ VERBS = {
         takes_recipe=True,
     ),
     "probe": Entry(
-        "probe.config:ProbeRun", "probe.run:run", "labelled/ --model runs/pre", "judge the frozen features of every block"
+        "probe.config:ProbeRun", "probe.run:run", "labeled/ --model runs/pre", "judge the frozen features of every block"
     ),
     "finetune": Entry(
         "finetune.config:FinetuneRun",
         "finetune.run:run",
-        "labelled/ --model runs/pre --out runs/cls",
+        "labeled/ --model runs/pre --out runs/cls",
         "train a classifier from them",
         trains=True,
         is_shared=True,
@@ -96,9 +96,9 @@ VERBS = {
         is_shared=True,
         takes_recipe=True,
     ),
-    "evaluate": Entry("evaluate.config:EvaluateRun", "evaluate.run:run", "labelled/ --model runs/cls", "measure it"),
+    "evaluate": Entry("evaluate.config:EvaluateRun", "evaluate.run:run", "labeled/ --model runs/cls", "measure it"),
     "predict": Entry(
-        "predict.config:PredictRun", "predict.run:run", "new/ --model runs/cls --out p.csv", "name what new pictures show"
+        "predict.config:PredictRun", "predict.run:run", "new/ --model runs/cls --out p.csv", "name what new images show"
     ),
     "embed": Entry(
         "predict.config:EmbedRun", "predict.embed:run", "new/ --model runs/pre --out f.npy", "their features, of any block"
@@ -127,8 +127,8 @@ VERBS = {
     "ablate": Entry(
         "ablate.config:AblateRun",
         "ablate.run:run",
-        "photos/ labelled/ --tokenizer runs/tok",
-        "what is each part of BEiT worth on your pictures?",
+        "photos/ labeled/ --tokenizer runs/tok",
+        "what is each part of BEiT worth on your images?",
         trains=True,
     ),
     "recipes": Entry("recipes.config:RecipesRun", "recipes.run:run", "", "the published set-ups, which --recipe takes"),

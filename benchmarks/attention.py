@@ -23,7 +23,7 @@ from benchmarks.compare.turns import Candidate, Step, interleaved, synchronizer
 
 HEAD_WIDTH = 64
 SHAPES = ((64, 65), (8, 197), (64, 197), (4, 577), (2, 1025), (1, 1601))
-"""Pictures, and tokens of each: nano's and the small pictures', 224, 384, 512 and 640 pixels in patches of 16."""
+"""Images, and tokens of each: nano's and the small images', 224, 384, 512 and 640 pixels in patches of 16."""
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -48,33 +48,33 @@ def main() -> None:
     heads = options.width // HEAD_WIDTH
     where = f"{runtime.describe()}, PyTorch {torch.__version__}"
     print(f"{heads} heads of {HEAD_WIDTH}, {where}; medians of {options.rounds} rounds\n")
-    print("| precision | pictures x tokens | inference: fused, ms | plain | ratio | training: fused, ms | plain | ratio |")
+    print("| precision | images x tokens | inference: fused, ms | plain | ratio | training: fused, ms | plain | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for precision in (torch.bfloat16, torch.float32):
-        for pictures, tokens in SHAPES:
+        for images, tokens in SHAPES:
             cells = []
             for is_trained in (False, True):
-                prepare = partial(prepared, (pictures, tokens, heads), precision, runtime.device, is_trained)
+                prepare = partial(prepared, (images, tokens, heads), precision, runtime.device, is_trained)
                 racing = [Candidate(one.__name__, "", partial(prepare, one), is_ours=True) for one in (fused, plain)]
                 taken = interleaved(racing, options.rounds, turn=0.2, wait=synchronizer(runtime.device))
                 theirs, ours = (median(taken[name]) for name in ("fused", "plain"))
                 cells += [f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{theirs / ours:.2f}"]
-            print(f"| {str(precision).removeprefix('torch.')} | {pictures} x {tokens} | {' | '.join(cells)} |", flush=True)
+            print(f"| {str(precision).removeprefix('torch.')} | {images} x {tokens} | {' | '.join(cells)} |", flush=True)
 
 
 def prepared(
     shape: tuple[int, int, int], precision: torch.dtype, device: torch.device, is_trained: bool, attend: Attention
 ) -> Step:
-    """One forward pass, or a forward and a backward pass, for (pictures, tokens, heads)."""
-    pictures, tokens, heads = shape
+    """One forward pass, or a forward and a backward pass, for (images, tokens, heads)."""
+    images, tokens, heads = shape
     generator = torch.Generator(device).manual_seed(0)
 
     def noise(*sizes: int) -> Tensor:
         return torch.randn(sizes, generator=generator, device=device).to(precision)
 
-    projected = noise(pictures, tokens, 3 * heads * HEAD_WIDTH).requires_grad_(is_trained)
+    projected = noise(images, tokens, 3 * heads * HEAD_WIDTH).requires_grad_(is_trained)
     bias = noise(1, heads, tokens, tokens).requires_grad_(is_trained)
-    given = noise(pictures, tokens, heads * HEAD_WIDTH)
+    given = noise(images, tokens, heads * HEAD_WIDTH)
 
     def step() -> None:
         query, key, value = projected.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)

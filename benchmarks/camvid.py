@@ -1,10 +1,10 @@
-"""The segmentation run of docs/results.md: CamVid's street scenes, from unlabelled pictures to the table, by the verbs alone.
+"""The segmentation run of docs/results.md: CamVid's street scenes, from unlabeled images to the table, by the verbs alone.
 
     python -m benchmarks.camvid CAMVID_FOLDER PHOTOS_FOLDER --out runs/camvid
 
-CAMVID_FOLDER holds images/{train,val} and labels/{train,val} (11 classes, 11 = unlabelled), PHOTOS_FOLDER any photographs. The
-backbone is pre-trained on both without labels, CamVid's validation pictures left out; then the same network is fine-tuned from it
-and from fresh weights, in the same set-up, with three seeds. The validation pictures choose nothing and are measured once a run.
+CAMVID_FOLDER holds images/{train,val} and labels/{train,val} (11 classes, 11 = unlabeled), PHOTOS_FOLDER any photographs. The
+backbone is pre-trained on both without labels, CamVid's validation images left out; then the same network is fine-tuned from it
+and from fresh weights, in the same set-up, with three seeds. The validation images choose nothing and are measured once a run.
 Prints the tables of docs/results.md as Markdown. The same command continues a run that was cut.
 """
 
@@ -40,17 +40,17 @@ def main() -> None:
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    pictures, classes = out / "unlabelled.txt", out / "classes.json"
+    images, classes = out / "unlabeled.txt", out / "classes.json"
     found = [*sorted(arguments.photos.glob("*.jpg")), *sorted((arguments.camvid / "images" / "train").glob("*.jpg"))]
-    pictures.write_text("".join(f"{path.absolute()}\n" for path in found))
+    images.write_text("".join(f"{path.absolute()}\n" for path in found))
     classes.write_text(json.dumps(CLASSES))
 
     beitkit.tokenizer(
-        pictures, out=out / "tok", image_size=64, steps=1500, batch_size=64, threads=arguments.threads,
+        images, out=out / "tok", image_size=64, steps=1500, batch_size=64, threads=arguments.threads,
         dvae=DVAEConfig(vocabulary=256, stride=4, hidden=64, codebook_dim=64), loop=LoopConfig(log_every=250),
     )  # fmt: skip
     beitkit.pretrain(
-        pictures, tokenizer=out / "tok", out=out / "pre", size="nano", patch=8, image_size=128, steps=3000, batch_size=32,
+        images, tokenizer=out / "tok", out=out / "pre", size="nano", patch=8, image_size=128, steps=3000, batch_size=32,
         lr=3e-3, threads=arguments.threads, network=NetworkConfig(drop_path=0.0),
         optim=OptimConfig(lr_batch=32, warmup_steps=200), loop=LoopConfig(log_every=100),
     )  # fmt: skip

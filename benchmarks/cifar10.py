@@ -1,8 +1,8 @@
-"""The colour run of docs/results.md: CIFAR-10 from pictures to the verdict, by the verbs alone.
+"""The color run of docs/results.md: CIFAR-10 from images to the verdict, by the verbs alone.
 
     python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10
 
-CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only training pictures choose anything; the test pictures are
+CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only training images choose anything; the test images are
 measured once per run. Prints the tables of docs/results.md as Markdown. The same command continues a run that was cut.
 """
 
@@ -22,7 +22,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig
 
 SEEDS = (0, 1, 2)
 STEPS = {500: 400, 5000: 1000, 50000: 5000}
-"""Optimizer steps of 32 pictures by number of labels."""
+"""Optimizer steps of 32 images by number of labels."""
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     taskset -c 1 python -m benchmarks.input_path PHOTOS
 
 PHOTOS is a folder of photographs, from which JPEGs of 500x375 and 4000x3000 pixels are made. Pillow's path, which uses nothing of
-beitkit's but the drawing of crops, decodes the whole picture, jitters it by ImageEnhance, crops, and resizes; ours is
-`PretrainView` on `picture_to_crop`, without simplejpeg and with it (`pip install 'beitkit[fast]'`). All draw the same crops
+beitkit's but the drawing of crops, decodes the whole image, jitters it by ImageEnhance, crops, and resizes; ours is
+`PretrainView` on `image_to_crop`, without simplejpeg and with it (`pip install 'beitkit[fast]'`). All draw the same crops
 and take turns; the medians of ROUNDS rounds are printed as Markdown.
 """
 
@@ -24,14 +24,14 @@ from PIL import Image, ImageEnhance
 
 from beitkit.configs.data import ViewConfig
 from beitkit.data.decoding import jpeg
-from beitkit.data.decoding.decode import open_picture, picture_to_crop, to_tensor
-from beitkit.data.sources.find import find_pictures
+from beitkit.data.decoding.decode import image_to_crop, open_image, to_tensor
+from beitkit.data.sources.find import find_images
 from beitkit.data.views.image import PretrainView, crop_box
 
 ROUNDS = 5
-PICTURES = 4
+IMAGES = 4
 VIEWS = {(500, 375): 8, (4000, 3000): 1}
-"""(width, height), and how many views of each picture a round takes."""
+"""(width, height), and how many views of each image a round takes."""
 
 
 def by_pillow(path: Path, view: ViewConfig, rng: random.Random) -> None:
@@ -56,19 +56,19 @@ def ours(path: Path, view: ViewConfig, rng: random.Random) -> None:
 
 
 def fast(path: Path, view: ViewConfig, rng: random.Random) -> None:
-    PretrainView(view, (224, 224), (112, 112))(picture_to_crop(path, 3), rng)
+    PretrainView(view, (224, 224), (112, 112))(image_to_crop(path, 3), rng)
 
 
 def main(photos: Path) -> None:
     torch.set_num_threads(1)
-    found = find_pictures(photos)
+    found = find_images(photos)
     assert jpeg.simplejpeg is not None, "pip install 'beitkit[fast]'"
     print("| JPEG | color jitter | Pillow, views/s | ours | ratio | with simplejpeg | ratio |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for size, views in VIEWS.items():
-            paths = [Path(folder) / f"{size[0]}-{index}.jpg" for index in range(min(PICTURES, len(found)))]
+            paths = [Path(folder) / f"{size[0]}-{index}.jpg" for index in range(min(IMAGES, len(found)))]
             for index, path in enumerate(paths):
-                open_picture(found.path(index), 3).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+                open_image(found.path(index), 3).resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
             for jitter in (0.4, 0.0):
                 view = ViewConfig(color_jitter=jitter)
                 rates = [[rate(path, views, paths, view) for path in (by_pillow, ours, fast)] for _ in range(ROUNDS)]

@@ -1,8 +1,8 @@
-"""Peak memory of labelling a large picture: the figures of docs/guide/segment.md.
+"""Peak memory of labeling a large image: the figures of docs/guide/segment.md.
 
     python -m benchmarks.label_memory
 
-Each case runs in a process of its own, whose resident memory before and at most during the labelling is compared. The network is
+Each case runs in a process of its own, whose resident memory before and at most during the labeling is compared. The network is
 small (nano/16 at 512 pixels, fresh weights, 150 classes), so what is measured is the scores, not the network.
 """
 
@@ -15,7 +15,7 @@ import time
 
 CASES = {
     "4472x4472, short side 512 (official)": (4472, 4472, {}),
-    "4472x1500 (tall), windows at the picture's own size": (4472, 1500, {"short_side": 1500}),
+    "4472x1500 (tall), windows at the image's own size": (4472, 1500, {"short_side": 1500}),
 }
 CLASSES = 150
 
@@ -34,9 +34,9 @@ def measure(name: str) -> None:
     backbone = BackboneConfig.named("nano/16", image_size=512, relative_positions="per_block", final_norm=False)
     classes = tuple(map(str, range(CLASSES)))
     model = Segmenter(SegmenterConfig(backbone=backbone, classes=classes, channels=64, auxiliary_channels=None)).eval()
-    picture = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     before, start = peak(), time.monotonic()
-    predict_label_map(model, picture, InferenceConfig(**options))
+    predict_label_map(model, image, InferenceConfig(**options))
     plain = height * width * CLASSES * 4 / 2**30
     print(f"| {name} | {peak() - before:.2f} GB | {plain:.1f} GB | {time.monotonic() - start:.0f} s |", flush=True)
 
@@ -48,7 +48,7 @@ def peak() -> float:
 
 def main() -> None:
     """All cases, one process each."""
-    print("| picture and settings | peak above start | all scores at once | time, one core |\n|---|---|---|---|", flush=True)
+    print("| image and settings | peak above start | all scores at once | time, one core |\n|---|---|---|---|", flush=True)
     for name in CASES:
         subprocess.run([sys.executable, __file__, name], check=True)
 

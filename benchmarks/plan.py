@@ -52,14 +52,14 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=CASES)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--pictures", type=int, default=64, help="photographs that are used")
+    parser.add_argument("--images", type=int, default=64, help="photographs that are used")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     print("| case | planned GiB | real GiB | ratio | planned s a step | real | ratio | planned s in all | real | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, path in enumerate(sorted(options.photos.rglob("*.jpg"))[: options.pictures]):
+        for number, path in enumerate(sorted(options.photos.rglob("*.jpg"))[: options.images]):
             link = folder / "photos" / "ab"[number % 2] / path.name  # two classes, which pre-training does not look at
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
@@ -82,7 +82,7 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
         tokenizer = tokenizer_of("dalle" if kind == "dalle" else "light", folder)
         shared += ["--tokenizer", str(tokenizer)]
         cached = kind == "cached"
-        given = ["--pictures", str(photos), *(["--cached"] if cached else [])]
+        given = ["--image-folder", str(photos), *(["--cached"] if cached else [])]
         planned = output(["plan", "--images", str(count), *given, *shared, "--json"])
         run = ["pretrain", str(photos), "--out", str(out), *shared]
         if cached:

@@ -1,6 +1,6 @@
-"""Pictures per second of pre-training batches with their tokens computed and with their tokens from a complete cache.
+"""Images per second of pre-training batches with their tokens computed and with their tokens from a complete cache.
 
-    python -m benchmarks.token_cache [--pictures 128] [--rounds 3] [--geometry light|dalle]
+    python -m benchmarks.token_cache [--images 128] [--rounds 3] [--geometry light|dalle]
 
 Uncached and cached passes alternate, so that what else the machine does hits both. Only the making of batches is timed
 (reading, views, tokens), in the main process, without a network.
@@ -20,8 +20,8 @@ from PIL import Image
 from beitkit import DiscreteVAE, save
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.tokenizer import DVAEConfig
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.find import find_pictures
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.find import find_images
 from beitkit.data.stream import evaluation_stream, stored_views_stream, token_ids
 from beitkit.data.tokens.cache import open_cache
 from beitkit.data.tokens.key import CacheKey
@@ -35,22 +35,22 @@ IMAGE, PATCH, BATCH = (224, 224), (16, 16), 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--geometry", choices=("light", "dalle"), default="light")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options.pictures, options.rounds, options.geometry)
+        measure(Path(folder), options.images, options.rounds, options.geometry)
 
 
-def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
-    (folder / "pictures").mkdir()
+def measure(folder: Path, count: int, rounds: int, geometry: str) -> None:
+    (folder / "images").mkdir()
     generator = np.random.default_rng(0)
-    for index in range(pictures):
+    for index in range(count):
         pixels = generator.integers(0, 255, (15, 20, 3), dtype=np.uint8)
         image = Image.fromarray(pixels).resize((400, 300), Image.Resampling.BICUBIC)
-        image.save(folder / "pictures" / f"{index:05}.jpg")
-    files = find_pictures(folder / "pictures")
+        image.save(folder / "images" / f"{index:05}.jpg")
+    files = find_images(folder / "images")
     config = DVAEConfig(geometry="dalle", stride=8, reconstruction="logit_laplace") if geometry == "dalle" else DVAEConfig()
     save(DiscreteVAE(config), folder / "tokenizer")
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -60,13 +60,13 @@ def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
         open_cache(folder / "cache", key, files, is_writable=True), lambda images: token_ids(images, encode, key.grid), BATCH
     )
 
-    def dataset(token_size: tuple[int, int] | None) -> PictureDataset:
-        return PictureDataset(files, PretrainView(ViewConfig(), IMAGE, token_size), kind="evaluate", smallest=PATCH, views=1)
+    def dataset(token_size: tuple[int, int] | None) -> ImageDataset:
+        return ImageDataset(files, PretrainView(ViewConfig(), IMAGE, token_size), kind="evaluate", smallest=PATCH, views=1)
 
     with_view, without = dataset(key.token_size), dataset(None)
-    for _ in cached.tokenized(stored_views_stream(with_view, BATCH, lambda index, view: True, range(pictures))):
+    for _ in cached.tokenized(stored_views_stream(with_view, BATCH, lambda index, view: True, range(count))):
         pass
-    print(f"{geometry} geometry, {pictures} pictures of 400x300, batch {BATCH}, {torch.get_num_threads()} threads")
+    print(f"{geometry} geometry, {count} images of 400x300, batch {BATCH}, {torch.get_num_threads()} threads")
     for _ in range(rounds):
         start = time.perf_counter()
         for batch in evaluation_stream(with_view, BATCH):
@@ -75,7 +75,7 @@ def measure(folder: Path, pictures: int, rounds: int, geometry: str) -> None:
         for _ in cached.tokenized(evaluation_stream(without, BATCH)):
             pass
         end = time.perf_counter()
-        print(f"uncached {pictures / (between - start):7.1f} images/s    cached {pictures / (end - between):7.1f} images/s")
+        print(f"uncached {count / (between - start):7.1f} images/s    cached {count / (end - between):7.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.views CIFAR10_FOLDER --tokenizer runs/tok --out runs/views
 
-CIFAR10_FOLDER holds train/<class>/ and test/<class>/. The same pictures are pre-trained on for the same number of steps
+CIFAR10_FOLDER holds train/<class>/ and test/<class>/. The same images are pre-trained on for the same number of steps
 with K = 1, 4 and 16 stored views and with fresh ones, several seeds each (first weights, order, views, masks); then a
 linear probe and a fine-tuning with few labels. Prints the table as Markdown; the same command continues a run that was cut.
 """
@@ -34,12 +34,12 @@ def main() -> None:
     out, images = arguments.out, arguments.images
     out.mkdir(parents=True, exist_ok=True)
     chosen = [
-        picture.resolve()
+        image.resolve()
         for folder in sorted((images / "train").iterdir())
-        for picture in sorted(folder.iterdir())[: arguments.per_class]
+        for image in sorted(folder.iterdir())[: arguments.per_class]
     ]
-    listed = out / "pictures.txt"
-    listed.write_text("".join(f"{picture}\n" for picture in chosen))
+    listed = out / "images.txt"
+    listed.write_text("".join(f"{image}\n" for image in chosen))
     scores: dict[int | None, list[tuple[float, float]]] = {views: [] for views in VIEWS}
     for seed in range(arguments.seeds):
         for views in VIEWS:

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: the deterministic weights and pictures that the golden vectors were made with, and timm.
+"""Fixtures of several test files: the deterministic weights and images that the golden vectors were made with, and timm.
 
 Golden vectors are outputs of the official code for weights that a rule fixes instead of a file: sorted by name, entry i of
 tensor j is 0.2 sin(0.37 i + 0.11 j), rounded to float32; scales of norms are 1 more, LayerScale vectors 0.5 more.

@@ -53,12 +53,12 @@ def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in capsys.readouterr().out
 
 
-def test_a_misspelt_option_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_option_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--batch-size" in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--bach-size", "3"], capsys)
     assert "--mask.ratio" in fails(["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--mask.ration", ".4"], capsys)
 
 
-def test_a_misspelt_verb_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_verb_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'pretrain'" in fails(["pretrian"], capsys)
 
 
@@ -94,10 +94,10 @@ def test_an_impossible_value_says_what_is_possible(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["finetune", "labelled", "--out", "o", "--recipe"], "--recipe needs a value"),
-        (["finetune", "labelled", "--out", "o", "--optim.betas", "0.9"], "--optim.betas needs 2 values"),
-        (["finetune", "labelled", "more", "--out", "o"], "'more' is one argument too many"),
-        (["probe", "labelled", "--model", "m", "--blocks", "last"], "--blocks takes a whole number, got 'last'"),
+        (["finetune", "labeled", "--out", "o", "--recipe"], "--recipe needs a value"),
+        (["finetune", "labeled", "--out", "o", "--optim.betas", "0.9"], "--optim.betas needs 2 values"),
+        (["finetune", "labeled", "more", "--out", "o"], "'more' is one argument too many"),
+        (["probe", "labeled", "--model", "m", "--blocks", "last"], "--blocks takes a whole number, got 'last'"),
         (
             ["embed", "new", "--model", "m", "--out", "o.npy", "--block", "last"],
             "--block takes a whole number or all, got 'last'",
@@ -139,27 +139,27 @@ def test_wrong_paths_say_what_was_expected(tmp_path: Path, capsys: pytest.Captur
     empty = tmp_path / "empty"
     empty.mkdir()
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    (tmp_path / "texts" / "a.txt").write_text("no image")
     out = tmp_path / "out"
     assert "does not exist" in fails(["tokenizer", str(tmp_path / "none"), "--out", str(out)], capsys)
-    assert "holds no pictures" in fails(["tokenizer", str(empty), "--out", str(out)], capsys)
-    assert "holds no pictures" in fails(["tokenizer", str(tmp_path / "texts"), "--out", str(out)], capsys)
+    assert "holds no images" in fails(["tokenizer", str(empty), "--out", str(out)], capsys)
+    assert "holds no images" in fails(["tokenizer", str(tmp_path / "texts"), "--out", str(out)], capsys)
     assert str(tmp_path / "none") in fails(["probe", str(empty), "--model", str(tmp_path / "none")], capsys)
     assert not out.exists()
 
 
-def test_a_folder_with_other_things_is_left_alone(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_other_things_is_left_alone(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    line = fails(["tokenizer", str(pictures), "--out", str(out), "--image-size", "16"], capsys)
+    line = fails(["tokenizer", str(images), "--out", str(out), "--image-size", "16"], capsys)
     assert "not empty" in line
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
-def test_another_command_in_a_run_folder_is_refused(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_command_in_a_run_folder_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    command = ["tokenizer", str(pictures), "--out", str(out), "--image-size", "16", "--batch-size", "4"]
+    command = ["tokenizer", str(images), "--out", str(out), "--image-size", "16", "--batch-size", "4"]
     command += ["--dvae.vocabulary", "8", "--steps", "1"]
     with pytest.raises(SystemExit) as stopped:
         main(command)
@@ -177,10 +177,10 @@ def test_another_command_in_a_run_folder_is_refused(pictures: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_continue(pictures: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_signal_saves_and_says_how_to_continue(images: Path, tmp_path: Path, number: int, code: int) -> None:
     out = tmp_path / "run"
     command = [
-        sys.executable, "-m", "beitkit", "tokenizer", str(pictures), "--out", str(out), "--image-size", "16",
+        sys.executable, "-m", "beitkit", "tokenizer", str(images), "--out", str(out), "--image-size", "16",
         "--steps", "1000000", "--batch-size", "2", "--dvae.vocabulary", "8", "--loop.log-every", "1", "--threads", "1",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -198,9 +198,9 @@ def test_a_signal_saves_and_says_how_to_continue(pictures: Path, tmp_path: Path,
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of small pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small images."""
+    folder = tmp_path_factory.mktemp("images")
     for index in range(12):
         Image.new("RGB", (20, 24), (index * 20, 255 - index * 20, 100)).save(folder / f"{index}.png")
     return folder
@@ -210,7 +210,7 @@ def test_a_verb_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyP
     launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    line = fails(["probe", "pictures", "--model", "run"], capsys)
+    line = fails(["probe", "images", "--model", "run"], capsys)
     assert "beitkit probe runs in one process, but torchrun or srun started 2" in line
     monkeypatch.delenv("RANK")
-    assert "the environment variable RANK is not set" in fails(["pretrain", "pictures"], capsys)
+    assert "the environment variable RANK is not set" in fails(["pretrain", "images"], capsys)

@@ -1,4 +1,4 @@
-"""The life cycle through the command line, on pictures of shapes: tokenizer, pre-training, probe, fine-tuning, evaluation."""
+"""The life cycle through the command line, on images of shapes: tokenizer, pre-training, probe, fine-tuning, evaluation."""
 
 import json
 import math
@@ -26,11 +26,11 @@ def shape(index: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, and the runs made from them."""
+    """Images, and the runs made from them."""
     folder = tmp_path_factory.mktemp("life")
     for index in range(120):
         part = "train" if index < 80 else "val"
-        path = folder / "pictures" / part / ("square", "disk")[index % 2] / f"{index:03d}.png"
+        path = folder / "images" / part / ("square", "disk")[index % 2] / f"{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         shape(index).save(path)
     return folder
@@ -58,23 +58,23 @@ def check_run_folder(folder: Path, verb: str) -> None:
     assert all(math.isfinite(event["loss"]) for event in logged if event["kind"] == "train")
 
 
-def test_from_pictures_to_a_classifier(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_images_to_a_classifier(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tok, pre, cls, scratch = (world / name for name in ("tok", "pre", "cls", "scratch"))
-    pictures = world / "pictures"
+    images = world / "images"
     command(
-        "tokenizer", pictures, "--out", tok, "--image-size", 32, "--steps", 60, "--batch-size", 16, "--dvae.vocabulary", 32,
+        "tokenizer", images, "--out", tok, "--image-size", 32, "--steps", 60, "--batch-size", 16, "--dvae.vocabulary", 32,
         "--dvae.stride", 4, "--dvae.hidden", 32, "--dvae.codebook-dim", 16,
     )  # fmt: skip
     check_run_folder(tok, "tokenizer")
     tokenizer = beitkit.load_tokenizer(tok)
-    images = torch.rand(2, 3, 32, 24)
-    ids = tokenizer.encode(images)
+    noise = torch.rand(2, 3, 32, 24)
+    ids = tokenizer.encode(noise)
     assert ids.shape == (2, 8, 6)
     assert ids.dtype == torch.int64
-    assert tokenizer.decode(ids).shape == images.shape
+    assert tokenizer.decode(ids).shape == noise.shape
 
     command(
-        "pretrain", pictures, "--tokenizer", tok, "--out", pre, "--size", "nano", "--image-size", 32, "--patch", 4, "--steps", 60,
+        "pretrain", images, "--tokenizer", tok, "--out", pre, "--size", "nano", "--image-size", 32, "--patch", 4, "--steps", 60,
         "--batch-size", 16, "--lr", 0.003, "--optim.lr-batch", 16, "--loop.log-every", 10,
     )  # fmt: skip
     check_run_folder(pre, "pretrain")
@@ -85,7 +85,7 @@ def test_from_pictures_to_a_classifier(world: Path, capsys: pytest.CaptureFixtur
     assert model.config.tokenizer == tokenizer.fingerprint
     assert model.config.vocabulary == 32
 
-    command("probe", pictures, "--model", pre, "--out", world / "probe", "--json")
+    command("probe", images, "--model", pre, "--out", world / "probe", "--json")
     probe = json.loads(capsys.readouterr().out)
     assert len(probe["linear"]["test"]) == 4
     assert max(probe["linear"]["test"]) > 0.7
@@ -93,16 +93,16 @@ def test_from_pictures_to_a_classifier(world: Path, capsys: pytest.CaptureFixtur
 
     for out, start in ((scratch, ["--scratch"]), (cls, ["--compare", scratch])):
         command(
-            "finetune", pictures, "--model", pre, "--out", out, "--steps", 60, "--batch-size", 16, "--lr", 0.004,
+            "finetune", images, "--model", pre, "--out", out, "--steps", 60, "--batch-size", 16, "--lr", 0.004,
             "--optim.lr-batch", 16, *start,
         )  # fmt: skip
         check_run_folder(out, "finetune")
     assert str(scratch) in (cls / "report.html").read_text()
     capsys.readouterr()
-    command("evaluate", pictures, "--model", cls, "--json")
+    command("evaluate", images, "--model", cls, "--json")
     evaluation = json.loads(capsys.readouterr().out)
     result = json.loads((cls / "result.json").read_text())
-    assert evaluation["pictures"] == 40
+    assert evaluation["images"] == 40
     assert evaluation["top1"] == pytest.approx(result["top1"])
     assert evaluation["top1"] > 0.8
     assert set(evaluation["classes"]) == {"disk", "square"}
@@ -113,7 +113,7 @@ def test_from_pictures_to_a_classifier(world: Path, capsys: pytest.CaptureFixtur
 
 def test_the_verbs_are_functions_with_the_same_fields(world: Path) -> None:
     folder = beitkit.tokenizer(
-        world / "pictures",
+        world / "images",
         out=world / "by-python",
         image_size=16,
         steps=1,
@@ -123,26 +123,26 @@ def test_the_verbs_are_functions_with_the_same_fields(world: Path) -> None:
     assert (folder / "model.safetensors").exists()
     assert json.loads((folder / "config.json").read_text())["train"]["batch_size"] == 2
     with pytest.raises(UserError, match="did you mean 'batch_size'"):
-        beitkit.tokenizer(world / "pictures", out=world / "other", bach_size=2)  # type: ignore[call-arg]
+        beitkit.tokenizer(world / "images", out=world / "other", bach_size=2)  # type: ignore[call-arg]
 
 
 def test_broken_files_are_skipped_listed_and_limited(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for index in range(150):
-        shape(index).save(pictures / f"{index:03d}.png")
-    (pictures / "007.png").write_bytes((pictures / "007.png").read_bytes()[:60])
+        shape(index).save(images / f"{index:03d}.png")
+    (images / "007.png").write_bytes((images / "007.png").read_bytes()[:60])
     options = ["--image-size", 16, "--steps", 10, "--batch-size", 32, "--dvae.vocabulary", 8, "--dvae.stride", 4]
-    command("tokenizer", pictures, "--out", tmp_path / "ok", *options)
+    command("tokenizer", images, "--out", tmp_path / "ok", *options)
     listed = [json.loads(line) for line in (tmp_path / "ok" / "broken_files.jsonl").read_text().splitlines()]
     assert [Path(entry["path"]).name for entry in listed] == ["007.png"]
     for name in ("008.png", "009.png"):
-        (pictures / name).write_bytes(b"not a picture")
+        (images / name).write_bytes(b"not an image")
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        main(["tokenizer", str(pictures), "--out", str(tmp_path / "stopped"), *map(str, options), *SMALL])
+        main(["tokenizer", str(images), "--out", str(tmp_path / "stopped"), *map(str, options), *SMALL])
     assert stopped.value.code == 2
-    assert "of 150 pictures cannot be read, more than the 1.00% allowed" in capsys.readouterr().err
+    assert "of 150 images cannot be read, more than the 1.00% allowed" in capsys.readouterr().err
 
 
 def test_what_cannot_work_together_is_refused_before_anything_is_written(
@@ -150,7 +150,7 @@ def test_what_cannot_work_together_is_refused_before_anything_is_written(
 ) -> None:
     out, tok = tmp_path / "out", tmp_path / "tok"
     beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=8, stride=4, hidden=16, codebook_dim=8)), tok)
-    pretrain = ["pretrain", world / "pictures", "--tokenizer", tok, "--out", out, "--size", "nano", "--patch", 4]
+    pretrain = ["pretrain", world / "images", "--tokenizer", tok, "--out", out, "--size", "nano", "--patch", 4]
     for options, expected in (
         (["--image-size", 30], "not a whole number of 4x4 patches; the nearest that is: 32x32"),
         (["--image-size", 4], "at least 2x2 are needed"),

@@ -42,14 +42,14 @@ def kill_after(command: list[str], out: Path, step: int) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled pictures of two classes, a tokenizer and a pre-trained network."""
+    """Labeled images of two classes, a tokenizer and a pre-trained network."""
     folder = tmp_path_factory.mktemp("world")
     for index in range(24):
         name = ("disk", "square")[index % 2]
         image = Image.new("RGB", (24, 24), (30, 10 * index, 90))
         draw = ImageDraw.Draw(image)
         (draw.ellipse if name == "disk" else draw.rectangle)((4, 4 + index % 5, 15, 15 + index % 5), fill=(250, 200, 10 * index))
-        path = folder / "pictures" / ("train" if index < 18 else "val") / name / f"{index:02d}.png"
+        path = folder / "images" / ("train" if index < 18 else "val") / name / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
     run(beitkit(*commands(folder)["tokenizer"], "--out", folder / "tok"))
@@ -61,15 +61,15 @@ def commands(world: Path) -> dict[str, list[object]]:
     length = ["--steps", STEPS, *COMMON]
     return {
         "tokenizer": [
-            "tokenizer", world / "pictures", "--image-size", 16, "--dvae.vocabulary", 16, "--dvae.hidden", 16, "--dvae.stride", 4,
+            "tokenizer", world / "images", "--image-size", 16, "--dvae.vocabulary", 16, "--dvae.hidden", 16, "--dvae.stride", 4,
             "--dvae.codebook-dim", 8, "--reconstruct.revive-every", 3, *length,
         ],
         "pretrain": [
-            "pretrain", world / "pictures", "--tokenizer", world / "tok", "--size", "nano", "--image-size", 32, "--patch", 8,
+            "pretrain", world / "images", "--tokenizer", world / "tok", "--size", "nano", "--image-size", 32, "--patch", 8,
             "--network.drop-path", 0.3, "--loop.ema", 0.9, "--workers", 1, *length,
         ],
         "finetune": [
-            "finetune", world / "pictures", "--model", world / "pre", "--drop-path", 0.3, "--loop.accumulate", 2, *length,
+            "finetune", world / "images", "--model", world / "pre", "--drop-path", 0.3, "--loop.accumulate", 2, *length,
         ],
     }  # fmt: skip
 

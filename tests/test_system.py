@@ -58,4 +58,4 @@ def test_usable_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_paths_can_be_pasted() -> None:
     assert quoted(Path("runs/pre")) == "runs/pre"
-    assert quoted(Path("my pictures")) == "'my pictures'"
+    assert quoted(Path("my images")) == "'my images'"

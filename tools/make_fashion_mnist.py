@@ -3,8 +3,8 @@
     python tools/make_fashion_mnist.py SOURCE [--out FOLDER]
 
 SOURCE holds the four official IDX files (`train-images-idx3-ubyte.gz`, ...), as published by Zalando Research or by the
-Debian package `dataset-fashion-mnist`. Of each class the first pictures in file order are taken, and written class after
-class as one xz stream of raw bytes: on these pictures that is smaller than PNG, than lossless WebP and than xz after a
+Debian package `dataset-fashion-mnist`. Of each class the first images in file order are taken, and written class after
+class as one xz stream of raw bytes: on these images that is smaller than PNG, than lossless WebP and than xz after a
 prediction filter, and it needs the standard library only. The sums it prints belong in `PROVENANCE.md`.
 """
 
@@ -34,7 +34,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def first_of_each_class(images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """The first `count` pictures of every class, class after class: (10 * count, 28, 28)."""
+    """The first `count` images of every class, class after class: (10 * count, 28, 28)."""
     rows = [np.flatnonzero(labels == label)[:count] for label in range(NUM_CLASSES)]
     assert all(len(row) == count for row in rows)
     return images[np.concatenate(rows)]
@@ -57,9 +57,7 @@ def main() -> None:
         target = options.out / f"{part}.xz"
         target.write_bytes(packed)
         print(f"{image_file.name}: unpacked sha256 {hashlib.sha256(gzip.decompress(image_file.read_bytes())).hexdigest()}")
-        print(
-            f"{target.name}: {NUM_CLASSES * count} pictures, {len(packed):,} bytes, sha256 {hashlib.sha256(packed).hexdigest()}"
-        )
+        print(f"{target.name}: {NUM_CLASSES * count} images, {len(packed):,} bytes, sha256 {hashlib.sha256(packed).hexdigest()}")
         print(f"{target.name}: unpacked sha256 {hashlib.sha256(raw).hexdigest()}")
 
 

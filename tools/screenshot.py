@@ -22,7 +22,7 @@ NARROWEST = 500
 SECONDS = 120
 
 
-def take(page: Path, picture: Path, *, width: int, height: int | None, dark: bool, browser: str) -> None:
+def take(page: Path, out: Path, *, width: int, height: int | None, dark: bool, browser: str) -> None:
     """Write a PNG of the page; `height` None takes all of it."""
     with tempfile.TemporaryDirectory() as folder:
         shown = _framed(page, Path(folder), width, height or TALLEST) if width < NARROWEST else page
@@ -45,11 +45,11 @@ def take(page: Path, picture: Path, *, width: int, height: int | None, dark: boo
         ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if not raw.is_file():
-            raise RuntimeError(f"{browser} took no picture (exit code {result.returncode}): {result.stderr.strip()[-500:]}")
+            raise RuntimeError(f"{browser} took no screenshot (exit code {result.returncode}): {result.stderr.strip()[-500:]}")
         with Image.open(raw) as image:
             taken = image.convert("RGB").crop((0, 0, width, image.height))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    (taken if height else _without_empty_end(taken)).save(picture, optimize=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    (taken if height else _without_empty_end(taken)).save(out, optimize=True)
 
 
 def _framed(page: Path, folder: Path, width: int, height: int) -> Path:
@@ -62,7 +62,7 @@ def _framed(page: Path, folder: Path, width: int, height: int) -> Path:
 
 
 def _without_empty_end(image: Image.Image) -> Image.Image:
-    """The picture down to its last row that differs from the page's color, and a margin."""
+    """The image down to its last row that differs from the page's color, and a margin."""
     background = Image.new("RGB", image.size, image.getpixel((image.width - 1, image.height - 1)))  # pyright: ignore[reportArgumentType]
     box = ImageChops.difference(image, background).getbbox()
     return image.crop((0, 0, image.width, min(image.height, (box[3] if box else 0) + 32)))
@@ -72,7 +72,7 @@ def main() -> int:
     """The command line; exit code 2 with one line when something is missing."""
     parser = argparse.ArgumentParser(description="Turn a report.html into a PNG.")
     parser.add_argument("page", type=Path, help="the report.html")
-    parser.add_argument("picture", type=Path, help="the PNG to write")
+    parser.add_argument("image", type=Path, help="the PNG to write")
     parser.add_argument("--width", type=int, default=1200, help="pixels; a phone has about 390")
     parser.add_argument("--height", type=int, default=None, help="pixels; without it the whole page is taken")
     parser.add_argument("--dark", action="store_true", help="as somebody with a dark desktop sees it")
@@ -87,11 +87,11 @@ def main() -> int:
         print(f"screenshot: {options.page} is not a file; expected the report.html of a run", file=sys.stderr)
         return 2
     try:
-        take(options.page, options.picture, width=options.width, height=options.height, dark=options.dark, browser=browser)
+        take(options.page, options.image, width=options.width, height=options.height, dark=options.dark, browser=browser)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         print(f"screenshot: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {options.picture}")
+    print(f"wrote {options.image}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the network sees: masks, views of a picture, normalization, and how files are read."""
+"""What the network sees: masks, views of an image, normalization, and how files are read."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class MaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """How one picture becomes what is fed to the networks: one crop and flip, and colour jitter."""
+    """How one image becomes what is fed to the networks: one crop and flip, and color jitter."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the picture's area that a random crop keeps, smallest and largest."""
+    """Share of the image's area that a random crop keeps, smallest and largest."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of a random crop, smallest and largest."""
     flip: float = 0.5
@@ -63,16 +63,16 @@ class ViewConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """How the training pictures of a classifier are changed beyond crop and flip; None is chosen by the data."""
+    """How the training images of a classifier are changed beyond crop and flip; None is chosen by the data."""
 
     operations: int | None = None
-    """RandAugment's operations for each picture (the original: 2); 0 turns it off. With it there is no color jitter."""
+    """RandAugment's operations for each image (the original: 2); 0 turns it off. With it there is no color jitter."""
     magnitude: float | None = None
     """Mean magnitude of RandAugment, of at most 10 (the original: 9)."""
     magnitude_std: float = 0.5
     """Standard deviation of the magnitude."""
     erasing: float | None = None
-    """Probability that a box of the picture is filled with noise (the original: 0.25); 0 turns it off."""
+    """Probability that a box of the image is filled with noise (the original: 0.25); 0 turns it off."""
     mixup: float | None = None
     """Mixup: lambda ~ Beta(a, a) with this a (the original: 0.8); 0 turns it off."""
     cutmix: float | None = None
@@ -82,7 +82,7 @@ class AugmentConfig:
     switch_probability: float = 0.5
     """Probability of CutMix for a batch that is mixed, where both are on."""
     repeats: int = 1
-    """Repeated augmentation: how often each drawn picture is shown in a row, each time in another view; an epoch keeps its
+    """Repeated augmentation: how often each drawn image is shown in a row, each time in another view; an epoch keeps its
     length (the paper: 3 for the base size)."""
 
     def __post_init__(self) -> None:
@@ -106,7 +106,7 @@ class AugmentConfig:
 
     @property
     def is_mixing(self) -> bool:
-        """Whether pictures are mixed with each other."""
+        """Whether images are mixed with each other."""
         return bool(self.mixup or self.cutmix) and self.mix_probability > 0
 
 
@@ -118,7 +118,7 @@ PAPER_AUGMENT = AugmentConfig(operations=2, magnitude=9.0, erasing=0.25, mixup=0
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What a checkpoint expects of its input pictures; stored with the weights."""
+    """What a checkpoint expects of its input images; stored with the weights."""
 
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
@@ -145,12 +145,12 @@ class ReadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneViewConfig:
-    """How a picture and its label map become a training sample for segmentation; the defaults are those of the official code."""
+    """How an image and its label map become a training sample for segmentation; the defaults are those of the official code."""
 
     scale: tuple[float, float] = (0.5, 2.0)
-    """Smallest and largest factor on the size at which the picture fits its shorter side into the crop's shorter side."""
+    """Smallest and largest factor on the size at which the image fits its shorter side into the crop's shorter side."""
     long_side: float = 4.0
-    """How many times the crop's shorter side the picture's longer side may have at factor 1; longer pictures are made smaller."""
+    """How many times the crop's shorter side the image's longer side may have at factor 1; longer images are made smaller."""
     max_share: float = 0.75
     """A crop is drawn again, up to 10 times, while one class has this share of its counted pixels or more; 1 turns it off."""
     flip: float = 0.5

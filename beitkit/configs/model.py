@@ -130,7 +130,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClsBranchConfig:
-    """BEiT v2's second prediction, which forces the class token to carry what the whole picture shows (arXiv 2208.06366)."""
+    """BEiT v2's second prediction, which forces the class token to carry what the whole image shows (arXiv 2208.06366)."""
 
     early_layer: int
     """Blocks after which the patches are handed to the branch (v2: 9 of 12, 21 of 24)."""
@@ -178,14 +178,14 @@ class MaskedImageModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """A backbone that names what a picture shows; what `model.json` stores beside the weights."""
+    """A backbone that names what an image shows; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
     classes: tuple[str, ...]
     pooling: Literal["mean", "cls"] = "mean"
     """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm."""
     multilabel: bool = False
-    """Whether a picture may show several classes at once: each logit is then a yes or no of its own (sigmoid)."""
+    """Whether an image may show several classes at once: each logit is then a yes or no of its own (sigmoid)."""
     preprocessing: Preprocessing = INCEPTION
 
     def __post_init__(self) -> None:
@@ -220,9 +220,9 @@ class SegmenterConfig:
     third, half, two thirds and the end of the depth: 3 5 7 11 of 12. The heads without a pyramid read the last one, the
     auxiliary head the third."""
     inference: InferenceConfig = InferenceConfig()
-    """How whole pictures are labelled, unless something else is asked for."""
+    """How whole images are labeled, unless something else is asked for."""
     palette: tuple[tuple[int, int, int], ...] | None = None
-    """Color (red, green, blue, 0 to 255) of every class, for pictures of predictions."""
+    """Color (red, green, blue, 0 to 255) of every class, for images of predictions."""
     preprocessing: Preprocessing = IMAGENET
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ Pool = Literal["mean", "cls", "both", "patches"]
 DEFAULT_PATCH = 16
 """Side of a patch in pixels, where a network is described and nothing else is said (BEiT's)."""
 MOST_VIEWS = 4096
-"""Stored views of a picture; a run of more epochs than that can as well show another view in each."""
+"""Stored views of an image; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
 """Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
 
@@ -58,12 +58,12 @@ class NetworkConfig:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What the finished model expects of its pictures."""
+        """What the finished model expects of its images."""
         return IMAGENET if self.normalization == "imagenet" else INCEPTION
 
 
 def check_batch(batch_size: int) -> None:
-    """Raise a `UserError` for a batch without pictures."""
+    """Raise a `UserError` for a batch without images."""
     if batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
 

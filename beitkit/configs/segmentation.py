@@ -1,4 +1,4 @@
-"""How a segmenter is trained and used: its loss, and the windows, scales and flips with which whole pictures are labelled."""
+"""How a segmenter is trained and used: its loss, and the windows, scales and flips with which whole images are labeled."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class SegmentationLossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a picture of any size is labelled by a network of one size."""
+    """How an image of any size is labeled by a network of one size."""
 
     mode: Literal["slide", "whole"] = "slide"
-    """slide: overlapping windows of the network's size over the picture, its aspect kept; whole: the picture squeezed into one
+    """slide: overlapping windows of the network's size over the image, its aspect kept; whole: the image squeezed into one
     window, which is fastest."""
     short_side: int | None = None
-    """Length in pixels that the picture's short side is resized to before windows are cut; the long side becomes at most four
+    """Length in pixels that the image's short side is resized to before windows are cut; the long side becomes at most four
     times as long. None takes the network's own size (official)."""
     stride: int | None = None
     """Pixels from one window to the next; None takes two thirds of a window (official: 341 of 512, 426 of 640)."""
     scales: tuple[float, ...] = (1.0,)
     """Multiples of the short side whose probabilities are averaged (official multi-scale: 0.5 0.75 1.0 1.25 1.5 1.75)."""
     flip: bool = False
-    """Whether the mirrored picture is averaged in, too."""
+    """Whether the mirrored image is averaged in, too."""
     window_batch: int = 4
     """Windows per forward pass."""
 

@@ -17,13 +17,13 @@ class DVAEConfig:
     """A discrete VAE: how large, how many codes, how many pixels one code stands for."""
 
     geometry: Geometry = "light"
-    """light: small, for small pictures and backbones; beit: BEiT's own DiscreteVAE; dalle: DALL-E's encoder and decoder."""
+    """light: small, for small images and backbones; beit: BEiT's own DiscreteVAE; dalle: DALL-E's encoder and decoder."""
     vocabulary: int = 1024
-    """Number of codes; a few hundred are enough for small pictures (published: 8192)."""
+    """Number of codes; a few hundred are enough for small images (published: 8192)."""
     stride: int = 8
     """Pixels per code, along each axis; a power of two (always 8 for dalle)."""
     hidden: int = 128
-    """Base width of the convolutions. light: on the token grid, halving towards the pixels; beit: everywhere (published: 256);
+    """Base width of the convolutions. light: on the token grid, halving toward the pixels; beit: everywhere (published: 256);
     dalle: n_hid, of the first group (published: 256)."""
     codebook_dim: int = 128
     """Width of a code's embedding (beit, published: 512); dalle: n_init, the decoder's first width (published: 128)."""
@@ -69,7 +69,7 @@ class VQKDConfig:
     target_dim: int = 512
     """Width of the teacher's patch features (CLIP ViT-B/16: 512; DINO ViT-B/16: 768)."""
     code_decay: float = 0.99
-    """Each training batch moves a code towards the mean of its vectors by 1 - this share."""
+    """Each training batch moves a code toward the mean of its vectors by 1 - this share."""
     start_from_data: bool = True
     """Set the codes by k-means of the first training batch instead of at random."""
     preprocessing: Preprocessing = INCEPTION

@@ -17,13 +17,13 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: float | None = None
-    """Passes over the pictures; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
+    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
     batch_size: int | None = 64
-    """Pictures per forward pass; None, in fine-tuning, is chosen."""
+    """Images per forward pass; None, in fine-tuning, is chosen."""
     lr: float | None = 1.5e-3
-    """Peak learning rate at a batch of --optim.lr-batch pictures, scaled to yours; None, in fine-tuning, is chosen."""
+    """Peak learning rate at a batch of --optim.lr-batch images, scaled to yours; None, in fine-tuning, is chosen."""
     seed: int = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -51,7 +51,7 @@ class OptimConfig:
     """How the rate falls after the warm-up: half a cosine, or linearly over the whole run (segmentation: "poly" of power 1)."""
 
     lr_batch: int = 2048
-    """Pictures per optimizer step that --lr is stated for."""
+    """Images per optimizer step that --lr is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
     """How the peak follows the batch: lr * (batch / lr_batch), times the root of that ratio, or not at all."""
     min_lr: float = 1e-5
@@ -95,7 +95,7 @@ class OptimConfig:
             raise UserError(f"--optim.betas must lie in [0, 1), got {self.betas[0]} {self.betas[1]}")
 
     def scale(self, batch: int) -> float:
-        """Factor on lr and min_lr for a batch of this many pictures per optimizer step."""
+        """Factor on lr and min_lr for a batch of this many images per optimizer step."""
         share = batch / self.lr_batch
         return {"linear": share, "sqrt": share**0.5, "none": 1.0}[self.lr_scaling]
 
@@ -150,7 +150,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """Where the arithmetic happens, and who reads the pictures."""
+    """Where the arithmetic happens, and who reads the images."""
 
     device: Literal["auto"] | DeviceKind = "auto"
     """auto takes CUDA, then MPS, then the CPU."""
@@ -159,7 +159,7 @@ class MachineConfig:
     threads: int = 0
     """CPU threads; 0 takes the cores this process may use."""
     workers: int = -1
-    """Processes that read pictures; -1 chooses by the cores, 0 reads in the main process."""
+    """Processes that read images; -1 chooses by the cores, 0 reads in the main process."""
 
     def __post_init__(self) -> None:
         check_finite(self)

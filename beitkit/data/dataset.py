@@ -13,33 +13,33 @@ from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenPicture, StoredPicture, picture_mode, picture_to_crop
+from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_mode, image_to_crop
 from beitkit.data.seeds import derived_seed, stored_view_generator
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import View
 from beitkit.data.views.masking import Masker
 from beitkit.data.workers import Key
 from beitkit.errors import UserError
 
-MAX_REPLACEMENTS = 100  # unreadable pictures in a row before we take the whole list for unreadable
-CACHED_PIXELS = 128 * 128  # only pictures up to this size are worth keeping decoded
-CACHE_BYTES = 512 * 2**20  # decoded pictures kept per process
+MAX_REPLACEMENTS = 100  # unreadable images in a row before we take the whole list for unreadable
+CACHED_PIXELS = 128 * 128  # only images up to this size are worth keeping decoded
+CACHE_BYTES = 512 * 2**20  # decoded images kept per process
 
 
-class PictureDataset:
-    """Samples of a picture list: read, viewed, masked and labelled.
+class ImageDataset:
+    """Samples of an image list: read, viewed, masked and labeled.
 
-    For training the order is endless: position p is the (p mod N)-th picture of a permutation drawn for epoch p // N, and
-    a picture that cannot be read is replaced by the next one in the list that can. With `repeats` each picture of the
+    For training the order is endless: position p is the (p mod N)-th image of a permutation drawn for epoch p // N, and
+    an image that cannot be read is replaced by the next one in the list that can. With `repeats` each image of the
     permutation fills that many positions, and an epoch ends after N positions all the same (repeated augmentation). With
-    `balanced` the epoch's pictures are drawn so that every class fills as many positions. For evaluation position p is picture p,
-    and a picture that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
+    `balanced` the epoch's images are drawn so that every class fills as many positions. For evaluation position p is image p,
+    and an image that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
     `broken` is not -1.
     """
 
     def __init__(
         self,
-        files: PictureList,
+        files: ImageList,
         view: View,
         *,
         masker: Masker | None = None,
@@ -55,21 +55,21 @@ class PictureDataset:
         """A dataset of `files`.
 
         Args:
-            files: the pictures.
-            view: what is shown of a picture.
+            files: the images.
+            view: what is shown of an image.
             masker: draws the mask, where there is one.
-            channels: 1 (grey) or 3 (RGB).
+            channels: 1 (gray) or 3 (RGB).
             seed: of order, views and masks.
             kind: an endless shuffled order, or one ordered pass.
-            smallest: a patch, (height, width): a picture that could not fill one counts as unreadable.
-            label_map: the label map of a picture by its index; the view is then called as `view(image, label_map, rng)`. It
-                may raise `BrokenPicture`, which makes the pair count as unreadable.
-            repeats: how many positions in a row a picture of the order fills.
-            balanced: whether every class gets as many positions of an epoch; needs one label a picture.
-            views: how many views a picture has (decision 005); None draws another one every epoch.
+            smallest: a patch, (height, width): an image that could not fill one counts as unreadable.
+            label_map: the label map of an image by its index; the view is then called as `view(image, label_map, rng)`. It
+                may raise `BrokenImage`, which makes the pair count as unreadable.
+            repeats: how many positions in a row an image of the order fills.
+            balanced: whether every class gets as many positions of an epoch; needs one label an image.
+            views: how many views an image has (decision 005); None draws another one every epoch.
         """
         if not len(files):
-            raise UserError(f"the list of pictures in {files.root} is empty")
+            raise UserError(f"the list of images in {files.root} is empty")
         self.files = files
         self.view = view
         self.masker = masker
@@ -81,18 +81,18 @@ class PictureDataset:
         self.repeats = repeats
         self.balanced = balanced
         self.views = views
-        self._mode = picture_mode(channels)
+        self._mode = image_mode(channels)
         self._orders: dict[int, Tensor] = {}
         self._decoded: dict[int, Image.Image] = {}
         self._decoded_bytes = 0
-        self._last: tuple[int, Image.Image | StoredPicture] | None = None
+        self._last: tuple[int, Image.Image | StoredImage] | None = None
 
     def __len__(self) -> int:
-        """Pictures in the list, and so samples in an epoch."""
+        """Images in the list, and so samples in an epoch."""
         return len(self.files)
 
     def locate(self, position: int) -> Key:
-        """Which epoch a position lies in, which picture is there, and how often the epoch has shown it before."""
+        """Which epoch a position lies in, which image is there, and how often the epoch has shown it before."""
         if self.kind == "evaluate":
             return 0, position, 0
         epoch, place = divmod(position, len(self))
@@ -104,7 +104,7 @@ class PictureDataset:
         return epoch, index, occurrence * self.repeats + place % self.repeats
 
     def _drawn_order(self, epoch: int) -> Tensor:
-        """An epoch's pictures (n,): index + n * how often it has occurred before."""
+        """An epoch's images (n,): index + n * how often it has occurred before."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         if not self.balanced:
             return torch.randperm(len(self), generator=generator)
@@ -116,7 +116,7 @@ class PictureDataset:
         return self.read(*self.locate(position))
 
     def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:
-        """One picture as an epoch shows it for the first or a repeated time, or its replacement."""
+        """One image as an epoch shows it for the first or a repeated time, or its replacement."""
         shown_before = (repeat,) if repeat else ()
         shown, sample = self._viewed(epoch, index, shown_before)
         is_broken = shown != index or sample is None
@@ -131,7 +131,7 @@ class PictureDataset:
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 
     def view_number(self, epoch: int, index: int) -> int:
-        """Which of its stored views a picture has in an epoch: all of them, in another order every `views` epochs."""
+        """Which of its stored views an image has in an epoch: all of them, in another order every `views` epochs."""
         assert self.views is not None
         turn, place = divmod(epoch, self.views)
         return random.Random(derived_seed(self.seed, "views", turn, index)).sample(range(self.views), self.views)[place]
@@ -139,7 +139,7 @@ class PictureDataset:
     def _view_of(
         self, inputs: tuple[Any, ...], epoch: int, index: int, shown: int, shown_before: tuple[int, ...]
     ) -> dict[str, Tensor]:
-        """The view of the picture `shown` in place of `index`; of stored views also its number.
+        """The view of the image `shown` in place of `index`; of stored views also its number.
 
         The view has its own generator: a stored view comes again, each time under another mask.
         """
@@ -150,65 +150,65 @@ class PictureDataset:
         return {"view": torch.tensor(number)} | sample
 
     def _viewed(self, epoch: int, index: int, shown_before: tuple[int, ...]) -> tuple[int, dict[str, Tensor] | None]:
-        """The index of the picture that is shown for this one, and its view; None where there is no replacement."""
+        """The index of the image that is shown for this one, and its view; None where there is no replacement."""
         attempts = 1 if self.kind == "evaluate" else min(MAX_REPLACEMENTS, len(self))
         for candidate in ((index + step) % len(self) for step in range(attempts)):
             try:
                 # Pixels are decoded in the view, so only it finds out; every candidate is viewed by the same numbers.
                 return candidate, self._view_of(self._inputs(candidate), epoch, index, candidate, shown_before)
-            except BrokenPicture:
+            except BrokenImage:
                 continue
         if self.kind == "evaluate":
             return index, None
         last = (index + attempts - 1) % len(self)
-        raise UserError(f"{attempts} pictures in a row cannot be read, the last one {self.files.path(last)}: {self.reason(last)}")
+        raise UserError(f"{attempts} images in a row cannot be read, the last one {self.files.path(last)}: {self.reason(last)}")
 
     def is_readable(self, index: int) -> bool:
-        """Whether a picture can be read."""
+        """Whether an image can be read."""
         try:
             self._decode(index)
-        except BrokenPicture:
+        except BrokenImage:
             return False
         return True
 
     def reason(self, index: int) -> str:
-        """Why a picture cannot be read, found by trying once more: batches carry numbers only."""
+        """Why an image cannot be read, found by trying once more: batches carry numbers only."""
         try:
             self._decode(index)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             return error.reason
         return "could be read at the second attempt"
 
     def _decode(self, index: int) -> None:
         for part in self._inputs(index):
-            if isinstance(part, StoredPicture):
+            if isinstance(part, StoredImage):
                 part.decoded()
 
-    def _inputs(self, index: int) -> tuple[Image.Image | StoredPicture, ...]:
-        """What the view takes: the picture, and, decoded as it is, its label map where there is one."""
-        image = self._picture(index)
+    def _inputs(self, index: int) -> tuple[Image.Image | StoredImage, ...]:
+        """What the view takes: the image, and, decoded as it is, its label map where there is one."""
+        image = self._image(index)
         if self.label_map is None:
             return (image,)
-        return image.decoded() if isinstance(image, StoredPicture) else image, self.label_map(index)
+        return image.decoded() if isinstance(image, StoredImage) else image, self.label_map(index)
 
     def _blank(self) -> tuple[Image.Image, ...]:
         """In place of what cannot be read: black, and a label map in which every pixel is ignored."""
         image = Image.new(self._mode, (8, 8))
         return (image,) if self.label_map is None else (image, Image.new("L", (8, 8), IGNORED))
 
-    def _picture(self, index: int) -> Image.Image | StoredPicture:
+    def _image(self, index: int) -> Image.Image | StoredImage:
         known = self._decoded.get(index)
         if known is not None:
             return known
-        if self._last is not None and self._last[0] == index:  # another view of the same picture
+        if self._last is not None and self._last[0] == index:  # another view of the same image
             return self._last[1]
         self._last = None  # before the next one takes its memory
-        image = picture_to_crop(self.files.source(index), self.channels, smallest=self.smallest)
+        image = image_to_crop(self.files.source(index), self.channels, smallest=self.smallest)
         pixels = image.width * image.height
         if pixels > CACHED_PIXELS:
             self._last = index, image
             return image
-        image = image.decoded() if isinstance(image, StoredPicture) else image
+        image = image.decoded() if isinstance(image, StoredImage) else image
         if self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
             self._decoded[index] = image
             self._decoded_bytes += pixels * self.channels
@@ -216,9 +216,9 @@ class PictureDataset:
 
 
 def balanced_order(labels: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """An order of n pictures in which every class has its equal share (one more for some, where n is not divisible).
+    """An order of n images in which every class has its equal share (one more for some, where n is not divisible).
 
-    Within a class no picture comes again before all others came. An entry is index + n * how often the picture came before.
+    Within a class no image comes again before all others came. An entry is index + n * how often the image came before.
     """
     total = len(labels)
     present = labels.unique()

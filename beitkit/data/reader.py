@@ -1,4 +1,4 @@
-"""From a picture in any form that people have it in to what one network is shown, exactly as in an evaluation."""
+"""From an image in any form that people have it in to what one network is shown, exactly as in an evaluation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Picture
-from beitkit.data.decoding.decode import BrokenPicture, opaque, open_picture, picture_mode, to_tensor, upright
+from beitkit.contracts import ImageInput
+from beitkit.data.decoding.decode import BrokenImage, image_mode, opaque, open_image, to_tensor, upright
 from beitkit.data.stream import normalized
 from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
 
 CHANNELS = (1, 3, 4)
-"""What an axis of channels can have: grey, RGB, RGB with transparency."""
+"""What an axis of channels can have: gray, RGB, RGB with transparency."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureReader:
-    """Prepares pictures for a network: read, cut and resized by `EvaluationView`, normalized."""
+class ImageReader:
+    """Prepares images for a network: read, cut and resized by `EvaluationView`, normalized."""
 
     preprocessing: Preprocessing
     image_size: Pair
@@ -37,37 +37,37 @@ class PictureReader:
     channels: int
 
     @classmethod
-    def of(cls, backbone: BackboneConfig, preprocessing: Preprocessing) -> PictureReader:
+    def of(cls, backbone: BackboneConfig, preprocessing: Preprocessing) -> ImageReader:
         """The reader of the network that these describe."""
         return cls(preprocessing=preprocessing, image_size=backbone.image_size, patch=backbone.patch, channels=backbone.channels)
 
-    def __call__(self, pictures: Sequence[Picture]) -> Float[Tensor, "b c h w"]:
-        """Normalized pictures on the CPU.
+    def __call__(self, images: Sequence[ImageInput]) -> Float[Tensor, "b c h w"]:
+        """Normalized images on the CPU.
 
         Args:
-            pictures: paths, Pillow images, or arrays and tensors, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+            images: paths, Pillow images, or arrays and tensors, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
                 (c, h, w) with 1, 3 or 4 channels; where both could be meant, arrays are (h, w, c) and tensors (c, h, w).
 
         Raises:
-            UserError: a file that cannot be read, or an array that is no picture.
+            UserError: a file that cannot be read, or an array that is no image.
         """
         pixels = []
-        for picture in pictures:
+        for image in images:
             try:
-                pixels.append(self.pixels(picture))
-            except BrokenPicture as broken:
+                pixels.append(self.pixels(image))
+            except BrokenImage as broken:
                 raise UserError(f"{broken.path} cannot be read: {broken.reason}") from None
         return self.normalized(torch.stack(pixels))
 
-    def pixels(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
-        """One picture at the network's size, not yet normalized.
+    def pixels(self, image: ImageInput) -> UInt8[Tensor, "c h w"]:
+        """One image at the network's size, not yet normalized.
 
         Raises:
-            BrokenPicture: a file that cannot be read.
-            UserError: an array that is no picture.
+            BrokenImage: a file that cannot be read.
+            UserError: an array that is no image.
         """
-        image = opened(picture, self.channels, self.patch)
-        return EvaluationView(self.preprocessing, self.image_size)(image, random.Random(0))["images"]
+        loaded = opened(image, self.channels, self.patch)
+        return EvaluationView(self.preprocessing, self.image_size)(loaded, random.Random(0))["images"]
 
     def normalized(self, pixels: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """What the network takes of pixels."""
@@ -76,36 +76,36 @@ class PictureReader:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeReader:
-    """Reads pictures at their own size."""
+    """Reads images at their own size."""
 
     channels: int
 
-    def __call__(self, picture: Picture) -> UInt8[Tensor, "c h w"]:
-        """The pixels of a picture in any form that `PictureReader` takes.
+    def __call__(self, image: ImageInput) -> UInt8[Tensor, "c h w"]:
+        """The pixels of an image in any form that `ImageReader` takes.
 
         Raises:
-            UserError: a file that cannot be read, or an array that is no picture.
+            UserError: a file that cannot be read, or an array that is no image.
         """
         try:
-            return to_tensor(opened(picture, self.channels))
-        except BrokenPicture as broken:
+            return to_tensor(opened(image, self.channels))
+        except BrokenImage as broken:
             raise UserError(f"{broken.path} cannot be read: {broken.reason}") from None
 
 
-def opened(picture: Picture, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
-    """A picture in any form as an upright Pillow image of 1 or 3 channels.
+def opened(image: ImageInput, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
+    """An image in any form as an upright Pillow image of 1 or 3 channels.
 
     Raises:
-        BrokenPicture: a file that cannot be read, or is smaller than `smallest` (height, width).
-        UserError: an array that is no picture.
+        BrokenImage: a file that cannot be read, or is smaller than `smallest` (height, width).
+        UserError: an array that is no image.
     """
-    if isinstance(picture, str | bytes | os.PathLike):
-        return open_picture(Path(os.fsdecode(picture)), channels, smallest=smallest)
-    given = picture if isinstance(picture, Image.Image) else _as_image(picture)
+    if isinstance(image, str | bytes | os.PathLike):
+        return open_image(Path(os.fsdecode(image)), channels, smallest=smallest)
+    given = image if isinstance(image, Image.Image) else _as_image(image)
     try:
-        return upright(opaque(given, picture_mode(channels)), given)
+        return upright(opaque(given, image_mode(channels)), given)
     except ValueError as error:
-        raise UserError(f"a picture of mode {given.mode} cannot be shown: {error}") from None
+        raise UserError(f"an image of mode {given.mode} cannot be shown: {error}") from None
 
 
 def _as_image(array: NDArray[np.generic] | Tensor) -> Image.Image:
@@ -119,13 +119,12 @@ def _as_image(array: NDArray[np.generic] | Tensor) -> Image.Image:
         pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     if 0 in pixels.shape or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in CHANNELS)):
         raise UserError(
-            f"an array of shape {tuple(array.shape)} is no picture; "
-            "expected (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels"
+            f"an array of shape {tuple(array.shape)} is no image; expected (h, w), (h, w, c) or (c, h, w) with 1, 3 or 4 channels"
         )
     if np.issubdtype(pixels.dtype, np.floating):
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
-            raise UserError(f"a picture of floats must lie in [0, 1], got {pixels.min():g} to {pixels.max():g}; divide by 255?")
+            raise UserError(f"an image of floats must lie in [0, 1], got {pixels.min():g} to {pixels.max():g}; divide by 255?")
         pixels = np.rint(np.multiply(pixels, 255)).astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise UserError(f"a picture of {pixels.dtype} is not understood; give uint8, or floats in [0, 1]")
+        raise UserError(f"an image of {pixels.dtype} is not understood; give uint8, or floats in [0, 1]")
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -13,5 +13,5 @@ def derived_seed(*parts: int | str) -> int:
 
 
 def stored_view_generator(seed: int, index: int, number: int) -> random.Random:
-    """What the stored view `number` of picture `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
+    """What the stored view `number` of image `index` is drawn from; neither epoch nor number of views enters (decision 005)."""
     return random.Random(derived_seed(seed, "stored view", index, number))

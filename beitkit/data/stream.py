@@ -1,17 +1,17 @@
-"""From a list of pictures to batches on a device, as a chain of plain generators.
+"""From a list of images to batches on a device, as a chain of plain generators.
 
-    dataset = PictureDataset(files, view, masker=masker, channels=3, seed=0)
+    dataset = ImageDataset(files, view, masker=masker, channels=3, seed=0)
     stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
     stream = with_limit_on_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
     stream = normalized(tokenized(to_device(stream, device), encode, grid), mean, std)
 
-What a sample looks like depends on (seed, epoch, picture, repeat) only, and batch i of a stream on (seed, i) only: never on the
+What a sample looks like depends on (seed, epoch, image, repeat) only, and batch i of a stream on (seed, i) only: never on the
 number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
 
 Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `token_images` uint8 (b, c, h', w'), in `tokenized`
 replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b), or `targets` float32 (b, classes),
-1 where a picture has the class and else 0; `erased` int64 (b, 5), see `augment`; `label_map` uint8 (b, h, w) and `extent`
-int64 (b, 2), see `scene_views`; `index` int64 (b), which picture; `broken` int64 (b), the picture that should have been there
+1 where an image has the class and else 0; `erased` int64 (b, 5), see `augment`; `label_map` uint8 (b, h, w) and `extent`
+int64 (b, 2), see `scene_views`; `index` int64 (b), which image; `broken` int64 (b), the image that should have been there
 but cannot be read, else -1; `view` int64 (b), with stored views which of them it is.
 """
 
@@ -28,17 +28,17 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import EvaluationView
 from beitkit.data.workers import Key, read_batches
 from beitkit.errors import UserError
 
-CHECKED_BEFORE_STOPPING = 2000  # pictures that are tried before a run stops for too many unreadable ones
+CHECKED_BEFORE_STOPPING = 2000  # images that are tried before a run stops for too many unreadable ones
 
 
 def training_stream(
-    dataset: PictureDataset, batch_size: int, *, start_batch: int = 0, workers: int = 0, rank: int = 0, world: int = 1
+    dataset: ImageDataset, batch_size: int, *, start_batch: int = 0, workers: int = 0, rank: int = 0, world: int = 1
 ) -> Generator[Batch, None, None]:
     """Endless batches; the first is number `start_batch`. Batch i of a process depends only on (seed, i, rank, world).
 
@@ -47,7 +47,7 @@ def training_stream(
     the workers; -1 workers are `default_workers()`.
 
     Raises:
-        UserError: a run of unreadable pictures, or a worker process that died.
+        UserError: a run of unreadable images, or a worker process that died.
     """
 
     def keys() -> Iterator[list[Key]]:
@@ -59,7 +59,7 @@ def training_stream(
     return read_batches(dataset.read, keys(), workers)
 
 
-def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
+def evaluation_stream(dataset: ImageDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
     """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`."""
     total = len(dataset)
     keys = (
@@ -69,11 +69,11 @@ def evaluation_stream(dataset: PictureDataset, batch_size: int, *, workers: int 
 
 
 def stored_views_stream(
-    dataset: PictureDataset, batch_size: int, is_wanted: Callable[[int, int], bool], indices: Iterable[int], *, workers: int = 0
+    dataset: ImageDataset, batch_size: int, is_wanted: Callable[[int, int], bool], indices: Iterable[int], *, workers: int = 0
 ) -> Generator[Batch, None, None]:
-    """The wanted stored views `is_wanted(index, number)` of these pictures, once, one picture after the other."""
+    """The wanted stored views `is_wanted(index, number)` of these images, once, one image after the other."""
     assert dataset.views is not None
-    # In the first `views` epochs a picture has each of its views once.
+    # In the first `views` epochs an image has each of its views once.
     epochs = range(dataset.views)
     keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
     return read_batches(dataset.read, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
@@ -87,7 +87,7 @@ def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[Batch]:
-    """Batches whose `images` are float32, (x / 255 - mean) / std per channel; grey ones take the average over channels."""
+    """Batches whose `images` are float32, (x / 255 - mean) / std per channel; gray ones take the average over channels."""
     constants: tuple[Tensor, Tensor] | None = None
     for batch in stream:
         images = batch["images"]
@@ -123,12 +123,12 @@ def token_ids(images: UInt8[Tensor, "b c h w"], encode: Callable[[Tensor], Tenso
 
 def with_limit_on_broken(
     stream: Iterable[Batch],
-    dataset: PictureDataset,
+    dataset: ImageDataset,
     limit_share: float,
     report: Callable[[Path, str], None],
     list_file: Path | None,
 ) -> Iterator[Batch]:
-    """The same batches; `report(path, reason)` is called once for each picture of `dataset` that could not be read.
+    """The same batches; `report(path, reason)` is called once for each image of `dataset` that could not be read.
 
     Put it before `to_device`, so that looking at `broken` does not make the device wait.
 
@@ -152,15 +152,15 @@ def with_limit_on_broken(
                     seen.add(index)
                     report(files.path(index), dataset.reason(index))
             raise UserError(
-                f"{len(seen)} of {len(files)} pictures cannot be read, more than the {limit_share:.2%} allowed; "
+                f"{len(seen)} of {len(files)} images cannot be read, more than the {limit_share:.2%} allowed; "
                 f"{where}: remove or repair them, or raise --read.max-broken"
             )
         yield batch
 
 
-def evaluation_dataset(files: PictureList, backbone: BackboneConfig, preprocessing: Preprocessing) -> PictureDataset:
-    """Pictures as a network is evaluated on them: whole or their center, in its size and channels."""
-    return PictureDataset(
+def evaluation_dataset(files: ImageList, backbone: BackboneConfig, preprocessing: Preprocessing) -> ImageDataset:
+    """Images as a network is evaluated on them: whole or their center, in its size and channels."""
+    return ImageDataset(
         files,
         EvaluationView(preprocessing, backbone.image_size),
         channels=backbone.channels,
@@ -170,7 +170,7 @@ def evaluation_dataset(files: PictureList, backbone: BackboneConfig, preprocessi
 
 
 def evaluation_batches(
-    dataset: PictureDataset,
+    dataset: ImageDataset,
     batch_size: int,
     *,
     workers: int,
@@ -180,7 +180,7 @@ def evaluation_batches(
     report: Callable[[Path, str], None],
     list_file: Path | None,
 ) -> Iterator[Batch]:
-    """One ordered pass of normalized batches on a device; unreadable pictures are reported, and marked in `broken`."""
+    """One ordered pass of normalized batches on a device; unreadable images are reported, and marked in `broken`."""
     stream = evaluation_stream(dataset, batch_size, workers=workers)
     stream = with_limit_on_broken(stream, dataset, max_broken, report, list_file)
     return normalized(to_device(stream, device), preprocessing.mean, preprocessing.std)

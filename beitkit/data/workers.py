@@ -29,7 +29,7 @@ Read = Callable[[int, int, int], dict[str, Tensor]]
 def default_workers(cores: int | None = None) -> int:
     """Worker processes for a number of cores: all but one of them, at most 16.
 
-    On one or two cores none: there they only compete with the arithmetic (two cores computing on small pictures were slower
+    On one or two cores none: there they only compete with the arithmetic (two cores computing on small images were slower
     with one worker and with two than with none).
     """
     cores = usable_cores() if cores is None else cores
@@ -71,7 +71,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _left_to_main(worker: int) -> None:
-    # torchrun and SLURM ask whole process trees to stop; the main process still needs pictures to finish its step.
+    # torchrun and SLURM ask whole process trees to stop; the main process still needs images to finish its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -91,7 +91,7 @@ def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Gener
         del iterator
     if failure is not None:
         raise UserError(
-            f"a process that reads pictures stopped ({failure}); it may have run out of memory or of shared memory: "
+            f"a process that reads images stopped ({failure}); it may have run out of memory or of shared memory: "
             f"use fewer --workers (now {workers}; 0 reads in the main process)"
         )
 

@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say: of all pictures named with 80% certainty, 80% should be right."""
+"""Whether a classifier's probabilities mean what they say: of all images named with 80% certainty, 80% should be right."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NUM_BINS = 15
 
 
 class Bin(NamedTuple):
-    """Pictures whose certainty, the probability of the class they were given, lies in (low, high]."""
+    """Images whose certainty, the probability of the class they were given, lies in (low, high]."""
 
     low: float
     high: float
-    pictures: int
+    images: int
     certainty: float
-    """Mean probability of the named class; NaN without pictures."""
+    """Mean probability of the named class; NaN without images."""
     accuracy: float
-    """Share named right; NaN without pictures."""
+    """Share named right; NaN without images."""
 
 
 def reliability(certainty: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = NUM_BINS) -> list[Bin]:
@@ -37,6 +37,6 @@ def reliability(certainty: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """Expected calibration error: |accuracy - certainty| of each bin, averaged over the pictures (arXiv 1706.04599, eq. 3)."""
-    total = sum(one.pictures for one in bins)
-    return sum(one.pictures * abs(one.accuracy - one.certainty) for one in bins if one.pictures) / total
+    """Expected calibration error: |accuracy - certainty| of each bin, averaged over the images (arXiv 1706.04599, eq. 3)."""
+    total = sum(one.images for one in bins)
+    return sum(one.images * abs(one.accuracy - one.certainty) for one in bins if one.images) / total

@@ -15,10 +15,10 @@ from beitkit.contracts import Batch
 
 @dataclass
 class Accuracy:
-    """Top-1 and top-5 accuracy (as a share) and the cross-entropy over one pass of labelled pictures."""
+    """Top-1 and top-5 accuracy (as a share) and the cross-entropy over one pass of labeled images."""
 
     predict: Callable[[Tensor], Tensor]
-    """Normalized pictures (b, c, h, w) to logits (b, classes)."""
+    """Normalized images (b, c, h, w) to logits (b, classes)."""
     batches: Callable[[], Iterator[Batch]]
     """A fresh ordered pass; batches hold images, labels and broken."""
     name: str = "val"
@@ -36,7 +36,7 @@ class Accuracy:
 def collect_logits(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """Logits and labels of every readable picture, on the CPU."""
+    """Logits and labels of every readable image, on the CPU."""
     logits, labels = [], []
     for batch in batches:
         readable = batch["broken"] < 0
@@ -46,7 +46,7 @@ def collect_logits(
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
-    """Share of pictures whose label is among the k largest logits; of equal ones the first class counts as larger.
+    """Share of images whose label is among the k largest logits; of equal ones the first class counts as larger.
 
     That is `argmax`'s rule, so top-1 agrees with `confusion`; `topk` has another, and logits of half precision are often equal.
     """
@@ -57,13 +57,13 @@ def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int)
 
 
 def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "classes classes"]:
-    """How many pictures of each class (row) were given each name (column)."""
+    """How many images of each class (row) were given each name (column)."""
     classes = logits.shape[1]
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)
 
 
 def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> list[tuple[int, float]]:
-    """For each class how many pictures there are, and the share of them named right (NaN where there are none)."""
+    """For each class how many images there are, and the share of them named right (NaN where there are none)."""
     counts = confusion(logits, labels)
     totals = counts.sum(1)
     shares = counts.diagonal() / totals  # 0 / 0 is NaN
@@ -71,7 +71,7 @@ def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> 
 
 
 def balanced_accuracy(classes: Sequence[tuple[int, float]]) -> float:
-    """Mean over the classes that have pictures of the share named right, from what `per_class` returns."""
+    """Mean over the classes that have images of the share named right, from what `per_class` returns."""
     shares = [share for count, share in classes if count]
     return sum(shares) / len(shares)
 
@@ -79,7 +79,7 @@ def balanced_accuracy(classes: Sequence[tuple[int, float]]) -> float:
 def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> float:
     """Step-wise average precision as scikit-learn defines it: the sum of precision times the rise in recall, by falling score.
 
-    Pictures of equal score are taken together. NaN where there are no hits.
+    Images of equal score are taken together. NaN where there are no hits.
     """
     ordered, order = scores.sort(descending=True)
     found = hits[order].double().cumsum(0)
@@ -91,21 +91,21 @@ def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> 
 
 
 def class_precisions(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[float]:
-    """`average_precision` of every class; NaN for one that no picture shows."""
+    """`average_precision` of every class; NaN for one that no image shows."""
     return [average_precision(scores, hits) for scores, hits in zip(logits.T, targets.T, strict=True)]
 
 
 def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
-    """Mean of `average_precision` over the classes that any picture shows."""
+    """Mean of `average_precision` over the classes that any image shows."""
     return torch.tensor(class_precisions(logits, targets), dtype=torch.float64).nanmean().item()
 
 
 @dataclass
 class MeanAveragePrecision:
-    """The mean average precision and the binary cross-entropy over one pass of pictures with several labels each."""
+    """The mean average precision and the binary cross-entropy over one pass of images with several labels each."""
 
     predict: Callable[[Tensor], Tensor]
-    """Normalized pictures (b, c, h, w) to logits (b, classes)."""
+    """Normalized images (b, c, h, w) to logits (b, classes)."""
     batches: Callable[[], Iterator[Batch]]
     """A fresh ordered pass; batches hold images, targets and broken."""
     name: str = "val"
@@ -121,7 +121,7 @@ class MeanAveragePrecision:
 def collect_targets(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
-    """Logits of every readable picture, and which classes it shows, on the CPU."""
+    """Logits of every readable image, and which classes it shows, on the CPU."""
     logits, targets = [], []
     for batch in batches:
         readable = batch["broken"] < 0

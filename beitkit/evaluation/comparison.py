@@ -1,4 +1,4 @@
-"""Several networks on the same pictures: what each answers, which is better by more than luck, and what a seed changes."""
+"""Several networks on the same images: what each answers, which is better by more than luck, and what a seed changes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelResult(NamedTuple):
 
     @property
     def headline(self) -> float:
-        """The one number to compare: top-1, or with several labels a picture the mean average precision."""
+        """The one number to compare: top-1, or with several labels an image the mean average precision."""
         return self.scores.top1 if isinstance(self.scores, Scores) else self.scores.mean_average_precision
 
 
@@ -51,12 +51,12 @@ class Headlined(Protocol):
 
 
 class ModelPair(NamedTuple):
-    """Two networks on the same pictures."""
+    """Two networks on the same images."""
 
     first: str
     second: str
     only_first: int
-    """Pictures that only the first has right (with several labels a picture: all of its labels)."""
+    """Images that only the first has right (with several labels an image: all of its labels)."""
     only_second: int
     p_value: float
     """Of McNemar's exact test: the probability of a split at least as uneven if the two were equally good."""
@@ -70,7 +70,7 @@ class ModelPair(NamedTuple):
         if self.p_value >= LUCK:
             return f"{counts} (exact McNemar p = {self.p_value:.2g}): the difference can be luck."
         better = self.first if self.only_first > self.only_second else self.second
-        return f"{counts} (exact McNemar p = {self.p_value:.2g}): {better} is better on such pictures by more than luck."
+        return f"{counts} (exact McNemar p = {self.p_value:.2g}): {better} is better on such images by more than luck."
 
 
 class SeedGroup(NamedTuple):
@@ -90,16 +90,16 @@ class SeedGroup(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What was measured, of one network or of several on the same pictures.
+    """What was measured, of one network or of several on the same images.
 
     Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly.
     """
 
     where: str
-    """What the pictures are, in words."""
-    pictures: int
+    """What the images are, in words."""
+    images: int
     broken: int
-    """Pictures that could not be read and do not count."""
+    """Images that could not be read and do not count."""
     models: tuple[ModelResult, ...]
     pairs: tuple[ModelPair, ...]
     """Every pair of networks, in their order."""
@@ -117,7 +117,7 @@ class Evaluation(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, of several labels a picture the binary one."""
+        """Mean cross-entropy, of several labels an image the binary one."""
         return self.single.loss
 
     @property
@@ -136,7 +136,7 @@ class Evaluation(NamedTuple):
     def _only(self) -> Scores:
         scores = self.single
         if not isinstance(scores, Scores):
-            raise UserError("with several labels a picture there is no top-1; ask for single.mean_average_precision")
+            raise UserError("with several labels an image there is no top-1; ask for single.mean_average_precision")
         return scores
 
 
@@ -144,10 +144,10 @@ class Evaluation(NamedTuple):
 def collect_answers(
     predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch]
 ) -> tuple[list[Float[Tensor, "n classes"]], Int[Tensor, " n"]]:
-    """The logits of every network, and which pictures they are of; unreadable ones are left out. All on the CPU.
+    """The logits of every network, and which images they are of; unreadable ones are left out. All on the CPU.
 
     Args:
-        predicts: per network normalized pictures (b, c, h, w) to logits (b, classes).
+        predicts: per network normalized images (b, c, h, w) to logits (b, classes).
         batches: an ordered pass; batches hold images, index and broken.
     """
     logits: list[list[Tensor]] = [[] for _ in predicts]
@@ -161,7 +161,7 @@ def collect_answers(
 
 
 def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[ModelPair, ...]:
-    """Every pair of networks, from which pictures each of them has right."""
+    """Every pair of networks, from which images each of them has right."""
     pairs = []
     for (first, a), (second, b) in combinations(zip(names, right, strict=True), 2):
         only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())

@@ -1,4 +1,4 @@
-"""How well masked patches are predicted, on pictures whose views and masks stay the same."""
+"""How well masked patches are predicted, on images whose views and masks stay the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beitkit.data.views.masking import predicted_patches
 from beitkit.nn.patches import to_patches
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Normalized pictures (b, c, h, w), masks (b, n) and positions (b, n) to predictions at the positions (m, outputs)."""
+"""Normalized images (b, c, h, w), masks (b, n) and positions (b, n) to predictions at the positions (m, outputs)."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class MaskedAccuracy:
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[str, float]]:
-        """Yield accuracy (a share) and loss, both means over the judged patches of readable pictures."""
+        """Yield accuracy (a share) and loss, both means over the judged patches of readable images."""
         right = loss = 0.0
         count = 0
         for batch, at in _readable(self.batches(), self.recover_all):
@@ -75,7 +75,7 @@ class MaskedError:
 
 
 def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches without the pictures that could not be read, and where their predictions are judged."""
+    """Batches without the images that could not be read, and where their predictions are judged."""
     for batch in batches:
         readable = batch["broken"] < 0
         if readable.any():

@@ -1,11 +1,11 @@
 """How good frozen features are: nearest neighbors and a linear classifier on the output of every block.
 
-Either the features of every picture are computed once, and neighbors and logistic regression judge them; or, as the official
+Either the features of every image are computed once, and neighbors and logistic regression judge them; or, as the official
 script and the paper do, linear layers (`objectives.probe`) learn from random crops, whose features are a stage of the stream.
 
 BEiT's last block is trained to predict tokens; the features that name things are in the middle (arXiv 2106.08254, table 9
-uses the 9th of 12 blocks). So every block is probed, and the block is chosen on pictures held out of the training set,
-never on the pictures that are reported.
+uses the 9th of 12 blocks). So every block is probed, and the block is chosen on images held out of the training set,
+never on the images that are reported.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out pictures."""
+"""Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out images."""
 HELD_OUT = 5
-"""Every fifth picture of each class chooses the block and the penalty."""
+"""Every fifth image of each class chooses the block and the penalty."""
 
 
 class BlockFeatures(NamedTuple):
-    """Features of one set of pictures, of every block that is probed."""
+    """Features of one set of images, of every block that is probed."""
 
     features: Float[Tensor, "blocks n f"]
     labels: Int[Tensor, " n"]
@@ -46,11 +46,11 @@ class ProbeResult(NamedTuple):
     """Accuracies (shares) of one kind of probe."""
 
     chosen: int
-    """Position in the lists of the block that was best on the held-out part of the training pictures."""
+    """Position in the lists of the block that was best on the held-out part of the training images."""
     held_out: list[float]
     """Per block, on the held-out part."""
     test: list[float]
-    """Per block, on the test pictures, after training on all training pictures."""
+    """Per block, on the test images, after training on all training images."""
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def block_features(
     *,
     with_class_token: bool = True,
 ) -> BlockFeatures:
-    """`frozen_features` of all readable pictures, on the CPU; None takes every block."""
+    """`frozen_features` of all readable images, on the CPU; None takes every block."""
     blocks = range(backbone.depth) if blocks is None else blocks
     parts, labels = [], []
     for batch in batches:
@@ -99,11 +99,11 @@ def featured(
     backbone: Backbone,
     blocks: Sequence[int],
     precision: Autocast,
-    held_out: Bool[Tensor, " pictures"],
+    held_out: Bool[Tensor, " images"],
     *,
     with_class_token: bool,
 ) -> Iterator[Batch]:
-    """Batches with `features` (blocks, b, f) in place of `images`, and `held_out` (b,): which pictures choose the block."""
+    """Batches with `features` (blocks, b, f) in place of `images`, and `held_out` (b,): which images choose the block."""
     for batch in stream:
         features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
         rest = {key: value for key, value in batch.items() if key != "images"}
@@ -112,34 +112,34 @@ def featured(
 
 @dataclass
 class ProbeAccuracy:
-    """The best block's top-1 accuracy on one set of pictures, and which block that is; a `contracts.Evaluator`."""
+    """The best block's top-1 accuracy on one set of images, and which block that is; a `contracts.Evaluator`."""
 
     name: str
     predict: Callable[[Tensor], Tensor]
     """Features (blocks, b, f) to logits (blocks, b, classes)."""
-    pictures: BlockFeatures
+    images: BlockFeatures
     blocks: Sequence[int]
     """What the blocks are called."""
 
     def run(self) -> Iterator[tuple[str, float]]:
         """Yield best (a share) and block."""
-        accuracies = block_accuracies(self.predict, self.pictures)
+        accuracies = block_accuracies(self.predict, self.images)
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         yield "best", accuracies[best]
         yield "block", float(self.blocks[best])
 
 
 @torch.no_grad()
-def block_accuracies(predict: Callable[[Tensor], Tensor], pictures: BlockFeatures) -> list[float]:
+def block_accuracies(predict: Callable[[Tensor], Tensor], images: BlockFeatures) -> list[float]:
     """Top-1 accuracy of every block; `predict` maps features (blocks, b, f) to logits (blocks, b, classes)."""
-    right = torch.zeros(len(pictures.features))
-    for features, labels in zip(pictures.features.split(1024, dim=1), pictures.labels.split(1024), strict=True):
+    right = torch.zeros(len(images.features))
+    for features, labels in zip(images.features.split(1024, dim=1), images.labels.split(1024), strict=True):
         right += (predict(features).argmax(-1).cpu() == labels).sum(1)
-    return (right / len(pictures.labels)).tolist()
+    return (right / len(images.labels)).tolist()
 
 
 def nearest_neighbors(train: BlockFeatures, test: BlockFeatures, classes: int, neighbors: int = NEIGHBORS) -> ProbeResult:
-    """Weighted vote of the nearest training pictures by cosine similarity."""
+    """Weighted vote of the nearest training images by cosine similarity."""
     return _probe(train, test, lambda fit, ask: _vote(fit, ask, classes, neighbors))
 
 
@@ -151,7 +151,7 @@ def linear_probe(train: BlockFeatures, test: BlockFeatures, classes: int) -> Pro
         fit, ask = (features[kept], train.labels[kept]), features[out]
         scores = [_share(logistic(*fit, ask, classes, penalty), train.labels[out]) for penalty in PENALTIES]
         penalties.append(PENALTIES[max(range(len(PENALTIES)), key=scores.__getitem__)])
-    by_block = iter(penalties * 2)  # once for the held-out part, once for the test pictures
+    by_block = iter(penalties * 2)  # once for the held-out part, once for the test images
     return _probe(train, test, lambda fit, ask: logistic(*fit, ask, classes, next(by_block)))
 
 
@@ -162,10 +162,10 @@ def held_out_split(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " kept"], Int
         members = (labels == label).nonzero().squeeze(1)
         position[members] = torch.arange(len(members))
     is_out = position % HELD_OUT == HELD_OUT - 1
-    if not is_out.any():  # fewer than five pictures of every class: the second of each chooses
+    if not is_out.any():  # fewer than five images of every class: the second of each chooses
         is_out = position == 1
     if not is_out.any():
-        raise UserError("every class has only one training picture; two are needed, so that one can choose the block")
+        raise UserError("every class has only one training image; two are needed, so that one can choose the block")
     return (~is_out).nonzero().squeeze(1), is_out.nonzero().squeeze(1)
 
 

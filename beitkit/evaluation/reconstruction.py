@@ -11,7 +11,7 @@ from beitkit.data.views.masking import predicted_patches
 from beitkit.errors import UserError
 from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.patches import from_patches, to_patches
-from beitkit.report.pictures import masked_picture
+from beitkit.report.images import masked_image
 
 EXPLANATION = "Original, what the network sees, the tokenizer's reconstruction, and the reconstruction from the predicted tokens."
 
@@ -25,7 +25,7 @@ def reconstruction_columns(
     """Columns for a report, each in [0, 1]: original, masked, decoded from all true tokens, decoded with predicted ones.
 
     Predicted are the tokens of hidden patches or, with `recover_all`, of all. `batch` holds normalized `images`, `mask` and
-    `tokens`; its first `limit` pictures are shown. A tokenizer that cannot decode to pixels (VQ-KD) leaves the last two columns
+    `tokens`; its first `limit` images are shown. A tokenizer that cannot decode to pixels (VQ-KD) leaves the last two columns
     out.
     """
     images, mask, tokens = (batch[key][:limit] for key in ("images", "mask", "tokens"))
@@ -47,7 +47,7 @@ def pixel_columns(
 ) -> dict[str, Float[Tensor, "r c h w"]]:
     """Columns for a report of a network that predicts pixels, each in [0, 1]: original, masked, filled in.
 
-    `batch` holds normalized `images` and `mask`; its first `limit` pictures are shown.
+    `batch` holds normalized `images` and `mask`; its first `limit` images are shown.
     """
     images, mask = batch["images"][:limit], batch["mask"][:limit]
     backbone, at = model.config.backbone, predicted_patches(mask, recover_all)
@@ -60,13 +60,13 @@ def pixel_columns(
 def _given(model: MaskedImageModel, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> dict[str, Tensor]:
     """The columns that show what the network was given: the original, and what it sees of it."""
     originals = _unnormalized(model, images).cpu()
-    masked = [masked_picture(*pair, model.config.backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
+    masked = [masked_image(*pair, model.config.backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
     return {"original": originals, "masked": torch.stack(masked)}
 
 
 def _unnormalized(model: MaskedImageModel, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     statistics = torch.tensor([model.config.preprocessing.mean, model.config.preprocessing.std], device=images.device)
-    if images.shape[1] == 1:  # grey pictures are normalized by the average over channels
+    if images.shape[1] == 1:  # gray images are normalized by the average over channels
         statistics = statistics.mean(1, keepdim=True)
     mean, std = statistics.unsqueeze(-1).unsqueeze(-1)  # each (c, 1, 1)
     return (images * std + mean).clamp(0, 1)

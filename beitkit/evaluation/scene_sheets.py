@@ -1,4 +1,4 @@
-"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of picture, truth, prediction and error."""
+"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of image, truth, prediction and error."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from beitkit.data.scenes.reading import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
+from beitkit.report.images import stacked
 from beitkit.report.overlays import Color, colored, error_map, overlay
-from beitkit.report.pictures import stacked
 
 WORST = 6
-"""Pictures that are shown, those with the smallest mean intersection over union."""
+"""Images that are shown, those with the smallest mean intersection over union."""
 SHEET_SIDE = 240
-"""Long side in pixels of the pictures that are kept for a sheet."""
+"""Long side in pixels of the images that are kept for a sheet."""
 CONFUSION_CLASSES = 24
 """More classes than this make a table nobody can read."""
 SHEET_EXPLANATION = (
-    "The pictures with the smallest mean IoU, worst first. Error: red where the prediction is wrong, grey where nothing counts."
+    "The images with the smallest mean IoU, worst first. Error: red where the prediction is wrong, gray where nothing counts."
 )
 
 
 class Shown(NamedTuple):
-    """One picture of a sheet, reduced; all (3, h, w) in [0, 1]."""
+    """One image of a sheet, reduced; all (3, h, w) in [0, 1]."""
 
     place: int
     """Its index in the list."""
@@ -45,7 +45,7 @@ class SceneScores(NamedTuple):
     confusion: Tensor
     """True classes down, predicted ones across, in pixels."""
     indices: tuple[int, ...]
-    """Which picture of the list each measured one is."""
+    """Which image of the list each measured one is."""
     worst: tuple[Shown, ...]
     palette: tuple[Color, ...]
 
@@ -64,7 +64,7 @@ def evaluate_scenes(
     """Predict and measure every scene, and keep the worst for a sheet.
 
     Args:
-        predict: a picture, uint8 (c, h, w), to its label map, uint8 (h, w).
+        predict: an image, uint8 (c, h, w), to its label map, uint8 (h, w).
         scenes: one ordered pass.
         classes: names of the classes, by id.
         palette: their colors.
@@ -85,12 +85,12 @@ def evaluate_scenes(
 
 
 def scene_sections(report: Report, scene_scores: SceneScores) -> None:
-    """The parts of a report that show a verdict: classes, what is taken for what, the worst pictures."""
+    """The parts of a report that show a verdict: classes, what is taken for what, the worst images."""
     report.section("Classes")
     report.table(
         ["class", "share of pixels", "IoU", "named right"],
         scene_scores.rows(),
-        "Validation pixels. IoU is intersection over union, summed over all pictures before it is divided.",
+        "Validation pixels. IoU is intersection over union, summed over all images before it is divided.",
     )
     if len(scene_scores.class_iou) <= CONFUSION_CLASSES:
         report.figure(
@@ -104,9 +104,9 @@ def scene_sections(report: Report, scene_scores: SceneScores) -> None:
             "Pixels of each true class (row) by predicted class (column).",
         )
     if scene_scores.worst:
-        report.section("Worst pictures first", SHEET_EXPLANATION)
+        report.section("Worst images first", SHEET_EXPLANATION)
         report.legend(dict(zip(scene_scores.class_iou, scene_scores.palette, strict=True)))
-        report.pictures(
+        report.images(
             {name: stacked([shown.columns[name] for shown in scene_scores.worst]) for name in scene_scores.worst[0].columns},
             "Mean IoU of each: " + ", ".join(f"{shown.mean_iou:.1%}" for shown in scene_scores.worst) + ".",
             cell=SHEET_SIDE,
@@ -116,9 +116,9 @@ def scene_sections(report: Report, scene_scores: SceneScores) -> None:
 def _columns(
     scene: NumberedScene, predicted: UInt8[Tensor, "h w"], palette: Sequence[Color]
 ) -> dict[str, Float[Tensor, "3 h w"]]:
-    picture = scene.image.expand(3, -1, -1).float() / 255
+    image = scene.image.expand(3, -1, -1).float() / 255
     return {
-        "picture": _reduced(picture),
+        "image": _reduced(image),
         "truth": _reduced(colored(scene.label_map, palette)),
         "prediction": _reduced(overlay(scene.image, predicted, palette)),
         "error": _reduced(error_map(predicted, scene.label_map)),

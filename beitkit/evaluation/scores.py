@@ -1,4 +1,4 @@
-"""All that one pass over labelled pictures says about a classifier: of one label a picture, or of several."""
+"""All that one pass over labeled images says about a classifier: of one label an image, or of several."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from beitkit.evaluation.classification import balanced_accuracy, class_precision
 from beitkit.evaluation.statistics import Interval, wilson
 
 THRESHOLD = 0.5
-"""A class counts as named where its probability is larger, in networks for several labels a picture."""
+"""A class counts as named where its probability is larger, in networks for several labels an image."""
 
 
 class ClassShare(NamedTuple):
-    """One class among those of which a picture shows exactly one."""
+    """One class among those of which an image shows exactly one."""
 
-    pictures: int
+    images: int
     top1: float
-    """Share of them named right; NaN without pictures."""
+    """Share of them named right; NaN without images."""
 
 
 class Scores(NamedTuple):
-    """A classifier with one label a picture; accuracies are shares."""
+    """A classifier with one label an image; accuracies are shares."""
 
-    pictures: int
+    images: int
     top1: float
     top1_interval: Interval
     top5: float | None
     """None with five classes or fewer."""
     top5_interval: Interval | None
     balanced: float
-    """Mean over the classes that have pictures of the share named right: every class counts the same."""
+    """Mean over the classes that have images of the share named right: every class counts the same."""
     loss: float
     """Mean cross-entropy, in nats."""
     calibration_error: float
@@ -43,7 +43,7 @@ class Scores(NamedTuple):
     """What the calibration error is made of, for a reliability diagram."""
     classes: dict[str, ClassShare]
     confusion: list[list[int]]
-    """How many pictures of each class (row) were given each name (column)."""
+    """How many images of each class (row) were given each name (column)."""
 
 
 class Mistake(NamedTuple):
@@ -51,16 +51,16 @@ class Mistake(NamedTuple):
 
     label: str
     named: str
-    pictures: int
+    images: int
     share: float
-    """Of the pictures with this label."""
+    """Of the images with this label."""
 
 
 class ClassScores(NamedTuple):
-    """One class among several labels a picture."""
+    """One class among several labels an image."""
 
-    pictures: int
-    """Pictures that show it."""
+    images: int
+    """Images that show it."""
     average_precision: float
     """NaN where there are none."""
     f1: float
@@ -68,32 +68,32 @@ class ClassScores(NamedTuple):
 
 
 class MultilabelScores(NamedTuple):
-    """A classifier with several labels a picture; shares in [0, 1]."""
+    """A classifier with several labels an image; shares in [0, 1]."""
 
-    pictures: int
+    images: int
     mean_average_precision: float
-    """Mean over the classes that have pictures."""
+    """Mean over the classes that have images."""
     micro_f1: float
-    """F1 of all (picture, class) decisions together."""
+    """F1 of all (image, class) decisions together."""
     macro_f1: float
     """Mean F1 over the classes that are shown or named at least once."""
     subset_accuracy: float
-    """Share of pictures whose labels are all right, and no other class named."""
+    """Share of images whose labels are all right, and no other class named."""
     subset_interval: Interval
     loss: float
-    """Mean binary cross-entropy over pictures and classes, in nats."""
+    """Mean binary cross-entropy over images and classes, in nats."""
     classes: dict[str, ClassScores]
 
 
 def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...]) -> Scores:
-    """Scores of logits against one label a picture."""
+    """Scores of logits against one label an image."""
     total, right = len(labels), logits.argmax(1) == labels
     has_top5 = logits.shape[1] > 5
     top5 = top_k(logits, labels, 5) if has_top5 else None
     classes = per_class(logits, labels)
     bins = reliability(logits.softmax(1).amax(1), right)
     return Scores(
-        pictures=total,
+        images=total,
         top1=top_k(logits, labels, 1),
         top1_interval=wilson(int(right.sum()), total),
         top5=top5,
@@ -108,7 +108,7 @@ def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, 
 
 
 def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
-    """The commonest mistakes, most pictures first, those of equal number in the order of the classes."""
+    """The commonest mistakes, most images first, those of equal number in the order of the classes."""
     names = list(scores.classes)
     mistakes = [
         Mistake(names[label], names[named], count, count / sum(row))
@@ -116,13 +116,13 @@ def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
         for named, count in enumerate(row)
         if count and named != label
     ]
-    return sorted(mistakes, key=lambda mistake: -mistake.pictures)[:limit]
+    return sorted(mistakes, key=lambda mistake: -mistake.images)[:limit]
 
 
 def multilabel_scores(
     logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], names: tuple[str, ...]
 ) -> MultilabelScores:
-    """Scores of logits, each a yes or no of its own (sigmoid), against any number of labels a picture."""
+    """Scores of logits, each a yes or no of its own (sigmoid), against any number of labels an image."""
     named = logits.sigmoid() > THRESHOLD
     hits, shown, said = (table.sum(0).double() for table in (named & targets, targets, named))
     f1 = 2 * hits / (shown + said)  # 0 / 0 is NaN
@@ -131,7 +131,7 @@ def multilabel_scores(
     right = (named == targets).all(1)
     rows = zip(shown.int().tolist(), precisions.tolist(), f1.tolist(), strict=True)
     return MultilabelScores(
-        pictures=len(targets),
+        images=len(targets),
         mean_average_precision=precisions.nanmean().item(),
         micro_f1=(2 * hits.sum() / decisions).item(),
         macro_f1=f1.nanmean().item(),

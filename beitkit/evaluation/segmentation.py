@@ -1,7 +1,7 @@
 """How well label maps agree with the true ones: intersection over union, and its relatives (method 7.5).
 
 Everything is derived from one table: how many pixels of each true class were given each name, ignored pixels left out. It is
-summed over all pictures before anything is divided, as mmsegmentation and the ADE20K benchmark do; a mean of the pictures'
+summed over all images before anything is divided, as mmsegmentation and the ADE20K benchmark do; a mean of the images'
 own values would be another number.
 """
 
@@ -20,11 +20,11 @@ from beitkit.contracts import IGNORED
 from beitkit.errors import UserError
 
 LabeledImage = tuple[Tensor, Tensor]
-"""A picture, uint8 (c, h, w), and its label map, uint8 (h, w)."""
+"""An image, uint8 (c, h, w), and its label map, uint8 (h, w)."""
 
 
 class SegmentationScores(NamedTuple):
-    """What was measured; all values are shares. NaN stands for a class or picture of which nothing was there to measure."""
+    """What was measured; all values are shares. NaN stands for a class or image of which nothing was there to measure."""
 
     iou: tuple[float, ...]
     """Intersection over union of each class; NaN for one that is in no label map and was never predicted."""
@@ -35,79 +35,79 @@ class SegmentationScores(NamedTuple):
     mean_accuracy: float
     """mAcc: the mean over classes that are not NaN."""
     pixel_accuracy: float
-    """aAcc: share of all labelled pixels that were named right."""
+    """aAcc: share of all labeled pixels that were named right."""
     weighted_iou: float
-    """Intersection over union, classes weighed by their share of the labelled pixels."""
+    """Intersection over union, classes weighed by their share of the labeled pixels."""
     unseen: int
     """Classes that are in no label map and were never predicted; the means leave them out."""
     pixels: int
-    """Labelled pixels."""
-    picture_iou: tuple[float, ...]
-    """Mean over classes of each picture alone, in the order they were added; NaN for one without labelled pixels."""
+    """Labeled pixels."""
+    image_iou: tuple[float, ...]
+    """Mean over classes of each image alone, in the order they were added; NaN for one without labeled pixels."""
 
     def worst_first(self) -> list[int]:
-        """Pictures by their own mean intersection over union, worst first; those that cannot be measured are left out."""
-        measured = [index for index, value in enumerate(self.picture_iou) if not math.isnan(value)]
-        return sorted(measured, key=lambda index: self.picture_iou[index])
+        """Images by their own mean intersection over union, worst first; those that cannot be measured are left out."""
+        measured = [index for index, value in enumerate(self.image_iou) if not math.isnan(value)]
+        return sorted(measured, key=lambda index: self.image_iou[index])
 
 
 class ConfusionTable:
-    """Counts pixels by true and by predicted class, one picture after the other."""
+    """Counts pixels by true and by predicted class, one image after the other."""
 
     def __init__(self, classes: int) -> None:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
         """True classes down, predicted ones across, in pixels."""
-        self._picture_iou: list[float] = []
+        self._image_iou: list[float] = []
 
     def add(self, prediction: UInt8[Tensor, "h w"], label_map: UInt8[Tensor, "true_h true_w"]) -> float:
-        """Count one picture in; returns its own mean intersection over union.
+        """Count one image in; returns its own mean intersection over union.
 
         Raises:
             UserError: if the two differ in size, or hold an id that is no class.
         """
-        number, classes = len(self._picture_iou), len(self.counts)
+        number, classes = len(self._image_iou), len(self.counts)
         if prediction.shape != label_map.shape:
             raise UserError(
-                f"the label map of picture {number} is {label_map.shape[0]}x{label_map.shape[1]} pixels, "
+                f"the label map of image {number} is {label_map.shape[0]}x{label_map.shape[1]} pixels, "
                 f"its prediction {prediction.shape[0]}x{prediction.shape[1]}; they must be of one size"
             )
-        is_labelled = label_map != IGNORED
-        labels, names = label_map[is_labelled].long().cpu(), prediction[is_labelled.to(prediction.device)].long().cpu()
+        is_labeled = label_map != IGNORED
+        labels, names = label_map[is_labeled].long().cpu(), prediction[is_labeled.to(prediction.device)].long().cpu()
         for what, ids in (("label map", labels), ("prediction", names)):
             if ids.numel() and int(ids.max()) >= classes:
                 raise UserError(
-                    f"the {what} of picture {number} holds the id {int(ids.max())}, but the {classes} classes are numbered "
+                    f"the {what} of image {number} holds the id {int(ids.max())}, but the {classes} classes are numbered "
                     f"0 to {classes - 1}, and {IGNORED} is ignored; correct the label map or the list of classes"
                 )
         counts = torch.bincount(labels * classes + names, minlength=classes * classes).view(classes, classes)
         self.counts += counts
-        self._picture_iou.append(_mean(_iou(counts)))
-        return self._picture_iou[-1]
+        self._image_iou.append(_mean(_iou(counts)))
+        return self._image_iou[-1]
 
     def scores(self) -> SegmentationScores:
         """What has been measured so far."""
-        iou, right, labelled = _iou(self.counts), self.counts.diagonal().double(), self.counts.sum(1).double()
-        accuracy = right / labelled  # 0 / 0 is NaN
+        iou, right, labeled = _iou(self.counts), self.counts.diagonal().double(), self.counts.sum(1).double()
+        accuracy = right / labeled  # 0 / 0 is NaN
         pixels = int(self.counts.sum())
         return SegmentationScores(
             iou=tuple(iou.tolist()),
             accuracy=tuple(accuracy.tolist()),
             mean_iou=_mean(iou),
             mean_accuracy=_mean(accuracy),
-            pixel_accuracy=float(right.sum() / labelled.sum()),
-            weighted_iou=float((iou.nan_to_num() * labelled).sum() / labelled.sum()),
+            pixel_accuracy=float(right.sum() / labeled.sum()),
+            weighted_iou=float((iou.nan_to_num() * labeled).sum() / labeled.sum()),
             unseen=int(iou.isnan().sum()),
             pixels=pixels,
-            picture_iou=tuple(self._picture_iou),
+            image_iou=tuple(self._image_iou),
         )
 
 
 @dataclass
 class MeanIoU:
-    """mIoU, mAcc and aAcc (as shares) over one pass of pictures with label maps."""
+    """mIoU, mAcc and aAcc (as shares) over one pass of images with label maps."""
 
     predict: Callable[[Tensor], Tensor]
-    """A picture, uint8 (c, h, w), to its label map, uint8 (h, w)."""
+    """An image, uint8 (c, h, w), to its label map, uint8 (h, w)."""
     scenes: Callable[[], Iterable[LabeledImage]]
     """A fresh ordered pass."""
     classes: int
@@ -124,8 +124,8 @@ class MeanIoU:
 def measure(predict: Callable[[Tensor], Tensor], scenes: Iterable[LabeledImage], classes: int) -> SegmentationScores:
     """Predict and measure every scene."""
     table = ConfusionTable(classes)
-    for picture, label_map in scenes:
-        table.add(predict(picture), label_map)
+    for image, label_map in scenes:
+        table.add(predict(image), label_map)
     return table.scores()
 
 

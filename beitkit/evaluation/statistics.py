@@ -35,7 +35,7 @@ def wilson(right: int, total: int) -> Interval:
     It stays inside [0, 1] and is not empty at 0 and at all, where the usual plus-minus is.
     """
     assert 0 <= right <= total, f"{right} of {total} is no share"
-    assert total, "an interval needs at least one picture"
+    assert total, "an interval needs at least one image"
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     share = right / total
     center = share + z * z / (2 * total)
@@ -48,7 +48,7 @@ def wilson(right: int, total: int) -> Interval:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value of McNemar's test (Q. McNemar, Psychometrika 12, 1947).
 
-    Of the pictures that exactly one of two networks names right, each network is the right one with probability one half if
+    Of the images that exactly one of two networks names right, each network is the right one with probability one half if
     they are equally good; returned is the binomial probability of a split at least as uneven.
     """
     total, fewer = only_first + only_second, min(only_first, only_second)

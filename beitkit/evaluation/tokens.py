@@ -1,4 +1,4 @@
-"""How good a tokenizer is on held-out pictures: fidelity of its reconstructions, and the use of its codes."""
+"""How good a tokenizer is on held-out images: fidelity of its reconstructions, and the use of its codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TokenizerQuality:
     def run(self) -> Iterator[tuple[str, float]]:
         """Yield psnr (dB, of the squared error over all pixels), codes_used (share), perplexity, commonest_share.
 
-        Afterwards `usage` holds the counts, for `health.diagnose`.
+        Afterward `usage` holds the counts, for `health.diagnose`.
         """
         self.usage = CodeUsage(self.tokenizer.vocabulary)
         squared_error, num_values = 0.0, 0
@@ -38,7 +38,7 @@ class TokenizerQuality:
             self.usage.update(ids)
             squared_error += float((self.tokenizer.decode(ids) - images).square().sum(dtype=torch.float64))
             num_values += images.numel()
-        assert num_values, "an evaluation needs at least one picture"
+        assert num_values, "an evaluation needs at least one image"
         statistics = self.usage.statistics()
         yield "psnr", psnr(squared_error / num_values)
         yield "codes_used", statistics.used_share
@@ -47,5 +47,5 @@ class TokenizerQuality:
 
 
 def psnr(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]: infinite for none."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1]: infinite for none."""
     return -10 * math.log10(mean_squared_error) if mean_squared_error else math.inf

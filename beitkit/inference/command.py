@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from beitkit.configs.train import MachineConfig
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.inference.result import Setting
 from beitkit.interop.kinds import Network
 from beitkit.tokenizers.fingerprint import digest_of
 
 
 def command_of(
-    verb: str, model: Network, files: PictureList, machine: MachineConfig, settings: dict[str, Setting]
+    verb: str, model: Network, files: ImageList, machine: MachineConfig, settings: dict[str, Setting]
 ) -> dict[str, Setting]:
     """All that the result of a command depends on: a command that differs in it does not continue another's parts."""
     return {

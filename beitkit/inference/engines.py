@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from beitkit.configs.parts import EngineName
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation
@@ -24,8 +24,8 @@ from beitkit.train.machine.runtime import Runtime, start_runtime
 BATCHES_PER_BLOCK = 16
 """A part of the result, and what shards take in turn: large enough to cost nothing, small enough to compute again."""
 
-Engine = Callable[[PictureList], Iterator[Rows]]
-"""From pictures to their results, in order."""
+Engine = Callable[[ImageList], Iterator[Rows]]
+"""From images to their results, in order."""
 
 
 def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, batch_size: int) -> Engine:
@@ -43,8 +43,8 @@ def chosen_engine(name: EngineName, computation: BatchComputation, model: Networ
     return lambda files: local_results(files, model, computation.compute, runtime, batch_size=batch_size, workers=machine.workers)
 
 
-def complete(result: PartedOutput, files: PictureList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Written:
-    """Compute the parts of a result that are missing, each of `block` pictures, and join them.
+def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Written:
+    """Compute the parts of a result that are missing, each of `block` images, and join them.
 
     `report(done, total)` is called after each with the number of parts that are there and that there will be.
 
@@ -67,19 +67,19 @@ def complete(result: PartedOutput, files: PictureList, block: int, engine: Engin
     return result.finish()
 
 
-def blocks_of(files: PictureList, block: int, numbers: list[int]) -> PictureList:
-    """The pictures of some blocks of consecutive ones."""
+def blocks_of(files: ImageList, block: int, numbers: list[int]) -> ImageList:
+    """The images of some blocks of consecutive ones."""
     places = np.arange(len(files))
     return files.subset(np.concatenate([places[:0], *(places[number * block : (number + 1) * block] for number in numbers)]))
 
 
-def shard(files: PictureList, block: int, number: int, shards: int) -> PictureList:
-    """The pictures of shard `number` (from 1) of `shards`: every `shards`-th block, so that shards are of equal size."""
+def shard(files: ImageList, block: int, number: int, shards: int) -> ImageList:
+    """The images of shard `number` (from 1) of `shards`: every `shards`-th block, so that shards are of equal size."""
     return blocks_of(files, block, list(range(number - 1, -(-len(files) // block), shards)))
 
 
 def local_results(
-    files: PictureList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
+    files: ImageList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
 ) -> Iterator[Rows]:
     """Results by this process, a batch at a time; `model` is on the runtime's device, and its weights are rounded for it."""
     cast_weights_(model, runtime.autocast)

@@ -24,7 +24,7 @@ def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dic
 
     Args:
         out: a file that ends in .npy or .parquet.
-        shape: of one picture's features.
+        shape: of one image's features.
         dtype: of the stored numbers.
 
     Raises:
@@ -40,10 +40,10 @@ def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dic
 
 @dataclass(frozen=True)
 class PathList:
-    """A line {path, error} for each row of the array; error is null where the picture could be read."""
+    """A line {path, error} for each row of the array; error is null where the image could be read."""
 
     def encode(self, part: Rows) -> bytes:
-        """A line for each picture."""
+        """A line for each image."""
         rows = zip(part.paths, part.errors, strict=True)
         return "".join(json.dumps({"path": str(path), "error": error or None}) + "\n" for path, error in rows).encode()
 
@@ -54,7 +54,7 @@ class PathList:
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """(pictures, ...) in NumPy's format, which `numpy.load(path, mmap_mode="r")` reads without taking memory."""
+    """(images, ...) in NumPy's format, which `numpy.load(path, mmap_mode="r")` reads without taking memory."""
 
     shape: tuple[int, ...]
     dtype: FeatureType
@@ -67,9 +67,9 @@ class ArrayFile:
 
     def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
         """One array."""
-        pictures = sum(len(np.load(path, mmap_mode="r")) for path in parts)
+        images = sum(len(np.load(path, mmap_mode="r")) for path in parts)
         description = np.lib.format.dtype_to_descr(np.dtype(self.dtype))
-        header = {"descr": description, "fortran_order": False, "shape": (pictures, *self.shape)}
+        header = {"descr": description, "fortran_order": False, "shape": (images, *self.shape)}
         np.lib.format.write_array_header_1_0(file, header)
         for path in parts:
             file.write(np.load(path).tobytes())

@@ -1,4 +1,4 @@
-"""What is computed for a batch of pictures: the probabilities of their classes, or their features."""
+"""What is computed for a batch of images: the probabilities of their classes, or their features."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from beitkit.nn.models import Classifier
 
 @runtime_checkable
 class Computation(Protocol):
-    """From normalized pictures to one array of numbers for each; picklable."""
+    """From normalized images to one array of numbers for each; picklable."""
 
     def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
         """The numbers, in float32."""
         ...
 
     def shape(self, model: Network) -> tuple[int, ...]:
-        """Shape of the numbers of one picture.
+        """Shape of the numbers of one image.
 
         Raises:
             UserError: if the network cannot compute them.
@@ -77,7 +77,7 @@ class Embedding:
         return self._pooled(backbone.intermediates(images, [self.block - 1])[0])
 
     def shape(self, model: Network) -> tuple[int, ...]:
-        """Shape of one picture's features."""
+        """Shape of one image's features."""
         backbone = model.backbone
         if isinstance(self.block, int) and not 1 <= self.block <= backbone.depth:
             raise UserError(f"--block {self.block} is not there: this network has blocks 1 to {backbone.depth}")

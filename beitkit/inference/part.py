@@ -1,4 +1,4 @@
-"""Results of some consecutive pictures, and what a file of the whole is made from them by."""
+"""Results of some consecutive images, and what a file of the whole is made from them by."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 
 class Rows(NamedTuple):
-    """Consecutive pictures, and what was computed for them."""
+    """Consecutive images, and what was computed for them."""
 
     paths: list[Path]
     errors: list[str]
-    """Why a picture cannot be read; empty where it can."""
+    """Why an image cannot be read; empty where it can."""
     values: NDArray[np.float32]
-    """(pictures, ...); NaN where a picture cannot be read."""
+    """(images, ...); NaN where an image cannot be read."""
 
     def slice(self, start: int, stop: int) -> Rows:
-        """Some of the pictures."""
+        """Some of the images."""
         return Rows(self.paths[start:stop], self.errors[start:stop], self.values[start:stop])
 
 
@@ -39,7 +39,7 @@ class Table(Protocol):
 
 
 def in_blocks(results: Iterator[Rows], size: int) -> Iterator[Rows]:
-    """The same pictures in parts of `size`; the last may be smaller."""
+    """The same images in parts of `size`; the last may be smaller."""
     pending: list[Rows] = []
     for result in results:
         pending.append(result)

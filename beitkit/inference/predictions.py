@@ -1,4 +1,4 @@
-"""Predictions as CSV, JSON lines or Parquet: a row for each picture, in the order of the inputs."""
+"""Predictions as CSV, JSON lines or Parquet: a row for each image, in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from beitkit.inference.parquet import encode_table, join_tables, pyarrow
 from beitkit.inference.part import Rows, Table, text_of
 
 SURE = 0.5
-"""Where a picture may show several classes, those of at least this probability are predicted."""
+"""Where an image may show several classes, those of at least this probability are predicted."""
 SEPARATOR = "|"
-"""Between the predicted classes of one picture, where there may be several."""
+"""Between the predicted classes of one image, where there may be several."""
 
 
 class PredictionRow(NamedTuple):
-    """What is said about one picture."""
+    """What is said about one image."""
 
     path: Path
     predicted: str
     best: list[tuple[str, float]]
-    """Classes and their probabilities, best first; none where the picture cannot be read."""
+    """Classes and their probabilities, best first; none where the image cannot be read."""
     error: str
 
 
@@ -105,12 +105,12 @@ class CsvPredictions:
 
 @dataclass(frozen=True)
 class JsonPredictions:
-    """An object for each picture: path, predicted, probability, probabilities of all classes (best first), error or null."""
+    """An object for each image: path, predicted, probability, probabilities of all classes (best first), error or null."""
 
     naming: Naming
 
     def encode(self, part: Rows) -> bytes:
-        """A line for each picture."""
+        """A line for each image."""
         lines = []
         for row in self.naming.rows(part, len(self.naming.classes)):
             said: dict[str, Any] = {

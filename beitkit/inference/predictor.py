@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from beitkit.configs.train import MachineConfig
-from beitkit.contracts import Picture
-from beitkit.data.decoding.decode import BrokenPicture
-from beitkit.data.reader import PictureReader
+from beitkit.contracts import ImageInput
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities
 from beitkit.inference.predictions import Naming
@@ -31,16 +31,16 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
-Column = NDArray[np.generic] | Sequence[Picture]
-"""Values of one name in a batch, one for each picture."""
+Column = NDArray[np.generic] | Sequence[ImageInput]
+"""Values of one name in a batch, one for each image."""
 
 
 class Loaded(NamedTuple):
-    """A network on its device, and how its pictures are prepared."""
+    """A network on its device, and how its images are prepared."""
 
     model: Network
     runtime: Runtime
-    reader: PictureReader
+    reader: ImageReader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +52,22 @@ class BatchComputation:
     machine: MachineConfig = MachineConfig()
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
-        """The batch without `image`, `values` float32 (b, ...), NaN where a picture cannot be read, and `error`, else empty.
+        """The batch without `image`, `values` float32 (b, ...), NaN where an image cannot be read, and `error`, else empty.
 
         Raises:
             UserError: neither `path` nor `image` in the batch, or a checkpoint that does not serve.
         """
         column = next((batch[name] for name in ("path", "image") if name in batch), None)
         if column is None:
-            raise UserError(f"a batch needs the pictures as 'path' or 'image'; this one has {', '.join(batch) or 'nothing'}")
+            raise UserError(f"a batch needs the images as 'path' or 'image'; this one has {', '.join(batch) or 'nothing'}")
         loaded = self.loaded()
         errors = [""] * len(column)
         readable, pixels = [], []
-        for place, picture in enumerate(column):
+        for place, image in enumerate(column):
             try:
-                pixels.append(loaded.reader.pixels(picture))
+                pixels.append(loaded.reader.pixels(image))
                 readable.append(place)
-            except BrokenPicture as broken:
+            except BrokenImage as broken:
                 errors[place] = broken.reason
         values = np.full((len(column), *self.compute.shape(loaded.model)), np.nan, dtype=np.float32)
         if pixels:
@@ -88,7 +88,7 @@ def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
     model = load(path)
     runtime = start_runtime(machine)
     cast_weights_(model.to(runtime.device), runtime.autocast)
-    return Loaded(model, runtime, PictureReader.of(model.config.backbone, model.config.preprocessing))
+    return Loaded(model, runtime, ImageReader.of(model.config.backbone, model.config.preprocessing))
 
 
 class Predictor:
@@ -99,14 +99,14 @@ class Predictor:
         self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
-        """The batch with what its pictures show.
+        """The batch with what its images show.
 
         Args:
             batch: `path` (text or bytes) or `image` (arrays as `model.predict` takes them); other names are passed on.
 
         Returns:
             The batch without `image`, `predicted` (text), `probability` float32 (b), `probabilities` float32 (b, classes) in
-            the order of the classes, and `error` (text): empty, or why a picture cannot be read; the others are then empty and
+            the order of the classes, and `error` (text): empty, or why an image cannot be read; the others are then empty and
             NaN.
 
         Raises:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 from beitkit.inference.part import Rows
 from beitkit.inference.predictor import BatchComputation
@@ -26,7 +26,7 @@ BATCHES_PER_TABLE = 16
 """What an actor is given at a time."""
 
 
-def ray_results(files: PictureList, computation: BatchComputation, *, batch_size: int) -> Iterator[Rows]:
+def ray_results(files: ImageList, computation: BatchComputation, *, batch_size: int) -> Iterator[Rows]:
     """Results by actors on the Ray cluster of RAY_ADDRESS, else on one that is started on this machine and ended after.
 
     Each GPU of the cluster, or each `threads` cores where it has none, is given an actor with a network of its own. Files are
@@ -41,10 +41,10 @@ def ray_results(files: PictureList, computation: BatchComputation, *, batch_size
         yield Rows(paths, [str(error) for error in batch["error"]], _array(batch["values"]).astype(np.float32))
 
 
-def ray_tokens(files: PictureList, wanted: Sequence[tuple[int, list[int]]], compute: ViewTokens) -> Iterator[Batch]:
-    """Batches with `index`, `view`, `tokens` and `broken` of the wanted views (picture, numbers), in order; see `ray_results`.
+def ray_tokens(files: ImageList, wanted: Sequence[tuple[int, list[int]]], compute: ViewTokens) -> Iterator[Batch]:
+    """Batches with `index`, `view`, `tokens` and `broken` of the wanted views (image, numbers), in order; see `ray_results`.
 
-    A picture that cannot be read has one row, with its number in `broken`.
+    An image that cannot be read has one row, with its number in `broken`.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached, or an actor finds another tokenizer.
@@ -137,13 +137,13 @@ def _silent_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _tables(files: PictureList, indices: Sequence[int], rows: int, views: Sequence[list[int]] | None = None) -> list[Any]:
-    """Pictures as tables (index, path) of so many rows, or (index, path, views); paths are bytes: they need not be valid text."""
+def _tables(files: ImageList, indices: Sequence[int], rows: int, views: Sequence[list[int]] | None = None) -> list[Any]:
+    """Images as tables (index, path) of so many rows, or (index, path, views); paths are bytes: they need not be valid text."""
     import pyarrow  # comes with Ray
 
     if files.members is not None:
         raise UserError(
-            f"--engine ray opens pictures by their paths, but {files.root} holds archives; leave --engine out, and divide "
+            f"--engine ray opens images by their paths, but {files.root} holds archives; leave --engine out, and divide "
             "the work with --shard"
         )
     tables = []

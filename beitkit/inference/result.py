@@ -21,9 +21,9 @@ Setting = str | int | None
 
 
 class Written(NamedTuple):
-    """How a command over pictures ended."""
+    """How a command over images ended."""
 
-    pictures: int
+    images: int
     unreadable: int
     out: Path | None
     """What was written."""
@@ -71,20 +71,20 @@ class PartedOutput:
         """Join the parts and remove them.
 
         Raises:
-            UserError: not one picture could be read; nothing is kept.
+            UserError: not one image could be read; nothing is kept.
         """
         counts = [json.loads(self._marker(number).read_text()) for number in range(self.parts)]
-        pictures, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
-        if pictures and unreadable == pictures:
+        images, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
+        if images and unreadable == images:
             shutil.rmtree(self.folder)
             self._record.unlink()
-            raise UserError(f"none of the {pictures} pictures can be read, so nothing was written; the reasons are named above")
+            raise UserError(f"none of the {images} images can be read, so nothing was written; the reasons are named above")
         for path, table in self._tables.items():
             parts = [self._part(number, path) for number in range(self.parts)]
             write_atomically(path, lambda file, table=table, parts=parts: table.join(parts, file))
-        self._note({"pictures": pictures, "unreadable": unreadable})
+        self._note({"pictures": images, "unreadable": unreadable})
         shutil.rmtree(self.folder)
-        return Written(pictures, unreadable, self.out)
+        return Written(images, unreadable, self.out)
 
     def _recorded(self) -> Written | None:
         """The outcome if this command has been finished before."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
-from beitkit.data.decoding.decode import BrokenPicture, picture_to_crop
+from beitkit.data.decoding.decode import BrokenImage, image_to_crop
 from beitkit.data.seeds import stored_view_generator
 from beitkit.data.stream import token_ids
 from beitkit.data.tokens.key import CacheKey
@@ -35,18 +35,18 @@ class ViewTokens:
     key: CacheKey
     """What the tokens are stored for."""
     batch_size: int
-    """Pictures that the tokenizer is given at once."""
+    """Images that the tokenizer is given at once."""
     machine: MachineConfig = MachineConfig()
     """Its precision is the tokenizer's, which the one who asks has chosen."""
 
     def __call__(self, batch: Mapping[str, Sequence[Any] | NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
-        """A row for each view, or one for a picture that cannot be read.
+        """A row for each view, or one for an image that cannot be read.
 
         Args:
-            batch: `index`, number of each picture in its list; `path`, text or bytes; `views`, the numbers of its wanted views.
+            batch: `index`, number of each image in its list; `path`, text or bytes; `views`, the numbers of its wanted views.
 
         Returns:
-            `index`, `view`, `tokens` (rows, n), and `broken`: the index where a picture cannot be read, else -1.
+            `index`, `view`, `tokens` (rows, n), and `broken`: the index where an image cannot be read, else -1.
 
         Raises:
             UserError: the tokenizer is not the one of the key.
@@ -55,12 +55,12 @@ class ViewTokens:
         shown: list[Tensor] = []
         for index, path, views in zip(batch["index"], batch["path"], batch["views"], strict=True):
             try:
-                pictures = self._views(int(index), Path(os.fsdecode(path)), [int(view) for view in views])
-            except BrokenPicture:
+                images = self._views(int(index), Path(os.fsdecode(path)), [int(view) for view in views])
+            except BrokenImage:
                 places.append((int(index), 0, int(index)))
                 continue
             places += [(int(index), int(view), -1) for view in views]
-            shown += pictures
+            shown += images
         indices, numbers, broken = np.array(places, dtype=np.int64).reshape(-1, 3).T
         tokens = np.zeros((len(places), self.key.grid[0] * self.key.grid[1]), dtype=np.int64)
         if shown:
@@ -68,11 +68,11 @@ class ViewTokens:
         return {"index": indices, "view": numbers, "tokens": tokens, "broken": broken}
 
     def _views(self, index: int, path: Path, numbers: list[int]) -> list[Tensor]:
-        """The tokenizer's views of one picture."""
+        """The tokenizer's views of one image."""
         key = self.key
         view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
-        picture = picture_to_crop(path, key.channels, smallest=key.patch)
-        return [view(picture, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
+        image = image_to_crop(path, key.channels, smallest=key.patch)
+        return [view(image, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 
     def _encoded(self, images: Tensor) -> Tensor:
         """Ids of any number of token views."""

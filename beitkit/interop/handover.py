@@ -2,7 +2,7 @@
 
 A pre-training file becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the position
 table that all blocks shared is copied into every block, what served the old task is left out, the new head starts afresh.
-Another picture size resizes the positions. Nothing else changes, and anything unforeseen is an error.
+Another image size resizes the positions. Nothing else changes, and anything unforeseen is an error.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class CheckpointSummary:
     path: Path
     layout: str
     task: str
-    """In words: masked-image modelling, classification, ..."""
+    """In words: masked-image modeling, classification, ..."""
     config: AnyNetworkConfig | TokenizerConfig | BareBackbone
     parameters: int
     """Numbers in the tensors that are used."""
@@ -50,7 +50,7 @@ class CheckpointSummary:
                     "network",
                     f"{backbone.depth} blocks, width {backbone.width}, {backbone.heads} heads, MLP {backbone.hidden}, {scale}",
                 ),
-                ("pictures", f"{_by(backbone.image_size)}, {backbone.channels} channels, patches of {_by(backbone.patch)}"),
+                ("images", f"{_by(backbone.image_size)}, {backbone.channels} channels, patches of {_by(backbone.patch)}"),
                 ("positions", " and ".join(positions) or "none"),
             ]
         if self.preprocessing is not None:

@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
 """Name in `model.json`, class, and the config that the class is built from."""
 
 TASKS: dict[str, str] = {
-    "masked": "masked-image modelling",
+    "masked": "masked-image modeling",
     "classify": "classification",
     "segment": "semantic segmentation",
     "backbone": "features only",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import LoadReport
-from beitkit.data.reader import PictureReader, WholeReader
+from beitkit.data.reader import ImageReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Target, hand_over
@@ -36,7 +36,7 @@ def load(
         task: what the network is for, if not for what it was saved; the head is then fresh.
         num_classes: how many classes; other than the file's means a fresh head.
         classes: their names; other than the file's means a fresh head, unless the file has only numbers.
-        image_size: side, or (height, width), of the pictures; positions are resized by the official rule.
+        image_size: side, or (height, width), of the images; positions are resized by the official rule.
         drop_path: stochastic depth of the last block, for training on; None keeps what the file says.
 
     Raises:
@@ -57,7 +57,7 @@ def load(
         notes=checkpoint.notes,
     )
     if isinstance(model, Classifier):
-        model.reader = PictureReader.of(model.config.backbone, model.config.preprocessing)
+        model.reader = ImageReader.of(model.config.backbone, model.config.preprocessing)
     if isinstance(model, Segmenter):
         model.labeler = SceneLabeler(WholeReader(channels=model.config.backbone.channels))
     return model

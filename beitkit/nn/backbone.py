@@ -31,7 +31,7 @@ class Features(NamedTuple):
 
 
 class PatchEmbedding(nn.Module):
-    """Cuts pictures into patches and maps each linearly to a token (a convolution whose stride is its kernel)."""
+    """Cuts images into patches and maps each linearly to a token (a convolution whose stride is its kernel)."""
 
     def __init__(self, channels: int, width: int, patch: Pair) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Pictures to patch features (arXiv 2106.08254, section 2.3 and the released code)."""
+    """Images to patch features (arXiv 2106.08254, section 2.3 and the released code)."""
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ class Backbone(nn.Module):
         """Features after the last block (and the final norm, where there is one).
 
         Args:
-            images: normalized pictures of the configured size.
+            images: normalized, of the configured size.
             mask: True where a patch is replaced by the mask token.
 
         Raises:
-            UserError: if the pictures have another size or number of channels, or the network has no mask token.
+            UserError: if the images have another size or number of channels, or the network has no mask token.
         """
         x, bias = self.embed(images, mask)
         return self.finish(self.run_blocks(x, bias, range(self.depth)))
@@ -142,7 +142,7 @@ class Backbone(nn.Module):
         if tuple(images.shape[1:]) != (self.config.channels, *self.config.image_size):
             channels, (height, width) = self.config.channels, self.config.image_size
             raise UserError(
-                f"this network takes pictures of shape ({channels}, {height}, {width}), got {tuple(images.shape[1:])}; "
+                f"this network takes images of shape ({channels}, {height}, {width}), got {tuple(images.shape[1:])}; "
                 "load it with image_size=(height, width) for another size"
             )
         x = self.patch_embed(images)

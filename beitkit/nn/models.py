@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
-from beitkit.contracts import LoadReport, Picture, Reader
+from beitkit.contracts import ImageInput, LoadReport, Reader
 from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
@@ -80,12 +80,12 @@ class MaskedImageModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Names what a picture shows (arXiv 2106.08254, section 2.6; the released code's mean pooling)."""
+    """Names what an image shows (arXiv 2106.08254, section 2.6; the released code's mean pooling)."""
 
     load_report: LoadReport | None = None
     """What became of every tensor, when the network was loaded from a checkpoint."""
     reader: Reader | None = None
-    """Prepares pictures for `predict`; `beitkit.load` sets it."""
+    """Prepares images for `predict`; `beitkit.load` sets it."""
 
     def __init__(self, config: ClassifierConfig, *, head_scale: float = 0.001) -> None:
         """A fresh classifier; its head starts `head_scale` times as large as the table in `Backbone` says (official code)."""
@@ -114,39 +114,41 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Softmax of logits in float32; the sigmoid of each where a picture may show several classes."""
+        """Softmax of logits in float32; the sigmoid of each where an image may show several classes."""
         return logits.float().sigmoid() if self.config.multilabel else logits.float().softmax(dim=1)
 
     @overload
-    def predict(self, pictures: Picture, *, top: int = 5) -> Prediction: ...
+    def predict(self, images: ImageInput, *, top: int = 5) -> Prediction: ...
 
     @overload
-    def predict(self, pictures: list[Picture] | tuple[Picture, ...], *, top: int = 5) -> list[Prediction]: ...
+    def predict(self, images: list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5) -> list[Prediction]: ...
 
     @torch.no_grad()
-    def predict(self, pictures: Picture | list[Picture] | tuple[Picture, ...], *, top: int = 5) -> Prediction | list[Prediction]:
-        """What a picture shows, or what each of several does.
+    def predict(
+        self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5
+    ) -> Prediction | list[Prediction]:
+        """What an image shows, or what each of several does.
 
         Args:
-            pictures: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+            images: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
                 (c, h, w); or a list of these, which is one batch.
             top: how many classes `best` has.
 
         Raises:
-            UserError: a picture that cannot be read, a network without a reader, or one that is in training mode.
+            UserError: an image that cannot be read, a network without a reader, or one that is in training mode.
         """
         if self.reader is None:
-            raise UserError("this network has no reader of pictures; load it with beitkit.load, or set its reader")
+            raise UserError("this network has no reader of images; load it with beitkit.load, or set its reader")
         if self.training:
             raise UserError("this network is in training mode, where predictions are drawn at random; call eval() first")
         if top < 1:
             raise UserError(f"top must be at least 1, got {top}")
-        is_one = isinstance(pictures, str | bytes | os.PathLike | Image.Image | ndarray | Tensor)
-        several: Sequence[Picture] = [pictures] if is_one else pictures
+        is_one = isinstance(images, str | bytes | os.PathLike | Image.Image | ndarray | Tensor)
+        several: Sequence[ImageInput] = [images] if is_one else images
         if not several:
             return []
-        images = self.reader(several).to(self.head.weight.device)
-        probabilities = self.probabilities(self(images)).cpu()
+        batch = self.reader(several).to(self.head.weight.device)
+        probabilities = self.probabilities(self(batch)).cpu()
         predictions = [Prediction.of(self.config.classes, row, top) for row in probabilities]
         return predictions[0] if is_one else predictions
 

@@ -1,4 +1,4 @@
-"""Pictures cut into patches and put together again, and some patches of a batch picked out."""
+"""Images cut into patches and put together again, and some patches of a batch picked out."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def to_patches(images: Float[Tensor, "b c h w"], patch: Pair) -> Float[Tensor, "
 
 
 def from_patches(patches: Float[Tensor, "b n p"], grid: Pair, patch: Pair) -> Float[Tensor, "b c h w"]:
-    """The pictures that `to_patches` cut up."""
+    """The images that `to_patches` cut up."""
     cells = patches.unflatten(2, (-1, *patch)).unflatten(1, grid)  # (b, gh, gw, c, patch height, patch width)
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""What a network says about one picture."""
+"""What a network says about one image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Guess(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The classes of one picture."""
+    """The classes of one image."""
 
     best: tuple[Guess, ...]
     """The most probable classes, best first."""
@@ -43,12 +43,12 @@ class Prediction(NamedTuple):
 
 
 class ScenePrediction(NamedTuple):
-    """The classes of every pixel of one picture."""
+    """The classes of every pixel of one image."""
 
     classes: tuple[str, ...]
     """Names, by id."""
     label_map: UInt8[Tensor, "h w"]
-    """Class ids, at the picture's size."""
+    """Class ids, at the image's size."""
     area: Float[Tensor, " classes"]
     """Share of the pixels that each class was given."""
     confidence: Float[Tensor, " classes"]

@@ -1,6 +1,6 @@
 """Positions for another grid of patches: the official resizing of relative position tables and of absolute positions.
 
-A relative table has one row per offset between two patches. Stretching it like a picture would blur the offsets that matter
+A relative table has one row per offset between two patches. Stretching it like an image would blur the offsets that matter
 most, the short ones, and is known to cost segmentation dearly. So the old offsets are laid out at distances that grow
 geometrically outwards (1, 1 + q, 1 + q + q^2, ...) until they reach the edge of the new table: near the center nothing
 changes, and what has to be stretched is far away. A cubic spline then gives the values at the whole-numbered new offsets

@@ -1,4 +1,4 @@
-"""Classification: one label a picture, several, or shares of them where pictures were mixed."""
+"""Classification: one label an image, several, or shares of them where images were mixed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from beitkit.nn.models import Classifier
 class Classify(nn.Module):
     """Cross-entropy with label smoothing: (1 - e) on the label, e spread evenly over all classes.
 
-    Of a classifier for several labels a picture it is the binary cross-entropy, mean over classes, and smoothing draws every
-    answer towards 1/2: (1 - e) on yes or no, e spread evenly over both.
+    Of a classifier for several labels an image it is the binary cross-entropy, mean over classes, and smoothing draws every
+    answer toward 1/2: (1 - e) on yes or no, e spread evenly over both.
     """
 
     def __init__(self, model: Classifier, label_smoothing: float) -> None:
@@ -25,7 +25,7 @@ class Classify(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss of `images` (normalized) and `targets` (b, classes) or else `labels` (b,); `progress` is not used.
 
-        The logged accuracy is how often the class named first is a right one; of a mixed picture, one with the largest share.
+        The logged accuracy is how often the class named first is a right one; of a mixed image, one with the largest share.
         """
         logits = self.model(batch["images"]).float()
         if "targets" not in batch:
@@ -42,7 +42,7 @@ class Classify(nn.Module):
 
 
 def _first_is_right(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
-    """Share of the pictures with any label whose largest logit is at a class with their largest target."""
+    """Share of the images with any label whose largest logit is at a class with their largest target."""
     largest = targets.amax(1)
     is_right = (targets.gather(1, logits.argmax(1, keepdim=True))[:, 0] == largest) & (largest > 0)
     return is_right.sum() / (largest > 0).sum().clamp(min=1)

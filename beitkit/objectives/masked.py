@@ -1,4 +1,4 @@
-"""Masked image modelling: predict what the patches hold that the network cannot see, as visual tokens or as pixels."""
+"""Masked image modeling: predict what the patches hold that the network cannot see, as visual tokens or as pixels."""
 
 from __future__ import annotations
 

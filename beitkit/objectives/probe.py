@@ -15,7 +15,7 @@ INIT_STD = 0.01
 class LinearProbes(nn.Module):
     """One linear layer per block, trained apart: their cross-entropies are summed and share no parameter (method 6.2).
 
-    There are two sets of them. The first learns from every training picture and is what is reported; the second never sees
+    There are two sets of them. The first learns from every training image and is what is reported; the second never sees
     the held-out ones, so that these can choose the block.
     """
 
@@ -39,6 +39,6 @@ class LinearProbes(nn.Module):
             for one in logits
         )
         kept = (~batch["held_out"]).float()
-        chosen = (choosing * kept.unsqueeze(1)).sum(0) / kept.sum().clamp_min(1)  # a batch may hold no other pictures
+        chosen = (choosing * kept.unsqueeze(1)).sum(0) / kept.sum().clamp_min(1)  # a batch may hold no other images
         reported = everyone.mean(0).sum()
         return Loss(reported + chosen.sum(), {"loss_per_block": reported.detach() / len(logits[0])})

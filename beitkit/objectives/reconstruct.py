@@ -1,4 +1,4 @@
-"""Training a discrete VAE: reconstruct the picture through a relaxed choice of codes (arXiv 2102.12092, section 2.1).
+"""Training a discrete VAE: reconstruct the image through a relaxed choice of codes (arXiv 2102.12092, section 2.1).
 
 The codes at each place are weighted by a Gumbel-softmax whose temperature falls during training, so that the weighting
 becomes a choice; a KL term to the uniform distribution may keep the encoder from being certain too early. Reconstruction is
@@ -23,12 +23,12 @@ from beitkit.tokenizers.health import CodeUsage
 from beitkit.tokenizers.revival import CodeRevival, is_so_first, start_codes
 
 LOG_SCALE_FLOOR = -4.0
-"""Smallest log-scale of logit-Laplace: about half a grey level. Pictures are quantized; without a floor, a constant
+"""Smallest log-scale of logit-Laplace: about half a gray level. Images are quantized; without a floor, a constant
 background would have unbounded likelihood."""
 
 
 class Reconstruct(nn.Module):
-    """The discrete VAE with its training loss; `tokenizer` is what is kept of it afterwards."""
+    """The discrete VAE with its training loss; `tokenizer` is what is kept of it afterward."""
 
     is_started: Tensor
 

@@ -31,7 +31,7 @@ def segmentation_loss(
 ) -> Loss:
     """The weighed cross-entropies of both heads, whose logits are first brought to the size of the label map.
 
-    A batch without any labelled pixel has the loss 0 and gradients of 0: every process still goes backward through every
+    A batch without any labeled pixel has the loss 0 and gradients of 0: every process still goes backward through every
     layer, which those that exchange statistics rely on.
 
     Args:
@@ -44,12 +44,12 @@ def segmentation_loss(
         pixels that the decoder names right, of the same pixels that the loss is a mean over.
     """
     labels = label_map.long()
-    is_labelled = labels != IGNORED
-    counted = is_labelled if config.average == "valid" else torch.ones_like(is_labelled)
+    is_labeled = labels != IGNORED
+    counted = is_labeled if config.average == "valid" else torch.ones_like(is_labeled)
     pixels = counted.sum().clamp(min=1)
     main = resize(logits.main.float(), map_size(label_map))
     total = _cross_entropy(main, labels, pixels)
-    accuracy = ((main.argmax(1) == labels) & is_labelled).sum() / pixels
+    accuracy = ((main.argmax(1) == labels) & is_labeled).sum() / pixels
     parts = {"main": total.detach(), "accuracy": accuracy}
     if logits.auxiliary is not None:
         auxiliary = _cross_entropy(resize(logits.auxiliary.float(), map_size(label_map)), labels, pixels)

@@ -17,29 +17,29 @@ class Length(NamedTuple):
 
     steps: int
     batch_size: int
-    """Pictures of a forward pass."""
+    """Images of a forward pass."""
     accumulation_steps: int
     """Forward passes of a step, of all devices together."""
     devices: int
     tokenized: float
-    """Share of the pictures shown whose tokens are computed."""
+    """Share of the images shown whose tokens are computed."""
     judged: int
-    """Pictures that all evaluations look at, by one device."""
+    """Images that all evaluations look at, by one device."""
 
     @property
-    def pictures_per_step(self) -> int:
+    def images_per_step(self) -> int:
         """Of all devices."""
         return self.batch_size * self.accumulation_steps
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Shown in the whole run."""
-        return self.steps * self.pictures_per_step
+        return self.steps * self.images_per_step
 
     @property
-    def own_pictures(self) -> float:
-        """Pictures of a step on one device."""
-        return self.pictures_per_step / self.devices
+    def own_images(self) -> float:
+        """Images of a step on one device."""
+        return self.images_per_step / self.devices
 
 
 class Operations(NamedTuple):
@@ -62,7 +62,7 @@ class StepSeconds(NamedTuple):
     """Forward and backward."""
     tokenizer: float
     reading: float
-    """What the device waits for pictures; 0 where reading was not timed."""
+    """What the device waits for images; 0 where reading was not timed."""
     update: float
     exchange: float
     """What devices exchange, as if nothing else were done meanwhile; 0 where no bandwidth was given."""
@@ -77,8 +77,8 @@ def operations(workload: Workload, length: Length, *, recompute: bool) -> Operat
     """Of the whole run."""
     flops = workload.flops
     return Operations(
-        training=length.pictures * flops.step(recompute=recompute),
-        tokenizing=round(length.pictures * length.tokenized * workload.tokenizer_flops),
+        training=length.images * flops.step(recompute=recompute),
+        tokenizing=round(length.images * length.tokenized * workload.tokenizer_flops),
         evaluating=length.judged * (flops.forward + workload.tokenizer_flops),
     )
 
@@ -102,16 +102,16 @@ def step_seconds(
         workers: processes that read; 0 reads in the main process, and then nothing else happens.
         exchanged: seconds of exchange between devices.
     """
-    pictures = length.own_pictures
+    images = length.own_images
     if isinstance(rates, Given):
-        network = pictures * workload.flops.step(recompute=recompute) / rates.flops_per_second
-        tokenizer = pictures * length.tokenized * workload.tokenizer_flops / rates.tokenizer
+        network = images * workload.flops.step(recompute=recompute) / rates.flops_per_second
+        tokenizer = images * length.tokenized * workload.tokenizer_flops / rates.tokenizer
         return StepSeconds(network, tokenizer, 0.0, 0.0, exchanged)
-    network = pictures * (workload.network.backbone.depth * rates.block + rates.rest)
-    tokenizer = pictures * length.tokenized * rates.tokenizer
+    network = images * (workload.network.backbone.depth * rates.block + rates.rest)
+    tokenizer = images * length.tokenized * rates.tokenizer
     update = rates.update * workload.parameters
     computing = network + tokenizer + update
-    reading = pictures * (rates.reading or 0.0)
+    reading = images * (rates.reading or 0.0)
     waiting = reading if workers == 0 else max(0.0, reading / workers - computing)
     return StepSeconds(network, tokenizer, waiting, update, exchanged)
 

@@ -58,7 +58,7 @@ class Memory(NamedTuple):
     trial: int
     """Most while its precision is tried, when a run starts."""
     batch: int
-    """Pictures as they were read and as they are normalized, with their tokens and masks."""
+    """Images as they were read and as they are normalized, with their tokens and masks."""
     exchange: int
     """What data parallelism adds: buckets of gradients, or blocks that full sharding has gathered."""
     traced: Traced
@@ -106,7 +106,7 @@ def plan_memory(
 
     Args:
         workload: what is computed.
-        batch_size: pictures of a forward pass.
+        batch_size: images of a forward pass.
         own_accumulation_steps: forward passes of a step on this device.
         autocast: precision of matrix products; None is float32.
         recompute: whether the blocks' activations are computed again for the backward pass.
@@ -114,7 +114,7 @@ def plan_memory(
         devices: how many share a step.
         is_sharded: whether weights, gradients and moments are divided among them.
         process: bytes of Python and its libraries.
-        surplus: bytes that the allocator takes beyond the tensors, for each picture (`surplus.allocator_surplus`).
+        surplus: bytes that the allocator takes beyond the tensors, for each image (`surplus.allocator_surplus`).
     """
     traced = trace_step(
         workload, batch_size, accumulation_steps=min(2, own_accumulation_steps), autocast=autocast, recompute=recompute
@@ -150,12 +150,12 @@ def plan_memory(
 
 @cache
 def trace_step(
-    workload: Workload, pictures: int, *, accumulation_steps: int, autocast: torch.dtype | None, recompute: bool
+    workload: Workload, images: int, *, accumulation_steps: int, autocast: torch.dtype | None, recompute: bool
 ) -> Traced:
-    """Run `accumulation_steps` forward and backward passes of this many pictures on fake tensors, adding up gradients."""
+    """Run `accumulation_steps` forward and backward passes of this many images on fake tensors, adding up gradients."""
     with without_content(workload.objective) as objective:
         set_recompute(objective, recompute)
-        batch, logits = workload.batch(pictures, CPU), _logits(workload, pictures)
+        batch, logits = workload.batch(images, CPU), _logits(workload, images)
         return traced_passes(objective.train(), batch, accumulation_steps=accumulation_steps, autocast=autocast, logits=logits)
 
 
@@ -212,13 +212,13 @@ class LiveStorages(TorchDispatchMode):
 
 
 @cache
-def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None) -> tuple[int, int]:
+def _tokenizer(workload: Workload, batch_size: int, precision: torch.dtype | None) -> tuple[int, int]:
     """Bytes of the tokenizer's weights, and the most that encoding a batch holds beside them; 0 without one."""
     config = workload.tokenizer
-    if config is None or not pictures:
+    if config is None or not batch_size:
         return 0, 0
     with without_content(lambda: tokenizer_network(config)) as network:
-        images = workload.token_images(pictures, CPU)
+        images = workload.token_images(batch_size, CPU)
         own = [*network.parameters(), *network.buffers()]
         live = LiveStorages([*own, images])
         with live, torch.no_grad(), _precision(precision):
@@ -227,22 +227,22 @@ def _tokenizer(workload: Workload, pictures: int, precision: torch.dtype | None)
     return sum(tensor.nbytes for tensor in own), live.peak
 
 
-def _batch(workload: Workload, pictures: int) -> int:
-    """The pictures as uint8 and float32, those of the tokenizer as uint8, and what comes with them."""
+def _batch(workload: Workload, images: int) -> int:
+    """The images as uint8 and float32, those of the tokenizer as uint8, and what comes with them."""
     with FakeTensorMode():
-        batch = workload.batch(pictures, CPU)
-        seen = 0 if workload.tokenizer is None else workload.token_images(pictures, CPU).nbytes
+        batch = workload.batch(images, CPU)
+        seen = 0 if workload.tokenizer is None else workload.token_images(images, CPU).nbytes
     return sum(tensor.nbytes for tensor in batch.values()) + batch["images"].numel() + seen
 
 
-def _logits(workload: Workload, pictures: int) -> int:
+def _logits(workload: Workload, images: int) -> int:
     """Log-softmax of the logits in float32, for the backward pass; that of classes is too small to matter."""
     network = workload.network
     if not isinstance(network, MaskedImageModelConfig):
         return 0
     assert network.vocabulary is not None
     predictions = 1 if network.cls_branch is None else 2
-    return predictions * FLOAT * pictures * workload.predicted * network.vocabulary
+    return predictions * FLOAT * images * workload.predicted * network.vocabulary
 
 
 def _precision(autocast: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -33,19 +33,19 @@ class Measured(NamedTuple):
     """Seconds, on the device that this runs on."""
 
     block: float
-    """Of one block forward and backward, and forward again where that is how it is run, for one picture."""
+    """Of one block forward and backward, and forward again where that is how it is run, for one image."""
     rest: float
-    """Of everything but the blocks forward and backward, for one picture: embedding, head, loss."""
+    """Of everything but the blocks forward and backward, for one image: embedding, head, loss."""
     update: float
     """Of clipping and AdamW, for one parameter; measured alone."""
     tokenizer: float
-    """Of one picture's tokens; 0 where nothing is tokenized."""
+    """Of one image's tokens; 0 where nothing is tokenized."""
     reading: float | None
-    """Of reading and augmenting one picture on one core; None where no pictures were given."""
-    pictures: int
+    """Of reading and augmenting one image on one core; None where no images were given."""
+    images: int
     """In the timed passes."""
     allocator: float
-    """Bytes that the allocator takes beyond a step's tensors, for each of its pictures; 0 on a GPU."""
+    """Bytes that the allocator takes beyond a step's tensors, for each of its images; 0 on a GPU."""
 
 
 class Given(NamedTuple):
@@ -76,27 +76,27 @@ def measure(
 
     Args:
         workload: what is computed.
-        batch_size: pictures of a forward pass; fewer are timed where they would take long.
+        batch_size: images of a forward pass; fewer are timed where they would take long.
         runtime: where, and in which precision.
-        read: reads and augments one picture, another one each time.
+        read: reads and augments one image, another one each time.
         recompute: whether the blocks go forward twice.
     """
     first = workload.least_depth
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
-    pictures = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
+    images = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
     surplus = allocator_surplus(workload, batch_size, runtime, recompute=recompute)
-    steps = [NoiseSteps(part, pictures, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
+    steps = [NoiseSteps(part, images, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
     less, more = _medians(steps, runtime.device)
     update = _update_seconds(steps[1].trainer, runtime.device)
     del steps
     block = max(0.0, more - less - update * (deep.parameters - shallow.parameters)) / BLOCKS_MORE
     return Measured(
-        block=block / pictures,
-        rest=max(0.0, less - first * block - update * shallow.parameters) / pictures,
+        block=block / images,
+        rest=max(0.0, less - first * block - update * shallow.parameters) / images,
         update=update,
         tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
-        pictures=pictures,
+        images=images,
         allocator=surplus,
     )
 
@@ -160,9 +160,9 @@ def _update_seconds(trainer: Trainer, device: torch.device) -> float:
 def _tokenizer_seconds(workload: Workload, batch_size: int, runtime: Runtime) -> float:
     if workload.tokenizer is None:
         return 0.0
-    pictures = max(1, min(batch_size, int(MEASURED_FLOPS / workload.tokenizer_flops)))
-    encoder, images = workload.encoder(runtime.device, runtime.autocast), workload.token_images(pictures, runtime.device)
-    return _medians([lambda: encoder(images)], runtime.device)[0] / pictures
+    count = max(1, min(batch_size, int(MEASURED_FLOPS / workload.tokenizer_flops)))
+    encoder, images = workload.encoder(runtime.device, runtime.autocast), workload.token_images(count, runtime.device)
+    return _medians([lambda: encoder(images)], runtime.device)[0] / count
 
 
 def _medians(parts: Sequence[Callable[[], object]], device: torch.device, rounds: int = ROUNDS) -> list[float]:

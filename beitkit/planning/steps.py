@@ -1,4 +1,4 @@
-"""Real steps of a run on pictures that are noise, through the code that the run goes through."""
+"""Real steps of a run on images that are noise, through the code that the run goes through."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ RATE = 1e-5
 class NoiseSteps:
     """A fresh network and what trains it; every call makes a step on other noise."""
 
-    def __init__(self, workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool, tokenizes: bool) -> None:
-        """Steps of this many pictures; `tokenizes` computes their tokens each time, where there is a tokenizer."""
+    def __init__(self, workload: Workload, images: int, runtime: Runtime, *, recompute: bool, tokenizes: bool) -> None:
+        """Steps of this many images; `tokenizes` computes their tokens each time, where there is a tokenizer."""
         objective = workload.objective().train()
         set_recompute(objective, recompute)
         optim = OptimConfig(warmup_epochs=0.0)
-        schedule = Schedule(LENGTH, 0, pictures, LENGTH, RATE, RATE, seed=0)
+        schedule = Schedule(LENGTH, 0, images, LENGTH, RATE, RATE, seed=0)
         groups = parameter_groups(objective, optim.weight_decay)
         self.trainer = Trainer(objective, groups, schedule=schedule, optim=optim, runtime=runtime, accumulation_steps=1)
-        self._stream = _batches(workload, pictures, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
+        self._stream = _batches(workload, images, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
         self._numbers, self._stop = itertools.count(), StopRequest()
 
     def __call__(self) -> StepResult:
@@ -40,13 +40,11 @@ class NoiseSteps:
         return self.trainer.step(self._stream, next(self._numbers), self._stop)
 
 
-def _batches(workload: Workload, pictures: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
+def _batches(workload: Workload, images: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
     device = runtime.device
     if not tokenizes:
         while True:
-            yield workload.batch(pictures, device)
+            yield workload.batch(images, device)
     encoder = workload.encoder(device, runtime.autocast)
-    stream = (
-        workload.batch(pictures, device) | {"token_images": workload.token_images(pictures, device)} for _ in itertools.count()
-    )
+    stream = (workload.batch(images, device) | {"token_images": workload.token_images(images, device)} for _ in itertools.count())
     yield from tokenized(stream, encoder, workload.grid)

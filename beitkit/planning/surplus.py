@@ -24,25 +24,25 @@ proportion but for a constant."""
 
 
 def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool) -> float:
-    """Bytes beyond the traced ones that training this workload takes, for each picture; 0 where that cannot be known."""
+    """Bytes beyond the traced ones that training this workload takes, for each image; 0 where that cannot be known."""
     if runtime.device.type != "cpu" or resident_bytes() is None:
         return 0.0
     if batch_size * workload.flops.step(recompute=recompute) <= MOST_FLOPS:
         return _surplus(workload, batch_size, runtime, recompute=recompute) / batch_size
     shallow, deep = (workload.of_depth(workload.least_depth + more) for more in BLOCKS_MORE)
-    pictures = max(1, min(batch_size, int(MOST_FLOPS / deep.flops.step(recompute=recompute))))
-    less, more = (_surplus(part, pictures, runtime, recompute=recompute) for part in (shallow, deep))
+    images = max(1, min(batch_size, int(MOST_FLOPS / deep.flops.step(recompute=recompute))))
+    less, more = (_surplus(part, images, runtime, recompute=recompute) for part in (shallow, deep))
     each = max(0, more - less) / (BLOCKS_MORE[1] - BLOCKS_MORE[0])
-    return (less + each * (workload.network.backbone.depth - shallow.network.backbone.depth)) / pictures
+    return (less + each * (workload.network.backbone.depth - shallow.network.backbone.depth)) / images
 
 
-def _surplus(workload: Workload, pictures: int, runtime: Runtime, *, recompute: bool) -> int:
+def _surplus(workload: Workload, images: int, runtime: Runtime, *, recompute: bool) -> int:
     """Bytes beyond the traced ones that some steps of this workload take."""
-    traced = trace_step(workload, pictures, accumulation_steps=1, autocast=runtime.autocast, recompute=recompute)
+    traced = trace_step(workload, images, accumulation_steps=1, autocast=runtime.autocast, recompute=recompute)
     trim_heap()  # else the steps would take what was here before them
     reset_peak_memory()
     before = resident_bytes()
-    step = NoiseSteps(workload, pictures, runtime, recompute=recompute, tokenizes=True)
+    step = NoiseSteps(workload, images, runtime, recompute=recompute, tokenizes=True)
     for _ in range(STEPS):
         step()
     held = peak_resident_bytes()

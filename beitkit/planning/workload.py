@@ -1,4 +1,4 @@
-"""What a run computes, described without its pictures: the network, its objective and a batch of the right shapes."""
+"""What a run computes, described without its images: the network, its objective and a batch of the right shapes."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Workload:
     tokenizer: TokenizerConfig | None = None
     """None where nothing is tokenized in this run."""
     tried: int = 0
-    """Pictures on which a run that computes in bfloat16 tries whether its tokenizer may, when it starts."""
+    """Images on which a run that computes in bfloat16 tries whether its tokenizer may, when it starts."""
     predicted: int = 0
-    """Patches of a picture that a masked-image model predicts."""
+    """Patches of an image that a masked-image model predicts."""
     mixes: bool = False
     """Whether a classifier's targets are shares of classes."""
     loss: SegmentationLossConfig = SegmentationLossConfig()
@@ -55,19 +55,19 @@ class Workload:
 
     @property
     def token_size(self) -> Pair | None:
-        """Size of the pictures that the tokenizer sees; None without one."""
+        """Size of the images that the tokenizer sees; None without one."""
         if self.tokenizer is None:
             return None
         return self.grid[0] * self.tokenizer.stride, self.grid[1] * self.tokenizer.stride
 
     @property
     def flops(self) -> Flops:
-        """Forward operations of one picture, by part, without the tokenizer."""
+        """Forward operations of one image, by part, without the tokenizer."""
         return network_flops(self.network, self.predicted)
 
     @property
     def tokenizer_flops(self) -> int:
-        """Of making one picture's tokens."""
+        """Of making one image's tokens."""
         return 0 if self.tokenizer is None else tokenizer_flops(self.tokenizer, self.grid)
 
     @property
@@ -101,30 +101,32 @@ class Workload:
         assert self.tokenizer is not None
         return Encoder.laid_out(tokenizer_network(self.tokenizer).to(device), precision)
 
-    def batch(self, pictures: int, device: torch.device) -> Batch:
-        """A batch of this many pictures, all of them noise, as the objective takes it."""
+    def batch(self, batch_size: int, device: torch.device) -> Batch:
+        """A batch of this many images, all of them noise, as the objective takes it."""
         backbone = self.network.backbone
-        images = torch.rand(pictures, backbone.channels, *backbone.image_size, device=device)
+        images = torch.rand(batch_size, backbone.channels, *backbone.image_size, device=device)
         if isinstance(self.network, ClassifierConfig):
             classes = len(self.network.classes)
             if self.mixes:
-                return {"images": images, "targets": torch.full((pictures, classes), 1 / classes, device=device)}
-            return {"images": images, "labels": torch.zeros(pictures, dtype=torch.int64, device=device)}
+                return {"images": images, "targets": torch.full((batch_size, classes), 1 / classes, device=device)}
+            return {"images": images, "labels": torch.zeros(batch_size, dtype=torch.int64, device=device)}
         if isinstance(self.network, SegmenterConfig):
-            label_map = torch.zeros(pictures, *backbone.image_size, dtype=torch.uint8, device=device)
+            label_map = torch.zeros(batch_size, *backbone.image_size, dtype=torch.uint8, device=device)
             return {"images": images, "label_map": label_map}
         patches = self.grid[0] * self.grid[1]
-        mask = (torch.arange(patches, device=device) < self.predicted).expand(pictures, -1).contiguous()
-        tokens = torch.zeros(pictures, patches, dtype=torch.int64, device=device)
+        mask = (torch.arange(patches, device=device) < self.predicted).expand(batch_size, -1).contiguous()
+        tokens = torch.zeros(batch_size, patches, dtype=torch.int64, device=device)
         # As `data.views.masking.with_positions` finds them, which a mask without content could not be asked.
-        starts = torch.arange(pictures, device=device)[:, None] * patches
+        starts = torch.arange(batch_size, device=device)[:, None] * patches
         positions = (starts + torch.arange(self.predicted, device=device)).flatten()
         return {"images": images, "mask": mask, "tokens": tokens, "positions": positions}
 
-    def token_images(self, pictures: int, device: torch.device) -> Tensor:
+    def token_images(self, batch_size: int, device: torch.device) -> Tensor:
         """Noise for the tokenizer, as the stream reads it: uint8."""
         assert self.token_size is not None
-        return torch.randint(256, (pictures, self.network.backbone.channels, *self.token_size), dtype=torch.uint8, device=device)
+        return torch.randint(
+            256, (batch_size, self.network.backbone.channels, *self.token_size), dtype=torch.uint8, device=device
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One self-contained `report.html`: everything inside the file, nothing fetched, readable in light, dark, print and on a phone.
 
     report = Report("Pre-training", "CIFAR-10, nano backbone")
-    report.facts([("Pictures", "50,000"), ("Device", "cpu")])
+    report.facts([("Images", "50,000"), ("Device", "cpu")])
     report.section("Is this normal?")
     report.normal_lines(lines)
     report.write(out / "report.html")
@@ -24,8 +24,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from torch import Tensor
 
+from beitkit.report.images import CELL, check_columns, fit, png_bytes
 from beitkit.report.normal import Level, Line
-from beitkit.report.pictures import CELL, check_columns, fit, png_bytes
 from beitkit.system import write_atomically
 
 Align = Literal["left", "right"]
@@ -95,10 +95,10 @@ class Report:
         """Which color stands for what; colors are (red, green, blue), 0 to 255."""
         self._add("legend", colors=colors.items())
 
-    def pictures(self, columns: Mapping[str, Float[Tensor, "r c h w"]], caption: str, *, cell: int = CELL) -> None:
-        """Pictures in [0, 1] in labeled columns, one row per example, such as original | masked | reconstruction.
+    def images(self, columns: Mapping[str, Float[Tensor, "r c h w"]], caption: str, *, cell: int = CELL) -> None:
+        """Images in [0, 1] in labeled columns, one row per example, such as original | masked | reconstruction.
 
-        `cell` is the most pixels that a picture's long side is shown with.
+        `cell` is the most pixels that an image's long side is shown with.
         """
         rows = check_columns(columns)
         # Few columns are set in two halves side by side, so that the page does not become needlessly long.

@@ -21,7 +21,7 @@ Problem = tuple[str, str, str]
 OFFICIAL_ACCURACY, OFFICIAL_LOSS, OFFICIAL_VOCABULARY = 0.0496, 6.299, 8192
 
 DATA_BOUND = 0.3
-"""Share of the time spent waiting for pictures from which the data is what limits the speed."""
+"""Share of the time spent waiting for images from which the data is what limits the speed."""
 SPIKE = 10.0
 """A gradient norm this many times the usual one is a spike."""
 CONSTANT = 0.9
@@ -108,35 +108,35 @@ def tokenizer_lines(
         as_varied = f"as varied as {perplexity:,.0f} equally common ones would be (perplexity {perplexity:,.1f})"
         lines.append(Line("ok", f"The codes are {as_varied}; the commonest makes up {_percent(commonest_share)} of all tokens."))
     if "reconstruction poor" not in named:
-        lines.append(Line("ok", f"Pictures decoded from their own tokens reach {psnr:.1f} dB PSNR."))
+        lines.append(Line("ok", f"Images decoded from their own tokens reach {psnr:.1f} dB PSNR."))
     return lines
 
 
 def finetuning_lines(
-    *, classes: int, accuracy: Number, commonest_share: Number, pictures: int, train_accuracy: Number | None = None
+    *, classes: int, accuracy: Number, commonest_share: Number, images: int, train_accuracy: Number | None = None
 ) -> list[Line]:
-    """Classification at its end: accuracy on `pictures` held-out pictures against guessing, and against the training pictures.
+    """Classification at its end: accuracy on `images` held-out images against guessing, and against the training images.
 
-    `commonest_share` is the share of the largest class among the held-out pictures: what always naming it scores.
+    `commonest_share` is the share of the largest class among the held-out images: what always naming it scores.
     """
     guess = max(1 / classes, commonest_share)
-    noise = 2 * math.sqrt(guess * (1 - guess) / pictures)  # two standard errors of a guess on that many pictures
+    noise = 2 * math.sqrt(guess * (1 - guess) / images)  # two standard errors of a guess on that many images
     against = f"always naming the commonest of {classes:,} classes scores {guess:.1%}"
     if accuracy <= guess + noise:
         advice = "check that the class folders hold what their names say, then lower --lr or train longer"
-        lines = [Line("warn", f"At chance: accuracy {accuracy:.1%} on {pictures:,} pictures, and {against}; {advice}.")]
+        lines = [Line("warn", f"At chance: accuracy {accuracy:.1%} on {images:,} images, and {against}; {advice}.")]
     else:
-        margin = 2 * math.sqrt(accuracy * (1 - accuracy) / pictures)
+        margin = 2 * math.sqrt(accuracy * (1 - accuracy) / images)
         lines = [
-            Line("ok", f"Accuracy is {accuracy:.1%} on {pictures:,} pictures (± {margin:.1%} by their number alone); {against}.")
+            Line("ok", f"Accuracy is {accuracy:.1%} on {images:,} images (± {margin:.1%} by their number alone); {against}.")
         ]
     if train_accuracy is None:
         return lines
     gap = train_accuracy - accuracy
-    both = f"{train_accuracy:.1%} on the training pictures, {accuracy:.1%} on the others"
+    both = f"{train_accuracy:.1%} on the training images, {accuracy:.1%} on the others"
     if gap > 0.4:
         advice = "more labels help most; fewer epochs, stronger augmentation or drop path help too"
-        lines.append(Line("warn", f"Overfitting: {both}. The network has learned its pictures by heart; {advice}."))
+        lines.append(Line("warn", f"Overfitting: {both}. The network has learned its images by heart; {advice}."))
     elif gap > 0.15:
         lines.append(Line("note", f"Some overfitting: {both}. With few labels that is usual, and pre-training makes it smaller."))
     else:
@@ -160,25 +160,25 @@ def segmentation_lines(
     against = f"always naming the commonest class names {commonest_share:.1%} of the pixels right"
     found = f"{pixel_accuracy:.1%} of the pixels are named right, mIoU {mean_iou:.1%}"
     if pixel_accuracy <= commonest_share * 1.02:
-        advice = "check the masks with a picture editor, then train longer or raise --lr"
+        advice = "check the masks with an image editor, then train longer or raise --lr"
         lines = [Line("warn", f"At chance: {found}, and {against}; {advice}.")]
     else:
         lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
     if unseen:
         named = ", ".join(unseen[:6]) + (f" and {len(unseen) - 6} more" if len(unseen) > 6 else "")
         lines.append(
-            Line("note", f"Never found: {named}. Rare and small classes come last; train longer, or on more pictures of them.")
+            Line("note", f"Never found: {named}. Rare and small classes come last; train longer, or on more images of them.")
         )
     if train_accuracy is not None and train_accuracy - pixel_accuracy > 0.1:
-        both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation pictures"
-        lines.append(Line("note", f"Some overfitting: {both}; more pictures help most, drop path and wider scales help too."))
+        both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation images"
+        lines.append(Line("note", f"Some overfitting: {both}; more images help most, drop path and wider scales help too."))
     return lines
 
 
 def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], data_wait: Number, bad_steps: int) -> list[Line]:
     """What holds for every training: the course of the loss, spikes, steps that were not finite, and waiting for data.
 
-    `losses` and `grad_norms` are the logged values in order, `data_wait` the share of the time spent waiting for pictures, and
+    `losses` and `grad_norms` are the logged values in order, `data_wait` the share of the time spent waiting for images, and
     `bad_steps` the number of steps left out because loss or gradient was not finite.
     """
     lines = _course_lines([float(loss) for loss in losses if math.isfinite(loss)])
@@ -192,10 +192,10 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
         )
     lines += _spike_lines([float(norm) for norm in grad_norms if math.isfinite(norm)])
     if data_wait > DATA_BOUND:
-        advice = "raise --workers, or store the pictures smaller"
-        lines.append(Line("warn", f"Data-bound: {data_wait:.0%} of the time went into waiting for pictures; {advice}."))
+        advice = "raise --workers, or store the images smaller"
+        lines.append(Line("warn", f"Data-bound: {data_wait:.0%} of the time went into waiting for images; {advice}."))
     else:
-        lines.append(Line("ok", f"{data_wait:.0%} of the time went into waiting for pictures; the arithmetic sets the pace."))
+        lines.append(Line("ok", f"{data_wait:.0%} of the time went into waiting for images; the arithmetic sets the pace."))
     return lines
 
 
@@ -236,7 +236,7 @@ def _loss_line(vocabulary: int, loss: Number, token_entropy: Number) -> Line:
     if loss > token_entropy - LEARNED:
         advice = "train longer; if the loss has been flat for long, try another --lr"
         return Line("warn", f"Loss at chance: {loss:.2f} shows no use of the visible patches yet ({levels}); {advice}.")
-    return Line("ok", f"Loss {loss:.2f} is {token_entropy - loss:.2f} below what needs no picture at all ({levels}).")
+    return Line("ok", f"Loss {loss:.2f} is {token_entropy - loss:.2f} below what needs no image at all ({levels}).")
 
 
 def _token_accuracy_lines(vocabulary: int, accuracy: Number, commonest_share: Number) -> list[Line]:

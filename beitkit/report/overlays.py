@@ -1,4 +1,4 @@
-"""Label maps as pictures people look at: class colors, overlays, where a prediction is wrong, a legend.
+"""Label maps as images people look at: class colors, overlays, where a prediction is wrong, a legend.
 
 Label maps are uint8 (h, w): class ids, 255 where a pixel does not count. Colors are (red, green, blue), 0 to 255.
 """
@@ -47,19 +47,19 @@ def colored(label_map: UInt8[Tensor, "h w"], palette: Sequence[Color]) -> Float[
 
 
 def overlay(
-    picture: UInt8[Tensor, "c h w"], label_map: UInt8[Tensor, "h w"], palette: Sequence[Color], share: float = 0.55
+    image: UInt8[Tensor, "c h w"], label_map: UInt8[Tensor, "h w"], palette: Sequence[Color], share: float = 0.55
 ) -> Float[Tensor, "3 h w"]:
-    """The picture, in grey, under the colors of its classes; `share` is the colors' weight. In [0, 1].
+    """The image, in gray, under the colors of its classes; `share` is the colors' weight. In [0, 1].
 
-    Pixels that do not count show the picture alone.
+    Pixels that do not count show the image alone.
     """
-    grey = (picture.float().mean(0, keepdim=True) / 255).expand(3, -1, -1)
+    gray = (image.float().mean(0, keepdim=True) / 255).expand(3, -1, -1)
     weight = torch.where(label_map == IGNORED, 0.0, share)
-    return torch.lerp(grey, colored(label_map, palette), weight)
+    return torch.lerp(gray, colored(label_map, palette), weight)
 
 
 def error_map(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> Float[Tensor, "3 h w"]:
-    """Where a prediction is right (pale), wrong (red) and not counted (grey), in [0, 1]."""
+    """Where a prediction is right (pale), wrong (red) and not counted (gray), in [0, 1]."""
     which = torch.where(truth == IGNORED, 2, (predicted != truth).long())
     return torch.tensor([RIGHT, WRONG, UNCOUNTED])[which].permute(2, 0, 1)
 

@@ -42,7 +42,7 @@ def pace_figures(report: Report, events: Sequence[Event]) -> None:
     )
     report.figure(
         curve(events, {"images/s": ("train", "images_per_second")}, title="Speed", y_label="images/s"),
-        "Pictures per second.",
+        "Images per second.",
     )
 
 

@@ -1,7 +1,7 @@
 """A codebook of unit vectors, learned by moving averages: the quantizer of BEiT v2's tokenizer (arXiv 2208.06366, section 2.2).
 
 A vector is replaced by the code that points most nearly the same way. No gradient reaches the codes: in training, each
-moves a little towards the mean direction of the vectors that chose it. The gradient of what is made from the codes is handed
+moves a little toward the mean direction of the vectors that chose it. The gradient of what is made from the codes is handed
 to the vectors as if nothing had been replaced (straight-through), and the commitment loss keeps them near their codes.
 In eval mode nothing changes, not even the usage counts.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 KMEANS_STEPS = 10  # official code
 MAX_SCORES = 2**24
-"""Similarities held at a time (64 MiB): all at once, 64 pictures of 196 patches against 8192 codes would take 400 MB."""
+"""Similarities held at a time (64 MiB): all at once, 64 images of 196 patches against 8192 codes would take 400 MB."""
 
 
 class Quantized(NamedTuple):
@@ -52,7 +52,7 @@ class Codebook(nn.Module):
         return nearest_codes(_as_points(x), self.codes).view(b, height, width)
 
     def forward(self, x: Float[Tensor, "b d gh gw"]) -> Quantized:
-        """The codes chosen for every place; in training mode they then move towards what chose them."""
+        """The codes chosen for every place; in training mode they then move toward what chose them."""
         points = _as_points(x)  # (m, d)
         with torch.no_grad():
             if self.training and not self.is_started:
@@ -69,7 +69,7 @@ class Codebook(nn.Module):
     def _start(self, points: Float[Tensor, "m d"]) -> None:
         self.codes.copy_(directional_kmeans(points, len(self.codes)))
         if _has_processes():
-            # Every process saw other pictures; without this they would train against different codebooks.
+            # Every process saw other images; without this they would train against different codebooks.
             distributed.broadcast(self.codes, src=0)
         self.is_started.fill_(True)
 

@@ -1,8 +1,8 @@
-"""The discrete VAE: a picture becomes a grid of codes out of a vocabulary, and a grid of codes becomes a picture.
+"""The discrete VAE: an image becomes a grid of codes out of a vocabulary, and a grid of codes becomes an image.
 
 The encoder scores every code at every place of the grid; the best one is the visual token that BEiT's pre-training
 predicts. While it is trained (`objectives.reconstruct`) the choice is relaxed to a weighting over codes, so gradients pass
-from the picture to the encoder (arXiv 2102.12092, section 2.1). Pictures are floats in [0, 1] outside; what a network wants
+from the image to the encoder (arXiv 2102.12092, section 2.1). Images are floats in [0, 1] outside; what a network wants
 inside (dalle: 0.8 x + 0.1; beit and light: [-1, 1]) happens here.
 """
 
@@ -51,7 +51,7 @@ class DiscreteVAE(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures."""
+        """Channels of the images."""
         return self.config.channels
 
     @property
@@ -83,7 +83,7 @@ class DiscreteVAE(nn.Module):
         return self._first_decoder_layer().weight[:, :, 0, 0].T
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
-        """What the code layer scores, of pictures in [0, 1]."""
+        """What the code layer scores, of images in [0, 1]."""
         self._check(images)
         first, *between, _ = layers_of(self.encoder)
         x = without_autocast(first, self.normalize(images))
@@ -92,12 +92,12 @@ class DiscreteVAE(nn.Module):
         return x
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b v gh gw"]:
-        """Scores of the codes at every place of the grid, of pictures in [0, 1]."""
+        """Scores of the codes at every place of the grid, of images in [0, 1]."""
         return self.code_layer(self.features(images))
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
-        """The visual tokens of pictures in [0, 1]: the best code at each place, the first of equals.
+        """The visual tokens of images in [0, 1]: the best code at each place, the first of equals.
 
         Under autocast the codes are still scored in the precision of the weights: near codes could not be told apart otherwise.
         """
@@ -105,7 +105,7 @@ class DiscreteVAE(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
-        """Pictures in [0, 1] from visual tokens."""
+        """Images in [0, 1] from visual tokens."""
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocabulary):
             raise UserError(
                 f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {self.vocabulary - 1}"
@@ -127,14 +127,14 @@ class DiscreteVAE(nn.Module):
         return self._decode_embedded(torch.einsum("bvhw,vd->bdhw", weights, self.codebook.weight))
 
     def pixels(self, output: Float[Tensor, "b o h w"]) -> Float[Tensor, "b c h w"]:
-        """The picture in [0, 1] that a raw output of the decoder means."""
+        """The image in [0, 1] that a raw output of the decoder means."""
         if self.config.reconstruction == "logit_laplace":
             x = torch.sigmoid(output[:, : self.channels])
             return ((x - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
         return ((output - self._pixel_shift) / self._pixel_scale).clamp(0, 1)
 
     def normalize(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Pictures in [0, 1] as the networks see them, the space in which squared error is measured."""
+        """Images in [0, 1] as the networks see them, the space in which squared error is measured."""
         return self._pixel_scale * images + self._pixel_shift
 
     def _first_decoder_layer(self) -> nn.Conv2d:
@@ -154,11 +154,11 @@ class DiscreteVAE(nn.Module):
         _, channels, height, width = images.shape
         if channels != self.channels:
             raise UserError(
-                f"the pictures have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer"
+                f"the images have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer"
             )
         if height % self.stride or width % self.stride or min(height, width) < self.stride:
             nearest = [max(1, round(side / self.stride)) * self.stride for side in (height, width)]
             raise UserError(
-                f"pictures of {height}x{width} pixels do not divide into the tokenizer's cells of {self.stride}x{self.stride}; "
+                f"images of {height}x{width} pixels do not divide into the tokenizer's cells of {self.stride}x{self.stride}; "
                 f"the nearest --image-size that does: {nearest[0]}x{nearest[1]}"
             )

@@ -1,7 +1,7 @@
 """In which precision a frozen tokenizer computes: the fast one where it finds the tokens that float32 finds, else float32.
 
 A token is the best of thousands of codes, and where two are nearly as good rounding decides. So whether bfloat16 will do
-depends on the tokenizer and on the pictures; it is measured on some of these when a run starts.
+depends on the tokenizer and on the images; it is measured on some of these when a run starts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from beitkit.contracts import Tokenizer, autocast_type
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_stream
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.views.image import PretrainView
@@ -22,8 +22,8 @@ from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
 from beitkit.train.machine.runtime import Runtime
 
-TRIED_PICTURES = 16
-"""The fast precision is tried on this many pictures, evenly spread over the list: 3,136 tokens of 14x14 each."""
+TRIED_IMAGES = 16
+"""The fast precision is tried on this many images, evenly spread over the list: 3,136 tokens of 14x14 each."""
 
 LEAST_AGREEMENT = 0.995
 """Share of positions at which the fast precision must find the token of float32."""
@@ -49,7 +49,7 @@ class Encoder(NamedTuple):
 
     @torch.no_grad()
     def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Int64[Tensor, "b gh gw"]:
-        """Token ids of pictures on the tokenizer's device."""
+        """Token ids of images on the tokenizer's device."""
         scaled = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.tokenizer.encode(scaled)
@@ -64,7 +64,7 @@ class Encoder(NamedTuple):
 
 
 def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision: torch.dtype | None) -> Encoder:
-    """The tokenizer in `precision` if that agrees with float32 on these pictures, else in float32."""
+    """The tokenizer in `precision` if that agrees with float32 on these images, else in float32."""
     exact = Encoder.laid_out(tokenizer)
     if precision is None:
         return exact
@@ -74,13 +74,13 @@ def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision
 
 
 def token_encoder(
-    tokenizer: TokenizerNetwork, files: PictureList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
+    tokenizer: TokenizerNetwork, files: ImageList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
 ) -> Encoder:
     """The tokenizer, moved to the device; every process and every start of a run decides alike, on the same views.
 
     Args:
         tokenizer: the one of the key.
-        files: the pictures of the run.
+        files: the images of the run.
         key: what its tokens depend on; the number of views and the precision do not matter.
         runtime: device and precision.
         begun: key of the token cache that is read or completed, if it is there: its precision is kept.
@@ -88,9 +88,9 @@ def token_encoder(
     tokenizer.to(runtime.device)
     if begun is not None:
         return Encoder.laid_out(tokenizer, autocast_type(begun.precision))
-    count = min(TRIED_PICTURES, len(files))
+    count = min(TRIED_IMAGES, len(files))
     chosen = files.subset([index * len(files) // count for index in range(count)])
-    dataset = PictureDataset(
+    dataset = ImageDataset(
         chosen,
         PretrainView(key.view, key.image_size, key.token_size, only_tokens=True),
         channels=key.channels,

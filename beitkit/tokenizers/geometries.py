@@ -7,8 +7,8 @@ our `weight` and `bias`), and BEiT's own `DiscreteVAE` with `encoder.0.0`, `enco
 
 - `dalle`: DALL-E's encoder and decoder (arXiv 2102.12092, appendix A; the published code), stride 8.
 - `beit`: the `DiscreteVAE` class that comes with BEiT v1, any power-of-two stride (published loader: 8).
-- `light`: ours, for pictures of 28 to 128 pixels and backbones of a few million parameters. Widths halve towards the
-  pixels; encoding a 28x28 picture at stride 4, width 64 and 256 codes takes under 10 MFLOP.
+- `light`: ours, for images of 28 to 128 pixels and backbones of a few million parameters. Widths halve toward the
+  pixels; encoding a 28x28 image at stride 4, width 64 and 256 codes takes under 10 MFLOP.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _light(config: DVAEConfig) -> Parts:
     widths = [max(16, config.hidden >> (num_layers - 1 - i)) for i in range(num_layers)]
     encoder: list[nn.Module] = []
     for width_in, width_out in zip([config.channels, *widths], widths, strict=False):
-        # Padding with zeros would show a gray frame around the picture, and give its border codes of their own.
+        # Padding with zeros would show a gray frame around the image, and give its border codes of their own.
         encoder += [nn.Conv2d(width_in, width_out, 4, stride=2, padding=1, padding_mode="replicate"), nn.ReLU()]
     encoder += [LightBlock(widths[-1], 1), nn.Conv2d(widths[-1], config.vocabulary, 1)]
     decoder: list[nn.Module] = [nn.Conv2d(config.codebook_dim, widths[-1], 1), LightBlock(widths[-1], 3), nn.ReLU()]
@@ -216,7 +216,7 @@ def initialize(parts: Parts, config: DVAEConfig) -> None:
     | light | biases | 0 | |
     | light | codebook | normal, std 1 | |
 
-    The layer that scores the codes is drawn anew from the first pictures of a training run (`revival.start_codes`).
+    The layer that scores the codes is drawn anew from the first images of a training run (`revival.start_codes`).
     """
     if config.geometry == "beit":
         return

@@ -1,7 +1,7 @@
-"""Is a tokenizer well? How its codes are used over many pictures, and named diagnoses with what to do about each.
+"""Is a tokenizer well? How its codes are used over many images, and named diagnoses with what to do about each.
 
 A masked-image model can learn only what the tokens say: with few codes in use, or one that is nearly always right, there is
-little to predict; with very many codes for few pictures, most are seen too seldom to be learnt.
+little to predict; with very many codes for few images, most are seen too seldom to be learned.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
             Diagnosis(
                 "vocabulary too large for so few patches",
                 f"There are {statistics.tokens:,} patches for {statistics.vocabulary:,} codes: under {MIN_TOKENS_PER_CODE} each.",
-                f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more pictures.",
+                f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more images.",
             )
         )
     if statistics.used_share < MIN_USED_SHARE:
@@ -108,7 +108,7 @@ def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
         found.append(
             Diagnosis(
                 "reconstruction poor",
-                f"Pictures decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
+                f"Images decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
                 "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
             )
         )

@@ -1,4 +1,4 @@
-"""Why no code dies: codes start on the pictures' own features, and unused ones are given part of an overburdened code's work.
+"""Why no code dies: codes start on the images' own features, and unused ones are given part of an overburdened code's work.
 
 A relaxed vector quantizer that starts from random weights gives most codes no reason to be chosen, ever: on small data a
 large part of the vocabulary stays unused. Two things are done about it, the same for every geometry, through the two rows
@@ -12,7 +12,7 @@ that a code consists of (one of the layer that scores it, one of the embeddings 
    empty background is chosen all the time and has nothing to gain from a twin.
 
 All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly. Of several
-processes, all count together, and process 0 starts and revives the codes of all from its own pictures.
+processes, all count together, and process 0 starts and revives the codes of all from its own images.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
 
 @torch.no_grad()
 def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
-    """Set the code layer, and the embeddings along with it, from k-means of features of real pictures (process 0's)."""
+    """Set the code layer, and the embeddings along with it, from k-means of features of real images (process 0's)."""
     if _is_first():
         _place_codes(tokenizer, features)
     _share_codes(tokenizer)

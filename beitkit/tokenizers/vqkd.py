@@ -2,7 +2,7 @@
 
 A discrete VAE learns codes that rebuild pixels; VQ-KD (vector-quantized knowledge distillation, arXiv 2208.06366, section 2.2)
 learns codes that rebuild what CLIP or DINO sees in each patch, so they stand for things rather than for colors. Encoder and
-decoder are backbones; the decoder's "picture" is the grid of codes, with patches of one cell.
+decoder are backbones; the decoder's "image" is the grid of codes, with patches of one cell.
 
 Parameter names are the official ones with two exceptions: the backbones' `fc_norm`, applied to every patch, is their final
 `norm` here, and `quantize.embedding.weight`, `quantize.embedding.initted` and `quantize.cluster_size` are `codebook.codes`,
@@ -33,7 +33,7 @@ class Distilled(NamedTuple):
 
 
 class VQKD(nn.Module):
-    """Encoder, codebook and decoder; a `contracts.Tokenizer` that cannot paint pictures."""
+    """Encoder, codebook and decoder; a `contracts.Tokenizer` that cannot paint images."""
 
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class VQKD(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures."""
+        """Channels of the images."""
         return self.config.channels
 
     @property
@@ -70,7 +70,7 @@ class VQKD(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
-        """The visual tokens of pictures in [0, 1] of the configured size."""
+        """The visual tokens of images in [0, 1] of the configured size."""
         patches = self.encoder(self._normalize(images))
         with torch.autocast(images.device.type, enabled=False):
             return self.codebook.lookup(self._code_vectors(patches))
@@ -82,12 +82,12 @@ class VQKD(nn.Module):
             UserError: always.
         """
         raise UserError(
-            f"VQ-KD tokens stand for a teacher's features, not for pixels, so no pictures can be made of {tuple(ids.shape)} ids; "
+            f"VQ-KD tokens stand for a teacher's features, not for pixels, so no images can be made of {tuple(ids.shape)} ids; "
             "for reconstructions use a discrete VAE as --tokenizer"
         )
 
     def quantize(self, images: Float[Tensor, "b c h w"]) -> Quantized:
-        """The codes of pictures in [0, 1], as vectors and as ids; in training mode the codebook follows them."""
+        """The codes of images in [0, 1], as vectors and as ids; in training mode the codebook follows them."""
         patches = self.encoder(self._normalize(images))
         # In bfloat16 near codes could not be told apart, so from here on everything is as precise as the weights (official code).
         with torch.autocast(images.device.type, enabled=False):
@@ -98,7 +98,7 @@ class VQKD(nn.Module):
         return self.decode_task_layer(self.decoder(vectors).patches)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Distilled:
-        """Pictures in [0, 1] through encoder, codebook and decoder."""
+        """Images in [0, 1] through encoder, codebook and decoder."""
         quantized = self.quantize(images)
         return Distilled(self.predict_features(quantized.vectors), quantized.ids, quantized.commitment)
 

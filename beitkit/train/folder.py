@@ -78,7 +78,7 @@ class RunFolder:
             for name, digest in others.items():
                 if digest != inputs[name]:
                     raise UserError(
-                        f"processes {rank} and {self.processes.rank} differ in the {name} that they read; "
+                        f"processes {rank} and {self.processes.rank} differ in the {_in_words(name)} that they read; "
                         "give all machines the same files under the same paths"
                     )
         path = self.path / "inputs.json"
@@ -90,7 +90,7 @@ class RunFolder:
         for name, before in _read(path).items():
             if inputs.get(name) != before:
                 raise UserError(
-                    f"the {name} changed since the run in {self.path} began, so it cannot be continued; "
+                    f"the {_in_words(name)} changed since the run in {self.path} began, so it cannot be continued; "
                     "put the old one back, or choose another --out"
                 )
 
@@ -196,6 +196,11 @@ def locked(path: Path, option: str = "--out") -> int:
         os.close(lock)
         raise UserError(f"another process is writing to {option} {path}; wait for it, or choose another {option}") from None
     return lock
+
+
+def _in_words(pinned: str) -> str:
+    """What messages call an input; `inputs.json` calls images pictures."""
+    return pinned.replace("pictures", "images")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ numbers. Step k's batches and random numbers depend only on (seed, k), so a run 
 been: nothing is replayed and no generator state is stored.
 
 Forward passes are numbered through the run. Of W processes, process r makes passes r, r + W, r + 2 W and so on, each with the
-pictures and the random numbers of its pass, so W decides who does the work and not what comes out, but for rounding.
+images and the random numbers of its pass, so W decides who does the work and not what comes out, but for rounding.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def fit(
     best: Best | None = None,
     units: Sequence[nn.Module] = (),
 ) -> None:
-    """Train `objective` in place; afterwards it holds the finished weights (the averaged ones with `loop.ema`).
+    """Train `objective` in place; afterward it holds the finished weights (the averaged ones with `loop.ema`).
 
-    Where weights are sharded, the main process's objective holds them while it evaluates and afterwards; it is empty at all
+    Where weights are sharded, the main process's objective holds them while it evaluates and afterward; it is empty at all
     other times, and in all other processes from the beginning to the end.
 
     Args:
@@ -136,7 +136,7 @@ def fit(
                     with window.paused(), trainer.full_weights():
                         if processes.is_main:
                             _evaluate(objective, evaluators, best, journal, state.done)
-            finally:  # pictures that cannot be evaluated must not cost the steps since the last save
+            finally:  # images that cannot be evaluated must not cost the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
                         state.save(checkpoints)
@@ -199,7 +199,7 @@ def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journ
     """Record what happened since the last log line, and show it."""
     values = window.close(done)
     values.update(lr=schedule.lr_at(done - 1), grad_norm=grad_norm, epoch=done / schedule.steps_per_epoch)
-    values["images_per_second"] = values.pop("steps_per_second") * schedule.pictures_per_step
+    values["images_per_second"] = values.pop("steps_per_second") * schedule.images_per_step
     journal.record("train", done, **values)
     journal.progress(_line(done, schedule, values), is_last=done == schedule.steps)
 
@@ -261,7 +261,7 @@ def _line(done: int, schedule: Schedule, values: dict[str, float]) -> str:
     hidden = ("lr", "grad_norm", "epoch", "images_per_second", "data_wait")
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in hidden)
     speed = values["images_per_second"]
-    left = duration((schedule.steps - done) * schedule.pictures_per_step / speed)
+    left = duration((schedule.steps - done) * schedule.images_per_step / speed)
     return (
         f"step {done}/{schedule.steps}  {metrics}  {speed:.0f} images/s, {values['data_wait']:.0%} waiting for data, {left} left"
     )

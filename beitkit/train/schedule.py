@@ -17,7 +17,7 @@ class Schedule(NamedTuple):
 
     steps: int
     warmup: int
-    pictures_per_step: int
+    images_per_step: int
     steps_per_epoch: float
     lr: float
     min_lr: float
@@ -30,19 +30,19 @@ class Schedule(NamedTuple):
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
         if self.epochs_held is not None:
-            epoch = step * self.pictures_per_step // round(self.steps_per_epoch * self.pictures_per_step)
+            epoch = step * self.images_per_step // round(self.steps_per_epoch * self.images_per_step)
             return cosine(epoch, self.epochs_held, 0, self.lr, self.min_lr)
         shape = cosine if self.shape == "cosine" else linear
         return shape(step, self.steps, self.warmup, self.lr, self.min_lr)
 
 
-def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, pictures: int, *, default_epochs: int) -> Schedule:
+def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, images: int, *, default_epochs: int) -> Schedule:
     """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
     batch_size, lr = resolved(train.batch_size), resolved(train.lr)
-    if batch_size > pictures:
-        raise UserError(f"--batch-size {batch_size} is more than there are pictures; give at most {pictures}")
+    if batch_size > images:
+        raise UserError(f"--batch-size {batch_size} is more than there are images; give at most {images}")
     per_step = batch_size * (loop.accumulate or 1)
-    steps_per_epoch = pictures / per_step
+    steps_per_epoch = images / per_step
     epochs = default_epochs if train.epochs is None else train.epochs
     steps = train.steps if train.steps is not None else max(1, round(epochs * steps_per_epoch))
     if optim.warmup_steps is not None:

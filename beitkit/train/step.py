@@ -37,7 +37,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, share: float | Tensor = 1.0) -> None:
-        """Move each average towards its parameter by 1 - decay, or by `share` of that (0 leaves it as it is)."""
+        """Move each average toward its parameter by 1 - decay, or by `share` of that (0 leaves it as it is)."""
         for name, parameter in self.parameters.items():
             self.averages[name].lerp_(parameter, (1 - self.decay) * share)
 

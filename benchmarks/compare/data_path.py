@@ -14,7 +14,7 @@ from PIL import Image
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import open_picture, picture_to_crop, to_tensor
+from beitkit.data.decoding.decode import image_to_crop, open_image, to_tensor
 from beitkit.data.views.image import PretrainView, color_jittered, crop_box
 from benchmarks.compare.ours import OURS
 from benchmarks.compare.races import Race
@@ -41,10 +41,10 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
     make_views = PretrainView(view, image_size, token_size)
 
     def ours(path: Path, rng: random.Random) -> None:
-        make_views(picture_to_crop(path, 3), rng)
+        make_views(image_to_crop(path, 3), rng)
 
     def plain(path: Path, rng: random.Random) -> None:
-        image = color_jittered(open_picture(path, 3), view.color_jitter, rng)
+        image = color_jittered(open_image(path, 3), view.color_jitter, rng)
         box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
         crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         if rng.random() < view.flip:

@@ -1,4 +1,4 @@
-"""A picture is shown to a network the same way in whatever form it comes."""
+"""An image is shown to a network the same way in whatever form it comes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from beitkit.configs.data import IMAGENET
-from beitkit.data.reader import PictureReader
+from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
 
-READER = PictureReader(preprocessing=IMAGENET, image_size=(48, 64), patch=(16, 16), channels=3)
+READER = ImageReader(preprocessing=IMAGENET, image_size=(48, 64), patch=(16, 16), channels=3)
 PIXELS = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 
 
@@ -32,16 +32,16 @@ def test_every_form_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_the_numbers_are_the_crop_s() -> None:
-    """A picture that is already at the size that evaluation resizes to is only cut and normalized."""
+    """An image that is already at the size that evaluation resizes to is only cut and normalized."""
     pixels = np.random.default_rng(1).integers(0, 256, (54, 73, 3), dtype=np.uint8)  # 48 / 0.875 and 64 / 0.875, rounded down
     expected = (pixels[3:51, 4:68] / 255 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)
     np.testing.assert_allclose(READER([pixels])[0].permute(1, 2, 0).numpy(), expected, atol=1e-5)
 
 
-def test_grey_and_axes_that_could_be_either() -> None:
-    grey = PictureReader(preprocessing=IMAGENET, image_size=(48, 64), patch=(16, 16), channels=1)
+def test_gray_and_axes_that_could_be_either() -> None:
+    gray = ImageReader(preprocessing=IMAGENET, image_size=(48, 64), patch=(16, 16), channels=1)
     flat = PIXELS[..., 0]
-    read = grey([flat, flat[..., None], flat[None], torch.from_numpy(flat)])
+    read = gray([flat, flat[..., None], flat[None], torch.from_numpy(flat)])
     assert read.shape == (4, 1, 48, 64)
     assert all(torch.equal(other, read[0]) for other in read)
     ambiguous = np.zeros((3, 50, 3), dtype=np.uint8)
@@ -51,18 +51,18 @@ def test_grey_and_axes_that_could_be_either() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
-        (np.zeros((5, 6, 7), np.uint8), "shape (5, 6, 7) is no picture"),
-        (np.zeros((0, 6, 3), np.uint8), "shape (0, 6, 3) is no picture"),
-        (np.zeros((1, 3, 8, 8), np.uint8), "shape (1, 3, 8, 8) is no picture"),
+        (np.zeros((5, 6, 7), np.uint8), "shape (5, 6, 7) is no image"),
+        (np.zeros((0, 6, 3), np.uint8), "shape (0, 6, 3) is no image"),
+        (np.zeros((1, 3, 8, 8), np.uint8), "shape (1, 3, 8, 8) is no image"),
         (np.full((8, 8, 3), 200.0), "must lie in [0, 1], got 200 to 200"),
         (np.full((8, 8), np.nan), "must lie in [0, 1]"),
         (np.zeros((8, 8, 3), np.int64), "int64"),
         ("nowhere.png", "nowhere.png cannot be read"),
     ],
 )
-def test_what_is_no_picture_is_refused(picture: np.ndarray | str, expected: str) -> None:
+def test_what_is_no_image_is_refused(image: np.ndarray | str, expected: str) -> None:
     with pytest.raises(UserError) as refused:
-        READER([picture])
+        READER([image])
     assert expected in str(refused.value)

@@ -1,4 +1,4 @@
-"""The order, the workers, the stages: what a batch holds depends on (seed, epoch, picture) and on nothing else."""
+"""The order, the workers, the stages: what a batch holds depends on (seed, epoch, image) and on nothing else."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from torch import Tensor
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import stream as streams
-from beitkit.data.dataset import PictureDataset, balanced_order
+from beitkit.data.dataset import ImageDataset, balanced_order
 from beitkit.data.seeds import derived_seed
-from beitkit.data.sources.find import find_labelled, find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_images, find_labeled
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_stream, normalized, to_device, tokenized, training_stream, with_limit_on_broken
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
@@ -35,26 +35,26 @@ from beitkit.errors import UserError
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> PictureList:
-    """Ten pictures in two classes, told apart by their brightness."""
+def files(tmp_path: Path) -> ImageList:
+    """Ten images in two classes, told apart by their brightness."""
     for index in range(10):
         path = tmp_path / "ab"[index % 2] / f"{index}.png"
         path.parent.mkdir(exist_ok=True)
         noise = np.random.default_rng(index).integers(0, 25, (12, 12, 3))
         Image.fromarray((noise + 25 * index).astype(np.uint8)).save(path)
-    return find_labelled(tmp_path)
+    return find_labeled(tmp_path)
 
 
-def damaged(files: PictureList, *indices: int) -> PictureList:
+def damaged(files: ImageList, *indices: int) -> ImageList:
     for index in indices:
         files.path(index).write_bytes(files.path(index).read_bytes()[:60])
     return files
 
 
-def dataset(files: PictureList, kind: Literal["train", "evaluate"] = "train", seed: int = 0) -> PictureDataset:
+def dataset(files: ImageList, kind: Literal["train", "evaluate"] = "train", seed: int = 0) -> ImageDataset:
     view = PretrainView(ViewConfig(), (8, 8), (4, 4)) if kind == "train" else EvaluationView(INCEPTION, (12, 12))
     mask = masker(MaskConfig(), (4, 4)) if kind == "train" else None
-    return PictureDataset(files, view, masker=mask, seed=seed, kind=kind)
+    return ImageDataset(files, view, masker=mask, seed=seed, kind=kind)
 
 
 def take(stream: Generator[Batch, None, None], count: int) -> list[Batch]:
@@ -77,7 +77,7 @@ def test_derived_seeds_are_fixed_and_distinct() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_sample_has_what_the_conventions_say(files: PictureList) -> None:
+def test_a_sample_has_what_the_conventions_say(files: ImageList) -> None:
     sample = dataset(files).sample(0)
     shapes = {key: (tuple(value.shape), value.dtype) for key, value in sample.items()}
     assert shapes == {
@@ -89,10 +89,10 @@ def test_a_sample_has_what_the_conventions_say(files: PictureList) -> None:
         "broken": ((), torch.int64),
     }
     assert sample["mask"].sum() == 6
-    assert "labels" not in dataset(find_pictures(files.root)).sample(0)
+    assert "labels" not in dataset(find_images(files.root)).sample(0)
 
 
-def test_several_labels_arrive_as_targets(files: PictureList) -> None:
+def test_several_labels_arrive_as_targets(files: ImageList) -> None:
     several = replace(files, labels=None, targets=np.eye(10, 3, dtype=np.bool_))
     batches = list(evaluation_stream(dataset(several, "evaluate"), 4))
     targets = torch.cat([batch["targets"] for batch in batches])
@@ -100,7 +100,7 @@ def test_several_labels_arrive_as_targets(files: PictureList) -> None:
     assert "labels" not in batches[0]
 
 
-def test_each_epoch_shows_each_picture_once_in_another_order(files: PictureList) -> None:
+def test_each_epoch_shows_each_image_once_in_another_order(files: ImageList) -> None:
     data = dataset(files)
     epochs = [[int(data.sample(10 * epoch + place)["index"]) for place in range(10)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -109,7 +109,7 @@ def test_each_epoch_shows_each_picture_once_in_another_order(files: PictureList)
     assert [dataset(files, seed=1).locate(place)[1] for place in range(10)] != epochs[0]
 
 
-def test_a_sample_depends_on_seed_epoch_and_picture_only(files: PictureList) -> None:
+def test_a_sample_depends_on_seed_epoch_and_image_only(files: ImageList) -> None:
     data = dataset(files)
     first = data.read(0, 3)
     for place in (7, 21, 3):
@@ -120,9 +120,9 @@ def test_a_sample_depends_on_seed_epoch_and_picture_only(files: PictureList) -> 
     assert not torch.equal(first["images"], other["images"])
 
 
-def test_repeated_pictures_follow_each_other_in_different_views(files: PictureList) -> None:
+def test_repeated_images_follow_each_other_in_different_views(files: ImageList) -> None:
     view = PretrainView(ViewConfig(), (8, 8), None)
-    plain, thrice = PictureDataset(files, view), PictureDataset(files, view, repeats=3)
+    plain, thrice = ImageDataset(files, view), ImageDataset(files, view, repeats=3)
     order = [plain.locate(place)[1] for place in range(20)]
     expected = [(place // 10, order[place // 10 * 10 + place % 10 // 3], place % 10 % 3) for place in range(20)]
     assert [thrice.locate(place) for place in range(20)] == expected
@@ -133,9 +133,9 @@ def test_repeated_pictures_follow_each_other_in_different_views(files: PictureLi
     assert not torch.equal(second["images"], third["images"])
 
 
-def test_balanced_epochs_show_every_class_equally_often(files: PictureList) -> None:
+def test_balanced_epochs_show_every_class_equally_often(files: ImageList) -> None:
     uneven = files.subset([0, 1, 2, 3, 4, 5])  # five of class a, one of class b
-    data = PictureDataset(uneven, PretrainView(ViewConfig(), (8, 8), None), balanced=True)
+    data = ImageDataset(uneven, PretrainView(ViewConfig(), (8, 8), None), balanced=True)
     assert uneven.labels is not None
     for epoch in range(5):
         keys = [data.locate(6 * epoch + place) for place in range(6)]
@@ -163,7 +163,7 @@ def test_balanced_order_by_brute_force() -> None:
     assert sorted(torch.bincount(torch.tensor([0, 0, 0, 0, 1, 2, 2])[uneven]).tolist()) == [2, 2, 3]
 
 
-def test_several_labels_a_picture_arrive_as_targets(files: PictureList) -> None:
+def test_several_labels_an_image_arrive_as_targets(files: ImageList) -> None:
     targets = np.arange(20).reshape(10, 2) % 3 == 0
     several = replace(files, labels=None, targets=targets)
     sample = dataset(several).read(0, 4)
@@ -174,39 +174,39 @@ def test_several_labels_a_picture_arrive_as_targets(files: PictureList) -> None:
     assert np.array_equal(kept, targets[[3, 1]])
 
 
-def test_repeats_do_not_depend_on_the_workers(files: PictureList) -> None:
+def test_repeats_do_not_depend_on_the_workers(files: ImageList) -> None:
     augment = RandAugment(2, 9.0, 0.5, INCEPTION.mean)
-    data = PictureDataset(files, TrainView(ViewConfig(), (40, 40), augment, 0.5), repeats=3, balanced=True)
+    data = ImageDataset(files, TrainView(ViewConfig(), (40, 40), augment, 0.5), repeats=3, balanced=True)
     assert same(take(training_stream(data, 4), 6), take(training_stream(data, 4, workers=2), 6))
     assert same(take(training_stream(data, 4), 6)[3:], take(training_stream(data, 4, start_batch=3), 3))
 
 
-def test_the_view_does_not_depend_on_the_mask(files: PictureList) -> None:
-    bare = PictureDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)))
+def test_the_view_does_not_depend_on_the_mask(files: ImageList) -> None:
+    bare = ImageDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)))
     assert torch.equal(bare.read(2, 5)["token_images"], dataset(files).read(2, 5)["token_images"])
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_do_not_change_batches(files: PictureList, workers: int) -> None:
+def test_workers_do_not_change_batches(files: ImageList, workers: int) -> None:
     alone = take(training_stream(dataset(damaged(files, 4)), 4, workers=0), 8)
     assert same(alone, take(training_stream(dataset(files), 4, workers=workers), 8))
     parts = list(evaluation_stream(dataset(files, "evaluate"), 4, workers=workers))
     assert same(parts, list(evaluation_stream(dataset(files, "evaluate"), 4)))
 
 
-def test_a_cut_stream_goes_on_where_it_was(files: PictureList) -> None:
+def test_a_cut_stream_goes_on_where_it_was(files: ImageList) -> None:
     whole = take(training_stream(dataset(files), 4), 9)
     assert same(whole[6:], take(training_stream(dataset(files), 4, start_batch=6), 3))
 
 
-def test_processes_share_what_one_process_sees(files: PictureList) -> None:
+def test_processes_share_what_one_process_sees(files: ImageList) -> None:
     alone = take(training_stream(dataset(files), 6, start_batch=2), 3)
     ranks = [take(training_stream(dataset(files), 3, start_batch=2, rank=rank, world=2), 3) for rank in range(2)]
     joined = [{key: torch.cat([first[key], second[key]]) for key in first} for first, second in zip(*ranks, strict=True)]
     assert same(alone, joined)
 
 
-def test_evaluation_is_one_ordered_pass(files: PictureList) -> None:
+def test_evaluation_is_one_ordered_pass(files: ImageList) -> None:
     batches = list(evaluation_stream(dataset(files, "evaluate"), 4))
     assert [len(batch["index"]) for batch in batches] == [4, 4, 2]
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(10))
@@ -216,16 +216,16 @@ def test_evaluation_is_one_ordered_pass(files: PictureList) -> None:
         assert first[:, 5, 7].tolist() == list(np.array(image)[5, 7])
 
 
-def test_broken_pictures_are_replaced_in_training(files: PictureList) -> None:
+def test_broken_images_are_replaced_in_training(files: ImageList) -> None:
     data = dataset(damaged(files, 4, 5))
     samples = {index: data.read(0, index) for index in range(10)}
     assert [int(samples[index]["index"]) for index in range(10)] == [0, 1, 2, 3, 6, 6, 6, 7, 8, 9]
     assert [int(samples[index]["broken"]) for index in range(10)] == [-1, -1, -1, -1, 4, 5, -1, -1, -1, -1]
     assert samples[4]["labels"] == samples[6]["labels"]
-    assert samples[4]["images"].float().mean() > 10  # a picture, not the black of evaluation
+    assert samples[4]["images"].float().mean() > 10  # an image, not the black of evaluation
 
 
-def test_broken_pictures_are_marked_and_black_in_evaluation(files: PictureList) -> None:
+def test_broken_images_are_marked_and_black_in_evaluation(files: ImageList) -> None:
     batch = next(evaluation_stream(dataset(damaged(files, 4), "evaluate"), 10))
     assert batch["broken"].tolist() == [-1, -1, -1, -1, 4, -1, -1, -1, -1, -1]
     assert batch["index"].tolist() == list(range(10))
@@ -234,24 +234,24 @@ def test_broken_pictures_are_marked_and_black_in_evaluation(files: PictureList) 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_readable_ends_with_one_line(files: PictureList, workers: int) -> None:
+def test_nothing_readable_ends_with_one_line(files: ImageList, workers: int) -> None:
     stream = training_stream(dataset(damaged(files, *range(10))), 4, workers=workers)
-    with pytest.raises(UserError, match=r"10 pictures in a row cannot be read, the last one .*png: .*") as caught:
+    with pytest.raises(UserError, match=r"10 images in a row cannot be read, the last one .*png: .*") as caught:
         next(stream)
     assert "\n" not in str(caught.value)
     assert alive() == []  # although the exception is still here
 
 
-def test_an_empty_list_is_refused(files: PictureList) -> None:
+def test_an_empty_list_is_refused(files: ImageList) -> None:
     with pytest.raises(UserError, match="is empty"):
         dataset(files.subset([]))
 
 
-def test_small_pictures_are_decoded_once(files: PictureList, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_are_decoded_once(files: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = streams.picture_to_crop
+    original = streams.image_to_crop
     monkeypatch.setattr(
-        streams, "picture_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
+        streams, "image_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
     )
     data = dataset(files)
     first = [data.sample(place) for place in range(10)]
@@ -272,7 +272,7 @@ def alive() -> list[Any]:
     return multiprocessing.active_children()
 
 
-def test_closing_ends_the_workers(files: PictureList) -> None:
+def test_closing_ends_the_workers(files: ImageList) -> None:
     assert alive() == []
     stream = training_stream(dataset(files), 4, workers=2)
     next(stream)
@@ -283,7 +283,7 @@ def test_closing_ends_the_workers(files: PictureList) -> None:
     assert alive() == []
 
 
-def test_a_killed_worker_is_one_clear_line(files: PictureList) -> None:
+def test_a_killed_worker_is_one_clear_line(files: ImageList) -> None:
     assert alive() == []
     stream = training_stream(dataset(files), 4, workers=2)
     next(stream)
@@ -292,7 +292,7 @@ def test_a_killed_worker_is_one_clear_line(files: PictureList) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    with pytest.raises(UserError, match=r"a process that reads pictures stopped .*--workers") as caught:
+    with pytest.raises(UserError, match=r"a process that reads images stopped .*--workers") as caught:
         take(stream, 20)
     assert "\n" not in str(caught.value)
     assert signal.getsignal(signal.SIGCHLD) == before == signal.SIG_DFL
@@ -314,8 +314,8 @@ def test_normalized_is_the_formula() -> None:
         assert torch.allclose(batch["images"][:, channel].double(), expected, atol=1e-6)
     assert batch["index"].tolist() == [0, 1]
     assert images.dtype == torch.uint8
-    (grey,) = normalized([{"images": images[:, :1]}], (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
-    assert torch.allclose(grey["images"], (images[:, :1] / 255 - 0.3) / 0.2, atol=1e-6)
+    (gray,) = normalized([{"images": images[:, :1]}], (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
+    assert torch.allclose(gray["images"], (images[:, :1] / 255 - 0.3) / 0.2, atol=1e-6)
 
 
 def test_to_device_keeps_values() -> None:
@@ -343,24 +343,22 @@ def test_grids_that_differ_are_refused() -> None:
         next(tokenized([{"token_images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}], brightest, (3, 3)))
 
 
-def test_broken_files_are_reported_once_and_counted(files: PictureList, tmp_path: Path) -> None:
+def test_broken_files_are_reported_once_and_counted(files: ImageList, tmp_path: Path) -> None:
     reports: list[tuple[Path, str]] = []
-    pictures = dataset(damaged(files, 4, 7))
-    stream = training_stream(pictures, 5)
+    images = dataset(damaged(files, 4, 7))
+    stream = training_stream(images, 5)
     counted = with_limit_on_broken(
-        stream, pictures, 0.2, lambda path, reason: reports.append((path, reason)), tmp_path / "broken.txt"
+        stream, images, 0.2, lambda path, reason: reports.append((path, reason)), tmp_path / "broken.txt"
     )
     assert len(list(itertools.islice(counted, 8))) == 8
     assert sorted(path for path, _ in reports) == [files.path(4), files.path(7)]
-    assert all("not a picture" in reason or "truncated" in reason or "broken" in reason for _, reason in reports), reports
-    counted = with_limit_on_broken(
-        training_stream(pictures, 5), pictures, 0.1, lambda path, reason: None, tmp_path / "broken.txt"
-    )
-    with pytest.raises(UserError, match=r"2 of 10 pictures .* 10.00% allowed; .*broken.txt.*--read.max-broken"):
+    assert all("not an image" in reason or "truncated" in reason or "broken" in reason for _, reason in reports), reports
+    counted = with_limit_on_broken(training_stream(images, 5), images, 0.1, lambda path, reason: None, tmp_path / "broken.txt")
+    with pytest.raises(UserError, match=r"2 of 10 images .* 10.00% allowed; .*broken.txt.*--read.max-broken"):
         list(itertools.islice(counted, 8))
 
 
-def test_order_and_randomness_are_pinned(files: PictureList) -> None:
+def test_order_and_randomness_are_pinned(files: ImageList) -> None:
     """Another order or seed derivation would silently change every resumed run: change these numbers only on purpose."""
     assert derived_seed(0, "order", 0) == ORDER_SEED
     assert [dataset(files).locate(place)[1] for place in range(10)] == ORDER
@@ -375,7 +373,7 @@ FIRST = 0.8907146355695513
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_does_not_draw_from_the_global_generator(tmp_path: Path, workers: int) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    dataset = PictureDataset(find_pictures(tmp_path), PretrainView(ViewConfig(), (8, 8), None))
+    dataset = ImageDataset(find_images(tmp_path), PretrainView(ViewConfig(), (8, 8), None))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     stream = training_stream(dataset, 2, workers=workers)

@@ -16,15 +16,15 @@ def test_certainty_that_comes_true_has_no_error() -> None:
 
 def test_two_bins_by_hand() -> None:
     bins = reliability(torch.tensor([0.95, 0.95, 0.55, 0.55]), torch.tensor([True, False, True, True]), bins=10)
-    # two pictures at 0.95 of which half are right, two at 0.55 that are all right
+    # two images at 0.95 of which half are right, two at 0.55 that are all right
     assert calibration_error(bins) == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)
-    assert [(one.pictures, one.accuracy) for one in bins if one.pictures] == [(2, 1.0), (2, 0.5)]
+    assert [(one.images, one.accuracy) for one in bins if one.images] == [(2, 1.0), (2, 0.5)]
     assert math.isnan(bins[0].accuracy)
 
 
 def test_edges_belong_to_the_lower_bin() -> None:
     bins = reliability(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.ones(4, dtype=torch.bool), bins=4)
-    assert [one.pictures for one in bins] == [2, 1, 0, 1]
+    assert [one.images for one in bins] == [2, 1, 0, 1]
 
 
 def test_against_a_loop() -> None:

@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 2, 2, 1])
 
 
 def batches() -> Iterator[Batch]:
-    """The third picture is broken and must not count."""
+    """The third image is broken and must not count."""
     images = torch.cat((LOGITS[:2], torch.zeros(1, 3), LOGITS[2:]))
     labels = torch.tensor([0, 2, 0, 2, 1])
     broken = torch.tensor([-1, -1, 7, -1, -1])
@@ -51,7 +51,7 @@ def test_equal_logits_count_the_same_in_top_1_and_in_the_confusion_matrix() -> N
     assert top_k(logits, labels, 5) == pytest.approx(sum(rank < 5 for rank in ranks) / 500)
 
 
-def test_broken_pictures_do_not_count() -> None:
+def test_broken_images_do_not_count() -> None:
     logits, labels = collect_logits(lambda images: images, batches())
     assert torch.equal(logits, LOGITS)
     assert torch.equal(labels, LABELS)
@@ -95,7 +95,7 @@ def test_average_precision_by_hand_and_by_brute_force() -> None:
     assert class_precisions(scores[order], targets[order]) == pytest.approx(expected)
 
 
-def test_classes_that_no_picture_shows_are_left_out_of_the_mean() -> None:
+def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
     targets = torch.tensor([[True, False, False], [False, False, True], [True, False, True], [True, False, False]])
     first, second, third = class_precisions(LOGITS, targets)
     assert math.isnan(second)

@@ -12,7 +12,7 @@ from beitkit.evaluation.scores import single_label_scores
 
 
 def result(name: str, right: int) -> ModelResult:
-    """A model that names `right` of ten pictures right."""
+    """A model that names `right` of ten images right."""
     labels = torch.zeros(10, dtype=torch.long)
     logits = torch.eye(2)[(torch.arange(10) >= right).long()]
     return ModelResult(name, Path(name), single_label_scores(logits, labels, ("a", "b")))
@@ -27,7 +27,7 @@ def test_pairs_count_what_only_one_has_right() -> None:
     assert "can be luck" in ab.sentence
     assert (ac.first, ac.second, ac.only_first, ac.only_second) == ("a", "c", 10, 0)
     assert ac.p_value == pytest.approx(binomtest(10, 10).pvalue)
-    assert "a is better on such pictures by more than luck" in ac.sentence
+    assert "a is better on such images by more than luck" in ac.sentence
     assert bc.only_first == 10
 
 
@@ -64,7 +64,7 @@ def test_copies_of_a_run_are_no_spread() -> None:
     assert seed_groups([result("a", 7), result("b", 7)], [config(0), config(0)]) == ()
 
 
-def test_answers_come_in_the_order_of_the_pictures_without_the_unreadable() -> None:
+def test_answers_come_in_the_order_of_the_images_without_the_unreadable() -> None:
     batch = {
         "images": torch.arange(6.0).view(3, 2),
         "index": torch.tensor([4, 5, 6]),

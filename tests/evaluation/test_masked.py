@@ -8,12 +8,12 @@ import torch
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 
 
-def test_accuracy_and_loss_over_masked_patches_of_readable_pictures() -> None:
+def test_accuracy_and_loss_over_masked_patches_of_readable_images() -> None:
     mask = torch.tensor([[True, False, True], [True, True, True]])
     tokens = torch.tensor([[2, 0, 1], [0, 0, 0]])
 
     def predict(images: torch.Tensor, mask: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        assert images.shape[0] == 1  # the broken picture is not asked about
+        assert images.shape[0] == 1  # the broken image is not asked about
         logits = torch.zeros(int(mask.sum()), 4)
         logits[0, 2] = math.log(3)  # three times as likely as each other: probability 1/2
         return logits

@@ -40,7 +40,7 @@ def test_both_probes_choose_the_block_that_separates() -> None:
         assert result.test[0] < 0.6
 
 
-def test_the_test_pictures_do_not_influence_the_choice() -> None:
+def test_the_test_images_do_not_influence_the_choice() -> None:
     train = clusters(90, 0.3, 0)
     swapped = clusters(60, 0.3, 1)
     swapped = BlockFeatures(swapped.features.flip(0), swapped.labels)
@@ -115,11 +115,11 @@ def test_features_are_a_stage_of_the_stream_that_leaves_no_gradient() -> None:
 
 
 def test_the_evaluator_names_the_best_block() -> None:
-    pictures = clusters(30, 0.0, 5)
+    images = clusters(30, 0.0, 5)
 
     def predict(features: torch.Tensor) -> torch.Tensor:
         return features[..., :3]  # block 1 holds the label in these places, block 0 holds noise
 
-    assert block_accuracies(predict, pictures)[1] == 1.0
-    values = dict(ProbeAccuracy("test", predict, pictures, (4, 9)).run())
+    assert block_accuracies(predict, images)[1] == 1.0
+    values = dict(ProbeAccuracy("test", predict, images, (4, 9)).run())
     assert values == {"best": 1.0, "block": 9}

@@ -1,4 +1,4 @@
-"""Scores against loops over pictures."""
+"""Scores against loops over images."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_single_label_scores_against_loops() -> None:
     assert scores.top5 == pytest.approx(in_five / 60)
     assert scores.top5_interval == wilson(in_five, 60)
     shares = [matrix[place][place] / sum(matrix[place]) for place in range(6)]
-    assert scores.balanced == pytest.approx(sum(shares) / 6)  # the seventh class has no pictures
+    assert scores.balanced == pytest.approx(sum(shares) / 6)  # the seventh class has no images
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert math.isnan(scores.classes["g"][1])
     assert scores.classes["b"] == (sum(matrix[1]), pytest.approx(shares[1]))
@@ -95,5 +95,5 @@ def test_multilabel_scores_against_loops() -> None:
     exact = sum(all((logits[row] > 0) == targets[row]) for row in range(40))
     assert scores.subset_accuracy == pytest.approx(exact / 40)
     assert scores.loss == pytest.approx(F.binary_cross_entropy_with_logits(logits, targets.float()).item())
-    assert scores.classes["d"].pictures == 0
+    assert scores.classes["d"].images == 0
     assert math.isnan(scores.classes["d"].f1)

@@ -13,14 +13,14 @@ from beitkit.contracts import Evaluator
 from beitkit.errors import UserError
 from beitkit.evaluation.segmentation import ConfusionTable, MeanIoU, measure
 
-#                            class 0      class 1      class 2 is never labelled, class 3 never seen
+#                            class 0      class 1      class 2 is never labeled, class 3 never seen
 LABELS = torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]], dtype=torch.uint8)
 FOUND = torch.tensor([[0, 0, 0, 1], [1, 2, 3, 0]], dtype=torch.uint8)
 
 
 def test_by_hand() -> None:
     table = ConfusionTable(4)
-    picture = table.add(FOUND, LABELS)
+    image = table.add(FOUND, LABELS)
     assert table.counts.tolist() == [[3, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     scores = table.scores()
     assert scores.iou[:3] == pytest.approx((3 / 4, 1 / 3, 0))
@@ -29,7 +29,7 @@ def test_by_hand() -> None:
     assert math.isnan(scores.accuracy[2])
     assert math.isnan(scores.accuracy[3])
     assert scores.mean_iou == pytest.approx((3 / 4 + 1 / 3) / 3)
-    assert picture == scores.mean_iou
+    assert image == scores.mean_iou
     assert scores.mean_accuracy == pytest.approx(5 / 8)
     assert scores.pixel_accuracy == pytest.approx(4 / 6)
     assert scores.weighted_iou == pytest.approx((4 * 3 / 4 + 2 * 1 / 3) / 6)
@@ -65,23 +65,23 @@ def scenes(count: int, classes: int) -> list[tuple[Tensor, Tensor]]:
 
 def test_the_evaluator_yields_what_mmsegmentation_computes() -> None:
     pairs = scenes(4, 8)
-    # The "picture" is the prediction, which `predict` hands through.
-    evaluator: Evaluator = MeanIoU(lambda picture: picture[0], lambda: [(name[None], label) for name, label in pairs], 8)
+    # The "image" is the prediction, which `predict` hands through.
+    evaluator: Evaluator = MeanIoU(lambda image: image[0], lambda: [(name[None], label) for name, label in pairs], 8)
     assert dict(evaluator.run()) == pytest.approx(mmseg(pairs, 8))
     assert dict(evaluator.run()) == pytest.approx(mmseg(pairs, 8))  # counts start afresh
 
 
-def test_means_are_over_the_data_set_and_pictures_are_ranked_by_their_own() -> None:
+def test_means_are_over_the_data_set_and_images_are_ranked_by_their_own() -> None:
     pairs = scenes(4, 8)
-    scores = measure(lambda picture: picture[0], ((name[None], label) for name, label in pairs), 8)
+    scores = measure(lambda image: image[0], ((name[None], label) for name, label in pairs), 8)
     own = [mmseg([pair], 8)["miou"] for pair in pairs]
-    assert scores.picture_iou == pytest.approx(own)
+    assert scores.image_iou == pytest.approx(own)
     assert scores.mean_iou != pytest.approx(np.mean(own))
     assert scores.worst_first() == list(np.argsort(own))
     assert scores.unseen == 1
 
 
-def test_a_picture_without_labels_counts_for_nothing() -> None:
+def test_an_image_without_labels_counts_for_nothing() -> None:
     table = ConfusionTable(4)
     assert math.isnan(table.add(FOUND, torch.full_like(LABELS, 255)))
     assert math.isnan(table.scores().mean_iou)
@@ -93,10 +93,10 @@ def test_a_picture_without_labels_counts_for_nothing() -> None:
 def test_wrong_maps_are_named() -> None:
     table = ConfusionTable(4)
     table.add(FOUND, LABELS)
-    with pytest.raises(UserError, match="label map of picture 1 holds the id 4, but the 4 classes are numbered 0 to 3"):
+    with pytest.raises(UserError, match="label map of image 1 holds the id 4, but the 4 classes are numbered 0 to 3"):
         table.add(FOUND, torch.full_like(LABELS, 4))
-    with pytest.raises(UserError, match="prediction of picture 1 holds the id 9"):
+    with pytest.raises(UserError, match="prediction of image 1 holds the id 9"):
         table.add(torch.full_like(LABELS, 9), LABELS)
-    with pytest.raises(UserError, match="label map of picture 1 is 1x4 pixels, its prediction 2x4"):
+    with pytest.raises(UserError, match="label map of image 1 is 1x4 pixels, its prediction 2x4"):
         table.add(FOUND, LABELS[:1])
     assert table.scores().pixels == 6

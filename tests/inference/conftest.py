@@ -1,4 +1,4 @@
-"""Pictures in class folders with one that is broken, and networks with random weights."""
+"""Images in class folders with one that is broken, and networks with random weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def drawn(model: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`new` with 40 pictures in three folders, `cls`, `several` (multilabel) and `pre`."""
+    """`new` with 40 images in three folders, `cls`, `several` (multilabel) and `pre`."""
     folder = tmp_path_factory.mktemp("world")
     random = np.random.default_rng(0)
     for index in range(40):

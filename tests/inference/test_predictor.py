@@ -13,7 +13,7 @@ from PIL import Image
 
 import beitkit
 from beitkit.configs.train import MachineConfig
-from beitkit.data.sources.find import find_labelled
+from beitkit.data.sources.find import find_labeled
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_logits
@@ -21,9 +21,9 @@ from beitkit.evaluation.classification import collect_logits
 FLOAT32 = MachineConfig(device="cpu", precision="float32", threads=1)
 
 
-def evaluated_logits(model: beitkit.Classifier, pictures: Path) -> tuple[list[Path], torch.Tensor]:
+def evaluated_logits(model: beitkit.Classifier, images: Path) -> tuple[list[Path], torch.Tensor]:
     """The files of class folders, and the logits that `beitkit evaluate` measures."""
-    files = find_labelled(pictures)
+    files = find_labeled(images)
     dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
     stream = evaluation_batches(
         dataset,
@@ -75,7 +75,7 @@ def test_several_classes_are_sigmoids(world: Path) -> None:
 def test_a_network_without_a_reader_or_in_training_says_so(world: Path) -> None:
     model = beitkit.load(world / "cls")
     assert isinstance(model, beitkit.Classifier)
-    with pytest.raises(UserError, match="no reader of pictures; load it with beitkit.load"):
+    with pytest.raises(UserError, match="no reader of images; load it with beitkit.load"):
         beitkit.Classifier(model.config).eval().predict("a.jpg")
     with pytest.raises(UserError, match="cannot be read"):
         model.predict(world / "nowhere.jpg")
@@ -104,8 +104,8 @@ def test_a_predictor_survives_pickling_and_takes_paths_and_arrays(world: Path) -
     arrays = predictor({"image": [np.array(Image.open(path)) for path in paths]})
     np.testing.assert_allclose(arrays["probabilities"], expected, atol=1e-6)
     assert "image" not in arrays
-    with pytest.raises(UserError, match="this one has picture"):
-        predictor({"picture": given})
+    with pytest.raises(UserError, match="this one has photo"):
+        predictor({"photo": given})
     with pytest.raises(UserError, match="names no classes"):
         beitkit.Predictor(world / "pre", machine=FLOAT32)({"path": given})
 
@@ -113,13 +113,13 @@ def test_a_predictor_survives_pickling_and_takes_paths_and_arrays(world: Path) -
 def test_a_predictor_reads_a_checkpoint_that_was_written_anew(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "cls", tmp_path / "model")
     predictor = beitkit.Predictor(tmp_path / "model", machine=FLOAT32)
-    picture = {"path": [next((world / "new").rglob("*.png"))]}
-    before = predictor(picture)["probabilities"]
+    image = {"path": [next((world / "new").rglob("*.png"))]}
+    before = predictor(image)["probabilities"]
     other = beitkit.load(world / "several")
     beitkit.save(other, tmp_path / "model2")
     shutil.copy(tmp_path / "model2" / "model.safetensors", tmp_path / "model" / "new.safetensors")
     (tmp_path / "model" / "new.safetensors").replace(tmp_path / "model" / "model.safetensors")
-    assert not np.allclose(predictor(picture)["probabilities"], before)
+    assert not np.allclose(predictor(image)["probabilities"], before)
 
 
 @pytest.mark.parametrize("name", ["cls", "pre"])
@@ -129,7 +129,7 @@ def test_features_are_the_network_s(world: Path, name: str) -> None:
     assert isinstance(cls, beitkit.Classifier)
     assert cls.reader is not None
     paths = sorted((world / "new").rglob("*.png"))[:3]
-    # The two networks see pictures of the same size with the same statistics.
+    # The two networks see images of the same size with the same statistics.
     images = cls.reader(paths)
 
     def embedded(**options: object) -> np.ndarray:

@@ -21,7 +21,7 @@ from beitkit.configs.tokenizer import DVAEConfig
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")
 def test_rows_are_those_of_the_local_engine(world: Path, tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"\xff.jpg")).write_text("no picture")
+    (tmp_path / os.fsdecode(b"\xff.jpg")).write_text("no image")
     # In a process of its own: Ray starts threads, changes signal handlers and logging, and warns about libraries.
     command = [sys.executable, "-m", "beitkit", "predict", str(world / "new"), str(tmp_path), "--model", str(world / "cls")]
     command += ["--device", "cpu", "--precision", "float32", "--threads", "1", "--batch-size", "16"]
@@ -54,11 +54,11 @@ def test_rows_are_those_of_the_local_engine(world: Path, tmp_path: Path) -> None
 def test_tokens_are_those_of_one_process(world: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=64, stride=4, hidden=16, codebook_dim=8)), tmp_path / "tok")
-    pictures = tmp_path / "pictures"
-    shutil.copytree(world / "new" / "cat", pictures)
-    (pictures / "05.png").write_bytes(b"nothing")
+    images = tmp_path / "images"
+    shutil.copytree(world / "new" / "cat", images)
+    (images / "05.png").write_bytes(b"nothing")
     options = ["--image-size", "32", "--patch", "8", "--views", "3", "--batch-size", "8", "--read.max-broken", "0.5"]
-    command = [sys.executable, "-m", "beitkit", "tokenize", str(pictures), "--tokenizer", str(tmp_path / "tok"), *options]
+    command = [sys.executable, "-m", "beitkit", "tokenize", str(images), "--tokenizer", str(tmp_path / "tok"), *options]
     command += ["--device", "cpu", "--threads", "1", "--workers", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_one_process(world: Path, tmp_path: Path) -> None:
         printed[engine] = said, done.stdout.replace(str(out), "OUT")
     assert printed["ray"] == printed["local"]
     assert len(printed["ray"][0]) == 1
-    assert "05.png: not a picture" in printed["ray"][0][0]
+    assert "05.png: not an image" in printed["ray"][0][0]
     for name in ("cache.json", "contents.npy", "states.npy", "tokens.npy"):
         assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
     assert len(set(np.load(tmp_path / "ray" / "tokens.npy").flatten().tolist())) > 8  # not all the same

@@ -90,7 +90,7 @@ def any_network(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def random_images() -> Callable[..., torch.Tensor]:
-    """Normally distributed pictures of a shape."""
+    """Normally distributed images of a shape."""
     return lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 

@@ -1,4 +1,4 @@
-"""What `load` makes of a checkpoint: other tasks, classes and picture sizes, and a report that names every tensor."""
+"""What `load` makes of a checkpoint: other tasks, classes and image sizes, and a report that names every tensor."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_other_classes_of_a_segmenter(saved: Any) -> None:
 
 
 @pytest.mark.parametrize("size", [96, (96, 48), (32, 160)])
-def test_another_picture_size(size: Any, saved: Any, random_images: Any) -> None:
+def test_another_image_size(size: Any, saved: Any, random_images: Any) -> None:
     classifier, path = saved("classify")
     model = load(path, image_size=size)
     height, width = (size, size) if isinstance(size, int) else size
@@ -137,7 +137,7 @@ def test_another_picture_size(size: Any, saved: Any, random_images: Any) -> None
     assert model.config.backbone.image_size == (height, width)
 
 
-def test_another_picture_size_with_absolute_positions_and_with_a_shared_table(saved: Any) -> None:
+def test_another_image_size_with_absolute_positions_and_with_a_shared_table(saved: Any) -> None:
     model, path = saved("masked, absolute")
     larger = load(path, image_size=(96, 64))
     assert torch.equal(larger.backbone.pos_embed, resize_absolute_positions(model.backbone.pos_embed, (4, 4), (6, 4)))

@@ -202,7 +202,7 @@ def test_pixels_of_official_files(
     torch.save({"model": official_state(model, prefixes, []), "args": argparse.Namespace(**options)}, tmp_path / file_name)
     again: Any = load(tmp_path / file_name)
     assert again.config.preprocessing == replace(expected, crop_share=crop)
-    assert any(note.startswith("pictures: normalized with") for note in again.load_report.notes)
+    assert any(note.startswith("images: normalized with") for note in again.load_report.notes)
 
 
 def test_a_rectangle_is_read_off_the_index(network: Any, tmp_path: Path, assert_same_tensors: Callable[..., None]) -> None:
@@ -337,7 +337,7 @@ def test_inspect(network: Any, tmp_path: Path) -> None:
     assert summary.parameters == sum(parameter.numel() for parameter in network("classify").parameters())
     shown = dict(summary.lines())
     assert shown["network"] == "8 blocks, width 24, 4 heads, MLP 48, LayerScale"
-    assert shown["pictures"] == "64x64, 3 channels, patches of 16x16"
+    assert shown["images"] == "64x64, 3 channels, patches of 16x16"
     assert shown["positions"] == "per block relative"
     assert shown["pixels"] == "mean 0.1 0.2 0.3, deviation 0.4 0.5 0.6, crop share 0.9"
     assert shown["classes"] == "3: cat, dog, fungi ü"

@@ -132,7 +132,7 @@ def test_drop_path_grows_linearly() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda backbone: backbone(torch.zeros(1, 3, 48, 32)), r"takes pictures of shape \(3, 32, 48\), got \(3, 48, 32\)"),
+        (lambda backbone: backbone(torch.zeros(1, 3, 48, 32)), r"takes images of shape \(3, 32, 48\), got \(3, 48, 32\)"),
         (lambda backbone: backbone(torch.zeros(1, 1, 32, 48)), r"got \(1, 32, 48\)"),
         (lambda backbone: backbone(torch.zeros(1, 3, 32, 48), torch.zeros(1, 6, dtype=torch.bool)), "without a mask token"),
         (lambda backbone: backbone.intermediates(torch.zeros(1, 3, 32, 48), [3]), "blocks are numbered 0 to 2"),

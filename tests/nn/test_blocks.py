@@ -20,11 +20,11 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 def naive_attention(attention: Attention, x: Tensor, shared: Tensor | None) -> Tensor:
-    """softmax(q k / sqrt(d) + bias) v, one picture and one head at a time."""
+    """softmax(q k / sqrt(d) + bias) v, one image and one head at a time."""
     width, heads = x.shape[2], attention.heads
     query_rows, key_rows, value_rows = attention.qkv.weight.split(width)
     part = width // heads
-    pictures = []
+    images = []
     for tokens in x:
         query = tokens @ query_rows.T + attention.q_bias
         key = tokens @ key_rows.T
@@ -39,8 +39,8 @@ def naive_attention(attention: Attention, x: Tensor, shared: Tensor | None) -> T
                 scores = scores + shared[0, head]
             weights = scores.exp() / scores.exp().sum(1, keepdim=True)
             outputs.append(weights @ value[:, columns])
-        pictures.append(torch.cat(outputs, dim=1))
-    return torch.stack(pictures) @ attention.proj.weight.T + attention.proj.bias
+        images.append(torch.cat(outputs, dim=1))
+    return torch.stack(images) @ attention.proj.weight.T + attention.proj.bias
 
 
 @pytest.mark.parametrize("has_own", [False, True])

@@ -187,7 +187,7 @@ def test_masked_logits_come_in_row_major_order(golden_mask: Tensor) -> None:
     model = masked_model().eval()
     images = torch.randn(2, 3, 48, 48)
     patches = model.backbone(images, golden_mask).patches
-    expected = [model.lm_head(patches[picture, place]) for picture, place in ((0, 0), (0, 4), (0, 5), (1, 2), (1, 8))]
+    expected = [model.lm_head(patches[image, place]) for image, place in ((0, 0), (0, 4), (0, 5), (1, 2), (1, 8))]
     torch.testing.assert_close(model(images, golden_mask), torch.stack(expected))
 
 

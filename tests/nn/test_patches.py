@@ -1,4 +1,4 @@
-"""Cutting pictures into patches against slicing them, and back."""
+"""Cutting images into patches against slicing them, and back."""
 
 import torch
 

@@ -55,7 +55,7 @@ def test_mixed_targets_give_timm_s_loss(timm_library: Any) -> None:
     assert loss.parts["accuracy"] == 0.75  # by the larger part: 0, 2, 1 are right, the last should be 1
 
 
-def test_several_labels_are_the_binary_cross_entropy_smoothed_towards_a_half() -> None:
+def test_several_labels_are_the_binary_cross_entropy_smoothed_toward_a_half() -> None:
     targets = torch.tensor([[1.0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 1]])
     loss = objective(0.2, multilabel=True)({"images": IMAGES, "targets": targets}, 0.0)
     wanted = targets * 0.8 + 0.1

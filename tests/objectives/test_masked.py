@@ -1,4 +1,4 @@
-"""The losses of masked image modelling against their definitions."""
+"""The losses of masked image modeling against their definitions."""
 
 import pytest
 import torch
@@ -55,8 +55,8 @@ def test_recovering_all_is_the_mean_over_every_patch_one_by_one(batch) -> None:
     model = masked_model(10)
     patches = model.backbone(batch["images"], batch["mask"]).patches
     losses = [
-        -F.log_softmax(model.lm_head(patches[picture, place]), 0)[batch["tokens"][picture, place]].item()
-        for picture in range(3)
+        -F.log_softmax(model.lm_head(patches[image, place]), 0)[batch["tokens"][image, place]].item()
+        for image in range(3)
         for place in range(4)
     ]
     assert MaskedTokens(model, recover_all=True)(batch, 0.0).total.item() == pytest.approx(sum(losses) / 12, rel=1e-5)
@@ -106,10 +106,10 @@ def test_the_pixel_loss_in_closed_form(batch, recover_all: bool) -> None:
         model.lm_head.weight.zero_()
         model.lm_head.bias.fill_(0.5)
     pixels = [
-        batch["images"][picture, :, 4 * (place // 2) :, 4 * (place % 2) :][:, :4, :4]
-        for picture in range(3)
+        batch["images"][image, :, 4 * (place // 2) :, 4 * (place % 2) :][:, :4, :4]
+        for image in range(3)
         for place in range(4)
-        if recover_all or batch["mask"][picture, place]
+        if recover_all or batch["mask"][image, place]
     ]
     judged = torch.stack(pixels)
     loss = MaskedPixels(model, recover_all=recover_all)(batch, 0.0)
@@ -119,7 +119,7 @@ def test_the_pixel_loss_in_closed_form(batch, recover_all: bool) -> None:
 
 
 def test_predicted_pixels_lie_where_the_patch_has_them(batch) -> None:
-    # A head whose bias is one patch of a picture predicts this patch without error, and no permutation of its pixels.
+    # A head whose bias is one patch of an image predicts this patch without error, and no permutation of its pixels.
     model = masked_model(None)
     patch = batch["images"][1, :, 4:, 4:]
     with torch.no_grad():

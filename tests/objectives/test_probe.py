@@ -39,7 +39,7 @@ def test_the_loss_is_the_sum_of_each_layers_own() -> None:
     assert loss.parts["loss_per_block"].item() == pytest.approx(math.log(4), rel=0.05)
 
 
-def test_held_out_pictures_teach_only_the_reported_set() -> None:
+def test_held_out_images_teach_only_the_reported_set() -> None:
     torch.manual_seed(0)
     probes, batch = LinearProbes(3, 5, 4), case(2)
     other = batch | {"labels": torch.where(batch["held_out"], 3 - batch["labels"], batch["labels"])}

@@ -17,7 +17,7 @@ LIGHT = DVAEConfig(geometry="light", vocabulary=32, hidden=32, codebook_dim=16, 
 PLAIN = ReconstructConfig(start_from_data=False, revive_every=0)
 
 
-def pictures(num: int = 16) -> torch.Tensor:
+def random_images(num: int = 16) -> torch.Tensor:
     return F.interpolate(torch.rand(num, 1, 4, 4), size=16, mode="bilinear", align_corners=True)
 
 
@@ -71,7 +71,7 @@ def test_gumbel_softmax_draws_codes_with_their_probabilities() -> None:
 def test_loss_against_a_short_reference() -> None:
     torch.manual_seed(0)
     objective = Reconstruct(DiscreteVAE(LIGHT), ReconstructConfig(kl_weight=(0.5, 0.5), start_from_data=False, revive_every=0))
-    images = pictures()
+    images = random_images()
     torch.manual_seed(7)
     loss = objective({"images": images}, 0.0)
     torch.manual_seed(7)
@@ -94,7 +94,7 @@ def test_evaluation_changes_no_state() -> None:
     objective = Reconstruct(DiscreteVAE(LIGHT), ReconstructConfig(revive_every=1)).eval()
     before = copy.deepcopy(objective.state_dict())
     for _ in range(3):
-        objective({"images": pictures()}, 0.1)
+        objective({"images": random_images()}, 0.1)
     assert all(torch.equal(before[name], tensor) for name, tensor in objective.state_dict().items())
 
 
@@ -115,7 +115,7 @@ LIKELIHOOD = replace(LIGHT, reconstruction="logit_laplace")
 def test_overfits_one_batch(config: DVAEConfig) -> None:
     torch.manual_seed(0)
     objective = Reconstruct(DiscreteVAE(config), ReconstructConfig(revive_every=10))
-    images = pictures()
+    images = random_images()
     train(objective, torch.optim.AdamW(objective.parameters(), lr=5e-3), images, 0, 100, 100)
     ids = objective.tokenizer.encode(images)
     error = float((objective.tokenizer.decode(ids) - images).square().mean())
@@ -128,7 +128,7 @@ def test_start_and_revival_keep_codes_alive() -> None:
     for is_tended in (False, True):
         torch.manual_seed(0)
         objective = Reconstruct(DiscreteVAE(LIGHT), ReconstructConfig(revive_every=10) if is_tended else PLAIN)
-        images = pictures(32)
+        images = random_images(32)
         train(objective, torch.optim.AdamW(objective.parameters(), lr=5e-3), images, 0, 60, 60)
         used[is_tended] = len(objective.tokenizer.encode(images).unique())
     assert used[True] >= 20
@@ -143,7 +143,7 @@ def test_resuming_is_exact() -> None:
         return objective, torch.optim.AdamW(objective.parameters(), lr=2e-3)
 
     torch.manual_seed(0)
-    images = pictures()
+    images = random_images()
     objective, optimizer = fresh()
     train(objective, optimizer, images, 0, 6, 12)
     saved = copy.deepcopy((objective.state_dict(), optimizer.state_dict(), torch.get_rng_state()))
@@ -160,7 +160,7 @@ def test_resuming_is_exact() -> None:
 def test_codes_change_only_on_the_first_pass_of_a_step() -> None:
     torch.manual_seed(0)
     objective = Reconstruct(DiscreteVAE(LIGHT), ReconstructConfig(revive_every=1, dead_share=1.0))
-    images = pictures()
+    images = random_images()
     layer = objective.tokenizer.code_layer
     objective({"images": images}, 0.0)
     started = layer.weight.detach().clone()

@@ -92,7 +92,7 @@ def test_the_definition_pixel_by_pixel() -> None:
 
 
 @pytest.mark.parametrize("average", ["valid", "all"])
-def test_no_labelled_pixel_is_a_loss_of_zero_that_goes_backward(average: Any) -> None:
+def test_no_labeled_pixel_is_a_loss_of_zero_that_goes_backward(average: Any) -> None:
     logits, labels = random_case()
     loss = segmentation_loss(logits, torch.full_like(labels, 255), SegmentationLossConfig(average=average))
     assert loss.total.item() == 0

@@ -19,7 +19,7 @@ CLASSIFY = Workload(network=ClassifierConfig(backbone=BackboneConfig(**BACKBONE,
 
 
 def kept_by_hooks(workload: Workload, autocast: torch.dtype | None) -> int:
-    """Bytes of the storages that a real forward pass of four pictures keeps, parameters and batch left out."""
+    """Bytes of the storages that a real forward pass of four images keeps, parameters and batch left out."""
     objective, batch = workload.objective().train(), workload.batch(4, torch.device("cpu"))
     known = {tensor.untyped_storage()._cdata for tensor in (*objective.parameters(), *objective.buffers(), *batch.values())}
     kept: dict[int, Tensor] = {}

@@ -211,7 +211,7 @@ def test_a_heat_map_of_many_classes_stays_inside_and_drops_numbers() -> None:
     assert max(map(len, texts(svg))) <= 16
 
 
-def test_a_reliability_diagram_shows_the_bins_that_hold_pictures() -> None:
+def test_a_reliability_diagram_shows_the_bins_that_hold_images() -> None:
     svg = reliability_diagram([0.2, math.nan, 0.9], [0.5, math.nan, 1.0], [2, 0, 6], title="Reliability")
     low, high = rectangles(svg)
     assert float(high.get("height", "")) == pytest.approx(2 * float(low.get("height", "")), abs=0.2)

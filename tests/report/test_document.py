@@ -58,7 +58,7 @@ def full_report(text: str = "plain") -> Report:
     report.command(text)
     report.figure(line_chart([Series(text, [0, 1], [1, 2])], title=text, x_label=text, y_label=text), text)
     report.section(text)
-    report.pictures({text: torch.rand(2, 3, 4, 4)}, text)
+    report.images({text: torch.rand(2, 3, 4, 4)}, text)
     report.table([text, text], [[text, text]], text)
     report.key_values([(text, text)], text)
     return report
@@ -116,16 +116,16 @@ def test_a_verdict_has_its_tone(good: bool | None, tone: str) -> None:
     assert {"class": f"verdict {tone}"} in Page(report.html()).all("div")
 
 
-def test_pictures_arrive_unchanged() -> None:
+def test_images_arrive_unchanged() -> None:
     values = torch.randint(0, 256, (2, 3, 128, 128))
     report = Report("t")
-    report.pictures({"original": values / 255, "grey": torch.rand(2, 1, 16, 16)}, "c")
+    report.images({"original": values / 255, "gray": torch.rand(2, 1, 16, 16)}, "c")
     images = Page(report.html()).all("img")
     assert [image["alt"] for image in images] == [
         "original, example 1",
-        "grey, example 1",
+        "gray, example 1",
         "original, example 2",
-        "grey, example 2",
+        "gray, example 2",
     ]
     assert (images[1]["width"], images[1]["height"]) == ("128", "128")
     data = base64.b64decode((images[2]["src"] or "").removeprefix("data:image/png;base64,"))
@@ -135,7 +135,7 @@ def test_pictures_arrive_unchanged() -> None:
 @pytest.mark.parametrize(("rows", "columns", "tables"), [(3, 4, 1), (4, 4, 2), (7, 2, 2), (8, 5, 1)])
 def test_long_sheets_are_set_in_two_halves(rows: int, columns: int, tables: int) -> None:
     report = Report("t")
-    report.pictures({f"column {index}": torch.rand(rows, 1, 2, 2) for index in range(columns)}, "c")
+    report.images({f"column {index}": torch.rand(rows, 1, 2, 2) for index in range(columns)}, "c")
     page = Page(report.html())
     assert len(page.all("table")) == tables
     assert len(page.all("img")) == rows * columns

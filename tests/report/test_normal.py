@@ -104,14 +104,14 @@ def test_tokenizer_lines_say_what_diagnose_found_and_no_opposite() -> None:
     ],
 )
 def test_fine_tuning(accuracy: float, train: float | None, expected: list[str]) -> None:
-    lines = finetuning_lines(classes=10, accuracy=accuracy, commonest_share=0.1, pictures=1000, train_accuracy=train)
+    lines = finetuning_lines(classes=10, accuracy=accuracy, commonest_share=0.1, images=1000, train_accuracy=train)
     assert states(lines) == expected
 
 
-def test_chance_in_fine_tuning_allows_for_few_pictures_and_a_large_class() -> None:
-    few = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.5, pictures=20)
-    many = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.5, pictures=2000)
-    lopsided = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.9, pictures=2000)
+def test_chance_in_fine_tuning_allows_for_few_images_and_a_large_class() -> None:
+    few = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.5, images=20)
+    many = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.5, images=2000)
+    lopsided = finetuning_lines(classes=2, accuracy=0.65, commonest_share=0.9, images=2000)
     assert [states(few), states(many), states(lopsided)] == [["warn"], ["ok"], ["warn"]]
     assert "At chance" in few[0].sentence
     assert "± 2.1%" in many[0].sentence  # 2 sqrt(0.65 * 0.35 / 2000)

@@ -14,13 +14,13 @@ def test_every_pixel_gets_its_class_color_and_ignored_ones_are_black() -> None:
 
 
 def test_an_overlay_mixes_by_its_share_and_leaves_ignored_pixels_alone() -> None:
-    picture = torch.full((3, 1, 2), 100, dtype=torch.uint8)
-    shown = overlay(picture, torch.tensor([[0, 255]], dtype=torch.uint8), PALETTE, share=0.25) * 255
+    image = torch.full((3, 1, 2), 100, dtype=torch.uint8)
+    shown = overlay(image, torch.tensor([[0, 255]], dtype=torch.uint8), PALETTE, share=0.25) * 255
     assert shown[:, 0, 0].tolist() == pytest.approx([0.75 * 100 + 0.25 * 255, 75, 75], abs=1e-3)
     assert shown[:, 0, 1].tolist() == pytest.approx([100, 100, 100], abs=1e-3)
 
 
-def test_a_grey_picture_can_be_overlaid() -> None:
+def test_a_gray_image_can_be_overlaid() -> None:
     assert overlay(torch.zeros(1, 4, 5, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.uint8), PALETTE).shape == (3, 4, 5)
 
 

@@ -89,7 +89,7 @@ def test_names_are_those_of_the_files_they_come_from() -> None:
 
 
 def test_beit_geometry_against_the_written_out_formula() -> None:
-    """Method 3.1, step by step from the state dict, for pictures in [-1, 1]."""
+    """Method 3.1, step by step from the state dict, for images in [-1, 1]."""
     torch.manual_seed(0)
     tokenizer = DiscreteVAE(beit())
     state, functional = tokenizer.state_dict(), nn.functional
@@ -160,7 +160,7 @@ def test_initialization_statistics() -> None:
 
 
 def test_a_light_encoder_costs_little() -> None:
-    """Below 10 MFLOP for a 28x28 picture at the default width and 256 codes; a nano backbone's train step takes 250."""
+    """Below 10 MFLOP for a 28x28 image at the default width and 256 codes; a nano backbone's train step takes 250."""
     multiplications = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -200,7 +200,7 @@ def test_mistakes_are_told_in_one_line() -> None:
 
 
 def test_a_light_encoder_sees_no_frame() -> None:
-    """A constant picture has the same scores everywhere, so an empty border needs no codes of its own."""
+    """A constant image has the same scores everywhere, so an empty border needs no codes of its own."""
     torch.manual_seed(0)
     logits = DiscreteVAE(light()).logits(torch.zeros(1, 1, 28, 28)).detach()
     torch.testing.assert_close(logits, logits[:, :, 3:4, 3:4].expand_as(logits))

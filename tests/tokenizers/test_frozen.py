@@ -14,7 +14,7 @@ IMAGES = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8, generator=torc
 
 
 class Rounding:
-    """Under autocast the first `wrong` of the 400 ids of four pictures are others; the pictures come as floats in [0, 1]."""
+    """Under autocast the first `wrong` of the 400 ids of four images are others; the images come as floats in [0, 1]."""
 
     vocabulary, stride, channels, fingerprint = 8, 2, 3, "rounding"
 

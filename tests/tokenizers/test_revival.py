@@ -15,7 +15,7 @@ CONFIGS = [
 ]
 
 
-def pictures() -> torch.Tensor:
+def random_images() -> torch.Tensor:
     """Smooth random colors, varied enough for 16 codes, and a black border."""
     images = F.interpolate(torch.rand(16, 3, 6, 6), size=32, mode="bilinear", align_corners=True)
     images[..., :8] = 0
@@ -42,7 +42,7 @@ def test_kmeans_with_fewer_distinct_points_than_centers() -> None:
 def test_start_scores_codes_by_distance(config: DVAEConfig) -> None:
     """Score differences between codes are differences of squared distance, times one positive number."""
     torch.manual_seed(0)
-    tokenizer, images = DiscreteVAE(config), pictures()
+    tokenizer, images = DiscreteVAE(config), random_images()
     with torch.no_grad():
         features = tokenizer.features(images)
         start_codes(tokenizer, features)
@@ -62,7 +62,7 @@ def test_start_scores_codes_by_distance(config: DVAEConfig) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.geometry)
 def test_a_dead_code_takes_half_of_the_donors_work(config: DVAEConfig) -> None:
     torch.manual_seed(0)
-    tokenizer, images = DiscreteVAE(config), pictures()
+    tokenizer, images = DiscreteVAE(config), random_images()
     with torch.no_grad():
         features = tokenizer.features(images)
         start_codes(tokenizer, features)

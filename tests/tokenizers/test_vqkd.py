@@ -96,7 +96,7 @@ def test_is_a_tokenizer() -> None:
     assert 0 <= int(ids.min()) <= int(ids.max()) < 16
 
 
-def test_pictures_are_normalized_as_the_config_says() -> None:
+def test_images_are_normalized_as_the_config_says() -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 3, 48, 48)
     for preprocessing, mean, std in (
@@ -108,9 +108,9 @@ def test_pictures_are_normalized_as_the_config_says() -> None:
         model.encoder.patch_embed.register_forward_pre_hook(lambda _module, inputs, seen=seen: seen.append(inputs[0]))
         model.encode(images)
         torch.testing.assert_close(seen[0], (images - mean[:, None, None]) / std[:, None, None])
-    grey = VQKD(small(channels=1, preprocessing=IMAGENET)).eval()
-    grey.encoder.patch_embed.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    grey.encode(images[:, :1])
+    gray = VQKD(small(channels=1, preprocessing=IMAGENET)).eval()
+    gray.encoder.patch_embed.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    gray.encode(images[:, :1])
     torch.testing.assert_close(seen[1], (images[:, :1] - 0.449) / 0.226)
 
 

@@ -24,7 +24,7 @@ def test_a_missing_browser_is_one_clear_line(tmp_path: Path) -> None:
     assert result.stderr == "screenshot: found no Chromium (no-such-browser); install one, or name it with --browser\n"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a chromium to take pictures")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a chromium to take images")
 @pytest.mark.parametrize(
     ("options", "size", "color"),
     [
@@ -33,7 +33,7 @@ def test_a_missing_browser_is_one_clear_line(tmp_path: Path) -> None:
         (["--width", "600", "--height", "500", "--dark"], (600, 500), (255, 0, 0)),
     ],
 )
-def test_the_picture_shows_the_page(tmp_path: Path, options: list[str], size: tuple[int, int], color: tuple[int, ...]) -> None:
+def test_the_image_shows_the_page(tmp_path: Path, options: list[str], size: tuple[int, int], color: tuple[int, ...]) -> None:
     page = tmp_path / "report.html"
     page.write_text(PAGE)
     result = run(str(page), str(tmp_path / "a.png"), *options)

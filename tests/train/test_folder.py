@@ -16,7 +16,7 @@ from beitkit.train.folder import RunFolder
 
 @pytest.fixture
 def config(tmp_path: Path) -> TokenizerRun:
-    return TokenizerRun(Path("pictures"), out=tmp_path / "run")
+    return TokenizerRun(Path("images"), out=tmp_path / "run")
 
 
 def test_a_new_folder_gets_the_whole_configuration_and_the_environment(config: TokenizerRun) -> None:
@@ -30,7 +30,7 @@ def test_a_new_folder_gets_the_whole_configuration_and_the_environment(config: T
 
 
 def test_a_folder_of_runs_continues_too(config: TokenizerRun) -> None:
-    """The demo keeps pictures and whole runs below its folder, and no journal of its own."""
+    """The demo keeps images and whole runs below its folder, and no journal of its own."""
     RunFolder(config.out, "demo", config)
     (config.out / "pretrain").mkdir()
     RunFolder(config.out, "demo", config)
@@ -107,8 +107,8 @@ def test_a_broken_file_is_listed_once(config: TokenizerRun) -> None:
 
 
 def test_inputs_that_changed_are_refused(config: TokenizerRun) -> None:
-    RunFolder(config.out, "tokenizer", config).pin(pictures="a", tokenizer="b")
+    RunFolder(config.out, "tokenizer", config).pin(images="a", tokenizer="b")
     again = RunFolder(config.out, "tokenizer", config)
-    again.pin(pictures="a", tokenizer="b")
+    again.pin(images="a", tokenizer="b")
     with pytest.raises(UserError, match="the tokenizer changed since the run in .* began"):
-        again.pin(pictures="a", tokenizer="other")
+        again.pin(images="a", tokenizer="other")

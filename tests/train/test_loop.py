@@ -179,7 +179,7 @@ def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Pat
         train(tmp_path, 20, batches=lambda start: stream(start, range(4, 20)))
 
 
-def test_progress_rises_from_zero_towards_one(tmp_path: Path) -> None:
+def test_progress_rises_from_zero_toward_one(tmp_path: Path) -> None:
     assert train(tmp_path, 4).progress == [0, 0.25, 0.5, 0.75]
 
 
@@ -290,7 +290,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Pa
         name = "val"
 
         def run(self) -> Iterator[tuple[str, float]]:
-            raise UserError("a picture cannot be read")
+            raise UserError("an image cannot be read")
             yield "never", 0.0
 
     with pytest.raises(UserError, match="cannot be read"):

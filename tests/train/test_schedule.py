@@ -27,7 +27,7 @@ def test_cosine_equals_the_official_schedule(warmup: int, golden: dict[int, floa
 def test_epochs_become_steps_and_a_batch_scales_the_rate() -> None:
     train, loop = TrainConfig(epochs=3.0, batch_size=16, lr=1.0, seed=7), LoopConfig(accumulate=2)
     schedule = make_schedule(train, loop, OptimConfig(min_lr=0.5, lr_batch=128, lr_scaling="linear"), 100, default_epochs=9)
-    assert (schedule.steps, schedule.pictures_per_step, schedule.steps_per_epoch, schedule.seed) == (9, 32, 3.125, 7)
+    assert (schedule.steps, schedule.images_per_step, schedule.steps_per_epoch, schedule.seed) == (9, 32, 3.125, 7)
     assert (schedule.lr, schedule.min_lr) == (0.25, 0.125)
     assert make_schedule(train, loop, OptimConfig(lr_batch=128, lr_scaling="sqrt"), 100, default_epochs=9).lr == 0.5
     assert make_schedule(train, loop, OptimConfig(lr_scaling="none"), 100, default_epochs=9).lr == 1.0

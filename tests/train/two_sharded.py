@@ -65,7 +65,7 @@ class Tower(nn.Module):
 
 
 class Error:
-    """Mean squared error on fixed pictures."""
+    """Mean squared error on fixed images."""
 
     name = "val"
 
@@ -116,7 +116,7 @@ def main(folder: Path) -> None:
             runtime.processes.barrier()
 
     try:
-        towered(folder / "stopped", full, loop, signalled=13)
+        towered(folder / "stopped", full, loop, signaled=13)
     except Interrupted as error:
         found["stopped"] = str(error)
     try:

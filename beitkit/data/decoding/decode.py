@@ -1,10 +1,10 @@
-"""From a file to an upright picture of 1 or 3 channels, or to one `BrokenPicture` that says why not.
+"""From a file to an upright image of 1 or 3 channels, or to one `BrokenImage` that says why not.
 
-This is the only place where pictures are decoded. Whatever a file contains, the result is either an 8-bit Pillow image in
+This is the only place where images are decoded. Whatever a file contains, the result is either an 8-bit Pillow image in
 mode "RGB" (3 channels) or "L" (1 channel), or the exception; a file larger than the pixel limit is refused by its header,
 before any memory is spent on it.
 
-How kinds of pictures are read: EXIF orientation is applied; of an animation or a document the first frame is taken;
+How kinds of images are read: EXIF orientation is applied; of an animation or a document the first frame is taken;
 16-bit and float values are scaled to 8 bits, not clipped; whatever is transparent shows white. (The original drops the
 alpha channel and so shows the color that the editor left under transparent pixels; black drawings on a transparent ground,
 the most usual kind, would become black all over.)
@@ -37,7 +37,7 @@ Image.init()
 READABLE = tuple(name for name in FORMATS if name in Image.OPEN)  # older and leaner builds of Pillow lack some
 MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB decoded
 
-# EXIF orientation -> what puts the picture upright (EXIF 2.3, tag 0x0112).
+# EXIF orientation -> what puts the image upright (EXIF 2.3, tag 0x0112).
 UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,8 +53,8 @@ SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpo
 Pixels = NDArray[np.uint8]
 
 
-class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the callers do
-    """A file that cannot be read as a picture: `path`, and `reason` in a few words."""
+class BrokenImage(Exception):  # noqa: N818 - it names an image, as the callers do
+    """A file that cannot be read as an image: `path`, and `reason` in a few words."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -66,38 +66,38 @@ class BrokenPicture(Exception):  # noqa: N818 - it names a picture, as the calle
 
 
 class Encoded(NamedTuple):
-    """A picture's file in memory, as it is read from an archive."""
+    """An image's file in memory, as it is read from an archive."""
 
     path: Path
     """What it is called in messages."""
     content: bytes
 
 
-def picture_mode(channels: int) -> str:
-    """Pillow's mode of pictures with this many channels."""
+def image_mode(channels: int) -> str:
+    """Pillow's mode of images with this many channels."""
     if channels not in (1, 3):
-        raise UserError(f"pictures are read with 1 (grey) or 3 (RGB) channels, not with {channels}; set channels to 1 or 3")
+        raise UserError(f"images are read with 1 (gray) or 3 (RGB) channels, not with {channels}; set channels to 1 or 3")
     return "L" if channels == 1 else "RGB"
 
 
 @dataclass(frozen=True)
-class StoredPicture:
+class StoredImage:
     """A JPEG whose header has been read, but whose pixels have not: they are decoded as finely as is needed."""
 
     source: Path | Encoded
     mode: str
     """"RGB" or "L", as it will be decoded."""
     height: int
-    """Of the upright picture at full size, as `width`."""
+    """Of the upright image at full size, as `width`."""
     width: int
     kept: dict[int, Image.Image | Pixels] = field(default_factory=dict, repr=False, compare=False)
-    """What was decoded, by its reduction: several views of a picture are shown one after the other."""
+    """What was decoded, by its reduction: several views of an image are shown one after the other."""
 
     def decoded(self, reduction: int = 1) -> Image.Image:
-        """The whole upright picture, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8; not to be changed.
+        """The whole upright image, at 1/2, 1/4 or 1/8 of its size where `reduction` is at least 2, 4 or 8; not to be changed.
 
         Raises:
-            BrokenPicture: the pixels are damaged or cut short.
+            BrokenImage: the pixels are damaged or cut short.
         """
         reduction = _possible(reduction)
         whole = self.kept.get(reduction)
@@ -113,7 +113,7 @@ class StoredPicture:
         """The same, but an array (h, w, 3) or (h, w) where simplejpeg makes one; an image would cost a copy more than it saves.
 
         Raises:
-            BrokenPicture: the pixels are damaged or cut short.
+            BrokenImage: the pixels are damaged or cut short.
         """
         reduction = _possible(reduction)
         if reduction not in self.kept:
@@ -135,7 +135,7 @@ class StoredPicture:
         size = image.height, image.width
         if not is_decodable(image.mode, size) or image.mode != self.mode or _turn(image) is not None:
             return None
-        image.fp.seek(0)  # type: ignore[attr-defined] - a picture that was opened has its file
+        image.fp.seek(0)  # type: ignore[attr-defined] - an image that was opened has its file
         return decode_jpeg(image.fp.read(), image.mode, size, reduction)  # type: ignore[attr-defined]
 
 
@@ -144,56 +144,56 @@ def _possible(reduction: int) -> int:
     return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
-def picture_to_crop(
+def image_to_crop(
     source: Path | Encoded, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
-) -> Image.Image | StoredPicture:
-    """A JPEG not yet decoded; any other picture decoded, as it cannot be decoded in part. Else as `open_picture`."""
-    mode = picture_mode(channels)
+) -> Image.Image | StoredImage:
+    """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
+    mode = image_mode(channels)
     path = _display_name(source)
     with _opened(source) as image:
         width, height = image.size
         if width * height > max_pixels:
-            raise BrokenPicture(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+            raise BrokenImage(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
         if min(image.size) < min(smallest) or max(image.size) < max(smallest):
-            raise BrokenPicture(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
+            raise BrokenImage(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
         if image.format not in ("JPEG", "MPO"):
             image.load()
             return upright(opaque(image, mode), image)
         is_sideways = _turn(image) in SIDEWAYS
-        return StoredPicture(source, mode, *((width, height) if is_sideways else (height, width)))
+        return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
-def open_picture(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
-    """The picture of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
+def open_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
+    """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenPicture: the file is no picture, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
+        BrokenImage: the file is no image, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
             than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
-    picture = picture_to_crop(path, channels, max_pixels, smallest)
-    return picture.decoded() if isinstance(picture, StoredPicture) else picture
+    image = image_to_crop(path, channels, max_pixels, smallest)
+    return image.decoded() if isinstance(image, StoredImage) else image
 
 
 def format_when_whole(source: Path | Encoded) -> str:
-    """Pillow's name of the format of a picture that can be decoded to its end; a JPEG is decoded at 1/8 to find out.
+    """Pillow's name of the format of an image that can be decoded to its end; a JPEG is decoded at 1/8 to find out.
 
     Raises:
-        BrokenPicture: as `open_picture`.
+        BrokenImage: as `open_image`.
     """
-    picture = picture_to_crop(source, channels=3)
-    if isinstance(picture, StoredPicture):
-        picture.decoded(reduction=8)
+    stored = image_to_crop(source, channels=3)
+    if isinstance(stored, StoredImage):
+        stored.decoded(reduction=8)
     with _opened(source) as image:
         assert image.format is not None
         return image.format if image.format in FORMATS else "JPEG"  # MPO: several JPEGs, one after the other
 
 
 def stored_size(source: Path | Encoded) -> Pair:
-    """Width and height of a picture as it is stored, from its header.
+    """Width and height of an image as it is stored, from its header.
 
     Raises:
-        BrokenPicture: the header cannot be read.
+        BrokenImage: the header cannot be read.
     """
     with _opened(source) as image:
         return image.size
@@ -201,26 +201,26 @@ def stored_size(source: Path | Encoded) -> Pair:
 
 @contextmanager
 def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
-    """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenPicture`."""
+    """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenImage`."""
     path = _display_name(source)
     try:
         # Opening a pipe would wait for a writer, for ever; a device may never end.
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-            raise BrokenPicture(path, "not a regular file")
+            raise BrokenImage(path, "not a regular file")
         with warnings.catch_warnings():
             # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
             warnings.simplefilter("ignore")
             file = source if isinstance(source, Path) else io.BytesIO(source.content)
             with Image.open(file, formats=READABLE) as image:
                 yield image
-    except BrokenPicture:
+    except BrokenImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BrokenPicture(path, f"more than {MAX_PIXELS / 1e6:g} million pixels") from error
+        raise BrokenImage(path, f"more than {MAX_PIXELS / 1e6:g} million pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
+        raise BrokenImage(path, "not an image, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenPicture(path, _one_line(error)) from error
+        raise BrokenImage(path, _one_line(error)) from error
 
 
 def _display_name(source: Path | Encoded) -> Path:
@@ -228,13 +228,13 @@ def _display_name(source: Path | Encoded) -> Path:
 
 
 def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
-    """The pixels of a picture in mode "RGB" or "L"."""
+    """The pixels of an image in mode "RGB" or "L"."""
     pixels = torch.from_numpy(np.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def upright(image: Image.Image, origin: Image.Image) -> Image.Image:
-    """The picture turned as the EXIF orientation of the one that it was made from says."""
+    """The image turned as the EXIF orientation of the one that it was made from says."""
     turn = _turn(origin)
     return image if turn is None else image.transpose(turn)
 
@@ -244,7 +244,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in an opaque 8-bit mode, "RGB" or "L".
+    """The image in an opaque 8-bit mode, "RGB" or "L".
 
     Raises:
         ValueError: pixels beyond 16 bits, or floats outside 0 to 1.
@@ -261,7 +261,7 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of more than 8 bits, scaled: 16-bit integers by 65535, floats from [0, 1].
+    """A gray image of more than 8 bits, scaled: 16-bit integers by 65535, floats from [0, 1].
 
     Pillow uses its 32-bit mode for some 16-bit files too; wider integers and other floats have no agreed white.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 # What is read, by Pillow's name of the format, with the endings a folder is searched for. Of all that Pillow opens this
-# leaves out what is no raster picture or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
+# leaves out what is no raster image or hands the file to another program (EPS runs Ghostscript, WMF needs Windows; MPEG,
 # PDF, HDF5, GRIB and BUFR are containers that Pillow cannot decode), and IM, which Pillow is about to drop. A file's first
 # bytes are compared in this order, so the common formats come first.
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -46,6 +46,6 @@ EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() fo
 
 
 def has_ending(name: bytes) -> bool:
-    """Whether a name ends as those of pictures do."""
+    """Whether a name ends as those of images do."""
     _, dot, ending = os.fsdecode(name).rpartition(".")
     return dot + ending.lower() in EXTENSIONS

@@ -17,9 +17,9 @@ except ImportError:
     simplejpeg = None
 
 MODES = {"RGB": "RGB", "L": "GRAY"}
-"""Pillow's modes of stored pictures, and simplejpeg's names for them; CMYK is left to Pillow."""
+"""Pillow's modes of stored images, and simplejpeg's names for them; CMYK is left to Pillow."""
 SMALLEST = 16
-"""Sides of pictures below it can be the same at two of libjpeg-turbo's sizes, of which simplejpeg takes the other."""
+"""Sides of images below it can be the same at two of libjpeg-turbo's sizes, of which simplejpeg takes the other."""
 
 
 def is_decodable(mode: str, size: Pair) -> bool:

@@ -1,7 +1,7 @@
 """Looking at label maps before training on them: what cannot be trained on is refused, the rest is counted.
 
-Every mask is read (of more than 4000 a sample, drawn by a seed), decoded and compared with its picture's size. A mask that
-cannot be used ends the audit with its name; what is only odd, a class that never occurs or a picture without a mask, is told.
+Every mask is read (of more than 4000 a sample, drawn by a seed), decoded and compared with its image's size. A mask that
+cannot be used ends the audit with its name; what is only odd, a class that never occurs or an image without a mask, is told.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenPicture
-from beitkit.data.scenes.scenes import MOST_READ, Scenes, picture_header, sampled
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.scenes.scenes import MOST_READ, Scenes, image_header, sampled
 from beitkit.errors import UserError
 
 NAMED = 3  # files that a note names
@@ -30,20 +30,20 @@ class Audit:
     """Pairs that were looked at; the counts below are of these."""
     pixels: tuple[int, ...]
     """Pixels of each class."""
-    pictures: tuple[int, ...]
-    """Pictures that show each class."""
+    images: tuple[int, ...]
+    """Images that show each class."""
     ignored: int
     """Pixels that do not count."""
     uncounted: tuple[Path, ...]
-    """Pictures whose pixels are all ignored."""
+    """Images whose pixels are all ignored."""
     turned: int
-    """Pictures that EXIF turns, with a mask from before the turn, which is turned along."""
+    """Images that EXIF turns, with a mask from before the turn, which is turned along."""
     taken_upright: tuple[Path, ...]
-    """Pictures that EXIF turns, with a mask whose size does not tell whether it is from before the turn."""
+    """Images that EXIF turns, with a mask whose size does not tell whether it is from before the turn."""
     unreadable: tuple[Path, ...]
-    """Pictures, with a mask, that cannot be opened."""
-    pictures_without_mask: tuple[Path, ...]
-    masks_without_picture: tuple[Path, ...]
+    """Images, with a mask, that cannot be opened."""
+    images_without_mask: tuple[Path, ...]
+    masks_without_image: tuple[Path, ...]
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -57,14 +57,13 @@ class Audit:
 
     @property
     def never_seen(self) -> tuple[str, ...]:
-        """Classes that no picture shows."""
+        """Classes that no image shows."""
         return tuple(name for name, count in zip(self.classes, self.pixels, strict=True) if count == 0)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A table: class, share of the counted pixels, pictures that show it; what is ignored comes last."""
+        """A table: class, share of the counted pixels, images that show it; what is ignored comes last."""
         table = [
-            (name, f"{share:.2%}", str(count))
-            for name, share, count in zip(self.classes, self.shares, self.pictures, strict=True)
+            (name, f"{share:.2%}", str(count)) for name, share, count in zip(self.classes, self.shares, self.images, strict=True)
         ]
         return [*table, ("(ignored)", f"{self.ignored_share:.2%} of all", "")]
 
@@ -73,14 +72,14 @@ class Audit:
         told = (
             (self.read < self.pairs, f"{self.read} of {self.pairs} masks were read, drawn by seed"),
             (bool(self.never_seen), f"never seen: {', '.join(self.never_seen)}"),
-            (bool(self.uncounted), f"pictures without a counted pixel: {_files(self.uncounted)}"),
-            (bool(self.unreadable), f"pictures that cannot be opened: {_files(self.unreadable)}"),
-            (bool(self.pictures_without_mask), f"pictures without a mask, left out: {_files(self.pictures_without_mask)}"),
-            (bool(self.masks_without_picture), f"masks without a picture, left out: {_files(self.masks_without_picture)}"),
-            (self.turned > 0, f"masks turned along with their pictures by EXIF: {self.turned}"),
+            (bool(self.uncounted), f"images without a counted pixel: {_files(self.uncounted)}"),
+            (bool(self.unreadable), f"images that cannot be opened: {_files(self.unreadable)}"),
+            (bool(self.images_without_mask), f"images without a mask, left out: {_files(self.images_without_mask)}"),
+            (bool(self.masks_without_image), f"masks without an image, left out: {_files(self.masks_without_image)}"),
+            (self.turned > 0, f"masks turned along with their images by EXIF: {self.turned}"),
             (
                 bool(self.taken_upright),
-                f"pictures that EXIF turns, with a mask taken as upright already: {_files(self.taken_upright)}",
+                f"images that EXIF turns, with a mask taken as upright already: {_files(self.taken_upright)}",
             ),
         )
         return tuple(text for is_so, text in told if is_so)
@@ -90,38 +89,38 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
     """Count what the label maps hold.
 
     Raises:
-        UserError: masks that cannot be read, have another size than their picture or values that mean nothing (names the
+        UserError: masks that cannot be read, have another size than their image or values that mean nothing (names the
             first one, and how many others there are); no counted pixel anywhere.
     """
     chosen = sampled(len(scenes), limit, seed, "audit")
     counts = np.zeros(IGNORED + 1, dtype=np.int64)
-    pictures = np.zeros(IGNORED + 1, dtype=np.int64)
-    faults: list[BrokenPicture] = []
+    images = np.zeros(IGNORED + 1, dtype=np.int64)
+    faults: list[BrokenImage] = []
     uncounted: list[Path] = []
     upright: list[Path] = []
     unreadable: list[Path] = []
     turned = 0
     for index in chosen:
-        picture = scenes.files.path(index)
+        image = scenes.files.path(index)
         try:
-            header = picture_header(picture)
-        except BrokenPicture:
-            unreadable.append(picture)
+            header = image_header(image)
+        except BrokenImage:
+            unreadable.append(image)
             continue
         try:
             label_map = scenes.label_map(index)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             faults.append(error)
             continue
         found = np.bincount(np.asarray(label_map).ravel(), minlength=IGNORED + 1)
         counts += found
-        pictures += found > 0
+        images += found > 0
         if found[IGNORED] == found.sum():
-            uncounted.append(picture)
+            uncounted.append(image)
         if header.turn is not None:
             # Sideways, the sizes tell; a mask of the upright size needs no turn.
             if header.stored == header.upright:
-                upright.append(picture)
+                upright.append(image)
             elif _size_of(scenes.masks.path(index)) == header.stored:
                 turned += 1
     _refuse(scenes, faults, len(chosen), counts, len(unreadable))
@@ -131,23 +130,23 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
         pairs=len(scenes),
         read=len(chosen),
         pixels=tuple(counts[:classes].tolist()),
-        pictures=tuple(pictures[:classes].tolist()),
+        images=tuple(images[:classes].tolist()),
         ignored=int(counts[IGNORED]),
         uncounted=tuple(uncounted),
         turned=turned,
         taken_upright=tuple(upright),
         unreadable=tuple(unreadable),
-        pictures_without_mask=scenes.pictures_without_mask,
-        masks_without_picture=scenes.masks_without_picture,
+        images_without_mask=scenes.images_without_mask,
+        masks_without_image=scenes.masks_without_image,
     )
 
 
-def _refuse(scenes: Scenes, faults: list[BrokenPicture], read: int, counts: np.ndarray, unreadable: int) -> None:
+def _refuse(scenes: Scenes, faults: list[BrokenImage], read: int, counts: np.ndarray, unreadable: int) -> None:
     if faults:
         some = f"{len(faults)} of {read} masks cannot be used, the first one is " if len(faults) > 1 else "the mask "
         raise UserError(f"{some}{faults[0].path}: {faults[0].reason}")
     if unreadable == read:
-        raise UserError(f"none of the {read} pictures can be opened, the first one is {scenes.files.path(0)}")
+        raise UserError(f"none of the {read} images can be opened, the first one is {scenes.files.path(0)}")
     if counts[:IGNORED].sum() == 0:
         raise UserError(
             f"every pixel of the {read} masks in {scenes.masks.root} is ignored, so there is nothing to learn; "
@@ -156,7 +155,7 @@ def _refuse(scenes: Scenes, faults: list[BrokenPicture], read: int, counts: np.n
 
 
 def _size_of(mask: Path) -> tuple[int, int]:
-    return picture_header(mask).upright
+    return image_header(mask).upright
 
 
 def _files(paths: tuple[Path, ...]) -> str:

@@ -49,4 +49,4 @@ MotorcycleScooter.
 """
 CAMVID_VOID = (0, 0, 0)
 CAMVID_SEQUENCES = ("0001TP_", "0006R0_", "0016E5_", "Seq05VD_")
-"""What the names of its pictures begin with."""
+"""What the names of its images begin with."""

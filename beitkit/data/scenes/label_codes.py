@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.masks import NUM_VALUES, Color, Mask, packed, unpacked
 from beitkit.errors import UserError
 
@@ -58,7 +58,7 @@ class LabelMapping:
         """Class ids (h, w) of a mask.
 
         Raises:
-            BrokenPicture: a value or a color that the code does not have.
+            BrokenImage: a value or a color that the code does not have.
         """
         return self._of_colors(mask) if mask.is_color else self._of_values(mask)
 
@@ -84,12 +84,12 @@ class LabelMapping:
         ids = self._by_value[mask.pixels]
         if (ids == UNKNOWN).any():
             unknown = np.unique(mask.pixels[ids == UNKNOWN]).tolist()
-            raise BrokenPicture(mask.path, self._unknown_value(unknown))
+            raise BrokenImage(mask.path, self._unknown_value(unknown))
         return ids.astype(np.uint8)
 
     def _of_colors(self, mask: Mask) -> NDArray[np.uint8]:
         if not self.colors:
-            raise BrokenPicture(mask.path, f"holds colors, but {self.source} has no colors; give a list of them in classes.json")
+            raise BrokenImage(mask.path, f"holds colors, but {self.source} has no colors; give a list of them in classes.json")
         known, labels = self._by_color
         pixels = packed(mask.pixels)
         place = np.searchsorted(known, pixels).clip(max=len(known) - 1)
@@ -98,7 +98,7 @@ class LabelMapping:
             found, counts = np.unique(pixels[is_unknown], return_counts=True)
             shown = unpacked(found[np.argsort(-counts, kind="stable")][:SHOWN])
             more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            raise BrokenPicture(
+            raise BrokenImage(
                 mask.path,
                 f"has the color {', '.join(map(str, map(list, shown)))}{more}, which {self.source} does not list; "
                 "add it to colors or to ignore (colors nearly alike come from a lossy or smoothed copy)",
@@ -112,7 +112,7 @@ class LabelMapping:
             color = mask.palette[index] if index < len(mask.palette) else None
             by_value, by_color = int(self._by_value[index]), classes.get(color) if color is not None else None
             if by_color is not None and by_color != by_value:
-                raise BrokenPicture(
+                raise BrokenImage(
                     mask.path,
                     f"index {index} has the color {list(color or ())} of {self._name(by_color)}, but {self.source} gives the "
                     f"index to {self._name(by_value)}; save the mask in RGB to have it read by colors",

@@ -1,4 +1,4 @@
-"""Which pictures and masks belong together, told from the names of folders and files alone; no picture is opened here."""
+"""Which images and masks belong together, told from the names of folders and files alone; no image is opened here."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from beitkit.data.sources.find import find_pictures, split_folders
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_images, split_folders
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import Split
 from beitkit.errors import UserError
 
-PICTURE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
 MASK_FOLDERS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "segmentationclassraw"),
     *("gtfine", "gt", "segmentations", "segmentation"),
 )
-# What the name of a file may have after the part that picture and mask share; longer ones first.
-PICTURE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat")
+# What the name of a file may have after the part that image and mask share; longer ones first.
+IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat")
 MASK_ENDINGS = (
     *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds", "_segmentation", "_annotation", "_labels"),
     *("_label", "_masks", "_mask", "-mask", "_seg", "_gt", "_L"),
@@ -33,13 +33,13 @@ SceneLayout = Literal["folders", "voc", "ade20k", "table"]
 
 
 class Pairs(NamedTuple):
-    """Pictures and masks in the same order, and what has no partner."""
+    """Images and masks in the same order, and what has no partner."""
 
-    pictures: PictureList
-    masks: PictureList
+    images: ImageList
+    masks: ImageList
     layout: SceneLayout
-    pictures_without_mask: tuple[Path, ...] = ()
-    masks_without_picture: tuple[Path, ...] = ()
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
 
 
 def scene_splits(path: Path) -> tuple[Split, ...]:
@@ -71,7 +71,7 @@ def locate_scenes(path: Path, split: Split | None) -> Pairs:
     sides = _sides(path)
     if sides is None:
         if split is None:
-            raise UserError(f"{path} holds no pictures with masks; expected two folders in it, such as images/ and masks/")
+            raise UserError(f"{path} holds no images with masks; expected two folders in it, such as images/ and masks/")
         return _folders(_sides(split_folders(path)[split]))
     lists = _voc_lists(path, sides)
     if split is None:
@@ -80,24 +80,24 @@ def locate_scenes(path: Path, split: Split | None) -> Pairs:
 
 
 class _Sides(NamedTuple):
-    """The folder of the pictures and the one of the masks."""
+    """The folder of the images and the one of the masks."""
 
-    pictures: Path
+    images: Path
     masks: Path
 
 
 def _sides(path: Path) -> _Sides | None:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    pictures, masks = _named(folders, PICTURE_FOLDERS), _named(folders, MASK_FOLDERS)
+    images, masks = _named(folders, IMAGE_FOLDERS), _named(folders, MASK_FOLDERS)
     # Pascal VOC has Annotations/ too, the boxes of its objects.
     masks = [folder for folder in masks if folder.name == "SegmentationClass"] or masks
-    if not pictures or not masks:
+    if not images or not masks:
         return None
-    for found in (pictures, masks):
+    for found in (images, masks):
         if len(found) > 1:
             names = " and ".join(f"{folder.name}/" for folder in found)
             raise UserError(f"{path} holds {names}, any of which could be meant; keep one, or give a table of pairs")
-    return _Sides(pictures[0], masks[0])
+    return _Sides(images[0], masks[0])
 
 
 def _named(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
@@ -105,49 +105,49 @@ def _named(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
 
 
 def _side_splits(sides: _Sides) -> Mapping[Split, _Sides]:
-    pictures, masks = split_folders(sides.pictures), split_folders(sides.masks)
-    return {split: _Sides(pictures[split], masks[split]) for split in pictures if split in masks}
+    images, masks = split_folders(sides.images), split_folders(sides.masks)
+    return {split: _Sides(images[split], masks[split]) for split in images if split in masks}
 
 
 def _voc_lists(path: Path, sides: _Sides) -> Mapping[Split, Path]:
     if sides.masks.name != "SegmentationClass":
         return {}
     names = {split: path / VOC_LISTS / f"{split}.txt" for split in get_args(Split)}
-    # VOC's test pictures have no published masks, so that list leads nowhere.
+    # VOC's test images have no published masks, so that list leads nowhere.
     return {split: file for split, file in names.items() if file.is_file() and split != "test"}
 
 
 def _folders(sides: _Sides | None) -> Pairs:
     """The pairs of two folders, by name."""
     assert sides is not None
-    pictures, masks = find_pictures(sides.pictures), find_pictures(sides.masks)
-    partners = _partners(pictures, masks)
-    paired = sorted((picture, mask) for mask, picture in partners.items())
-    without_mask = sorted(set(range(len(pictures))) - set(partners.values()))
-    without_picture = [mask for mask in range(len(masks)) if mask not in partners]
-    if 2 * len(paired) < min(len(pictures), len(masks)):
-        lonely = masks.path(without_picture[0])
+    images, masks = find_images(sides.images), find_images(sides.masks)
+    partners = _partners(images, masks)
+    paired = sorted((image, mask) for mask, image in partners.items())
+    without_mask = sorted(set(range(len(images))) - set(partners.values()))
+    without_image = [mask for mask in range(len(masks)) if mask not in partners]
+    if 2 * len(paired) < min(len(images), len(masks)):
+        lonely = masks.path(without_image[0])
         raise UserError(
-            f"only {len(paired)} of {len(masks)} masks in {sides.masks} have a picture of the same name in {sides.pictures}: "
-            f"none belongs to {lonely.name}; name each mask as its picture ({pictures.path(0).stem}.png, say), or give a table"
+            f"only {len(paired)} of {len(masks)} masks in {sides.masks} have an image of the same name in {sides.images}: "
+            f"none belongs to {lonely.name}; name each mask as its image ({images.path(0).stem}.png, say), or give a table"
         )
-    is_ade = all(pictures.path(index).name.startswith("ADE_") for index, _ in paired)
-    is_voc = sides.masks.name == "SegmentationClass" and sides.pictures.name == "JPEGImages"
+    is_ade = all(images.path(index).name.startswith("ADE_") for index, _ in paired)
+    is_voc = sides.masks.name == "SegmentationClass" and sides.images.name == "JPEGImages"
     return Pairs(
-        pictures.subset([picture for picture, _ in paired]),
+        images.subset([image for image, _ in paired]),
         masks.subset([mask for _, mask in paired]),
         "ade20k" if is_ade else "voc" if is_voc else "folders",
-        tuple(pictures.path(index) for index in without_mask),
-        tuple(masks.path(index) for index in without_picture),
+        tuple(images.path(index) for index in without_mask),
+        tuple(masks.path(index) for index in without_image),
     )
 
 
-def _partners(pictures: PictureList, masks: PictureList) -> dict[int, int]:
-    """The picture of each mask that has one."""
+def _partners(images: ImageList, masks: ImageList) -> dict[int, int]:
+    """The image of each mask that has one."""
     known: dict[str, list[int]] = {}
-    for index in range(len(pictures)):
-        name = _stem(pictures, index)
-        for key in {name, _without(name, PICTURE_ENDINGS)}:
+    for index in range(len(images)):
+        name = _stem(images, index)
+        for key in {name, _without(name, IMAGE_ENDINGS)}:
             known.setdefault(key, []).append(index)
     partners: dict[int, int] = {}
     taken: dict[int, int] = {}
@@ -155,7 +155,7 @@ def _partners(pictures: PictureList, masks: PictureList) -> dict[int, int]:
         name = _stem(masks, mask)
         found = known.get(name) or known.get(_without(name, MASK_ENDINGS)) or []
         if len(found) > 1:
-            first, second = (pictures.path(index) for index in found[:2])
+            first, second = (images.path(index) for index in found[:2])
             raise UserError(
                 f"{masks.path(mask)} could belong to {first.name} and to {second.name}; rename one, or give a table of pairs"
             )
@@ -164,7 +164,7 @@ def _partners(pictures: PictureList, masks: PictureList) -> dict[int, int]:
         if found[0] in taken:
             other = masks.path(taken[found[0]])
             raise UserError(
-                f"{other} and {masks.path(mask).name} both belong to the picture {pictures.path(found[0]).name}; "
+                f"{other} and {masks.path(mask).name} both belong to the image {images.path(found[0]).name}; "
                 "move one of them elsewhere, or give a table of pairs"
             )
         taken[found[0]] = mask
@@ -172,7 +172,7 @@ def _partners(pictures: PictureList, masks: PictureList) -> dict[int, int]:
     return partners
 
 
-def _stem(files: PictureList, index: int) -> str:
+def _stem(files: ImageList, index: int) -> str:
     return files.path(index).relative_to(files.root).with_suffix("").as_posix()
 
 
@@ -182,20 +182,20 @@ def _without(name: str, endings: Sequence[str]) -> str:
 
 def _listed_in(file: Path, sides: _Sides) -> Pairs:
     """The pairs that one of VOC's lists names, one stem a line."""
-    pictures, masks = find_pictures(sides.pictures), find_pictures(sides.masks)
-    places = [{_stem(files, index): index for index in range(len(files))} for files in (pictures, masks)]
+    images, masks = find_images(sides.images), find_images(sides.masks)
+    places = [{_stem(files, index): index for index in range(len(files))} for files in (images, masks)]
     chosen: list[tuple[int, int]] = []
     for line, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not (name := text.strip()):
             continue
         for folder, place in zip(sides, places, strict=True):
             if name not in place:
-                raise UserError(f"{file}, line {line}: {folder} has no picture {name!r}")
+                raise UserError(f"{file}, line {line}: {folder} has no image {name!r}")
         chosen.append((places[0][name], places[1][name]))
     if not chosen:
-        raise UserError(f"{file} lists no pictures")
+        raise UserError(f"{file} lists no images")
     first, second = zip(*chosen, strict=True)
-    return Pairs(pictures.subset(first), masks.subset(second), "voc")
+    return Pairs(images.subset(first), masks.subset(second), "voc")
 
 
 class _Row(NamedTuple):
@@ -241,7 +241,7 @@ def _rows(path: Path) -> Iterator[_Row]:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _list(root: Path, names: Sequence[str]) -> PictureList:
+def _list(root: Path, names: Sequence[str]) -> ImageList:
     encoded = [os.fsencode(name) for name in names]
     offsets = np.cumsum([0, *(len(name) for name in encoded)], dtype=np.int64)
-    return PictureList(root, b"".join(encoded), offsets)
+    return ImageList(root, b"".join(encoded), offsets)

@@ -1,7 +1,7 @@
 """Reading mask files: the values or colors of their pixels, exactly as they are stored.
 
-A mask file is an index picture (grey, 1 to 16 bits: the value is the id), a palette picture (the index is the id, the
-palette only colors it) or an RGB picture (a table says which color is which class). What values and colors mean is the
+A mask file is an index image (gray, 1 to 16 bits: the value is the id), a palette image (the index is the id, the
+palette only colors it) or an RGB image (a table says which color is which class). What values and colors mean is the
 business of `label_codes`.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from beitkit.data.decoding.decode import MAX_PIXELS, BrokenPicture
+from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage
 
 Color = tuple[int, int, int]
 
@@ -33,7 +33,7 @@ class Mask:
     path: Path
     pixels: NDArray[np.integer[Any]]
     palette: tuple[Color, ...] = ()
-    """Color of each index of a palette picture."""
+    """Color of each index of a palette image."""
 
     @property
     def is_color(self) -> bool:
@@ -48,28 +48,28 @@ class Mask:
 
 
 def read_mask(path: Path) -> Mask:
-    """The stored pixels of a mask file, turned upright by its own EXIF orientation as pictures are.
+    """The stored pixels of a mask file, turned upright by its own EXIF orientation as images are.
 
     Raises:
-        BrokenPicture: no picture, damaged, too large, of a kind that does not keep values (JPEG), or with transparency.
+        BrokenImage: no image, damaged, too large, of a kind that does not keep values (JPEG), or with transparency.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which does not matter here
             with Image.open(path) as image:
                 if image.format not in FORMATS:
-                    raise BrokenPicture(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
+                    raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
                 if image.width * image.height > MAX_PIXELS:
-                    raise BrokenPicture(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:g} million")
-                step = _grey_step(image)
+                    raise BrokenImage(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:g} million")
+                step = _gray_step(image)
                 image.load()
                 return _mask(path, image, step)
-    except BrokenPicture:
+    except BrokenImage:
         raise
     except Image.UnidentifiedImageError as error:
-        raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
+        raise BrokenImage(path, "not an image, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenPicture(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise BrokenImage(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
 
 
 def unpacked(colors: NDArray[np.int64]) -> list[Color]:
@@ -83,8 +83,8 @@ def packed(colors: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
-def _grey_step(image: Image.Image) -> int:
-    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits with, to spread them over 8 bits."""
+def _gray_step(image: Image.Image) -> int:
+    """What Pillow multiplies the values of a gray PNG of 2 or 4 bits with, to spread them over 8 bits."""
     if not isinstance(image, PngImageFile) or not image.tile:
         return 1
     return {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
@@ -94,15 +94,15 @@ def _mask(path: Path, image: Image.Image, step: int) -> Mask:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("LA", "RGBA"):
         if image.getchannel("A").getextrema() != (255, 255):
-            raise BrokenPicture(path, "a mask must not have transparent pixels; save it without alpha channel")
+            raise BrokenImage(path, "a mask must not have transparent pixels; save it without alpha channel")
         image = image.convert(image.mode[:-1])
     if image.mode not in MODES:
-        raise BrokenPicture(path, f"a mask must be grey, palette or RGB, this is of mode {image.mode}")
+        raise BrokenImage(path, f"a mask must be gray, palette or RGB, this is of mode {image.mode}")
     pixels = np.array(image)
     if image.mode == "1":
         pixels = pixels.astype(np.uint8)
     if pixels.dtype.kind == "i" and (pixels.min() < 0 or pixels.max() >= NUM_VALUES):
-        raise BrokenPicture(path, "has values beyond 16 bits")
+        raise BrokenImage(path, "has values beyond 16 bits")
     if step != 1:
         pixels = pixels // step
     if image.mode != "P":

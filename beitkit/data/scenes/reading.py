@@ -1,4 +1,4 @@
-"""One ordered pass over pictures and label maps at their own sizes, for evaluation and for pictures in reports."""
+"""One ordered pass over images and label maps at their own sizes, for evaluation and for images in reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.scenes import Scenes
 from beitkit.errors import UserError
 
@@ -35,7 +35,7 @@ def readable_scenes(
     for index in range(len(scenes)):
         try:
             scene = scenes.read(index, channels)
-        except BrokenPicture as error:
+        except BrokenImage as error:
             broken += 1
             report(error.path, error.reason)
             if broken > max_broken * len(scenes):

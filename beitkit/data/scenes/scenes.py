@@ -1,6 +1,6 @@
-"""Pictures with label maps: found, paired, read, and divided into a training and a validation part.
+"""Images with label maps: found, paired, read, and divided into a training and a validation part.
 
-Pictures and masks lie in two folders (`images/` and `masks/`, or other usual names), flat, divided into `train/` and `val/`
+Images and masks lie in two folders (`images/` and `masks/`, or other usual names), flat, divided into `train/` and `val/`
 below both, or the other way round (`train/images/`); Pascal VOC, ADE20K and tables of pairs are read too. What the pixels of
 masks mean is read from `classes.json`, known from the data set, or found by looking at which values occur.
 """
@@ -24,24 +24,24 @@ from PIL import Image
 from torch import Tensor
 
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenPicture, open_picture, to_tensor
+from beitkit.data.decoding.decode import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenImage, open_image, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
 from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelMapping, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.scenes.masks import Mask, read_mask, unpacked
 from beitkit.data.seeds import derived_seed
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import Split
 from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
 VAL_SHARE = 0.2
-"""Share of the pairs that is set aside where no validation pictures are given."""
+"""Share of the pairs that is set aside where no validation images are given."""
 
 
 class Scene(NamedTuple):
-    """A picture at its own size, upright, and its class ids, 255 where nothing counts."""
+    """An image at its own size, upright, and its class ids, 255 where nothing counts."""
 
     image: UInt8[Tensor, "c h w"]
     label_map: UInt8[Tensor, "h w"]
@@ -49,13 +49,13 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scenes:
-    """Pictures and masks in the same order, and what the masks mean. Build one with `find_scenes`."""
+    """Images and masks in the same order, and what the masks mean. Build one with `find_scenes`."""
 
-    files: PictureList
-    masks: PictureList
+    files: ImageList
+    masks: ImageList
     code: LabelMapping
-    pictures_without_mask: tuple[Path, ...] = ()
-    masks_without_picture: tuple[Path, ...] = ()
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -76,38 +76,38 @@ class Scenes:
         return replace(self, files=self.files.subset(indices), masks=self.masks.subset(indices))
 
     def label_map(self, index: int) -> Image.Image:
-        """Class ids of one picture, upright, in mode "L"; for `PictureDataset(label_map=...)`.
+        """Class ids of one image, upright, in mode "L"; for `ImageDataset(label_map=...)`.
 
-        A mask is as large as its picture. Where EXIF turns the picture and the mask has the size from before the turn, it
+        A mask is as large as its image. Where EXIF turns the image and the mask has the size from before the turn, it
         is turned along; where both sizes are equal (a square, half a turn) it counts as upright already, as drawn by a
-        program that showed the picture upright.
+        program that showed the image upright.
 
         Raises:
-            BrokenPicture: unreadable, of another size than the picture, or with values that mean nothing; of the mask.
+            BrokenImage: unreadable, of another size than the image, or with values that mean nothing; of the mask.
         """
         mask = read_mask(self.masks.path(index))
         ids = Image.fromarray(self.code.label_map(mask))
-        header = picture_header(self.files.path(index))
+        header = image_header(self.files.path(index))
         if ids.size == header.upright:
             return ids
         if header.turn is not None and ids.size == header.stored:
             return ids.transpose(header.turn)
-        picture = self.files.path(index).name
-        sizes = f"{ids.width}x{ids.height} pixels, but its picture {picture} {header.upright[0]}x{header.upright[1]}"
-        raise BrokenPicture(mask.path, f"has {sizes}; a mask must be as large as its picture")
+        image = self.files.path(index).name
+        sizes = f"{ids.width}x{ids.height} pixels, but its image {image} {header.upright[0]}x{header.upright[1]}"
+        raise BrokenImage(mask.path, f"has {sizes}; a mask must be as large as its image")
 
     def read(self, index: int, channels: int = 3) -> Scene:
         """One pair at its original size, as evaluation and prediction need it.
 
         Raises:
-            BrokenPicture: the picture or the mask cannot be used.
+            BrokenImage: the image or the mask cannot be used.
         """
-        image = open_picture(self.files.path(index), channels)
+        image = open_image(self.files.path(index), channels)
         return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
 
 
 class Header(NamedTuple):
-    """What a picture's file says before its pixels are decoded."""
+    """What an image's file says before its pixels are decoded."""
 
     stored: tuple[int, int]
     """(width, height) of the pixels as stored."""
@@ -121,23 +121,23 @@ class Header(NamedTuple):
         return (height, width) if self.turn in SIDEWAYS else (width, height)
 
 
-def picture_header(path: Path) -> Header:
-    """Size and orientation of a picture.
+def image_header(path: Path) -> Header:
+    """Size and orientation of an image.
 
     Raises:
-        BrokenPicture: not a picture.
+        BrokenImage: not an image.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as `open_picture` does
+            warnings.simplefilter("ignore")  # as `open_image` does
             with Image.open(path, formats=READABLE) as image:
                 return Header(image.size, UPRIGHT.get(image.getexif().get(ORIENTATION, 1)))
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenPicture(path, "not a picture, or damaged at its beginning") from error
+        raise BrokenImage(path, "not an image, or damaged at its beginning") from error
 
 
 def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelMapping | None = None) -> Scenes:
-    """Pictures with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
+    """Images with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
@@ -150,11 +150,11 @@ def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path |
     path = Path(path)
     pairs = locate_scenes(path, split)
     return Scenes(
-        files=pairs.pictures,
+        files=pairs.images,
         masks=pairs.masks,
         code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs),
-        pictures_without_mask=pairs.pictures_without_mask,
-        masks_without_picture=pairs.masks_without_picture,
+        images_without_mask=pairs.images_without_mask,
+        masks_without_image=pairs.masks_without_image,
     )
 
 
@@ -162,7 +162,7 @@ def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: 
     """Training and validation scenes with the same classes.
 
     Validation scenes come from `val`, else from the val (or test) split beside the train split, else a fifth is set aside:
-    the pairs whose hash with `seed` is smallest, so that further pictures leave the others where they are. A pair that
+    the pairs whose hash with `seed` is smallest, so that further images leave the others where they are. A pair that
     alone shows one of its classes stays in training (looked for in sets of up to 4000 pairs).
 
     Raises:
@@ -212,14 +212,14 @@ def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
         return replace(plain_code(VOC, "Pascal VOC"), palette=voc_palette(len(VOC)))
     if pairs.layout == "ade20k":
         return plain_code(ADE20K, "ADE20K", values=range(1, len(ADE20K) + 1), ignored=(0, IGNORED))
-    if _is_camvid(pairs.pictures):
+    if _is_camvid(pairs.images):
         return _camvid_code()
     return _discovered(pairs.masks, beside)
 
 
-def _is_camvid(pictures: PictureList) -> bool:
-    """Whether all pictures are named after CamVid's four sequences."""
-    return all(pictures.path(index).name.startswith(CAMVID_SEQUENCES) for index in range(len(pictures)))
+def _is_camvid(images: ImageList) -> bool:
+    """Whether all images are named after CamVid's four sequences."""
+    return all(images.path(index).name.startswith(CAMVID_SEQUENCES) for index in range(len(images)))
 
 
 def _camvid_code() -> LabelMapping:
@@ -236,14 +236,14 @@ def _camvid_code() -> LabelMapping:
     )
 
 
-def _discovered(masks: PictureList, beside: Path) -> LabelMapping:
+def _discovered(masks: ImageList, beside: Path) -> LabelMapping:
     """Every value that occurs in the masks is a class, but 255."""
     found: set[int] = set()
     palette: Mask | None = None
     for index in sampled(len(masks), MOST_READ, 0, "classes"):
         try:
             mask = read_mask(masks.path(index))
-        except BrokenPicture as error:
+        except BrokenImage as error:
             raise UserError(f"the mask {error}") from error
         if mask.is_color:
             raise UserError(_colors_without_table(mask, beside))
@@ -290,17 +290,17 @@ def _set_aside(scenes: Scenes, seed: int) -> list[int]:
             aside.append(index)
             left = left - present[index]
     if not aside:
-        raise UserError(f"every picture in {scenes.files.root} alone shows some class, so none can be set aside; give --val")
+        raise UserError(f"every image in {scenes.files.root} alone shows some class, so none can be set aside; give --val")
     return sorted(aside)
 
 
 def _present(scenes: Scenes) -> np.ndarray:
-    """Which classes each picture shows, (pictures, classes); none of a mask that cannot be used, which the audit names."""
+    """Which classes each image shows, (images, classes); none of a mask that cannot be used, which the audit names."""
     present = np.zeros((len(scenes), len(scenes.classes)), dtype=bool)
     for index in range(len(scenes)):
         try:
             shown = scenes.code.label_map(read_mask(scenes.masks.path(index)))
-        except BrokenPicture:
+        except BrokenImage:
             continue
         present[index] = np.bincount(shown.ravel(), minlength=IGNORED + 1)[: len(scenes.classes)] > 0
     return present

@@ -1,6 +1,6 @@
-"""Pictures in archives: a folder of them, one, several by a pattern, local or behind a URL, become a `PictureList`.
+"""Images in archives: a folder of them, one, several by a pattern, local or behind a URL, become an `ImageList`.
 
-Of tar archives (WebDataset's layout) every regular member with the ending of a picture counts, in the order of the archives and
+Of tar archives (WebDataset's layout) every regular member with the ending of an image counts, in the order of the archives and
 of the members in them; its label is in the member `NAME.cls` beside it. Parquet files are described in `data.sources.parquet`.
 """
 
@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.data.decoding.formats import has_ending
-from beitkit.data.sources.folders import entries_of, is_picture
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.folders import entries_of, is_image
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import SPLIT_NAMES, Split
 from beitkit.data.sources.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of, unreadable
 from beitkit.data.sources.members import KINDS, Kind, Members
-from beitkit.data.sources.parquet import parquet_pictures
+from beitkit.data.sources.parquet import parquet_images
 from beitkit.data.sources.tar import ReadAt, tar_members
 from beitkit.errors import UserError
 
@@ -69,7 +69,7 @@ class Archives(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The pictures of one archive."""
+    """The images of one archive."""
 
     names: list[bytes]
     places: NDArray[np.int64]
@@ -81,7 +81,7 @@ def archives_at(given: Path | str) -> Archives | None:
     """The archives that a path, a pattern or a URL names; None where a path names none.
 
     Raises:
-        UserError: an archive that is not there, archives beside pictures or of both kinds, or no archives behind a URL.
+        UserError: an archive that is not there, archives beside images or of both kinds, or no archives behind a URL.
     """
     text = location(given)
     if is_url(text) or not os.path.lexists(text):
@@ -93,12 +93,12 @@ def archives_at(given: Path | str) -> Archives | None:
             return _named(text, [text])
         inside = _archives_among(text, entries_at(text))
         if inside is None:
-            raise UserError(f"{text} holds no archives; behind a URL pictures are read from .tar and .parquet files")
+            raise UserError(f"{text} holds no archives; behind a URL images are read from .tar and .parquet files")
         return inside
     if Path(text).is_dir():
         return _in_folder(Path(text))
     if text.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")) and Path(text).is_file():
-        raise UserError(f"{text} is compressed, so single pictures cannot be read from it; decompress it to a .tar first")
+        raise UserError(f"{text} is compressed, so single images cannot be read from it; decompress it to a .tar first")
     if _kind_of(text) is None:
         return None
     names = [text] if os.path.lexists(text) else sorted(glob.glob(text))  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -110,25 +110,25 @@ def names_archives(url: str) -> bool:
     return _kind_of(url) is not None or expanded(url) != [url]
 
 
-def archive_pictures(found: Archives, *, labelled: bool) -> PictureList:
-    """The pictures of archives; with labels each has its class among all that occur, or that the archives name.
+def archive_images(found: Archives, *, labeled: bool) -> ImageList:
+    """The images of archives; with labels each has its class among all that occur, or that the archives name.
 
     Raises:
-        UserError: an archive that cannot be read, no pictures, or, when labelled, a picture without a label.
+        UserError: an archive that cannot be read, no images, or, when labeled, an image without a label.
     """
 
     def look(place: str) -> _Found:
-        return _in_tar(place, labelled) if found.kind == "tar" else _in_parquet(place, labelled)
+        return _in_tar(place, labeled) if found.kind == "tar" else _in_parquet(place, labeled)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         parts = list(pool.map(look, found.places))
     names = [name for part in parts for name in part.names]
     if not names:
-        raise UserError(f"{found.given} holds no pictures (members that end in .jpg, .png, .webp, .tif and so on)")
+        raise UserError(f"{found.given} holds no images (members that end in .jpg, .png, .webp, .tif and so on)")
     archive = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.names) for part in parts])
     members = Members(found.kind, found.places, archive, np.concatenate([part.places for part in parts]))
-    files = PictureList.of(Path(found.given), names, members=members)
-    if not labelled:
+    files = ImageList.of(Path(found.given), names, members=members)
+    if not labeled:
         return files
     known = [label for part in parts for label in part.labels]
     missing = next((index for index, label in enumerate(known) if label is None), None)
@@ -143,7 +143,7 @@ def archive_pictures(found: Archives, *, labelled: bool) -> PictureList:
         labels = [_named_class(label, declared, found.given) for label in labels]
     classes = declared or tuple(sorted(set(labels), key=class_order))
     index = {name: number for number, name in enumerate(classes)}
-    return PictureList.of(
+    return ImageList.of(
         files.root, names, classes=classes, labels=np.array([index[label] for label in labels], dtype=np.int64), members=members
     )
 
@@ -157,7 +157,7 @@ _LONGEST_NUMBER = 18  # digits of a class name that is ordered by its value
 
 
 def label_member(name: bytes) -> bytes:
-    """The member that holds the label of a picture."""
+    """The member that holds the label of an image."""
     return _stem(name) + LABEL_ENDING
 
 
@@ -197,7 +197,7 @@ def _in_folder(folder: Path) -> Archives | None:
     archives: list[str] = []
     other: str | None = None
     for entry in entries_of(os.fsencode(folder)):
-        if entry.is_dir() or is_picture(entry):
+        if entry.is_dir() or is_image(entry):
             other = other or os.fsdecode(entry.name)
         elif _kind_of(os.fsdecode(entry.name)) is not None and entry.is_file():
             archives.append(os.fsdecode(entry.path))
@@ -222,7 +222,7 @@ def _split_in(place: str) -> Split | None:
     )
 
 
-def _in_tar(place: str, labelled: bool) -> _Found:
+def _in_tar(place: str, labeled: bool) -> _Found:
     names: list[bytes] = []
     places: list[tuple[int, int]] = []
     classes: dict[bytes, str] = {}
@@ -239,7 +239,7 @@ def _in_tar(place: str, labelled: bool) -> _Found:
                 if has_ending(name):
                     names.append(name)
                     places.append((member.start, member.length))
-                elif labelled and name.endswith(LABEL_ENDING):
+                elif labeled and name.endswith(LABEL_ENDING):
                     classes[_stem(name)] = _label(read(member.start, min(member.length, LONGEST_LABEL + 1)), place, name)
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
@@ -274,8 +274,8 @@ def _label(content: bytes, place: str, name: bytes) -> str:
     return label
 
 
-def _in_parquet(place: str, labelled: bool) -> _Found:
-    found = parquet_pictures(place, labelled)
+def _in_parquet(place: str, labeled: bool) -> _Found:
+    found = parquet_images(place, labeled)
     return _Found(found.names, found.places, list(found.labels or [None] * len(found.names)), found.classes)
 
 

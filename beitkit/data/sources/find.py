@@ -1,4 +1,4 @@
-"""Finding pictures: a folder, class folders, a list of files, archives or an index become a `PictureList`."""
+"""Finding images: a folder, class folders, a list of files, archives or an index become an `ImageList`."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.data.decoding.formats import EXTENSIONS
-from beitkit.data.sources.archives import Archives, archive_pictures, archives_at, class_order, names_archives
-from beitkit.data.sources.folders import entries_of, is_picture, walk
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order, names_archives
+from beitkit.data.sources.folders import entries_of, is_image, walk
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import ENDING, INDEX, archives_in, open_index
 from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
 from beitkit.data.sources.locations import entries_at, is_url, location
 from beitkit.errors import UserError
 
 
-def find_pictures(path: Path | str) -> PictureList:
-    """All pictures of a folder (nested too, sorted by name), a list (`data.sources.lists`), archives or an index; no labels.
+def find_images(path: Path | str) -> ImageList:
+    """All images of a folder (nested too, sorted by name), a list (`data.sources.lists`), archives or an index; no labels.
 
     Hidden files and folders are skipped; links are followed, but no folder is entered twice.
 
     Raises:
-        UserError: nothing at the path, no pictures there, a row of a list that names no file (with its line number), or an
+        UserError: nothing at the path, no images there, a row of a list that names no file (with its line number), or an
             archive or index that cannot be read.
     """
     path = Path(path)
     if (index := index_at(path)) is not None:
-        return open_index(index, labelled=False)
+        return open_index(index, labeled=False)
     if (archives := archives_at(path)) is not None:
-        return archive_pictures(archives, labelled=False)
+        return archive_images(archives, labeled=False)
     if _exists_as_folder(path):
         names = sorted(walk(path))
         if not names:
-            raise UserError(f"{path} holds no pictures (files that end in .jpg, .png, .webp, .tif and so on)")
-        return PictureList.of(path, names)
-    table = read_list(path, labelled=False)
-    return PictureList(path.parent, table.names, table.offsets)
+            raise UserError(f"{path} holds no images (files that end in .jpg, .png, .webp, .tif and so on)")
+        return ImageList.of(path, names)
+    table = read_list(path, labeled=False)
+    return ImageList(path.parent, table.names, table.offsets)
 
 
-def find_labelled(path: Path | str, split: Split | None = None, classes: Sequence[str] | None = None) -> PictureList:
-    """Labelled pictures: one folder per class, or a CSV or JSON lines list with labels.
+def find_labeled(path: Path | str, split: Split | None = None, classes: Sequence[str] | None = None) -> ImageList:
+    """Labeled images: one folder per class, or a CSV or JSON lines list with labels.
 
     Classes are those that a list declares, else all that occur, sorted by name (by number if all are numbers). With `split`,
     class folders are looked for in `train/`, `val/` or `test/` (`training/` and so on work too) under the path, and rows of
-    a list by their `split`. With `classes`, labels are indices into these: pass the training pictures' classes when reading
-    the validation pictures.
+    a list by their `split`. With `classes`, labels are indices into these: pass the training images' classes when reading
+    the validation images.
 
     Raises:
-        UserError: missing or empty path, no class folders, an empty class, pictures beside the class folders, fewer than
+        UserError: missing or empty path, no class folders, an empty class, images beside the class folders, fewer than
             two classes, a class that is not in `classes`, or an unreadable row of a list.
     """
-    return labelled_source(path).read(split, classes)
+    return labeled_source(path).read(split, classes)
 
 
-def labelled_source(path: Path | str) -> LabelledFolder | LabelledArchives | LabelledList:
-    """Where labelled pictures are read from; a list's rows are read and checked here, once for all its splits.
+def labeled_source(path: Path | str) -> LabeledFolder | LabeledArchives | LabeledList:
+    """Where labeled images are read from; a list's rows are read and checked here, once for all its splits.
 
     Raises:
         UserError: nothing at the path, or an unreadable row of a list.
@@ -67,11 +67,11 @@ def labelled_source(path: Path | str) -> LabelledFolder | LabelledArchives | Lab
     path = Path(path)
     index, archives = index_at(path), archives_at(path)
     if index is not None or archives is not None:
-        return LabelledArchives(path, index, archives)
-    return LabelledFolder(path) if _exists_as_folder(path) else LabelledList(read_list(path, labelled=True))
+        return LabeledArchives(path, index, archives)
+    return LabeledFolder(path) if _exists_as_folder(path) else LabeledList(read_list(path, labeled=True))
 
 
-class LabelledFolder:
+class LabeledFolder:
     """Class folders, directly in a folder or in one of its splits."""
 
     def __init__(self, path: Path) -> None:
@@ -82,16 +82,16 @@ class LabelledFolder:
         """The splits that have a folder."""
         return tuple(split_folders(self.path))
 
-    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
-        """The pictures of a split, or of a folder that is not divided; see `find_labelled`."""
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
+        """The images of a split, or of a folder that is not divided; see `find_labeled`."""
         folder = _split_folder(self.path, split)
         index, archives = index_at(folder), archives_at(folder)
         if index is not None or archives is not None:
-            return LabelledArchives(folder, index, archives).read(None, classes)
+            return LabeledArchives(folder, index, archives).read(None, classes)
         return _class_folders(folder, classes)
 
 
-class LabelledArchives:
+class LabeledArchives:
     """Archives with labels, perhaps named after splits, or an index that holds labels."""
 
     def __init__(self, path: Path, index: str | None, archives: Archives | None) -> None:
@@ -102,15 +102,15 @@ class LabelledArchives:
         """The splits that archives are named after."""
         return () if self.index is not None or self.archives is None else self.archives.splits
 
-    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
-        """The pictures of a split, or of archives that are not divided; see `find_labelled`."""
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
+        """The images of a split, or of archives that are not divided; see `find_labeled`."""
         if self.index is not None:
             if split is not None:
                 raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
-            files = open_index(self.index, labelled=True)
+            files = open_index(self.index, labeled=True)
         else:
             assert self.archives is not None
-            files = archive_pictures(self.archives.of_split(split), labelled=True)
+            files = archive_images(self.archives.of_split(split), labeled=True)
         assert files.labels is not None
         if classes is None:
             _at_least_two(files.classes, self.path)
@@ -124,7 +124,7 @@ class LabelledArchives:
         return replace(files, labels=known, classes=tuple(classes), known_digest=None)
 
 
-class LabelledList:
+class LabeledList:
     """The rows of a list with labels, and perhaps splits."""
 
     def __init__(self, table: ListTable) -> None:
@@ -135,8 +135,8 @@ class LabelledList:
         """The splits that have rows."""
         return self.table.splits
 
-    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> PictureList:
-        """The pictures of a split, or of a list that is not divided; see `find_labelled`."""
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
+        """The images of a split, or of a list that is not divided; see `find_labeled`."""
         table = self.table
         chosen = self._rows(split)
         is_chosen = np.zeros(len(table.lines), dtype=np.bool_)
@@ -153,7 +153,7 @@ class LabelledList:
         if len(unknown):
             line, label = table.lines[row_of_label[unknown[0]]], table.labels[table.label_ids[unknown[0]]]
             raise UserError(f"{table.path}, line {line}: label {label!r} is not one of the {_counted(classes)}")
-        files = PictureList(table.path.parent, table.names, table.offsets, classes=tuple(classes))
+        files = ImageList(table.path.parent, table.names, table.offsets, classes=tuple(classes))
         if table.has_several:
             targets = np.zeros((len(files), len(classes)), dtype=np.bool_)
             targets[row_of_label[used], known[used]] = True
@@ -164,7 +164,7 @@ class LabelledList:
 
     def lines(self, path: bytes) -> list[int]:
         """The lines that name this file (absolute and normalized)."""
-        files = PictureList(self.table.path.parent, self.table.names, self.table.offsets)
+        files = ImageList(self.table.path.parent, self.table.names, self.table.offsets)
         return [int(self.table.lines[row]) for row, other in enumerate(files.paths()) if os.path.normpath(other) == path]
 
     def _rows(self, split: Split | None) -> NDArray[np.int64]:
@@ -176,7 +176,7 @@ class LabelledList:
         if not splits:
             raise UserError(f"{path} is a list and has no split {split!r}; give it a column split, or give one list per split")
         if split not in splits:
-            raise UserError(f"{path} has no pictures whose split is {split!r}; it has {', '.join(splits)}")
+            raise UserError(f"{path} has no images whose split is {split!r}; it has {', '.join(splits)}")
         return self.table.rows_of(split)
 
 
@@ -220,13 +220,11 @@ def _exists_as_folder(path: Path) -> bool:
     if path.is_dir():
         return True
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder of pictures, or a list (.txt, .csv, .jsonl)")
+        raise UserError(f"{path} does not exist; give a folder of images, or a list (.txt, .csv, .jsonl)")
     if not path.is_file():
-        raise UserError(
-            f"{path} is neither a folder nor a regular file; give a folder of pictures, or a list (.txt, .csv, .jsonl)"
-        )
+        raise UserError(f"{path} is neither a folder nor a regular file; give a folder of images, or a list (.txt, .csv, .jsonl)")
     if path.suffix.lower() in EXTENSIONS:
-        raise UserError(f"{path} is one picture; give the folder it is in, or a list")
+        raise UserError(f"{path} is one image; give the folder it is in, or a list")
     return False
 
 
@@ -245,12 +243,12 @@ def _split_folder(path: Path, split: Split | None) -> Path:
     return path
 
 
-def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
+def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
     entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
     found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=class_order)
-    stray = next((entry.name for entry in entries if is_picture(entry)), None)
+    stray = next((entry.name for entry in entries if is_image(entry)), None)
     if not found:
-        what = "pictures but no class folders" if stray else "neither pictures nor class folders"
+        what = "images but no class folders" if stray else "neither images nor class folders"
         raise UserError(f"{path} holds {what}; expected one folder per class, or a .csv or .jsonl list with path and label")
     if stray is not None:
         raise UserError(f"{path / os.fsdecode(stray)} lies beside the class folders; move it into one of them")
@@ -265,10 +263,10 @@ def _class_folders(path: Path, classes: Sequence[str] | None) -> PictureList:
             raise UserError(f"{path / name} is a class that is not one of the {_counted(classes)}; rename or remove it")
         inside = sorted(walk(path / name))
         if not inside:
-            raise UserError(f"the class folder {path / name} holds no pictures; fill or remove it")
-        names.extend(os.fsencode(f"{name}/") + picture for picture in inside)
+            raise UserError(f"the class folder {path / name} holds no images; fill or remove it")
+        names.extend(os.fsencode(f"{name}/") + image for image in inside)
         labels.extend([index[name]] * len(inside))
-    return PictureList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))
+    return ImageList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))
 
 
 def _at_least_two(classes: Sequence[str], path: Path) -> None:

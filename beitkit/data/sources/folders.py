@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures: endings by format, and the walk through nested folders.
+"""Which files of a folder are images: endings by format, and the walk through nested folders.
 
 Only regular files count; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later. Names
 are bytes here: they need not be valid UTF-8, and are kept as they are.
@@ -15,7 +15,7 @@ from beitkit.errors import UserError
 
 
 def walk(root: Path) -> Iterator[bytes]:
-    """Names relative to `root` of all pictures below it, in no promised order."""
+    """Names relative to `root` of all images below it, in no promised order."""
     top = os.path.join(os.fsencode(root), b"")  # noqa: PTH118 - names are bytes here, which a Path cannot hold
     entered: set[tuple[int, int]] = set()
     folders = [top]
@@ -30,13 +30,13 @@ def walk(root: Path) -> Iterator[bytes]:
         for entry in entries_of(folder):
             if entry.is_dir():
                 inside.append(entry.path)
-            elif is_picture(entry):
+            elif is_image(entry):
                 yield entry.path[len(top) :]
         folders.extend(sorted(inside, reverse=True))
 
 
-def is_picture(entry: os.DirEntry[bytes]) -> bool:
-    """Whether this is a regular file with the ending of a picture."""
+def is_image(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a regular file with the ending of an image."""
     return has_ending(entry.name) and entry.is_file()
 
 

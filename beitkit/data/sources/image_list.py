@@ -1,4 +1,4 @@
-"""The list of pictures that everything reads from: flat, indexed, with labels where there are any.
+"""The list of images that everything reads from: flat, indexed, with labels where there are any.
 
 All names are one block of bytes, not a Python list: worker processes share it without copying, and ten million names cost
 their bytes and eight more each. Names that are not valid UTF-8 are kept as they are. The arrays may be mapped from an index
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.decode import BrokenPicture, Encoded
+from beitkit.data.decoding.decode import BrokenImage, Encoded
 from beitkit.data.sources.members import Members
 
 AT_ONCE = 2**18
@@ -24,8 +24,8 @@ AT_ONCE = 2**18
 
 
 @dataclass(frozen=True, eq=False)
-class PictureList:
-    """Pictures by index, with their classes if they have any. Build one with `find_pictures` or `find_labelled`."""
+class ImageList:
+    """Images by index, with their classes if they have any. Build one with `find_images` or `find_labeled`."""
 
     root: Path
     """What the names are relative to: a folder, or what the archives were given as."""
@@ -34,12 +34,12 @@ class PictureList:
     offsets: NDArray[np.int64]
     """Where each name begins in `names`, and at the end where the last one stops; one longer than the list."""
     labels: NDArray[np.int64] | None = None
-    """Index into `classes` per picture, where each has one."""
+    """Index into `classes` per image, where each has one."""
     classes: tuple[str, ...] = ()
     targets: NDArray[np.bool_] | None = None
-    """Which classes each picture has, (pictures, classes), in place of `labels` where it may have none, one or several."""
+    """Which classes each image has, (images, classes), in place of `labels` where it may have none, one or several."""
     members: Members | None = None
-    """Where the pictures lie in archives; None where they are files."""
+    """Where the images lie in archives; None where they are files."""
     known_digest: str | None = None
     """The digest, where an index holds it."""
 
@@ -53,7 +53,7 @@ class PictureList:
         labels: NDArray[np.int64] | None = None,
         targets: NDArray[np.bool_] | None = None,
         members: Members | None = None,
-    ) -> PictureList:
+    ) -> ImageList:
         """A list of these names."""
         offsets = np.zeros(len(names) + 1, dtype=np.int64)
         np.cumsum([len(name) for name in names], out=offsets[1:])
@@ -63,26 +63,26 @@ class PictureList:
         return len(self.offsets) - 1
 
     def path(self, index: int) -> Path:
-        """The file of one picture; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
+        """The file of one image; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
         if self.members is not None:
             return Path(self.members.display_name(index, os.fsdecode(self.name(index))))
         return self.root / os.fsdecode(self.name(index))
 
     def source(self, index: int) -> Path | Encoded:
-        """What one picture is decoded from: its file, or its bytes where it lies in an archive.
+        """What one image is decoded from: its file, or its bytes where it lies in an archive.
 
         Raises:
-            BrokenPicture: an archive that cannot be read at this place.
+            BrokenImage: an archive that cannot be read at this place.
         """
         if self.members is None:
             return self.path(index)
         try:
             return Encoded(self.path(index), self.members.read(index))
         except OSError as error:
-            raise BrokenPicture(self.path(index), error.strerror or " ".join(str(error).split())[:200]) from error
+            raise BrokenImage(self.path(index), error.strerror or " ".join(str(error).split())[:200]) from error
 
     def name(self, index: int) -> bytes:
-        """The name of one picture, as the operating system has it."""
+        """The name of one image, as the operating system has it."""
         return bytes(self.names[self.offsets[index] : self.offsets[index + 1]])
 
     def paths(self) -> Iterator[bytes]:
@@ -94,17 +94,17 @@ class PictureList:
         root = os.fsencode(self.root.absolute())
         return (os.path.join(root, self.name(index)) for index in range(len(self)))  # noqa: PTH118 - as bytes
 
-    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> PictureList:
-        """The pictures at these indices, in this order; classes stay as they are."""
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> ImageList:
+        """The images at these indices, in this order; classes stay as they are."""
         chosen = np.asarray(indices, dtype=np.int64)
         names = [self.name(int(index)) for index in chosen]
         labels = None if self.labels is None else self.labels[chosen]
         targets = None if self.targets is None else self.targets[chosen]
         members = None if self.members is None else self.members.subset(chosen)
-        return PictureList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
+        return ImageList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
 
-    def with_targets(self) -> PictureList:
-        """The same pictures with `targets` in place of `labels`: one class each, as if there could be several."""
+    def with_targets(self) -> ImageList:
+        """The same images with `targets` in place of `labels`: one class each, as if there could be several."""
         if self.targets is not None:
             return self
         assert self.labels is not None
@@ -113,7 +113,7 @@ class PictureList:
         return replace(self, labels=None, targets=targets, known_digest=None)
 
     def counts(self) -> NDArray[np.int64]:
-        """Pictures of each class."""
+        """Images of each class."""
         if self.targets is not None:
             return self.targets.sum(axis=0, dtype=np.int64)
         assert self.labels is not None
@@ -148,14 +148,14 @@ class PictureList:
         return digest.hexdigest()
 
 
-def below_common_folder(files: PictureList) -> PictureList:
+def below_common_folder(files: ImageList) -> ImageList:
     """The list with names of one kind: where some are absolute and others are not, all are made absolute."""
     characters = np.frombuffer(files.names, dtype=np.uint8)
     num_absolute = sum(int((characters[files.offsets[a:b]] == ord("/")).sum()) for a, b in _spans(len(files)))
-    return PictureList.of(Path("/"), list(files.paths())) if 0 < num_absolute < len(files) else files
+    return ImageList.of(Path("/"), list(files.paths())) if 0 < num_absolute < len(files) else files
 
 
-def common_folder(files: PictureList) -> int:
+def common_folder(files: ImageList) -> int:
     """Length of the beginning, up to and with a slash, that all names share."""
     if not len(files):
         return 0
@@ -173,7 +173,7 @@ def common_folder(files: PictureList) -> int:
     return shared
 
 
-def _without_folder(files: PictureList, first: int, last: int, shared: int) -> bytes:
+def _without_folder(files: ImageList, first: int, last: int, shared: int) -> bytes:
     """Some consecutive names without the folder that all share."""
     offsets = files.offsets[first : last + 1]
     characters = np.frombuffer(files.names[offsets[0] : offsets[-1]], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""An index: one file that holds a list of pictures, made once and mapped into memory by every process that reads it.
+"""An index: one file that holds a list of images, made once and mapped into memory by every process that reads it.
 
 The file is a preamble of 64 bytes, sections of numbers (each at a multiple of 64 bytes), and a description in JSON at the end.
 The preamble holds the checksums of the description and of the sections; both are compared when the file is opened, by reading it
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.data.sources.folders import walk
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import is_url, read_whole, size_of
 from beitkit.data.sources.members import Members
 from beitkit.data.sources.tar import ReadAt
@@ -76,8 +76,8 @@ def _run(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
         yield rest
 
 
-def write_index(path: Path, files: PictureList, names: Iterable[bytes] | None = None) -> int:
-    """Write a list of pictures to an index and return how many there are.
+def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = None) -> int:
+    """Write a list of images to an index and return how many there are.
 
     Args:
         path: the index.
@@ -92,7 +92,7 @@ def write_index(path: Path, files: PictureList, names: Iterable[bytes] | None = 
         content.write_names(files.name(index) for index in range(len(files))) if names is None else content.write_names(names)
         total = content.shapes["offsets"][0] - 1
         if not total:
-            raise UserError(f"{files.root} holds no pictures (files that end in .jpg, .png, .webp, .tif and so on)")
+            raise UserError(f"{files.root} holds no images (files that end in .jpg, .png, .webp, .tif and so on)")
         if files.members is not None:
             content.write("archive", files.members.archive)
             content.write("places", files.members.places)
@@ -123,29 +123,29 @@ def write_index(path: Path, files: PictureList, names: Iterable[bytes] | None = 
     return total
 
 
-def open_index(place: str, *, labelled: bool) -> PictureList:
+def open_index(place: str, *, labeled: bool) -> ImageList:
     """The list in an index, a path or a URL; with its labels, or as if it had none.
 
     Raises:
         UserError: it is not there, is damaged or cut short, an archive has another size, or it has no labels to be used.
     """
     description, arrays = _read(place)
-    if labelled and "labels" not in arrays:
-        raise UserError(f"{place} holds no labels; make it with beitkit index --labels, or give labelled pictures")
+    if labeled and "labels" not in arrays:
+        raise UserError(f"{place} holds no labels; make it with beitkit index --labels, or give labeled images")
     members = None
     if "kind" in description:
         archives = tuple(_absolute(name, place) for name, _ in description["archives"])
         for archive, (_, size) in zip(archives, description["archives"], strict=True):
             _check_size(archive, size, place)
         members = Members(description["kind"], archives, arrays["archive"], arrays["places"])
-    return PictureList(
+    return ImageList(
         Path(_absolute(description["root"], place)),
         arrays["names"],
         arrays["offsets"],
-        arrays["labels"] if labelled else None,
-        tuple(description["classes"]) if labelled else (),
+        arrays["labels"] if labeled else None,
+        tuple(description["classes"]) if labeled else (),
         members=members,
-        known_digest=description["labelled_digest" if labelled else "digest"],
+        known_digest=description["labelled_digest" if labeled else "digest"],
     )
 
 
@@ -258,11 +258,11 @@ def _mapped(path: Path, start: int, kind: str, shape: tuple[int, ...]) -> NDArra
 
 def _check_size(archive: str, size: int, index: str) -> None:
     if is_url(archive):
-        return  # asking for each would take as long as many pictures; a read that comes up short is noticed
+        return  # asking for each would take as long as many images; a read that comes up short is noticed
     try:
         now = size_of(archive)
     except OSError:
-        raise UserError(f"{archive} is not there, but {index} lists its pictures; put it back or make the index again") from None
+        raise UserError(f"{archive} is not there, but {index} lists its images; put it back or make the index again") from None
     if now != size:
         raise UserError(f"{archive} has {now:,} bytes, but had {size:,} when {index} was made; make the index again")
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from beitkit.errors import UserError
 
 CLASS_ROW = "class"
-"""In place of a split: the row names a class, not a picture."""
+"""In place of a split: the row names a class, not an image."""
 SEPARATOR = "|"
-"""Between the labels of one picture in a CSV cell."""
+"""Between the labels of one image in a CSV cell."""
 
 
 class ListRow(NamedTuple):
@@ -41,8 +41,8 @@ def text_rows(path: Path) -> Iterator[ListRow]:
                 yield ListRow(line, name, (), has_several=False, split="")
 
 
-def csv_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
-    """A table whose first line names the columns: `path`, `label` or `labels` (read only when `labelled`), `split`.
+def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
+    """A table whose first line names the columns: `path`, `label` or `labels` (read only when `labeled`), `split`.
 
     Raises:
         UserError: missing columns, another number of cells, or broken quotes; names the line.
@@ -51,7 +51,7 @@ def csv_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
         reader = csv.reader(file, strict=True)
         try:
             header = [name.strip() for name in next(reader, [])]
-            place_of_path, place_of_labels, place_of_split = _places(path, header, labelled=labelled)
+            place_of_path, place_of_labels, place_of_split = _places(path, header, labeled=labeled)
             is_divided_at_bars = place_of_labels is not None and header[place_of_labels] == "labels"
             is_exact = False
             for cells in reader:
@@ -73,13 +73,13 @@ def csv_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _places(path: Path, header: list[str], *, labelled: bool) -> tuple[int, int | None, int | None]:
+def _places(path: Path, header: list[str], *, labeled: bool) -> tuple[int, int | None, int | None]:
     """Where the columns of path, labels and split are; labels only when asked for."""
     found = ", ".join(header) or "nothing"
     if "path" not in header:
         raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
     place_of_split = header.index("split") if "split" in header else None
-    if not labelled:
+    if not labeled:
         return header.index("path"), None, place_of_split
     columns = [name for name in ("label", "labels") if name in header]
     if len(columns) != 1:
@@ -104,8 +104,8 @@ def _no_constant(name: str) -> None:
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def json_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
-    """One object a line: `path`, `label` or `labels` (read only when `labelled`), `split`; empty lines are skipped.
+def json_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
+    """One object a line: `path`, `label` or `labels` (read only when `labeled`), `split`; empty lines are skipped.
 
     Raises:
         UserError: no JSON, no object, or a missing or mistyped value; names the line.
@@ -120,10 +120,10 @@ def json_rows(path: Path, *, labelled: bool) -> Iterator[ListRow]:
                 raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from error
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {line}: not valid JSON ({error})") from error
-            yield _json_row(f"{path}, line {line}", line, content, labelled=labelled)
+            yield _json_row(f"{path}, line {line}", line, content, labeled=labeled)
 
 
-def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> ListRow:
+def _json_row(where: str, line: int, content: Any, *, labeled: bool) -> ListRow:
     if not isinstance(content, dict):
         raise UserError(f'{where}: expected an object such as {{"path": "a.jpg", "label": "cat"}}, found {_kind(content)}')
     split = content.get("split", "")
@@ -134,7 +134,7 @@ def _json_row(where: str, line: int, content: Any, *, labelled: bool) -> ListRow
     name = content.get("path", "")
     if not isinstance(name, str):
         raise UserError(f'{where}: "path" must be a string, found {_kind(name)}')
-    if not labelled:
+    if not labeled:
         return ListRow(line, name, (), has_several=False, split=split)
     if ("label" in content) == ("labels" in content):
         raise UserError(f'{where}: expected "label" or "labels", found {"both" if "label" in content else "neither"}')

@@ -1,11 +1,11 @@
-"""Lists of pictures: text, CSV and JSON lines, read into one table of columns.
+"""Lists of images: text, CSV and JSON lines, read into one table of columns.
 
 A text list has one path a line; empty lines and lines that begin with `#` are skipped. A CSV table has a header with the
 column `path` and, where there are any, `label` or `labels`, and `split`. JSON lines have one object a line with the same
 keys. Paths are relative to the list's own folder. Other columns and keys are passed over.
 
-Several labels a picture are a list under `labels` in JSON, and in CSV one cell with `|` between them. A list may begin with
-rows whose split is `class`: they have no path and name the classes in their order, so that a class without pictures is
+Several labels an image are a list under `labels` in JSON, and in CSV one cell with `|` between them. A list may begin with
+rows whose split is `class`: they have no path and name the classes in their order, so that a class without images is
 known too. The cells of such a CSV table are taken exactly as they are: neither trimmed nor, under `label`, divided at `|`.
 
 Columns are flat arrays: a list of a million rows keeps no Python object per row.
@@ -57,9 +57,9 @@ class ListTable:
     """Indices into `labels`, row after row."""
     label_offsets: NDArray[np.int64]
     has_several: bool
-    """Whether a picture may have any number of labels, instead of exactly one."""
+    """Whether an image may have any number of labels, instead of exactly one."""
     declared: tuple[str, ...]
-    """The classes that the list names ahead of its pictures; empty where it does not."""
+    """The classes that the list names ahead of its images; empty where it does not."""
     split_codes: NDArray[np.int8] | None
     """Index into the splits per row; None where the list is not divided."""
 
@@ -74,8 +74,8 @@ class ListTable:
         return np.flatnonzero(self.split_codes == _SPLITS.index(split))
 
 
-def read_list(path: Path, *, labelled: bool) -> ListTable:
-    """A list by its ending: `.csv`, `.jsonl`, anything else is text; labels and splits only when `labelled`.
+def read_list(path: Path, *, labeled: bool) -> ListTable:
+    """A list by its ending: `.csv`, `.jsonl`, anything else is text; labels and splits only when `labeled`.
 
     Raises:
         UserError: nothing listed, or a row that cannot be read, names no regular file or has no usable label or split; names
@@ -83,14 +83,14 @@ def read_list(path: Path, *, labelled: bool) -> ListTable:
     """
     ending = path.suffix.lower()
     if ending == ".csv":
-        rows = csv_rows(path, labelled=labelled)
+        rows = csv_rows(path, labeled=labeled)
     elif ending == ".jsonl":
-        rows = json_rows(path, labelled=labelled)
-    elif labelled:
+        rows = json_rows(path, labeled=labeled)
+    elif labeled:
         raise UserError(f"{path} has no labels; give one folder per class, or a .csv or .jsonl list with path and label")
     else:
         rows = text_rows(path)
-    columns = _Columns(path, labelled=labelled)
+    columns = _Columns(path, labeled=labeled)
     for row in rows:
         columns.add(row)
     return columns.table()
@@ -99,9 +99,9 @@ def read_list(path: Path, *, labelled: bool) -> ListTable:
 class _Columns:
     """A table that grows row by row; every row is checked."""
 
-    def __init__(self, path: Path, *, labelled: bool) -> None:
+    def __init__(self, path: Path, *, labeled: bool) -> None:
         self.path = path
-        self.labelled = labelled
+        self.labeled = labeled
         self._root = os.path.join(os.fsencode(path.parent), b"")  # noqa: PTH118 - names are bytes, which a Path cannot hold
         self._names = bytearray()
         self._offsets = array("q", [0])
@@ -118,7 +118,7 @@ class _Columns:
         for label in row.labels:
             if label not in self._labels:
                 self._check_label(row.line, label)
-        if row.split == CLASS_ROW and (self.labelled or not row.name):
+        if row.split == CLASS_ROW and (self.labeled or not row.name):
             self._declare(row)
             return
         self._names += self._checked_name(row)
@@ -132,7 +132,7 @@ class _Columns:
     def table(self) -> ListTable:
         """What was added."""
         if not self._lines:
-            raise UserError(f"{self.path} lists no pictures")
+            raise UserError(f"{self.path} lists no images")
         lines = np.array(self._lines, dtype=np.int64)
         codes = np.array(self._splits, dtype=np.int8)
         without = codes == _NO_SPLIT
@@ -155,12 +155,12 @@ class _Columns:
         raise UserError(f"{self.path}, line {line}: {what}") from cause
 
     def _declare(self, row: ListRow) -> None:
-        if not self.labelled:
+        if not self.labeled:
             return
         if row.name or len(row.labels) != 1:
             self._refuse(row.line, f"a row whose split is {CLASS_ROW!r} names one class as its label and has no path")
         if self._lines:
-            self._refuse(row.line, f"rows whose split is {CLASS_ROW!r} come before the pictures")
+            self._refuse(row.line, f"rows whose split is {CLASS_ROW!r} come before the images")
         if row.labels[0] in self._declared:
             self._refuse(row.line, f"the class {_shown(row.labels[0])} is named a second time")
         self._declared.append(row.labels[0])
@@ -182,14 +182,14 @@ class _Columns:
             status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
         except (OSError, ValueError) as error:  # ValueError: a NUL character, or half of a surrogate pair
             raise UserError(
-                f"{self.path}, line {row.line}: there is no picture {_shown(row.name)} (paths are relative to the list's folder)"
+                f"{self.path}, line {row.line}: there is no image {_shown(row.name)} (paths are relative to the list's folder)"
             ) from error
         if not stat.S_ISREG(status.st_mode):
             self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
         return name
 
     def _split_code(self, row: ListRow) -> int:
-        if not row.split or not self.labelled:
+        if not row.split or not self.labeled:
             return _NO_SPLIT
         if row.split not in _SPLIT_CODES:
             self._refuse(row.line, f"the split {_shown(row.split)} is none of {', '.join(_SPLIT_CODES)}")

@@ -38,7 +38,7 @@ def expanded(pattern: str) -> list[str]:
     """What a pattern with `{000..099}` and `{a,b}` names, in order; a shell writes them the same way.
 
     Raises:
-        UserError: a range that runs backwards, or more than a million names.
+        UserError: a range that runs backward, or more than a million names.
     """
     literals: list[str] = []
     choices: list[Sequence[str]] = []
@@ -57,7 +57,7 @@ def _range(pattern: str, whole: str, first: str, last: str) -> list[str]:
     """The numbers of `{first..last}`, as wide as the first one where that begins with a zero."""
     numbers = range(int(first), int(last) + 1)
     if not numbers:
-        raise UserError(f"{pattern}: the range {whole} runs backwards; give the smaller number first")
+        raise UserError(f"{pattern}: the range {whole} runs backward; give the smaller number first")
     if numbers[-1] - numbers[0] >= MOST_EXPANDED:
         raise UserError(f"{pattern}: the range {whole} names more than {MOST_EXPANDED:,} archives")
     width = len(first) if first.startswith("0") else 0
@@ -84,7 +84,7 @@ def read_range(place: str, start: int, length: int) -> bytes:
     if len(content) > length:
         raise UserError(
             f"{place}: its server answers with the whole file where a part is asked for (it lacks range requests), so single "
-            "pictures cannot be read there; copy the file here, or serve it otherwise"
+            "images cannot be read there; copy the file here, or serve it otherwise"
         )
     return content
 

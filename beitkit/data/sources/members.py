@@ -1,6 +1,6 @@
-"""Where pictures lie that are no files of their own: members of tar archives, rows of Parquet files.
+"""Where images lie that are no files of their own: members of tar archives, rows of Parquet files.
 
-Only numbers are kept of each picture, and an archive is opened when one is read, in whichever process that is.
+Only numbers are kept of each image, and an archive is opened when one is read, in whichever process that is.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from beitkit.data.sources.parquet import read_row
 Kind = Literal["tar", "parquet"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LARGEST_MEMBER = 2**30
-"""Bytes of one picture; more cannot be a picture of at most 64 million pixels."""
+"""Bytes of one image; more cannot be an image of at most 64 million pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Pictures in archives of one kind, by index."""
+    """Images in archives of one kind, by index."""
 
     kind: Kind
     archives: tuple[str, ...]
     """Paths or URLs."""
     archive: NDArray[np.int32]
-    """Which archive each picture is in."""
+    """Which archive each image is in."""
     places: NDArray[np.int64]
-    """Where, (pictures, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
+    """Where, (images, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
 
     def display_name(self, index: int, name: str) -> str:
-        """What a picture of this name is called in messages."""
+        """What an image of this name is called in messages."""
         return f"{self.archives[self.archive[index]]}: {name}"
 
     def subset(self, indices: NDArray[np.int64]) -> Members:
@@ -41,7 +41,7 @@ class Members:
         return replace(self, archive=self.archive[indices], places=self.places[indices])
 
     def read(self, index: int) -> bytes:
-        """The bytes of a picture's file.
+        """The bytes of an image's file.
 
         Raises:
             OSError: the archive cannot be read, or no longer holds this.

@@ -1,6 +1,6 @@
-"""Pictures in Parquet files, as Hugging Face's datasets write them; pyarrow is imported where it is used only.
+"""Images in Parquet files, as Hugging Face's datasets write them; pyarrow is imported where it is used only.
 
-The column `image` is a struct of `bytes` and `path`, or plain binary. One picture is read by decoding its row group, of which
+The column `image` is a struct of `bytes` and `path`, or plain binary. One image is read by decoding its row group, of which
 each process keeps the last few.
 """
 
@@ -21,12 +21,12 @@ KEPT_GROUPS = 4
 """Row groups that a process keeps decoded."""
 
 
-class ParquetPictures(NamedTuple):
+class ParquetImages(NamedTuple):
     """What one Parquet file holds."""
 
     names: list[bytes]
     places: NDArray[np.int64]
-    """Row group and row in it, (pictures, 2)."""
+    """Row group and row in it, (images, 2)."""
     labels: list[str] | None
     """Names of the classes; None without a column of labels."""
     classes: tuple[str, ...]
@@ -34,10 +34,10 @@ class ParquetPictures(NamedTuple):
 
 
 def read_row(place: str, group: int, row: int) -> bytes:
-    """The bytes of the picture in a row.
+    """The bytes of the image in a row.
 
     Raises:
-        OSError: the file cannot be read, has no such row or no picture there.
+        OSError: the file cannot be read, has no such row or no image there.
         UserError: pyarrow is not installed.
     """
     arrow = _pyarrow(place)
@@ -46,32 +46,32 @@ def read_row(place: str, group: int, row: int) -> bytes:
     except (arrow.ArrowException, IndexError) as error:
         raise OSError(" ".join(str(error).split())[:200]) from error
     if value is None:
-        raise OSError("the row holds no bytes of a picture")
+        raise OSError("the row holds no bytes of an image")
     return value
 
 
-def parquet_pictures(place: str, labelled: bool) -> ParquetPictures:
-    """The pictures of a file, named by their paths in it, else by the file and their row.
+def parquet_images(place: str, labeled: bool) -> ParquetImages:
+    """The images of a file, named by their paths in it, else by the file and their row.
 
     Raises:
-        UserError: pyarrow is not installed, or the file cannot be read, has no column of pictures or no usable labels.
+        UserError: pyarrow is not installed, or the file cannot be read, has no column of images or no usable labels.
     """
     arrow = _pyarrow(place)
     try:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
-            return _pictures(arrow, file, place, labelled)
+            return _images(arrow, file, place, labeled)
     except arrow.ArrowException as error:
         raise UserError(f"{place} is no Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}") from None
 
 
-def _pictures(arrow: Any, file: Any, place: str, labelled: bool) -> ParquetPictures:
+def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ParquetImages:
     schema = file.schema_arrow
     column = _bytes_column(arrow, schema, place)
     kind = schema.field(COLUMN).type
     wanted = [f"{COLUMN}.path"] if column != COLUMN and kind.get_field_index("path") >= 0 else []
-    with_labels = labelled and LABEL in schema.names
+    with_labels = labeled and LABEL in schema.names
     declared = _declared(schema) if with_labels else ()
     stem = place.rpartition("/")[2].removesuffix(".parquet")
     names: list[bytes] = []
@@ -87,18 +87,18 @@ def _pictures(arrow: Any, file: Any, place: str, labelled: bool) -> ParquetPictu
         if with_labels:
             labels += _class_names(table.column(LABEL).to_pylist(), declared, place, first)
     where = np.concatenate([np.empty((0, 2)), *places]).astype(np.int64)
-    return ParquetPictures(names, where, labels if with_labels else None, declared)
+    return ParquetImages(names, where, labels if with_labels else None, declared)
 
 
 def _bytes_column(arrow: Any, schema: Any, place: str) -> str:
-    """The column that holds pictures' bytes."""
+    """The column that holds images' bytes."""
     kind = schema.field(COLUMN).type if COLUMN in schema.names else None
     if kind is not None and (arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)):
         return COLUMN
     if kind is not None and arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         return f"{COLUMN}.bytes"
     found = "is missing" if kind is None else f"is {str(kind)[:100]}"
-    raise UserError(f"{place} holds no pictures: its column {COLUMN!r} {found}; expected binary, or a struct with bytes and path")
+    raise UserError(f"{place} holds no images: its column {COLUMN!r} {found}; expected binary, or a struct with bytes and path")
 
 
 def _declared(schema: Any) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 
 @functools.lru_cache(maxsize=KEPT_GROUPS)
 def _group(place: str, stamp: str, group: int) -> Any:
-    """The encoded pictures of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
+    """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
     arrow = _pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
         column = _bytes_column(arrow, file.schema_arrow, place)

@@ -1,7 +1,7 @@
-"""Choosing among labelled pictures: a validation part, or a few labels per class, the same way every time.
+"""Choosing among labeled images: a validation part, or a few labels per class, the same way every time.
 
-What is set aside is decided by a hash of (seed, name), ranked within each class: the same pictures are always divided the
-same way, and a picture that is added or removed moves hardly any other.
+What is set aside is decided by a hash of (seed, name), ranked within each class: the same images are always divided the
+same way, and an image that is added or removed moves hardly any other.
 """
 
 from __future__ import annotations
@@ -17,95 +17,93 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.sources.find import LabelledArchives, LabelledFolder, LabelledList, find_labelled, labelled_source
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import LabeledArchives, LabeledFolder, LabeledList, find_labeled, labeled_source
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import CLASS_ROW, SEPARATOR, csv_rows
 from beitkit.errors import UserError
 
-Source = LabelledFolder | LabelledArchives | LabelledList
+Source = LabeledFolder | LabeledArchives | LabeledList
 VAL_SHARE = 0.2
-"""Share of each class that is set aside where no validation pictures are given."""
+"""Share of each class that is set aside where no validation images are given."""
 
 
-def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[PictureList, PictureList]:
-    """Training and validation pictures with the same classes, both with `labels` or both with `targets`.
+def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[ImageList, ImageList]:
+    """Training and validation images with the same classes, both with `labels` or both with `targets`.
 
-    Validation pictures come from `val`; else from a val/ or test/ folder beside train/; else from the rows of a list whose
+    Validation images come from `val`; else from a val/ or test/ folder beside train/; else from the rows of a list whose
     split is val, or test; else a fifth of each class is set aside by `seed`.
 
     Raises:
-        UserError: what `find_labelled` raises; a class of the validation pictures that the training pictures lack; a file
+        UserError: what `find_labeled` raises; a class of the validation images that the training images lack; a file
             that is in both; a list with train but neither val nor test; or nothing that can be set aside.
     """
-    source = labelled_source(images)
+    source = labeled_source(images)
     is_divided = "train" in source.splits
     train = source.read("train" if is_divided else None)
     if val is not None:
-        other = labelled_source(val)
+        other = labeled_source(val)
         aside = other.read("val" if "val" in other.splits else None, train.classes)
     elif is_divided and ("val" in source.splits or "test" in source.splits):
         other = source
         aside = source.read("val" if "val" in source.splits else "test", train.classes)
-    elif is_divided and isinstance(source, LabelledList):
+    elif is_divided and isinstance(source, LabeledList):
         raise UserError(
             f"{images} has rows whose split is 'train' but none whose split is 'val' or 'test'; add some, or give --val"
         )
     else:
-        if isinstance(source, LabelledList):
+        if isinstance(source, LabeledList):
             _refuse_repeated(train, source)
         return _set_aside(train, seed)
     if train.targets is not None:
         aside = aside.with_targets()
     elif aside.targets is not None:
-        raise UserError(f"{val} has several labels a picture, but {images} has one; write the labels of both in the same way")
+        raise UserError(f"{val} has several labels an image, but {images} has one; write the labels of both in the same way")
     lacking = [
         name for name, there, here in zip(train.classes, train.counts(), aside.counts(), strict=True) if here and not there
     ]
     if lacking:
-        raise UserError(
-            f"the class {lacking[0]!r} has validation pictures but no training picture; add some, or remove the class"
-        )
+        raise UserError(f"the class {lacking[0]!r} has validation images but no training image; add some, or remove the class")
     _refuse_shared(train, source, aside, other)
     return train, aside
 
 
-def note_on_val(val: PictureList) -> str | None:
-    """A line on the classes without a validation picture, whose accuracy will stay unknown; None if there are none."""
+def note_on_val(val: ImageList) -> str | None:
+    """A line on the classes without a validation image, whose accuracy will stay unknown; None if there are none."""
     absent = [name for name, count in zip(val.classes, val.counts(), strict=True) if not count]
     if not absent:
         return None
     more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-    return f"no validation picture of {len(absent)} of {len(val.classes)} classes: {', '.join(absent[:5])}{more}"
+    return f"no validation image of {len(absent)} of {len(val.classes)} classes: {', '.join(absent[:5])}{more}"
 
 
-def few_per_class(files: PictureList, labels: int, seed: int, option: str = "--labels") -> PictureList:
-    """That many pictures, as evenly over the classes as can be, drawn by `seed`; `option` is what the user called the number.
+def few_per_class(files: ImageList, labels: int, seed: int, option: str = "--labels") -> ImageList:
+    """That many images, as evenly over the classes as can be, drawn by `seed`; `option` is what the user called the number.
 
-    A larger number adds pictures to those of a smaller one. Where a picture can have several labels, the next picture is
-    always one of the class that has fewest so far, and pictures without a label take turns as a class of their own.
+    A larger number adds images to those of a smaller one. Where an image can have several labels, the next image is
+    always one of the class that has fewest so far, and images without a label take turns as a class of their own.
 
     Raises:
         UserError: fewer labels than classes, or more than there are.
     """
     classes = len(files.classes)
     if not classes <= labels <= len(files):
-        raise UserError(f"{option} {labels} must lie between the {classes} classes and the {len(files)} training pictures")
+        raise UserError(f"{option} {labels} must lie between the {classes} classes and the {len(files)} training images")
     shuffled = np.array(random.Random(seed).sample(range(len(files)), len(files)))
     if files.targets is not None:
         return files.subset(np.sort(_fewest_first(files.targets[shuffled], shuffled, labels)))
     known = _labels(files)
-    # Position of every picture within its class, in shuffled order: taking the smallest first takes classes in turn.
+    # Position of every image within its class, in shuffled order: taking the smallest first takes classes in turn.
     order = np.lexsort((known, _position_in_class(known, shuffled)))
     return files.subset(np.sort(order[:labels]))
 
 
-def split_table(train: PictureList, val: PictureList) -> str:
+def split_table(train: ImageList, val: ImageList) -> str:
     """A CSV table that `train_and_val` reads back as these two lists: first the classes in order, then absolute paths.
 
     Write it as UTF-8 with `surrogateescape`, so that names keep their bytes.
 
     Raises:
-        UserError: pictures can have several labels, and the name of a class has a `|` in it.
+        UserError: images can have several labels, and the name of a class has a `|` in it.
     """
     separated = next((name for name in train.classes if SEPARATOR in name), None)
     if train.targets is not None and separated is not None:
@@ -122,36 +120,36 @@ def split_table(train: PictureList, val: PictureList) -> str:
     return text.getvalue()
 
 
-def set_aside_before(table: Path, source: Source, classes: Sequence[str]) -> PictureList:
-    """The validation pictures of a `split_table`; those of archives are looked up in them, as a list names files only.
+def set_aside_before(table: Path, source: Source, classes: Sequence[str]) -> ImageList:
+    """The validation images of a `split_table`; those of archives are looked up in them, as a list names files only.
 
     Raises:
-        UserError: the table cannot be read, or names pictures that are no longer there.
+        UserError: the table cannot be read, or names images that are no longer there.
     """
-    if not isinstance(source, LabelledArchives):
-        return find_labelled(table, "val", classes=classes)
-    named = {os.fsencode(row.name) for row in csv_rows(table, labelled=True) if row.split == "val"}
+    if not isinstance(source, LabeledArchives):
+        return find_labeled(table, "val", classes=classes)
+    named = {os.fsencode(row.name) for row in csv_rows(table, labeled=True) if row.split == "val"}
     files = source.read(None, classes)
     chosen = [index for index, path in enumerate(files.paths()) if path in named]
     if len(chosen) != len(named):
-        raise UserError(f"{table} names {len(named)} pictures for validation, but {source.path} holds {len(chosen)} of them")
+        raise UserError(f"{table} names {len(named)} images for validation, but {source.path} holds {len(chosen)} of them")
     return files.subset(chosen)
 
 
-def _cells(files: PictureList) -> Iterator[str]:
-    """The labels of each picture as one cell of a table."""
+def _cells(files: ImageList) -> Iterator[str]:
+    """The labels of each image as one cell of a table."""
     if files.targets is None:
         return (files.classes[label] for label in _labels(files))
     return (SEPARATOR.join(files.classes[label] for label in np.flatnonzero(row)) for row in files.targets)
 
 
-def _labels(files: PictureList) -> NDArray[np.int64]:
+def _labels(files: ImageList) -> NDArray[np.int64]:
     assert files.labels is not None
     return files.labels
 
 
 def _position_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many pictures of its own class come before each picture in `order`."""
+    """How many images of its own class come before each image in `order`."""
     by_class = order[np.argsort(labels[order], kind="stable")]
     first = np.searchsorted(labels[by_class], labels[by_class])
     position = np.empty(len(labels), dtype=np.int64)
@@ -159,12 +157,12 @@ def _position_in_class(labels: NDArray[np.int64], order: NDArray[np.int64]) -> N
     return position
 
 
-def _fewest_first(targets: NDArray[np.bool_], pictures: NDArray[np.int64], number: int) -> NDArray[np.int64]:
-    """That many of `pictures`, whose targets are given in the same order, each of the class with fewest so far."""
+def _fewest_first(targets: NDArray[np.bool_], images: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """That many of `images`, whose targets are given in the same order, each of the class with fewest so far."""
     columns = np.column_stack([targets, ~targets.any(axis=1)])
     waiting = [iter(np.flatnonzero(column)) for column in columns.T]
     have = np.zeros(len(waiting))
-    is_chosen = np.zeros(len(pictures), dtype=np.bool_)
+    is_chosen = np.zeros(len(images), dtype=np.bool_)
     for _ in range(number):
         place = None
         while place is None:
@@ -174,11 +172,11 @@ def _fewest_first(targets: NDArray[np.bool_], pictures: NDArray[np.int64], numbe
                 have[label] = np.inf
         is_chosen[place] = True
         have[columns[place]] += 1
-    return pictures[is_chosen]
+    return images[is_chosen]
 
 
-def _set_aside(files: PictureList, seed: int) -> tuple[PictureList, PictureList]:
-    """Training and validation part, `VAL_SHARE` of each class in the second; a class's only picture is trained on."""
+def _set_aside(files: ImageList, seed: int) -> tuple[ImageList, ImageList]:
+    """Training and validation part, `VAL_SHARE` of each class in the second; a class's only image is trained on."""
     key = str(seed).encode()
     hashes = (hashlib.blake2b(files.name(index), digest_size=8, key=key).digest() for index in range(len(files)))
     order = np.argsort(np.frombuffer(b"".join(hashes), dtype="<u8"), kind="stable")
@@ -190,15 +188,15 @@ def _set_aside(files: PictureList, seed: int) -> tuple[PictureList, PictureList]
         labels = _labels(files)
         is_aside = _position_in_class(labels, order) < wanted[labels]
     if not is_aside.any():
-        raise UserError("no class has more than one picture, so none can be set aside for validation; give --val")
+        raise UserError("no class has more than one image, so none can be set aside for validation; give --val")
     return files.subset(np.flatnonzero(~is_aside)), files.subset(np.flatnonzero(is_aside))
 
 
 def _rarest_first(targets: NDArray[np.bool_], order: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which pictures are set aside so that each class gets near to the number wanted, in the given order of preference.
+    """Which images are set aside so that each class gets near to the number wanted, in the given order of preference.
 
-    The rarest class chooses first, among the pictures that no rarer class decided on (iterative stratification, Sechidis et
-    al. 2011). No picture is taken that is the last one for training of any of its classes.
+    The rarest class chooses first, among the images that no rarer class decided on (iterative stratification, Sechidis et
+    al. 2011). No image is taken that is the last one for training of any of its classes.
     """
     is_aside = np.zeros(len(targets), dtype=np.bool_)
     is_decided = np.zeros(len(targets), dtype=np.bool_)
@@ -206,12 +204,12 @@ def _rarest_first(targets: NDArray[np.bool_], order: NDArray[np.int64], wanted: 
     for label in np.argsort(left, kind="stable"):
         members = order[targets[order, label] & ~is_decided[order]]
         missing = wanted[label] - np.count_nonzero(targets[:, label] & is_aside)
-        for picture in members:
+        for image in members:
             if missing <= 0:
                 break
-            if left[targets[picture]].min() > 1:
-                is_aside[picture] = True
-                left -= targets[picture]
+            if left[targets[image]].min() > 1:
+                is_aside[image] = True
+                left -= targets[image]
                 missing -= 1
         is_decided[members] = True
     without = order[~targets[order].any(axis=1)]
@@ -219,7 +217,7 @@ def _rarest_first(targets: NDArray[np.bool_], order: NDArray[np.int64], wanted: 
     return is_aside
 
 
-def _refuse_repeated(files: PictureList, source: LabelledList) -> None:
+def _refuse_repeated(files: ImageList, source: LabeledList) -> None:
     """Raise if a file is listed twice: the two rows could end up on both sides."""
     keys, counts = np.unique(_keys(files), return_counts=True)
     suspects = set(keys[counts > 1].tolist())
@@ -234,7 +232,7 @@ def _refuse_repeated(files: PictureList, source: LabelledList) -> None:
             seen.add(path)
 
 
-def _refuse_shared(train: PictureList, source: Source, val: PictureList, other: Source) -> None:
+def _refuse_shared(train: ImageList, source: Source, val: ImageList, other: Source) -> None:
     """Raise if a file is in both lists."""
     suspects = set(np.intersect1d(_keys(train), _keys(val)).tolist())
     if not suspects:
@@ -244,21 +242,21 @@ def _refuse_shared(train: PictureList, source: Source, val: PictureList, other: 
     if shared is None:
         return
     shown = repr(os.fsdecode(shared))
-    if source is other and isinstance(source, LabelledList):
+    if source is other and isinstance(source, LabeledList):
         raise UserError(f"{_lines(source, shared)}: {shown} is listed for training and for validation; keep one of them")
-    places = [_lines(one, shared) if isinstance(one, LabelledList) else str(one.path) for one in (source, other)]
-    raise UserError(f"{shown} is a training picture ({places[0]}) and a validation picture ({places[1]}); keep one of them")
+    places = [_lines(one, shared) if isinstance(one, LabeledList) else str(one.path) for one in (source, other)]
+    raise UserError(f"{shown} is a training image ({places[0]}) and a validation image ({places[1]}); keep one of them")
 
 
-def _normalized(files: PictureList) -> Iterator[bytes]:
+def _normalized(files: ImageList) -> Iterator[bytes]:
     return (os.path.normpath(path) for path in files.paths())
 
 
-def _keys(files: PictureList) -> NDArray[np.int64]:
+def _keys(files: ImageList) -> NDArray[np.int64]:
     """A number per file that is the same for the same path, in place of a set of paths, which would be large."""
     return np.fromiter((hash(path) for path in _normalized(files)), dtype=np.int64, count=len(files))
 
 
-def _lines(source: LabelledList, path: bytes) -> str:
+def _lines(source: LabeledList, path: bytes) -> str:
     lines = source.lines(path)
     return f"{source.table.path}, line{'s' if len(lines) > 1 else ''} {' and '.join(map(str, lines))}"

@@ -62,7 +62,7 @@ class _Scan:
                 extended = self._pax(start, length, place)
             elif kind == b"g":
                 if self._pax(start, length, place).keys() & {b"path", b"size"}:
-                    self._refuse("has a global header that renames its members; pack the pictures anew with beitkit pack")
+                    self._refuse("has a global header that renames its members; pack the images anew with beitkit pack")
             elif kind != b"K":
                 if b"size" in extended:
                     length = self._number(extended[b"size"], place)

@@ -1,11 +1,11 @@
 """The visual tokens of stored views, kept on disk: computed once, read as often as one likes.
 
 A cache is a folder of four files. `cache.json` holds the key: all that tokens depend on. `contents.npy` says what bytes the
-pictures had. `tokens.npy` is an array (pictures, views, n) of 16-bit numbers (8-bit ones up to 256 codes), and `states.npy`
-(pictures, views) says of each row whether it is there. Both arrays are mapped into memory, so that opening costs nothing.
+images had. `tokens.npy` is an array (images, views, n) of 16-bit numbers (8-bit ones up to 256 codes), and `states.npy`
+(images, views) says of each row whether it is there. Both arrays are mapped into memory, so that opening costs nothing.
 
 A row is written, flushed to the disk, and only then marked: whenever the process dies, what is marked is right, and what is not
-is computed again. Several machines fill a cache each of their own, of consecutive pictures (a `Shard`): pages of one mapped file
+is computed again. Several machines fill a cache each of their own, of consecutive images (a `Shard`): pages of one mapped file
 that two machines write would overwrite each other. `join_caches` makes one of them.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import ViewConfig
-from beitkit.data.sources.image_list import PictureList
-from beitkit.data.tokens.contents import BYTES_PER_PICTURE, contents_of, first_changed
+from beitkit.data.sources.image_list import ImageList
+from beitkit.data.tokens.contents import BYTES_PER_IMAGE, contents_of, first_changed
 from beitkit.data.tokens.key import CacheKey
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
@@ -39,7 +39,7 @@ ROWS_PER_FLUSH = 4096
 
 
 class Shard(NamedTuple):
-    """One of several caches of consecutive pictures, which several machines fill and which are joined then."""
+    """One of several caches of consecutive images, which several machines fill and which are joined then."""
 
     number: int
     """From 1."""
@@ -48,18 +48,18 @@ class Shard(NamedTuple):
     def __str__(self) -> str:
         return f"{self.number}/{self.shards}"
 
-    def rows(self, num_pictures: int) -> range:
-        """Its pictures; shards differ in size by one at most."""
-        return range((self.number - 1) * num_pictures // self.shards, self.number * num_pictures // self.shards)
+    def rows(self, num_images: int) -> range:
+        """Its images; shards differ in size by one at most."""
+        return range((self.number - 1) * num_images // self.shards, self.number * num_images // self.shards)
 
 
 WHOLE = Shard(1, 1)
 WHAT: dict[str, tuple[str, str]] = {
     "tokenizer": ("tokenizer", "--tokenizer"),
     "vocabulary": ("vocabulary", "--tokenizer"),
-    "pictures": ("list of pictures", "IMAGES"),
+    "pictures": ("list of images", "IMAGES"),
     "view": ("view", "--view"),
-    "image_size": ("picture size", "--image-size"),
+    "image_size": ("image size", "--image-size"),
     "patch": ("patch size", "--patch"),
     "token_size": ("size of the tokenizer's view", "--tokenizer"),
     "channels": ("number of channels", "--channels"),
@@ -75,7 +75,7 @@ class TokenCache:
     """The tokens of stored views; at most one process writes to it (the caller holds a lock), others read what is complete."""
 
     def __init__(self, path: Path, key: CacheKey, *, is_writable: bool, first: int = 0) -> None:
-        """A cache that is there, of the pictures from number `first` on; see `open_cache` for one that is checked or made."""
+        """A cache that is there, of the images from number `first` on; see `open_cache` for one that is checked or made."""
         self.path = path
         self.key = key
         self._first = first
@@ -90,12 +90,12 @@ class TokenCache:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every view is stored, of all pictures that can be read."""
+        """Whether every view is stored, of all images that can be read."""
         return self._num_missing == 0
 
     @property
-    def num_pictures(self) -> int:
-        """Pictures in the list, or in the shard of it."""
+    def num_images(self) -> int:
+        """Images in the list, or in the shard of it."""
         return len(self._states)
 
     @property
@@ -127,7 +127,7 @@ class TokenCache:
             self.flush()
 
     def set_unreadable(self, index: int) -> None:
-        """Wait no longer for the views of a picture that cannot be read."""
+        """Wait no longer for the views of an image that cannot be read."""
         row = index - self._first
         is_missing = self._states[row] == MISSING
         self._num_missing -= int(is_missing.sum())
@@ -145,11 +145,11 @@ class TokenCache:
         self._unmarked.clear()
 
     def missing(self) -> Iterator[int]:
-        """Pictures of which a view is missing, in the order of the list."""
+        """Images of which a view is missing, in the order of the list."""
         return (self._first + int(row) for row in (self._states == MISSING).any(axis=1).nonzero()[0])
 
     def missing_views(self, index: int) -> list[int]:
-        """Which views of a picture are missing."""
+        """Which views of an image are missing."""
         return (self._states[index - self._first] == MISSING).nonzero()[0].tolist()
 
     def _rows(self, indices: Int64[Tensor, " b"]) -> NDArray[np.int64]:
@@ -158,18 +158,18 @@ class TokenCache:
         return rows
 
 
-def open_cache(path: Path, key: CacheKey, files: PictureList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
+def open_cache(path: Path, key: CacheKey, files: ImageList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
     """The cache in a folder, checked against what it is to be used for; a writable one is made where there is none.
 
     Args:
         path: the folder.
         key: what the tokens depend on.
-        files: the whole list of pictures.
+        files: the whole list of images.
         is_writable: whether it is filled.
-        shard: whose pictures the folder is for.
+        shard: whose images the folder is for.
 
     Raises:
-        UserError: if there is none, or its key or the content of a picture differs.
+        UserError: if there is none, or its key or the content of an image differs.
     """
     rows = shard.rows(len(files))
     files = files if shard == WHOLE else files.subset(rows)
@@ -186,18 +186,18 @@ def open_cache(path: Path, key: CacheKey, files: PictureList, *, is_writable: bo
     return TokenCache(path, key, is_writable=is_writable, first=rows.start)
 
 
-def join_caches(path: Path, key: CacheKey, files: PictureList, shards: Sequence[TokenCache]) -> None:
+def join_caches(path: Path, key: CacheKey, files: ImageList, shards: Sequence[TokenCache]) -> None:
     """Make the cache of the whole list from those of its shards, in their order; the same as one process would have made."""
-    assert sum(shard.num_pictures for shard in shards) == len(files)
+    assert sum(shard.num_images for shard in shards) == len(files)
 
     def fill(tokens: NDArray[np.generic], states: NDArray[np.uint8]) -> None:
         start = 0
         for shard in shards:
-            for first in range(0, shard.num_pictures, ROWS_PER_FLUSH):  # in pieces, for a shard may be larger than the memory
-                last = min(first + ROWS_PER_FLUSH, shard.num_pictures)
+            for first in range(0, shard.num_images, ROWS_PER_FLUSH):  # in pieces, for a shard may be larger than the memory
+                last = min(first + ROWS_PER_FLUSH, shard.num_images)
                 tokens[start + first : start + last] = shard._tokens[first:last]
                 states[start + first : start + last] = shard._marks[first:last]
-            start += shard.num_pictures
+            start += shard.num_images
 
     _make(path, key, np.concatenate([np.load(shard.path / CONTENTS) for shard in shards]), WHOLE, fill)
 
@@ -228,9 +228,9 @@ def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
 
 
 def bytes_per_view(key: CacheKey) -> float:
-    """Size of a stored view on the disk: its tokens, its mark, and its part of what is kept of the picture."""
+    """Size of a stored view on the disk: its tokens, its mark, and its part of what is kept of the image."""
     tokens = key.grid[0] * key.grid[1] * _type_of(key.vocabulary).itemsize
-    return tokens + 1 + BYTES_PER_PICTURE / key.views
+    return tokens + 1 + BYTES_PER_IMAGE / key.views
 
 
 def _make(

@@ -1,7 +1,7 @@
-"""Whether pictures still have the content that something was computed from.
+"""Whether images still have the content that something was computed from.
 
-Of each picture 24 bytes are kept: a digest of its bytes, its size and its time of change. Size and time are asked of the file
-system; only where they differ is the file read again, as make and rsync do it. In archives a picture's time is the archive's.
+Of each image 24 bytes are kept: a digest of its bytes, its size and its time of change. Size and time are asked of the file
+system; only where they differ is the file read again, as make and rsync do it. In archives an image's time is the archive's.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.decode import BrokenPicture, Encoded
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.decoding.decode import BrokenImage, Encoded
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import stamp_of
 from beitkit.system import usable_cores
 
-BYTES_PER_PICTURE = 24
+BYTES_PER_IMAGE = 24
 """Digest, size and time of change, 8 bytes each."""
 AT_ONCE = 4096  # files that are handed to the threads together: millions of waiting tasks would only take memory
 
 
-def contents_of(files: PictureList) -> NDArray[np.int64]:
-    """Digest, size (-1 where there is no file) and time of change (ns) of every picture, (pictures, 3); reads every file once."""
+def contents_of(files: ImageList) -> NDArray[np.int64]:
+    """Digest, size (-1 where there is no file) and time of change (ns) of every image, (images, 3); reads every file once."""
     contents = np.zeros((len(files), 3), dtype=np.int64)
 
     stamps = _Stamps(files)
@@ -37,8 +37,8 @@ def contents_of(files: PictureList) -> NDArray[np.int64]:
     return contents
 
 
-def first_changed(files: PictureList, before: NDArray[np.int64]) -> int | None:
-    """The first picture whose content is no longer what it was; None if all are the same."""
+def first_changed(files: ImageList, before: NDArray[np.int64]) -> int | None:
+    """The first image whose content is no longer what it was; None if all are the same."""
     suspects: list[int] = []
     stamps = _Stamps(files)
 
@@ -49,27 +49,27 @@ def first_changed(files: PictureList, before: NDArray[np.int64]) -> int | None:
     _by_threads(files, look)
     for index in sorted(suspects):
         digest, size, _ = _content(files, index, stamps)
-        # Sizes are not compared: the same picture has none in Parquet. A picture that is not there has another size than all.
+        # Sizes are not compared: the same image has none in Parquet. An image that is not there has another size than all.
         if (digest, size < 0) != (int(before[index, 0]), bool(before[index, 1] < 0)):
             return index
     return None
 
 
-def _by_threads(files: PictureList, do: Callable[[int], None]) -> None:
+def _by_threads(files: ImageList, do: Callable[[int], None]) -> None:
     with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(files), AT_ONCE):
             list(pool.map(do, range(start, min(start + AT_ONCE, len(files)))))
 
 
 class _Stamps:
-    """Sizes and times of change of pictures; an archive is asked for its time once."""
+    """Sizes and times of change of images; an archive is asked for its time once."""
 
-    def __init__(self, files: PictureList) -> None:
+    def __init__(self, files: ImageList) -> None:
         self.files = files
         self._times: dict[int, int] = {}
 
     def size_and_time(self, index: int) -> tuple[int, int]:
-        """Size of a picture (-1 where it is not there, 0 in Parquet, which does not keep it) and time of change."""
+        """Size of an image (-1 where it is not there, 0 in Parquet, which does not keep it) and time of change."""
         members = self.files.members
         try:
             if members is None:
@@ -90,7 +90,7 @@ def _number(stamp: str) -> int:
     return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def _content(files: PictureList, index: int, stamps: _Stamps) -> tuple[int, int, int]:
+def _content(files: ImageList, index: int, stamps: _Stamps) -> tuple[int, int, int]:
     size, changed = stamps.size_and_time(index)
     if size < 0:
         return 0, size, changed
@@ -100,6 +100,6 @@ def _content(files: PictureList, index: int, stamps: _Stamps) -> tuple[int, int,
         with io.BytesIO(source.content) if isinstance(source, Encoded) else source.open("rb") as file:
             while part := file.read(2**20):
                 digest.update(part)
-    except (OSError, BrokenPicture):
-        return 0, size, changed  # it cannot be read as a picture either
+    except (OSError, BrokenImage):
+        return 0, size, changed  # it cannot be read as an image either
     return int.from_bytes(digest.digest(), "little", signed=True), size, changed

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.contracts import Precision, Tokenizer
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKey:
-    """All that the tokens of a stored view depend on, besides the content of its picture."""
+    """All that the tokens of a stored view depend on, besides the content of its image."""
 
     tokenizer: str
     """Fingerprint of the tokenizer."""
     vocabulary: int
     """Its number of codes."""
     pictures: str
-    """Digest of the list: names and order."""
+    """Digest of the list of images: names and order. Named as it is in cache.json."""
     view: ViewConfig
     image_size: Pair
     """Size of the backbone's view."""
     patch: Pair
-    """Smaller pictures count as unreadable."""
+    """Smaller images count as unreadable."""
     token_size: Pair
     """Size of the tokenizer's view."""
     channels: int
@@ -32,13 +32,13 @@ class CacheKey:
     """Patches, and so tokens, of a view."""
     seed: int
     views: int
-    """Stored views of a picture."""
+    """Stored views of an image."""
     precision: Precision = "float32"
     """Of the tokenizer's arithmetic."""
 
     @classmethod
     def of(
-        cls, files: PictureList, tokenizer: Tokenizer, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
+        cls, files: ImageList, tokenizer: Tokenizer, view: ViewConfig, image_size: Pair, patch: Pair, seed: int, views: int
     ) -> CacheKey:
         """The key of the tokens that `tokenizer` gives `views` stored views of each image of a list."""
         grid = image_size[0] // patch[0], image_size[1] // patch[1]

@@ -18,14 +18,14 @@ class CachedTokens:
     """Tokens from a cache where it has them, else from the tokenizer; counts both."""
 
     def __init__(self, cache: TokenCache, encode: Callable[[Tensor], Tensor], batch_size: int) -> None:
-        """`encode` makes ids (b, n) of uint8 pictures, which it is given by `batch_size` at once, whatever is missing."""
+        """`encode` makes ids (b, n) of uint8 images, which it is given by `batch_size` at once, whatever is missing."""
         self.cache = cache
         self.encode = encode
         self.batch_size = batch_size
         self.served = 0
-        """Pictures whose tokens came from the cache."""
+        """Images whose tokens came from the cache."""
         self.encoded = 0
-        """Pictures whose tokens were computed."""
+        """Images whose tokens were computed."""
         self.seconds = 0.0
         """Time that took."""
         self._measured = 0
@@ -36,19 +36,19 @@ class CachedTokens:
         Put it before `to_device`: only what has to be encoded is moved.
 
         Raises:
-            UserError: if the tokens of a picture are missing that could not be read when the others were stored.
+            UserError: if the tokens of an image are missing that could not be read when the others were stored.
         """
         for batch in stream:
             for index in batch["broken"].tolist():
                 if index >= 0:
                     self.cache.set_unreadable(index)
             indices, views = batch["index"], batch["view"]
-            # What is shown, black, in place of a picture of an evaluation that cannot be read has no tokens to keep.
+            # What is shown, black, in place of an image of an evaluation that cannot be read has no tokens to keep.
             missing = (~self.cache.stored(indices, views) & (batch["broken"] != indices)).nonzero().flatten()
             if len(missing):
                 if "token_images" not in batch:
                     raise UserError(
-                        f"the token cache {self.cache.path} lacks picture {int(indices[missing[0]])} of the list, which could "
+                        f"the token cache {self.cache.path} lacks image {int(indices[missing[0]])} of the list, which could "
                         "not be read when the others were stored; complete it with beitkit tokenize"
                     )
                 ids = self._encoded(batch["token_images"][missing])
@@ -59,8 +59,8 @@ class CachedTokens:
             yield rest | {"tokens": self.cache.tokens(indices, views)}
 
     @property
-    def seconds_per_picture(self) -> float:
-        """Time that the tokenizer takes for a picture."""
+    def seconds_per_image(self) -> float:
+        """Time that the tokenizer takes for an image."""
         return self.seconds / max(1, self.encoded or self._measured)
 
     def measure(self, images: UInt8[Tensor, "b c h w"]) -> None:
@@ -79,9 +79,9 @@ class CachedTokens:
 
 
 def encoded_whole(images: UInt8[Tensor, "m c h w"], encode: Callable[[Tensor], Tensor], batch_size: int) -> Int64[Tensor, "m n"]:
-    """Ids on the CPU of at least one picture.
+    """Ids on the CPU of at least one image.
 
-    The tokenizer always sees `batch_size` pictures, repeated where there are fewer: kernels for other shapes may round
+    The tokenizer always sees `batch_size` images, repeated where there are fewer: kernels for other shapes may round
     otherwise, and tokens must not depend on what happened to be missing.
     """
     filled = images[torch.arange(max(batch_size, len(images))) % len(images)]

@@ -1,6 +1,6 @@
 """RandAugment and random erasing, as BEiT's fine-tuning uses them (method 5.1: timm 0.3.2's `rand-m9-mstd0.5-inc1`).
 
-RandAugment changes the picture (arXiv 1909.13719); erasing fills a box with noise after normalization (arXiv 1708.04896). Both
+RandAugment changes the image (arXiv 1909.13719); erasing fills a box with noise after normalization (arXiv 1708.04896). Both
 draw from the sample's own `random.Random`, in the order in which timm draws from the global one.
 """
 
@@ -25,15 +25,15 @@ FULL_MAGNITUDE = 10
 OPERATION_PROBABILITY = 0.5
 """Each chosen operation is applied as often as not."""
 ERASED_AREA = (0.02, 1 / 3)
-"""Share of the picture's area that is erased, smallest and largest."""
+"""Share of the image's area that is erased, smallest and largest."""
 ERASED_ASPECT = (0.3, 1 / 0.3)
 """Height / width of the erased box, smallest and largest."""
 ERASING_ATTEMPTS = 10
-"""Boxes tried before a picture stays whole."""
+"""Boxes tried before an image stays whole."""
 
 Fill = int | tuple[int, int, int]
 Operation = Callable[[Image.Image, float, random.Random, Fill], Image.Image]
-"""Takes a picture, the magnitude as a share of the full one, the generator of its sign, and what shows where the picture has
+"""Takes an image, the magnitude as a share of the full one, the generator of its sign, and what shows where the image has
 left."""
 
 
@@ -42,23 +42,23 @@ class RandAugment:
     """A few operations, drawn with replacement and each applied with probability 1/2, at a magnitude around a given one."""
 
     operations: int
-    """How many are drawn for each picture."""
+    """How many are drawn for each image."""
     magnitude: float
     """Mean of the magnitude, of at most 10."""
     magnitude_std: float
     """Standard deviation of the magnitude, which is then clipped to [0, 10]."""
     mean: Triple
-    """The network's pixel mean: what shows where the picture has left."""
+    """The network's pixel mean: what shows where the image has left."""
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """The picture after its operations; a grey one is never given the saturation operation."""
+        """The image after its operations; a gray one is never given the saturation operation."""
         names = [name for name in OPERATIONS if image.mode != "L" or name != "color"]
         for name in [rng.choice(names) for _ in range(self.operations)]:
             image = self.apply(name, image, rng)
         return image
 
     def apply(self, name: str, image: Image.Image, rng: random.Random) -> Image.Image:
-        """The picture after one operation of `OPERATIONS`, or as it is, as drawn."""
+        """The image after one operation of `OPERATIONS`, or as it is, as drawn."""
         if rng.random() > OPERATION_PROBABILITY:
             return image
         magnitude = rng.gauss(self.magnitude, self.magnitude_std) if self.magnitude_std > 0 else self.magnitude
@@ -67,7 +67,7 @@ class RandAugment:
 
 
 def draw_erasing(image_size: Pair, probability: float, rng: random.Random) -> Int64[Tensor, 5]:
-    """What to erase of a picture: top, left, height, width, and the seed of the noise; height 0 erases nothing."""
+    """What to erase of an image: top, left, height, width, and the seed of the noise; height 0 erases nothing."""
     height, width = image_size
     if rng.random() <= probability:
         for _ in range(ERASING_ATTEMPTS):
@@ -87,10 +87,10 @@ def erased(stream: Iterable[Batch]) -> Iterator[Batch]:
     """
     for batch in stream:
         images = batch["images"].clone()
-        for picture, (top, left, height, width, seed) in zip(images, batch["erased"].tolist(), strict=True):
+        for image, (top, left, height, width, seed) in zip(images, batch["erased"].tolist(), strict=True):
             if height and width:
-                noise = torch.randn(len(picture), height, width, generator=torch.Generator().manual_seed(seed))
-                picture[:, top : top + height, left : left + width] = noise.to(images.device)
+                noise = torch.randn(len(image), height, width, generator=torch.Generator().manual_seed(seed))
+                image[:, top : top + height, left : left + width] = noise.to(images.device)
         yield {key: value for key, value in batch.items() if key != "erased"} | {"images": images}
 
 
@@ -146,7 +146,7 @@ def _translate_y(image: Image.Image, share: float, rng: random.Random, fill: Fil
 
 
 def _mapped(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
-    """The picture seen through an affine map from new to old places."""
+    """The image seen through an affine map from new to old places."""
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
 
 

@@ -1,7 +1,7 @@
-"""What the networks are shown of a picture: crops, flips, color jitter and resizing, each drawn from a given generator.
+"""What the networks are shown of an image: crops, flips, color jitter and resizing, each drawn from a given generator.
 
 A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
-uint8 tensors (c, h, w). A `StoredPicture` can take the image's place: it is decoded once the crop is known, as finely as the
+uint8 tensors (c, h, w). A `StoredImage` can take the image's place: it is decoded once the crop is known, as finely as the
 crop needs (decision 007). A view never changes the image it is given, and equal generators give equal views. `PretrainView` makes
 one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
 classification.
@@ -24,27 +24,27 @@ from torch.nn import functional as F
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import Pixels, StoredPicture, to_tensor
+from beitkit.data.decoding.decode import Pixels, StoredImage, to_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
 
 View = Callable[..., dict[str, Tensor]]
-"""Takes a picture (and its label map, where a dataset has them) and a `random.Random`."""
+"""Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
 
-SMALL = 32  # up to this size, pictures are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
-PADDING = 4  # pixels of black around small pictures before a training crop, as usual on CIFAR
+SMALL = 32  # up to this size, images are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
+PADDING = 4  # pixels of black around small images before a training crop, as usual on CIFAR
 ATTEMPTS = 10  # random crops tried before the central one
-MAX_ASPECT = 16  # longer pictures lose their ends before they are resized for evaluation
+MAX_ASPECT = 16  # longer images lose their ends before they are resized for evaluation
 
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
-GREY_SIDE = 128  # of pictures of at least twice this side the mean grey is that of fewer pixels (decision 007)
+GRAY_SIDE = 128  # of images of at least twice this side the mean gray is that of fewer pixels (decision 007)
 
 Jitter = Literal["brightness", "contrast", "saturation"]
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels."""
+    """A part of an image, in pixels."""
 
     top: int
     left: int
@@ -57,7 +57,7 @@ class PretrainView:
     """BEiT's two views: one jitter, crop and flip, at the backbone's size and at the tokenizer's.
 
     `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
-    the same crop. The steps follow the original's: jitter of the whole picture, of which only the crop is computed, then crop
+    the same crop. The steps follow the original's: jitter of the whole image, of which only the crop is computed, then crop
     and flip.
     """
 
@@ -67,7 +67,7 @@ class PretrainView:
     only_tokens: bool = False
     """Whether `images` is left out; `image_size` still has its part in how far a JPEG is decoded."""
 
-    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
         box, is_flipped = _drawn_crop(image, self.view, rng)
@@ -90,7 +90,7 @@ class PretrainView:
 class TrainView:
     """Training of a classifier: a random crop resized with a bicubic filter, a flip, and RandAugment or else jitter.
 
-    Networks for pictures of at most 32 pixels see the whole picture, shifted by up to 4 pixels, instead of a crop (the
+    Networks for images of at most 32 pixels see the whole image, shifted by up to 4 pixels, instead of a crop (the
     original's rule); `crop_scale` and `crop_ratio` do not matter to them.
     """
 
@@ -99,9 +99,9 @@ class TrainView:
     augment: RandAugment | None = None
     """With it the jitter is left out (method 5.1)."""
     erasing: float = 0.0
-    """Probability that a box is to be erased, once the picture is normalized."""
+    """Probability that a box is to be erased, once the image is normalized."""
 
-    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
         if max(self.image_size) <= SMALL:
             small = _resized(_decoded(image), self.image_size, Image.Resampling.BICUBIC)
@@ -117,15 +117,15 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Evaluation: the center of the picture, after its short side is resized to image size / crop share (bicubic).
+    """Evaluation: the center of the image, after its short side is resized to image size / crop share (bicubic).
 
-    Networks for pictures of at most 32 pixels see the whole picture, scaled to their size. The generator is not used.
+    Networks for images of at most 32 pixels see the whole image, scaled to their size. The generator is not used.
     """
 
     preprocessing: Preprocessing
     image_size: Pair
 
-    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
         image = _decoded(image)
         if max(self.image_size) <= SMALL:
@@ -143,25 +143,25 @@ class ProbeView:
 
     image_size: Pair
 
-    def __call__(self, image: Image.Image | StoredPicture, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
         return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
 
 
-def covering_size(picture: Pair, image_size: Pair, crop_share: float) -> Pair:
-    """The (height, width) a picture is resized to, aspect kept, so that image size / crop share just fits into it."""
+def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
+    """The (height, width) an image is resized to, aspect kept, so that image size / crop share just fits into it."""
     height, width = int(image_size[0] / crop_share), int(image_size[1] / crop_share)
-    if picture[1] * height <= picture[0] * width:
-        return width * picture[0] // picture[1], width
-    return height, height * picture[1] // picture[0]
+    if image[1] * height <= image[0] * width:
+        return width * image[0] // image[1], width
+    return height, height * image[1] // image[0]
 
 
-def crop_box(picture: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
-    """A random crop of a picture (height, width): area share from `scale`, width / height log-uniform from `ratio`.
+def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
+    """A random crop of an image (height, width): area share from `scale`, width / height log-uniform from `ratio`.
 
     When ten draws do not fit, the central crop whose aspect is nearest to the wanted ones.
     """
-    height, width = picture
+    height, width = image
     for _ in range(ATTEMPTS):
         area = rng.uniform(*scale) * height * width
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -177,13 +177,13 @@ def crop_box(picture: Pair, scale: tuple[float, float], ratio: tuple[float, floa
 def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
     """Brightness, contrast and saturation changed in random order, each by a factor from [1 - strength, 1 + strength].
 
-    A grey picture has no saturation and draws nothing for it.
+    A gray image has no saturation and draws nothing for it.
     """
     return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
 
 
 def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
-    """The jitters of a picture of this mode in their order, each with its factor."""
+    """The jitters of an image of this mode in their order, each with its factor."""
     if strength == 0:
         return []
     jitters: list[Jitter] = ["brightness", "contrast"] if mode == "L" else ["brightness", "contrast", "saturation"]
@@ -192,7 +192,7 @@ def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple
 
 
 def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
-    """A part of a picture as it is when the whole picture is jittered.
+    """A part of an image as it is when the whole image is jittered.
 
     Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
     pixels: the same arithmetic, once for each value.
@@ -200,7 +200,7 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
     if not jitters:
         return part
     before = jitters[: [name for name, _ in jitters].index("contrast")]
-    center = _mean_grey(whole, before)
+    center = _mean_gray(whole, before)
     values = VALUES
     for name, factor in jitters:
         if name == "saturation":
@@ -210,13 +210,13 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
     return _mapped(part, values)
 
 
-def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
-    """The center of contrast: the mean grey of a picture after the jitters that come before it.
+def _mean_gray(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
+    """The center of contrast: the mean gray of an image after the jitters that come before it.
 
     It is that of a regular grid of pixels, which jitters change as they change all: it was off by 0.13 levels in the mean of
     150 photographs (decision 007).
     """
-    step = max(1, max(whole.size) // GREY_SIDE)
+    step = max(1, max(whole.size) // GRAY_SIDE)
     size = max(1, whole.width // step), max(1, whole.height // step)
     sample = whole if step == 1 else whole.resize(size, Image.Resampling.NEAREST)
     for name, factor in jitters:
@@ -226,7 +226,7 @@ def _mean_grey(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
 
 
 def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
-    """The picture with every value v of its pixels replaced by the one at v."""
+    """The image with every value v of its pixels replaced by the one at v."""
     return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
 
 
@@ -234,14 +234,14 @@ def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
-def _drawn_crop(image: Image.Image | StoredPicture, view: ViewConfig, rng: random.Random) -> tuple[Box, bool]:
+def _drawn_crop(image: Image.Image | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, bool]:
     """A random crop, and whether it is flipped."""
     box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
     return box, rng.random() < view.flip
 
 
 def _cropped(
-    image: Image.Image | StoredPicture, view: ViewConfig, size: Pair, mode: str, rng: random.Random
+    image: Image.Image | StoredImage, view: ViewConfig, size: Pair, mode: str, rng: random.Random
 ) -> UInt8[Tensor, "c h w"]:
     """A random crop at (height, width) `size`, flipped or not."""
     box, is_flipped = _drawn_crop(image, view, rng)
@@ -249,14 +249,14 @@ def _cropped(
     return _shrunk(_pixels(_cut(whole, box), is_flipped), size, mode)
 
 
-def _decoded(image: Image.Image | StoredPicture) -> Image.Image:
-    return image.decoded() if isinstance(image, StoredPicture) else image
+def _decoded(image: Image.Image | StoredImage) -> Image.Image:
+    return image.decoded() if isinstance(image, StoredImage) else image
 
 
 def _decoded_for(
-    image: Image.Image | StoredPicture, box: Box, height: int, width: int, *, as_image: bool = False
+    image: Image.Image | StoredImage, box: Box, height: int, width: int, *, as_image: bool = False
 ) -> tuple[Image.Image | Pixels, Box]:
-    """The whole picture as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
+    """The whole image as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
 
     What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
     the view looks, and the box, rounded to whole pixels, is off by at most a quarter of a pixel that is shown.
@@ -274,7 +274,7 @@ def _decoded_for(
 
 
 def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
-    """A part of the picture."""
+    """A part of the image."""
     top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
     return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
 
@@ -302,13 +302,13 @@ def _flipped(image: Image.Image, probability: float, rng: random.Random) -> Imag
 
 
 def _shifted(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The picture moved by up to `PADDING` pixels along each axis, black where it has left."""
+    """The image moved by up to `PADDING` pixels along each axis, black where it has left."""
     across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
     return image.crop((across, down, across + image.width, down + image.height))
 
 
 def _shortened(image: Image.Image) -> Image.Image:
-    """The middle of a very long picture: scaled whole, one of 1x20000 pixels would take gigabytes and hardly any be kept."""
+    """The middle of a very long image: scaled whole, one of 1x20000 pixels would take gigabytes and hardly any be kept."""
     height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
     if (height, width) == (image.height, image.width):
         return image
@@ -317,5 +317,5 @@ def _shortened(image: Image.Image) -> Image.Image:
 
 
 def _resized(image: Image.Image, size: Pair, filter: Image.Resampling) -> Image.Image:
-    """The whole picture at (height, width)."""
+    """The whole image at (height, width)."""
     return image.resize((size[1], size[0]), filter)

@@ -1,4 +1,4 @@
-"""Which patches of a picture are hidden from the network.
+"""Which patches of an image are hidden from the network.
 
 `masker(config, grid)` checks a `MaskConfig` against the patch grid and returns a function from a `random.Random` to a mask.
 BEiT hides blocks rather than single patches (arXiv 2106.08254, Algorithm 1), so that a hidden patch cannot be guessed from
@@ -171,7 +171,7 @@ def masker(config: MaskConfig, grid: Pair) -> Masker:
     """
     num = grid[0] * grid[1]
     if num < 2:
-        raise UserError(f"a grid of {grid[0]}x{grid[1]} patches cannot be masked in part; use smaller patches or larger pictures")
+        raise UserError(f"a grid of {grid[0]}x{grid[1]} patches cannot be masked in part; use smaller patches or larger images")
     if config.kind == "none":
         return NoMasking(grid, 0)
     count = round(config.ratio * num)

@@ -1,4 +1,4 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each picture of a batch is mixed with its mirror place in the batch.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image of a batch is mixed with its mirror place in the batch.
 
 One draw for a whole batch, by the number of the batch, so that a run that continues mixes as one that was never cut.
 """
@@ -20,12 +20,12 @@ from beitkit.data.seeds import derived_seed
 
 
 class Mix(NamedTuple):
-    """How the pictures of a batch are mixed with their partners."""
+    """How the images of a batch are mixed with their partners."""
 
     share: float
-    """What a picture keeps of itself, of its pixels as of its target; the paper's lambda."""
+    """What an image keeps of itself, of its pixels as of its target; the paper's lambda."""
     box: tuple[int, int, int, int] | None
-    """CutMix: top, bottom, left, right of what the partner shows through; None blends whole pictures."""
+    """CutMix: top, bottom, left, right of what the partner shows through; None blends whole images."""
 
 
 def mixed(
@@ -69,7 +69,7 @@ def draw_mix(augment: AugmentConfig, image_size: Pair, rng: random.Random) -> Mi
 
 
 def mix_images(images: Float[Tensor, "b c h w"], mix: Mix) -> Float[Tensor, "b c h w"]:
-    """Each picture with a share of the one at its mirror place; the middle one of an odd batch stays itself."""
+    """Each image with a share of the one at its mirror place; the middle one of an odd batch stays itself."""
     if mix.box is None:
         return mix.share * images + (1 - mix.share) * images.flip(0)
     top, bottom, left, right = mix.box

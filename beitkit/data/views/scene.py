@@ -1,7 +1,7 @@
-"""What a segmentation network is shown in training: a picture and its label map, resized, cropped and flipped as one.
+"""What a segmentation network is shown in training: an image and its label map, resized, cropped and flipped as one.
 
-A view is called as `view(image, label_map, rng)` with upright Pillow images of equal size, the picture in mode "RGB" or "L"
-and class ids in mode "L", and a `random.Random`. Pictures are resized with a bilinear filter, label maps always by taking the
+A view is called as `view(image, label_map, rng)` with upright Pillow images of equal size, the image in mode "RGB" or "L"
+and class ids in mode "L", and a `random.Random`. Images are resized with a bilinear filter, label maps always by taking the
 nearest pixel: a class id between two others means nothing. The steps and their order are those of mmsegmentation 0.11, with
 which the official code trains (method 7.3).
 """
@@ -57,20 +57,20 @@ class SceneTrainView:
         return {"images": images, "label_map": labels, "extent": torch.tensor([height, width])}
 
 
-def fitted_size(picture: Pair, short: int, long: int) -> Pair:
-    """The largest (height, width) with the picture's aspect whose shorter side is at most `short` and the longer at most `long`.
+def fitted_size(image: Pair, short: int, long: int) -> Pair:
+    """The largest (height, width) with the image's aspect whose shorter side is at most `short` and the longer at most `long`.
 
     Sides are rounded to whole pixels, halves up, as in mmcv.
     """
-    factor = min(short / min(picture), long / max(picture))
-    height, width = (max(1, int(side * factor + 0.5)) for side in picture)
+    factor = min(short / min(image), long / max(image))
+    height, width = (max(1, int(side * factor + 0.5)) for side in image)
     return height, width
 
 
-def training_size(picture: Pair, crop: Pair, view: SceneViewConfig, scale: float) -> Pair:
-    """The size a picture is trained at: the fit into (long_side * c, c), each times `scale`, c the crop's shorter side."""
+def training_size(image: Pair, crop: Pair, view: SceneViewConfig, scale: float) -> Pair:
+    """The size an image is trained at: the fit into (long_side * c, c), each times `scale`, c the crop's shorter side."""
     short = min(crop)
-    return fitted_size(picture, max(1, int(short * scale)), max(1, int(short * view.long_side * scale)))
+    return fitted_size(image, max(1, int(short * scale)), max(1, int(short * view.long_side * scale)))
 
 
 def varied_crop(label_map: NDArray[np.uint8], crop: Pair, max_share: float, rng: random.Random) -> Box:
@@ -91,9 +91,9 @@ def varied_crop(label_map: NDArray[np.uint8], crop: Pair, max_share: float, rng:
 
 
 def resized_part(image: Image.Image, size: Pair, box: Box) -> Image.Image:
-    """A box of the picture as it would be at (height, width) `size`, without computing the rest of it.
+    """A box of the image as it would be at (height, width) `size`, without computing the rest of it.
 
-    Unlike OpenCV's, Pillow's bilinear filter averages over all pixels that become one when a picture shrinks.
+    Unlike OpenCV's, Pillow's bilinear filter averages over all pixels that become one when an image shrinks.
     """
     down, across = image.height / size[0], image.width / size[1]
     left, top, right, bottom = _corners(box)
@@ -102,9 +102,9 @@ def resized_part(image: Image.Image, size: Pair, box: Box) -> Image.Image:
 
 
 def distorted(image: UInt8[Tensor, "c h w"], view: SceneViewConfig, rng: random.Random) -> UInt8[Tensor, "c h w"]:
-    """The picture with brightness, contrast, saturation and hue changed, each with a probability.
+    """The image with brightness, contrast, saturation and hue changed, each with a probability.
 
-    The contrast comes before saturation and hue or after them, by a coin. A grey picture has no saturation and no hue, and
+    The contrast comes before saturation and hue or after them, by a coin. A gray image has no saturation and no hue, and
     draws nothing for them. Unlike the official code, which converts to 8-bit HSV and back and loses colors on the way, hue and
     saturation are changed in floating point.
     """
@@ -167,9 +167,9 @@ def _zeroed_padding(images: Float[Tensor, "b c h w"], extent: Int[Tensor, "b 2"]
     return images * (rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def _random_box(picture: Pair, crop: Pair, rng: random.Random) -> Box:
-    height, width = min(picture[0], crop[0]), min(picture[1], crop[1])
-    return Box(rng.randint(0, picture[0] - height), rng.randint(0, picture[1] - width), height, width)
+def _random_box(image: Pair, crop: Pair, rng: random.Random) -> Box:
+    height, width = min(image[0], crop[0]), min(image[1], crop[1])
+    return Box(rng.randint(0, image[0] - height), rng.randint(0, image[1] - width), height, width)
 
 
 def _corners(box: Box) -> tuple[int, int, int, int]:

@@ -49,9 +49,7 @@ def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
             "transformers feeds its pyramid from blocks two below those that out_indices names, so its results will differ"
         )
     if backbone.grid[0] != backbone.grid[1] and backbone.relative_positions != "none":
-        notes.append(
-            "transformers confuses the axes of position tables for pictures that are not square; its results will differ"
-        )
+        notes.append("transformers confuses the axes of position tables for images that are not square; its results will differ")
     return tuple(notes)
 
 
@@ -128,7 +126,7 @@ def model_card(config: AnyNetworkConfig, name: str) -> str:
     height, width = backbone.image_size
     facts = [
         f"- {TASKS[kind]}; {backbone.depth} blocks of width {backbone.width}, {backbone.heads} heads, "
-        f"patches of {backbone.patch[0]}x{backbone.patch[1]} pixels, pictures of {height}x{width}",
+        f"patches of {backbone.patch[0]}x{backbone.patch[1]} pixels, images of {height}x{width}",
         f"- pixels: mean {list(config.preprocessing.mean)}, deviation {list(config.preprocessing.std)}, "
         f"short side resized to size / {config.preprocessing.crop_share:g} (bicubic), then the center cut out",
     ]

@@ -149,7 +149,7 @@ def _layout_of(path: Path, tensors: State, layouts: tuple[Layout, ...]) -> tuple
 
 
 def _with_grid(hints: Hints, tensors: State) -> Hints:
-    """Hints with the picture size, if an index table shows the grid of patches (official files keep one per position table)."""
+    """Hints with the image size, if an index table shows the grid of patches (official files keep one per position table)."""
     index = next((stored for name, stored in tensors.items() if name.endswith("relative_position_index")), None)
     kernel = next((stored for name, stored in tensors.items() if "patch_embed" in name and len(stored.shape) == 4), None)
     if hints.image_size is not None or index is None or kernel is None:

@@ -2,7 +2,7 @@
 
 Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary have left their marks in the
 shapes. What has not: the first value of LayerScale (irrelevant once trained), which block v2's branch starts from, the
-orientation of a rectangle, and which pixel statistics the pictures were normalized with.
+orientation of a rectangle, and which pixel statistics the images were normalized with.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from beitkit.nn.position import table_rows
 
 BLOCK_TABLE = "blocks.0.attn.relative_position_bias_table"
 HEAD_WIDTH = 64  # of every released network; used where no position table shows the number of heads
-WHOLE_CROP_FROM = 384  # official evaluation: pictures of this side and larger are not cropped (method 5.1)
+WHOLE_CROP_FROM = 384  # official evaluation: images of this side and larger are not cropped (method 5.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def _grid(tensors: State, hints: Hints, patch: Pair) -> Pair:
     rows = None if table is None else table.shape[0]
     tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else None
     if rows is None and tokens is None and hints.image_size is None:
-        raise UserError("the file has no positions, so it does not show its picture size; add config.json")
+        raise UserError("the file has no positions, so it does not show its image size; add config.json")
     if hints.image_size is not None:
         said = hints.image_size[0] // patch[0], hints.image_size[1] // patch[1]
         if _agrees(said, rows, tokens):
@@ -189,9 +189,9 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 
 
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
-    """What the file says of its pictures; else the rule of method 8.3, and a note of which."""
+    """What the file says of its images; else the rule of method 8.3, and a note of which."""
     if hints.preprocessing is not None:
-        return hints.preprocessing, "pictures: normalized as the file says"
+        return hints.preprocessing, "images: normalized as the file says"
     is_version_2 = hints.is_version_2 or any(name.startswith("cls_pt_") for name in tensors)
     if hints.is_imagenet is not None:
         chosen, why = (IMAGENET if hints.is_imagenet else INCEPTION), "the training options in the file say so"
@@ -205,7 +205,7 @@ def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: H
         chosen, why = INCEPTION, "as the official networks of BEiT v1; the file does not say"
     crop = 1.0 if min(backbone.image_size) >= WHOLE_CROP_FROM else INCEPTION.crop_share
     name = "ImageNet's statistics" if chosen is IMAGENET else "mean and deviation 0.5"
-    return replace(chosen, crop_share=crop), f"pictures: normalized with {name}, {why}"
+    return replace(chosen, crop_share=crop), f"images: normalized with {name}, {why}"
 
 
 def grid_of_index(index: Int[Tensor, "t t"]) -> Pair:

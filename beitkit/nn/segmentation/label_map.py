@@ -1,4 +1,4 @@
-"""What a segmenter makes of a whole picture: a label map at the picture's own size, and how sure it is of each class."""
+"""What a segmenter makes of a whole image: a label map at the image's own size, and how sure it is of each class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import Picture
+from beitkit.contracts import ImageInput
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
@@ -21,52 +21,52 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
 
 BAND_BYTES = 64 << 20
-"""Scores at the picture's size that are in memory at once."""
+"""Scores at the image's size that are in memory at once."""
 LONGEST = 4
-"""How many times its short side a picture's long side may be after resizing (official configs)."""
+"""How many times its short side an image's long side may be after resizing (official configs)."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class SceneLabeler:
-    """Labels pictures in any form; what `Segmenter.predict` uses, set by `beitkit.load`."""
+    """Labels images in any form; what `Segmenter.predict` uses, set by `beitkit.load`."""
 
-    read: Callable[[Picture], Tensor]
-    """From a picture to its pixels, uint8 (c, h, w), at its own size."""
+    read: Callable[[ImageInput], Tensor]
+    """From an image to its pixels, uint8 (c, h, w), at its own size."""
 
-    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
-        """The label map of a picture, with the area of each class and the confidence in it."""
-        return predict_scene(model, self.read(picture), config)
+    def __call__(self, model: Segmenter, image: ImageInput, config: InferenceConfig | None) -> ScenePrediction:
+        """The label map of an image, with the area of each class and the confidence in it."""
+        return predict_scene(model, self.read(image), config)
 
 
 @torch.no_grad()
 def predict_label_map(
     model: Segmenter,
-    picture: UInt8[Tensor, "c h w"],
+    image: UInt8[Tensor, "c h w"],
     config: InferenceConfig | None = None,
     precision: Autocast = nullcontext,
 ) -> UInt8[Tensor, "h w"]:
-    """The class of every pixel, at the picture's size, on the CPU (method 7.5).
+    """The class of every pixel, at the image's size, on the CPU (method 7.5).
 
-    The picture is resized, aspect kept, so that its short side is that of the network, or shorter if its long side would be
-    more than four times as long; windows are slid over it, and their averaged scores brought back to the picture's size.
+    The image is resized, aspect kept, so that its short side is that of the network, or shorter if its long side would be
+    more than four times as long; windows are slid over it, and their averaged scores brought back to the image's size.
     With several scales the short side is never less than the network's and the long side is free (as the official code
-    does, after SETR); the probabilities of all scales and flips are averaged. Where a resized picture is smaller than a
+    does, after SETR); the probabilities of all scales and flips are averaged. Where a resized image is smaller than a
     window it is padded right and below with zeros after normalization, and the scores of the padding are dropped: the
-    network's positions stay those it was trained with. With `mode` whole the picture is squeezed into one window instead.
+    network's positions stay those it was trained with. With `mode` whole the image is squeezed into one window instead.
 
     Args:
         model: in eval mode, on any device.
-        picture: of any size, as it was read.
+        image: of any size, as it was read.
         config: windows, scales and flips; None takes the network's own (`SegmenterConfig.inference`).
         precision: a context to run the network in, such as `Runtime.precision`.
 
     Raises:
-        UserError: if the model is in training mode, the picture does not fit it, or the stride is larger than its window.
+        UserError: if the model is in training mode, the image does not fit it, or the stride is larger than its window.
     """
-    label_map = torch.empty(map_size(picture), dtype=torch.uint8)
-    for first, scores in _score_bands(model, picture, config, precision, want_probabilities=False):
+    label_map = torch.empty(map_size(image), dtype=torch.uint8)
+    for first, scores in _score_bands(model, image, config, precision, want_probabilities=False):
         label_map[first : first + scores.shape[1]] = scores.argmax(0).to(torch.uint8).cpu()
     return label_map
 
@@ -74,15 +74,15 @@ def predict_label_map(
 @torch.no_grad()
 def predict_scene(
     model: Segmenter,
-    picture: UInt8[Tensor, "c h w"],
+    image: UInt8[Tensor, "c h w"],
     config: InferenceConfig | None = None,
     precision: Autocast = nullcontext,
 ) -> ScenePrediction:
     """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
-    label_map = torch.empty(map_size(picture), dtype=torch.uint8)
+    label_map = torch.empty(map_size(image), dtype=torch.uint8)
     count = torch.zeros(len(model.config.classes), dtype=torch.float64)
     certainty = torch.zeros_like(count)
-    for first, probabilities in _score_bands(model, picture, config, precision, want_probabilities=True):
+    for first, probabilities in _score_bands(model, image, config, precision, want_probabilities=True):
         best = probabilities.max(0)
         labels = best.indices.cpu()
         label_map[first : first + len(labels)] = labels.to(torch.uint8)
@@ -93,16 +93,16 @@ def predict_scene(
 
 def _score_bands(
     model: Segmenter,
-    picture: UInt8[Tensor, "c h w"],
+    image: UInt8[Tensor, "c h w"],
     wished: InferenceConfig | None,
     precision: Autocast,
     *,
     want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
     """From top to bottom the first row of a band, and its scores or, wanted or needed for averaging, probabilities."""
-    _check(model, picture)
+    _check(model, image)
     config = model.config.inference if wished is None else wished
-    size, views = map_size(picture), _views(model, picture, config, precision)
+    size, views = map_size(image), _views(model, image, config, precision)
     are_averaged = len(views) > 1
     for first, end in _bands(size, len(model.config.classes), [scores.size for scores, _ in views]):
         total: Tensor | None = None
@@ -115,27 +115,27 @@ def _score_bands(
         yield first, total.div_(len(views)) if are_averaged else total
 
 
-def _check(model: Segmenter, picture: Tensor) -> None:
+def _check(model: Segmenter, image: Tensor) -> None:
     channels = model.config.backbone.channels
     if model.training:
-        raise UserError("the network is in training mode; call model.eval() before it labels pictures")
-    if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != channels or not picture.numel():
+        raise UserError("the network is in training mode; call model.eval() before it labels images")
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != channels or not image.numel():
         raise UserError(
-            f"this network labels uint8 pictures of shape ({channels}, height, width), "
-            f"got {str(picture.dtype).removeprefix('torch.')} of shape {tuple(picture.shape)}"
+            f"this network labels uint8 images of shape ({channels}, height, width), "
+            f"got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
 
 
 def _views(
-    model: Segmenter, picture: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
+    model: Segmenter, image: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
-    """One per scale and flip: the scores of the resized picture, and whether they are mirrored."""
+    """One per scale and flip: the scores of the resized image, and whether they are mirrored."""
     window = model.config.backbone.image_size
     stride = _stride(config, window)
     score = _scorer(model, precision)
     views = []
-    for size in _sizes(map_size(picture), config, window):
-        resized = _resized(picture, size)
+    for size in _sizes(map_size(image), config, window):
+        resized = _resized(image, size)
         for is_flipped in (False, True) if config.flip else (False,):
             shown = resized.flip(-1) if is_flipped else resized
             views.append((SlidingScores(score, shown, window, stride, config.window_batch), is_flipped))
@@ -156,7 +156,7 @@ def _stride(config: InferenceConfig, window: Pair) -> Pair:
 
 
 def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
-    """The sizes that the picture is shown at, one per scale."""
+    """The sizes that the image is shown at, one per scale."""
     if config.mode == "whole":
         return [window]
     short, long = min(size), max(size)
@@ -168,12 +168,12 @@ def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
     return [(max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))) for factor in factors]
 
 
-def _resized(picture: UInt8[Tensor, "c h w"], size: Pair) -> UInt8[Tensor, "c oh ow"]:
-    """The picture at another size, bilinear and antialiased, rounded to whole values as training pictures are."""
-    if map_size(picture) == size:
-        return picture
-    # On the CPU, where 8-bit pictures are resized without becoming floats, four times as large.
-    return F.interpolate(picture[None].cpu(), size=size, mode="bilinear", antialias=True)[0]
+def _resized(image: UInt8[Tensor, "c h w"], size: Pair) -> UInt8[Tensor, "c oh ow"]:
+    """The image at another size, bilinear and antialiased, rounded to whole values as training images are."""
+    if map_size(image) == size:
+        return image
+    # On the CPU, where 8-bit images are resized without becoming floats, four times as large.
+    return F.interpolate(image[None].cpu(), size=size, mode="bilinear", antialias=True)[0]
 
 
 def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
@@ -198,7 +198,7 @@ def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
 def _bands(size: Pair, classes: int, sources: list[Pair]) -> Iterator[Pair]:
     """First row, and the row after the last, of bands that keep the scores in memory below `BAND_BYTES`."""
     height, width = size
-    # Rows of a map that is shrunk to the picture's size are larger than those of the result.
+    # Rows of a map that is shrunk to the image's size are larger than those of the result.
     widest = max([width, *(source_width * -(-source_height // height) for source_height, source_width in sources)])
     rows = max(1, BAND_BYTES // (4 * classes * widest))
     for first in range(0, height, rows):

@@ -1,6 +1,6 @@
 """Batch norm that has the same statistics on one process as on many.
 
-A segmentation network fits few pictures on a device, often two, so its batch norms must look at the pictures of all of them.
+A segmentation network fits few images on a device, often two, so its batch norms must look at the images of all of them.
 PyTorch's SyncBatchNorm does that on GPUs only and refuses to run on a CPU; this one needs nothing but a process group.
 """
 
@@ -34,7 +34,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and _has_processes():
             return self._synchronized(input)
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
-            raise UserError("batch norm cannot be trained on one picture where its map has one pixel; use --batch-size 2 or more")
+            raise UserError("batch norm cannot be trained on one image where its map has one pixel; use --batch-size 2 or more")
         return super().forward(input)
 
     def _synchronized(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

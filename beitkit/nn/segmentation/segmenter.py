@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import SegmenterConfig
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import LoadReport, Picture
+from beitkit.contracts import ImageInput, LoadReport
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import layer_of, no_decay
@@ -43,20 +43,20 @@ class SegmentationLogits(NamedTuple):
 
 
 class Labeler(Protocol):
-    """Labels a picture in any form with a network."""
+    """Labels an image in any form with a network."""
 
-    def __call__(self, model: Segmenter, picture: Picture, config: InferenceConfig | None) -> ScenePrediction:
+    def __call__(self, model: Segmenter, image: ImageInput, config: InferenceConfig | None) -> ScenePrediction:
         """The label map, areas and confidences."""
         ...
 
 
 class Segmenter(nn.Module):
-    """Names every pixel of a picture (arXiv 2106.08254, section 3.2)."""
+    """Names every pixel of an image (arXiv 2106.08254, section 3.2)."""
 
     load_report: LoadReport | None = None
     """What became of every tensor, when the network was loaded from a checkpoint."""
     labeler: Labeler | None = None
-    """Labels pictures for `predict`; `beitkit.load` sets it."""
+    """Labels images for `predict`; `beitkit.load` sets it."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -79,23 +79,23 @@ class Segmenter(nn.Module):
         return resize(self.coarse_logits(images), map_size(images))
 
     def coarse_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
-        """Logits at the decoder's own resolution, which `forward` brings to that of the pictures."""
+        """Logits at the decoder's own resolution, which `forward` brings to that of the images."""
         return self.decode_head(self.features(images))
 
-    def predict(self, picture: Picture, *, inference: InferenceConfig | None = None) -> ScenePrediction:
-        """What every pixel of a picture shows, at the picture's own size.
+    def predict(self, image: ImageInput, *, inference: InferenceConfig | None = None) -> ScenePrediction:
+        """What every pixel of an image shows, at the image's own size.
 
         Args:
-            picture: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
+            image: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
                 (c, h, w).
             inference: windows, scales and flips; None takes the network's own.
 
         Raises:
-            UserError: a picture that cannot be read, a network without a labeler, or one that is in training mode.
+            UserError: an image that cannot be read, a network without a labeler, or one that is in training mode.
         """
         if self.labeler is None:
-            raise UserError("this network has no reader of pictures; load it with beitkit.load, or set its labeler")
-        return self.labeler(self, picture, inference)
+            raise UserError("this network has no reader of images; load it with beitkit.load, or set its labeler")
+        return self.labeler(self, image, inference)
 
     def training_logits(self, images: Float[Tensor, "b c h w"]) -> SegmentationLogits:
         """Logits of both heads at their own resolution, for a loss that weighs them (official code: 1 and 0.4)."""

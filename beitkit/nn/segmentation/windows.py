@@ -1,6 +1,6 @@
-"""Class scores of a picture of any size from a network of one size: overlapping windows, row by row, in bounded memory.
+"""Class scores of an image of any size from a network of one size: overlapping windows, row by row, in bounded memory.
 
-The scores of a large picture with many classes do not fit into memory: 20 megapixels with 150 classes are 12 GB. Nothing
+The scores of a large image with many classes do not fit into memory: 20 megapixels with 150 classes are 12 GB. Nothing
 that is wanted of them needs them all at once, though. So rows are asked for from the top downwards. What is kept are the
 scores of the windows that the next rows can touch, at the resolution of the decoder, which is a small part of the windows'
 own; they are enlarged, summed and averaged for the rows in question only. The result is that of the plain formula.
@@ -18,16 +18,16 @@ from beitkit.configs.model import Pair
 from beitkit.nn.segmentation.heads import map_size, resize
 
 ScoreFunction = Callable[[Tensor], Tensor]
-"""Windows (b, c, h, w) to scores (b, classes, h', w') that cover the whole window; narrower pictures are padded in here."""
+"""Windows (b, c, h, w) to scores (b, classes, h', w') that cover the whole window; narrower images are padded in here."""
 
 
 class SlidingScores:
-    """Class scores of one picture at its own size: the average over the windows that show a pixel (method 7.5)."""
+    """Class scores of one image at its own size: the average over the windows that show a pixel (method 7.5)."""
 
     def __init__(
         self,
         score: ScoreFunction,
-        picture: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"],
+        image: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"],
         window: Pair,
         stride: Pair,
         window_batch: int,
@@ -35,14 +35,14 @@ class SlidingScores:
         """Nothing is computed yet.
 
         Args:
-            score: is given parts of the picture, of the window's size or, where the picture is smaller, of the picture's.
-            picture: in whatever form `score` expects.
+            score: is given parts of the image, of the window's size or, where the image is smaller, of the image's.
+            image: in whatever form `score` expects.
             window: (height, width) of what the network sees.
             stride: from one window to the next, down and across; at most the window.
             window_batch: windows that `score` is given at once.
         """
-        self.size = map_size(picture)
-        self._score, self._picture, self._window, self._window_batch = score, picture, window, window_batch
+        self.size = map_size(image)
+        self._score, self._image, self._window, self._window_batch = score, image, window, window_batch
         self._tops, self._lefts = (window_starts(*axis) for axis in zip(self.size, window, stride, strict=True))
         self._computed = 0
         self._live: dict[int, Tensor] = {}
@@ -76,7 +76,7 @@ class SlidingScores:
 
     def _row_of_windows(self, top: int) -> Float[Tensor, "windows classes _ _"]:
         height, width = self._window
-        parts = [self._picture[:, top : top + height, left : left + width] for left in self._lefts]
+        parts = [self._image[:, top : top + height, left : left + width] for left in self._lefts]
         batches = [parts[start : start + self._window_batch] for start in range(0, len(parts), self._window_batch)]
         return torch.cat([self._score(torch.stack(batch)) for batch in batches])
 

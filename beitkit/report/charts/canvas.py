@@ -16,7 +16,7 @@ HEIGHT = 300.0
 CHARACTER = 7.2
 """Width of a character; generous at 12 units, so that the larger text of a phone fits as well."""
 NUM_COLORS = 6
-MARKERS = (  # one shape per series, so that a print in grey can be read
+MARKERS = (  # one shape per series, so that a print in gray can be read
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
     "M0 -4.6L4.6 0L0 4.6L-4.6 0z",
     "M-3.2 -3.2h6.4v6.4h-6.4z",

@@ -19,12 +19,12 @@ Variant = Literal["full", "random-mask", "pixels", "pixels-random-mask", "recove
 
 @dataclass(frozen=True)
 class AblateRun:
-    """The paper's table 4 on your pictures: what each part of BEiT is worth, against training from scratch."""
+    """The paper's table 4 on your images: what each part of BEiT is worth, against training from scratch."""
 
     images: Positional[Path]
-    """Unlabelled pictures for pre-training: a folder (nested or flat), or a list of files (.txt, .csv, .jsonl)."""
+    """Unlabeled images for pre-training: a folder (nested or flat), or a list of files (.txt, .csv, .jsonl)."""
     labelled: Positional[Path]
-    """Labelled pictures for fine-tuning: train/<class>/ and val/<class>/, or <class>/ alone, or a .csv or .jsonl list."""
+    """Labeled images for fine-tuning: train/<class>/ and val/<class>/, or <class>/ alone, or a .csv or .jsonl list."""
     _: KW_ONLY
     tokenizer: Path
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
@@ -37,7 +37,7 @@ class AblateRun:
     size: SizeName = "base"
     """Size of the network."""
     image_size: int = 224
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     patch: int = 16
     """Side of a patch, in pixels."""
     steps: int = 10_000
@@ -45,13 +45,13 @@ class AblateRun:
     finetune_steps: int = 1_000
     """Optimizer steps of every fine-tuning."""
     batch_size: int = 64
-    """Pictures per step."""
+    """Images per step."""
     lr: float = 1.5e-3
-    """Peak rate of pre-training at 2048 pictures a step; follows the square root of --batch-size."""
+    """Peak rate of pre-training at 2048 images a step; follows the square root of --batch-size."""
     finetune_lr: float = 4e-3
-    """Peak rate of fine-tuning at 1024 pictures a step; follows the square root of --batch-size."""
+    """Peak rate of fine-tuning at 1024 images a step; follows the square root of --batch-size."""
     labels: int | None = None
-    """Fine-tune on this many labelled pictures only, as evenly over the classes as can be, drawn by the seed."""
+    """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
 

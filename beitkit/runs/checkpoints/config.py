@@ -38,7 +38,7 @@ class ShowLoadRun:
     num_classes: int | None = None
     """How many classes; other than the file's means a fresh head."""
     image_size: int | None = None
-    """Side of the pictures; positions are resized to it."""
+    """Side of the images; positions are resized to it."""
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,4 @@ class ExportRun:
     out: Path
     """What to write; must not be there yet."""
     image_size: int | None = None
-    """Side of the pictures, if not the checkpoint's."""
+    """Side of the images, if not the checkpoint's."""

@@ -1,7 +1,7 @@
 """Networks as programs that run without beitkit: ONNX files, and PyTorch's own exported programs (`.pt2`).
 
-The batch size stays free; picture size and weights are fixed. A program is compared with the network it was made from, in
-the very engine that will run it, before its file gets its name. What a program needs to know of its pictures travels inside.
+The batch size stays free; image size and weights are fixed. A program is compared with the network it was made from, in
+the very engine that will run it, before its file gets its name. What a program needs to know of its images travels inside.
 """
 
 from __future__ import annotations

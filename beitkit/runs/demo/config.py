@@ -12,8 +12,8 @@ from beitkit.configs.train import MachineConfig
 
 @dataclass(frozen=True)
 class DemoRun:
-    """Everything on a small bundled set of real pictures: tokenizer, pre-training, fine-tuning, verdict."""
+    """Everything on a small bundled set of real images: tokenizer, pre-training, fine-tuning, verdict."""
 
     out: Path = Path("runs/demo")
-    """Folder for the demo's pictures, runs, report.html and verdict.json; made or continued."""
+    """Folder for the demo's images, runs, report.html and verdict.json; made or continued."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

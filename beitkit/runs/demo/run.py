@@ -1,6 +1,6 @@
-"""`beitkit demo`: the whole life cycle on bundled real pictures, and the verdict on what pre-training bought.
+"""`beitkit demo`: the whole life cycle on bundled real images, and the verdict on what pre-training bought.
 
-It does for you what you would type for your own pictures, with sizes chosen so that two CPU cores need minutes. Every step
+It does for you what you would type for your own images, with sizes chosen so that two CPU cores need minutes. Every step
 is an ordinary run in a folder of its own; the same command again continues where it was cut.
 """
 
@@ -40,7 +40,7 @@ LABELS = (100, 1000)
 SEEDS = (0, 1, 2)
 IMAGE_SIZE, PATCH = 28, 4
 VIEW = ViewConfig(crop_scale=(0.4, 1.0), color_jitter=0.0)
-"""Grey pictures of clothes, all alike in light and size: mild crops and no jitter."""
+"""Gray images of clothes, all alike in light and size: mild crops and no jitter."""
 
 
 class Score(NamedTuple):
@@ -65,22 +65,22 @@ def run(config: DemoRun) -> dict[int, Score]:
     out = config.out
     folder = RunFolder(out, "demo", config)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    say("unpacking pictures of clothes (Fashion-MNIST, Zalando Research, MIT licence)")
-    pictures = unpack(out / "pictures")
+    say("unpacking images of clothes (Fashion-MNIST, Zalando Research, MIT license)")
+    images = unpack(out / "pictures")
     say(f"\n[bold]1 of 4[/] train a tokenizer: one visual token for each {PATCH}x{PATCH} patch")
-    tokenizer.run(tokenizer_run(config, pictures))
+    tokenizer.run(tokenizer_run(config, images))
     say("\n[bold]2 of 4[/] pre-train without labels: predict the tokens of hidden patches")
-    pretrain.run(pretrain_run(config, pictures))
+    pretrain.run(pretrain_run(config, images))
     say("\n[bold]3 of 4[/] judge the frozen features of every block")
     probed = probe.run(
-        ProbeRun(pictures / "labelled", model=out / "pretrain", out=out / "probe", limit=2000, machine=config.machine)
+        ProbeRun(images / "labelled", model=out / "pretrain", out=out / "probe", limit=2000, machine=config.machine)
     )
     counts = " and ".join(map(str, LABELS))
     say(f"\n[bold]4 of 4[/] fine-tune with {counts} labels, from scratch and pre-trained, {len(SEEDS)} seeds each")
     scores = {
         labels: Score(
             *(
-                [finetune.run(finetune_run(config, pictures, labels, seed, scratch=scratch)).accuracy for seed in SEEDS]
+                [finetune.run(finetune_run(config, images, labels, seed, scratch=scratch)).accuracy for seed in SEEDS]
                 for scratch in (True, False)
             )
         )
@@ -94,7 +94,7 @@ def run(config: DemoRun) -> dict[int, Score]:
 
 
 def unpack(folder: Path) -> Path:
-    """Write the bundled pictures as PNG files: unlabelled/, labelled/train/<class>/ and labelled/val/<class>/."""
+    """Write the bundled images as PNG files: unlabelled/, labelled/train/<class>/ and labelled/val/<class>/."""
     done = folder / "complete"
     if done.exists():
         return folder
@@ -104,18 +104,18 @@ def unpack(folder: Path) -> Path:
             (folder / "labelled" / part / name).mkdir(parents=True, exist_ok=True)
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             Image.fromarray(image).save(folder / "labelled" / part / data.class_names[label] / f"{index:05d}.png")
-    unlabelled = folder / "unlabelled"
-    unlabelled.mkdir(exist_ok=True)
+    unlabeled = folder / "unlabelled"
+    unlabeled.mkdir(exist_ok=True)
     for index, image in enumerate(data.train_images):
-        Image.fromarray(image).save(unlabelled / f"{index:05d}.png")
+        Image.fromarray(image).save(unlabeled / f"{index:05d}.png")
     done.touch()
     return folder
 
 
-def tokenizer_run(config: DemoRun, pictures: Path) -> TokenizerRun:
+def tokenizer_run(config: DemoRun, images: Path) -> TokenizerRun:
     """A light tokenizer with few codes; under a minute."""
     return TokenizerRun(
-        pictures / "unlabelled",
+        images / "unlabelled",
         out=config.out / "tokenizer",
         image_size=IMAGE_SIZE,
         train=TrainConfig(steps=800, batch_size=64, lr=5e-3),
@@ -126,10 +126,10 @@ def tokenizer_run(config: DemoRun, pictures: Path) -> TokenizerRun:
     )
 
 
-def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
+def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
     """BEiT's recipe on a nano network; a few minutes."""
     return PretrainRun(
-        pictures / "unlabelled",
+        images / "unlabelled",
         tokenizer=config.out / "tokenizer",
         out=config.out / "pretrain",
         size="nano",
@@ -144,11 +144,11 @@ def pretrain_run(config: DemoRun, pictures: Path) -> PretrainRun:
     )
 
 
-def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scratch: bool) -> FinetuneRun:
+def finetune_run(config: DemoRun, images: Path, labels: int, seed: int, *, scratch: bool) -> FinetuneRun:
     """The same set-up for both starts; only the first weights differ."""
     start = "scratch" if scratch else "pretrained"
     return FinetuneRun(
-        pictures / "labelled",
+        images / "labelled",
         model=config.out / "pretrain",
         out=config.out / "finetune" / f"{labels}-{start}-{seed}",
         scratch=scratch,
@@ -164,7 +164,7 @@ def finetune_run(config: DemoRun, pictures: Path, labels: int, seed: int, *, scr
 
 
 def _total_seconds(out: Path) -> float:
-    """Time since the pictures were unpacked, whatever starts it took; pauses between starts count."""
+    """Time since the images were unpacked, whatever starts it took; pauses between starts count."""
     return (out / "verdict.json").stat().st_mtime - (out / "pictures" / "complete").stat().st_mtime
 
 
@@ -181,15 +181,15 @@ def _print(out: Path, scores: dict[int, Score], seconds: float) -> None:
         table.add_row(str(labels), *columns, f"{100 * score.gain:+.1f}", f"{100 * score.spread:.1f}")
     Console(highlight=False, width=100).print(table)
     print(f"{_claim(scores)[0]} (mean of {len(SEEDS)} seeds; spread: standard deviation over seeds, in points).")
-    print(f"{duration(seconds)}. Open {out / 'report.html'}. Next: beitkit tokenizer YOUR_PICTURES --out runs/tok")
+    print(f"{duration(seconds)}. Open {out / 'report.html'}. Next: beitkit tokenizer YOUR_IMAGES --out runs/tok")
 
 
 def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: float) -> None:
-    report = Report("What did pre-training buy?", "beitkit demo: 14,000 pictures of clothes, a few labels")
+    report = Report("What did pre-training buy?", "beitkit demo: 14,000 images of clothes, a few labels")
     pretraining = pretrain_run(DemoRun(out), out / "pictures")
     report.facts(
         [
-            ("Pictures", "Fashion-MNIST, 28x28, 14,000 without labels"),
+            ("Images", "Fashion-MNIST, 28x28, 14,000 without labels"),
             ("Network", f"nano/{PATCH}: width {SIZES['nano'].width}, {SIZES['nano'].depth} blocks, 49 patches"),
             ("Pre-training", f"{pretraining.train.steps:,} steps of {pretraining.train.batch_size}"),
             ("Time", duration(seconds)),
@@ -199,7 +199,7 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
     report.verdict(
         claim,
         is_clear,
-        f"Mean of {len(SEEDS)} seeds on 2,000 test pictures; both starts share network, labels, steps and augmentation.",
+        f"Mean of {len(SEEDS)} seeds on 2,000 test images; both starts share network, labels, steps and augmentation.",
     )
     report.figure(
         dot_chart(
@@ -209,7 +209,7 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
             ],
             [f"{labels} labels" for labels in scores],
             title="Accuracy after fine-tuning",
-            x_label="labelled pictures",
+            x_label="labeled images",
             y_label="top-1",
         ),
         "Each dot is one seed: other labels, other first weights of the head, other order.",
@@ -233,7 +233,7 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
         "What the network learned to fill in",
         "It sees the second column and names a visual token for each hidden patch; the tokenizer's decoder draws them.",
     )
-    report.pictures(*pretrain.previewed(pretraining))
+    report.images(*pretrain.previewed(pretraining))
     events = read_journal(out / "pretrain" / "journal.jsonl")
     report.figure(
         curve(events, {"loss": ("train", "loss")}, title="Pre-training loss", y_label="cross-entropy"), "Masked patches."
@@ -242,12 +242,12 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
         curve(events, {"accuracy": ("train", "accuracy")}, title="Token accuracy", y_label="share", unit="percent"),
         "Masked patches.",
     )
-    report.section("The same on your pictures")
+    report.section("The same on your images")
     report.command(
         "beitkit tokenizer photos/ --out runs/tok\n"
         "beitkit pretrain photos/ --tokenizer runs/tok --out runs/pre\n"
-        "beitkit finetune labelled/ --model runs/pre --out runs/cls\n"
-        "beitkit finetune labelled/ --model runs/pre --scratch --out runs/scratch"
+        "beitkit finetune labeled/ --model runs/pre --out runs/cls\n"
+        "beitkit finetune labeled/ --model runs/pre --scratch --out runs/scratch"
     )
     report.paragraph(
         "Every step above left a report of its own: tokenizer/report.html, pretrain/report.html, probe/report.html and one "

@@ -17,23 +17,23 @@ from beitkit.errors import UserError, check_finite
 
 @dataclass(frozen=True)
 class EvaluateRun:
-    """Measure one or several fine-tuned networks on the same labelled pictures: classifiers, or segmenters."""
+    """Measure one or several fine-tuned networks on the same labeled images: classifiers, or segmenters."""
 
     images: Positional[Path]
-    """Class folders, or a .csv or .jsonl list with labels; for segmenters pictures and masks. The val part, if there is one."""
+    """Class folders, or a .csv or .jsonl list with labels; for segmenters images and masks. The val part, if there is one."""
     _: KW_ONLY
     model: tuple[Path, ...]
     """Run folders or checkpoints with the same classes; several are compared side by side."""
     out: Path | None = None
-    """Where to write report.html, evaluation.json and predictions.csv (pictures.csv); nothing is written without it."""
+    """Where to write report.html, evaluation.json and predictions.csv (images.csv); nothing is written without it."""
     image_size: int | None = None
-    """Side of the pictures in pixels, with positions resized; None takes what each model was trained for."""
+    """Side of the images in pixels, with positions resized; None takes what each model was trained for."""
     crop_share: float | None = None
-    """Share of the resized picture's side that the center crop keeps; None takes what each model was trained for."""
+    """Share of the resized image's side that the center crop keeps; None takes what each model was trained for."""
     batch_size: int = 64
-    """Pictures per forward pass."""
+    """Images per forward pass."""
     classes: Path | None = None
-    """Segmentation: a classes.json that says what masks mean, when it does not lie beside the pictures."""
+    """Segmentation: a classes.json that says what masks mean, when it does not lie beside the images."""
     json: bool = False
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

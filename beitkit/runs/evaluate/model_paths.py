@@ -24,7 +24,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def run_on(model: Path, images: Path) -> dict[str, Any] | None:
-    """What the run of this folder was asked for, if these very pictures were given to it."""
+    """What the run of this folder was asked for, if these very images were given to it."""
     run = run_config(model)
     try:
         return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None

@@ -28,17 +28,17 @@ MOST_ON_A_MAP = 60
 INTERVALS = "Intervals are Wilson's score intervals at 95%."
 DECISIONS = f"F1, and whether all labels are right, count a class as named above a probability of {THRESHOLD:g}."
 CALIBRATION = (
-    f"Calibration error (ECE): pictures are put into {NUM_BINS} bins of equal width by the probability of the class they were "
-    "given; the difference of mean probability and accuracy, without sign, is averaged over the pictures."
+    f"Calibration error (ECE): images are put into {NUM_BINS} bins of equal width by the probability of the class they were "
+    "given; the difference of mean probability and accuracy, without sign, is averaged over the images."
 )
 
 
 class Answers(NamedTuple):
-    """What every network answered on every picture."""
+    """What every network answered on every image."""
 
     paths: Sequence[Path]
     targets: Tensor
-    """Which classes each picture shows, bool (n, classes)."""
+    """Which classes each image shows, bool (n, classes)."""
     logits: Mapping[str, Tensor]
     """Name of a network to its logits, (n, classes)."""
 
@@ -50,9 +50,9 @@ def as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def predictions_table(answers: Answers, classes: tuple[str, ...], *, is_multilabel: bool) -> str:
-    """A CSV table with one row per network and picture.
+    """A CSV table with one row per network and image.
 
-    One label a picture: model, path, label, predicted, and the probabilities of the predicted class and of the label. Several:
+    One label an image: model, path, label, predicted, and the probabilities of the predicted class and of the label. Several:
     model, path, labels and predicted (joined by |), and one probability per class.
     """
     text = io.StringIO()
@@ -80,13 +80,13 @@ def print_result(result: Evaluation) -> None:
     else:
         console.print(_rich(*_model_table(result)))
     skipped = f", {result.broken} unreadable left out" if result.broken else ""
-    pictures = f"{result.pictures} pictures{skipped}"
+    images = f"{result.images} images{skipped}"
     if len(result.models) == 1:
-        print(f"{result.where}: {_summary(result.models[0].scores)} on {pictures}")
+        print(f"{result.where}: {_summary(result.models[0].scores)} on {images}")
     else:
-        print(f"{result.where}: {len(result.models)} models on the same {pictures}")
+        print(f"{result.where}: {len(result.models)} models on the same {images}")
     if len(result.models) == 1 and isinstance(scores := result.models[0].scores, Scores):
-        listed = "; ".join(f"{one.label} named {one.named} {one.pictures} times" for one in largest_confusions(scores, 3))
+        listed = "; ".join(f"{one.label} named {one.named} {one.images} times" for one in largest_confusions(scores, 3))
         if listed:
             print(f"largest confusions: {listed}")
     for sentence in _comparisons(result):
@@ -99,21 +99,21 @@ def write_report(path: Path, result: Evaluation) -> None:
     first = result.models[0].scores
     report.facts(
         [
-            ("Pictures", f"{result.pictures:,}"),
+            ("Images", f"{result.images:,}"),
             ("Classes", f"{len(first.classes):,}"),
             ("Models", ", ".join(model.name for model in result.models)),
             *([("Unreadable files", f"{result.broken:,}, left out")] if result.broken else []),
         ]
     )
     if len(result.models) == 1:
-        report.verdict(f"{_summary(first)} on {result.pictures:,} pictures", None)
+        report.verdict(f"{_summary(first)} on {result.images:,} images", None)
     else:
-        report.section("Side by side", "All models saw the same pictures.")
+        report.section("Side by side", "All models saw the same images.")
         report.figure(_headlines(result), f"{_headline_name(first)} of every model.")
     header, rows = _model_table(result)
     report.table(header, rows, f"{INTERVALS} {CALIBRATION if isinstance(first, Scores) else DECISIONS}")
     if sentences := _comparisons(result):
-        report.section("Luck or not?", "Other pictures, or another seed of the training, give another number.")
+        report.section("Luck or not?", "Other images, or another seed of the training, give another number.")
         for sentence in sentences:
             report.paragraph(sentence)
     for model in result.models:
@@ -136,7 +136,7 @@ def _model_sections(report: Report, model: ModelResult, *, is_alone: bool) -> No
             heat_map(scores.confusion, names, title="Confusion matrix", x_label="named", y_label="label"),
             "Rows are labels, columns the names that were given; the darker, the larger the share of its row.",
         )
-    filled = [(one.certainty, one.accuracy, one.pictures) for one in scores.bins]
+    filled = [(one.certainty, one.accuracy, one.images) for one in scores.bins]
     report.figure(
         reliability_diagram(*map(list, zip(*filled, strict=True)), title="Reliability"),
         f"Below the diagonal the model is too sure of itself, above it too careful. ECE {scores.calibration_error:.1%}.",
@@ -144,8 +144,8 @@ def _model_sections(report: Report, model: ModelResult, *, is_alone: bool) -> No
     mistakes = largest_confusions(scores, CONFUSIONS)
     if mistakes:
         report.table(
-            ["label", "named", "pictures", "share of the label"],
-            [[one.label, one.named, f"{one.pictures:,}", f"{one.share:.1%}"] for one in mistakes],
+            ["label", "named", "images", "share of the label"],
+            [[one.label, one.named, f"{one.images:,}", f"{one.share:.1%}"] for one in mistakes],
             "The largest confusions.",
             align=["left", "left", "right", "right"],
         )
@@ -175,16 +175,16 @@ def _class_table(scores: Scores | MultilabelScores) -> tuple[list[str], list[lis
     """One row per class."""
     if isinstance(scores, MultilabelScores):
         rows = [
-            [name, f"{one.pictures:,}", _percent(one.average_precision), _percent(one.f1)] for name, one in scores.classes.items()
+            [name, f"{one.images:,}", _percent(one.average_precision), _percent(one.f1)] for name, one in scores.classes.items()
         ]
-        return ["class", "pictures", "average precision", "F1"], rows
-    return ["class", "pictures", "named right"], [
-        [name, f"{one.pictures:,}", _class_share(one)] for name, one in scores.classes.items()
+        return ["class", "images", "average precision", "F1"], rows
+    return ["class", "images", "named right"], [
+        [name, f"{one.images:,}", _class_share(one)] for name, one in scores.classes.items()
     ]
 
 
 def _class_share(one: ClassShare) -> str:
-    return _with_ends(one.top1, wilson(round(one.top1 * one.pictures), one.pictures)) if one.pictures else "-"
+    return _with_ends(one.top1, wilson(round(one.top1 * one.images), one.images)) if one.images else "-"
 
 
 def _summary(scores: Scores | MultilabelScores) -> str:

@@ -1,4 +1,4 @@
-"""`beitkit evaluate`: measure classifiers on labelled pictures, one or several side by side."""
+"""`beitkit evaluate`: measure classifiers on labeled images, one or several side by side."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.find import LabelledList, labelled_source
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import LabeledList, labeled_source
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
@@ -39,7 +39,7 @@ NAMED_IN_A_REFUSAL = 3
 
 
 class Reading(NamedTuple):
-    """How pictures are read, whatever network they are for."""
+    """How images are read, whatever network they are for."""
 
     batch_size: int
     workers: int
@@ -62,16 +62,16 @@ def run(config: EvaluateRun) -> Evaluation | SceneEvaluation:
 
 def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Evaluation:
     classes = models[0].config.classes
-    files, where = _pictures(config, classes)
+    files, where = _images(config, classes)
     is_multilabel = models[0].config.multilabel
     if files.targets is not None and not is_multilabel:
-        raise UserError(f"{config.images} has several labels a picture, but {config.model[0]} was trained for one")
+        raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
     folder = None if config.out is None else RunFolder(config.out, "evaluate", config)
     runtime = start_runtime(config.machine)
     broken: set[Path] = set()
 
     def note(file: Path, reason: str) -> None:
-        if file not in broken:  # models of several sizes read a picture several times
+        if file not in broken:  # models of several sizes read an image several times
             broken.add(file)
             print(f"skipped {file}: {reason}", file=sys.stderr)
 
@@ -93,7 +93,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
         right.append(is_right)
     result = Evaluation(
         where=where,
-        pictures=len(index),
+        images=len(index),
         broken=len(broken),
         models=tuple(results),
         pairs=compared(names, right),
@@ -130,7 +130,7 @@ def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Clas
         first = models[0].config if models else network.config
         if network.config.multilabel != first.multilabel:
             kinds = ["several labels" if one.multilabel else "one label" for one in (network.config, first)]
-            raise UserError(f"{path} gives {kinds[0]} a picture, {paths[0]} {kinds[1]}; evaluate them one by one")
+            raise UserError(f"{path} gives {kinds[0]} an image, {paths[0]} {kinds[1]}; evaluate them one by one")
         if set(network.config.classes) != set(first.classes):
             lacking = _listed(set(first.classes) - set(network.config.classes))
             surplus = _listed(set(network.config.classes) - set(first.classes))
@@ -148,11 +148,11 @@ def _listed(names: set[str]) -> str:
 
 
 def _answers(
-    models: Sequence[Classifier], files: PictureList, reading: Reading, runtime: Runtime, crop_share: float | None
+    models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime, crop_share: float | None
 ) -> tuple[list[Tensor], Tensor]:
-    """Logits (n, classes) of every model, columns in the first one's order, and which n pictures they are of.
+    """Logits (n, classes) of every model, columns in the first one's order, and which n images they are of.
 
-    Models that take the same input share one reading of the pictures. A picture counts if every model can read it: one that
+    Models that take the same input share one reading of the images. An image counts if every model can read it: one that
     is smaller than a patch is unreadable to that model.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
@@ -174,11 +174,11 @@ def _answers(
     for index in readable.values():
         common = common[torch.isin(common, index)]
     if not len(common):
-        raise UserError(f"none of the {len(files)} pictures can be read, so there is nothing to measure")
+        raise UserError(f"none of the {len(files)} images can be read, so there is nothing to measure")
     return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
 
 
-def _stream(model: Classifier, files: PictureList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
+def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
     preprocessing: Preprocessing = model.config.preprocessing
     if crop_share is not None:
         preprocessing = replace(preprocessing, crop_share=crop_share)
@@ -203,8 +203,8 @@ def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[N
     return predict
 
 
-def _targets(files: PictureList) -> Bool[Tensor, "n classes"]:
-    """Which classes each picture shows."""
+def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:
+    """Which classes each image shows."""
     if files.targets is not None:
         return torch.from_numpy(files.targets)
     assert files.labels is not None
@@ -216,17 +216,17 @@ def _targets(files: PictureList) -> Bool[Tensor, "n classes"]:
 def _scored(
     logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], classes: tuple[str, ...], is_multilabel: bool
 ) -> tuple[Scores | MultilabelScores, Bool[Tensor, " n"]]:
-    """Scores, and which pictures are right altogether."""
+    """Scores, and which images are right altogether."""
     if is_multilabel:
         return multilabel_scores(logits, targets, classes), ((logits.sigmoid() > THRESHOLD) == targets).all(1)
     labels: Int[Tensor, " n"] = targets.int().argmax(1)
     return single_label_scores(logits, labels, classes), logits.argmax(1) == labels
 
 
-def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureList, str]:
-    """What to measure, and its name: never pictures the model was trained on without saying so."""
-    source = labelled_source(config.images)
-    if "train" in source.splits or isinstance(source, LabelledList):
+def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, str]:
+    """What to measure, and its name: never images the model was trained on without saying so."""
+    source = labeled_source(config.images)
+    if "train" in source.splits or isinstance(source, LabeledList):
         for split in ("val", "test"):
             if split in source.splits:
                 return source.read(split, classes), f"the {split} part of {config.images}"
@@ -237,10 +237,10 @@ def _pictures(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[PictureLis
         other = next((aside for aside, one in zip(asides, lists, strict=True) if one.digest != lists[0].digest), None)
         if other is not None:
             raise UserError(
-                f"{asides[0].parent} and {other.parent} set aside different pictures of {config.images} for validation; "
-                "give pictures that neither was trained on, or evaluate them one by one"
+                f"{asides[0].parent} and {other.parent} set aside different images of {config.images} for validation; "
+                "give images that neither was trained on, or evaluate them one by one"
             )
         return lists[0], f"the part of {config.images} that was set aside for validation"
     is_for_training = bool(runs) or "train" in source.splits
     files = source.read("train" if "train" in source.splits else None, classes)
-    return files, str(config.images) + (" (training pictures)" if is_for_training else "")
+    return files, str(config.images) + (" (training images)" if is_for_training else "")

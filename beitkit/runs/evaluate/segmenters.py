@@ -1,4 +1,4 @@
-"""`beitkit evaluate` for segmenters: one or several on the same pictures and masks."""
+"""`beitkit evaluate` for segmenters: one or several on the same images and masks."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class SceneResult(NamedTuple):
 
 
 class SceneEvaluation(NamedTuple):
-    """What was measured, of one network or of several on the same pictures; all values are shares."""
+    """What was measured, of one network or of several on the same images; all values are shares."""
 
     where: str
-    """What the pictures are, in words."""
-    pictures: int
+    """What the images are, in words."""
+    images: int
     broken: int
     """Pairs that could not be read and do not count."""
     models: tuple[SceneResult, ...]
@@ -79,7 +79,7 @@ class SceneEvaluation(NamedTuple):
 def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEvaluation:
     """Measure, and print tables on stdout (or JSON with `json`)."""
     if config.crop_share is not None:
-        raise UserError(f"--crop-share is for classifiers, but {config.model[0]} labels whole pictures; leave it out")
+        raise UserError(f"--crop-share is for classifiers, but {config.model[0]} labels whole images; leave it out")
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
     folder = None if config.out is None else RunFolder(config.out, "evaluate", config)
@@ -87,7 +87,7 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
     broken: set[Path] = set()
 
     def note(file: Path, reason: str) -> None:
-        if file not in broken:  # every model reads the pictures anew
+        if file not in broken:  # every model reads the images anew
             broken.add(file)
             print(f"skipped {file}: {reason}", file=sys.stderr)
 
@@ -95,8 +95,8 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
     for name, path, model in zip(short_names(config.model), config.model, models, strict=True):
         model.to(runtime.device)
 
-        def predict(picture: Tensor, model: Segmenter = model) -> Tensor:
-            return predict_label_map(model, picture, config.inference.over(model.config.inference), runtime.precision)
+        def predict(image: Tensor, model: Segmenter = model) -> Tensor:
+            return predict_label_map(model, image, config.inference.over(model.config.inference), runtime.precision)
 
         passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
         classes = model.config.classes
@@ -106,21 +106,21 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
         model.cpu()
     result = SceneEvaluation(
         where=where,
-        pictures=len(results[0].verdict.indices),
+        images=len(results[0].verdict.indices),
         broken=len(broken),
         models=tuple(results),
         seeds=seed_groups(results, [run_config(path) for path in config.model]),
     )
     if folder is not None:
         folder.write_json("evaluation.json", _as_json(result))
-        write_atomically(folder.path / "pictures.csv", _pictures_table(scenes, result).encode("utf-8", "surrogateescape"))
+        write_atomically(folder.path / "images.csv", _images_table(scenes, result).encode("utf-8", "surrogateescape"))
         inferences = {model.config.inference for model in models}
         _write_report(folder.path / "report.html", result, [config.inference.over(one) for one in inferences])
     if config.json:
         print(json.dumps(_as_json(result)))
     else:
         _print(result)
-        after = f"beitkit predict PICTURES --model {quoted(config.model[0])} --out masks/"
+        after = f"beitkit predict IMAGES --model {quoted(config.model[0])} --out masks/"
         print(f"written: {config.out} (report.html shows it). Next: {after}" if folder is not None else f"Next: {after}")
     return result
 
@@ -136,7 +136,7 @@ def _check_same_classes(paths: Sequence[Path], models: Sequence[Segmenter]) -> N
 
 
 def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]:
-    """What to measure, and its name: never pictures the model was trained on without saying so.
+    """What to measure, and its name: never images the model was trained on without saying so.
 
     Raises:
         UserError: what `find_scenes` raises, or classes that are not the model's.
@@ -154,7 +154,7 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     else:
         split = "train" if "train" in splits else None
         scenes = find_scenes(config.images, split=split, classes=code)
-        where = str(config.images) + (" (training pictures)" if split or runs else "")
+        where = str(config.images) + (" (training images)" if split or runs else "")
     only_numbered = classes == numbered(len(classes)) and len(classes) == len(scenes.classes)
     if scenes.classes != classes and not only_numbered:
         raise UserError(
@@ -190,13 +190,13 @@ def _as_json(result: SceneEvaluation) -> dict[str, Any]:
         }
         for model in result.models
     ]
-    content = {"where": result.where, "pictures": result.pictures, "broken": result.broken, "models": models}
+    content = {"where": result.where, "images": result.images, "broken": result.broken, "models": models}
     content["seeds"] = [{"models": group.models, "seeds": group.seeds, **group.spread._asdict()} for group in result.seeds]
     return models[0] | content if len(models) == 1 else content
 
 
-def _pictures_table(scenes: Scenes, result: SceneEvaluation) -> str:
-    """A CSV table with one row per network and picture, each network's worst pictures first."""
+def _images_table(scenes: Scenes, result: SceneEvaluation) -> str:
+    """A CSV table with one row per network and image, each network's worst images first."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["model", "path", "miou"])
@@ -204,20 +204,20 @@ def _pictures_table(scenes: Scenes, result: SceneEvaluation) -> str:
         scores = model.scene_scores.scores
         for place in scores.worst_first():
             path = scenes.files.path(model.scene_scores.indices[place])
-            table.writerow([model.name, path, f"{scores.picture_iou[place]:.6g}"])
+            table.writerow([model.name, path, f"{scores.image_iou[place]:.6g}"])
     return text.getvalue()
 
 
 def _print(result: SceneEvaluation) -> None:
     console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 160)
     skipped = f", {result.broken} unreadable left out" if result.broken else ""
-    pictures = f"{result.pictures} pictures{skipped}"
+    images = f"{result.images} images{skipped}"
     if len(result.models) == 1:
         console.print(_rich(["class", "share of pixels", "IoU", "named right"], result.models[0].scene_scores.rows()))
-        print(f"{result.where}: {_summary(result.models[0].scene_scores)} on {pictures}")
+        print(f"{result.where}: {_summary(result.models[0].scene_scores)} on {images}")
         return
     console.print(_rich(*_side_by_side(result)))
-    print(f"{result.where}: {len(result.models)} models on the same {pictures}")
+    print(f"{result.where}: {len(result.models)} models on the same {images}")
     for sentence in (group.sentence("mIoU") for group in result.seeds):
         print(sentence)
 
@@ -251,7 +251,7 @@ def _write_report(path: Path, result: SceneEvaluation, inferences: Sequence[Infe
     report = Report("Evaluation", result.where)
     report.facts(
         [
-            ("Pictures", f"{result.pictures:,}"),
+            ("Images", f"{result.images:,}"),
             ("Classes", f"{len(result.models[0].scene_scores.class_iou):,}"),
             ("Models", ", ".join(model.name for model in result.models)),
             ("Inference", "; ".join(one.words for one in inferences)),
@@ -259,15 +259,15 @@ def _write_report(path: Path, result: SceneEvaluation, inferences: Sequence[Infe
         ]
     )
     if len(result.models) == 1:
-        report.verdict(f"{_summary(result.models[0].scene_scores)} on {result.pictures:,} pictures", None)
+        report.verdict(f"{_summary(result.models[0].scene_scores)} on {result.images:,} images", None)
         scene_sections(report, result.models[0].scene_scores)
     else:
-        report.section("Side by side", "All models saw the same pictures.")
+        report.section("Side by side", "All models saw the same images.")
         dots = Dots("mIoU", [[model.headline] for model in result.models])
         names = [model.name for model in result.models]
         report.figure(dot_chart([dots], names, title="mIoU", x_label="model", y_label="mIoU"), "mIoU of every model.")
         header, rows = _side_by_side(result)
-        report.table(header, rows, "Summed over all pictures before anything is divided.")
+        report.table(header, rows, "Summed over all images before anything is divided.")
         for sentence in (group.sentence("mIoU") for group in result.seeds):
             report.paragraph(sentence)
         best = max(result.models, key=lambda model: model.headline)

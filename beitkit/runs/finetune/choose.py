@@ -1,7 +1,7 @@
 """What fine-tuning chooses where its user says nothing: the rules, once, as functions of the data, the network and the device.
 
-The paper's recipe is for a million pictures: 100 epochs of 1024 with Mixup and 20 epochs of warm-up. Its values are taken where
-there are enough pictures (arXiv 2106.08254, table 13; method 5.3); with fewer the rules scale length and augmentation down.
+The paper's recipe is for a million images: 100 epochs of 1024 with Mixup and 20 epochs of warm-up. Its values are taken where
+there are enough images (arXiv 2106.08254, table 13; method 5.3); with fewer the rules scale length and augmentation down.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from beitkit.configs.train import DeviceKind, resolved
 from beitkit.runs.finetune.config import FinetuneRun
 
 FEW = 2_000
-"""Fewer training pictures than this: short runs, mild augmentation."""
+"""Fewer training images than this: short runs, mild augmentation."""
 MANY = 10_000
 """From this many on: the paper's augmentation."""
 BATCH = {"cpu": 32, "mps": 64, "cuda": 128}
 """Largest batch that is chosen, by device."""
 STEPS_FLOOR = 500
-"""Fewer optimizer steps teach a new head too little, however few the pictures."""
+"""Fewer optimizer steps teach a new head too little, however few the images."""
 STEPS_CEILING = {"cpu": 2_000, "mps": 20_000, "cuda": None}
 """More are not chosen for a device this slow; None is no limit."""
 MIXED_EPOCHS = 30
 """Mixup and CutMix pay late: not in a run shorter than this."""
-SMALL_PICTURES = 64
+SMALL_IMAGES = 64
 """Up to this side, erasing hides too much (the paper's CIFAR recipe has none)."""
 UNCROPPED = 384
 """From this image size on, evaluation shows the whole short side (the original's rule)."""
@@ -42,12 +42,12 @@ LONG_FROM_SCRATCH = 50_000
 class FinetuneFacts:
     """What the choices depend on."""
 
-    pictures: int
-    """Training pictures."""
+    images: int
+    """Training images."""
     side: int
     """Median of their shorter sides, in pixels."""
     imbalance: float
-    """Pictures of the commonest class per picture of the rarest; 1 where pictures have several labels."""
+    """Images of the commonest class per image of the rarest; 1 where images have several labels."""
     width: int
     depth: int
     """Of the network."""
@@ -74,7 +74,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
     image_size, crop_share = _shown(choices, run, found)
     side = image_size or max(found.image_size or (0,))
     batch_size = choices.pick(run.train.batch_size, "--batch-size", _batch_size(found, side))
-    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
+    per_epoch = found.images / (batch_size * (run.loop.accumulate or 1))
     epochs = run.train.epochs
     if run.train.steps is None:
         epochs = choices.pick(epochs, "--epochs", _epochs(found, per_epoch))
@@ -109,7 +109,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
         loop=replace(run.loop, ema=choices.pick(run.loop.ema, "--loop.ema", _ema(is_pretrained, length * per_epoch))),
     )
     if found.imbalance > IMBALANCE and not run.balanced:
-        ratio = f"the commonest class has {found.imbalance:.0f} times the pictures of the rarest"
+        ratio = f"the commonest class has {found.imbalance:.0f} times the images of the rarest"
         choices.lines.append(f"note: {ratio}; --balanced shows them equally often")
     return Chosen(config, tuple(choices.lines))
 
@@ -120,7 +120,7 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[in
     if found.image_size is None:
         patch = found.patch
         nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
-        size = choices.pick(size, "--image-size", (nearest, f"pictures of {found.side} pixels, patches of {patch}"))
+        size = choices.pick(size, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
     is_kept = size is None or (size, size) == found.image_size
     if is_kept or resolved(size) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
@@ -128,23 +128,23 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[in
 
 
 def _batch_size(found: FinetuneFacts, side: int) -> tuple[int, str]:
-    """The device's batch, halved for wide networks and for large pictures; at most a quarter of the pictures."""
+    """The device's batch, halved for wide networks and for large images; at most a quarter of the images."""
     largest = BATCH[found.device] // (2 if found.width >= 1024 else 1) // (2 if side >= UNCROPPED else 1)
     power = 1
-    while 2 * power <= min(largest, found.pictures / 4):
+    while 2 * power <= min(largest, found.images / 4):
         power *= 2
-    return power, f"{found.pictures} pictures, {found.device}"
+    return power, f"{found.images} images, {found.device}"
 
 
 def _epochs(found: FinetuneFacts, per_epoch: float) -> tuple[float, str]:
-    """30 for few pictures, 50 for some or a deep network, 100 for many; between floor and ceiling in steps."""
-    epochs = 30.0 if found.pictures < FEW else 50.0 if found.pictures < MANY or found.depth > 12 else 100.0
+    """30 for few images, 50 for some or a deep network, 100 for many; between floor and ceiling in steps."""
+    epochs = 30.0 if found.images < FEW else 50.0 if found.images < MANY or found.depth > 12 else 100.0
     ceiling = STEPS_CEILING[found.device]
     if epochs * per_epoch < STEPS_FLOOR:
-        return STEPS_FLOOR / per_epoch, f"{found.pictures} pictures need more than {epochs:g} to make {STEPS_FLOOR} steps"
+        return STEPS_FLOOR / per_epoch, f"{found.images} images need more than {epochs:g} to make {STEPS_FLOOR} steps"
     if ceiling is not None and epochs * per_epoch > ceiling:
         return ceiling / per_epoch, f"{ceiling} steps are what a run on {found.device} gets, of {epochs:g} epochs"
-    return epochs, f"{found.pictures} pictures, {found.depth} blocks"
+    return epochs, f"{found.images} images, {found.depth} blocks"
 
 
 def _lr(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]:
@@ -166,25 +166,25 @@ def _layer_decay(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]
 
 
 def _magnitude(found: FinetuneFacts) -> tuple[float, str]:
-    """Milder where few pictures have to be recognized at all."""
-    if found.pictures < FEW:
-        return 5.0, f"milder than the paper's 9 for {found.pictures} pictures"
+    """Milder where few images have to be recognized at all."""
+    if found.images < FEW:
+        return 5.0, f"milder than the paper's 9 for {found.images} images"
     return resolved(PAPER_AUGMENT.magnitude), "the paper's"
 
 
 def _erasing(found: FinetuneFacts) -> tuple[float, str]:
-    """The paper's, but neither for few pictures nor for small ones."""
-    if found.side <= SMALL_PICTURES:
-        return 0.0, f"pictures of {found.side} pixels"
-    if found.pictures < FEW:
-        return 0.0, f"{found.pictures} pictures"
+    """The paper's, but neither for few images nor for small ones."""
+    if found.side <= SMALL_IMAGES:
+        return 0.0, f"images of {found.side} pixels"
+    if found.images < FEW:
+        return 0.0, f"{found.images} images"
     return resolved(PAPER_AUGMENT.erasing), "the paper's"
 
 
 def _mixing(found: FinetuneFacts, epochs: float, strength: float) -> tuple[float, str]:
-    """The paper's for long runs on many pictures."""
-    if found.pictures < MANY:
-        return 0.0, f"{found.pictures} pictures"
+    """The paper's for long runs on many images."""
+    if found.images < MANY:
+        return 0.0, f"{found.images} images"
     if epochs < MIXED_EPOCHS:
         return 0.0, f"a run of {epochs:.3g} epochs is too short for it"
     return strength, "the paper's"

@@ -19,7 +19,7 @@ from beitkit.errors import UserError, check_finite
 class FinetuneRun:
     """Fine-tune for classification, from a pre-trained model or from scratch in the same set-up.
 
-    What is None is chosen from the pictures, the network and the device; each choice is printed with its reason.
+    What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
 
     images: Positional[Path]
@@ -40,13 +40,13 @@ class FinetuneRun:
     pooling: Literal["mean", "cls"] | None = None
     """From scratch without --model: the head sees the mean of the patches (None takes it) or the class token."""
     image_size: int | None = None
-    """Side of the square pictures, in pixels; positions are resized to it."""
+    """Side of the square images, in pixels; positions are resized to it."""
     val: Path | None = None
-    """Labelled pictures to evaluate on, when they are not in a val/ folder beside train/."""
+    """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
     labels: int | None = None
-    """Train on this many labelled pictures only, as evenly over the classes as can be, drawn by --seed."""
+    """Train on this many labeled images only, as evenly over the classes as can be, drawn by --seed."""
     balanced: bool = False
-    """Show every class equally often, however many pictures it has."""
+    """Show every class equally often, however many images it has."""
     compare: Path | None = None
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: float | None = None

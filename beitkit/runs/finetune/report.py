@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.contracts import Batch
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal
@@ -22,19 +22,19 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
 
-SHOWN_PICTURES = 8
+SHOWN_IMAGES = 8
 SHOWN_SHARE = 0.005
 """Smaller shares of a target are not written down."""
 
 
 class FinalScores(NamedTuple):
-    """What the finished network scores on the validation pictures."""
+    """What the finished network scores on the validation images."""
 
     score: float
-    """Top-1 share, or the mean average precision where pictures have several labels."""
-    pictures: int
+    """Top-1 share, or the mean average precision where images have several labels."""
+    images: int
     classes: list[tuple[int, float]]
-    """For each class its pictures, and the share named right or its average precision."""
+    """For each class its images, and the share named right or its average precision."""
 
 
 class ComparedClassifier(NamedTuple):
@@ -48,7 +48,7 @@ def write_report(
     folder: RunFolder,
     config: FinetuneRun,
     network: ClassifierConfig,
-    train: PictureList,
+    train: ImageList,
     outcome: FinalScores,
     compared: ComparedClassifier | None,
     runtime: Runtime,
@@ -80,7 +80,7 @@ def write_report(
         [name, f"{count:,}", f"{share:.1%}" if count else "-"]
         for name, (count, share) in zip(train.classes, outcome.classes, strict=True)
     ]
-    report.table(["class", "pictures", measure], rows, "Validation pictures of each class.")
+    report.table(["class", "images", measure], rows, "Validation images of each class.")
     pace_figures(report, events)
     report.write(folder.path / "report.html")
 
@@ -100,26 +100,26 @@ def _side_by_side(report: Report, path: Path, outcome: FinalScores, compared: Co
             x_label="run",
             y_label=measure,
         ),
-        f"This run and {compared.folder}, on {outcome.pictures:,} pictures.",
+        f"This run and {compared.folder}, on {outcome.images:,} images.",
     )
 
 
 def _accuracy_lines(outcome: FinalScores, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
-    # Of mixed pictures only a part can be named right, so their accuracy says nothing about overfitting.
+    # Of mixed images only a part can be named right, so their accuracy says nothing about overfitting.
     is_comparable = not config.augment.is_mixing
     return finetuning_lines(
         classes=len(outcome.classes),
         accuracy=outcome.score,
-        commonest_share=max(count for count, _ in outcome.classes) / outcome.pictures,
-        pictures=outcome.pictures,
+        commonest_share=max(count for count, _ in outcome.classes) / outcome.images,
+        images=outcome.images,
         train_accuracy=last(events, "accuracy") if is_comparable else None,
     )
 
 
 def _ranking_line(outcome: FinalScores) -> Line:
-    shares = [count / outcome.pictures for count, _ in outcome.classes if count]
+    shares = [count / outcome.images for count, _ in outcome.classes if count]
     chance = sum(shares) / len(shares)
-    measured = f"mean average precision is {outcome.score:.1%} on {outcome.pictures:,} pictures"
+    measured = f"mean average precision is {outcome.score:.1%} on {outcome.images:,} images"
     against = f"a random order scores about {chance:.1%}"
     if outcome.score <= 1.1 * chance:
         return Line("warn", f"At chance: {measured}, and {against}; check the labels, then lower --lr or train longer.")
@@ -127,24 +127,24 @@ def _ranking_line(outcome: FinalScores) -> Line:
 
 
 def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
-    """What the network sees of its first pictures, and what it is told they are."""
-    report.section("What the network sees", "Training pictures after augmentation, and the targets that go with them.")
-    images = first["images"][:SHOWN_PICTURES].cpu()
+    """What the network sees of its first images, and what it is told they are."""
+    report.section("What the network sees", "Training images after augmentation, and the targets that go with them.")
+    images = first["images"][:SHOWN_IMAGES].cpu()
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.preprocessing.mean, network.preprocessing.std))
     if images.shape[1] == 1:
         mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
     half = max(1, len(images) // 2)
     pixels = (images * std + mean).clamp(0, 1)
-    columns = {f"pictures 1 to {half}": pixels[:half]}
+    columns = {f"images 1 to {half}": pixels[:half]}
     if len(pixels) > 1:
         columns[f"from {half + 1} on"] = pixels[half : 2 * half]
-    report.pictures(columns, "The beginning of the first batch, top to bottom.")
+    report.images(columns, "The beginning of the first batch, top to bottom.")
     targets = first["targets"] if "targets" in first else torch.eye(len(network.classes))[first["labels"].cpu()]
     rows = [
         [str(number), named_target(target, network.classes)]
         for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)
     ]
-    report.table(["picture", "target"], rows, "Before label smoothing.")
+    report.table(["image", "target"], rows, "Before label smoothing.")
 
 
 def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:
@@ -162,8 +162,8 @@ def _learning(report: Report, events: Sequence[Event], network: ClassifierConfig
     )
     if network.multilabel:
         scores = {"first named is right, training": ("train", "accuracy"), "mean average precision": ("evaluate", "val/map")}
-        caption = "Training: how often the class named first is one of the picture's. Validation: mean average precision."
+        caption = "Training: how often the class named first is one of the image's. Validation: mean average precision."
     else:
         scores = {"training": ("train", "accuracy"), "validation": ("evaluate", "val/top1")}
-        caption = "Share of pictures named right; of mixed ones, by their larger part."
+        caption = "Share of images named right; of mixed ones, by their larger part."
     report.figure(curve(events, scores, title="Accuracy", y_label="share", unit="percent"), caption)

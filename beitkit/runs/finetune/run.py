@@ -15,8 +15,8 @@ from beitkit.configs.model import SIZES, ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset, normalized
 from beitkit.data.views.augment import RandAugment, erased
@@ -58,7 +58,7 @@ class FinetuneResult(NamedTuple):
 
     folder: Path
     accuracy: float
-    """Top-1 share on the validation pictures; where pictures have several labels, the mean average precision."""
+    """Top-1 share on the validation images; where images have several labels, the mean average precision."""
 
 
 def run(config: FinetuneRun) -> FinetuneResult:
@@ -69,7 +69,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
-        raise UserError(f"--balanced needs one label a picture, but those of {config.images} have several; leave it out")
+        raise UserError(f"--balanced needs one label an image, but those of {config.images} have several; leave it out")
     chosen = choose(config, _facts(config, train, runtime))
     config = chosen.config
     model = _network(config, train)
@@ -98,8 +98,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
         journal.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     journal.say(
-        f"fine-tuning {start}: {len(train)} labelled pictures of {len(train.classes)} classes, {len(val)} to validate; "
-        f"{schedule.steps} steps of {schedule.pictures_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
+        f"fine-tuning {start}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
+        f"{schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
         f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
     )
     if (note := note_on_val(val)) is not None:
@@ -132,12 +132,12 @@ def run(config: FinetuneRun) -> FinetuneResult:
             outcome = _multilabel_scores(*collect_targets(predict, streams.validation()))
         else:
             outcome = _final_scores(*collect_logits(predict, streams.validation()))
-        result = {metric: outcome.score, "pictures": outcome.pictures, "labels": len(train), "scratch": config.scratch}
+        result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
         save_native(model.cpu(), folder.path)
         name = "mean average precision" if model.config.multilabel else "accuracy"
-        journal.say(f"{name} {outcome.score:.1%} on {outcome.pictures} pictures")
+        journal.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
         after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
         journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     runtime.processes.barrier()
@@ -150,8 +150,8 @@ class _Streams:
 
     config: FinetuneRun
     network: ClassifierConfig
-    train: PictureList
-    val: PictureList
+    train: ImageList
+    val: ImageList
     runtime: Runtime
     folder: RunFolder
     waited: WaitMeter
@@ -164,7 +164,7 @@ class _Streams:
             randomly = RandAugment(
                 resolved(augment.operations), resolved(augment.magnitude), augment.magnitude_std, preprocessing.mean
             )
-        self.dataset = PictureDataset(
+        self.dataset = ImageDataset(
             self.train,
             TrainView(self.config.view, backbone.image_size, randomly, resolved(augment.erasing)),
             channels=backbone.channels,
@@ -195,7 +195,7 @@ class _Streams:
         return stream
 
     def validation(self) -> Iterator[Batch]:
-        """One pass of the validation pictures as they are."""
+        """One pass of the validation images as they are."""
         return evaluation_batches(
             self.evaluation,
             2 * resolved(self.config.train.batch_size),
@@ -208,8 +208,8 @@ class _Streams:
         )
 
 
-def _facts(config: FinetuneRun, train: PictureList, runtime: Runtime) -> FinetuneFacts:
-    """What the choices depend on: pictures, network and device."""
+def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
+    """What the choices depend on: images, network and device."""
     imbalance = 1.0
     if train.labels is not None:
         counts = np.unique(train.labels, return_counts=True)[1]
@@ -222,7 +222,7 @@ def _facts(config: FinetuneRun, train: PictureList, runtime: Runtime) -> Finetun
         backbone, preprocessing = stored.backbone, stored.preprocessing
         width, depth, patch, image_size = backbone.width, backbone.depth, max(backbone.patch), backbone.image_size
     return FinetuneFacts(
-        pictures=len(train),
+        images=len(train),
         side=median_side(train, config.train.seed),
         imbalance=imbalance,
         width=width,
@@ -234,8 +234,8 @@ def _facts(config: FinetuneRun, train: PictureList, runtime: Runtime) -> Finetun
     )
 
 
-def _network(config: FinetuneRun, files: PictureList) -> Classifier:
-    """The checkpoint as a classifier of these pictures, or the network that is described instead."""
+def _network(config: FinetuneRun, files: ImageList) -> Classifier:
+    """The checkpoint as a classifier of these images, or the network that is described instead."""
     if config.model is None:
         model = Classifier(_described(config, files.classes))
     else:
@@ -283,7 +283,7 @@ def _has_fresh_head(model: Classifier) -> bool:
 
 
 def _compared(folder: Path, val_digest: str, metric: str) -> ComparedClassifier:
-    """What a finished run found out, on the same validation pictures."""
+    """What a finished run found out, on the same validation images."""
     path = folder / "result.json"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -291,5 +291,5 @@ def _compared(folder: Path, val_digest: str, metric: str) -> ComparedClassifier:
     except (OSError, ValueError, KeyError):
         raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
     if measured_on != val_digest:
-        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
     return ComparedClassifier(folder, score)

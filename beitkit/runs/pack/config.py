@@ -16,19 +16,19 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class PackRun:
-    """Copy pictures into tar shards (WebDataset's layout), which every verb reads in their place."""
+    """Copy images into tar shards (WebDataset's layout), which every verb reads in their place."""
 
     images: Positional[Path]
-    """Folder of pictures, class folders, a list of files, Parquet files, other shards, or an index."""
+    """Folder of images, class folders, a list of files, Parquet files, other shards, or an index."""
     _: KW_ONLY
     out: Path
     """Folder for the shards and their index. The same command continues it."""
     shard_size: int = 256
-    """Size of a shard in MB; one picture is never divided."""
+    """Size of a shard in MB; one image is never divided."""
     labels: bool = False
-    """Keep the pictures' labels, as .cls members and classes.txt."""
+    """Keep the images' labels, as .cls members and classes.txt."""
     split: SplitName | None = None
-    """With --labels: the part to take of pictures that are divided."""
+    """With --labels: the part to take of images that are divided."""
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
@@ -39,17 +39,17 @@ class PackRun:
 
 @dataclass(frozen=True)
 class IndexRun:
-    """Walk through pictures once and write down what was found, in a file that every verb reads in their place."""
+    """Walk through images once and write down what was found, in a file that every verb reads in their place."""
 
     images: Positional[Path]
-    """Folder of pictures, class folders, a list of files, tar shards, Parquet files, or a URL of these two."""
+    """Folder of images, class folders, a list of files, tar shards, Parquet files, or a URL of these two."""
     _: KW_ONLY
     out: Path
     """File to write; it ends in .index."""
     labels: bool = False
-    """Keep the pictures' labels."""
+    """Keep the images' labels."""
     split: SplitName | None = None
-    """With --labels: the part to take of pictures that are divided."""
+    """With --labels: the part to take of images that are divided."""
 
     def __post_init__(self) -> None:
         _check_split(self.split, self.labels)
@@ -59,4 +59,4 @@ class IndexRun:
 
 def _check_split(split: SplitName | None, labels: bool) -> None:
     if split is not None and not labels:
-        raise UserError(f"--split {split} is for labelled pictures; give --labels too, or the folder of the split")
+        raise UserError(f"--split {split} is for labeled images; give --labels too, or the folder of the split")

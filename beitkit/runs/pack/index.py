@@ -1,12 +1,12 @@
-"""`beitkit index`: write down once which pictures there are."""
+"""`beitkit index`: write down once which images there are."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from beitkit.data.sources.archives import archives_at
-from beitkit.data.sources.find import find_labelled, find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_images, find_labeled
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import walked, write_index
 from beitkit.data.sources.locations import is_url, location
 from beitkit.errors import UserError
@@ -20,13 +20,13 @@ def run(config: IndexRun) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if config.labels:
-            total = write_index(out, find_labelled(images, config.split))
+            total = write_index(out, find_labeled(images, config.split))
         elif archives_at(images) is None and not is_url(location(images)) and images.is_dir():
-            total = write_index(out, PictureList.of(images, []), walked(images, out.parent))
+            total = write_index(out, ImageList.of(images, []), walked(images, out.parent))
         else:
-            total = write_index(out, find_pictures(images))
+            total = write_index(out, find_images(images))
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another --out") from None
     following = "finetune {} --model ..." if config.labels else "pretrain {} --tokenizer ..."
-    print(f"written: {out} ({total} pictures). Next: beitkit {following.format(quoted(out))} --out ...")
+    print(f"written: {out} ({total} images). Next: beitkit {following.format(quoted(out))} --out ...")
     return out

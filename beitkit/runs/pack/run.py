@@ -1,11 +1,11 @@
-"""`beitkit pack`: copy pictures into tar shards."""
+"""`beitkit pack`: copy images into tar shards."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from beitkit.data.sources.find import find_labelled, find_pictures
+from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.errors import UserError
 from beitkit.runs.pack.config import PackRun
 from beitkit.runs.pack.shards import PACKING, pack
@@ -17,7 +17,7 @@ MEGABYTE = 10**6
 
 def run(config: PackRun) -> Path:
     """Write shards and their index, or complete them; returns their folder."""
-    files = find_labelled(config.images, config.split) if config.labels else find_pictures(config.images)
+    files = find_labeled(config.images, config.split) if config.labels else find_images(config.images)
     out = config.out
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,11 @@ def run(config: PackRun) -> Path:
         print(f"skipped {file}: {reason}", file=sys.stderr)
 
     def said(done: int) -> None:
-        print(f"{done} of {len(files)} pictures", file=sys.stderr)
+        print(f"{done} of {len(files)} images", file=sys.stderr)
 
     packed = pack(files, out, config.shard_size * MEGABYTE, config.read.max_broken, report, said)
     skipped = f", {packed.skipped} unreadable left out" if packed.skipped else ""
     shards = f"{packed.shards} shard{'' if packed.shards == 1 else 's'}"
     following = f"finetune {quoted(out)} --model ..." if config.labels else f"pretrain {quoted(out)} --tokenizer ..."
-    print(f"written: {out} ({packed.pictures} pictures in {shards}{skipped}). Next: beitkit {following} --out ...")
+    print(f"written: {out} ({packed.images} images in {shards}{skipped}). Next: beitkit {following} --out ...")
     return out

@@ -1,4 +1,4 @@
-"""Writing pictures into tar shards in WebDataset's layout: the same list and settings give the same bytes.
+"""Writing images into tar shards in WebDataset's layout: the same list and settings give the same bytes.
 
 Files are copied as they are, under the names that the list has below its common folder, and in its order. Each shard is written
 beside its place and moved there when it is whole; `packing.json` says which are, so that a second start goes on after them.
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from beitkit.data.decoding.decode import BrokenPicture, Encoded, format_when_whole
+from beitkit.data.decoding.decode import BrokenImage, Encoded, format_when_whole
 from beitkit.data.decoding.formats import FORMATS, has_ending
-from beitkit.data.sources.archives import CLASSES, Archives, archive_pictures, label_member
-from beitkit.data.sources.image_list import PictureList, below_common_folder, common_folder
+from beitkit.data.sources.archives import CLASSES, Archives, archive_images, label_member
+from beitkit.data.sources.image_list import ImageList, below_common_folder, common_folder
 from beitkit.data.sources.index import INDEX, write_index
 from beitkit.data.sources.tar import BLOCK
 from beitkit.errors import UserError
@@ -28,13 +28,13 @@ PACKING = "packing.json"
 END = bytes(2 * BLOCK)
 """What an archive ends with."""
 AHEAD = 4
-"""Pictures that a thread has read before the shard takes them."""
+"""Images that a thread has read before the shard takes them."""
 
 
 class Packed(NamedTuple):
     """What lies in the folder of shards at the end."""
 
-    pictures: int
+    images: int
     shards: int
     skipped: int
 
@@ -47,29 +47,29 @@ class _Member(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What the bytes of the shards depend on, besides the pictures' own."""
+    """What the bytes of the shards depend on, besides the images' own."""
 
-    pictures: str
+    pictures: str  # digest of the list of images; named as it is in packing.json
     shard_bytes: int
 
 
 def pack(
-    files: PictureList,
+    files: ImageList,
     out: Path,
     shard_bytes: int,
     max_broken: float,
     report: Callable[[Path, str], None],
     said: Callable[[int], None],
 ) -> Packed:
-    """Write the pictures that can be read into shards of about `shard_bytes`, with their labels if they have any, and an index.
+    """Write the images that can be read into shards of about `shard_bytes`, with their labels if they have any, and an index.
 
-    `report(path, reason)` is called for each picture that is left out, `said(done)` after each shard.
+    `report(path, reason)` is called for each image that is left out, `said(done)` after each shard.
 
     Raises:
-        UserError: the folder holds other shards, too many pictures cannot be read, or a name or a label cannot be kept.
+        UserError: the folder holds other shards, too many images cannot be read, or a name or a label cannot be kept.
     """
     if files.targets is not None:
-        raise UserError("a picture in a shard has one label, but these can have several; leave --labels out, and keep the list")
+        raise UserError("an image in a shard has one label, but these can have several; leave --labels out, and keep the list")
     _check_classes(files.classes)
     named = _named(files)
     settings = _Settings(pictures=files.digest, shard_bytes=shard_bytes)
@@ -87,18 +87,18 @@ def pack(
     _note(out, settings, done, skipped)
     shards = tuple(str(out / f"{number:06d}.tar") for number in range(len(done)))
     if not shards:
-        raise UserError(f"none of the {len(files)} pictures can be read; the reasons are named above")
-    packed = archive_pictures(Archives(str(out), "tar", shards), labelled=files.labels is not None)
+        raise UserError(f"none of the {len(files)} images can be read; the reasons are named above")
+    packed = archive_images(Archives(str(out), "tar", shards), labeled=files.labels is not None)
     return Packed(write_index(out / INDEX, packed), len(shards), len(skipped))
 
 
 class _Readable:
-    """The pictures of a list that can be read, from a place on, in order."""
+    """The images of a list that can be read, from a place on, in order."""
 
     def __init__(
         self,
-        files: PictureList,
-        named: PictureList,
+        files: ImageList,
+        named: ImageList,
         start: int,
         skipped: list[tuple[int, str]],
         max_broken: float,
@@ -106,12 +106,12 @@ class _Readable:
     ) -> None:
         self.files, self.named, self.skipped, self.max_broken, self.report = files, named, skipped, max_broken, report
         self.taken = start
-        """Pictures of the list that are in shards or were left out before the one that follows."""
+        """Images of the list that are in shards or were left out before the one that follows."""
         self._members = self._read(start)
         self.following = next(self._members, None)
 
     def take(self) -> None:
-        """Go on to the next picture."""
+        """Go on to the next image."""
         self.following = next(self._members, None)
         self.taken = len(self.files) if self.following is None else self.following.place
 
@@ -128,18 +128,18 @@ class _Readable:
                     self.report(found.path, found.reason)
                     if len(self.skipped) > self.max_broken * total:
                         raise UserError(
-                            f"{len(self.skipped)} of {total} pictures cannot be read, more than the {self.max_broken:.2%} "
+                            f"{len(self.skipped)} of {total} images cannot be read, more than the {self.max_broken:.2%} "
                             "allowed; they are named above: remove or repair them, or raise --read.max-broken"
                         )
 
-    def _look(self, index: int) -> _Member | BrokenPicture:
+    def _look(self, index: int) -> _Member | BrokenImage:
         name = self.named.name(index)
         try:
             source = self.files.source(index)
             if isinstance(source, Path):
                 source = Encoded(source, _content(source))
             kind = format_when_whole(source)
-        except BrokenPicture as broken:
+        except BrokenImage as broken:
             return broken
         return _Member(index, name if has_ending(name) else name + FORMATS[kind][0].encode(), source.content)
 
@@ -147,13 +147,13 @@ class _Readable:
 def _content(path: Path) -> bytes:
     try:
         if not path.is_file():  # a pipe would be waited for
-            raise BrokenPicture(path, "not a regular file")
+            raise BrokenImage(path, "not a regular file")
         return path.read_bytes()
     except OSError as error:
-        raise BrokenPicture(path, error.strerror or str(error)) from error
+        raise BrokenImage(path, error.strerror or str(error)) from error
 
 
-def _write_shard(file: IO[bytes], readable: _Readable, files: PictureList, shard_bytes: int) -> None:
+def _write_shard(file: IO[bytes], readable: _Readable, files: ImageList, shard_bytes: int) -> None:
     """Members until the shard is full; at least one."""
     size = len(END)
     labels: dict[bytes, int] = {}
@@ -163,7 +163,7 @@ def _write_shard(file: IO[bytes], readable: _Readable, files: PictureList, shard
             name, label = label_member(member.name), int(files.labels[member.place])
             if labels.setdefault(name, label) != label:
                 raise UserError(
-                    f"{files.path(member.place)} has another label than a picture whose name differs in its ending only; "
+                    f"{files.path(member.place)} has another label than an image whose name differs in its ending only; "
                     "rename one of them"
                 )
             written += _encoded(name, str(label).encode())
@@ -182,13 +182,13 @@ def _encoded(name: bytes, content: bytes) -> bytes:
     return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % BLOCK)
 
 
-def _named(files: PictureList) -> PictureList:
+def _named(files: ImageList) -> ImageList:
     """The list with the names that members get."""
     named = below_common_folder(files)
     if any(b".." in named.name(index).split(b"/") for index in range(len(named))):
-        named = PictureList.of(Path("/"), [os.path.normpath(path) for path in files.paths()])
+        named = ImageList.of(Path("/"), [os.path.normpath(path) for path in files.paths()])
     shared = common_folder(named)
-    named = PictureList.of(Path(), [named.name(index)[shared:] for index in range(len(named))])
+    named = ImageList.of(Path(), [named.name(index)[shared:] for index in range(len(named))])
     hidden = next((i for i in range(len(named)) if any(part.startswith(b".") for part in named.name(i).split(b"/"))), None)
     if hidden is not None:
         raise UserError(
@@ -204,7 +204,7 @@ def _check_classes(classes: tuple[str, ...]) -> None:
 
 
 def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple[int, str]]]:
-    """How many pictures were taken up to the end of each shard that is there, and what was left out on the way."""
+    """How many images were taken up to the end of each shard that is there, and what was left out on the way."""
     try:
         content = json.loads((out / PACKING).read_text(encoding="utf-8"))
         there = _Settings(**content["settings"])
@@ -215,7 +215,7 @@ def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out / PACKING} is damaged ({error}); choose another --out, or remove the folder yourself") from None
     if there != settings:
-        what = "other pictures" if there.pictures != settings.pictures else f"--shard-size {there.shard_bytes / 1e6:g}"
+        what = "other images" if there.pictures != settings.pictures else f"--shard-size {there.shard_bytes / 1e6:g}"
         raise UserError(f"--out {out} holds shards of {what}; choose another --out, or remove the folder yourself")
     whole = next((number for number in range(len(done)) if not (out / f"{number:06d}.tar").is_file()), len(done))
     done = done[:whole]

@@ -20,7 +20,7 @@ class PlanRun:
     """
 
     images: int
-    """Training pictures."""
+    """Training images."""
     recipe: str | None = None
     """What is run; `beitkit recipes` lists them. None plans pre-training by the options below."""
     gpus: int = 1
@@ -30,23 +30,23 @@ class PlanRun:
     patch: int | None = None
     """Side of a patch, in pixels."""
     image_size: int | None = None
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     batch_size: int | None = None
-    """Pictures per forward pass, on each device."""
+    """Images per forward pass, on each device."""
     accumulate: int | None = None
     """Forward passes per step, of all devices together; None takes the recipe's, or one of each device."""
     epochs: float | None = None
-    """Passes over the pictures."""
+    """Passes over the images."""
     steps: int | None = None
     """Optimizer steps, instead of --epochs."""
     tokenizer: str = "dalle"
     """Pre-training: a published discrete VAE (dalle, beit), or one of your own (run folder or file)."""
     views: int | None = None
-    """Pre-training: stored views of a picture; they are tokenized once, which takes that many epochs. None tokenizes always."""
+    """Pre-training: stored views of an image; they are tokenized once, which takes that many epochs. None tokenizes always."""
     cached: bool = False
     """Pre-training: all tokens are in a cache (`beitkit tokenize`), and only evaluations compute any."""
     validation: int | None = None
-    """Fine-tuning and segmentation: pictures that an evaluation looks at; None leaves evaluations out."""
+    """Fine-tuning and segmentation: images that an evaluation looks at; None leaves evaluations out."""
     classes: int | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -56,11 +56,11 @@ class PlanRun:
     sharding: Literal["none", "full"] = "none"
     """none: every device has all weights, gradients and moments; full: they are divided among the devices."""
     workers: int = -1
-    """Processes of each device that read pictures; -1 chooses by the cores, 0 reads in the main process."""
+    """Processes of each device that read images; -1 chooses by the cores, 0 reads in the main process."""
     threads: int = 0
     """CPU threads while speeds are measured here; 0 takes the cores this process may use."""
-    pictures: Path | None = None
-    """Folder of pictures whose reading is timed here; without it reading is left out."""
+    image_folder: Path | None = None
+    """Folder of images whose reading is timed here; without it reading is left out."""
     rates: Path | None = None
     """bench.json of other hardware, as benchmarks/bench.py writes it, instead of measuring here."""
     tflops: float | None = None
@@ -100,8 +100,8 @@ class PlanRun:
             raise UserError("--cached says that the tokens of all views are there; leave --views out")
         if min(self.workers + 1, self.threads) < 0:
             raise UserError(f"--workers must be -1 or more and --threads 0 or more, got {self.workers} and {self.threads}")
-        if self.is_elsewhere and self.pictures is not None:
-            raise UserError("--pictures times reading on this machine; leave it out with --rates or --tflops")
+        if self.is_elsewhere and self.image_folder is not None:
+            raise UserError("--image-folder times reading on this machine; leave it out with --rates or --tflops")
 
     @property
     def is_elsewhere(self) -> bool:

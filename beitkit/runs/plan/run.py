@@ -12,8 +12,8 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import autocast_type, precision_name
-from beitkit.data.decoding.decode import picture_to_crop
-from beitkit.data.sources.find import find_pictures
+from beitkit.data.decoding.decode import image_to_crop
+from beitkit.data.sources.find import find_images
 from beitkit.data.views.image import PretrainView
 from beitkit.data.workers import default_workers
 from beitkit.errors import UserError
@@ -99,22 +99,22 @@ def _memory_here(runtime: Runtime) -> int:
 
 
 def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
-    """Reads and augments one of the given pictures after the other, as the run would; None where none are given.
+    """Reads and augments one of the given images after the other, as the run would; None where none are given.
 
     Raises:
-        UserError: another verb than pre-training, whose pictures are changed in more ways.
+        UserError: another verb than pre-training, whose images are changed in more ways.
     """
-    if config.pictures is None:
+    if config.image_folder is None:
         return None
     if not isinstance(subject.run, PretrainRun):
-        raise UserError(f"--pictures times the reading of pre-training, and this plans {subject.verb}; leave it out")
-    files, backbone = find_pictures(config.pictures), subject.workload.network.backbone
+        raise UserError(f"--image-folder times the reading of pre-training, and this plans {subject.verb}; leave it out")
+    files, backbone = find_images(config.image_folder), subject.workload.network.backbone
     view = PretrainView(subject.run.view, backbone.image_size, subject.workload.token_size)
     numbers = count()
 
     def read() -> None:
         number = next(numbers)
-        view(picture_to_crop(files.path(number % len(files)), backbone.channels), random.Random(number))
+        view(image_to_crop(files.path(number % len(files)), backbone.channels), random.Random(number))
 
     return read
 

@@ -20,12 +20,12 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.plan.config import PlanRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.run import DEFAULT_EPOCHS
-from beitkit.runs.pretrain.setup import EVALUATED_PICTURES, network_of
+from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, network_of
 from beitkit.runs.recipes.recipe import IMAGES, OUT
 from beitkit.runs.recipes.table import recipe_named, started_from
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.run import AUXILIARY_CHANNELS
-from beitkit.tokenizers.frozen import TRIED_PICTURES
+from beitkit.tokenizers.frozen import TRIED_IMAGES
 from beitkit.train.schedule import make_schedule
 
 AnyRun = PretrainRun | FinetuneRun | SegmentRun
@@ -59,7 +59,7 @@ def subject_of(config: PlanRun) -> Subject:
         nearest = max(1, round(accumulation_steps / config.gpus)) * config.gpus
         raise UserError(
             f"{accumulation_steps} forward passes a step cannot be shared evenly by --gpus {config.gpus}; give --accumulate "
-            f"{nearest}, and the --batch-size that keeps the pictures of a step"
+            f"{nearest}, and the --batch-size that keeps the images of a step"
         )
     run = replace(run, loop=replace(run.loop, accumulate=accumulation_steps))
     workload = _workload(config, run)
@@ -101,7 +101,7 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
         tokenizer = _tokenizer(config)
         network = network_of(run, tokenizer.channels, vocabulary=tokenizer.vocabulary)
         predicted = masker(run.mask, network.backbone.grid).count
-        return Workload(network=network, tokenizer=tokenizer, tried=TRIED_PICTURES, predicted=predicted)
+        return Workload(network=network, tokenizer=tokenizer, tried=TRIED_IMAGES, predicted=predicted)
     assert config.recipe is not None
     size = config.size or next(name for name in SIZES if name in config.recipe.split("-"))
     backbone = NetworkConfig().backbone(
@@ -137,13 +137,13 @@ def _length(config: PlanRun, run: AnyRun, accumulation_steps: int) -> Length:
     # The rates that a schedule starts from change nothing about its length.
     optim = replace(run.optim, warmup_epochs=0.0, warmup_steps=None)
     schedule = make_schedule(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
-    epochs = schedule.steps * schedule.pictures_per_step / config.images
+    epochs = schedule.steps * schedule.images_per_step / config.images
     every = run.loop.evaluate_every
     evaluations = -(-schedule.steps // every) if every else 1
     if isinstance(run, PretrainRun):
         stored = 0 if config.cached else config.views
         tokenized = 1.0 if stored is None else min(1.0, stored / epochs)
-        judged = evaluations * min(EVALUATED_PICTURES, config.images)
+        judged = evaluations * min(EVALUATED_IMAGES, config.images)
     else:
         tokenized, judged = 0.0, evaluations * (config.validation or 0)
     return Length(schedule.steps, resolved(run.train.batch_size), accumulation_steps, config.gpus, tokenized, judged)

@@ -102,10 +102,10 @@ class Estimate:
         length, notes = self.subject.length, []
         if isinstance(self.rates, Given):
             notes.append(
-                "reading pictures, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
+                "reading images, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
             )
         elif self.rates.reading is None:
-            notes.append("reading pictures is left out; --pictures FOLDER times it")
+            notes.append("reading images is left out; --image-folder FOLDER times it")
         if length.devices > 1 and self.config.bandwidth is None:
             notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
         if length.devices > 1 and isinstance(self.rates, Measured):
@@ -113,27 +113,27 @@ class Estimate:
         if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
             notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
         if self.subject.verb != "pretrain" and self.config.validation is None:
-            notes.append("evaluations are left out; --validation says how many pictures they look at")
+            notes.append("evaluations are left out; --validation says how many images they look at")
         return notes
 
     def _length(self) -> list[Figure]:
         length = self.subject.length
         return [
             Figure("length", "steps", length.steps, "", OPTIONS),
-            Figure("length", "pictures a step", length.pictures_per_step, "", OPTIONS),
+            Figure("length", "images a step", length.images_per_step, "", OPTIONS),
             Figure("length", "passes a step, each device", length.accumulation_steps // length.devices, "", OPTIONS),
-            Figure("length", "pictures shown", length.pictures, "", OPTIONS),
+            Figure("length", "images shown", length.images, "", OPTIONS),
             Figure("length", "parameters", self.subject.workload.parameters, "", OPTIONS),
         ]
 
     def _operations(self) -> list[Figure]:
         workload, flops = self.subject.workload, self.subject.workload.flops
         by_part = [(name, value) for name, value in flops._asdict().items()]
-        figures = [Figure("a picture forward", name, value, "FLOP", COUNTED) for name, value in by_part]
-        figures.append(Figure("a picture forward", "all", flops.forward, "FLOP", COUNTED))
-        figures.append(Figure("a picture", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", COUNTED))
+        figures = [Figure("an image forward", name, value, "FLOP", COUNTED) for name, value in by_part]
+        figures.append(Figure("an image forward", "all", flops.forward, "FLOP", COUNTED))
+        figures.append(Figure("an image", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", COUNTED))
         if workload.tokenizer is not None:
-            figures.append(Figure("a picture", "tokenizer", workload.tokenizer_flops, "FLOP", COUNTED))
+            figures.append(Figure("an image", "tokenizer", workload.tokenizer_flops, "FLOP", COUNTED))
         named = [(name, value) for name, value in self.operations._asdict().items() if value]
         figures += [Figure("the run", name, value, "FLOP", COUNTED) for name, value in named]
         return [*figures, Figure("the run", "all", self.operations.total, "FLOP", COUNTED)]
@@ -162,7 +162,7 @@ class Estimate:
 
     def _time(self) -> list[Figure]:
         source = self.rates.source if isinstance(self.rates, Given) else MEASURED
-        names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for pictures",
+        names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for images",
                  "update": "update", "exchange": "exchange"}  # fmt: skip
         figures = []
         if isinstance(self.rates, Given):
@@ -186,7 +186,7 @@ def print_estimate(estimate: Estimate) -> None:
     length = estimate.subject.length
     recipe = "" if estimate.config.recipe is None else f" by the recipe {estimate.config.recipe}"
     where = f"{length.devices} x {estimate.device}" if length.devices > 1 else estimate.device
-    print(f"{estimate.subject.verb}{recipe}: {estimate.config.images:,} pictures; {where}; planned in {estimate.precision}\n")
+    print(f"{estimate.subject.verb}{recipe}: {estimate.config.images:,} images; {where}; planned in {estimate.precision}\n")
     shown = ""
     for figure in estimate.figures():
         part = "" if figure.part == shown else figure.part

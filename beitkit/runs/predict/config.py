@@ -16,10 +16,10 @@ from beitkit.errors import UserError
 
 @dataclass(frozen=True)
 class PredictRun:
-    """Name what new pictures show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
+    """Name what new images show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
 
     inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
-    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
+    """Tar shards, Parquet files or an .index; or images, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of a classifier or a segmenter."""
@@ -29,13 +29,13 @@ class PredictRun:
     top: int = 5
     """How many of the most probable classes a row has (.jsonl: always all)."""
     batch_size: int = 64
-    """Pictures per forward pass."""
+    """Images per forward pass."""
     shard: str | None = None
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.csv."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     json: bool = False
-    """Print JSON on stdout: without --out a line for each picture, with it the counts."""
+    """Print JSON on stdout: without --out a line for each image, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     inference: InferenceConfig = InferenceConfig()
 
@@ -49,10 +49,10 @@ class PredictRun:
 
 @dataclass(frozen=True)
 class EmbedRun:
-    """Write the features of pictures, for search, clustering or a classifier of one's own."""
+    """Write the features of images, for search, clustering or a classifier of one's own."""
 
     inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
-    """Tar shards, Parquet files or an .index; or pictures, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
+    """Tar shards, Parquet files or an .index; or images, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of any network."""
@@ -65,7 +65,7 @@ class EmbedRun:
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored numbers."""
     batch_size: int = 64
-    """Pictures per forward pass."""
+    """Images per forward pass."""
     shard: str | None = None
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.npy."""
     engine: EngineName = "local"
@@ -81,6 +81,6 @@ class EmbedRun:
 
 
 def check_inputs(inputs: tuple[Path, ...]) -> None:
-    """Raise a `UserError` where no pictures are given."""
+    """Raise a `UserError` where no images are given."""
     if not inputs:
-        raise UserError("give at least one picture, folder, glob or list of files")
+        raise UserError("give at least one image, folder, glob or list of files")

@@ -1,4 +1,4 @@
-"""`beitkit embed`: the features of pictures, from any block of any network."""
+"""`beitkit embed`: the features of images, from any block of any network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.result import PartedOutput, Written
 from beitkit.interop.load import load
 from beitkit.runs.predict.config import EmbedRun
-from beitkit.runs.predict.inputs import gather_pictures
+from beitkit.runs.predict.inputs import gather_images
 from beitkit.runs.predict.run import counted, progress, reported
 from beitkit.system import quoted
 
@@ -25,7 +25,7 @@ def run(config: EmbedRun) -> Written:
     number, shards = shard_of(config.shard)
     out = shard_path(config.out, number, shards, is_whole=config.shard is None)
     sheets = feature_tables(out, shape, config.dtype)
-    found = gather_pictures(config.inputs)
+    found = gather_images(config.inputs)
     files = shard(found, block, number, shards)
     settings = {
         "block": config.block,

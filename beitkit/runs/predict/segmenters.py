@@ -1,13 +1,13 @@
-"""`beitkit predict` for segmenters: a mask, a colored mask and an overlay for every picture, and what each class covers.
+"""`beitkit predict` for segmenters: a mask, a colored mask and an overlay for every image, and what each class covers.
 
     masks/index/NAME.png     class ids, with the classes' colors as the palette: what `beitkit segment` reads as masks
     masks/color/NAME.png     the colors alone
-    masks/overlay/NAME.jpg   the picture under the colors
+    masks/overlay/NAME.jpg   the image under the colors
     masks/classes.json       names and colors of the ids
-    masks/areas.jsonl        a line for each picture: share of its pixels and mean probability by class
-    masks/sheet.png          some of the pictures side by side
+    masks/areas.jsonl        a line for each image: share of its pixels and mean probability by class
+    masks/sheet.png          some of the images side by side
 
-The line in areas.jsonl is written when a picture's files are there, so the same command continues where it was cut.
+The line in areas.jsonl is written when an image's files are there, so the same command continues where it was cut.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from PIL import Image
 from torch import Tensor
 
 from beitkit.configs.parts import shard_of
-from beitkit.data.decoding.decode import BrokenPicture, open_picture, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
 from beitkit.data.scenes.scenes import CLASSES_FILE
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 from beitkit.inference.command import command_of
 from beitkit.inference.engines import shard
@@ -41,30 +41,30 @@ from beitkit.inference.result import Written
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter
+from beitkit.report.images import fit, png_bytes, stacked, to_bytes
 from beitkit.report.overlays import colored, legend, overlay, palette_of
-from beitkit.report.pictures import fit, png_bytes, stacked, to_bytes
 from beitkit.runs.predict.config import PredictRun
-from beitkit.runs.predict.inputs import gather_pictures
+from beitkit.runs.predict.inputs import gather_images
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 ON_SHEET = 8
-"""Pictures on the contact sheet, evenly spread over all."""
+"""Images on the contact sheet, evenly spread over all."""
 SECONDS_PER_LINE = 5.0
 """Time between two lines that say how far it is."""
 CELL, ACROSS, GAP = 256, 4, 3
-"""Long side in pixels of a picture on it, pictures and overlays in a row, and white pixels around each."""
+"""Long side in pixels of an image on it, images and overlays in a row, and white pixels around each."""
 
 
 def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
-    """Label every picture; write a folder, or print what each class covers."""
+    """Label every image; write a folder, or print what each class covers."""
     if config.engine != "local":
-        raise UserError("--engine ray is for classifiers; several machines share the labelling of pictures by --shard 1/n to n/n")
+        raise UserError("--engine ray is for classifiers; several machines share the labeling of images by --shard 1/n to n/n")
     if config.out is not None and (config.out.suffix or config.out.is_file()):
         raise UserError(f"--out {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
     number, shards = shard_of(config.shard)
-    found = gather_pictures(config.inputs)
+    found = gather_images(config.inputs)
     files = shard(found, 1, number, shards)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     command = command_of("predict", model, found, config.machine, settings)
@@ -75,9 +75,9 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
     folder = _Folder(config.out, command, config.shard, found, model)
     outcome = folder.complete(config, runtime, files)
     if config.json:
-        print(json.dumps({"pictures": outcome.pictures, "unreadable": outcome.unreadable, "out": str(config.out)}))
+        print(json.dumps({"images": outcome.images, "unreadable": outcome.unreadable, "out": str(config.out)}))
     else:
-        rows = f"{outcome.pictures} picture{'' if outcome.pictures == 1 else 's'}"
+        rows = f"{outcome.images} image{'' if outcome.images == 1 else 's'}"
         unreadable = f", {outcome.unreadable} of them unreadable" if outcome.unreadable else ""
         print(f"written: {config.out} ({rows}{unreadable}; sheet.png shows some). Next, with masks: beitkit evaluate SCENES "
               f"--model {quoted(config.model)}")  # fmt: skip
@@ -87,7 +87,7 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
 class _Folder:
     """The output of one command, and how far it is."""
 
-    def __init__(self, path: Path, command: dict[str, Any], shard: str | None, found: PictureList, model: Segmenter) -> None:
+    def __init__(self, path: Path, command: dict[str, Any], shard: str | None, found: ImageList, model: Segmenter) -> None:
         """Begin or continue.
 
         Raises:
@@ -112,11 +112,11 @@ class _Folder:
         names = {"names": list(model.config.classes), "colors": [list(color) for color in self.palette]}
         write_atomically(path / CLASSES_FILE, (json.dumps(names, ensure_ascii=False) + "\n").encode())
 
-    def complete(self, config: PredictRun, runtime: Runtime, files: PictureList) -> Written:
+    def complete(self, config: PredictRun, runtime: Runtime, files: ImageList) -> Written:
         """Label what is missing, then draw the sheet.
 
         Raises:
-            UserError: not one picture can be read.
+            UserError: not one image can be read.
         """
         done, said = {line["path"]: line for line in self._lines()}, time.monotonic()
         for place in range(len(files)):
@@ -124,11 +124,11 @@ class _Folder:
             if str(path) not in done:
                 done[str(path)] = self._label(path, config, runtime)
                 if time.monotonic() - said > SECONDS_PER_LINE or len(done) == len(files):
-                    print(f"{len(done)} of {len(files)} pictures", file=sys.stderr)
+                    print(f"{len(done)} of {len(files)} images", file=sys.stderr)
                     said = time.monotonic()
         unreadable = sum("error" in line for line in done.values())
         if unreadable == len(files):
-            raise UserError(f"none of the {len(files)} pictures can be read; the reasons are named above")
+            raise UserError(f"none of the {len(files)} images can be read; the reasons are named above")
         readable = [Path(line["path"]) for line in done.values() if "error" not in line]
         count = min(ON_SHEET, len(readable))
         self._draw_sheet([readable[place * len(readable) // count] for place in range(count)])
@@ -137,32 +137,32 @@ class _Folder:
     def _label(self, path: Path, config: PredictRun, runtime: Runtime) -> dict[str, Any]:
         line: dict[str, Any] = {"path": str(path)}
         try:
-            picture = to_tensor(open_picture(path, self.model.config.backbone.channels))
-        except BrokenPicture as error:
+            image = to_tensor(open_image(path, self.model.config.backbone.channels))
+        except BrokenImage as error:
             print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
             line["error"] = error.reason
         else:
-            prediction = predict_scene(self.model, picture, config.inference.over(self.model.config.inference), runtime.precision)
-            self._write(self.names[str(path)], picture, prediction)
+            prediction = predict_scene(self.model, image, config.inference.over(self.model.config.inference), runtime.precision)
+            self._write(self.names[str(path)], image, prediction)
             line |= _shares(prediction)
         with self.areas.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
 
-    def _write(self, name: str, picture: Tensor, prediction: ScenePrediction) -> None:
+    def _write(self, name: str, image: Tensor, prediction: ScenePrediction) -> None:
         index = Image.fromarray(prediction.label_map.numpy())
         index.putpalette([value for color in self.palette for value in color])
         write_atomically(self.path / "index" / f"{name}.png", _encoded(index, "PNG"))
         shown = colored(prediction.label_map, self.palette)
         write_atomically(self.path / "color" / f"{name}.png", png_bytes(shown))
-        mixed = to_bytes(overlay(picture, prediction.label_map, self.palette)).permute(1, 2, 0).numpy()
+        mixed = to_bytes(overlay(image, prediction.label_map, self.palette)).permute(1, 2, 0).numpy()
         write_atomically(self.path / "overlay" / f"{name}.jpg", _encoded(Image.fromarray(mixed), "JPEG"))
 
     def _draw_sheet(self, paths: list[Path]) -> None:
-        """Some pictures beside their overlays, two pairs a row, below the names of the colors."""
+        """Some images beside their overlays, two pairs a row, below the names of the colors."""
         shown: list[Tensor] = []
         for path in paths:
-            shown.append(_reduced(open_picture(path, 3)))
+            shown.append(_reduced(open_image(path, 3)))
             with Image.open(self.path / "overlay" / f"{self.names[str(path)]}.jpg") as image:
                 shown.append(_reduced(image))
         shown += [torch.ones_like(shown[-1])] * (-len(shown) % ACROSS)
@@ -172,7 +172,7 @@ class _Folder:
         write_atomically(self.path / "sheet.png", png_bytes(torch.cat((names, *rows), dim=1)))
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """What has been done; a line torn by a kill is cut off, and its picture done again."""
+        """What has been done; a line torn by a kill is cut off, and its image done again."""
         if not self.areas.exists():
             return
         kept = [line for line in self.areas.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -180,26 +180,26 @@ class _Folder:
         yield from map(json.loads, kept)
 
 
-def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: PictureList) -> Written:
-    """Print a line for each picture on stdout."""
+def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageList) -> Written:
+    """Print a line for each image on stdout."""
     unreadable = 0
     for place in range(len(files)):
         path = files.path(place)
         try:
-            picture = to_tensor(open_picture(path, model.config.backbone.channels))
-        except BrokenPicture as error:
+            image = to_tensor(open_image(path, model.config.backbone.channels))
+        except BrokenImage as error:
             unreadable += 1
             print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
             continue
-        prediction = predict_scene(model, picture, config.inference.over(model.config.inference), runtime.precision)
+        prediction = predict_scene(model, image, config.inference.over(model.config.inference), runtime.precision)
         if config.json:
             print(json.dumps({"path": str(path)} | _shares(prediction)))
         else:
             print(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in prediction.areas.items())}")
     if unreadable == len(files):
-        raise UserError(f"none of the {len(files)} pictures can be read; the reasons are named above")
+        raise UserError(f"none of the {len(files)} images can be read; the reasons are named above")
     if not config.json:
-        print(f"{len(files) - unreadable} pictures. Next: keep masks and overlays with --out masks/")
+        print(f"{len(files) - unreadable} images. Next: keep masks and overlays with --out masks/")
     return Written(len(files), unreadable, None)
 
 
@@ -213,8 +213,8 @@ def _shares(prediction: ScenePrediction) -> dict[str, dict[str, float]]:
     return {"areas": {name: round(share, 6) for name, share in prediction.areas.items()}, "confidence": confidence}
 
 
-def _names(found: PictureList) -> dict[str, str]:
-    """Where each picture's files go, below the folder that all pictures share; without its ending where that is unambiguous."""
+def _names(found: ImageList) -> dict[str, str]:
+    """Where each image's files go, below the folder that all images share; without its ending where that is unambiguous."""
     paths = [found.path(place) for place in range(len(found))]
     shared = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     relative = [path.absolute().relative_to(shared) for path in paths]
@@ -226,7 +226,7 @@ def _names(found: PictureList) -> dict[str, str]:
 
 
 def _reduced(image: Image.Image) -> Float[Tensor, "3 h w"]:
-    """A picture at the size it has on the sheet."""
+    """An image at the size it has on the sheet."""
     return fit(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255, CELL)
 
 

@@ -17,10 +17,10 @@ from beitkit.errors import UserError
 
 @dataclass(frozen=True)
 class PretrainRun:
-    """Pre-train a vision Transformer on unlabelled pictures: predict the visual tokens of masked patches."""
+    """Pre-train a vision Transformer on unlabeled images: predict the visual tokens of masked patches."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     tokenizer: Path | None = None
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for --target tokens."""
@@ -31,7 +31,7 @@ class PretrainRun:
     size: SizeName = "base"
     """Size of the network."""
     image_size: int = 224
-    """Side of the square pictures, in pixels."""
+    """Side of the square images, in pixels."""
     patch: int = 16
     """Side of a patch, in pixels."""
     target: Literal["tokens", "pixels"] = "tokens"
@@ -42,13 +42,13 @@ class PretrainRun:
     """BEiT v2's second prediction through the class token: after how many blocks the patches are handed to it (v2: 9 of 12, 21
     of 24); None leaves it out."""
     views: int | None = None
-    """Stored views of a picture, all of which it shows before one comes again (masks are always fresh): their tokens are computed
+    """Stored views of an image, all of which it shows before one comes again (masks are always fresh): their tokens are computed
     once and kept. None shows another view every epoch, and computes its tokens."""
     tokens: Path | None = None
     """Token cache that `beitkit tokenize` made (or another run, in its folder `tokens`); None keeps one in the run folder where
     --views is given."""
     channels: Literal[1, 3] | None = None
-    """Channels of the pictures: 1 (grey) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
+    """Channels of the images: 1 (gray) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
     train: Annotated[TrainConfig, Flat] = TrainConfig()
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()

@@ -14,9 +14,9 @@ from beitkit.data.stream import training_stream
 from beitkit.evaluation.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
 from beitkit.nn.models import MaskedImageModel
 from beitkit.report.document import Report
+from beitkit.report.images import sheet, write_png
 from beitkit.report.journal import Event, read_journal
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
-from beitkit.report.pictures import sheet, write_png
 from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.runs.pretrain.setup import Setup
 from beitkit.tokenizers.frozen import Encoder
@@ -26,7 +26,7 @@ from beitkit.train.machine.runtime import Runtime
 
 COUNTED_BATCHES = 4
 """Batches whose tokens are counted for the baselines of "is this normal?"."""
-SHOWN_PICTURES = 8
+SHOWN_IMAGES = 8
 
 
 def write_report(
@@ -53,7 +53,7 @@ def write_report(
             ("Network", f"{config.size}/{config.patch} at {config.image_size} pixels"),
             ("Targets", targets_of(setup)),
             ("Mask", mask_of(setup)),
-            ("Pictures", f"{len(setup.files):,}, no labels used"),
+            ("Images", f"{len(setup.files):,}, no labels used"),
             ("Device", runtime.describe()),
             *([] if encoder is None or not encoder.describe() else [("Tokenizer", encoder.describe())]),
             *([] if saved is None else [("Token cache", saved)]),
@@ -65,15 +65,15 @@ def write_report(
     report.normal_lines([*_target_lines(setup, events, statistics), *normal_training(events)])
     judged = "every patch" if setup.recover_all else "every hidden patch"
     if statistics is None:
-        how = f"The network sees the masked picture and predicts the pixels of {judged}."
+        how = f"The network sees the masked image and predicts the pixels of {judged}."
     else:
         how = (
-            f"The network sees the masked picture and predicts a token for {judged}; the tokenizer's decoder turns tokens "
+            f"The network sees the masked image and predicts a token for {judged}; the tokenizer's decoder turns tokens "
             "back into pixels. It can be no sharper than the third column."
         )
     report.section("What it sees, and what it fills in", how)
     columns = filled_columns(setup, model, first)
-    report.pictures(columns, explanation(setup))
+    report.images(columns, explanation(setup))
     write_png(folder.path / "reconstructions.png", sheet(columns))
     report.section("Learning")
     for svg, caption in _pixel_figures(events) if statistics is None else _token_figures(events, setup, statistics):
@@ -97,10 +97,10 @@ def mask_of(setup: Setup) -> str:
 
 
 def filled_columns(setup: Setup, model: MaskedImageModel, batch: Batch) -> dict[str, Tensor]:
-    """Picture columns of the first pictures of a batch: original, masked, and what the network fills in."""
+    """Image columns of the first images of a batch: original, masked, and what the network fills in."""
     if setup.tokenizer is None:
-        return pixel_columns(model, batch, SHOWN_PICTURES, recover_all=setup.recover_all)
-    return reconstruction_columns(model, setup.tokenizer, batch, SHOWN_PICTURES, recover_all=setup.recover_all)
+        return pixel_columns(model, batch, SHOWN_IMAGES, recover_all=setup.recover_all)
+    return reconstruction_columns(model, setup.tokenizer, batch, SHOWN_IMAGES, recover_all=setup.recover_all)
 
 
 def explanation(setup: Setup) -> str:
@@ -176,7 +176,7 @@ def _loss_key(setup: Setup) -> str:
 
 
 def _count_tokens(first: Batch, rest: Iterator[Batch], vocabulary: int) -> UsageStatistics:
-    """How often each token occurs among the first pictures of a stream."""
+    """How often each token occurs among the first images of a stream."""
     usage = CodeUsage(vocabulary)
     usage.update(first["tokens"])
     for _ in range(COUNTED_BATCHES - 1):
@@ -185,6 +185,6 @@ def _count_tokens(first: Batch, rest: Iterator[Batch], vocabulary: int) -> Usage
 
 
 def previewed_batch(setup: Setup) -> Batch:
-    """The first pictures of a run, ready for the network, on the CPU."""
+    """The first images of a run, ready for the network, on the CPU."""
     encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
-    return next(setup.prepared(training_stream(setup.dataset(), SHOWN_PICTURES), torch.device("cpu"), encoder))
+    return next(setup.prepared(training_stream(setup.dataset(), SHOWN_IMAGES), torch.device("cpu"), encoder))

@@ -1,4 +1,4 @@
-"""`beitkit pretrain`: predict the visual tokens of masked patches, on unlabelled pictures."""
+"""`beitkit pretrain`: predict the visual tokens of masked patches, on unlabeled images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import Schedule, make_schedule
 
 DEFAULT_EPOCHS = 300
-"""Length of the paper's ablations; its main runs took 800 epochs of 1.28 million pictures."""
+"""Length of the paper's ablations; its main runs took 800 epochs of 1.28 million images."""
 
 
 def run(config: PretrainRun) -> Path:
@@ -108,14 +108,14 @@ def run(config: PretrainRun) -> Path:
         save_native(objective.model.cpu(), folder.path)
     runtime.processes.barrier()
     journal.say(
-        f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELLED --model {quoted(folder.path)}, "
-        f"or beitkit finetune LABELLED --model {quoted(folder.path)} --out ..."
+        f"done: {folder.path} (report.html shows it). Next: beitkit probe LABELED --model {quoted(folder.path)}, "
+        f"or beitkit finetune LABELED --model {quoted(folder.path)} --out ..."
     )
     return folder.path
 
 
 def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
-    """Picture columns of a finished run (original, masked, what it fills in), and a sentence on what they are."""
+    """Image columns of a finished run (original, masked, what it fills in), and a sentence on what they are."""
     setup = Setup.of(config)
     model = load(config.out)
     assert isinstance(model, MaskedImageModel)
@@ -129,6 +129,6 @@ def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, run
     return (
         f"pre-training{recipe}: {config.size}/{config.patch} at {config.image_size} ({parameters / 1e6:.1f} M parameters), "
         f"mask {mask_of(setup)}, targets {targets_of(setup)}; "
-        f"{len(setup.files)} pictures, {schedule.steps} steps of {schedule.pictures_per_step}, warm-up {schedule.warmup}, lr "
+        f"{len(setup.files)} images, {schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr "
         f"{schedule.lr:.3g} ({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
     )

@@ -1,4 +1,4 @@
-"""What a pre-training run works with: pictures, masks, targets and network, checked against each other."""
+"""What a pre-training run works with: images, masks, targets and network, checked against each other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig
 from beitkit.configs.train import TrainConfig
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.find import find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.find import find_images
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized, to_device, tokenized
 from beitkit.data.tokens.cache import read_key
 from beitkit.data.tokens.key import CacheKey, token_size_of
@@ -28,8 +28,8 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
 
-EVALUATED_PICTURES = 512
-"""Evaluations, and the choice of the best checkpoint, look at this many pictures, always in the same views."""
+EVALUATED_IMAGES = 512
+"""Evaluations, and the choice of the best checkpoint, look at this many images, always in the same views."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Setup:
     """None where pixels are predicted."""
     model: MaskedImageModelConfig
     draw_mask: Masker
-    files: PictureList
+    files: ImageList
     views: int | None
-    """Stored views of a picture; None shows another one every epoch."""
+    """Stored views of an image; None shows another one every epoch."""
 
     @classmethod
     def of(cls, config: PretrainRun) -> Setup:
-        """Read the tokenizer, find the pictures, and refuse what cannot work together."""
+        """Read the tokenizer, find the images, and refuse what cannot work together."""
         tokenizer = _tokenizer(config)
         model = model_of(config, tokenizer)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
-        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_pictures(config.images), views)
+        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_images(config.images), views)
 
     @property
     def recover_all(self) -> bool:
@@ -77,8 +77,8 @@ class Setup:
             self.files, self.tokenizer, self.config.view, backbone.image_size, backbone.patch, self.config.train.seed, views
         )
 
-    def dataset(self, *, shows_tokenizer: bool = True) -> PictureDataset:
-        """Pictures with their masks; where there is a tokenizer in two views, the second with one token per patch.
+    def dataset(self, *, shows_tokenizer: bool = True) -> ImageDataset:
+        """Images with their masks; where there is a tokenizer in two views, the second with one token per patch.
 
         Without `shows_tokenizer` the second view is left out.
         """
@@ -86,7 +86,7 @@ class Setup:
         token_size = None
         if self.tokenizer is not None and shows_tokenizer:
             token_size = token_size_of(self.tokenizer, backbone.grid)
-        return PictureDataset(
+        return ImageDataset(
             self.files,
             PretrainView(self.config.view, backbone.image_size, token_size),
             masker=self.draw_mask,
@@ -96,12 +96,12 @@ class Setup:
             views=self.views,
         )
 
-    def evaluation_dataset(self) -> PictureDataset:
-        """Some of the pictures, evenly spread, each always in the same view and under the same mask."""
-        count = min(EVALUATED_PICTURES, len(self.files))
+    def evaluation_dataset(self) -> ImageDataset:
+        """Some of the images, evenly spread, each always in the same view and under the same mask."""
+        count = min(EVALUATED_IMAGES, len(self.files))
         chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
         dataset = self.dataset()
-        return PictureDataset(
+        return ImageDataset(
             chosen,
             dataset.view,
             masker=self.draw_mask,
@@ -150,7 +150,7 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedI
     """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one.
 
     Raises:
-        UserError: for a picture size that is not a whole number of patches, or other channels than the tokenizer's.
+        UserError: for an image size that is not a whole number of patches, or other channels than the tokenizer's.
     """
     channels = config.channels or (3 if tokenizer is None else tokenizer.channels)
     if tokenizer is None:
@@ -164,7 +164,7 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     """The network a run asks for, given what its tokenizer says; `vocabulary` is None where pixels are predicted.
 
     Raises:
-        UserError: for a picture size that is not a whole number of patches.
+        UserError: for an image size that is not a whole number of patches.
     """
     backbone = BackboneConfig.named(
         f"{config.size}/{config.patch}",

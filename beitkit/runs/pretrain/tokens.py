@@ -80,9 +80,9 @@ def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: 
 
 def described(cache: TokenCache) -> str:
     """The cache in words."""
-    total = cache.key.views * cache.num_pictures
+    total = cache.key.views * cache.num_images
     return (
-        f"tokens of {cache.key.views} stored views a picture in {cache.path}: {cache.num_stored} of {total} there, "
+        f"tokens of {cache.key.views} stored views an image in {cache.path}: {cache.num_stored} of {total} there, "
         f"{bytes_per_view(cache.key):.0f} bytes each"
     )
 
@@ -90,14 +90,14 @@ def described(cache: TokenCache) -> str:
 def saved_time(cached: CachedTokens, setup: Setup, start: int) -> str:
     """How many tokens came from the cache, and the tokenizer time which that saved, as a sentence."""
     if not cached.served + cached.encoded:
-        return "no pictures were shown since the run was last started"
+        return "no images were shown since the run was last started"
     if not cached.encoded:
         cached.measure(next(training_stream(setup.dataset(), cached.batch_size))["token_images"])
     since = f" since step {start}" if start else ""
-    each = cached.seconds_per_picture
+    each = cached.seconds_per_image
     return (
-        f"{cached.served} of {cached.served + cached.encoded} pictures shown{since} had their tokens from the cache; "
-        f"the tokenizer takes {each * 1000:.2g} ms a picture, so {each * cached.served:.2g} s were saved"
+        f"{cached.served} of {cached.served + cached.encoded} images shown{since} had their tokens from the cache; "
+        f"the tokenizer takes {each * 1000:.2g} ms an image, so {each * cached.served:.2g} s were saved"
     )
 
 

@@ -26,7 +26,7 @@ class ProbeRun:
     model: Path
     """Run folder or checkpoint to judge."""
     val: Path | None = None
-    """Labelled pictures to report on, when they are not in a val/ folder beside train/."""
+    """Labeled images to report on, when they are not in a val/ folder beside train/."""
     out: Path | None = None
     """Where to write probe.json and report.html; nothing is written without it."""
     protocol: Protocol = "quick"
@@ -35,18 +35,18 @@ class ProbeRun:
     blocks: tuple[int, ...] | None = None
     """Probe these blocks only, counted from 1; None probes every block."""
     neighbors: int = 20
-    """Nearest training pictures that vote (quick)."""
+    """Nearest training images that vote (quick)."""
     epochs: int | None = None
-    """Passes over the training pictures (official and paper); None takes 100 for official, 50 for paper."""
+    """Passes over the training images (official and paper); None takes 100 for official, 50 for paper."""
     batch_size: int | None = None
-    """Pictures per forward pass, and per step where there are steps; None takes 64 for quick, else 1024 or as many as there
+    """Images per forward pass, and per step where there are steps; None takes 64 for quick, else 1024 or as many as there
     are."""
     lr: float | None = None
     """First learning rate (official and paper), as it is; None takes 1e-3 x batch / 256."""
     limit: int = 10_000
-    """At most this many training pictures, as evenly over the classes as can be."""
+    """At most this many training images, as evenly over the classes as can be."""
     seed: int = 0
-    """Draws first weights, order and crops, the pictures when there are more than --limit, and the validation part where there
+    """Draws first weights, order and crops, the images when there are more than --limit, and the validation part where there
     is none."""
     json: bool = False
     """Print the result as JSON on stdout."""

@@ -15,7 +15,7 @@ from beitkit.runs.probe.config import Protocol
 from beitkit.runs.probe.training import Optimistic
 
 PROTOCOLS: dict[Protocol, str] = {
-    "quick": "quick: logistic regression and nearest neighbors on class token and mean patch, computed once per picture",
+    "quick": "quick: logistic regression and nearest neighbors on class token and mean patch, computed once per image",
     "official": "official: a linear layer on class token and mean patch of every block, trained on random crops",
     "paper": "paper: a linear layer on the mean patch, trained on random crops",
 }
@@ -31,9 +31,9 @@ class Probe(NamedTuple):
     """Weighted nearest neighbors; of the quick protocol only."""
     linear: ProbeResult
     optimistic: Optimistic | None
-    """Best over blocks and epochs on the test pictures, as the official script reports; None where there are no epochs."""
-    train_pictures: int
-    test_pictures: int
+    """Best over blocks and epochs on the test images, as the official script reports; None where there are no epochs."""
+    train_images: int
+    test_images: int
     classes: int
 
 
@@ -48,12 +48,12 @@ def as_json(result: Probe) -> dict[str, object]:
 
 
 def chart(result: Probe) -> str:
-    """Accuracy on the test pictures by block."""
+    """Accuracy on the test images by block."""
     dots = [Dots("linear probe", [[value] for value in result.linear.test])]
     if result.neighbors is not None:
         dots.append(Dots("nearest neighbors", [[value] for value in result.neighbors.test]))
     else:
-        dots.append(Dots("linear probe, held-out pictures", [[value] for value in result.linear.held_out]))
+        dots.append(Dots("linear probe, held-out images", [[value] for value in result.linear.held_out]))
     return dot_chart(
         dots,
         [str(block) for block in result.blocks],
@@ -73,8 +73,8 @@ def print_result(model: str, result: Probe) -> None:
         table.add_row(*row)
     Console(highlight=False).print(table)
     print(
-        f"{model}: {_chosen(result)} ({result.train_pictures} training and {result.test_pictures} test pictures; "
-        "* chosen on training pictures held out)"
+        f"{model}: {_chosen(result)} ({result.train_images} training and {result.test_images} test images; "
+        "* chosen on training images held out)"
     )
     if result.optimistic is not None:
         print(_warning(result.optimistic))
@@ -86,15 +86,15 @@ def write_report(path: Path, model: str, result: Probe) -> None:
     report.facts(
         [
             ("Protocol", PROTOCOLS[result.protocol]),
-            ("Training pictures", f"{result.train_pictures:,}"),
-            ("Test pictures", f"{result.test_pictures:,}"),
+            ("Training images", f"{result.train_images:,}"),
+            ("Test images", f"{result.test_images:,}"),
             ("Classes", f"{result.classes}"),
         ]
     )
     report.section(
         "Frozen features",
         "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on "
-        "held-out training pictures, never on the test pictures.",
+        "held-out training images, never on the test images.",
     )
     what = "of a linear classifier" if result.neighbors is None else "of a linear classifier and of weighted nearest neighbors"
     report.figure(chart(result), f"Accuracy {what} on each block's output.")
@@ -127,6 +127,6 @@ def _chosen(result: Probe) -> str:
 
 def _warning(optimistic: Optimistic) -> str:
     return (
-        f"optimistic, chosen on the test pictures: {optimistic.accuracy:.1%}, the best over blocks and epochs (block "
+        f"optimistic, chosen on the test images: {optimistic.accuracy:.1%}, the best over blocks and epochs (block "
         f"{optimistic.block}, step {optimistic.step}); this is what the official script reports"
     )

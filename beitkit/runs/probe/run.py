@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
@@ -15,14 +15,14 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, as_json, chart, print_result, write_report
-from beitkit.runs.probe.training import Pictures, say_skipped, train_probes
+from beitkit.runs.probe.training import Images, say_skipped, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 EVALUATION_BATCH = 64
-"""Pictures per forward pass where nothing is learnt."""
+"""Images per forward pass where nothing is learned."""
 
 __all__ = ["Probe", "chart", "run"]
 
@@ -37,9 +37,9 @@ def run(config: ProbeRun) -> Probe:
     if len(train) > config.limit:
         train = few_per_class(train, config.limit, config.seed, option="--limit")
     if train.labels is None:
-        raise UserError(f"{config.images} has several labels a picture; beitkit probe takes one")
+        raise UserError(f"{config.images} has several labels an image; beitkit probe takes one")
     if config.protocol != "quick" and (config.batch_size or 1) > len(train):  # before anything is written
-        raise UserError(f"--batch-size {config.batch_size} is more than there are pictures; give at most {len(train)}")
+        raise UserError(f"--batch-size {config.batch_size} is more than there are images; give at most {len(train)}")
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.machine)
     model.to(runtime.device).requires_grad_(False)
@@ -55,17 +55,17 @@ def run(config: ProbeRun) -> Probe:
         _, out = held_out_split(torch.from_numpy(train.labels))
         choosing = _features(config, model, train.subset(out.numpy()), blocks, runtime, folder)
         is_out = torch.zeros(len(train), dtype=torch.bool).index_fill(0, out, value=True)
-        pictures = Pictures(train, is_out, choosing, ask)
+        images = Images(train, is_out, choosing, ask)
         neighbors = None
-        linear, optimistic = train_probes(config, model, pictures, blocks, runtime, folder)
+        linear, optimistic = train_probes(config, model, images, blocks, runtime, folder)
     result = Probe(
         protocol=config.protocol,
         blocks=blocks,
         neighbors=neighbors,
         linear=linear,
         optimistic=optimistic,
-        train_pictures=len(train),
-        test_pictures=len(test),
+        train_images=len(train),
+        test_images=len(test),
         classes=len(train.classes),
     )
     if folder is not None:
@@ -91,7 +91,7 @@ def _blocks(config: ProbeRun, depth: int) -> tuple[int, ...]:
 def _features(
     config: ProbeRun,
     model: MaskedImageModel | Classifier,
-    files: PictureList,
+    files: ImageList,
     blocks: tuple[int, ...],
     runtime: Runtime,
     folder: RunFolder | None,

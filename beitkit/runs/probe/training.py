@@ -13,8 +13,8 @@ from torch import Tensor
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
@@ -40,7 +40,7 @@ OPTIM = OptimConfig(lr_batch=256, lr_scaling="linear", min_lr=0.0, warmup_epochs
 
 
 class Optimistic(NamedTuple):
-    """The official script's own number: the best over blocks and epochs on the test pictures, which it thereby chooses on."""
+    """The official script's own number: the best over blocks and epochs on the test images, which it thereby chooses on."""
 
     accuracy: float
     block: int
@@ -48,12 +48,12 @@ class Optimistic(NamedTuple):
     step: int
 
 
-class Pictures(NamedTuple):
+class Images(NamedTuple):
     """What the probes learn from and are judged on."""
 
-    train: PictureList
+    train: ImageList
     held_out: Tensor
-    """Which training pictures choose the block, bool (n,)."""
+    """Which training images choose the block, bool (n,)."""
     choosing: BlockFeatures
     """Features of these."""
     test: BlockFeatures
@@ -71,7 +71,7 @@ class ProbeFiles(NamedTuple):
 def train_probes(
     config: ProbeRun,
     model: MaskedImageModel | Classifier,
-    pictures: Pictures,
+    images: Images,
     blocks: tuple[int, ...],
     runtime: Runtime,
     folder: RunFolder | None,
@@ -79,22 +79,22 @@ def train_probes(
     """Train one linear layer per block (`blocks` count from 1), or continue; without a folder nothing is kept."""
     if folder is not None:
         run_files = ProbeFiles(folder.journal, folder.checkpoints, folder.note_broken, folder.broken_list)
-        return _train(config, model, pictures, blocks, runtime, run_files)
+        return _train(config, model, images, blocks, runtime, run_files)
     with tempfile.TemporaryDirectory() as name:
         run_files = ProbeFiles(Path(name) / "journal.jsonl", Checkpoints(Path(name) / "checkpoints"), say_skipped, None)
         try:
-            return _train(config, model, pictures, blocks, runtime, run_files)
+            return _train(config, model, images, blocks, runtime, run_files)
         except Interrupted as stop:
             what_now = "nothing was kept, give --out for a run that can be continued"
             raise Interrupted(stop.step, stop.steps, stop.signal_number, what_now) from None
 
 
-def probe_schedule(config: ProbeRun, pictures: int) -> Schedule:
+def probe_schedule(config: ProbeRun, images: int) -> Schedule:
     """Length and learning rate: 1e-3 x batch / 256 at first, then a cosine to 0 that takes a step per epoch (method 6.2)."""
     epochs = config.epochs or EPOCHS[config.protocol]
-    batch_size = config.batch_size or min(BATCH, pictures)
+    batch_size = config.batch_size or min(BATCH, images)
     train = TrainConfig(epochs=float(epochs), batch_size=batch_size, lr=BASE_LR, seed=config.seed)
-    schedule = make_schedule(train, LoopConfig(), OPTIM, pictures, default_epochs=epochs)
+    schedule = make_schedule(train, LoopConfig(), OPTIM, images, default_epochs=epochs)
     return schedule._replace(epochs_held=epochs, lr=schedule.lr if config.lr is None else config.lr)
 
 
@@ -111,25 +111,25 @@ def say_skipped(file: Path, reason: str) -> None:
 def _train(
     config: ProbeRun,
     model: MaskedImageModel | Classifier,
-    pictures: Pictures,
+    images: Images,
     blocks: tuple[int, ...],
     runtime: Runtime,
     run_files: ProbeFiles,
 ) -> tuple[ProbeResult, Optimistic]:
-    schedule = probe_schedule(config, len(pictures.train))
+    schedule = probe_schedule(config, len(images.train))
     torch.manual_seed(config.seed)
-    probes = LinearProbes(len(blocks), pictures.test.features.shape[2], len(pictures.train.classes)).to(runtime.device)
+    probes = LinearProbes(len(blocks), images.test.features.shape[2], len(images.train.classes)).to(runtime.device)
     waited = WaitMeter()
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = _crops(config, model, pictures.train, schedule.pictures_per_step, first, run_files)
+        stream = _crops(config, model, images.train, schedule.images_per_step, first, run_files)
         stream = to_device(waited.metered(stream), runtime.device)
         return featured(
             normalized(stream, model.config.preprocessing.mean, model.config.preprocessing.std),
             model.backbone,
             [block - 1 for block in blocks],
             runtime.precision,
-            pictures.held_out.to(runtime.device),
+            images.held_out.to(runtime.device),
             with_class_token=config.protocol == "official",
         )
 
@@ -141,8 +141,8 @@ def _train(
 
     journal = Journal(run_files.journal)
     journal.say(
-        f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(pictures.train)} training pictures; {schedule.steps} "
-        f"steps of {schedule.pictures_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
+        f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(images.train)} training images; {schedule.steps} "
+        f"steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
     epoch = max(1, round(schedule.steps_per_epoch))
     fit(
@@ -157,20 +157,20 @@ def _train(
         checkpoints=run_files.checkpoints,
         waited=waited,
         evaluators=[
-            ProbeAccuracy("held-out", choosing, pictures.choosing, blocks),
-            ProbeAccuracy("test", reported, pictures.test, blocks),
+            ProbeAccuracy("held-out", choosing, images.choosing, blocks),
+            ProbeAccuracy("test", reported, images.test, blocks),
         ],
     )
-    by_held_out = block_accuracies(choosing, pictures.choosing)
+    by_held_out = block_accuracies(choosing, images.choosing)
     chosen = max(range(len(blocks)), key=by_held_out.__getitem__)
-    return ProbeResult(chosen, by_held_out, block_accuracies(reported, pictures.test)), _optimistic(run_files.journal)
+    return ProbeResult(chosen, by_held_out, block_accuracies(reported, images.test)), _optimistic(run_files.journal)
 
 
 def _crops(
-    config: ProbeRun, model: MaskedImageModel | Classifier, files: PictureList, batch_size: int, first: int, run_files: ProbeFiles
+    config: ProbeRun, model: MaskedImageModel | Classifier, files: ImageList, batch_size: int, first: int, run_files: ProbeFiles
 ) -> Iterator[Batch]:
     backbone = model.config.backbone
-    dataset = PictureDataset(
+    dataset = ImageDataset(
         files, ProbeView(backbone.image_size), channels=backbone.channels, seed=config.seed, smallest=backbone.patch
     )
     stream = training_stream(dataset, batch_size, start_batch=first, workers=config.machine.workers)

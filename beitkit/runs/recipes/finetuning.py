@@ -12,8 +12,8 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
 
 WHOLE_FROM = 384
-"""From this size on pictures are evaluated whole, not their center (method 5.1)."""
-EIGHT_GPUS = "8 GPUs with {} pictures each (README)"
+"""From this size on images are evaluated whole, not their center (method 5.1)."""
+EIGHT_GPUS = "8 GPUs with {} images each (README)"
 
 
 def finetune_run(
@@ -33,7 +33,7 @@ def finetune_run(
 ) -> FinetuneRun:
     """A complete fine-tuning run but for its paths.
 
-    `batch` is (pictures per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0.
+    `batch` is (images per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0.
     """
     return FinetuneRun(
         IMAGES,
@@ -159,7 +159,7 @@ def finetune_large_pt22k() -> FinetuneRun:
 @recipe(
     source="microsoft/unilm beit/README.md",
     published="none of its own (85.2% top-1 on ImageNet-1k after finetune-base-pt22k-ft22k)",
-    hardware="16 GPUs with 256 pictures each (README)",
+    hardware="16 GPUs with 256 images each (README)",
 )
 def finetune_base_in22k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT-B (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k.
@@ -174,7 +174,7 @@ def finetune_base_in22k() -> FinetuneRun:
 @recipe(
     source="microsoft/unilm beit/README.md",
     published="none of its own (87.4% top-1 on ImageNet-1k after finetune-large-pt22k-ft22k)",
-    hardware="16 GPUs with 64 x 2 pictures each (README)",
+    hardware="16 GPUs with 64 x 2 images each (README)",
 )
 def finetune_large_in22k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT-L (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k."""
@@ -276,7 +276,7 @@ def finetune_v2_large_300() -> FinetuneRun:
 @recipe(
     source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="none of its own (86.5% top-1 on ImageNet-1k after finetune-v2-base-ft21k)",
-    hardware="32 GPUs with 128 pictures each (README)",
+    hardware="32 GPUs with 128 images each (README)",
 )
 def finetune_v2_base_in21k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT v2 base on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k."""
@@ -286,7 +286,7 @@ def finetune_v2_base_in21k() -> FinetuneRun:
 @recipe(
     source="microsoft/unilm beit2/get_started_for_image_classification.md",
     published="none of its own (88.4% top-1 on ImageNet-1k after finetune-v2-large-ft21k)",
-    hardware="32 GPUs with 128 pictures each (README)",
+    hardware="32 GPUs with 128 images each (README)",
 )
 def finetune_v2_large_in21k() -> FinetuneRun:
     """Intermediate fine-tuning of BEiT v2 large on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k."""

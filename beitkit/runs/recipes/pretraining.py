@@ -68,7 +68,7 @@ def pretrain_large_in1k() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit/README.md",
     published="none for this length (300 epochs: 83.2%, paper, table 5, 83.22)",
-    hardware="16 GPUs with 128 pictures each (README)",
+    hardware="16 GPUs with 128 images each (README)",
 )
 def pretrain_base_in1k_code() -> PretrainRun:
     """BEiT-B in 800 epochs on ImageNet-1k by the README: shared relative positions and LayerScale."""
@@ -78,7 +78,7 @@ def pretrain_base_in1k_code() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit/README.md",
     published="83.7% top-1 on ImageNet-1k after fine-tuning at 224 (85.2% with intermediate fine-tuning)",
-    hardware="16 GPUs with 128 pictures each (README)",
+    hardware="16 GPUs with 128 images each (README)",
 )
 def pretrain_base_in22k() -> PretrainRun:
     """BEiT-B in 150 epochs on ImageNet-22k: the released checkpoint pt22k; 10,000 steps of warm-up, statistics 0.5 and 0.5."""
@@ -94,7 +94,7 @@ def pretrain_large_in22k() -> PretrainRun:
     """BEiT-L in 150 epochs on ImageNet-22k: the released checkpoint pt22k, as far as its recipe is known.
 
     Published are the length, LayerScale from 1e-5 and the statistics. Ours are the batch, rate, warm-up and drop path, which are
-    those of the base network on the same pictures, and the clipping at 1, which is that of the large network on ImageNet-1k.
+    those of the base network on the same images, and the clipping at 1, which is that of the large network on ImageNet-1k.
     """
     return _pretrain("large", 150.0, _inception(CODE), per_pass=32, clip=1.0, warmup_steps=10_000)
 
@@ -102,7 +102,7 @@ def pretrain_large_in22k() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit2/PRETRAINING.md",
     published="85.5% top-1 on ImageNet-1k after fine-tuning at 224",
-    hardware="16 GPUs with 128 pictures each (README)",
+    hardware="16 GPUs with 128 images each (README)",
 )
 def pretrain_v2_base() -> PretrainRun:
     """BEiT v2 base in 1600 epochs on ImageNet-1k, with the class-token branch over block 9.
@@ -115,7 +115,7 @@ def pretrain_v2_base() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit2/PRETRAINING.md",
     published="85.0% top-1 on ImageNet-1k after fine-tuning at 224",
-    hardware="16 GPUs with 128 pictures each (README)",
+    hardware="16 GPUs with 128 images each (README)",
 )
 def pretrain_v2_base_300() -> PretrainRun:
     """BEiT v2 base in 300 epochs on ImageNet-1k: no stochastic depth, and a second moment that forgets faster (0.98).
@@ -128,7 +128,7 @@ def pretrain_v2_base_300() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit2/PRETRAINING.md",
     published="87.3% top-1 on ImageNet-1k after fine-tuning at 224",
-    hardware="64 GPUs with 32 pictures each (README)",
+    hardware="64 GPUs with 32 images each (README)",
 )
 def pretrain_v2_large() -> PretrainRun:
     """BEiT v2 large in 1600 epochs on ImageNet-1k, with the class-token branch over block 21.
@@ -141,7 +141,7 @@ def pretrain_v2_large() -> PretrainRun:
 @recipe(
     source="microsoft/unilm beit2/PRETRAINING.md",
     published="86.6% top-1 on ImageNet-1k after fine-tuning at 224",
-    hardware="64 GPUs with 32 pictures each (README)",
+    hardware="64 GPUs with 32 images each (README)",
 )
 def pretrain_v2_large_300() -> PretrainRun:
     """BEiT v2 large in 300 epochs on ImageNet-1k: no stochastic depth, and a second moment that forgets faster (0.98).

@@ -66,7 +66,7 @@ class Recipe(Generic[Run]):
 
     @property
     def batch(self) -> str:
-        """Pictures per optimizer step, and how one process makes them."""
+        """Images per optimizer step, and how one process makes them."""
         size, accumulation_steps = self._batch()
         return f"{size * accumulation_steps} = {size} x {accumulation_steps} passes"
 
@@ -78,12 +78,10 @@ class Recipe(Generic[Run]):
         size, accumulation_steps = self._batch()
         batch = size * accumulation_steps
         here, half = (lr * optim.scale(size) for size in (batch, batch // 2))
-        return (
-            f"{lr:g} at {optim.lr_batch} pictures a step ({optim.lr_scaling}): {here:.3g} at {batch}, {half:.3g} at {batch // 2}"
-        )
+        return f"{lr:g} at {optim.lr_batch} images a step ({optim.lr_scaling}): {here:.3g} at {batch}, {half:.3g} at {batch // 2}"
 
     def _batch(self) -> tuple[int, int]:
-        """Pictures per forward pass, and passes per step."""
+        """Images per forward pass, and passes per step."""
         config: PretrainRun | FinetuneRun | SegmentRun = self()
         return resolved(config.train.batch_size), resolved(config.loop.accumulate)
 

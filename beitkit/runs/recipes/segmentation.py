@@ -1,8 +1,8 @@
 """Semantic segmentation of ADE20K as it was published: the released configs (method 7.4), and the paper's own head.
 
-Common to all: AdamW with a straight line down to 0 ("poly" of power 1) after a linear warm-up, weight decay 0.05, 16 pictures a
+Common to all: AdamW with a straight line down to 0 ("poly" of power 1) after a linear warm-up, weight decay 0.05, 16 images a
 step, UPerNet with an auxiliary head of weight 0.4, losses averaged over all pixels, the ignored ones among them, and ImageNet's
-pixel statistics, whatever the backbone was pre-trained with. Windows of the crop's size are slid over whole pictures by two
+pixel statistics, whatever the backbone was pre-trained with. Windows of the crop's size are slid over whole images by two
 thirds of it; the published multi-scale numbers take `--inference.scales 0.5 0.75 1.0 1.25 1.5 1.75 --inference.flip`.
 """
 
@@ -17,7 +17,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
 from beitkit.runs.segment.config import SegmentRun
 
-EIGHT_GPUS = "8 GPUs with {} pictures each (released config)"
+EIGHT_GPUS = "8 GPUs with {} images each (released config)"
 STEPS, WARMUP = 160_000, 1_500
 
 
@@ -30,7 +30,7 @@ def segment_run(
     per_pass: int = 2,
     head: SegmentationHead = "uper",
 ) -> SegmentRun:
-    """A complete segmentation run but for its paths; 16 pictures a step, `per_pass` in each pass."""
+    """A complete segmentation run but for its paths; 16 images a step, `per_pass` in each pass."""
     return SegmentRun(
         IMAGES,
         model=MODEL,
@@ -93,7 +93,7 @@ def segment_large_512_from_ft22k() -> SegmentRun:
 
 
 @recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="56.7 mIoU on ADE20K, 57.0 multi-scale",
-        hardware="8 GPUs with 1 picture in each of 2 passes (released config)")  # fmt: skip
+        hardware="8 GPUs with 1 image in each of 2 passes (released config)")  # fmt: skip
 def segment_large_640_from_ft22k() -> SegmentRun:
     """BEiT-L after intermediate fine-tuning on ImageNet-22k, at 640.
 

@@ -1,7 +1,7 @@
-"""What segmentation chooses where its user says nothing: the rules, once, as functions of the pictures, the start and the device.
+"""What segmentation chooses where its user says nothing: the rules, once, as functions of the images, the start and the device.
 
-The official recipes are for ADE20K's 20,000 pictures and 160,000 steps (method 7.4). Their values are taken where they fit;
-with fewer pictures, smaller networks or no GPU the rules scale length, size and rate.
+The official recipes are for ADE20K's 20,000 images and 160,000 steps (method 7.4). Their values are taken where they fit;
+with fewer images, smaller networks or no GPU the rules scale length, size and rate.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from beitkit.runs.segment.config import SegmentRun
 
 Start = Literal["scratch", "pre-trained", "fine-tuned"]
 PASSES = 80
-"""Passes over the pictures that a run gets, within the limits in steps."""
+"""Passes over the images that a run gets, within the limits in steps."""
 STEPS = {"cpu": (300, 3_000), "mps": (1_000, 20_000), "cuda": (1_000, 160_000)}
 """Fewest and most steps that are chosen, by device; 160,000 are the official runs'."""
 BATCH = {"cpu": 8, "mps": 16, "cuda": 16}
 GRID = {"cpu": 16, "mps": 32, "cuda": 32}
 """Most patches along a side of a crop: 512 pixels with patches of 16 on a GPU, as in the official runs."""
 RATES = {"scratch": 1e-3, "pre-trained": 7e-4, "fine-tuned": 3e-5}
-"""For 16 pictures at the base size: the paper's SETR run, and the released configs for the other two starts."""
+"""For 16 images at the base size: the paper's SETR run, and the released configs for the other two starts."""
 FROZEN_RATE = 1e-3
-"""For 16 pictures where only the head learns (as DINOv2's linear evaluation)."""
+"""For 16 images where only the head learns (as DINOv2's linear evaluation)."""
 FULL_DEPTH = 12
 """Networks of fewer blocks than the base size are too shallow for the official layer decay and drop path."""
 WARMUP = 1_500
@@ -34,8 +34,8 @@ WARMUP = 1_500
 class SegmentFacts:
     """What the choices depend on."""
 
-    pictures: int
-    """Training pictures."""
+    images: int
+    """Training images."""
     side: int
     """Median of their shorter sides, in pixels."""
     start: Start
@@ -59,8 +59,8 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
     """`run` with every open value decided; the same facts always give the same values."""
     choices = Choices()
     image_size = choices.pick(run.image_size, "--image-size", _image_size(found))
-    batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.pictures), found.device))
-    per_epoch = found.pictures / (batch_size * (run.loop.accumulate or 1))
+    batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.images), found.device))
+    per_epoch = found.images / (batch_size * (run.loop.accumulate or 1))
     steps = run.train.steps
     if steps is None and run.train.epochs is None:
         steps = choices.pick(None, "--steps", _steps(found, per_epoch))
@@ -84,17 +84,17 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
 
 
 def _image_size(found: SegmentFacts) -> tuple[int, str]:
-    """The pictures' short side in whole pairs of patches (the pyramid halves the grid), within what the device can bear."""
+    """The images' short side in whole pairs of patches (the pyramid halves the grid), within what the device can bear."""
     pair, most = 2 * found.patch, GRID[found.device] * found.patch
     side = max(2 * pair, min(found.side, most) // pair * pair)
     limit = f", at most {most} on {found.device}" if found.side > most else ""
-    return side, f"pictures of {found.side} pixels, patches of {found.patch}{limit}"
+    return side, f"images of {found.side} pixels, patches of {found.patch}{limit}"
 
 
 def _steps(found: SegmentFacts, per_epoch: float) -> tuple[int, str]:
     least, most = STEPS[found.device]
     steps = min(max(round(PASSES * per_epoch), least), most)
-    return steps, f"{PASSES} passes over {found.pictures} pictures, between {least} and {most} on {found.device}"
+    return steps, f"{PASSES} passes over {found.images} images, between {least} and {most} on {found.device}"
 
 
 def _rate(found: SegmentFacts, *, is_frozen: bool) -> tuple[float, str]:

@@ -18,9 +18,9 @@ from beitkit.errors import UserError, check_finite
 
 @dataclass(frozen=True)
 class SegmentRun:
-    """Fine-tune for semantic segmentation: name every pixel of a picture.
+    """Fine-tune for semantic segmentation: name every pixel of an image.
 
-    What is None is chosen from the pictures, the network and the device; each choice is printed with its reason.
+    What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
 
     images: Positional[Path]
@@ -47,9 +47,9 @@ class SegmentRun:
     freeze: bool = False
     """Train the head alone on frozen features."""
     val: Path | None = None
-    """Pictures and masks to evaluate on, when there is no val/ part."""
+    """Images and masks to evaluate on, when there is no val/ part."""
     classes: Path | None = None
-    """A classes.json with names, colors and ids, when it does not lie beside the pictures."""
+    """A classes.json with names, colors and ids, when it does not lie beside the images."""
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
     normalization: Literal["imagenet", "inception"] | None = None

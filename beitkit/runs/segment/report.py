@@ -21,7 +21,7 @@ from beitkit.train.machine.runtime import Runtime
 
 @runtime_checkable
 class ComparedSegmenter(Protocol):
-    """Another run's result on the same validation pictures."""
+    """Another run's result on the same validation images."""
 
     @property
     def folder(self) -> Path:
@@ -57,7 +57,7 @@ def write_report(
             ("Start", "fresh weights" if config.scratch else f"{config.model}{', frozen' if config.freeze else ''}"),
             ("Network", f"width {backbone.width}, {backbone.depth} blocks, {network.head} head"),
             ("Crops", f"{backbone.image_size[0]}x{backbone.image_size[1]} pixels"),
-            ("Pictures", f"{audited.pairs:,} of {len(audited.classes)} classes"),
+            ("Images", f"{audited.pairs:,} of {len(audited.classes)} classes"),
             ("Device", runtime.describe()),
             *folder.broken_facts(),
         ]
@@ -87,10 +87,10 @@ def write_report(
             y_label="share",
             unit="percent",
         ),
-        "Training crops are scaled and distorted, so they are harder than validation pictures.",
+        "Training crops are scaled and distorted, so they are harder than validation images.",
     )
     report.section("The training masks")
-    report.table(["class", "share of pixels", "pictures with it"], audited.rows(), "Found before training.")
+    report.table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training.")
     for note in audited.notes():
         report.paragraph(note)
     pace_figures(report, events)

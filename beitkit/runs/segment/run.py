@@ -16,7 +16,7 @@ from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, Segmen
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
+from beitkit.data.dataset import ImageDataset
 from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
@@ -51,7 +51,7 @@ AUXILIARY_CHANNELS = 256
 
 
 class SegmentResult(NamedTuple):
-    """What a segmentation run found out, on the validation pictures; all values are shares."""
+    """What a segmentation run found out, on the validation images; all values are shares."""
 
     folder: Path
     mean_iou: float
@@ -68,7 +68,7 @@ def run(config: SegmentRun) -> SegmentResult:
     audits = audit(train), audit(val)
     backbone, start = _start(config)
     found = SegmentFacts(
-        pictures=len(train),
+        images=len(train),
         side=median_side(train.files, 0),
         start=start,
         patch=max(backbone.patch),
@@ -97,12 +97,12 @@ def run(config: SegmentRun) -> SegmentResult:
     computed = accelerate(objective, config.speed, runtime, schedule)
     origin = f"from {config.model}" if start != "scratch" else "from scratch"
     journal.say(
-        f"segmentation {origin}: {len(train)} pictures of {len(train.classes)} classes, {len(val)} to validate; crops of "
-        f"{config.image_size}, {config.head} head; {schedule.steps} steps of {schedule.pictures_per_step}, warm-up "
+        f"segmentation {origin}: {len(train)} images of {len(train.classes)} classes, {len(val)} to validate; crops of "
+        f"{config.image_size}, {config.head} head; {schedule.steps} steps of {schedule.images_per_step}, warm-up "
         f"{schedule.warmup}, lr {schedule.lr:.3g}, layer decay {resolved(config.optim.layer_decay):g}; "
         f"{runtime.describe()}{computed}"
     )
-    dataset = PictureDataset(
+    dataset = ImageDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
         channels=backbone.channels,
@@ -118,8 +118,8 @@ def run(config: SegmentRun) -> SegmentResult:
     def batches(first: int) -> Iterator[Batch]:
         return with_zeroed_padding(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
 
-    def predict(picture: Tensor) -> Tensor:
-        return predict_label_map(model, picture, config.inference, runtime.precision)
+    def predict(image: Tensor) -> Tensor:
+        return predict_label_map(model, image, config.inference, runtime.precision)
 
     def scenes() -> Iterator[tuple[Tensor, Tensor]]:
         for scene in readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken):
@@ -155,7 +155,7 @@ def run(config: SegmentRun) -> SegmentResult:
                 "macc": scene_scores.scores.mean_accuracy,
                 "aacc": scene_scores.scores.pixel_accuracy,
                 "class_iou": result.class_iou,
-                "pictures": len(val),
+                "images": len(val),
                 "scratch": start == "scratch",
                 "val_digest": val.digest,
             },
@@ -163,19 +163,19 @@ def run(config: SegmentRun) -> SegmentResult:
         write_report(folder, config, model.config, audits[0], scene_scores, compared, runtime)
         save_native(model.cpu(), folder.path)
         journal.say(
-            f"mIoU {result.mean_iou:.1%} on {len(val)} pictures (pixels named right: {scene_scores.scores.pixel_accuracy:.1%})"
+            f"mIoU {result.mean_iou:.1%} on {len(val)} images (pixels named right: {scene_scores.scores.pixel_accuracy:.1%})"
         )
-        after = f"beitkit predict PICTURES --model {quoted(folder.path)} --out masks/"
+        after = f"beitkit predict IMAGES --model {quoted(folder.path)} --out masks/"
         journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
     runtime.processes.barrier()
     return result_of(folder.path, val.digest)
 
 
 def result_of(folder: Path, val_digest: str) -> SegmentResult:
-    """What a finished run found out, on the same validation pictures.
+    """What a finished run found out, on the same validation images.
 
     Raises:
-        UserError: if there is no finished run, or it was measured on other pictures.
+        UserError: if there is no finished run, or it was measured on other images.
     """
     path = folder / "result.json"
     try:
@@ -184,7 +184,7 @@ def result_of(folder: Path, val_digest: str) -> SegmentResult:
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} holds no finished segmentation run (expected {path})") from None
     if measured_on != val_digest:
-        raise UserError(f"{folder} was measured on other validation pictures, so the two runs cannot be compared")
+        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
     return SegmentResult(folder, mean_iou, class_iou)
 
 
@@ -192,7 +192,7 @@ def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
     """The network's backbone as the checkpoint has it, or as the options describe it, and where its weights come from."""
     if config.model is None:
         patch = config.patch or DEFAULT_PATCH
-        side = config.image_size or 4 * patch  # the real one is chosen when the pictures are known
+        side = config.image_size or 4 * patch  # the real one is chosen when the images are known
         backbone = config.network.backbone(resolved(config.size), patch, side, drop_path=0.0, final_norm=False)
         return backbone, "scratch"
     found = read_checkpoint(config.model).config

@@ -19,24 +19,24 @@ class TokenizeRun:
     """Compute the visual tokens of stored views once, for `beitkit pretrain --tokens`."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     tokenizer: Path
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
     out: Path
     """Folder of the token cache to make or to complete. The same command continues it."""
     views: int
-    """Stored views of a picture."""
+    """Stored views of an image."""
     image_size: int = 224
-    """Side of the square pictures that will be pre-trained on, in pixels."""
+    """Side of the square images that will be pre-trained on, in pixels."""
     patch: int = 16
     """Side of a patch, in pixels."""
     seed: int = 0
     """Fixes the views; the --seed of the pre-training."""
     batch_size: int = 64
-    """Pictures that the tokenizer is given at once."""
+    """Images that the tokenizer is given at once."""
     shard: str | None = None
-    """Take one of n equal runs of consecutive pictures, as 1/8 to 8/8; each shard fills a cache of its own, such as
+    """Take one of n equal runs of consecutive images, as 1/8 to 8/8; each shard fills a cache of its own, such as
     OUT-00003-of-00008. Without it, shards that lie beside --out are joined there."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""

@@ -13,9 +13,9 @@ import torch
 
 from beitkit.configs.parts import shard_of
 from beitkit.contracts import Batch, precision_name
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.find import find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.find import find_images
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import stored_views_stream, token_ids, with_limit_on_broken
 from beitkit.data.tokens.cache import HEADER, WHOLE, Shard, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.data.tokens.key import CacheKey
@@ -44,7 +44,7 @@ def run(config: TokenizeRun) -> Path:
         raise UserError(f"--image-size {config.image_size} is not a whole number of patches of --patch {config.patch}")
     if config.engine == "ray":
         import_ray()
-    tokenizer, files = load_tokenizer(config.tokenizer), find_pictures(config.images)
+    tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = CacheKey.of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
     _make_place(config, files)
@@ -53,12 +53,12 @@ def run(config: TokenizeRun) -> Path:
     if how := encoder.describe():
         print(how, file=sys.stderr)
     cache = _opened(config, replace(key, precision=precision_name(encoder.precision)), files)
-    dataset = PictureDataset(
+    dataset = ImageDataset(
         files,
         PretrainView(config.view, image_size, key.token_size, only_tokens=True),
         channels=key.channels,
         seed=config.seed,
-        kind="evaluate",  # a picture that cannot be read is not replaced: its tokens would be another's
+        kind="evaluate",  # an image that cannot be read is not replaced: its tokens would be another's
         smallest=patch,
         views=config.views,
     )
@@ -67,7 +67,7 @@ def run(config: TokenizeRun) -> Path:
     else:
         _fill(cache, _computed_here(cache, dataset, encoder, runtime, config), config.views)
     print(
-        f"tokens of {cache.num_stored} views of {cache.num_pictures} pictures: {cache.path}, "
+        f"tokens of {cache.num_stored} views of {cache.num_images} images: {cache.path}, "
         f"{bytes_per_view(key):.0f} bytes each. Next: {_next(config)}"
     )
     return cache.path
@@ -89,13 +89,13 @@ def _begun(config: TokenizeRun) -> CacheKey | None:
     return next((read_key(path, None) for path in there if (path / HEADER).exists()), None)
 
 
-def _make_place(config: TokenizeRun, files: PictureList) -> None:
+def _make_place(config: TokenizeRun, files: ImageList) -> None:
     """Make the folder that is filled, and lock it while the process lives; refuses one that cannot be."""
     out, shard, path = _place(config)
     if config.shard is not None and (out / HEADER).exists():
         raise UserError(f"--out {out} holds a token cache already; leave --shard out to complete it, or choose another --out")
     if shard.shards > len(files):
-        raise UserError(f"--shard {shard} of {len(files)} pictures leaves shards empty; give at most {len(files)} shards")
+        raise UserError(f"--shard {shard} of {len(files)} images leaves shards empty; give at most {len(files)} shards")
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
@@ -103,7 +103,7 @@ def _make_place(config: TokenizeRun, files: PictureList) -> None:
         locked(path)
 
 
-def _opened(config: TokenizeRun, key: CacheKey, files: PictureList) -> TokenCache:
+def _opened(config: TokenizeRun, key: CacheKey, files: ImageList) -> TokenCache:
     """The cache to fill, made of its shards where they are there, or the shard to fill."""
     out, shard, path = _place(config)
     with _writing(path):
@@ -132,7 +132,7 @@ def _is_foreign(entry: Path) -> bool:
 
 
 def _computed_here(
-    cache: TokenCache, dataset: PictureDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
+    cache: TokenCache, dataset: ImageDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
     """What is missing, computed by this process and stored."""
 
@@ -146,7 +146,7 @@ def _computed_here(
     return CachedTokens(cache, encode, config.batch_size).tokenized(_counted(stream, dataset, config))
 
 
-def _computed_by_ray(cache: TokenCache, dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
+def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
     """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
     machine = replace(config.machine, precision=cache.key.precision)
     compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
@@ -160,7 +160,7 @@ def _computed_by_ray(cache: TokenCache, dataset: PictureDataset, config: Tokeniz
         yield batch
 
 
-def _counted(stream: Iterable[Batch], dataset: PictureDataset, config: TokenizeRun) -> Iterator[Batch]:
+def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
     def report(file: Path, reason: str) -> None:
         print(f"skipped {file}: {reason}", file=sys.stderr)
 
@@ -169,7 +169,7 @@ def _counted(stream: Iterable[Batch], dataset: PictureDataset, config: TokenizeR
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
     """Go through what is computed and stored, and say from time to time how far it is."""
-    total, before = views * cache.num_pictures, cache.num_stored
+    total, before = views * cache.num_images, cache.num_stored
     start = said = time.monotonic()
     try:
         for _ in batches:

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.tokens.cache import HEADER, Shard, TokenCache, join_caches, open_cache
 from beitkit.data.tokens.key import CacheKey
 from beitkit.errors import UserError
@@ -21,7 +21,7 @@ def found_shards(out: Path) -> dict[Shard, Path]:
     return dict(sorted(found.items()))
 
 
-def join_shards(out: Path, key: CacheKey, files: PictureList) -> None:
+def join_shards(out: Path, key: CacheKey, files: ImageList) -> None:
     """Make a cache of its shards, if there are any, and remove them then.
 
     Raises:
@@ -46,7 +46,7 @@ def join_shards(out: Path, key: CacheKey, files: PictureList) -> None:
         shutil.rmtree(cache.path)
 
 
-def _opened(out: Path, key: CacheKey, files: PictureList, shards: int) -> tuple[list[TokenCache], list[str]]:
+def _opened(out: Path, key: CacheKey, files: ImageList, shards: int) -> tuple[list[TokenCache], list[str]]:
     """The complete shards, and what is wrong with the others."""
     caches, lacking = [], []
     for shard in (Shard(number, shards) for number in range(1, shards + 1)):
@@ -56,7 +56,7 @@ def _opened(out: Path, key: CacheKey, files: PictureList, shards: int) -> tuple[
             continue
         cache = open_cache(path, key, files, is_writable=False, shard=shard)
         if not cache.is_complete:
-            lacking.append(f"shard {shard} has {cache.num_stored} of {key.views * cache.num_pictures} views")
+            lacking.append(f"shard {shard} has {cache.num_stored} of {key.views * cache.num_images} views")
             continue
         caches.append(cache)
     return caches, lacking

@@ -17,15 +17,15 @@ from beitkit.errors import UserError
 
 @dataclass(frozen=True)
 class TokenizerRun:
-    """Train a discrete VAE on your pictures, so that each patch gets a visual token."""
+    """Train a discrete VAE on your images, so that each patch gets a visual token."""
 
     images: Positional[Path]
-    """Folder of pictures (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
+    """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     out: Path
     """Run folder to make or to continue."""
     image_size: int = 112
-    """Side of the square pictures it is trained on, in pixels; it can encode other sizes later."""
+    """Side of the square images it is trained on, in pixels; it can encode other sizes later."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()

@@ -1,4 +1,4 @@
-"""`beitkit tokenizer`: train a discrete VAE on pictures, so that each patch gets a visual token."""
+"""`beitkit tokenizer`: train a discrete VAE on images, so that each patch gets a visual token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import as_pair
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.sources.find import find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.find import find_images
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_batches, normalized
 from beitkit.data.views.image import EvaluationView, PretrainView
 from beitkit.errors import UserError
@@ -22,9 +22,9 @@ from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.interop.formats.native import save_native
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.report.document import Report
+from beitkit.report.images import token_map
 from beitkit.report.journal import read_journal
 from beitkit.report.normal import tokenizer_lines
-from beitkit.report.pictures import token_map
 from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.training.reader import TrainingReader
@@ -39,11 +39,11 @@ from beitkit.train.optim import parameter_groups
 from beitkit.train.schedule import make_schedule
 
 DEFAULT_EPOCHS = 20
-EVALUATED_PICTURES = 2000
-"""The tokenizer is judged on at most this many pictures, seen whole and without augmentation."""
-SHOWN_PICTURES = 8
+EVALUATED_IMAGES = 2000
+"""The tokenizer is judged on at most this many images, seen whole and without augmentation."""
+SHOWN_IMAGES = 8
 UNIT_RANGE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_share=1.0)
-"""Tokenizers take pictures in [0, 1] and normalize them themselves."""
+"""Tokenizers take images in [0, 1] and normalize them themselves."""
 
 
 def run(config: TokenizerRun) -> Path:
@@ -57,7 +57,7 @@ def run(config: TokenizerRun) -> Path:
             f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {config.dvae.stride}; "
             f"nearest: {nearest}"
         )
-    files = find_pictures(config.images)
+    files = find_images(config.images)
     folder = RunFolder(config.out, "tokenizer", config, runtime.processes)
     journal = Journal(folder.journal, is_main=runtime.is_main)
     if folder.is_finished():
@@ -68,11 +68,11 @@ def run(config: TokenizerRun) -> Path:
     torch.manual_seed(config.train.seed)
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
     journal.say(
-        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}; {len(files)} pictures, "
-        f"{schedule.steps} steps of {schedule.pictures_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
+        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}; {len(files)} images, "
+        f"{schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
 
-    dataset = PictureDataset(
+    dataset = ImageDataset(
         files,
         PretrainView(config.view, size, None),
         channels=config.dvae.channels,
@@ -118,19 +118,19 @@ def run(config: TokenizerRun) -> Path:
 
 @dataclass
 class Judge:
-    """The pictures a tokenizer is judged on: evenly spread over the list, seen whole."""
+    """The images a tokenizer is judged on: evenly spread over the list, seen whole."""
 
     config: TokenizerRun
-    files: PictureList
+    files: ImageList
     runtime: Runtime
     folder: RunFolder
 
     def batches(self) -> Iterator[Batch]:
         """One pass."""
-        count = min(EVALUATED_PICTURES, len(self.files))
+        count = min(EVALUATED_IMAGES, len(self.files))
         chosen = [index * len(self.files) // count for index in range(count)]
         view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
-        dataset = PictureDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
+        dataset = ImageDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
         return evaluation_batches(
             dataset,
             resolved(self.config.train.batch_size),
@@ -153,7 +153,7 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
         [
             ("Network", f"discrete VAE, {config.geometry}"),
             ("Codes", f"{config.vocabulary:,}, one for {config.stride}x{config.stride} pixels"),
-            ("Pictures", f"{len(judge.files):,}"),
+            ("Images", f"{len(judge.files):,}"),
             ("Device", judge.runtime.describe()),
             *folder.broken_facts(),
         ]
@@ -169,17 +169,17 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
     )
     report.normal_lines([*lines, *normal_training(events)])
 
-    report.section("What the tokens keep", "Each picture becomes a grid of tokens, and is decoded again from these alone.")
+    report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
     batch = next(judge.batches())
-    images = batch["images"][batch["broken"] < 0][:SHOWN_PICTURES]
+    images = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
     ids = tokenizer.encode(images)
-    report.pictures(
+    report.images(
         {
             "original": images.cpu(),
             "tokens": torch.stack([token_map(row, config.vocabulary) for row in ids]),
             "reconstruction": tokenizer.decode(ids).cpu(),
         },
-        "Pictures, their tokens (one color a code), and what the decoder makes of the tokens.",
+        "Images, their tokens (one color a code), and what the decoder makes of the tokens.",
     )
     report.section("Learning")
     report.figure(

@@ -1,4 +1,4 @@
-"""How the training verbs read their pictures: this process's share of the batches, counted, timed and on the device."""
+"""How the training verbs read their images: this process's share of the batches, counted, timed and on the device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import MachineConfig, TrainConfig, resolved
 from beitkit.contracts import Batch
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.decoding.decode import BrokenPicture, stored_size
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.decoding.decode import BrokenImage, stored_size
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import to_device, training_stream, with_limit_on_broken
 from beitkit.errors import UserError
 from beitkit.nn.blocks import Block
@@ -23,12 +23,12 @@ from beitkit.train.journal import WaitMeter
 from beitkit.train.machine.runtime import Runtime
 
 SAMPLE = 64
-"""Pictures whose headers are read."""
+"""Images whose headers are read."""
 
 
 @dataclass(frozen=True)
 class TrainingReader:
-    """Reads a run's training pictures; unreadable ones are listed in its folder."""
+    """Reads a run's training images; unreadable ones are listed in its folder."""
 
     train: TrainConfig
     machine: MachineConfig
@@ -37,7 +37,7 @@ class TrainingReader:
     folder: RunFolder
     waited: WaitMeter
 
-    def batches(self, dataset: PictureDataset, first: int) -> Iterator[Batch]:
+    def batches(self, dataset: ImageDataset, first: int) -> Iterator[Batch]:
         """Endless batches, uint8 and on the device, from this process's number `first` on (`data.stream.training_stream`)."""
         stream = training_stream(
             dataset,
@@ -57,7 +57,7 @@ def blocks_of(network: nn.Module) -> list[Block]:
     return [module for module in network.modules() if isinstance(module, Block)]
 
 
-def median_side(files: PictureList, seed: int) -> int:
+def median_side(files: ImageList, seed: int) -> int:
     """Median of the shorter sides, in pixels, of a sample drawn by `seed`.
 
     Raises:
@@ -67,8 +67,8 @@ def median_side(files: PictureList, seed: int) -> int:
     for index in random.Random(seed).sample(range(len(files)), min(SAMPLE, len(files))):
         try:
             sides.append(min(stored_size(files.source(index))))
-        except BrokenPicture:
+        except BrokenImage:
             continue  # training counts and names those
     if not sides:
-        raise UserError(f"none of the first pictures looked at in {files.root} can be read; see what its files hold")
+        raise UserError(f"none of the first images looked at in {files.root} can be read; see what its files hold")
     return round(statistics.median(sides))

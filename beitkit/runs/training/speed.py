@@ -21,7 +21,7 @@ COMPILED_FROM = {"cpu": 3e14, "cuda": 1e17}
 """By device, the floating point operations from which on a run is compiled: half an hour of two CPU cores, where compiling took
 up to 27 s and won tiny networks 3 to 6% (docs/performance.md); some minutes of a GPU, by estimate."""
 COMPILED_UP_TO = {"cpu": 2e10, "cuda": math.inf}
-"""By device, the operations of a picture up to which it is: on a CPU larger networks, from small on, won nothing or lost 4%."""
+"""By device, the operations of an image up to which it is: on a CPU larger networks, from small on, won nothing or lost 4%."""
 
 
 def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, schedule: Schedule) -> str:
@@ -49,13 +49,13 @@ def _pays(objective: nn.Module, runtime: Runtime, schedule: Schedule) -> bool:
     if runtime.kind not in COMPILED_FROM or _missing(runtime.kind) is not None:
         return False
     # Forward and backward take 6 operations per weight and token.
-    per_picture = sum(
+    per_image = sum(
         6 * (backbone.config.grid[0] * backbone.config.grid[1] + 1) * sum(weight.numel() for weight in backbone.parameters())
         for backbone in objective.modules()
         if isinstance(backbone, Backbone)
     )
-    operations = per_picture * schedule.steps * schedule.pictures_per_step / runtime.world_size
-    return operations >= COMPILED_FROM[runtime.kind] and per_picture <= COMPILED_UP_TO[runtime.kind]
+    operations = per_image * schedule.steps * schedule.images_per_step / runtime.world_size
+    return operations >= COMPILED_FROM[runtime.kind] and per_image <= COMPILED_UP_TO[runtime.kind]
 
 
 def _missing(kind: str) -> str | None:

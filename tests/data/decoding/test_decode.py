@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright 8-bit pixels; everything else becomes one exception with a reason."""
+"""Every kind of image becomes upright 8-bit pixels; everything else becomes one exception with a reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from beitkit.data.decoding.decode import BrokenPicture, open_picture, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
 from beitkit.errors import UserError
 
 
@@ -31,14 +31,14 @@ LOSSLESS = ["png", "bmp", "ppm", "tif", "tga", "webp", "qoi", "sgi", "pcx", "dds
 def test_lossless_formats_give_the_pixels(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     gradient().save(path, lossless=True)  # which only WebP heeds
-    assert np.array_equal(np.array(open_picture(path, 3)), np.array(gradient()))
+    assert np.array_equal(np.array(open_image(path, 3)), np.array(gradient()))
 
 
 @pytest.mark.parametrize("ending", ["jpg", "avif", "gif", "ico", "icns", "mpo"])
 def test_other_formats_open(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     gradient(32, 32).save(path)
-    image = open_picture(path, 3)
+    image = open_image(path, 3)
     assert image.mode == "RGB"
     assert np.abs(np.array(image.resize((32, 32))).astype(int) - np.array(gradient(32, 32))).mean() < 12
 
@@ -52,16 +52,16 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, ending: str) -
     gradient().save(path, exif=exif)
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
-    assert np.array_equal(np.array(open_picture(path, 3)), np.array(upright))
+    assert np.array_equal(np.array(open_image(path, 3)), np.array(upright))
     assert (upright.size == (20, 12)) == (orientation < 5)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_modes_become_grey_or_rgb(tmp_path: Path, mode: str, channels: int) -> None:
+def test_modes_become_gray_or_rgb(tmp_path: Path, mode: str, channels: int) -> None:
     path = tmp_path / "a.tif"
     (Image.new("I;16", (5, 4), 30000) if mode == "I;16" else gradient().convert(mode)).save(path)
-    image = open_picture(path, channels)
+    image = open_image(path, channels)
     assert image.mode == {1: "L", 3: "RGB"}[channels]
     assert to_tensor(image).shape == (channels, image.height, image.width)
 
@@ -70,34 +70,34 @@ def test_modes_become_grey_or_rgb(tmp_path: Path, mode: str, channels: int) -> N
 def test_16_bit_is_scaled_not_clipped(tmp_path: Path, ending: str) -> None:
     values = np.array([[0, 257, 1000, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{ending}")
-    assert np.array(open_picture(tmp_path / f"a.{ending}", 1)).tolist() == [[0, 1, 4, 128, 255]]
+    assert np.array(open_image(tmp_path / f"a.{ending}", 1)).tolist() == [[0, 1, 4, 128, 255]]
 
 
 def test_floats_are_scaled_or_refused(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(tmp_path / "a.tif")
-    assert np.array(open_picture(tmp_path / "a.tif", 1)).tolist() == [[0, 128, 255]]
+    assert np.array(open_image(tmp_path / "a.tif", 1)).tolist() == [[0, 128, 255]]
     for name, wrong in (("b.tif", 700.0), ("c.tif", float("nan")), ("d.tif", -0.1)):
         Image.fromarray(np.array([[0.0, wrong]], dtype=np.float32)).save(tmp_path / name)
-        with pytest.raises(BrokenPicture, match="float pixels outside 0 to 1"):
-            open_picture(tmp_path / name, 3)
+        with pytest.raises(BrokenImage, match="float pixels outside 0 to 1"):
+            open_image(tmp_path / name, 3)
     Image.fromarray(np.array([[0, 70000]], dtype=np.int32)).save(tmp_path / "e.tif")
-    with pytest.raises(BrokenPicture, match="beyond 16 bits"):
-        open_picture(tmp_path / "e.tif", 3)
+    with pytest.raises(BrokenImage, match="beyond 16 bits"):
+        open_image(tmp_path / "e.tif", 3)
 
 
 def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     pixels = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [200, 0, 0, 51]]], dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     expected = [[[255, 255, 255], [0, 0, 0], [244, 204, 204]]]  # 0.2 * color + 0.8 * 255
-    assert np.array(open_picture(tmp_path / "a.png", 3)).tolist() == expected
+    assert np.array(open_image(tmp_path / "a.png", 3)).tolist() == expected
     palette = Image.new("P", (2, 1))
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.putpixel((1, 0), 1)
     palette.save(tmp_path / "b.png", transparency=0)
-    assert np.array(open_picture(tmp_path / "b.png", 3)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
-    grey = Image.fromarray(np.array([[0, 7]], dtype=np.uint8))
-    grey.save(tmp_path / "c.png", transparency=0)
-    assert np.array(open_picture(tmp_path / "c.png", 1)).tolist() == [[255, 7]]
+    assert np.array(open_image(tmp_path / "b.png", 3)).tolist() == [[[255, 255, 255], [10, 20, 30]]]
+    gray = Image.fromarray(np.array([[0, 7]], dtype=np.uint8))
+    gray.save(tmp_path / "c.png", transparency=0)
+    assert np.array(open_image(tmp_path / "c.png", 1)).tolist() == [[255, 7]]
 
 
 @pytest.mark.parametrize("ending", ["gif", "png", "webp", "tif", "avif"])
@@ -105,7 +105,7 @@ def test_first_frame_of_an_animation(tmp_path: Path, ending: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     path = tmp_path / f"a.{ending}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    red, green, blue = np.array(open_picture(path, 3)).reshape(-1, 3).mean(0)
+    red, green, blue = np.array(open_image(path, 3)).reshape(-1, 3).mean(0)
     assert red > 240
     assert max(green, blue) < 15
 
@@ -130,8 +130,8 @@ def test_cut_files_are_broken(tmp_path: Path, ending: str, share: float) -> None
     Image.fromarray(noise).save(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(BrokenPicture) as caught:
-        open_picture(path, 3)
+    with pytest.raises(BrokenImage) as caught:
+        open_image(path, 3)
     assert caught.value.path == path
     assert caught.value.reason
     assert "\n" not in str(caught.value)
@@ -139,10 +139,10 @@ def test_cut_files_are_broken(tmp_path: Path, ending: str, share: float) -> None
 
 HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", lambda path: None, "No such file"),
-    ("empty", lambda path: path.write_bytes(b""), "not a picture"),
-    ("html", lambda path: path.write_text("<html><body>404</body></html>"), "not a picture"),
-    ("svg", lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not a picture"),
-    ("postscript", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not a picture"),
+    ("empty", lambda path: path.write_bytes(b""), "not an image"),
+    ("html", lambda path: path.write_text("<html><body>404</body></html>"), "not an image"),
+    ("svg", lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not an image"),
+    ("postscript", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
     ("pipe", os.mkfifo, "not a regular file"),
     ("folder", lambda path: path.mkdir(), "not a regular file"),
     ("device", lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
@@ -154,23 +154,23 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in HOSTILE], ids=[case[0] for case in HOSTILE])
-def test_hostile_files_are_broken_pictures(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_hostile_files_are_broken_images(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "a.jpg"
     make(path)
-    with pytest.raises(BrokenPicture, match=message):
-        open_picture(path, 3)
+    with pytest.raises(BrokenImage, match=message):
+        open_image(path, 3)
 
 
 def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     gradient().save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    assert open_picture(path, 3).size == (20, 12)
+    assert open_image(path, 3).size == (20, 12)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4, 13])
 def test_other_channels_are_refused(tmp_path: Path, channels: int) -> None:
     with pytest.raises(UserError, match=f"not with {channels}"):
-        open_picture(tmp_path / "a.png", channels)
+        open_image(tmp_path / "a.png", channels)
 
 
 def test_to_tensor_keeps_every_pixel_in_place() -> None:
@@ -181,8 +181,8 @@ def test_to_tensor_keeps_every_pixel_in_place() -> None:
         assert tuple(pixels[:, y, x].tolist()) == image.getpixel((x, y))
 
 
-def test_a_picture_smaller_than_a_patch_is_of_no_use(tmp_path: Path) -> None:
+def test_an_image_smaller_than_a_patch_is_of_no_use(tmp_path: Path) -> None:
     Image.new("RGB", (30, 10)).save(tmp_path / "low.png")
-    assert open_picture(tmp_path / "low.png", 3, smallest=(10, 10)).size == (30, 10)
-    with pytest.raises(BrokenPicture, match="30x10 pixels, smaller than a patch of 16x16"):
-        open_picture(tmp_path / "low.png", 3, smallest=(16, 16))
+    assert open_image(tmp_path / "low.png", 3, smallest=(10, 10)).size == (30, 10)
+    with pytest.raises(BrokenImage, match="30x10 pixels, smaller than a patch of 16x16"):
+        open_image(tmp_path / "low.png", 3, smallest=(16, 16))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from beitkit.data.decoding import jpeg
-from beitkit.data.decoding.decode import BrokenPicture, StoredPicture, open_picture, picture_to_crop
+from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_to_crop, open_image
 from beitkit.data.decoding.jpeg import decode_jpeg, is_decodable
 
 pytest.importorskip("simplejpeg", reason="pip install 'beitkit[fast]'")
@@ -38,10 +38,10 @@ def seen(path: Path, channels: int) -> list[np.ndarray | None]:
     found: list[np.ndarray | None] = []
     for reduction in REDUCTIONS:
         try:
-            stored = picture_to_crop(path, channels)
-            assert isinstance(stored, StoredPicture)
+            stored = image_to_crop(path, channels)
+            assert isinstance(stored, StoredImage)
             found.append(np.asarray(stored.pixels(reduction)))
-        except BrokenPicture:
+        except BrokenImage:
             found.append(None)
     return found
 
@@ -78,7 +78,7 @@ def test_pixels_are_those_of_pillow(mode: str, size: tuple[int, int], tmp_path: 
 KINDS: dict[str, Callable[[], bytes]] = {
     "stored as RGB": lambda: encoded(photo(64, 48), keep_rgb=True),
     "restart markers": lambda: encoded(photo(64, 48), restart_marker_blocks=1),
-    "two pictures": lambda: encoded(photo(64, 48), "MPO", save_all=True, append_images=[photo(48, 64)]),
+    "two images": lambda: encoded(photo(64, 48), "MPO", save_all=True, append_images=[photo(48, 64)]),
     "zeros at the end": lambda: encoded(photo(64, 48)) + bytes(99),
 }
 
@@ -114,8 +114,8 @@ def test_damaged_files_are_refused_where_pillow_refuses(
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(content)
         try:
-            is_jpeg = isinstance(picture_to_crop(path, 3), StoredPicture)
-        except BrokenPicture:  # by its header, which is Pillow's business alone
+            is_jpeg = isinstance(image_to_crop(path, 3), StoredImage)
+        except BrokenImage:  # by its header, which is Pillow's business alone
             continue
         if is_jpeg:
             whole = assert_same(path, monkeypatch)[0]
@@ -124,9 +124,9 @@ def test_damaged_files_are_refused_where_pillow_refuses(
     assert read > 40
 
 
-def test_a_picture_that_is_opened_does_not_need_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_opened_does_not_need_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(photo(64, 48)))
     for module in (jpeg.simplejpeg, None):
         monkeypatch.setattr(jpeg, "simplejpeg", module)
-        image = open_picture(tmp_path / "a.jpg", 3)
+        image = open_image(tmp_path / "a.jpg", 3)
         assert image.resize((8, 8)).size == (8, 8)

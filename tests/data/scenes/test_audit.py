@@ -21,7 +21,7 @@ CAMVID_CLASSES = (
 
 
 def scenes(path: Path, *masks: object, names: tuple[str, ...] = ("sky", "road", "car"), **table: object) -> Scenes:
-    """Pictures of 4x2 pixels with these masks."""
+    """Images of 4x2 pixels with these masks."""
     (path / "classes.json").write_text(json.dumps({"names": names, **table}))
     for index, rows in enumerate(masks):
         for folder in ("images", "masks"):
@@ -31,12 +31,12 @@ def scenes(path: Path, *masks: object, names: tuple[str, ...] = ("sky", "road", 
     return find_scenes(path)
 
 
-def test_counts_of_pixels_and_pictures(tmp_path: Path) -> None:
+def test_counts_of_pixels_and_images(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (4, 2)).save(tmp_path / "images" / "lonely.png")
     found = audit(scenes(tmp_path, [[0, 0, 0, 1]] * 2, [[0, 255, 255, 255]] * 2, [[255] * 4] * 2))
     assert (found.pairs, found.read) == (3, 3)
-    assert (found.pixels, found.pictures, found.ignored) == ((8, 2, 0), (2, 1, 0), 14)
+    assert (found.pixels, found.images, found.ignored) == ((8, 2, 0), (2, 1, 0), 14)
     assert found.shares == (0.8, 0.2, 0)
     assert found.ignored_share == 14 / 24
     assert found.rows() == [
@@ -47,8 +47,8 @@ def test_counts_of_pixels_and_pictures(tmp_path: Path) -> None:
     ]
     assert found.notes() == (
         "never seen: car",
-        "pictures without a counted pixel: 1 (2.png)",
-        "pictures without a mask, left out: 1 (lonely.png)",
+        "images without a counted pixel: 1 (2.png)",
+        "images without a mask, left out: 1 (lonely.png)",
     )
 
 
@@ -73,7 +73,7 @@ def test_of_many_masks_a_sample_is_read_and_told(tmp_path: Path) -> None:
             r"the mask .*masks/1.png: has the value 3; .*classes.json has 3 classes with values from 0",
         ),
         ([[0, 1, 255, 0]] * 2, {"ignore": []}, r"the mask .*masks/1.png: has the value 255, but .* nothing is ignored"),
-        ([[0, 1, 1]] * 2, {}, r"masks/1.png: has 3x2 pixels, but its picture 1.png 4x2"),
+        ([[0, 1, 1]] * 2, {}, r"masks/1.png: has 3x2 pixels, but its image 1.png 4x2"),
         ([[[9, 9, 9]] * 4] * 2, {}, r"masks/1.png: holds colors, but .*classes.json has no colors"),
     ],
 )
@@ -90,12 +90,12 @@ def test_several_faults_are_counted_and_damaged_masks_are_faults(tmp_path: Path)
         audit(data)
 
 
-def test_damaged_pictures_are_told_and_refused_where_there_is_no_other(tmp_path: Path) -> None:
+def test_damaged_images_are_told_and_refused_where_there_is_no_other(tmp_path: Path) -> None:
     data = scenes(tmp_path, [[0, 1, 2, 0]] * 2, [[0, 1, 2, 0]] * 2)
     data.files.path(1).write_text("nothing")
-    assert audit(data).notes() == ("pictures that cannot be opened: 1 (1.png)",)
+    assert audit(data).notes() == ("images that cannot be opened: 1 (1.png)",)
     data.files.path(0).write_text("nothing")
-    with pytest.raises(UserError, match="none of the 2 pictures can be opened"):
+    with pytest.raises(UserError, match="none of the 2 images can be opened"):
         audit(data)
 
 
@@ -104,7 +104,7 @@ def test_masks_in_which_nothing_counts(tmp_path: Path) -> None:
         audit(scenes(tmp_path, [[255] * 4] * 2))
 
 
-def test_turned_pictures_are_counted(tmp_path: Path) -> None:
+def test_turned_images_are_counted(tmp_path: Path) -> None:
     data = scenes(tmp_path, *([[0, 1, 2, 0]] * 2 for _ in range(4)))
     for index, (orientation, size) in enumerate([(6, (4, 2)), (6, (2, 4)), (3, (4, 2)), (1, (4, 2))]):
         exif = Image.Exif()

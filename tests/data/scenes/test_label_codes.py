@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.label_codes import LabelMapping, default_palette, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.masks import Color, Mask
 from beitkit.errors import UserError
@@ -42,25 +42,25 @@ def test_colors_become_classes_and_ignored_colors_are_ignored(tmp_path: Path) ->
     made = code(tmp_path, names=["a", "b"], colors=[[200, 0, 0], [0, 0, 9]], ignore=[[0, 0, 0]])
     assert ids(made, [[0, 0, 9], [200, 0, 0], [0, 0, 0]]) == [1, 0, 255]
     assert made.palette == ((200, 0, 0), (0, 0, 9))
-    with pytest.raises(BrokenPicture, match=r"has the color \[1, 2, 3\], which .* does not list"):
+    with pytest.raises(BrokenImage, match=r"has the color \[1, 2, 3\], which .* does not list"):
         ids(made, [[0, 0, 9], [1, 2, 3]])
 
 
 def test_255_can_be_a_class_and_is_an_error_where_nothing_is_ignored(tmp_path: Path) -> None:
     assert ids(code(tmp_path, names=["a", "b"], ids={"0": 0, "255": 1}), [255, 0]) == [1, 0]
-    with pytest.raises(BrokenPicture, match="value 255, but .*classes.json says that nothing is ignored"):
+    with pytest.raises(BrokenImage, match="value 255, but .*classes.json says that nothing is ignored"):
         ids(code(tmp_path, names=["a", "b"], ignore=[]), [0, 255])
 
 
 def test_an_unknown_value_is_refused_with_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPicture, match="value 3, 9; .* 2 classes with values from 0 to 1 and ignores 255"):
+    with pytest.raises(BrokenImage, match="value 3, 9; .* 2 classes with values from 0 to 1 and ignores 255"):
         ids(code(tmp_path, names=["a", "b"]), [0, 9, 3])
 
 
 def test_a_palette_that_was_renumbered_is_refused(tmp_path: Path) -> None:
     made = code(tmp_path, names=["a", "b"], colors=[[1, 1, 1], [2, 2, 2]])
     assert ids(made, [0, 1], ((1, 1, 1), (2, 2, 2))) == [0, 1]
-    with pytest.raises(BrokenPicture, match=r"index 0 has the color \[2, 2, 2\] of class 'b'"):
+    with pytest.raises(BrokenImage, match=r"index 0 has the color \[2, 2, 2\] of class 'b'"):
         ids(made, [0, 1], ((2, 2, 2), (1, 1, 1)))
 
 

@@ -1,4 +1,4 @@
-"""Mask files give back exactly the values that were stored, whatever the kind of picture."""
+"""Mask files give back exactly the values that were stored, whatever the kind of image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitkit.data.decoding.decode import BrokenPicture
+from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.masks import packed, read_mask, unpacked
 
 VALUES = np.array([[0, 1, 2], [3, 2, 1]])
 
 
-def grey_png(path: Path, values: np.ndarray, bits: int) -> Path:
-    """A grey PNG of 1, 2 or 4 bits, written by hand, as optimizing programs write index masks."""
+def gray_png(path: Path, values: np.ndarray, bits: int) -> Path:
+    """A gray PNG of 1, 2 or 4 bits, written by hand, as optimizing programs write index masks."""
     rows = b""
     for row in values:
         digits = "".join(f"{value:0{bits}b}" for value in row)
@@ -34,11 +34,11 @@ def grey_png(path: Path, values: np.ndarray, bits: int) -> Path:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_values_of_few_bits_are_not_spread_over_eight(tmp_path: Path, bits: int) -> None:
-    assert np.array_equal(read_mask(grey_png(tmp_path / "a.png", VALUES, bits)).pixels, VALUES)
+    assert np.array_equal(read_mask(gray_png(tmp_path / "a.png", VALUES, bits)).pixels, VALUES)
 
 
 def test_one_bit_gives_zero_and_one(tmp_path: Path) -> None:
-    assert np.array_equal(read_mask(grey_png(tmp_path / "a.png", VALUES % 2, 1)).pixels, VALUES % 2)
+    assert np.array_equal(read_mask(gray_png(tmp_path / "a.png", VALUES % 2, 1)).pixels, VALUES % 2)
 
 
 @pytest.mark.parametrize(("kind", "most"), [(np.uint8, 255), (np.uint16, 40000)])
@@ -65,8 +65,8 @@ def test_palette_masks_give_indices_and_colors(tmp_path: Path) -> None:
 def test_color_masks_give_colors_and_an_opaque_alpha_channel_is_dropped(tmp_path: Path) -> None:
     colors = np.array([[[1, 2, 3], [200, 100, 0]]], dtype=np.uint8)
     image = Image.fromarray(colors)
-    for name, picture in (("a.png", image), ("b.png", image.convert("RGBA"))):
-        picture.save(tmp_path / name)
+    for name, saved in (("a.png", image), ("b.png", image.convert("RGBA"))):
+        saved.save(tmp_path / name)
         mask = read_mask(tmp_path / name)
         assert mask.is_color
         assert unpacked(mask.occurring()) == [(1, 2, 3), (200, 100, 0)]
@@ -77,7 +77,7 @@ def test_what_does_not_keep_values_is_refused(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.jpg")
     Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_text("nothing")
-    for name, reason in (("a.jpg", "JPEG changes pixel values"), ("b.png", "transparent"), ("c.png", "not a picture")):
-        with pytest.raises(BrokenPicture, match=reason) as caught:
+    for name, reason in (("a.jpg", "JPEG changes pixel values"), ("b.png", "transparent"), ("c.png", "not an image")):
+        with pytest.raises(BrokenImage, match=reason) as caught:
             read_mask(tmp_path / name)
         assert caught.value.path == tmp_path / name

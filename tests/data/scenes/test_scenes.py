@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.decoding.decode import BrokenPicture, to_tensor
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.decoding.decode import BrokenImage, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, VOC
 from beitkit.data.scenes.label_codes import read_classes, voc_palette
 from beitkit.data.scenes.layout import scene_splits
@@ -25,7 +25,7 @@ from beitkit.errors import UserError
 ROWS = [[0, 1, 255, 0], [1, 1, 0, 0]]
 
 
-def picture(path: Path, size: tuple[int, int] = (4, 2), **options: object) -> None:
+def write_image(path: Path, size: tuple[int, int] = (4, 2), **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (9, 90, 200)).save(path, **options)  # type: ignore[arg-type]
 
@@ -53,13 +53,13 @@ def refused(path: Path, message: str, split: Literal["train"] | None = None) -> 
 
 
 @pytest.mark.parametrize(
-    ("pictures", "masks"),
+    ("images", "masks"),
     [("images", "masks"), ("images", "labels"), ("IMG", "Annotations"), ("JPEGImages", "SegmentationClass")],
 )
 @pytest.mark.parametrize("ending", ["", "_mask", "_L", "_labelIds"])
-def test_two_folders_pair_by_name(tmp_path: Path, pictures: str, masks: str, ending: str) -> None:
+def test_two_folders_pair_by_name(tmp_path: Path, images: str, masks: str, ending: str) -> None:
     for stem in "ba":
-        picture(tmp_path / pictures / f"{stem}.jpg")
+        write_image(tmp_path / images / f"{stem}.jpg")
         mask(tmp_path / masks / f"{stem}{ending}.png")
     assert scene_splits(tmp_path) == ()
     assert pairs(find_scenes(tmp_path)) == {"a.jpg": f"a{ending}.png", "b.jpg": f"b{ending}.png"}
@@ -68,7 +68,7 @@ def test_two_folders_pair_by_name(tmp_path: Path, pictures: str, masks: str, end
 @pytest.mark.parametrize("layout", ["images/{}", "{}/images"])
 def test_splits_below_both_folders_or_above_them(tmp_path: Path, layout: str) -> None:
     for split in ("train", "val"):
-        picture(tmp_path / layout.format(split) / f"{split}.png")
+        write_image(tmp_path / layout.format(split) / f"{split}.png")
         mask(tmp_path / layout.format(split).replace("images", "masks") / f"{split}.png")
     assert scene_splits(tmp_path) == ("train", "val")
     assert pairs(find_scenes(tmp_path, split="val")) == {"val.png": "val.png"}
@@ -80,7 +80,7 @@ def test_splits_below_both_folders_or_above_them(tmp_path: Path, layout: str) ->
 
 def test_nested_folders_pair_by_their_whole_name(tmp_path: Path) -> None:
     for city in ("ulm", "bonn"):
-        picture(tmp_path / "leftImg8bit" / city / "1_leftImg8bit.png")
+        write_image(tmp_path / "leftImg8bit" / city / "1_leftImg8bit.png")
         mask(tmp_path / "gtFine" / city / "1_gtFine_labelIds.png", [[0, 1, 1, 0]] * 2 if city == "ulm" else ROWS)
     scenes = find_scenes(tmp_path)
     assert len(scenes) == 2
@@ -90,7 +90,7 @@ def test_nested_folders_pair_by_their_whole_name(tmp_path: Path) -> None:
 
 def test_pascal_voc_by_its_lists(tmp_path: Path) -> None:
     for stem in ("2007_1", "2007_2", "2007_3", "no_mask"):
-        picture(tmp_path / "JPEGImages" / f"{stem}.jpg")
+        write_image(tmp_path / "JPEGImages" / f"{stem}.jpg")
     for stem in ("2007_1", "2007_2", "2007_3"):
         mask(tmp_path / "SegmentationClass" / f"{stem}.png", [[0, 15, 20, 255]] * 2, palette=True)
     lists = tmp_path / "ImageSets" / "Segmentation"
@@ -104,11 +104,11 @@ def test_pascal_voc_by_its_lists(tmp_path: Path) -> None:
     assert train.classes == VOC
     assert ids(train) == [[0, 15, 20, 255]] * 2
     (lists / "train.txt").write_text("2007_3\nno_mask\n")
-    refused(tmp_path, "train.txt, line 2: .*SegmentationClass has no picture 'no_mask'", "train")
+    refused(tmp_path, "train.txt, line 2: .*SegmentationClass has no image 'no_mask'", "train")
 
 
 def test_ade20k_ignores_zero_and_begins_with_wall(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "training" / "ADE_train_1.jpg")
+    write_image(tmp_path / "images" / "training" / "ADE_train_1.jpg")
     mask(tmp_path / "annotations" / "training" / "ADE_train_1.png", [[0, 1, 150, 2]] * 2)
     scenes = find_scenes(tmp_path, split="train")
     assert scenes.classes == ADE20K
@@ -117,7 +117,7 @@ def test_ade20k_ignores_zero_and_begins_with_wall(tmp_path: Path) -> None:
 
 
 def test_color_masks_by_a_table_and_their_refusal_without_one(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "f.png")
+    write_image(tmp_path / "images" / "f.png")
     mask(tmp_path / "labels" / "f_L.png", [[[0, 0, 0], [64, 128, 64], [192, 0, 128], [0, 0, 0]]] * 2)
     refused(tmp_path, r"f_L.png holds colors \(\[0, 0, 0\], \[64, 128, 64\], \[192, 0, 128\]\) and nothing says .*classes.json")
     table = {"names": ["Animal", "Archway"], "colors": [[64, 128, 64], [192, 0, 128]], "ignore": [[0, 0, 0]]}
@@ -127,7 +127,7 @@ def test_color_masks_by_a_table_and_their_refusal_without_one(tmp_path: Path) ->
 
 def test_classes_are_the_values_that_occur(tmp_path: Path) -> None:
     for stem, value in (("a", 0), ("b", 70), ("c", 9)):
-        picture(tmp_path / "images" / f"{stem}.png")
+        write_image(tmp_path / "images" / f"{stem}.png")
         mask(tmp_path / "masks" / f"{stem}.png", [[value, 255, value, value]] * 2)
     scenes = find_scenes(tmp_path)
     assert scenes.classes == ("class 0", "class 9", "class 70")
@@ -135,7 +135,7 @@ def test_classes_are_the_values_that_occur(tmp_path: Path) -> None:
 
 
 def test_the_palette_of_masks_colors_the_classes(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png", [[0, 2, 5, 255]] * 2, palette=True)
     assert find_scenes(tmp_path).code.palette == ((0, 0, 0), (0, 128, 0), (128, 0, 128))
 
@@ -143,12 +143,12 @@ def test_the_palette_of_masks_colors_the_classes(tmp_path: Path) -> None:
 def test_camvid_is_known_by_its_names_with_values_or_with_colors(tmp_path: Path) -> None:
     """SegNet's grouping of the published 32 colors: 31 in 11 classes, and Void."""
     values, colors = tmp_path / "values", tmp_path / "colors"
-    picture(values / "images" / "train" / "0001TP_006690.png")
+    write_image(values / "images" / "train" / "0001TP_006690.png")
     mask(values / "labels" / "train" / "0001TP_006690.png", [[0, 3, 11, 10], [255, 1, 1, 8]])
     found = find_scenes(values, split="train")
     assert ids(found) == [[0, 3, 255, 10], [255, 1, 1, 8]]
     assert found.classes[:4] == ("sky", "building", "pole", "road")
-    picture(colors / "images" / "Seq05VD_f00000.png")
+    write_image(colors / "images" / "Seq05VD_f00000.png")
     wall, lane, truck, void = (64, 192, 0), (128, 0, 192), (192, 128, 192), (0, 0, 0)
     mask(colors / "masks" / "Seq05VD_f00000_L.png", [[wall, lane, truck, void]] * 2)
     assert ids(find_scenes(colors)) == [[1, 3, 8, 255]] * 2
@@ -156,7 +156,7 @@ def test_camvid_is_known_by_its_names_with_values_or_with_colors(tmp_path: Path)
     stored = tmp_path / "stored.json"
     stored.write_text(found.code.as_json())
     assert read_classes(stored) == found.code
-    picture(colors / "images" / "mine.png")
+    write_image(colors / "images" / "mine.png")
     mask(colors / "masks" / "mine.png", [[wall, lane, truck, void]] * 2)
     refused(colors, "holds colors")
 
@@ -164,7 +164,7 @@ def test_camvid_is_known_by_its_names_with_values_or_with_colors(tmp_path: Path)
 def test_several_colors_of_a_class(tmp_path: Path) -> None:
     table = tmp_path / "classes.json"
     table.write_text(json.dumps({"names": ["a", "b"], "colors": [[1, 2, 3], [[4, 5, 6], [7, 8, 9]]]}))
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png", [[(1, 2, 3), (4, 5, 6), (7, 8, 9), (1, 2, 3)]] * 2)
     found = find_scenes(tmp_path)
     assert ids(found) == [[0, 1, 1, 0]] * 2
@@ -176,7 +176,7 @@ def test_several_colors_of_a_class(tmp_path: Path) -> None:
 
 
 def test_masks_of_black_and_white_are_explained(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png", [[0, 255, 0, 0]] * 2)
     with pytest.raises(UserError, match=r"only the value \[0\] besides 255, which is ignored unless") as caught:
         find_scenes(tmp_path)
@@ -186,29 +186,29 @@ def test_masks_of_black_and_white_are_explained(tmp_path: Path) -> None:
 
 def test_names_that_do_not_pair(tmp_path: Path) -> None:
     for stem in "abc":
-        picture(tmp_path / "images" / f"{stem}.png")
+        write_image(tmp_path / "images" / f"{stem}.png")
         mask(tmp_path / "masks" / f"x{stem}.png")
-    refused(tmp_path, "only 0 of 3 masks in .*masks have a picture of the same name .* xa.png; name each mask as its picture")
+    refused(tmp_path, "only 0 of 3 masks in .*masks have an image of the same name .* xa.png; name each mask as its image")
 
 
 def test_what_has_no_partner_is_left_out_and_remembered(tmp_path: Path) -> None:
     for stem in "abcd":
-        picture(tmp_path / "images" / f"{stem}.png")
+        write_image(tmp_path / "images" / f"{stem}.png")
     for stem in "abx":
         mask(tmp_path / "masks" / f"{stem}.png")
     scenes = find_scenes(tmp_path)
     assert list(pairs(scenes)) == ["a.png", "b.png"]
-    assert [path.name for path in scenes.pictures_without_mask] == ["c.png", "d.png"]
-    assert [path.name for path in scenes.masks_without_picture] == ["x.png"]
+    assert [path.name for path in scenes.images_without_mask] == ["c.png", "d.png"]
+    assert [path.name for path in scenes.masks_without_image] == ["x.png"]
 
 
 def test_ambiguous_names_and_folders(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png")
     mask(tmp_path / "masks" / "a_mask.png")
-    refused(tmp_path, "a.png and a_mask.png both belong to the picture a.png")
+    refused(tmp_path, "a.png and a_mask.png both belong to the image a.png")
     (tmp_path / "masks" / "a_mask.png").unlink()
-    picture(tmp_path / "images" / "a.jpg")
+    write_image(tmp_path / "images" / "a.jpg")
     refused(tmp_path, "a.png could belong to a.jpg and to a.png")
     (tmp_path / "labels").mkdir()
     refused(tmp_path, "holds labels/ and masks/, any of which could be meant")
@@ -216,8 +216,8 @@ def test_ambiguous_names_and_folders(tmp_path: Path) -> None:
 
 def test_missing_and_unknown_places(tmp_path: Path) -> None:
     refused(tmp_path / "none", "does not exist; give a folder with images/ and masks/")
-    refused(tmp_path, "holds no pictures with masks; expected two folders in it, such as images/ and masks/")
-    picture(tmp_path / "images" / "a.png")
+    refused(tmp_path, "holds no images with masks; expected two folders in it, such as images/ and masks/")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png")
     refused(tmp_path, "has no split 'train'; it is not divided", "train")
     refused(tmp_path / "images" / "a.png", "neither a folder nor a .csv table")
@@ -242,7 +242,7 @@ def test_faulty_tables(tmp_path: Path, text: str, message: str) -> None:
 def many(path: Path, values: Mapping[int, int] = {}) -> Path:
     """Twenty pairs of two classes; some also show another."""
     for index in range(20):
-        picture(path / "images" / f"{index:02}.png")
+        write_image(path / "images" / f"{index:02}.png")
         mask(path / "masks" / f"{index:02}.png", [[0, 1, values.get(index, 0), 255]] * 2)
     return path
 
@@ -254,13 +254,13 @@ def test_a_fifth_is_set_aside_by_seed_and_name(tmp_path: Path) -> None:
     assert not set(pairs(train)) & set(pairs(val))
     assert pairs(train_and_val_scenes(whole, None, 3)[1]) == pairs(val)
     assert pairs(train_and_val_scenes(whole, None, 4)[1]) != pairs(val)
-    # Without one of the training pictures the others stay where they are.
+    # Without one of the training images the others stay where they are.
     (whole / "images" / next(iter(pairs(train)))).unlink()
     fewer = train_and_val_scenes(whole, None, 3)[1]
     assert pairs(fewer) == pairs(val)
 
 
-def test_a_class_that_one_picture_shows_stays_in_training(tmp_path: Path) -> None:
+def test_a_class_that_one_image_shows_stays_in_training(tmp_path: Path) -> None:
     plain = list(pairs(train_and_val_scenes(many(tmp_path), None, 0)[1]))
     rare = many(tmp_path, {int(plain[0][:2]): 2})
     train, val = train_and_val_scenes(rare, None, 0)
@@ -283,7 +283,7 @@ def test_the_split_reads_back_from_its_table(tmp_path: Path) -> None:
 
 
 def test_validation_of_ones_own_has_the_training_classes(tmp_path: Path) -> None:
-    picture(tmp_path / "val" / "images" / "v.png")
+    write_image(tmp_path / "val" / "images" / "v.png")
     mask(tmp_path / "val" / "masks" / "v.png", [[1, 1, 1, 1]] * 2)
     train, val = train_and_val_scenes(many(tmp_path / "train"), tmp_path / "val", 0)
     assert (len(train), len(val)) == (20, 1)
@@ -291,7 +291,7 @@ def test_validation_of_ones_own_has_the_training_classes(tmp_path: Path) -> None
 
 
 def test_a_single_pair_cannot_be_divided(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png")
     with pytest.raises(UserError, match="single pair.*give --val"):
         train_and_val_scenes(tmp_path, None, 0)
@@ -305,14 +305,14 @@ def test_the_digest_knows_pairs_order_and_classes(tmp_path: Path) -> None:
     assert len(digests | {find_scenes(tmp_path).digest}) == 3
 
 
-def turned_picture(path: Path, orientation: int, size: tuple[int, int]) -> None:
+def write_turned_image(path: Path, orientation: int, size: tuple[int, int]) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture(path, size, exif=exif)
+    write_image(path, size, exif=exif)
 
 
 def test_a_mask_from_before_the_turn_is_turned_along(tmp_path: Path) -> None:
-    turned_picture(tmp_path / "images" / "a.jpg", 6, (4, 2))  # upright after a quarter turn clockwise: 2 wide, 4 high
+    write_turned_image(tmp_path / "images" / "a.jpg", 6, (4, 2))  # upright after a quarter turn clockwise: 2 wide, 4 high
     mask(tmp_path / "masks" / "a.png", ROWS)
     scenes = find_scenes(tmp_path)
     assert ids(scenes) == np.rot90(np.array(ROWS), -1).tolist()
@@ -321,15 +321,15 @@ def test_a_mask_from_before_the_turn_is_turned_along(tmp_path: Path) -> None:
 
 
 def test_a_mask_of_the_upright_size_stays(tmp_path: Path) -> None:
-    turned_picture(tmp_path / "images" / "a.jpg", 8, (2, 4))
+    write_turned_image(tmp_path / "images" / "a.jpg", 8, (2, 4))
     mask(tmp_path / "masks" / "a.png", ROWS)
     assert ids(find_scenes(tmp_path)) == ROWS
 
 
 def test_a_mask_of_another_size_is_a_broken_pair(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "a.png", (4, 3))
+    write_image(tmp_path / "images" / "a.png", (4, 3))
     mask(tmp_path / "masks" / "a.png")
-    with pytest.raises(BrokenPicture, match="a.png: has 4x2 pixels, but its picture a.png 4x3"):
+    with pytest.raises(BrokenImage, match="a.png: has 4x2 pixels, but its image a.png 4x3"):
         find_scenes(tmp_path).label_map(0)
 
 
@@ -343,7 +343,7 @@ def test_scenes_are_read_at_their_own_size_and_stream(tmp_path: Path) -> None:
     def view(image: Image.Image, label_map: Image.Image, rng: random.Random) -> dict[str, Tensor]:
         return {"images": to_tensor(image), "label_map": to_tensor(label_map)[0]}
 
-    dataset = PictureDataset(scenes.files, view, kind="evaluate", label_map=scenes.label_map)
+    dataset = ImageDataset(scenes.files, view, kind="evaluate", label_map=scenes.label_map)
     batches = list(evaluation_stream(dataset, 10))
     assert [tuple(batch["images"].shape) for batch in batches] == [(10, 3, 2, 4)] * 2
     assert all((batch["label_map"] == label_map).all() for batch in batches)

@@ -1,4 +1,4 @@
-"""Finding pictures in folders and lists, and one clear line for everything that is wrong there."""
+"""Finding images in folders and lists, and one clear line for everything that is wrong there."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from beitkit.data.decoding.formats import EXTENSIONS, FORMATS
-from beitkit.data.sources.find import find_labelled, find_pictures, split_folders
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_images, find_labeled, split_folders
+from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 
 
@@ -22,7 +22,7 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-def names(files: PictureList) -> list[str]:
+def names(files: ImageList) -> list[str]:
     return [str(files.path(index).relative_to(files.root)) for index in range(len(files))]
 
 
@@ -33,9 +33,9 @@ def test_formats_are_pillow_s() -> None:
     assert known == EXTENSIONS
 
 
-def test_nested_folder_is_sorted_and_skips_what_is_hidden_or_no_picture(tmp_path: Path) -> None:
+def test_nested_folder_is_sorted_and_skips_what_is_hidden_or_no_image(tmp_path: Path) -> None:
     make(tmp_path, "b.PNG", "a/z.jpg", "a/y.webp", ".hidden.jpg", ".trash/x.jpg", "notes.txt", "jpg", "a/.b.jpg", "B.tiff")
-    assert names(find_pictures(tmp_path)) == ["B.tiff", "a/y.webp", "a/z.jpg", "b.PNG"]
+    assert names(find_images(tmp_path)) == ["B.tiff", "a/y.webp", "a/z.jpg", "b.PNG"]
 
 
 def test_only_regular_files_count(tmp_path: Path) -> None:
@@ -43,20 +43,20 @@ def test_only_regular_files_count(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "dead.jpg").symlink_to(tmp_path / "nothing")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
-    assert names(find_pictures(tmp_path)) == ["a.jpg", "folder.jpg/inside.jpg", "link.jpg"]
+    assert names(find_images(tmp_path)) == ["a.jpg", "folder.jpg/inside.jpg", "link.jpg"]
 
 
 def test_folder_links_are_followed_once(tmp_path: Path) -> None:
-    make(tmp_path, "pictures/a/x.jpg", "elsewhere/y.jpg")
-    (tmp_path / "pictures/a/up").symlink_to(tmp_path / "pictures")
-    (tmp_path / "pictures/far").symlink_to(tmp_path / "elsewhere")
-    assert names(find_pictures(tmp_path / "pictures")) == ["a/x.jpg", "far/y.jpg"]
+    make(tmp_path, "images/a/x.jpg", "elsewhere/y.jpg")
+    (tmp_path / "images/a/up").symlink_to(tmp_path / "images")
+    (tmp_path / "images/far").symlink_to(tmp_path / "elsewhere")
+    assert names(find_images(tmp_path / "images")) == ["a/x.jpg", "far/y.jpg"]
 
 
 def test_names_that_are_not_utf_8_survive(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(raw)).write_bytes(b"x")
-    files = find_pictures(tmp_path)
+    files = find_images(tmp_path)
     assert os.fsencode(files.path(0)) == raw
     assert files.path(0).read_bytes() == b"x"
 
@@ -65,7 +65,7 @@ def test_text_list(tmp_path: Path) -> None:
     make(tmp_path, "p/a.jpg", "p/b.jpg", "other.dat")
     absolute = tmp_path / "p/b.jpg"
     (tmp_path / "list.txt").write_text(f"# ours\np/a.jpg\n\n  {absolute}  \nother.dat\n")
-    files = find_pictures(tmp_path / "list.txt")
+    files = find_images(tmp_path / "list.txt")
     assert [files.path(index) for index in range(3)] == [tmp_path / "p/a.jpg", absolute, tmp_path / "other.dat"]
     assert files.labels is None
 
@@ -73,8 +73,8 @@ def test_text_list(tmp_path: Path) -> None:
 def test_table_with_and_without_labels(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b, c.jpg", "d.jpg")
     (tmp_path / "t.csv").write_text('\ufefflabel,path\n10,a.jpg\n9,"b, c.jpg"\n10,d.jpg\n', encoding="utf-8")
-    assert names(find_pictures(tmp_path / "t.csv")) == ["a.jpg", "b, c.jpg", "d.jpg"]
-    files = find_labelled(tmp_path / "t.csv")
+    assert names(find_images(tmp_path / "t.csv")) == ["a.jpg", "b, c.jpg", "d.jpg"]
+    files = find_labeled(tmp_path / "t.csv")
     assert files.classes == ("9", "10")  # numbers by value
     assert files.labels is not None
     assert files.labels.tolist() == [1, 0, 1]
@@ -83,28 +83,28 @@ def test_table_with_and_without_labels(tmp_path: Path) -> None:
 def test_class_folders_with_and_without_splits(tmp_path: Path) -> None:
     make(tmp_path, "train/dog/1.jpg", "train/cat/x/2.jpg", "train/cat/1.jpg", "validation/dog/3.jpg")
     assert {split: path.name for split, path in split_folders(tmp_path).items()} == {"train": "train", "val": "validation"}
-    train = find_labelled(tmp_path, "train")
+    train = find_labeled(tmp_path, "train")
     assert (names(train), train.classes) == (["cat/1.jpg", "cat/x/2.jpg", "dog/1.jpg"], ("cat", "dog"))
     assert train.labels is not None
     assert train.labels.tolist() == [0, 0, 1]
-    val = find_labelled(tmp_path, "val", classes=train.classes)  # a class may be absent here
+    val = find_labeled(tmp_path, "val", classes=train.classes)  # a class may be absent here
     assert val.labels is not None
     assert val.labels.tolist() == [1]
-    direct = find_labelled(tmp_path / "train")
+    direct = find_labeled(tmp_path / "train")
     assert direct.digest == train.digest
     assert split_folders(tmp_path / "train") == {}
 
 
 def test_subset_and_digest(tmp_path: Path) -> None:
     make(tmp_path, "a/1.jpg", "a/2.jpg", "b/3.jpg")
-    files = find_labelled(tmp_path)
+    files = find_labeled(tmp_path)
     part = files.subset([2, 0])
     assert names(part) == ["b/3.jpg", "a/1.jpg"]
     assert part.labels is not None
     assert part.labels.tolist() == [1, 0]
     assert part.classes == files.classes
     assert len(files.subset(np.array([], dtype=np.int64))) == 0
-    digests = {files.digest, part.digest, files.subset([0, 2]).digest, find_pictures(tmp_path).digest}
+    digests = {files.digest, part.digest, files.subset([0, 2]).digest, find_images(tmp_path).digest}
     assert len(digests) == 4
     several = files.with_targets()
     assert several.labels is None
@@ -114,48 +114,48 @@ def test_subset_and_digest(tmp_path: Path) -> None:
     digests |= {several.digest, several.subset([0, 2]).digest, several.subset([2, 0]).digest}
     assert len(digests) == 7
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert find_labelled(moved).digest == files.digest
+    assert find_labeled(moved).digest == files.digest
 
 
 def test_the_digest_is_the_same_however_the_files_are_named(tmp_path: Path) -> None:
-    folder = make(tmp_path / "pictures", "a/1.jpg", "a/12.jpg", "b/2.jpg")
-    expected = find_labelled(folder).digest
+    folder = make(tmp_path / "images", "a/1.jpg", "a/12.jpg", "b/2.jpg")
+    expected = find_labeled(folder).digest
     rows = {"a/1.jpg": "a", "a/12.jpg": "a", "b/2.jpg": "b"}
     written = {
-        "relative": [f"pictures/{name}" for name in rows],
+        "relative": [f"images/{name}" for name in rows],
         "absolute": [str(folder / name) for name in rows],
-        "mixed": [str(folder / "a/1.jpg"), "pictures/a/12.jpg", str(folder / "b/2.jpg")],
+        "mixed": [str(folder / "a/1.jpg"), "images/a/12.jpg", str(folder / "b/2.jpg")],
     }
     for kind, names in written.items():
         table = tmp_path / f"{kind}.csv"
         table.write_text("path,label\n" + "".join(f"{n},{c}\n" for n, c in zip(names, rows.values(), strict=True)))
-        assert find_labelled(table).digest == expected, kind
+        assert find_labeled(table).digest == expected, kind
     (folder / "b/2.jpg").rename(folder / "b/3.jpg")
-    assert find_labelled(folder).digest != expected
-    part = find_labelled(folder).subset([0, 1])
-    assert part.digest == PictureList.of(folder / "a", [b"1.jpg", b"12.jpg"], classes=("a", "b"), labels=part.labels).digest
+    assert find_labeled(folder).digest != expected
+    part = find_labeled(folder).subset([0, 1])
+    assert part.digest == ImageList.of(folder / "a", [b"1.jpg", b"12.jpg"], classes=("a", "b"), labels=part.labels).digest
 
 
 def test_a_list_is_flat_memory(tmp_path: Path) -> None:
-    files = find_pictures(make(tmp_path, "a.jpg", "bb.jpg"))
+    files = find_images(make(tmp_path, "a.jpg", "bb.jpg"))
     assert files.names == b"a.jpgbb.jpg"
     assert files.offsets.tolist() == [0, 5, 11]
     assert files.offsets.dtype == np.int64
 
 
 MISTAKES = [
-    ("missing", lambda root: find_pictures(root / "nowhere"), "does not exist"),
-    ("empty", lambda root: find_pictures(root), "holds no pictures"),
-    ("no pictures", lambda root: find_pictures(make(root, "a.txt")), "holds no pictures"),
-    ("one picture", lambda root: find_pictures(make(root, "a.jpg") / "a.jpg"), "is one picture"),
-    ("no split", lambda root: find_labelled(make(root, "train/a/1.jpg", "train/b/1.jpg"), "val"), "no split 'val'; it has train"),
-    ("which split", lambda root: find_labelled(make(root, "train/a/1.jpg", "test/a/1.jpg")), "divided into train, test"),
-    ("no classes", lambda root: find_labelled(make(root, "1.jpg")), "pictures but no class folders"),
-    ("nothing", lambda root: find_labelled(root), "neither pictures nor class folders"),
-    ("one class", lambda root: find_labelled(make(root, "a/1.jpg")), "only the class 'a'"),
-    ("empty class", lambda root: find_labelled(make(root, "a/1.jpg", "b/readme.txt")), "class folder .*b holds no pictures"),
-    ("stray", lambda root: find_labelled(make(root, "a/1.jpg", "b/1.jpg", "c.jpg")), "c.jpg lies beside the class folders"),
-    ("unknown class", lambda root: find_labelled(make(root, "a/1.jpg", "b/1.jpg"), classes=["a", "c"]), "b is a class that"),
+    ("missing", lambda root: find_images(root / "nowhere"), "does not exist"),
+    ("empty", lambda root: find_images(root), "holds no images"),
+    ("no images", lambda root: find_images(make(root, "a.txt")), "holds no images"),
+    ("one image", lambda root: find_images(make(root, "a.jpg") / "a.jpg"), "is one image"),
+    ("no split", lambda root: find_labeled(make(root, "train/a/1.jpg", "train/b/1.jpg"), "val"), "no split 'val'; it has train"),
+    ("which split", lambda root: find_labeled(make(root, "train/a/1.jpg", "test/a/1.jpg")), "divided into train, test"),
+    ("no classes", lambda root: find_labeled(make(root, "1.jpg")), "images but no class folders"),
+    ("nothing", lambda root: find_labeled(root), "neither images nor class folders"),
+    ("one class", lambda root: find_labeled(make(root, "a/1.jpg")), "only the class 'a'"),
+    ("empty class", lambda root: find_labeled(make(root, "a/1.jpg", "b/readme.txt")), "class folder .*b holds no images"),
+    ("stray", lambda root: find_labeled(make(root, "a/1.jpg", "b/1.jpg", "c.jpg")), "c.jpg lies beside the class folders"),
+    ("unknown class", lambda root: find_labeled(make(root, "a/1.jpg", "b/1.jpg"), classes=["a", "c"]), "b is a class that"),
 ]
 
 
@@ -169,9 +169,9 @@ def test_folder_mistakes(tmp_path: Path, call, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("l.txt", "a.jpg\nnope.jpg\n", r"l.txt, line 2: there is no picture 'nope.jpg'"),
-        ("l.txt", "# nothing\n", "lists no pictures"),
-        ("l.txt", "a.jpg\n\0\n", "line 2: there is no picture"),
+        ("l.txt", "a.jpg\nnope.jpg\n", r"l.txt, line 2: there is no image 'nope.jpg'"),
+        ("l.txt", "# nothing\n", "lists no images"),
+        ("l.txt", "a.jpg\n\0\n", "line 2: there is no image"),
         ("l.txt", "sub\n", "line 1: 'sub' is not a regular file"),
         ("l.txt", "a.jpg\n", "has no labels"),
         ("l.csv", "", "must name a column 'path'; found nothing"),
@@ -180,7 +180,7 @@ def test_folder_mistakes(tmp_path: Path, call, message: str) -> None:
         ("l.csv", "path,label\na.jpg,x\nb.jpg\n", "line 3: expected 2 columns"),
         ("l.csv", "path,label\na.jpg,x,y\n", "line 2: expected 2 columns"),
         ("l.csv", "path,label\na.jpg,\n", "line 2: the label is empty"),
-        ("l.csv", "path,label\na.jpg,x\ngone.jpg,y\n", "line 3: there is no picture 'gone.jpg'"),
+        ("l.csv", "path,label\na.jpg,x\ngone.jpg,y\n", "line 3: there is no image 'gone.jpg'"),
         ("l.csv", 'path,label\na.jpg,"x\n', "line 2: unexpected end of data"),
         ("l.csv", "path,label\na.jpg,x\nb.jpg,x\n", "only the class 'x'"),
     ],
@@ -190,14 +190,14 @@ def test_list_mistakes_name_the_line(tmp_path: Path, name: str, content: str, me
     (tmp_path / name).write_text(content)
     is_about_labels = "label" in message or name.endswith("csv")
     with pytest.raises(UserError, match=message) as caught:
-        find_labelled(tmp_path / name) if is_about_labels else find_pictures(tmp_path / name)
+        find_labeled(tmp_path / name) if is_about_labels else find_images(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_the_training_pictures_lack(tmp_path: Path) -> None:
+def test_a_label_the_training_images_lack(tmp_path: Path) -> None:
     make(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "l.csv").write_text("path,label\na.jpg,x\nb.jpg,z\n")
     with pytest.raises(UserError, match="line 3: label 'z' is not one of the 2 known classes"):
-        find_labelled(tmp_path / "l.csv", classes=["x", "y"])
+        find_labeled(tmp_path / "l.csv", classes=["x", "y"])
     with pytest.raises(UserError, match="is a list and has no split"):
-        find_labelled(tmp_path / "l.csv", "train")
+        find_labeled(tmp_path / "l.csv", "train")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from beitkit.data.sources import index as picture_index
-from beitkit.data.sources.find import find_labelled, find_pictures
+from beitkit.data.sources import index as image_index
+from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.folders import walk
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import open_index, walked, write_index
 from beitkit.errors import UserError
 from beitkit.runs.pack import index as index_run
@@ -33,21 +33,21 @@ NAMES = ("c.jpg", "a/2.jpg", "a/10.jpg", "a b/x.png", "a/ü.jpg", "a/line\nbreak
 @pytest.mark.parametrize("together", [1, 2, 3, 100])
 def test_a_walk_in_parts_is_sorted_like_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
     folder = make(tmp_path / "p", *NAMES)
-    monkeypatch.setattr(picture_index, "_SORTED_TOGETHER", together)
+    monkeypatch.setattr(image_index, "_SORTED_TOGETHER", together)
     assert list(walked(folder, tmp_path)) == sorted(walk(folder))
 
 
 def test_runs_longer_than_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "p", *(f"{'d' * 200}/{index:0200d}.jpg" for index in range(900)))
-    monkeypatch.setattr(picture_index, "_SORTED_TOGETHER", 400)
+    monkeypatch.setattr(image_index, "_SORTED_TOGETHER", 400)
     assert list(walked(folder, tmp_path)) == sorted(walk(folder))
 
 
 def test_an_index_is_the_folder(tmp_path: Path) -> None:
     folder = make(tmp_path / "p", *NAMES)
-    files = find_pictures(folder)
+    files = find_images(folder)
     index_run.run(IndexRun(folder, out=tmp_path / "x.index"))
-    found = find_pictures(tmp_path / "x.index")
+    found = find_images(tmp_path / "x.index")
     assert [found.path(i) for i in range(len(found))] == [files.path(i) for i in range(len(files))]
     assert found.digest == found.computed_digest() == files.digest
     assert isinstance(found.names, np.memmap)
@@ -60,23 +60,23 @@ def test_an_index_moves_with_its_folder(tmp_path: Path) -> None:
     make(tmp_path / "one/p", "a.jpg", "b.jpg")
     index_run.run(IndexRun(tmp_path / "one/p", out=tmp_path / "one/x.index"))
     (tmp_path / "one").rename(tmp_path / "two")
-    assert find_pictures(tmp_path / "two/x.index").path(0).is_file()
+    assert find_images(tmp_path / "two/x.index").path(0).is_file()
     index_run.run(IndexRun(tmp_path / "two/p", out=tmp_path / "three/x.index"))
     (tmp_path / "three/x.index").rename(tmp_path / "x.index")
-    assert find_pictures(tmp_path / "x.index").path(1).is_file()
+    assert find_images(tmp_path / "x.index").path(1).is_file()
 
 
 def test_an_index_keeps_labels_only_where_it_is_told(tmp_path: Path) -> None:
     folder = make(tmp_path / "p", "train/a/1.jpg", "train/b/2.jpg", "val/b/3.jpg")
     index_run.run(IndexRun(folder, out=tmp_path / "x.index", labels=True, split="train"))
-    found = find_labelled(tmp_path / "x.index")
-    assert found.digest == found.computed_digest() == find_labelled(folder / "train").digest
-    assert found.with_targets().digest == find_labelled(folder / "train").with_targets().digest
+    found = find_labeled(tmp_path / "x.index")
+    assert found.digest == found.computed_digest() == find_labeled(folder / "train").digest
+    assert found.with_targets().digest == find_labeled(folder / "train").with_targets().digest
     index_run.run(IndexRun(folder, out=tmp_path / "y.index"))
     with pytest.raises(UserError, match="y.index holds no labels; make it with beitkit index --labels"):
-        find_labelled(tmp_path / "y.index")
+        find_labeled(tmp_path / "y.index")
     with pytest.raises(UserError, match="is an index and has no split 'val'"):
-        find_labelled(tmp_path / "x.index", "val")
+        find_labeled(tmp_path / "x.index", "val")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("damaged") / "x.index"
     names = [b"a.jpg", b"bb.jpg", b"c/d.jpg"]
     labels = np.array([0, 1, 0], dtype=np.int64)
-    write_index(path, PictureList.of(path.parent, names, labels=labels, classes=("x", "y")))
+    write_index(path, ImageList.of(path.parent, names, labels=labels, classes=("x", "y")))
     return path
 
 
@@ -105,19 +105,19 @@ def test_any_damage_is_refused_in_one_line(data: some.DataObject, whole: Path) -
         content += b"x"
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged") as caught:
-        open_index(str(path), labelled=False)
+        open_index(str(path), labeled=False)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="x.index does not exist; make it with beitkit index"):
-        find_pictures(tmp_path / "x.index")
+        find_images(tmp_path / "x.index")
     with pytest.raises(UserError, match="must end in .index"):
         IndexRun(tmp_path, out=tmp_path / "x.txt")
-    with pytest.raises(UserError, match="--split train is for labelled pictures"):
+    with pytest.raises(UserError, match="--split train is for labeled images"):
         IndexRun(tmp_path, out=tmp_path / "x.index", split="train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         index_run.run(IndexRun(tmp_path / "empty", out=tmp_path / "x.index"))
     assert not (tmp_path / "x.index").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

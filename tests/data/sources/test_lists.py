@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from beitkit.data.sources.find import find_labelled, find_pictures, labelled_source
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_images, find_labeled, labeled_source
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import read_list
 from beitkit.errors import UserError
 
@@ -29,18 +29,18 @@ def written(path: Path, *rows: object) -> Path:
     return path
 
 
-def labels(files: PictureList) -> list[str]:
+def labels(files: ImageList) -> list[str]:
     assert files.labels is not None
     return [files.classes[label] for label in files.labels]
 
 
-def several(files: PictureList) -> list[set[str]]:
+def several(files: ImageList) -> list[set[str]]:
     assert files.targets is not None
     assert files.targets.shape == (len(files), len(files.classes))
     return [{name for name, has in zip(files.classes, row, strict=True) if has} for row in files.targets]
 
 
-def names(files: PictureList) -> list[str]:
+def names(files: ImageList) -> list[str]:
     return [os.fsdecode(files.name(index)) for index in range(len(files))]
 
 
@@ -48,21 +48,21 @@ def test_json_lines_with_words_and_numbers(root: Path) -> None:
     rows = [{"path": "a.jpg", "label": 10}, {"path": "b.jpg", "label": "9", "note": [1]}, {"path": "sub/d.jpg", "label": 10.0}]
     path = written(root / "l.jsonl", *rows)
     path.write_text("\ufeff" + path.read_text() + "\n  \n", encoding="utf-8")
-    files = find_labelled(path)
+    files = find_labeled(path)
     assert (names(files), labels(files), files.classes) == (["a.jpg", "b.jpg", "sub/d.jpg"], ["10", "9", "10"], ("9", "10"))
     assert files.targets is None
-    plain = find_pictures(path)
+    plain = find_images(path)
     assert (names(plain), plain.labels, plain.classes) == (names(files), None, ())
 
 
 def test_json_lines_without_labels_need_none(root: Path) -> None:
     path = written(root / "l.jsonl", {"path": "b.jpg"}, {"path": "a.jpg", "label": None})
-    assert names(find_pictures(path)) == ["b.jpg", "a.jpg"]
+    assert names(find_images(path)) == ["b.jpg", "a.jpg"]
 
 
 def test_json_strings_are_taken_exactly(root: Path) -> None:
     (root / " x|y.jpg").write_bytes(b"")
-    files = find_labelled(written(root / "l.jsonl", {"path": " x|y.jpg", "label": "a|b"}, {"path": "a.jpg", "label": " a"}))
+    files = find_labeled(written(root / "l.jsonl", {"path": " x|y.jpg", "label": "a|b"}, {"path": "a.jpg", "label": " a"}))
     assert (names(files), labels(files), files.targets) == ([" x|y.jpg", "a.jpg"], ["a|b", " a"], None)
 
 
@@ -71,23 +71,23 @@ def test_bytes_that_are_not_utf_8_survive_in_json_lines(root: Path) -> None:
     Path(os.fsdecode(raw)).write_bytes(b"")
     escaped, plain = b'{"path": "caf\\udce9.jpg"}\n', b'{"path": "caf\xe9.jpg"}\n'
     (root / "l.jsonl").write_bytes(escaped + plain)
-    files = find_pictures(root / "l.jsonl")
+    files = find_images(root / "l.jsonl")
     assert [os.fsencode(files.path(index)) for index in range(2)] == [raw, raw]
 
 
 def test_several_labels_in_json_lines(root: Path) -> None:
     rows = [{"path": "a.jpg", "labels": ["x", "z", "x"]}, {"path": "b.jpg", "labels": []}, {"path": "c.jpg", "label": "y|"}]
-    files = find_labelled(written(root / "l.jsonl", *rows))
+    files = find_labeled(written(root / "l.jsonl", *rows))
     assert (files.classes, files.labels) == (("x", "y|", "z"), None)
     assert several(files) == [{"x", "z"}, set(), {"y|"}]
 
 
 def test_several_labels_in_a_table(root: Path) -> None:
-    by_bar = find_labelled(written(root / "bar.csv", "path,label", "a.jpg,x | z", "b.jpg, y"))
+    by_bar = find_labeled(written(root / "bar.csv", "path,label", "a.jpg,x | z", "b.jpg, y"))
     assert several(by_bar) == [{"x", "z"}, {"y"}]
-    by_column = find_labelled(written(root / "column.csv", "labels,path", ",a.jpg", "x,b.jpg", "y|x,c.jpg"))
+    by_column = find_labeled(written(root / "column.csv", "labels,path", ",a.jpg", "x,b.jpg", "y|x,c.jpg"))
     assert several(by_column) == [set(), {"x"}, {"x", "y"}]
-    known = find_labelled(root / "column.csv", classes=["y", "w", "x"])
+    known = find_labeled(root / "column.csv", classes=["y", "w", "x"])
     assert known.targets is not None
     assert known.targets.tolist() == [[False, False, False], [False, False, True], [True, False, True]]
 
@@ -99,39 +99,39 @@ def test_a_split_column_divides(root: Path, ending: str) -> None:
         path = written(root / "l.csv", "path,label,split", *(",".join(row) for row in rows))
     else:
         path = written(root / "l.jsonl", *(dict(zip(("path", "label", "split"), row, strict=True)) for row in rows))
-    source = labelled_source(path)
+    source = labeled_source(path)
     assert source.splits == ("train", "val", "test")
-    train, val, test = (find_labelled(path, split, classes=["x", "y"]) for split in source.splits)
+    train, val, test = (find_labeled(path, split, classes=["x", "y"]) for split in source.splits)
     assert [names(files) for files in (train, val, test)] == [["a.jpg", "c.jpg"], ["b.jpg"], ["sub/d.jpg"]]
     assert [labels(files) for files in (train, val, test)] == [["x", "y"], ["y"], ["x"]]
     with pytest.raises(UserError, match="is divided into train, val, test by its column split"):
-        find_labelled(path)
-    assert len(find_pictures(path)) == 4  # without labels there are no splits
+        find_labeled(path)
+    assert len(find_images(path)) == 4  # without labels there are no splits
 
 
 def test_an_empty_split_column_divides_nothing(root: Path) -> None:
     path = written(root / "l.csv", "path,label,split", "a.jpg,x,", "b.jpg,y,")
-    assert labelled_source(path).splits == ()
-    assert len(find_labelled(path)) == 2
+    assert labeled_source(path).splits == ()
+    assert len(find_labeled(path)) == 2
     written(path, "path,label,split", "a.jpg,x,train", "b.jpg,y,train", "c.jpg,y,train")
-    with pytest.raises(UserError, match="has no pictures whose split is 'val'; it has train"):
-        find_labelled(path, "val")
+    with pytest.raises(UserError, match="has no images whose split is 'val'; it has train"):
+        find_labeled(path, "val")
 
 
 def test_declared_classes_keep_their_order_and_cells_their_spelling(root: Path) -> None:
     path = written(root / "l.csv", "path,label,split", ",z,class", ", b|c ,class", ",a,class", "a.jpg, b|c ,", "b.jpg,z,")
-    files = find_labelled(path)
+    files = find_labeled(path)
     assert (files.classes, labels(files), files.targets) == (("z", " b|c ", "a"), [" b|c ", "z"], None)
     assert files.counts().tolist() == [1, 1, 0]
-    assert names(find_pictures(path)) == ["a.jpg", "b.jpg"]
+    assert names(find_images(path)) == ["a.jpg", "b.jpg"]
     rows = [{"labels": ["q"], "split": "class"}, {"label": "p", "split": "class"}, {"path": "a.jpg", "labels": ["p"]}]
-    assert find_labelled(written(root / "l.jsonl", *rows)).classes == ("q", "p")
+    assert find_labeled(written(root / "l.jsonl", *rows)).classes == ("q", "p")
 
 
 def test_numbers_are_ordered_by_value_whatever_their_length(root: Path) -> None:
     long = "9" * 5000  # too long for Python to take as a number
     rows = [{"path": "a.jpg", "labels": ["7", "07", "10", "b", "1.5", long]}]
-    assert find_labelled(written(root / "l.jsonl", *rows)).classes == ("07", "7", "10", "1.5", long, "b")
+    assert find_labeled(written(root / "l.jsonl", *rows)).classes == ("07", "7", "10", "1.5", long, "b")
 
 
 GOOD = {"path": "a.jpg", "label": "x"}
@@ -154,20 +154,20 @@ JSON_MISTAKES: list[tuple[list[object], str]] = [
     ([GOOD, GOOD | {"label": "\ud800"}], r"line 2: the label '\\ud800' is no valid text"),
     ([{"path": "a.jpg", "labels": "x"}], 'line 1: "labels" must be a list, found a string'),
     ([{"path": "a.jpg", "labels": ["x", ""]}], "line 1: the label is empty"),
-    ([GOOD, GOOD | {"path": "gone.jpg"}], "line 2: there is no picture 'gone.jpg'"),
-    ([GOOD, GOOD | {"path": "\ud800.jpg"}], r"line 2: there is no picture '\\ud800.jpg'"),
-    ([GOOD, GOOD | {"path": "a\0b"}], r"line 2: there is no picture 'a\\x00b'"),
+    ([GOOD, GOOD | {"path": "gone.jpg"}], "line 2: there is no image 'gone.jpg'"),
+    ([GOOD, GOOD | {"path": "\ud800.jpg"}], r"line 2: there is no image '\\ud800.jpg'"),
+    ([GOOD, GOOD | {"path": "a\0b"}], r"line 2: there is no image 'a\\x00b'"),
     ([GOOD, GOOD | {"path": "sub"}], "line 2: 'sub' is not a regular file"),
     ([GOOD | {"split": "dev"}], "line 1: the split 'dev' is none of train, training, val, validation, valid, test, testing"),
     ([GOOD | {"split": 3}], 'line 1: "split" must be a string, found the number 3'),
     ([GOOD | {"split": "val"}, GOOD], "line 2: there is no split, but other rows have one"),
     ([GOOD | {"split": "class"}], "line 1: a row whose split is 'class' names one class as its label and has no path"),
     ([{"labels": ["x", "y"], "split": "class"}], "line 1: a row whose split is 'class' names one class"),
-    ([GOOD, {"label": "x", "split": "class"}], "line 2: rows whose split is 'class' come before the pictures"),
+    ([GOOD, {"label": "x", "split": "class"}], "line 2: rows whose split is 'class' come before the images"),
     ([{"label": "x", "split": "class"}] * 2, "line 2: the class 'x' is named a second time"),
     ([{"label": "y", "split": "class"}, {"label": "z", "split": "class"}, GOOD], "line 3: label 'x' is not one of the 2 known"),
-    ([{"label": "y", "split": "class"}], "lists no pictures"),
-    ([""], "lists no pictures"),
+    ([{"label": "y", "split": "class"}], "lists no images"),
+    ([""], "lists no images"),
     ([GOOD], "has only the class 'x'"),
     ([{"path": "a.jpg", "labels": []}], "has no label; a classifier needs two"),
 ]
@@ -177,7 +177,7 @@ JSON_MISTAKES: list[tuple[list[object], str]] = [
 def test_mistakes_in_json_lines(root: Path, rows: list[object], message: str) -> None:
     path = written(root / "l.jsonl", *rows)
     with pytest.raises(UserError, match=message) as caught:
-        find_labelled(path)
+        find_labeled(path)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(path))
 
@@ -196,17 +196,17 @@ def test_mistakes_in_json_lines(root: Path, rows: list[object], message: str) ->
 )
 def test_mistakes_in_a_table(root: Path, lines: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        find_labelled(written(root / "l.csv", *lines))
+        find_labeled(written(root / "l.csv", *lines))
     assert "\n" not in str(caught.value)
 
 
 def test_a_long_value_is_cut_short_in_the_message(root: Path) -> None:
     with pytest.raises(UserError) as caught:
-        find_pictures(written(root / "l.txt", "x" * 5000))
+        find_images(written(root / "l.txt", "x" * 5000))
     assert len(str(caught.value)) < 400 + len(str(root))
 
 
 def test_a_table_is_flat_memory(root: Path) -> None:
-    table = read_list(written(root / "l.csv", "path,labels", "a.jpg,", "sub/d.jpg,y|x", "b.jpg,x"), labelled=True)
+    table = read_list(written(root / "l.csv", "path,labels", "a.jpg,", "sub/d.jpg,y|x", "b.jpg,x"), labeled=True)
     assert (table.names, table.offsets.tolist(), table.lines.tolist()) == (b"a.jpgsub/d.jpgb.jpg", [0, 5, 14, 19], [2, 3, 4])
     assert (table.labels, table.label_ids.tolist(), table.label_offsets.tolist()) == (("y", "x"), [0, 1, 1], [0, 0, 2, 3])

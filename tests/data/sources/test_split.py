@@ -1,4 +1,4 @@
-"""Choosing among labelled pictures."""
+"""Choosing among labeled images."""
 
 import hashlib
 import os
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from beitkit.data.sources.find import find_labelled
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_labeled
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.errors import UserError
 
@@ -27,12 +27,12 @@ def folder(path: Path, counts: dict[str, int]) -> Path:
     return path
 
 
-def per_class(files: PictureList) -> dict[str, int]:
+def per_class(files: ImageList) -> dict[str, int]:
     assert files.labels is not None
     return {files.classes[label]: count for label, count in sorted(Counter(files.labels.tolist()).items())}
 
 
-def paths(files: PictureList) -> set[Path]:
+def paths(files: ImageList) -> set[Path]:
     return {files.path(index) for index in range(len(files))}
 
 
@@ -49,7 +49,7 @@ def test_a_fifth_of_each_class_is_set_aside_the_same_way_every_time(tmp_path: Pa
 def test_folders_beside_train_are_used_and_val_comes_before_test(tmp_path: Path) -> None:
     folder(tmp_path / "train", {"a": 3, "b": 3})
     assert per_class(train_and_val(tmp_path, None, 0)[1]) == {"a": 1, "b": 1}  # nothing beside train: set aside
-    assert paths(train_and_val(tmp_path, None, 0)[1]) < paths(find_labelled(tmp_path, "train"))
+    assert paths(train_and_val(tmp_path, None, 0)[1]) < paths(find_labeled(tmp_path, "train"))
     folder(tmp_path / "test", {"a": 1, "b": 1})
     assert per_class(train_and_val(tmp_path, None, 0)[1]) == {"a": 1, "b": 1}
     folder(tmp_path / "val", {"a": 2, "b": 2})
@@ -59,7 +59,7 @@ def test_folders_beside_train_are_used_and_val_comes_before_test(tmp_path: Path)
 
 
 def test_few_labels_are_balanced_nested_in_the_list_and_drawn_by_the_seed(tmp_path: Path) -> None:
-    files = find_labelled(folder(tmp_path, {"a": 10, "b": 10, "c": 3}))
+    files = find_labeled(folder(tmp_path, {"a": 10, "b": 10, "c": 3}))
     assert per_class(few_per_class(files, 6, 0)) == {"a": 2, "b": 2, "c": 2}
     assert per_class(few_per_class(files, 15, 0)) == {"a": 6, "b": 6, "c": 3}
     assert paths(few_per_class(files, 6, 0)) == paths(few_per_class(files, 6, 0))
@@ -69,12 +69,12 @@ def test_few_labels_are_balanced_nested_in_the_list_and_drawn_by_the_seed(tmp_pa
 
 @pytest.mark.parametrize("labels", [2, 24])
 def test_too_few_or_too_many_labels_are_refused(tmp_path: Path, labels: int) -> None:
-    files = find_labelled(folder(tmp_path, {"a": 10, "b": 10, "c": 3}))
+    files = find_labeled(folder(tmp_path, {"a": 10, "b": 10, "c": 3}))
     with pytest.raises(UserError, match=f"--labels {labels} must lie between the 3 classes and the 23"):
         few_per_class(files, labels, 0)
 
 
-def test_single_pictures_cannot_be_split(tmp_path: Path) -> None:
+def test_single_images_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --val"):
         train_and_val(folder(tmp_path, {"a": 1, "b": 1}), None, 0)
 
@@ -88,9 +88,9 @@ def listed(path: Path, *lines: str) -> Path:
     return path
 
 
-def several(tmp_path: Path, rows: list[str]) -> PictureList:
-    """Pictures with several labels: `rows` are the cells of column `labels`."""
-    return find_labelled(listed(tmp_path / "several.csv", "path,labels", *(f"{i}.png,{row}" for i, row in enumerate(rows))))
+def several(tmp_path: Path, rows: list[str]) -> ImageList:
+    """Images with several labels: `rows` are the cells of column `labels`."""
+    return find_labeled(listed(tmp_path / "several.csv", "path,labels", *(f"{i}.png,{row}" for i, row in enumerate(rows))))
 
 
 def test_the_part_set_aside_has_the_smallest_hashes_of_each_class(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_the_part_set_aside_has_the_smallest_hashes_of_each_class(tmp_path: Path
     assert paths(train_and_val(images, None, seed=5)[1]) == expected
 
 
-def test_a_picture_more_or_less_moves_hardly_any_other(tmp_path: Path) -> None:
+def test_an_image_more_or_less_moves_hardly_any_other(tmp_path: Path) -> None:
     images = folder(tmp_path, {"a": 50, "b": 50})
     before = paths(train_and_val(images, None, 0)[1])
     (images / "a" / "extra.png").touch()
@@ -140,8 +140,8 @@ def test_several_labels_are_set_aside_by_the_rarest(tmp_path: Path) -> None:
     assert paths(train_and_val(tmp_path / "several.csv", None, 1)[1]) != paths(val)
 
 
-def test_the_last_picture_of_a_class_is_trained_on(tmp_path: Path) -> None:
-    several(tmp_path, ["a|c", "a", "b|c", "b"])  # a and b, who choose first, could take both pictures of c
+def test_the_last_image_of_a_class_is_trained_on(tmp_path: Path) -> None:
+    several(tmp_path, ["a|c", "a", "b|c", "b"])  # a and b, who choose first, could take both images of c
     for seed in range(10):
         train, val = train_and_val(tmp_path / "several.csv", None, seed)
         assert len(val) >= 1
@@ -170,7 +170,7 @@ def test_val_is_written_as_train_is(tmp_path: Path) -> None:
     assert val.labels is None
     assert val.targets is not None
     assert val.targets.tolist() == [[True, False], [False, True]]
-    with pytest.raises(UserError, match="many.csv has several labels a picture, but .*one.csv has one"):
+    with pytest.raises(UserError, match="many.csv has several labels an image, but .*one.csv has one"):
         train_and_val(one, many, 0)
     assert train.with_targets() is train
 
@@ -184,7 +184,7 @@ REFUSED = [
     ),
     (["1.png,x,train", "2.png,y,train", "./1.png,x,val"], r"l.csv, lines 2 and 4: '.*/1.png' is listed for training and for val"),
     (["1.png,x,", "2.png,y,", "2.png,x,"], r"l.csv, lines 3 and 4: '.*/2.png' is listed more than once"),
-    ([",x,class", ",y,class", "1.png,x,train", "2.png,y,val"], "the class 'y' has validation pictures but no training picture"),
+    ([",x,class", ",y,class", "1.png,x,train", "2.png,y,val"], "the class 'y' has validation images but no training image"),
     (["1.png,x,train", "2.png,x,train", "3.png,x,val"], "only the class 'x'"),
 ]
 
@@ -196,18 +196,18 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, rows: list[str], mess
     assert "\n" not in str(caught.value)
 
 
-def test_a_picture_in_train_and_val_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_an_image_in_train_and_val_is_refused_with_both_places(tmp_path: Path) -> None:
     images = folder(tmp_path / "p", {"a": 2, "b": 2})
     train = listed(tmp_path / "t.csv", "path,label", "p/a/0.png,a", "p/b/0.png,b")
     val = listed(tmp_path / "v.csv", "path,label", "p/a/1.png,a", "p/b/0.png,b")
-    shared = "'.*/p/b/0.png' is a training picture"
-    with pytest.raises(UserError, match=rf"{shared} \(.*t.csv, line 3\) and a validation picture \(.*v.csv, line 3\)"):
+    shared = "'.*/p/b/0.png' is a training image"
+    with pytest.raises(UserError, match=rf"{shared} \(.*t.csv, line 3\) and a validation image \(.*v.csv, line 3\)"):
         train_and_val(train, val, 0)
-    with pytest.raises(UserError, match=r"is a training picture \(.*/p\) and a validation picture \(.*v.csv, line 2\)"):
+    with pytest.raises(UserError, match=r"is a training image \(.*/p\) and a validation image \(.*v.csv, line 2\)"):
         train_and_val(images, val, 0)
 
 
-def test_a_picture_listed_twice_for_training_only_is_allowed(tmp_path: Path) -> None:
+def test_an_image_listed_twice_for_training_only_is_allowed(tmp_path: Path) -> None:
     rows = ["1.png,x,train", "1.png,x,train", "2.png,y,train", "3.png,x,val"]
     assert per_class(train_and_val(listed(tmp_path / "l.csv", "path,label,split", *rows), None, 0)[0]) == {"x": 2, "y": 1}
 
@@ -219,12 +219,12 @@ def test_a_class_folder_that_only_val_has_is_refused(tmp_path: Path) -> None:
         train_and_val(tmp_path, None, 0)
 
 
-def test_classes_without_a_validation_picture_are_noted(tmp_path: Path) -> None:
+def test_classes_without_a_validation_image_are_noted(tmp_path: Path) -> None:
     train, val = train_and_val(folder(tmp_path, {"a": 10, "b": 1, "c": 1}), None, 0)
-    assert note_on_val(val) == "no validation picture of 2 of 3 classes: b, c"
+    assert note_on_val(val) == "no validation image of 2 of 3 classes: b, c"
     assert note_on_val(train) is None
     many = replace(val, classes=tuple("abcdefgh"))
-    assert note_on_val(many) == "no validation picture of 7 of 8 classes: b, c, d, e, f and 2 more"
+    assert note_on_val(many) == "no validation image of 7 of 8 classes: b, c, d, e, f and 2 more"
 
 
 def test_few_of_several_labels_keep_every_class(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_few_of_several_labels_keep_every_class(tmp_path: Path) -> None:
     assert paths(few_per_class(files, 12, 0)) != paths(few_per_class(files, 12, 1))
 
 
-def same(one: PictureList, other: PictureList) -> bool:
+def same(one: ImageList, other: ImageList) -> bool:
     """Whether two lists have the same files in the same order, with the same labels of the same classes."""
     labels = [(files.labels, files.targets) for files in (one, other)]
     return (
@@ -253,7 +253,7 @@ def same(one: PictureList, other: PictureList) -> bool:
     )
 
 
-def stored(path: Path, train: PictureList, val: PictureList) -> Path:
+def stored(path: Path, train: ImageList, val: ImageList) -> Path:
     path.write_bytes(split_table(train, val).encode("utf-8", "surrogateescape"))
     return path
 
@@ -266,10 +266,10 @@ def test_a_stored_split_reads_back_from_elsewhere(tmp_path: Path) -> None:
     assert same(again[0], train)
     assert same(again[1], val)
     assert split_table(*again) == split_table(train, val)
-    assert same(find_labelled(table, "val", classes=train.classes), val)
+    assert same(find_labeled(table, "val", classes=train.classes), val)
 
 
-def test_a_stored_split_keeps_classes_without_pictures_and_their_order(tmp_path: Path) -> None:
+def test_a_stored_split_keeps_classes_without_images_and_their_order(tmp_path: Path) -> None:
     files = replace(several(tmp_path, ["b|a", "", "a"]), classes=("z", "empty"))
     train, val = files.subset([0, 1]), files.subset([2])
     assert same(train_and_val(stored(tmp_path / "split.csv", train, val), None, 0)[0], train)
@@ -302,7 +302,7 @@ def test_any_name_survives_a_stored_split(names: list[bytes], classes: list[str]
         if len(set(classes)) < len(classes):
             return
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "pictures"
+        root = Path(folder) / "images"
         root.mkdir()
         for name in names:
             Path(os.fsdecode(os.fsencode(root) + b"/" + name)).touch()
@@ -314,7 +314,7 @@ def test_any_name_survives_a_stored_split(names: list[bytes], classes: list[str]
             targets[0] = True  # the training part has every class that the validation part has
         if labels is not None:
             labels[cut:] = labels[:cut].repeat(2)[: len(names) - cut]
-        files = PictureList.of(root, names, classes=classes, labels=labels, targets=targets)
+        files = ImageList.of(root, names, classes=classes, labels=labels, targets=targets)
         train, val = files.subset(range(cut)), files.subset(range(cut, len(names)))
         again = train_and_val(stored(Path(folder) / "split.csv", train, val), None, 0)
         assert same(again[0], train)

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from beitkit.configs.data import MaskConfig, ViewConfig
-from beitkit.data.dataset import PictureDataset
-from beitkit.data.decoding import decode as pictures
-from beitkit.data.sources.find import find_pictures
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.decoding import decode as images
+from beitkit.data.sources.find import find_images
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import stored_views_stream
 from beitkit.data.tokens import cache as token_cache
 from beitkit.data.tokens.cache import TokenCache, bytes_per_view, open_cache
@@ -24,12 +24,12 @@ from beitkit.errors import UserError
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> PictureList:
-    (tmp_path / "pictures").mkdir()
+def files(tmp_path: Path) -> ImageList:
+    (tmp_path / "images").mkdir()
     for index in range(6):
         noise = np.random.default_rng(index).integers(0, 255, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(tmp_path / "pictures" / f"{index}.png")
-    return find_pictures(tmp_path / "pictures")
+        Image.fromarray(noise).save(tmp_path / "images" / f"{index}.png")
+    return find_images(tmp_path / "images")
 
 
 def key(vocabulary: int = 8192, views: int = 4, side: int = 14) -> CacheKey:
@@ -45,7 +45,7 @@ def rows(*places: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("vocabulary", "largest"), [(256, 255), (8192, 8191), (65536, 65535), (65537, 65536)])
-def test_what_is_put_comes_back(vocabulary: int, largest: int, files: PictureList, tmp_path: Path) -> None:
+def test_what_is_put_comes_back(vocabulary: int, largest: int, files: ImageList, tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "c", key(vocabulary), files, is_writable=True)
     tokens = torch.full((2, 196), largest)
     tokens[1, 7] = 0
@@ -60,7 +60,7 @@ def test_what_is_put_comes_back(vocabulary: int, largest: int, files: PictureLis
     assert not again.is_complete
 
 
-def test_a_kill_before_the_flush_leaves_nothing_marked(files: PictureList, tmp_path: Path) -> None:
+def test_a_kill_before_the_flush_leaves_nothing_marked(files: ImageList, tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:  # dies as if by kill -9: nothing is closed
         cache = open_cache(tmp_path / "c", key(), files, is_writable=True)
@@ -75,7 +75,7 @@ def test_a_kill_before_the_flush_leaves_nothing_marked(files: PictureList, tmp_p
 
 
 def test_rows_are_marked_after_the_tokens_are_on_the_disk(
-    files: PictureList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     flush = np.memmap.flush
@@ -93,7 +93,7 @@ def test_rows_are_marked_after_the_tokens_are_on_the_disk(
     assert order == ["tokens", "marks 2"]
 
 
-def test_a_view_takes_less_than_500_bytes(files: PictureList, tmp_path: Path) -> None:
+def test_a_view_takes_less_than_500_bytes(files: ImageList, tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "c", key(views=16), files, is_writable=True)
     everything = rows(*[(index, view) for index in range(6) for view in range(16)])
     cache.put(*everything, torch.randint(8192, (96, 196), generator=torch.Generator().manual_seed(0)))
@@ -104,7 +104,7 @@ def test_a_view_takes_less_than_500_bytes(files: PictureList, tmp_path: Path) ->
     assert data / 96 == bytes_per_view(key(views=16)) < 500
 
 
-def test_an_unreadable_picture_is_tried_again_when_the_cache_is_completed(files: PictureList, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_tried_again_when_the_cache_is_completed(files: ImageList, tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "c", key(views=1), files, is_writable=True)
     cache.put(*rows(*[(index, 0) for index in range(5)]), torch.zeros(5, 196, dtype=torch.int64))
     cache.set_unreadable(5)
@@ -114,7 +114,7 @@ def test_an_unreadable_picture_is_tried_again_when_the_cache_is_completed(files:
     assert list(TokenCache(tmp_path / "c", key(views=1), is_writable=True).missing()) == [5]
 
 
-def test_content_is_compared_where_size_or_time_differ(files: PictureList) -> None:
+def test_content_is_compared_where_size_or_time_differ(files: ImageList) -> None:
     before = contents_of(files)
     assert first_changed(files, before) is None
     path = files.path(2)
@@ -128,7 +128,7 @@ def test_content_is_compared_where_size_or_time_differ(files: PictureList) -> No
     assert first_changed(files, before) == 4
 
 
-def test_a_damaged_or_another_versions_header_is_one_line(files: PictureList, tmp_path: Path) -> None:
+def test_a_damaged_or_another_versions_header_is_one_line(files: ImageList, tmp_path: Path) -> None:
     open_cache(tmp_path / "c", key(), files, is_writable=True)
     for content, match in (("{", "holds no token cache"), ('{"version": 0}', "is not of version 2")):
         (tmp_path / "c" / "cache.json").write_text(content)
@@ -136,24 +136,24 @@ def test_a_damaged_or_another_versions_header_is_one_line(files: PictureList, tm
             open_cache(tmp_path / "c", key(), files, is_writable=False)
 
 
-def test_every_view_comes_once_before_one_comes_again(files: PictureList) -> None:
-    data = PictureDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), views=5, seed=3)
+def test_every_view_comes_once_before_one_comes_again(files: ImageList) -> None:
+    data = ImageDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), views=5, seed=3)
     orders = {tuple(data.view_number(5 * turn + place, index) for place in range(5)) for turn in range(4) for index in range(6)}
     assert all(sorted(order) == list(range(5)) for order in orders)
-    assert len(orders) > 15  # each picture and each turn has its own order
+    assert len(orders) > 15  # each image and each turn has its own order
 
 
-def test_a_picture_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(3):
         noise = np.random.default_rng(index).integers(0, 255, (150, 160, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{index}.{'png' if index == 1 else 'jpg'}")
     opened: list[Path] = []
-    before = pictures._opened
-    monkeypatch.setattr(pictures, "_opened", lambda path: (opened.append(path), before(path))[1])
-    files = find_pictures(tmp_path)
+    before = images._opened
+    monkeypatch.setattr(images, "_opened", lambda path: (opened.append(path), before(path))[1])
+    files = find_images(tmp_path)
 
     def shown(order: list[int]) -> list[torch.Tensor]:
-        data = PictureDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
+        data = ImageDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
         opened.clear()
         stream = stored_views_stream(data, 5, lambda index, number: True, order)
         batches = list(stream)
@@ -167,15 +167,15 @@ def test_a_picture_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: py
     apart = []
     for index in (0, 1, 2):
         for number in range(4):
-            data = PictureDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
+            data = ImageDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
             epoch = next(epoch for epoch in range(4) if data.view_number(epoch, index) == number)
             apart.append(data.read(epoch, index)["token_images"])
     assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
 
 
-def test_a_stored_view_repeats_and_its_mask_does_not(files: PictureList) -> None:
-    def data(views: int | None) -> PictureDataset:
-        return PictureDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), masker=masker(MaskConfig(), (4, 4)), views=views)
+def test_a_stored_view_repeats_and_its_mask_does_not(files: ImageList) -> None:
+    def data(views: int | None) -> ImageDataset:
+        return ImageDataset(files, PretrainView(ViewConfig(), (8, 8), (4, 4)), masker=masker(MaskConfig(), (4, 4)), views=views)
 
     first, again = (data(1).read(epoch, 2) for epoch in (0, 1))
     assert torch.equal(first["images"], again["images"])

@@ -36,7 +36,7 @@ TIMM_NAMES = {
 PAPER = RandAugment(2, 9.0, 0.5, IMAGENET.mean)
 
 
-def picture(height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
+def noise_image(height: int = 40, width: int = 56, mode: str = "RGB") -> Image.Image:
     """A smooth ramp with noise, so that equalizing, contrast and rotation all change something."""
     ramp = np.linspace(30, 200, height * width).reshape(height, width, 1)
     noise = np.random.default_rng(0).integers(-20, 20, (height, width, 3))
@@ -56,8 +56,8 @@ def test_the_fifteen_operations_are_those_of_the_increasing_set(timm_ops: Any) -
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_gives_timm_s_pixels_for_the_same_random_numbers(timm_ops: Any, name: str, mode: str) -> None:
     if mode == "L" and name == "color":
-        pytest.skip("a grey picture is never given it")
-    image, changed = picture(mode=mode), 0
+        pytest.skip("a gray image is never given it")
+    image, changed = noise_image(mode=mode), 0
     fill: int | tuple[int, int, int] = (124, 116, 104) if mode == "RGB" else 114  # method 5.1; round(255 * 0.449)
     hparams = {"img_mean": fill, "interpolation": Image.Resampling.BICUBIC, "magnitude_std": 0.5}
     theirs = timm_ops.AugmentOp(TIMM_NAMES[name], prob=0.5, magnitude=9, hparams=hparams)
@@ -73,7 +73,7 @@ def test_an_operation_gives_timm_s_pixels_for_the_same_random_numbers(timm_ops: 
 
 @pytest.mark.parametrize("magnitude", [0.0, 3.0, 10.0])
 def test_other_magnitudes_are_timm_s_too(timm_ops: Any, magnitude: float) -> None:
-    image, augment = picture(), RandAugment(2, magnitude, 0.0, INCEPTION.mean)
+    image, augment = noise_image(), RandAugment(2, magnitude, 0.0, INCEPTION.mean)
     hparams = {"img_mean": (128, 128, 128), "interpolation": Image.Resampling.BICUBIC}
     for name, theirs in TIMM_NAMES.items():
         for seed in (1, 2, 3):
@@ -98,7 +98,7 @@ def test_operations_are_drawn_with_replacement_and_equally_often(monkeypatch: py
         drawn.clear()
         for seed in range(3000):
             drawn.append([])
-            PAPER(picture(4, 4, mode), random.Random(seed))
+            PAPER(noise_image(4, 4, mode), random.Random(seed))
         assert {len(names) for names in drawn} == {2}
         first = [names[0] for names in drawn]
         assert len(set(first)) == count
@@ -106,8 +106,8 @@ def test_operations_are_drawn_with_replacement_and_equally_often(monkeypatch: py
         assert sum(names[0] == names[1] for names in drawn) == pytest.approx(3000 / count, abs=60)
 
 
-def test_randaugment_depends_on_its_generator_only_and_leaves_the_picture_alone() -> None:
-    image = picture()
+def test_randaugment_depends_on_its_generator_only_and_leaves_the_image_alone() -> None:
+    image = noise_image()
     before = image.tobytes()
     shown = [PAPER(image, random.Random(seed)).tobytes() for seed in range(30)]
     assert shown == [PAPER(image, random.Random(seed)).tobytes() for seed in range(30)]
@@ -116,7 +116,7 @@ def test_randaugment_depends_on_its_generator_only_and_leaves_the_picture_alone(
 
 
 def test_with_randaugment_a_view_has_no_jitter_and_without_it_nothing_changes() -> None:
-    image = picture(16, 16)
+    image = noise_image(16, 16)
     jittered, plain = ViewConfig(color_jitter=0.4), ViewConfig(color_jitter=0.0)
     for seed in range(10):
         augmented = [TrainView(view, (16, 16), PAPER)(image, random.Random(seed))["images"] for view in (jittered, plain)]
@@ -165,7 +165,7 @@ def test_erasing_fills_the_box_with_standard_noise_by_the_sample_s_seed() -> Non
 
 
 def test_a_view_draws_its_erasing_last() -> None:
-    image = picture(16, 16)
+    image = noise_image(16, 16)
     for seed in range(20):
         rng = random.Random(seed)
         whole = TrainView(ViewConfig(), (16, 16))(image, rng)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from beitkit.configs.data import INCEPTION, Preprocessing, ViewConfig
-from beitkit.data.decoding.decode import StoredPicture, open_picture, picture_to_crop, to_tensor
+from beitkit.data.decoding.decode import StoredImage, image_to_crop, open_image, to_tensor
 from beitkit.data.views.image import EvaluationView, PretrainView, ProbeView, TrainView, color_jittered, covering_size, crop_box
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -39,12 +39,12 @@ def test_golden_fallback_boxes() -> None:
     assert crop_box((1000, 10), SCALE, RATIO, random.Random(0)) == (493, 0, 13, 10)
 
 
-@pytest.mark.parametrize("picture", [(1, 1), (1, 20000), (2, 3), (28, 28), (300, 7)])
-def test_crops_lie_inside_and_are_not_empty(picture: tuple[int, int]) -> None:
+@pytest.mark.parametrize("image", [(1, 1), (1, 20000), (2, 3), (28, 28), (300, 7)])
+def test_crops_lie_inside_and_are_not_empty(image: tuple[int, int]) -> None:
     for seed in range(50):
-        top, left, height, width = crop_box(picture, SCALE, RATIO, random.Random(seed))
-        assert 0 <= top < top + height <= picture[0]
-        assert 0 <= left < left + width <= picture[1]
+        top, left, height, width = crop_box(image, SCALE, RATIO, random.Random(seed))
+        assert 0 <= top < top + height <= image[0]
+        assert 0 <= left < left + width <= image[1]
 
 
 def test_both_views_show_the_same_crop() -> None:
@@ -70,8 +70,8 @@ def test_flips_come_as_often_as_asked() -> None:
     image = noise(9, 9)
     upright, flipped = to_tensor(image), to_tensor(image).flip(2)
     shown = [view(image, random.Random(seed))["images"] for seed in range(1000)]
-    assert all(torch.equal(picture, upright) or torch.equal(picture, flipped) for picture in shown)
-    assert sum(torch.equal(picture, flipped) for picture in shown) == pytest.approx(300, abs=60)
+    assert all(torch.equal(view_shown, upright) or torch.equal(view_shown, flipped) for view_shown in shown)
+    assert sum(torch.equal(view_shown, flipped) for view_shown in shown) == pytest.approx(300, abs=60)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -99,7 +99,7 @@ def test_no_jitter_draws_nothing() -> None:
     "view",
     [PretrainView(ViewConfig(), (32, 32), (16, 16)), TrainView(ViewConfig(), (28, 28)), TrainView(ViewConfig(), (48, 40))],
 )
-def test_a_view_depends_on_its_generator_only_and_leaves_the_picture_alone(view: PretrainView | TrainView) -> None:
+def test_a_view_depends_on_its_generator_only_and_leaves_the_image_alone(view: PretrainView | TrainView) -> None:
     image = noise(40, 30)
     before = image.tobytes()
     first, again, other = (view(image, random.Random(seed)) for seed in (1, 1, 2))
@@ -108,7 +108,7 @@ def test_a_view_depends_on_its_generator_only_and_leaves_the_picture_alone(view:
     assert image.tobytes() == before
 
 
-def test_small_training_pictures_are_shifted_and_not_cropped() -> None:
+def test_small_training_images_are_shifted_and_not_cropped() -> None:
     image, seen = noise(28, 28, "L"), set()
     padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
     shifts = {(y, x): padded[:, y : y + 28, x : x + 28] for y in range(9) for x in range(9)}
@@ -121,7 +121,7 @@ def test_small_training_pictures_are_shifted_and_not_cropped() -> None:
     assert TrainView(PLAIN, (32, 24))(noise(50, 9), random.Random(0))["images"].shape == (3, 32, 24)
 
 
-def test_large_training_pictures_are_cropped() -> None:
+def test_large_training_images_are_cropped() -> None:
     image = noise(70, 50)
     shown = TrainView(PLAIN, (40, 40))(image, random.Random(3))["images"]
     top, left, height, width = crop_box((70, 50), SCALE, RATIO, random.Random(3))
@@ -130,7 +130,7 @@ def test_large_training_pictures_are_cropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "size", "share", "expected"),
+    ("image", "size", "share", "expected"),
     [
         ((375, 500), (224, 224), 0.875, (256, 341)),  # int(256 * 500 / 375)
         ((500, 333), (224, 224), 0.875, (384, 256)),
@@ -139,8 +139,8 @@ def test_large_training_pictures_are_cropped() -> None:
         ((100, 1000), (128, 384), 1.0, (128, 1280)),
     ],
 )
-def test_covering_size(picture: tuple[int, int], size: tuple[int, int], share: float, expected: tuple[int, int]) -> None:
-    assert covering_size(picture, size, share) == expected
+def test_covering_size(image: tuple[int, int], size: tuple[int, int], share: float, expected: tuple[int, int]) -> None:
+    assert covering_size(image, size, share) == expected
 
 
 def test_evaluation_is_resize_then_center_crop() -> None:
@@ -151,7 +151,7 @@ def test_evaluation_is_resize_then_center_crop() -> None:
     assert torch.equal(shown, to_tensor(resized.crop((left, top, left + 56, top + 56))))
 
 
-def test_small_evaluation_pictures_are_not_cropped() -> None:
+def test_small_evaluation_images_are_not_cropped() -> None:
     image = noise(32, 32)
     assert torch.equal(EvaluationView(INCEPTION, (32, 32))(image, random.Random(0))["images"], to_tensor(image))
     scaled = to_tensor(image.resize((24, 28), Image.Resampling.BICUBIC))
@@ -179,7 +179,7 @@ def test_the_probe_sees_a_bilinear_crop_flipped_or_not(seed: int) -> None:
 
 
 def saved_jpeg(path: Path, height: int, width: int, orientation: int = 1) -> Path:
-    """A photograph-like picture: smooth waves."""
+    """A photograph-like image: smooth waves."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / period) + np.cos((y + x) / (period + 7)) for period in (62, 94, 122)]
     exif = Image.Exif()
@@ -192,20 +192,20 @@ def saved_jpeg(path: Path, height: int, width: int, orientation: int = 1) -> Pat
 @pytest.mark.parametrize("size", [(90, 130), (601, 803)])
 def test_a_stored_jpeg_is_seen_as_a_decoded_one(tmp_path: Path, size: tuple[int, int], orientation: int) -> None:
     path = saved_jpeg(tmp_path / "a.jpg", *size, orientation)
-    stored, image = picture_to_crop(path, 3), open_picture(path, 3)
-    assert isinstance(stored, StoredPicture)
+    stored, image = image_to_crop(path, 3), open_image(path, 3)
+    assert isinstance(stored, StoredImage)
     assert (stored.height, stored.width) == (image.height, image.width)
     for view in (PretrainView(ViewConfig(), (48, 48), (24, 24)), TrainView(ViewConfig(), (48, 48)), ProbeView((48, 48))):
         for seed in range(3):
             seen, expected = view(stored, random.Random(seed)), view(image, random.Random(seed))
             for key in expected:
                 difference = (seen[key].int() - expected[key].int()).abs().float()
-                # Small pictures are decoded whole; of the large one the box is rounded to whole reduced pixels.
+                # Small images are decoded whole; of the large one the box is rounded to whole reduced pixels.
                 assert difference.mean() < (1e-6 if size[0] < 96 else 3)
 
 
 def test_the_tokenizers_view_alone_is_the_one_of_both(tmp_path: Path) -> None:
-    stored = picture_to_crop(saved_jpeg(tmp_path / "a.jpg", 601, 803), 3)
+    stored = image_to_crop(saved_jpeg(tmp_path / "a.jpg", 601, 803), 3)
     for seed in range(3):  # the backbone's view asks for finer pixels than the tokenizer's alone would
         both = PretrainView(ViewConfig(), (96, 96), (24, 24))(stored, random.Random(seed))
         alone = PretrainView(ViewConfig(), (96, 96), (24, 24), only_tokens=True)(stored, random.Random(seed))
@@ -214,12 +214,12 @@ def test_the_tokenizers_view_alone_is_the_one_of_both(tmp_path: Path) -> None:
 
 
 def test_pixels_are_decoded_only_as_finely_as_asked(tmp_path: Path) -> None:
-    stored = picture_to_crop(saved_jpeg(tmp_path / "a.jpg", 640, 480), 3)
-    assert isinstance(stored, StoredPicture)
+    stored = image_to_crop(saved_jpeg(tmp_path / "a.jpg", 640, 480), 3)
+    assert isinstance(stored, StoredImage)
     assert [stored.decoded(reduction).height for reduction in (1, 2, 3, 4, 7, 8, 20)] == [640, 320, 320, 160, 160, 80, 80]
 
 
-def test_jitter_of_a_crop_is_the_crop_of_the_jittered_picture() -> None:
+def test_jitter_of_a_crop_is_the_crop_of_the_jittered_image() -> None:
     image = Image.fromarray(np.array(noise(30, 40).resize((400, 300))))
     for seed in range(10):
         seen = PretrainView(ViewConfig(flip=0.0), (32, 32), None)(image, random.Random(seed))["images"]

@@ -61,7 +61,7 @@ def test_the_stage_mixes_targets_as_it_mixes_pixels() -> None:
     for plain, batch in zip(batches(8), mixed(batches(8), PAPER_AUGMENT, classes=5, seed=1, first=0), strict=True):
         assert batch["targets"].dtype == torch.float32
         assert torch.allclose(batch["targets"].sum(1), torch.ones(6))
-        # Which share of its own pixels a picture kept, by least squares against its partner.
+        # Which share of its own pixels an image kept, by least squares against its partner.
         own, other = plain["images"], plain["images"].flip(0)
         share = ((batch["images"] - other) * (own - other)).sum() / (own - other).square().sum()
         kept = F.one_hot(plain["labels"], 5) * share + F.one_hot(plain["labels"].flip(0), 5) * (1 - share)
@@ -78,7 +78,7 @@ def test_a_batch_is_mixed_by_its_number() -> None:
     assert not any(torch.equal(a["images"], b["images"]) for a, b in zip(whole, other, strict=True))
 
 
-def test_an_odd_batch_keeps_its_middle_picture() -> None:
+def test_an_odd_batch_keeps_its_middle_image() -> None:
     for plain, batch in zip(
         batches(10, size=5), mixed(batches(10, size=5), PAPER_AUGMENT, classes=5, seed=0, first=0), strict=True
     ):

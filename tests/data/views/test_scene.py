@@ -1,4 +1,4 @@
-"""Picture and label map move together, labels stay labels, colors change as HSV says, and padding is nothing."""
+"""Image and label map move together, labels stay labels, colors change as HSV says, and padding is nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def blocks(height: int, width: int, seed: int = 0, side: int = 16) -> np.ndarray
 
 
 @pytest.mark.parametrize(
-    ("picture", "short", "long", "size"),
+    ("image", "short", "long", "size"),
     [
         ((375, 500), 512, 2048, (512, 683)),  # 500 * 512 / 375 = 682.67
         ((500, 375), 512, 2048, (683, 512)),
@@ -56,8 +56,8 @@ def blocks(height: int, width: int, seed: int = 0, side: int = 16) -> np.ndarray
         ((1, 1000), 8, 32, (1, 32)),
     ],
 )
-def test_golden_sizes(picture: tuple[int, int], short: int, long: int, size: tuple[int, int]) -> None:
-    assert fitted_size(picture, short, long) == size
+def test_golden_sizes(image: tuple[int, int], short: int, long: int, size: tuple[int, int]) -> None:
+    assert fitted_size(image, short, long) == size
 
 
 def test_the_base_size_is_four_times_the_crop_by_the_crop() -> None:
@@ -91,7 +91,7 @@ def test_labels_are_never_mixed(height: int, width: int, crop: tuple[int, int], 
 
 
 @pytest.mark.parametrize("crop", [(48, 48), (32, 64)])
-def test_picture_and_label_map_move_together(crop: tuple[int, int]) -> None:
+def test_image_and_label_map_move_together(crop: tuple[int, int]) -> None:
     labels = blocks(90, 130)
     image = Image.fromarray(labels)  # each pixel shows its own label
     view = SceneTrainView(replace(PLAIN, flip=0.5), crop)
@@ -178,7 +178,7 @@ def reference_hsv(pixels: np.ndarray, factor: float, steps: int) -> np.ndarray:
 
 
 COLORS = to_tensor(noise(12, 12)).numpy().astype(np.float32)
-COLORS[:, 0, :4] = [[0, 255, 90, 7], [0, 255, 90, 0], [0, 255, 90, 0]]  # black, white, grey, nearly black
+COLORS[:, 0, :4] = [[0, 255, 90, 7], [0, 255, 90, 0], [0, 255, 90, 0]]  # black, white, gray, nearly black
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 1.49, 8.0])
@@ -240,7 +240,7 @@ def test_distortions_follow_their_probability_and_their_order() -> None:
     assert seen == {True, False}
 
 
-def test_grey_pictures_change_in_brightness_and_contrast_only() -> None:
+def test_gray_images_change_in_brightness_and_contrast_only() -> None:
     image = to_tensor(noise(6, 6, "L"))
     assert torch.equal(distorted(image, replace(OFF, saturation=0.9, hue=90), random.Random(0)), image)
     assert not torch.equal(distorted(image, SceneViewConfig(distortion=1.0), random.Random(0)), image)

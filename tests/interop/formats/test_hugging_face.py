@@ -226,11 +226,11 @@ def test_their_processor_makes_our_pixels(side: int, share: float, network: Any,
         preprocessing=Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_share=share),
     )
     save(type(ours)(config), tmp_path, format="huggingface")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
-    theirs = BeitImageProcessorPil.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"][0]
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    theirs = BeitImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
     mean, std = (torch.tensor(values)[:, None, None] for values in (config.preprocessing.mean, config.preprocessing.std))
     view = EvaluationView(image_size=(side, side), preprocessing=config.preprocessing)
-    pixels = (view(picture, random.Random(0))["images"].float() / 255 - mean) / std
+    pixels = (view(image, random.Random(0))["images"].float() / 255 - mean) / std
     torch.testing.assert_close(theirs, pixels, **EXACT)
     assert load(tmp_path).config.preprocessing == config.preprocessing
 

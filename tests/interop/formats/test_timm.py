@@ -71,7 +71,7 @@ def test_the_older_form_of_the_config(network: Any, tmp_path: Path) -> None:
 
 
 def test_only_classifiers_go_to_timm(network: Any, tmp_path: Path) -> None:
-    for name, task in (("masked", "masked-image modelling"), ("segment", "semantic segmentation")):
+    for name, task in (("masked", "masked-image modeling"), ("segment", "semantic segmentation")):
         with pytest.raises(UserError, match=f"timm has BEiT for classification only.*{task}"):
             save(network(name), tmp_path / "out", format="timm")
     assert not (tmp_path / "out").exists()

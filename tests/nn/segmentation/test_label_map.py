@@ -1,4 +1,4 @@
-"""Label maps of whole pictures against the plain formula of each mode, at any size and aspect, in bounded memory."""
+"""Label maps of whole images against the plain formula of each mode, at any size and aspect, in bounded memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def network(size: tuple[int, int] = (16, 16), channels: int = 3) -> Segmenter:
     return model.double().eval()
 
 
-def picture(height: int, width: int, channels: int = 3) -> Tensor:
+def noise_image(height: int, width: int, channels: int = 3) -> Tensor:
     """Smooth, so that there are regions."""
     noise = torch.rand(1, channels, 4, 5, generator=torch.Generator().manual_seed(height * 1000 + width))
     return F.interpolate(noise, size=(height, width), mode="bicubic").clamp(0, 1).mul(255).round()[0].to(torch.uint8)
@@ -76,7 +76,7 @@ def enlarged(scores: Tensor, size: tuple[int, int]) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several bands even on small pictures: 20 pixels wide they have about five rows."""
+    """Several bands even on small images: 20 pixels wide they have about five rows."""
     monkeypatch.setattr(module, "BAND_BYTES", 4 * 5 * 100)
 
 
@@ -93,34 +93,34 @@ def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_sliding_with_the_official_settings(size: tuple[int, int], shown: tuple[int, int]) -> None:
-    model, image = network(), picture(*size)
+    model, image = network(), noise_image(*size)
     labels = predict_label_map(model, image)
     assert labels.dtype == torch.uint8
     expected = enlarged(slid(model, resized(image, shown), 10), size).argmax(0)  # 10: two thirds of 16
     assert torch.equal(labels.long(), expected)
 
 
-def test_the_test_pictures_have_several_classes() -> None:
-    assert len(predict_label_map(network(), picture(40, 30)).unique()) >= 3
+def test_the_test_images_have_several_classes() -> None:
+    assert len(predict_label_map(network(), noise_image(40, 30)).unique()) >= 3
 
 
 @pytest.mark.parametrize("config", [InferenceConfig(short_side=30, stride=7), InferenceConfig(short_side=12, window_batch=1)])
 def test_another_size_stride_and_batch(config: InferenceConfig) -> None:
-    model, image = network(), picture(30, 45)
+    model, image = network(), noise_image(30, 45)
     shown = {30: (30, 45), 12: (12, 18)}[config.short_side or 0]
     expected = enlarged(slid(model, resized(image, shown), config.stride or 10), (30, 45)).argmax(0)
     assert torch.equal(predict_label_map(model, image, config).long(), expected)
 
 
-def test_whole_is_the_picture_squeezed_into_one_window() -> None:
-    model, image = network(), picture(20, 50)
+def test_whole_is_the_image_squeezed_into_one_window() -> None:
+    model, image = network(), noise_image(20, 50)
     scores = slid(model, resized(image, (16, 16)), 16)
     labels = predict_label_map(model, image, InferenceConfig(mode="whole"))
     assert torch.equal(labels.long(), enlarged(scores, (20, 50)).argmax(0))
 
 
 def test_scales_and_flips_are_averaged_as_probabilities() -> None:
-    model, image = network(), picture(20, 30)
+    model, image = network(), noise_image(20, 30)
     total = torch.zeros(5, 20, 30, dtype=torch.float64)
     # The short side is never less than the window's 16; 1.75 times it is 28.
     for shown in ((16, 24), (16, 24), (16, 24), (20, 30), (24, 36), (28, 42)):
@@ -141,7 +141,7 @@ def test_scales_and_flips_are_averaged_as_probabilities() -> None:
 
 
 def test_confidence_of_one_pass_is_its_softmax() -> None:
-    model, image = network(), picture(40, 30)
+    model, image = network(), noise_image(40, 30)
     probabilities = enlarged(slid(model, resized(image, (21, 16)), 10), (40, 30)).softmax(0)
     scene = predict_scene(model, image)
     best, labels = probabilities.max(0)
@@ -151,13 +151,13 @@ def test_confidence_of_one_pass_is_its_softmax() -> None:
     assert float(scene.area.sum()) == pytest.approx(1)
 
 
-def test_a_rectangular_network_and_grey_pictures() -> None:
-    model, image = network((16, 24), channels=1), picture(32, 40, channels=1)
+def test_a_rectangular_network_and_gray_images() -> None:
+    model, image = network((16, 24), channels=1), noise_image(32, 40, channels=1)
     expected = enlarged(slid(model, resized(image, (16, 20)), 8), (32, 40)).argmax(0)
     assert torch.equal(predict_label_map(model, image, InferenceConfig(stride=8)).long(), expected)
 
 
-def test_memory_follows_the_band_and_not_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_follows_the_band_and_not_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     model, largest = network(), 0
     resize = module.resized_rows
 
@@ -168,7 +168,7 @@ def test_memory_follows_the_band_and_not_the_picture(monkeypatch: pytest.MonkeyP
         return band
 
     monkeypatch.setattr(module, "resized_rows", watched)
-    assert predict_label_map(model, picture(300, 200)).shape == (300, 200)
+    assert predict_label_map(model, noise_image(300, 200)).shape == (300, 200)
     assert 0 < largest <= 5 * 200  # one row, because a band of 500 scores has less than that
 
 
@@ -193,11 +193,11 @@ def test_wrong_settings(options: dict[str, Any], message: str) -> None:
 def test_wrong_use() -> None:
     model = network()
     with pytest.raises(UserError, match="stride 17 is larger than the network's windows of 16x16"):
-        predict_label_map(model, picture(20, 20), InferenceConfig(stride=17))
-    with pytest.raises(UserError, match=r"uint8 pictures of shape \(3, height, width\), got uint8 of shape \(1, 20, 20\)"):
-        predict_label_map(model, picture(20, 20, channels=1))
+        predict_label_map(model, noise_image(20, 20), InferenceConfig(stride=17))
+    with pytest.raises(UserError, match=r"uint8 images of shape \(3, height, width\), got uint8 of shape \(1, 20, 20\)"):
+        predict_label_map(model, noise_image(20, 20, channels=1))
     with pytest.raises(UserError, match=r"model.eval\(\)"):
-        predict_label_map(model.train(), picture(20, 20))
+        predict_label_map(model.train(), noise_image(20, 20))
 
 
 def test_settings_survive_json() -> None:

@@ -16,7 +16,7 @@ import beitkit.nn.segmentation.norm as module
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.norm import BatchNorm2d
 
-SIZES = (3, 1)  # pictures on the first and on the second process
+SIZES = (3, 1)  # images on the first and on the second process
 PARTS = (slice(0, 3), slice(3, 4))
 
 

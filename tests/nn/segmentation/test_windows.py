@@ -15,7 +15,7 @@ from beitkit.nn.segmentation.windows import SlidingScores, resized_rows, window_
 
 
 @torch.no_grad()
-def test_golden_h_slid_over_a_larger_picture(golden_fill: Callable[..., Segmenter], golden_input: Callable[..., Tensor]) -> None:
+def test_golden_h_slid_over_a_larger_image(golden_fill: Callable[..., Segmenter], golden_input: Callable[..., Tensor]) -> None:
     backbone = BackboneConfig(
         width=24,
         depth=4,
@@ -29,8 +29,8 @@ def test_golden_h_slid_over_a_larger_picture(golden_fill: Callable[..., Segmente
     config = SegmenterConfig(backbone=backbone, classes=tuple("abcdefg"), channels=16, auxiliary_channels=8)
     official = {"pyramid.": "backbone.", "backbone.": "backbone."}
     model = golden_fill(Segmenter(config), official, raised=("bn.weight", "running_var", "backbone.fpn1.1.weight"))
-    picture = golden_input(1, 3, 96, 80)[0]
-    scores = SlidingScores(model.coarse_logits, picture, (64, 64), (42, 42), 3)
+    image = golden_input(1, 3, 96, 80)[0]
+    scores = SlidingScores(model.coarse_logits, image, (64, 64), (42, 42), 3)
     found = torch.cat([scores.rows(first, first + 8) for first in range(0, 96, 8)], dim=1)
     assert found.shape == (7, 96, 80)
     assert float(found.sum()) == pytest.approx(-63961.30134835, rel=1e-6)
@@ -44,10 +44,10 @@ def coarse(images: Tensor) -> Tensor:
     return torch.cat((small, small[:, :1] * mean + small[:, 1:2].sin()), dim=1)
 
 
-def plain(picture: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
-    """All scores at once, as in the official code; the picture is padded to at least a window, the padding cut off."""
-    height, width = picture.shape[1:]
-    padded = F.pad(picture, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))
+def plain(image: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """All scores at once, as in the official code; the image is padded to at least a window, the padding cut off."""
+    height, width = image.shape[1:]
+    padded = F.pad(image, (0, max(0, window[1] - width), 0, max(0, window[0] - height)))
     total, count = torch.zeros(4, *padded.shape[1:], dtype=torch.float64), torch.zeros(padded.shape[1:])
     grids = [max(padded.shape[1 + axis] - window[axis] + stride[axis] - 1, 0) // stride[axis] + 1 for axis in (0, 1)]
     for row in range(grids[0]):
@@ -81,10 +81,10 @@ def padding(window: tuple[int, int]) -> Callable[[Tensor], Tensor]:
 def test_bands_equal_the_plain_formula(
     size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], rows: int
 ) -> None:
-    picture = torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    scores = SlidingScores(padding(window), picture, window, stride, 4)
+    image = torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scores = SlidingScores(padding(window), image, window, stride, 4)
     bands = [scores.rows(first, min(first + rows, size[0])) for first in range(0, size[0], rows)]
-    torch.testing.assert_close(torch.cat(bands, dim=1), plain(picture, window, stride))
+    torch.testing.assert_close(torch.cat(bands, dim=1), plain(image, window, stride))
 
 
 def test_each_window_is_computed_once_and_few_are_kept() -> None:

@@ -21,13 +21,13 @@ MACHINE = {"threads": 1, "device": "cpu", "workers": 0}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Grey pictures of two classes, and a grey tokenizer of stride 2."""
+    """Gray images of two classes, and a gray tokenizer of stride 2."""
     folder = tmp_path_factory.mktemp("world")
     for index in range(24):
         image = Image.new("L", (16, 16), 30)
         draw = ImageDraw.Draw(image)
         (draw.ellipse if index % 2 else draw.rectangle)((3, 2 + index % 4, 10, 9 + index % 4), fill=220)
-        path = folder / "pictures" / ("train" if index < 16 else "val") / ("square", "disk")[index % 2] / f"{index:02d}.png"
+        path = folder / "images" / ("train" if index < 16 else "val") / ("square", "disk")[index % 2] / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_variants_end_to_end_and_continued(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ablate"
-    command = ["ablate", str(world / "pictures"), str(world / "pictures"), "--tokenizer", str(world / "tok"), "--out", str(out)]
+    command = ["ablate", str(world / "images"), str(world / "images"), "--tokenizer", str(world / "tok"), "--out", str(out)]
     command += ["--variants", "pixels", "full", "--seeds", "3", "5"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, **MACHINE}.items()]
     with pytest.raises(SystemExit) as stopped:
@@ -70,7 +70,7 @@ def test_two_variants_end_to_end_and_continued(world: Path, tmp_path: Path, caps
 
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/model.safetensors")}
     rows = beitkit.ablate(
-        world / "pictures", world / "pictures", tokenizer=world / "tok", out=out, variants=("pixels", "full"), seeds=(3, 5),
+        world / "images", world / "images", tokenizer=world / "tok", out=out, variants=("pixels", "full"), seeds=(3, 5),
         **SMALL, **MACHINE,
     )  # fmt: skip
     assert [row.name for row in rows] == ["full", "pixels", "from scratch"]
@@ -90,13 +90,13 @@ def test_two_variants_end_to_end_and_continued(world: Path, tmp_path: Path, caps
     ],
 )
 def test_a_variant_differs_from_full_by_what_its_name_says(variant, changed: dict) -> None:
-    config = AblateRun(Path("photos"), Path("labelled"), tokenizer=Path("tok"))
+    config = AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"))
     full, other = (flat(to_json(pretrain_run(config, name, 3))) for name in ("full", variant))
     assert {key: other[key] for key in full if full[key] != other[key] and key != "out"} == changed
 
 
 def test_all_starts_are_fine_tuned_alike() -> None:
-    config = AblateRun(Path("photos"), Path("labelled"), tokenizer=Path("tok"))
+    config = AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"))
     full, scratch = (flat(to_json(finetune_run(config, name, 1))) for name in ("full", None))
     assert {key for key in full if full[key] != scratch[key]} == {"out", "scratch"}
 
@@ -120,4 +120,4 @@ def flat(content: dict, prefix: str = "") -> dict:
 )
 def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        AblateRun(Path("photos"), Path("labelled"), tokenizer=Path("tok"), **options)
+        AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"), **options)

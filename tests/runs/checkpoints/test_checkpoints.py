@@ -43,7 +43,7 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def test_inspect_says_what_a_file_is(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = succeed(capsys, "inspect", world / "pre.pth", "--verbose")
-    for expected in ("masked-image modelling", "width 96", "shared relative", "32x32", "blocks.3.mlp.fc2.weight"):
+    for expected in ("masked-image modeling", "width 96", "shared relative", "32x32", "blocks.3.mlp.fc2.weight"):
         assert expected in printed
     described = json.loads(succeed(capsys, "inspect", world / "cls", "--json"))
     assert described["config"]["classes"] == ["cat", "dog"]

@@ -10,7 +10,7 @@ import numpy as np
 from beitkit.runs.demo.fashion_mnist import load_fashion_mnist
 
 
-def test_pictures_are_balanced_and_as_published() -> None:
+def test_images_are_balanced_and_as_published() -> None:
     data = load_fashion_mnist()
     assert data.train_images.shape == (14_000, 28, 28)
     assert data.test_images.shape == (2_000, 28, 28)
@@ -27,11 +27,11 @@ def test_pictures_are_balanced_and_as_published() -> None:
 
 
 def test_classes_look_like_themselves() -> None:
-    """The nearest class mean of the training pictures names most test pictures, so labels and pictures belong together."""
+    """The nearest class mean of the training images names most test images, so labels and images belong together."""
     data = load_fashion_mnist()
     means = np.stack([data.train_images[data.train_labels == label].mean(0) for label in range(10)]).reshape(10, -1)
-    pictures = data.test_images.reshape(len(data.test_images), -1).astype(np.float64)
-    distances = (means**2).sum(1) - 2 * pictures @ means.T
+    images = data.test_images.reshape(len(data.test_images), -1).astype(np.float64)
+    distances = (means**2).sum(1) - 2 * images @ means.T
     assert (distances.argmin(1) == data.test_labels).mean() > 0.6
 
 

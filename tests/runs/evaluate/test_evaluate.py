@@ -1,4 +1,4 @@
-"""`beitkit evaluate` on generated pictures and networks with known answers."""
+"""`beitkit evaluate` on generated images and networks with known answers."""
 
 import csv
 import json
@@ -14,8 +14,8 @@ from PIL import Image
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
-from beitkit.data.sources.find import find_labelled
-from beitkit.data.sources.image_list import PictureList
+from beitkit.data.sources.find import find_labeled
+from beitkit.data.sources.image_list import ImageList
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.runs.evaluate import run as evaluate
 from beitkit.runs.evaluate.config import EvaluateRun
@@ -34,13 +34,13 @@ def classifier(seed: int, classes: tuple[str, ...] = CLASSES, size: int = 16, mu
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three colors with noise, and checkpoints of random classifiers."""
+    """Images of three colors with noise, and checkpoints of random classifiers."""
     folder = tmp_path_factory.mktemp("evaluate")
     rng = np.random.default_rng(0)
     for index in range(27):
         noise = rng.integers(0, 90, (16, 16, 3), dtype=np.uint8)
         noise[..., index % 3] += 120
-        path = folder / "pictures" / ("val" if index < 24 else "train") / ("red", "green", "blue")[index % 3] / f"{index:02d}.png"
+        path = folder / "images" / ("val" if index < 24 else "train") / ("red", "green", "blue")[index % 3] / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(path)
     for name, model in (
@@ -78,8 +78,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return printed.err
 
 
-def direct_logits(model: Classifier, files: PictureList) -> torch.Tensor:
-    """The network applied to the pictures by hand."""
+def direct_logits(model: Classifier, files: ImageList) -> torch.Tensor:
+    """The network applied to the images by hand."""
     pixels = [np.asarray(Image.open(files.path(index)).convert("RGB")) for index in range(len(files))]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
@@ -87,20 +87,20 @@ def direct_logits(model: Classifier, files: PictureList) -> torch.Tensor:
 
 
 def test_one_model_in_numbers_files_and_words(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = find_labelled(world / "pictures", "val", classes=CLASSES)
+    files = find_labeled(world / "images", "val", classes=CLASSES)
     assert files.labels is not None
     logits, labels = direct_logits(classifier(0), files), torch.from_numpy(files.labels)
     right = int((logits.argmax(1) == labels).sum())
 
     out = tmp_path / "out"
-    command("evaluate", world / "pictures", "--model", world / "a", "--json", "--out", out)
+    command("evaluate", world / "images", "--model", world / "a", "--json", "--out", out)
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((out / "evaluation.json").read_text())
-    assert printed["pictures"] == 24
+    assert printed["images"] == 24
     assert printed["top1"] == pytest.approx(right / 24)
     assert printed["top5"] is None
     assert printed["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert printed["classes"]["red"]["pictures"] == 8
+    assert printed["classes"]["red"]["images"] == 8
     assert sum(map(sum, printed["confusion"])) == 24
     assert printed["models"][0]["scores"]["top1"] == printed["top1"]
 
@@ -118,7 +118,7 @@ def test_one_model_in_numbers_files_and_words(world: Path, tmp_path: Path, capsy
     html = (out / "report.html").read_text()
     for words in ("Confusion matrix", "Reliability", "15 bins of equal width", "Wilson"):
         assert words in html
-    command("evaluate", world / "pictures", "--model", world / "a")
+    command("evaluate", world / "images", "--model", world / "a")
     words = capsys.readouterr().out
     assert f"top-1 {right / 24:.1%} (" in words
     assert words.splitlines()[-1].startswith("give --out to keep a report. Next: beitkit export --model")
@@ -126,18 +126,18 @@ def test_one_model_in_numbers_files_and_words(world: Path, tmp_path: Path, capsy
 
 def test_several_models_of_other_sizes_and_orders(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [world / name for name in ("a", "turned", "large", "b")]
-    result = beitkit.evaluate(world / "pictures", model=paths, out=tmp_path / "out", **ALSO)
+    result = beitkit.evaluate(world / "images", model=paths, out=tmp_path / "out", **ALSO)
     assert [model.name for model in result.models] == ["a", "turned", "large", "b"]
     first, turned, large, second = (model.scores for model in result.models)
     assert (turned.confusion, turned.loss) == (first.confusion, pytest.approx(first.loss))
     assert large.loss != pytest.approx(first.loss)
     assert len(result.pairs) == 6
     assert result.pairs[0].p_value == 1.0
-    alone = beitkit.evaluate(world / "pictures", model=world / "b", **ALSO)
+    alone = beitkit.evaluate(world / "images", model=world / "b", **ALSO)
     assert (alone.single.confusion, alone.loss) == (second.confusion, second.loss)
-    assert alone.classes["red"].pictures == 8
+    assert alone.classes["red"].images == 8
     printed = capsys.readouterr().out
-    assert "4 models on the same 24 pictures" in printed
+    assert "4 models on the same 24 images" in printed
     assert "exact McNemar p = 1): the difference can be luck" in printed
     html = (tmp_path / "out" / "report.html").read_text()
     assert "Side by side" in html
@@ -149,7 +149,7 @@ def test_models_of_one_input_share_one_reading(world: Path, monkeypatch: pytest.
     passes = []
     stream = evaluate.evaluation_batches
     monkeypatch.setattr(evaluate, "evaluation_batches", lambda *args, **rest: passes.append(1) or stream(*args, **rest))
-    beitkit.evaluate(world / "pictures", model=[world / name for name in ("a", "b", "large", "turned")], **ALSO)
+    beitkit.evaluate(world / "images", model=[world / name for name in ("a", "b", "large", "turned")], **ALSO)
     assert len(passes) == 2
 
 
@@ -166,7 +166,7 @@ def test_seeds_of_a_set_up_are_one_group(world: Path, tmp_path: Path, capsys: py
             "train": {"seed": seed, "lr": 1.0},
         }
         (runs[-1] / "config.json").write_text(json.dumps(config))
-    result = beitkit.evaluate(world / "pictures", model=runs, **ALSO)
+    result = beitkit.evaluate(world / "images", model=runs, **ALSO)
     (group,) = result.seeds
     values = [model.headline for model in result.models]
     assert group.seeds == (0, 1, 2)
@@ -176,14 +176,14 @@ def test_seeds_of_a_set_up_are_one_group(world: Path, tmp_path: Path, capsys: py
 
 def test_image_size_and_crop_share_change_what_is_seen(world: Path) -> None:
     options = {"model": world / "large", **ALSO}
-    as_trained = beitkit.evaluate(world / "pictures", **options)
-    larger = beitkit.evaluate(world / "pictures", image_size=40, **options)
-    whole = beitkit.evaluate(world / "pictures", image_size=40, crop_share=1.0, **options)
+    as_trained = beitkit.evaluate(world / "images", **options)
+    larger = beitkit.evaluate(world / "images", image_size=40, **options)
+    whole = beitkit.evaluate(world / "images", image_size=40, crop_share=1.0, **options)
     assert len({as_trained.loss, larger.loss, whole.loss}) == 3
 
 
-def test_several_labels_a_picture(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    single = find_labelled(world / "pictures", "val", classes=CLASSES)
+def test_several_labels_an_image(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    single = find_labeled(world / "images", "val", classes=CLASSES)
     targets = np.random.default_rng(1).random((24, 3)) < 0.5
     listed = tmp_path / "several.jsonl"
     rows = [
@@ -202,43 +202,41 @@ def test_several_labels_a_picture(world: Path, tmp_path: Path, capsys: pytest.Ca
         rows = list(csv.DictReader(file))
     assert rows[5]["labels"] == "|".join(name for name, shown in zip(CLASSES, targets[5], strict=True) if shown)
     assert float(rows[5]["probability of green"]) == pytest.approx(logits[5, 1].sigmoid().item(), rel=1e-3)
-    with pytest.raises(beitkit.errors.UserError, match="has several labels a picture, but .* was trained for one"):
+    with pytest.raises(beitkit.errors.UserError, match="has several labels an image, but .* was trained for one"):
         evaluate.run(EvaluateRun(listed, model=(world / "a",)))
 
 
 def test_mistakes_are_refused_in_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, out = world / "pictures", tmp_path / "out"
+    images, out = world / "images", tmp_path / "out"
     rest = ["--out", out]
     for models, expected in (
         ([world / "pre"], "holds a MaskedImageModel, not a classifier; make one with beitkit finetune"),
         ([world / "a", world / "other"], "(only the second: red; only the first: pink); compare models with the same classes"),
-        ([world / "a", world / "several"], "gives several labels a picture"),
+        ([world / "a", world / "several"], "gives several labels an image"),
         ([world / "a", world / "a"], "twice"),
         ([world / "none"], "none"),
     ):
-        assert expected in refused(capsys, "evaluate", pictures, *rest, "--model", *models)
+        assert expected in refused(capsys, "evaluate", images, *rest, "--model", *models)
     assert "does not exist" in refused(capsys, "evaluate", tmp_path / "nowhere", *rest, "--model", world / "a")
     assert "--crop-share must lie in (0, 1], got 1.5" in refused(
-        capsys, "evaluate", pictures, "--model", world / "a", "--crop-share", 1.5
+        capsys, "evaluate", images, "--model", world / "a", "--crop-share", 1.5
     )
-    assert "not a whole number of 4x4 patches" in refused(
-        capsys, "evaluate", pictures, "--model", world / "a", "--image-size", 18
-    )
+    assert "not a whole number of 4x4 patches" in refused(capsys, "evaluate", images, "--model", world / "a", "--image-size", 18)
     assert not out.exists()
 
 
-def test_runs_that_set_aside_different_pictures_are_not_compared(
+def test_runs_that_set_aside_different_images_are_not_compared(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = world / "pictures" / "val"
+    images = world / "images" / "val"
     runs = []
     for index in range(2):
         runs.append(tmp_path / f"run-{index}")
         beitkit.save(classifier(index), runs[-1])
-        (runs[-1] / "config.json").write_text(json.dumps({"verb": "finetune", "images": str(pictures), "val": None}))
-        aside = pictures / "red" / f"{3 * index:02d}.png"
+        (runs[-1] / "config.json").write_text(json.dumps({"verb": "finetune", "images": str(images), "val": None}))
+        aside = images / "red" / f"{3 * index:02d}.png"
         (runs[-1] / "split.csv").write_text(f"path,label,split\n{aside},red,val\n")
-    assert "set aside different pictures" in refused(capsys, "evaluate", pictures, "--model", *runs)
-    alone = beitkit.evaluate(pictures, model=runs[0], **ALSO)
-    assert alone.pictures == 1
+    assert "set aside different images" in refused(capsys, "evaluate", images, "--model", *runs)
+    alone = beitkit.evaluate(images, model=runs[0], **ALSO)
+    assert alone.images == 1
     assert "set aside for validation" in alone.where

@@ -1,4 +1,4 @@
-"""What fine-tuning chooses: the paper's recipe for many pictures, short and mild runs for few, and what is given stays."""
+"""What fine-tuning chooses: the paper's recipe for many images, short and mild runs for few, and what is given stays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from beitkit.errors import UserError
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 
-RUN = FinetuneRun(Path("pictures"), model=Path("pre"), out=Path("out"))
+RUN = FinetuneRun(Path("images"), model=Path("pre"), out=Path("out"))
 IMAGENET = FinetuneFacts(
-    pictures=1_281_167,
+    images=1_281_167,
     side=375,
     imbalance=1.8,
     width=768,
@@ -27,10 +27,10 @@ IMAGENET = FinetuneFacts(
     crop_share=0.875,
     device="cuda",
 )
-FEW = replace(IMAGENET, pictures=500, side=300, device="cpu")
+FEW = replace(IMAGENET, images=500, side=300, device="cpu")
 
 
-def test_for_many_pictures_it_is_the_paper_s_recipe() -> None:
+def test_for_many_images_it_is_the_paper_s_recipe() -> None:
     config = choose(RUN, IMAGENET).config
     assert config.train.epochs == 100
     assert config.train.lr == 4e-3
@@ -48,7 +48,7 @@ def test_narrow_networks_get_more_of_the_paper_s_rate() -> None:
         assert choose(RUN, replace(FEW, width=width)).config.train.lr == pytest.approx(expected, abs=1e-4)
 
 
-def test_for_few_pictures_the_run_is_short_and_mild() -> None:
+def test_for_few_images_the_run_is_short_and_mild() -> None:
     config = choose(RUN, FEW).config
     assert config.train.epochs is not None
     steps = config.train.epochs * 500 / 32
@@ -58,20 +58,20 @@ def test_for_few_pictures_the_run_is_short_and_mild() -> None:
     assert (config.augment.mixup, config.augment.cutmix, config.augment.erasing, config.augment.magnitude) == (0, 0, 0, 5)
 
 
-@pytest.mark.parametrize("pictures", [3, 20, 100, 1999, 2000, 10_000, 10**6])
+@pytest.mark.parametrize("images", [3, 20, 100, 1999, 2000, 10_000, 10**6])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(pictures: int, device: str) -> None:
-    config = choose(RUN, replace(IMAGENET, pictures=pictures, device=device)).config  # type: ignore[arg-type]
+def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(images: int, device: str) -> None:
+    config = choose(RUN, replace(IMAGENET, images=images, device=device)).config  # type: ignore[arg-type]
     assert config.train.batch_size is not None
     assert config.train.epochs is not None
-    assert 1 <= config.train.batch_size <= max(1, pictures / 4)
-    steps = config.train.epochs * pictures / config.train.batch_size
+    assert 1 <= config.train.batch_size <= max(1, images / 4)
+    steps = config.train.epochs * images / config.train.batch_size
     assert steps >= 500 - 1e-6
     assert device == "cuda" or steps <= 2000 + 1e-6
 
 
 def test_fresh_weights_have_no_layer_decay_and_a_size_of_their_own() -> None:
-    run = FinetuneRun(Path("pictures"), scratch=True, size="nano", patch=4, out=Path("out"))
+    run = FinetuneRun(Path("images"), scratch=True, size="nano", patch=4, out=Path("out"))
     alone = replace(IMAGENET, image_size=None, side=33, width=96, depth=4, patch=4)
     config = choose(run, alone).config
     assert config.image_size == 32
@@ -80,7 +80,7 @@ def test_fresh_weights_have_no_layer_decay_and_a_size_of_their_own() -> None:
     assert choose(run, replace(alone, side=1)).config.image_size == 8
 
 
-def test_large_pictures_are_evaluated_uncropped_unless_the_checkpoint_says_otherwise() -> None:
+def test_large_images_are_evaluated_uncropped_unless_the_checkpoint_says_otherwise() -> None:
     assert choose(replace(RUN, image_size=384), IMAGENET).config.crop_share == 1
     assert choose(RUN, IMAGENET).config.crop_share == 0.875
     assert choose(RUN, replace(IMAGENET, image_size=(384, 384), crop_share=0.95)).config.crop_share == 0.95
@@ -91,7 +91,7 @@ def test_large_pictures_are_evaluated_uncropped_unless_the_checkpoint_says_other
 def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
     lines = choose(RUN, FEW).lines
     assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
-    assert "--augment.mixup 0: 500 pictures" in lines
+    assert "--augment.mixup 0: 500 images" in lines
     assert len({line.partition(":")[0] for line in lines}) == len(lines) == 13
     assert not any("note" in line for line in lines)
     uneven = replace(FEW, imbalance=12.4)
@@ -120,10 +120,10 @@ def test_choosing_again_changes_nothing_and_the_choice_survives_json() -> None:
     assert from_json(FinetuneRun, to_json(config)) == config
 
 
-def test_mixing_waits_for_a_long_run_on_many_pictures() -> None:
+def test_mixing_waits_for_a_long_run_on_many_images() -> None:
     long = replace(RUN, train=TrainConfig(epochs=40.0, batch_size=None, lr=None))
-    assert choose(long, replace(IMAGENET, pictures=9_999)).config.augment.mixup == 0
-    assert choose(long, replace(IMAGENET, pictures=10_000)).config.augment.mixup == 0.8
+    assert choose(long, replace(IMAGENET, images=9_999)).config.augment.mixup == 0
+    assert choose(long, replace(IMAGENET, images=10_000)).config.augment.mixup == 0.8
     short = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=None, lr=None), augment=AugmentConfig(mixup=0.3))
     assert choose(short, IMAGENET).config.augment.mixup == 0.3
     assert choose(short, IMAGENET).config.augment.cutmix == 0
@@ -147,4 +147,4 @@ def test_mixing_waits_for_a_long_run_on_many_pictures() -> None:
 )
 def test_a_start_that_makes_no_sense_is_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FinetuneRun(Path("pictures"), out=Path("out"), **options)
+        FinetuneRun(Path("images"), out=Path("out"), **options)

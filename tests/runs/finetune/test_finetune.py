@@ -30,9 +30,9 @@ HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Red and blue noise."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(36):
         pixels = np.random.default_rng(index).integers(0, 120, (16, 16, 3))
         pixels[..., index % 2 * 2] += 130
@@ -43,12 +43,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def configured(pictures: Path, tmp_path: Path) -> Callable[..., FinetuneRun]:
+def configured(images: Path, tmp_path: Path) -> Callable[..., FinetuneRun]:
     """A run of a nano network on 16 pixels from scratch, with some fields changed."""
 
     def make(name: str, **changed: object) -> FinetuneRun:
         run = FinetuneRun(
-            pictures,
+            images,
             scratch=True,
             size="nano",
             patch=8,
@@ -159,11 +159,11 @@ def test_a_mixed_target_is_written_in_words() -> None:
     assert finetune_report.named_target(torch.zeros(3), names) == "none of the classes"
 
 
-def test_several_labels_a_picture(configured: Callable[..., FinetuneRun]) -> None:
-    """Each picture shows its color, and all of them are pictures."""
+def test_several_labels_an_image(configured: Callable[..., FinetuneRun]) -> None:
+    """Each image shows its color, and all of them are images."""
     plain = configured("plain")
     rows = [
-        {"path": str(path), "labels": [path.parent.name, "picture"], "split": path.parent.parent.name}
+        {"path": str(path), "labels": [path.parent.name, "image"], "split": path.parent.parent.name}
         for path in sorted(plain.images.glob("*/*/*.png"))
     ]
     listed = plain.images.parent / "several.jsonl"
@@ -177,14 +177,14 @@ def test_several_labels_a_picture(configured: Callable[..., FinetuneRun]) -> Non
     assert model.config.multilabel
     assert "average precision" in (result.folder / "report.html").read_text()
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
-    with pytest.raises(UserError, match="--balanced needs one label a picture"):
+    with pytest.raises(UserError, match="--balanced needs one label an image"):
         finetune.run(configured("balanced", images=listed, balanced=True))
 
 
 def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
-    run = demo.finetune_run(DemoRun(), Path("pictures"), 100, 0, scratch=False)
+    run = demo.finetune_run(DemoRun(), Path("images"), 100, 0, scratch=False)
     found = FinetuneFacts(
-        pictures=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
+        images=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
     )
     config, lines = choose(run, found)
     assert lines == ("--crop-share 0.875: the network's own",)

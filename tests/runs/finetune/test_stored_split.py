@@ -42,11 +42,11 @@ def test_the_stored_split_is_evaluated_and_trained_on_again(
     assert train_and_val(first.folder / "split.csv", None, seed=1)[1].digest == val.digest
 
     capsys.readouterr()
-    assert evaluate(images, model=first.folder, device="cpu").pictures == len(val) == 4
+    assert evaluate(images, model=first.folder, device="cpu").images == len(val) == 4
     assert f"the part of {images} that was set aside" in capsys.readouterr().out
     assert evaluate(first.folder / "split.csv", model=first.folder, device="cpu").top1 == pytest.approx(first.accuracy)
 
-    # Measured on the same pictures, whatever the seed, so that the two can be compared.
+    # Measured on the same images, whatever the seed, so that the two can be compared.
     again = beitkit.finetune(
         first.folder / "split.csv", model=model, out=tmp_path / "again", compare=first.folder, seed=1, labels=6, **SHORT
     )
@@ -54,7 +54,7 @@ def test_the_stored_split_is_evaluated_and_trained_on_again(
     assert len(used) == 6
 
 
-def test_pictures_that_were_trained_on_are_named_so(
+def test_images_that_were_trained_on_are_named_so(
     images: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [f"images/{path.relative_to(images)},{path.parent.name}" for path in sorted(images.glob("*/*.png"))]
@@ -62,7 +62,7 @@ def test_pictures_that_were_trained_on_are_named_so(
         (tmp_path / f"{name}.csv").write_text("path,label\n" + "\n".join(part) + "\n")
     run = beitkit.finetune(tmp_path / "train.csv", val=tmp_path / "val.csv", model=model, out=tmp_path / "run", **SHORT)
     capsys.readouterr()
-    assert evaluate(tmp_path / "train.csv", model=run.folder, device="cpu").pictures == 18
-    assert "train.csv (training pictures): top-1" in capsys.readouterr().out
+    assert evaluate(tmp_path / "train.csv", model=run.folder, device="cpu").images == 18
+    assert "train.csv (training images): top-1" in capsys.readouterr().out
     evaluate(tmp_path / "val.csv", model=run.folder, device="cpu")
-    assert "training pictures" not in capsys.readouterr().out
+    assert "training images" not in capsys.readouterr().out

@@ -38,11 +38,11 @@ def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest
     plan = json.loads(text)
     values = {(figure["part"], figure["name"]): figure["value"] for figure in plan["figures"]}
     assert values["length", "steps"] == round(150 * 14_000_000 / 2048)
-    assert values["length", "pictures a step"] == 2048
+    assert values["length", "images a step"] == 2048
     assert values["length", "passes a step, each device"] == 2
-    pictures = values["length", "steps"] * 2048
+    images = values["length", "steps"] * 2048
     training = values["the run", "training"] + values["the run", "tokenizing"]
-    assert training == pytest.approx(pictures * (107.98e9 + 52.12e9), rel=1e-3)
+    assert training == pytest.approx(images * (107.98e9 + 52.12e9), rel=1e-3)
     assert plan["seconds"] == pytest.approx(training / (16 * 100e12 * 0.5), rel=1e-3)
     assert plan["cost"] == pytest.approx(2 * 16 * plan["seconds"] / 3600)
     assert all(figure["source"] for figure in plan["figures"])
@@ -67,7 +67,7 @@ def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixt
     assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
 
 
-def test_evaluations_go_forward_once_a_picture() -> None:
+def test_evaluations_go_forward_once_an_image() -> None:
     given = {"images": 20_000, "recipe": "finetune-base-in1k", "batch_size": 2, **DESCRIBED}
     without, shown = beitkit.plan(**given), beitkit.plan(**given, validation=500)
     assert without.evaluating == 0
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
     words = smaller.split()
     followed = beitkit.plan(batch_size=int(words[1]), accumulate=int(words[3]), **given)
     assert followed.fits
-    assert followed.subject.length.pictures_per_step == plan.subject.length.pictures_per_step
+    assert followed.subject.length.images_per_step == plan.subject.length.images_per_step
 
 
 def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
@@ -112,9 +112,9 @@ def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
     plan = beitkit.plan(**options)
     assert plan.device == written["device"]
     workload, length = plan.subject.workload, plan.subject.length
-    training = length.pictures * workload.flops.step(recompute=False) / (rate * share["pretraining"])
+    training = length.images * workload.flops.step(recompute=False) / (rate * share["pretraining"])
     alone = next(one for one in written["jobs"][0]["contestants"] if one["name"] == "tokenizer")
-    tokens = length.pictures / alone["images_per_second"] * (14 / 2) ** 2  # 224 pixels where the bench had 32
+    tokens = length.images / alone["images_per_second"] * (14 / 2) ** 2  # 224 pixels where the bench had 32
     assert plan.step.total * length.steps == pytest.approx(training + tokens)
     assert beitkit.plan(**options, share=0.5).step.network == pytest.approx(plan.step.network * share["pretraining"] / 0.5)
     with pytest.raises(UserError, match="which share of the rate finetune reaches"):
@@ -127,10 +127,10 @@ def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     text = said(capsys, "--images", "100", "--size", "nano", "--image-size", "32", "--batch-size", "4", "--steps", "3",
                 "--threads", "1", "--tokenizer", tokenizer, "--patch", "16",
-                "--pictures", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
+                "--image-folder", str(tmp_path), "--workers", "0", "--json")  # fmt: skip
     plan = json.loads(text)
     measured = {figure["name"] for figure in plan["figures"] if figure["source"] == "measured here now"}
-    assert {"forward and backward", "tokenizer", "waiting for pictures", "update", "process, Python and torch"} <= measured
+    assert {"forward and backward", "tokenizer", "waiting for images", "update", "process, Python and torch"} <= measured
     assert plan["seconds"] > 3 * plan["step_seconds"] > 0
     assert plan["fits"] is True
 
@@ -148,7 +148,7 @@ def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest
         ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
         ({"images": 9999, "validation": 9, **DESCRIBED}, "--validation is for finetune and segment"),
         ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, or"),
-        ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are pictures"),
+        ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are images"),
     ],
 )
 def test_a_mistake_is_one_line(options: dict, expected: str) -> None:

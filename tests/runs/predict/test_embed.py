@@ -1,4 +1,4 @@
-"""`beitkit embed`: features of pictures as an array or a table."""
+"""`beitkit embed`: features of images as an array or a table."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ Command = Callable[..., int]
 
 
 @pytest.fixture
-def pictures(world: Path, tmp_path: Path) -> Path:
-    """Twenty pictures, one of which cannot be read."""
-    folder = tmp_path / "pictures"
+def images(world: Path, tmp_path: Path) -> Path:
+    """Twenty images, one of which cannot be read."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for path in sorted((world / "new").rglob("*.png"))[:19]:
         shutil.copy(path, folder / path.name)
-    (folder / "00.jpg").write_text("no picture")
+    (folder / "00.jpg").write_text("no image")
     return folder
 
 
-def test_an_array_with_its_paths(world: Path, pictures: Path, tmp_path: Path, command: Command) -> None:
+def test_an_array_with_its_paths(world: Path, images: Path, tmp_path: Path, command: Command) -> None:
     out = tmp_path / "features.npy"
-    assert command("embed", pictures, "--model", world / "cls", "--out", out, "--batch-size", 1) == 0
+    assert command("embed", images, "--model", world / "cls", "--out", out, "--batch-size", 1) == 0
     features = np.load(out, mmap_mode="r")
     rows = [json.loads(line) for line in (tmp_path / "features.paths.jsonl").read_text().splitlines()]
-    assert [row["path"] for row in rows] == sorted(str(path) for path in pictures.iterdir())
+    assert [row["path"] for row in rows] == sorted(str(path) for path in images.iterdir())
     assert features.shape == (20, 24)
     assert features.dtype == np.float32
     model = beitkit.load(world / "cls")
@@ -45,23 +45,23 @@ def test_an_array_with_its_paths(world: Path, pictures: Path, tmp_path: Path, co
                 np.testing.assert_allclose(values, model.features(model.reader([row["path"]]))[0], atol=1e-5)
 
 
-def test_a_table_with_nested_lists(world: Path, pictures: Path, tmp_path: Path, command: Command) -> None:
+def test_a_table_with_nested_lists(world: Path, images: Path, tmp_path: Path, command: Command) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     options = ["--model", world / "pre", "--block", "all", "--pool", "patches"]
-    assert command("embed", pictures, *options, "--out", tmp_path / "f.npy") == 0
-    assert command("embed", pictures, *options, "--out", tmp_path / "f.parquet", "--dtype", "float16") == 0
+    assert command("embed", images, *options, "--out", tmp_path / "f.npy") == 0
+    assert command("embed", images, *options, "--out", tmp_path / "f.parquet", "--dtype", "float16") == 0
     table = parquet.read_table(tmp_path / "f.parquet")
     assert str(table.schema.field("features").type).startswith("fixed_size_list")
     features = np.array(table["features"].to_pylist(), dtype=np.float32)
     expected = np.load(tmp_path / "f.npy")
     assert expected.shape == (20, 3, 12, 24)
     np.testing.assert_allclose(features, expected.astype(np.float16), rtol=0, atol=0)
-    assert table["path"].to_pylist() == sorted(str(path) for path in pictures.iterdir())
+    assert table["path"].to_pylist() == sorted(str(path) for path in images.iterdir())
     assert sum(error is not None for error in table["error"].to_pylist()) == 1
 
 
 @pytest.mark.parametrize("ending", ["npy", "parquet"])
-def test_shards_together_are_the_whole(world: Path, pictures: Path, tmp_path: Path, ending: str, command: Command) -> None:
+def test_shards_together_are_the_whole(world: Path, images: Path, tmp_path: Path, ending: str, command: Command) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
 
     def read(path: Path) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_shards_together_are_the_whole(world: Path, pictures: Path, tmp_path: Pa
         column = parquet.read_table(path)["features"].to_pylist()
         return np.array(column, dtype=np.float32).reshape(-1, 48)
 
-    arguments = ["embed", pictures, "--model", world / "pre", "--pool", "both", "--block", 2, "--batch-size", 1]
+    arguments = ["embed", images, "--model", world / "pre", "--pool", "both", "--block", 2, "--batch-size", 1]
     assert command(*arguments, "--out", tmp_path / f"f.{ending}") == 0
     for number in (1, 2, 3):
         assert command(*arguments, "--out", tmp_path / f"f.{ending}", "--shard", f"{number}/3") == 0

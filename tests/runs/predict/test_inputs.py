@@ -1,4 +1,4 @@
-"""Pictures named by files, folders, globs and lists."""
+"""Images named by files, folders, globs and lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beitkit.errors import UserError
-from beitkit.runs.predict.inputs import gather_pictures
+from beitkit.runs.predict.inputs import gather_images
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(*inputs: str) -> list[str]:
-    files = gather_pictures([Path(given) for given in inputs])
+    files = gather_images([Path(given) for given in inputs])
     return [str(files.path(index)) for index in range(len(files))]
 
 
@@ -57,7 +57,7 @@ def test_names_need_not_be_text(here: Path) -> None:
         ("gone.jpg", "gone.jpg does not exist"),
         ("x*.png", "nothing matches x*.png"),
         ("a/*.txt", "nothing matches a/*.txt"),
-        ("a/notes.txt", "lists no pictures"),
+        ("a/notes.txt", "lists no images"),
     ],
 )
 def test_what_names_nothing_is_refused(here: Path, given: str, expected: str) -> None:

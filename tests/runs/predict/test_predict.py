@@ -29,14 +29,14 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def broken(world: Path, tmp_path: Path) -> Path:
-    """A folder with a good picture, one with a name that is no text, and two that cannot be read."""
-    folder = tmp_path / "some pictures"
+    """A folder with a good image, one with a name that is no text, and two that cannot be read."""
+    folder = tmp_path / "some images"
     folder.mkdir()
     good = next((world / "new").rglob("*.png"))
     shutil.copy(good, folder / "a, b.png")
     shutil.copy(good, folder / os.fsdecode(b"\xff.png"))
     (folder / "cut.png").write_bytes(good.read_bytes()[:100])
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     return folder
 
 
@@ -47,7 +47,7 @@ def test_the_table_says_what_evaluate_measures(
     measured = json.loads(capsys.readouterr().out)
     out = tmp_path / "predictions.csv"
     assert command("predict", world / "new", "--model", world / "cls", "--out", out, "--top", 2) == 0
-    assert capsys.readouterr().out.startswith(f"written: {out} (40 pictures). Next")
+    assert capsys.readouterr().out.startswith(f"written: {out} (40 images). Next")
     rows = table(out)
     assert list(rows[0]) == ["path", "predicted", "probability", "name_1", "probability_1", "name_2", "probability_2", "error"]
     assert [row["path"] for row in rows] == sorted(str(path) for path in (world / "new").rglob("*.png"))
@@ -108,7 +108,7 @@ def test_shards_together_are_the_whole(world: Path, tmp_path: Path, command: Com
     header, *whole = (tmp_path / "p.csv").read_bytes().splitlines()
     shards = [(tmp_path / f"p-0000{number}-of-00004.csv").read_bytes().splitlines() for number in (1, 2, 3, 4)]
     assert all(shard[0] == header for shard in shards)
-    # 40 pictures are blocks of 16, 16 and 8: the fourth shard has none.
+    # 40 images are blocks of 16, 16 and 8: the fourth shard has none.
     assert [line for shard in shards for line in shard[1:]] == whole
     assert [len(shard) - 1 for shard in shards] == [16, 16, 8, 0]
 
@@ -132,12 +132,12 @@ main(sys.argv[1:])
 def test_a_stopped_command_goes_on_and_ends_the_same(
     world: Path, tmp_path: Path, number: int, code: int, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = tmp_path / "many"
-    pictures.mkdir()
+    images = tmp_path / "many"
+    images.mkdir()
     random = np.random.default_rng(1)
     for index in range(256):
-        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(pictures / f"{index:03d}.bmp")
-    arguments = ["predict", pictures, "--model", world / "cls", "--batch-size", 1, "--out"]
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(images / f"{index:03d}.bmp")
+    arguments = ["predict", images, "--model", world / "cls", "--batch-size", 1, "--out"]
     assert command(*arguments, tmp_path / "unbroken.csv") == 0
     out = tmp_path / "p.csv"
     whole = [sys.executable, "-c", SLOW, *map(str, [*arguments, out])]
@@ -182,7 +182,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
     assert command(*arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "14 pictures" in printed.out
+    assert "14 images" in printed.out
     for other in (["--model", world / "several"], ["--batch-size", 3]):
         assert command(*arguments, *other) == 2
         assert "holds the result of another command" in capsys.readouterr().err
@@ -199,21 +199,21 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
         (["{world}/nowhere"], "nowhere does not exist"),
         (["{world}/new/x*.png"], "nothing matches"),
         (["{world}/new", "--out", "{here}/p.txt"], "--out must end in .csv, .jsonl or .parquet, got"),
-        (["{world}/new", "--model", "{world}/pre"], "holds a MaskedImageModel, which names nothing in pictures"),
+        (["{world}/new", "--model", "{world}/pre"], "holds a MaskedImageModel, which names nothing in images"),
         (["{world}/new", "--model", "{world}/gone"], "gone"),
         (["{world}/new", "--shard", "0/3"], "--shard must be one of 1/n to n/n, such as 3/8, got '0/3'"),
         (["{world}/new", "--shard", "3"], "--shard must be one of"),
         (["{world}/new", "--top", "0"], "--top must be at least 1"),
         (["{world}/new", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["{world}/new", "--engine", "spark"], "ray"),
-        ([], "give at least one picture"),
-        (["{here}/text.jpg"], "none of the 1 pictures can be read"),
+        ([], "give at least one image"),
+        (["{here}/text.jpg"], "none of the 1 images can be read"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
     world: Path, tmp_path: Path, arguments: list[str], expected: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     given = [argument.format(world=world, here=tmp_path) for argument in arguments]
     defaults = [] if "--model" in given else ["--model", world / "cls"]
     defaults += [] if "--out" in given else ["--out", tmp_path / "p.csv"]
@@ -225,8 +225,8 @@ def test_mistakes_are_one_line_and_write_nothing(
 
 
 def test_it_is_a_function_too(world: Path, tmp_path: Path) -> None:
-    picture = str(next((world / "new").rglob("*.png")))
-    one = beitkit.predict(picture, model=world / "cls", out=str(tmp_path / "one.csv"), workers=0)
-    two = beitkit.predict([picture, world / "new"], model=str(world / "cls"), out=tmp_path / "two.csv", workers=0)
-    assert (one.pictures, one.unreadable, one.out) == (1, 0, tmp_path / "one.csv")
-    assert two.pictures == 40  # a picture that is named twice is there once
+    image = str(next((world / "new").rglob("*.png")))
+    one = beitkit.predict(image, model=world / "cls", out=str(tmp_path / "one.csv"), workers=0)
+    two = beitkit.predict([image, world / "new"], model=str(world / "cls"), out=tmp_path / "two.csv", workers=0)
+    assert (one.images, one.unreadable, one.out) == (1, 0, tmp_path / "one.csv")
+    assert two.images == 40  # an image that is named twice is there once

@@ -18,12 +18,12 @@ SMALL = {"size": "nano", "image_size": 32, "patch": 8, "steps": 2, "batch_size":
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(6):
-        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{index}.png")
-    return tmp_path / "pictures"
+        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    return tmp_path / "images"
 
 
 def dvae(folder: Path, vocabulary: int) -> Path:
@@ -32,7 +32,7 @@ def dvae(folder: Path, vocabulary: int) -> Path:
     return folder
 
 
-def test_vqkd_gives_targets_and_the_report_does_without_its_pixels(pictures: Path, tmp_path: Path) -> None:
+def test_vqkd_gives_targets_and_the_report_does_without_its_pixels(images: Path, tmp_path: Path) -> None:
     encoder = BackboneConfig.named(
         "nano/8", image_size=32, absolute_positions=True, relative_positions="none", layer_scale=None, final_norm=True
     )
@@ -40,7 +40,7 @@ def test_vqkd_gives_targets_and_the_report_does_without_its_pixels(pictures: Pat
     beitkit.save(
         beitkit.VQKD(VQKDConfig(encoder=encoder, decoder_depth=1, vocabulary=16, code_dim=4, target_dim=8)), tmp_path / "tok"
     )
-    out = beitkit.pretrain(pictures, tokenizer=tmp_path / "tok", out=tmp_path / "run", **SMALL)
+    out = beitkit.pretrain(images, tokenizer=tmp_path / "tok", out=tmp_path / "run", **SMALL)
     html = (out / "report.html").read_text()
     assert "masked" in html
     assert "from predicted tokens</th>" not in html
@@ -50,23 +50,23 @@ def test_vqkd_gives_targets_and_the_report_does_without_its_pixels(pictures: Pat
     assert (out / "checkpoints" / "best" / "model.safetensors").exists()
 
 
-def test_a_tokenizer_or_pictures_that_changed_are_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_or_images_that_changed_are_refused(images: Path, tmp_path: Path) -> None:
     tok = dvae(tmp_path / "tok", 16)
-    beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "run", **SMALL)
+    beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **SMALL)
     (tmp_path / "run" / "model.json").unlink()  # as if it had been cut before the end
     dvae(tok, 32)
     with pytest.raises(UserError, match="the tokenizer changed since the run"):
-        beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "run", **SMALL)
+        beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **SMALL)
     dvae(tok, 16)
-    Image.new("RGB", (32, 32)).save(pictures / "new.png")
-    with pytest.raises(UserError, match="the pictures changed since the run"):
-        beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "run", **SMALL)
+    Image.new("RGB", (32, 32)).save(images / "new.png")
+    with pytest.raises(UserError, match="the images changed since the run"):
+        beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **SMALL)
 
 
-def test_more_per_batch_than_there_are_pictures_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_more_per_batch_than_there_are_images_is_refused(images: Path, tmp_path: Path) -> None:
     tok = dvae(tmp_path / "tok", 16)
-    with pytest.raises(UserError, match="--batch-size 64 is more than there are pictures; give at most 6"):
-        beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "run", **{**SMALL, "batch_size": 64})
+    with pytest.raises(UserError, match="--batch-size 64 is more than there are images; give at most 6"):
+        beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **{**SMALL, "batch_size": 64})
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_more_per_batch_than_there_are_pictures_is_refused(pictures: Path, tmp_p
     ],
     ids=["recover-all", "no-mask", "random", "cls-branch"],
 )
-def test_a_variant_of_token_prediction_runs_and_reports(variant: dict, pictures: Path, tmp_path: Path) -> None:
+def test_a_variant_of_token_prediction_runs_and_reports(variant: dict, images: Path, tmp_path: Path) -> None:
     tok = dvae(tmp_path / "tok", 16)
-    out = beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "run", **SMALL, **variant)
+    out = beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **SMALL, **variant)
     html = (out / "report.html").read_text()
     assert "Token accuracy" in html
     model = beitkit.load(out)
@@ -92,8 +92,8 @@ def test_a_variant_of_token_prediction_runs_and_reports(variant: dict, pictures:
 
 
 @pytest.mark.parametrize("recover", ["masked", "all"])
-def test_pixels_need_no_tokenizer_and_the_model_is_of_use(recover: str, pictures: Path, tmp_path: Path) -> None:
-    out = beitkit.pretrain(pictures, target="pixels", recover=recover, out=tmp_path / "run", **SMALL)
+def test_pixels_need_no_tokenizer_and_the_model_is_of_use(recover: str, images: Path, tmp_path: Path) -> None:
+    out = beitkit.pretrain(images, target="pixels", recover=recover, out=tmp_path / "run", **SMALL)
     html = (out / "report.html").read_text()
     assert "from predicted pixels" in html
     assert "variance" in html
@@ -128,14 +128,14 @@ def test_pixels_need_no_tokenizer_and_the_model_is_of_use(recover: str, pictures
         ({"tokenizer": "tok", "channels": 1}, "--channels 1 does not fit a tokenizer of 3"),
     ],
 )
-def test_variants_that_make_no_sense_are_refused(options: dict, message: str, pictures: Path, tmp_path: Path) -> None:
+def test_variants_that_make_no_sense_are_refused(options: dict, message: str, images: Path, tmp_path: Path) -> None:
     dvae(tmp_path / "tok", 16)
     options = {key: tmp_path / "tok" if key == "tokenizer" else value for key, value in options.items()}
     with pytest.raises(UserError, match=message):
-        beitkit.pretrain(pictures, out=tmp_path / "run", **SMALL, **options)
+        beitkit.pretrain(images, out=tmp_path / "run", **SMALL, **options)
     assert not (tmp_path / "run").exists()
 
 
-def test_channels_without_a_tokenizer(pictures: Path, tmp_path: Path) -> None:
-    model = beitkit.load(beitkit.pretrain(pictures, target="pixels", channels=1, out=tmp_path / "run", **SMALL))
+def test_channels_without_a_tokenizer(images: Path, tmp_path: Path) -> None:
+    model = beitkit.load(beitkit.pretrain(images, target="pixels", channels=1, out=tmp_path / "run", **SMALL))
     assert model.config.backbone.channels == 1

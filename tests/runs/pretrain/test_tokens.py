@@ -29,12 +29,12 @@ CACHE = {"image_size": 32, "patch": 8, "batch_size": 4, "threads": 1, "device": 
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(8):
-        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{index}.png")
-    return tmp_path / "pictures"
+        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def tok(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """How many pictures each call of `TokenCache.put` stores."""
+    """How many images each call of `TokenCache.put` stores."""
     counts: list[int] = []
     put = TokenCache.put
 
@@ -79,46 +79,46 @@ def never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("views", [1, 2])
 def test_cached_equals_uncached(
-    views: int, pictures: Path, tok: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+    views: int, images: Path, tok: Path, tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs = {"steps": 8}  # four epochs of two batches
-    filled = beitkit.pretrain(pictures, tokenizer=tok, views=views, out=tmp_path / "filled", **SMALL, **epochs)
+    filled = beitkit.pretrain(images, tokenizer=tok, views=views, out=tmp_path / "filled", **SMALL, **epochs)
     assert sum(encoded) == 8 * views
-    made = beitkit.tokenize(pictures, tokenizer=tok, views=views, out=tmp_path / "cache", **CACHE)
+    made = beitkit.tokenize(images, tokenizer=tok, views=views, out=tmp_path / "cache", **CACHE)
     assert sum(encoded) == 2 * 8 * views
-    given = beitkit.pretrain(pictures, tokenizer=tok, tokens=made, out=tmp_path / "given", **SMALL, **epochs)
-    by_workers = beitkit.pretrain(pictures, tokenizer=tok, views=views, out=tmp_path / "w", workers=2, **SMALL, **epochs)
+    given = beitkit.pretrain(images, tokenizer=tok, tokens=made, out=tmp_path / "given", **SMALL, **epochs)
+    by_workers = beitkit.pretrain(images, tokenizer=tok, views=views, out=tmp_path / "w", workers=2, **SMALL, **epochs)
     assert np.array_equal(np.load(made / "tokens.npy"), np.load(filled / "tokens" / "tokens.npy"))
     encoded.clear()
     never_stored(monkeypatch)
-    uncached = beitkit.pretrain(pictures, tokenizer=tok, views=views, out=tmp_path / "uncached", **SMALL, **epochs)
+    uncached = beitkit.pretrain(images, tokenizer=tok, views=views, out=tmp_path / "uncached", **SMALL, **epochs)
     assert sum(encoded) == 32
     for run in (filled, given, by_workers):
         assert losses(run) == losses(uncached)
         assert weights(run) == weights(uncached)
 
 
-def test_the_report_and_the_journal_say_what_was_saved(pictures: Path, tok: Path, tmp_path: Path) -> None:
-    filled = beitkit.pretrain(pictures, tokenizer=tok, views=1, out=tmp_path / "filled", steps=8, **SMALL)
-    assert "24 of 32 pictures shown had their tokens from the cache" in (filled / "journal.jsonl").read_text()
-    assert "24 of 32 pictures shown had their tokens from the cache" in (filled / "report.html").read_text()
-    again = beitkit.pretrain(pictures, tokenizer=tok, tokens=filled / "tokens", views=1, out=tmp_path / "again", steps=8, **SMALL)
+def test_the_report_and_the_journal_say_what_was_saved(images: Path, tok: Path, tmp_path: Path) -> None:
+    filled = beitkit.pretrain(images, tokenizer=tok, views=1, out=tmp_path / "filled", steps=8, **SMALL)
+    assert "24 of 32 images shown had their tokens from the cache" in (filled / "journal.jsonl").read_text()
+    assert "24 of 32 images shown had their tokens from the cache" in (filled / "report.html").read_text()
+    again = beitkit.pretrain(images, tokenizer=tok, tokens=filled / "tokens", views=1, out=tmp_path / "again", steps=8, **SMALL)
     said = (again / "journal.jsonl").read_text()
-    assert "32 of 32 pictures shown had their tokens from the cache" in said
-    assert "ms a picture, so 0 s were saved" not in said
+    assert "32 of 32 images shown had their tokens from the cache" in said
+    assert "ms an image, so 0 s were saved" not in said
 
 
-def test_views_change_what_is_shown_and_none_does_not(pictures: Path, tok: Path, tmp_path: Path) -> None:
-    fresh = beitkit.pretrain(pictures, tokenizer=tok, out=tmp_path / "fresh", steps=6, **SMALL)
-    stored = beitkit.pretrain(pictures, tokenizer=tok, views=1, out=tmp_path / "stored", steps=6, **SMALL)
+def test_views_change_what_is_shown_and_none_does_not(images: Path, tok: Path, tmp_path: Path) -> None:
+    fresh = beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "fresh", steps=6, **SMALL)
+    stored = beitkit.pretrain(images, tokenizer=tok, views=1, out=tmp_path / "stored", steps=6, **SMALL)
     assert not (fresh / "tokens").exists()
     assert "stored views" not in (fresh / "inputs.json").read_text()
     assert losses(fresh) != losses(stored)
 
 
-def test_killed_while_filling_and_continued_equals_unbroken(pictures: Path, tok: Path, tmp_path: Path) -> None:
+def test_killed_while_filling_and_continued_equals_unbroken(images: Path, tok: Path, tmp_path: Path) -> None:
     options = [
-        "pretrain", pictures, "--tokenizer", tok, "--size", "nano", "--image-size", 32, "--patch", 8, "--batch-size", 4,
+        "pretrain", images, "--tokenizer", tok, "--size", "nano", "--image-size", 32, "--patch", 8, "--batch-size", 4,
         "--threads", 1, "--device", "cpu", "--views", 6, "--steps", 12, "--loop.save-every", 1, "--loop.log-every", 1,
     ]  # fmt: skip
     command = [sys.executable, "-m", "beitkit", *map(str, options), "--out", str(tmp_path / "cut")]
@@ -135,7 +135,7 @@ def test_killed_while_filling_and_continued_equals_unbroken(pictures: Path, tok:
 
     def run(out: Path) -> Path:
         loop = LoopConfig(log_every=1, save_every=1)
-        return beitkit.pretrain(pictures, tokenizer=tok, views=6, out=out, steps=12, loop=loop, **NETWORK)
+        return beitkit.pretrain(images, tokenizer=tok, views=6, out=out, steps=12, loop=loop, **NETWORK)
 
     cut, unbroken = run(tmp_path / "cut"), run(tmp_path / "unbroken")
     assert weights(cut) == weights(unbroken)
@@ -146,9 +146,9 @@ def test_killed_while_filling_and_continued_equals_unbroken(pictures: Path, tok:
 
 
 def test_tokenizing_goes_on_where_it_was(
-    pictures: Path, tok: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture[str]
+    images: Path, tok: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = beitkit.tokenize(pictures, tokenizer=tok, views=3, out=tmp_path / "cache", **CACHE)
+    made = beitkit.tokenize(images, tokenizer=tok, views=3, out=tmp_path / "cache", **CACHE)
     assert "Next: beitkit pretrain" in capsys.readouterr().out.splitlines()[-1]
     whole = np.load(made / "tokens.npy")
     states = np.load(made / "states.npy")
@@ -158,31 +158,31 @@ def test_tokenizing_goes_on_where_it_was(
     tokens[2:4, 1] = 99  # a row that was being written
     np.save(made / "tokens.npy", tokens)
     encoded.clear()
-    beitkit.tokenize(pictures, tokenizer=tok, views=3, out=made, **CACHE)
+    beitkit.tokenize(images, tokenizer=tok, views=3, out=made, **CACHE)
     assert sum(encoded) == 2
     assert np.array_equal(np.load(made / "tokens.npy"), whole)
     encoded.clear()
-    beitkit.tokenize(pictures, tokenizer=tok, views=3, out=made, **CACHE)
+    beitkit.tokenize(images, tokenizer=tok, views=3, out=made, **CACHE)
     assert encoded == []
 
 
-def test_a_partial_cache_is_completed_by_training(pictures: Path, tok: Path, tmp_path: Path, encoded: list[int]) -> None:
-    made = beitkit.tokenize(pictures, tokenizer=tok, views=1, out=tmp_path / "cache", **CACHE)
+def test_a_partial_cache_is_completed_by_training(images: Path, tok: Path, tmp_path: Path, encoded: list[int]) -> None:
+    made = beitkit.tokenize(images, tokenizer=tok, views=1, out=tmp_path / "cache", **CACHE)
     states = np.load(made / "states.npy")
     states[5] = 0
     np.save(made / "states.npy", states)
     encoded.clear()
-    beitkit.pretrain(pictures, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=4, **SMALL)
+    beitkit.pretrain(images, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=4, **SMALL)
     assert encoded == [1]
     assert np.load(made / "states.npy").all()
 
 
 def test_a_cache_is_completed_in_the_precision_it_was_begun_with(
-    pictures: Path, tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    images: Path, tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("beitkit.tokenizers.frozen.LEAST_AGREEMENT", 0.0)  # whatever bfloat16 finds will do
     options = {"tokenizer": tok, "views": 2, **CACHE, "precision": "bfloat16"}
-    made = beitkit.tokenize(pictures, out=tmp_path / "cache", **options)
+    made = beitkit.tokenize(images, out=tmp_path / "cache", **options)
     assert json.loads((made / "cache.json").read_text())["precision"] == "bfloat16"
     assert "tokenizer in bfloat16" in capsys.readouterr().err
     whole = np.load(made / "tokens.npy")
@@ -193,29 +193,29 @@ def test_a_cache_is_completed_in_the_precision_it_was_begun_with(
     seen: list[bool] = []
     encode = beitkit.DiscreteVAE.encode
 
-    def watched(tokenizer: beitkit.DiscreteVAE, images: Tensor) -> Tensor:
+    def watched(tokenizer: beitkit.DiscreteVAE, batch: Tensor) -> Tensor:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return encode(tokenizer, images)
+        return encode(tokenizer, batch)
 
     monkeypatch.setattr(beitkit.DiscreteVAE, "encode", watched)
     monkeypatch.setattr("beitkit.tokenizers.frozen.LEAST_AGREEMENT", 1.1)  # a cache that begins now would be in float32
     # A run in float32 reads and completes it as it is; only `tokenize` was told what the tokens are to be computed in.
-    beitkit.pretrain(pictures, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=4, **SMALL, precision="float32")
+    beitkit.pretrain(images, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=4, **SMALL, precision="float32")
     assert seen
     assert all(seen)
     assert np.load(made / "states.npy").all()
     assert np.array_equal(np.load(made / "tokens.npy"), whole)
     with pytest.raises(UserError, match="another precision of the tokenizer .bfloat16 there, float32 here.*--precision"):
-        beitkit.tokenize(pictures, out=made, **{**options, "precision": "float32"})
+        beitkit.tokenize(images, out=made, **{**options, "precision": "float32"})
 
 
-def test_stale_caches_are_refused(pictures: Path, tok: Path, tmp_path: Path) -> None:
-    made = beitkit.tokenize(pictures, tokenizer=tok, views=2, out=tmp_path / "cache", **CACHE)
+def test_stale_caches_are_refused(images: Path, tok: Path, tmp_path: Path) -> None:
+    made = beitkit.tokenize(images, tokenizer=tok, views=2, out=tmp_path / "cache", **CACHE)
 
     def refused(match: str, **options: object) -> None:
         given = {"tokenizer": tok, "tokens": made, "steps": 2, **SMALL, **options}
         with pytest.raises(UserError, match=match) as error:
-            beitkit.pretrain(pictures, out=tmp_path / "run", **given)
+            beitkit.pretrain(images, out=tmp_path / "run", **given)
         assert "\n" not in str(error.value)
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 
@@ -223,42 +223,42 @@ def test_stale_caches_are_refused(pictures: Path, tok: Path, tmp_path: Path) -> 
     refused("made for another view .*--view", view=ViewConfig(flip=0.0))
     refused("made for another seed .0 there, 3 here.*--seed", seed=3)
     refused("made for another number of views .2 there, 4 here.*--views", views=4)
-    refused("made for another picture size .32x32 there, 64x64 here.", image_size=64)
+    refused("made for another image size .32x32 there, 64x64 here.", image_size=64)
     refused("holds no token cache", tokens=tmp_path / "nothing")
-    (pictures / "0.png").rename(pictures / "a.png")
-    refused("made for another list of pictures")
-    (pictures / "a.png").rename(pictures / "0.png")
+    (images / "0.png").rename(images / "a.png")
+    refused("made for another list of images")
+    (images / "a.png").rename(images / "0.png")
     with pytest.raises(UserError, match="made for another seed"):
-        beitkit.tokenize(pictures, tokenizer=tok, views=2, out=made, seed=1, **CACHE)
-    content = (pictures / "3.png").read_bytes()
-    Image.new("RGB", (40, 36)).save(pictures / "3.png")
+        beitkit.tokenize(images, tokenizer=tok, views=2, out=made, seed=1, **CACHE)
+    content = (images / "3.png").read_bytes()
+    Image.new("RGB", (40, 36)).save(images / "3.png")
     refused("3.png changed since its tokens were stored")
-    (pictures / "3.png").write_bytes(content)  # another time of change, the same content
-    beitkit.pretrain(pictures, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=2, **SMALL)
+    (images / "3.png").write_bytes(content)  # another time of change, the same content
+    beitkit.pretrain(images, tokenizer=tok, tokens=made, out=tmp_path / "run", steps=2, **SMALL)
 
 
-def test_options_that_make_no_sense_are_refused(pictures: Path, tok: Path, tmp_path: Path) -> None:
+def test_options_that_make_no_sense_are_refused(images: Path, tok: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--views must lie in"):
-        beitkit.pretrain(pictures, tokenizer=tok, views=0, out=tmp_path / "run", steps=2, **SMALL)
+        beitkit.pretrain(images, tokenizer=tok, views=0, out=tmp_path / "run", steps=2, **SMALL)
     with pytest.raises(UserError, match="leave --views and --tokens out"):
-        beitkit.pretrain(pictures, target="pixels", views=2, out=tmp_path / "run", steps=2, **SMALL)
+        beitkit.pretrain(images, target="pixels", views=2, out=tmp_path / "run", steps=2, **SMALL)
     with pytest.raises(UserError, match="not a whole number of patches"):
-        beitkit.tokenize(pictures, tokenizer=tok, views=2, out=tmp_path / "run", **{**CACHE, "image_size": 33})
+        beitkit.tokenize(images, tokenizer=tok, views=2, out=tmp_path / "run", **{**CACHE, "image_size": 33})
     with pytest.raises(UserError, match="is not empty and holds no token cache"):
-        beitkit.tokenize(pictures, tokenizer=tok, views=2, out=pictures, **CACHE)
+        beitkit.tokenize(images, tokenizer=tok, views=2, out=images, **CACHE)
 
 
-def test_pictures_that_cannot_be_read_do_not_keep_a_cache_from_being_complete(
-    pictures: Path, tok: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture[str]
+def test_images_that_cannot_be_read_do_not_keep_a_cache_from_being_complete(
+    images: Path, tok: Path, tmp_path: Path, encoded: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "2.png").write_bytes(b"nothing")
+    (images / "2.png").write_bytes(b"nothing")
     read = ReadConfig(max_broken=0.5)
-    made = beitkit.tokenize(pictures, tokenizer=tok, views=2, out=tmp_path / "cache", read=read, **CACHE)
+    made = beitkit.tokenize(images, tokenizer=tok, views=2, out=tmp_path / "cache", read=read, **CACHE)
     assert "skipped" in capsys.readouterr().err
     assert np.load(made / "states.npy").tolist() == [[1 + (index == 2)] * 2 for index in range(8)]
     encoded.clear()
-    given = beitkit.pretrain(pictures, tokenizer=tok, tokens=made, read=read, out=tmp_path / "given", steps=8, **SMALL)
+    given = beitkit.pretrain(images, tokenizer=tok, tokens=made, read=read, out=tmp_path / "given", steps=8, **SMALL)
     assert encoded == []
-    filled = beitkit.pretrain(pictures, tokenizer=tok, views=2, read=read, out=tmp_path / "filled", steps=8, **SMALL)
+    filled = beitkit.pretrain(images, tokenizer=tok, views=2, read=read, out=tmp_path / "filled", steps=8, **SMALL)
     assert int((np.load(filled / "tokens" / "states.npy") == 1).sum()) == 14
     assert weights(given) == weights(filled)

@@ -24,15 +24,15 @@ CACHE = {"image_size": 32, "patch": 8, "batch_size": 2, "threads": 1, "device": 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """`pictures`, `tok` and their complete `cache` of two views."""
+    """`images`, `tok` and their complete `cache` of two views."""
     generator = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(8):
-        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{index}.png")
+        Image.fromarray(generator.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{index}.png")
     torch.manual_seed(0)
     config = DVAEConfig(vocabulary=16, stride=4, hidden=16, codebook_dim=8)
     beitkit.save(beitkit.DiscreteVAE(config), tmp_path / "tok")
-    beitkit.tokenize(tmp_path / "pictures", tokenizer=tmp_path / "tok", views=2, out=tmp_path / "cache", **CACHE)
+    beitkit.tokenize(tmp_path / "images", tokenizer=tmp_path / "tok", views=2, out=tmp_path / "cache", **CACHE)
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def by_two(world: Path, out: Path) -> list[tuple[int, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "beitkit", "pretrain", world / "pictures", "--tokenizer", world / "tok", "--out", out]
+    command = [sys.executable, "-m", "beitkit", "pretrain", world / "images", "--tokenizer", world / "tok", "--out", out]
     command += ["--tokens", world / "cache", "--size", "nano", "--image-size", "32", "--patch", "8", "--batch-size", "2"]
     command += ["--steps", "4", "--loop.log-every", "1", "--threads", "1", "--device", "cpu", "--precision", "float32"]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
@@ -69,7 +69,7 @@ def test_two_processes_with_a_cache_end_where_one_does(world: Path) -> None:
     ended = by_two(world, world / "two")
     assert [code for code, _ in ended] == [0, 0], ended
     one = beitkit.pretrain(
-        world / "pictures", tokenizer=world / "tok", tokens=world / "cache", out=world / "one", size="nano", steps=4,
+        world / "images", tokenizer=world / "tok", tokens=world / "cache", out=world / "one", size="nano", steps=4,
         loop=LoopConfig(log_every=1, accumulate=2), precision="float32", **CACHE,
     )  # fmt: skip
     assert losses(world / "two") == pytest.approx(losses(one), rel=1e-5)

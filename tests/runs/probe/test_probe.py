@@ -1,4 +1,4 @@
-"""`beitkit probe` on generated pictures: every protocol, both kinds of network, continuing, refusals."""
+"""`beitkit probe` on generated images: every protocol, both kinds of network, continuing, refusals."""
 
 import json
 import math
@@ -25,13 +25,13 @@ SMALL = {"threads": 1, "device": "cpu", "workers": 0, "precision": "float32"}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three colors that any network tells apart, and fresh networks."""
+    """Images of three colors that any network tells apart, and fresh networks."""
     folder = tmp_path_factory.mktemp("probe")
     rng = np.random.default_rng(0)
     for index in range(54):
         noise = rng.integers(0, 60, (18, 16, 3), dtype=np.uint8)
         noise[..., index % 3] += 150
-        path = folder / "pictures" / ("train" if index < 36 else "val") / ("red", "green", "blue")[index % 3] / f"{index:02d}.png"
+        path = folder / "images" / ("train" if index < 36 else "val") / ("red", "green", "blue")[index % 3] / f"{index:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(path)
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def test_trained_probes_tell_colors_apart(
 ) -> None:
     out = tmp_path / "out"
     options = {"protocol": protocol, "epochs": 15, "batch_size": 12, "lr": 0.02, "blocks": (2, 4)}
-    result = beitkit.probe(world / "pictures", model=world / model, out=out, **options, **SMALL)
+    result = beitkit.probe(world / "images", model=world / model, out=out, **options, **SMALL)
     assert result.blocks == (2, 4)
     assert result.linear.test == [1.0, 1.0]
     assert result.linear.held_out == [1.0, 1.0]
@@ -57,10 +57,10 @@ def test_trained_probes_tell_colors_apart(
     assert result.optimistic.accuracy == 1.0
     assert result.optimistic.block in (2, 4)
     printed = capsys.readouterr()
-    assert "optimistic, chosen on the test pictures: 100.0%" in printed.out
-    assert f"linear probes ({protocol}) on 2 blocks: 36 training pictures; 45 steps of 12, lr 0.02" in printed.err
+    assert "optimistic, chosen on the test images: 100.0%" in printed.out
+    assert f"linear probes ({protocol}) on 2 blocks: 36 training images; 45 steps of 12, lr 0.02" in printed.err
     html = (out / "report.html").read_text()
-    assert "optimistic, chosen on the test pictures" in html
+    assert "optimistic, chosen on the test images" in html
     assert "Frozen features, block by block" in html
     written = json.loads((out / "probe.json").read_text())
     assert written["linear"]["test"] == [1.0, 1.0]
@@ -68,18 +68,18 @@ def test_trained_probes_tell_colors_apart(
 
 
 def test_the_schedule_and_the_group_are_the_official_ones() -> None:
-    config = ProbeRun(Path("pictures"), model=Path("model"), protocol="official")
+    config = ProbeRun(Path("images"), model=Path("model"), protocol="official")
     schedule = probe_schedule(config, 51_200)
-    assert (schedule.steps, schedule.pictures_per_step) == (5000, 1024)
+    assert (schedule.steps, schedule.images_per_step) == (5000, 1024)
     for step, epoch in ((0, 0), (49, 0), (50, 1), (2500, 50), (4999, 99)):
         expected = 1e-3 * 1024 / 256 * 0.5 * (1 + math.cos(math.pi * epoch / 100))
         assert schedule.lr_at(step) == pytest.approx(expected)
-    uneven = probe_schedule(config, 3000)._replace(pictures_per_step=7, steps_per_epoch=3000 / 7)
+    uneven = probe_schedule(config, 3000)._replace(images_per_step=7, steps_per_epoch=3000 / 7)
     epochs = [step * 7 // 3000 for step in range(1500)]
     assert [uneven.lr_at(step) for step in range(1500)] == [
         pytest.approx(uneven.lr * 0.5 * (1 + math.cos(math.pi * epoch / 100))) for epoch in epochs
     ]
-    paper = probe_schedule(ProbeRun(Path("pictures"), model=Path("model"), protocol="paper", lr=0.3, batch_size=100), 1000)
+    paper = probe_schedule(ProbeRun(Path("images"), model=Path("model"), protocol="paper", lr=0.3, batch_size=100), 1000)
     assert (paper.steps, paper.lr_at(0)) == (500, 0.3)
 
     probes = LinearProbes(2, 4, 3)
@@ -89,29 +89,29 @@ def test_the_schedule_and_the_group_are_the_official_ones() -> None:
     assert OPTIM.clip is None
 
 
-def test_the_default_batch_is_the_papers_or_all_pictures() -> None:
-    config = ProbeRun(Path("pictures"), model=Path("model"), protocol="paper")
-    assert probe_schedule(config, 5000).pictures_per_step == 1024
+def test_the_default_batch_is_the_papers_or_all_images() -> None:
+    config = ProbeRun(Path("images"), model=Path("model"), protocol="paper")
+    assert probe_schedule(config, 5000).images_per_step == 1024
     small = probe_schedule(config, 36)
-    assert (small.pictures_per_step, small.steps) == (36, 50)
+    assert (small.images_per_step, small.steps) == (36, 50)
     assert small.lr == pytest.approx(1e-3 * 36 / 256)
 
 
 def test_a_run_that_was_cut_continues_to_the_same_numbers(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"model": world / "pre", "protocol": "official", "epochs": 4, "batch_size": 10, "lr": 0.01, **SMALL}
-    whole = beitkit.probe(world / "pictures", out=tmp_path / "whole", **options)
+    whole = beitkit.probe(world / "images", out=tmp_path / "whole", **options)
     cut(monkeypatch, after=2)
     with pytest.raises(Interrupted, match="the same command continues"):
-        beitkit.probe(world / "pictures", out=tmp_path / "cut", **options)
+        beitkit.probe(world / "images", out=tmp_path / "cut", **options)
     monkeypatch.undo()
-    assert beitkit.probe(world / "pictures", out=tmp_path / "cut", **options) == whole
-    assert beitkit.probe(world / "pictures", out=tmp_path / "cut", **options) == whole  # once more, finished
+    assert beitkit.probe(world / "images", out=tmp_path / "cut", **options) == whole
+    assert beitkit.probe(world / "images", out=tmp_path / "cut", **options) == whole  # once more, finished
 
 
 def test_without_a_folder_an_interrupted_run_says_that_nothing_was_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch, after=1)
     with pytest.raises(Interrupted, match="nothing was kept, give --out") as stopped:
-        beitkit.probe(world / "pictures", model=world / "pre", protocol="paper", epochs=4, batch_size=12, **SMALL)
+        beitkit.probe(world / "images", model=world / "pre", protocol="paper", epochs=4, batch_size=12, **SMALL)
     assert stopped.value.exit_code == 130
 
 
@@ -129,8 +129,8 @@ def cut(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
 
 
 def test_the_quick_protocol_with_chosen_blocks_and_neighbors(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    some = beitkit.probe(world / "pictures", model=world / "pre", blocks=(3, 1), neighbors=1, **SMALL)
-    every = beitkit.probe(world / "pictures", model=world / "pre", **SMALL)
+    some = beitkit.probe(world / "images", model=world / "pre", blocks=(3, 1), neighbors=1, **SMALL)
+    every = beitkit.probe(world / "images", model=world / "pre", **SMALL)
     assert some.blocks == (1, 3)
     assert every.blocks == (1, 2, 3, 4)
     assert some.neighbors is not None
@@ -150,7 +150,7 @@ def test_the_quick_protocol_with_chosen_blocks_and_neighbors(world: Path, capsys
         (["--blocks", "0"], "--blocks must be different numbers from 1 up, got 0"),
         (["--blocks", "2", "2"], "--blocks must be different numbers from 1 up, got 2 2"),
         (["--epochs", "3"], "--epochs and --lr are for --protocol official and paper"),
-        (["--protocol", "official", "--batch-size", "64"], "--batch-size 64 is more than there are pictures; give at most 36"),
+        (["--protocol", "official", "--batch-size", "64"], "--batch-size 64 is more than there are images; give at most 36"),
         (["--protocol", "official", "--lr", "-1"], "--lr must be positive, got -1"),
         (["--neighbors", "0"], "--neighbors must be at least 1, got 0"),
         (["--protocol", "offical"], "official"),
@@ -161,7 +161,7 @@ def test_mistakes_are_refused_in_one_line(
 ) -> None:
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stopped:
-        main(["probe", str(world / "pictures"), "--model", str(world / "pre"), "--out", str(out), *options])
+        main(["probe", str(world / "images"), "--model", str(world / "pre"), "--out", str(out), *options])
     printed = capsys.readouterr()
     assert stopped.value.code == 2
     assert expected in printed.err
@@ -173,4 +173,4 @@ def test_other_networks_and_places_are_refused(world: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match="does not exist"):
         beitkit.probe(tmp_path / "nowhere", model=world / "pre", **SMALL)
     with pytest.raises(UserError, match="none"):
-        beitkit.probe(world / "pictures", model=tmp_path / "none", **SMALL)
+        beitkit.probe(world / "images", model=tmp_path / "none", **SMALL)

@@ -86,12 +86,12 @@ def test_pretraining_recipes_are_the_published_ones(name: str) -> None:
     size, epochs, warmup, clip, drop_path, beta2, positions, scale, statistics, smallest_crop, branch = PRETRAINING[name]
     config = RECIPES[name]()
     assert isinstance(config, PretrainRun)
-    pictures = IN22K if "22k" in name else IN1K
-    schedule = make_schedule(config.train, config.loop, config.optim, pictures, default_epochs=1)
-    assert schedule.pictures_per_step == 2048
+    images = IN22K if "22k" in name else IN1K
+    schedule = make_schedule(config.train, config.loop, config.optim, images, default_epochs=1)
+    assert schedule.images_per_step == 2048
     assert (schedule.lr, schedule.min_lr) == (1.5e-3, 1e-5)
-    assert schedule.steps == round(epochs * pictures / 2048)
-    assert schedule.warmup == (warmup if warmup > 1000 else round(warmup * pictures / 2048))
+    assert schedule.steps == round(epochs * images / 2048)
+    assert schedule.warmup == (warmup if warmup > 1000 else round(warmup * images / 2048))
     assert (config.size, config.image_size, config.patch) == (size, 224, 16)
     assert (config.optim.clip, config.optim.betas, config.optim.weight_decay) == (clip, (0.9, beta2), 0.05)
     assert (config.network.drop_path, config.network.positions) == (drop_path, positions)
@@ -112,7 +112,7 @@ def test_finetuning_recipes_are_the_published_ones(name: str) -> None:
     config = RECIPES[name]()
     assert isinstance(config, FinetuneRun)
     schedule = make_schedule(config.train, config.loop, config.optim, IN1K, default_epochs=1)
-    assert schedule.pictures_per_step == batch
+    assert schedule.images_per_step == batch
     assert schedule.lr == pytest.approx(lr, rel=1e-9)
     assert schedule.min_lr == pytest.approx(1e-5 if "scratch" in name else 1e-6, rel=1e-9)
     assert schedule.steps == round(epochs * IN1K / batch)
@@ -155,7 +155,7 @@ def test_augmentation_and_sizes_are_the_published_ones(name: str) -> None:
 
 def test_nothing_in_a_recipe_is_left_to_be_chosen() -> None:
     found = FinetuneFacts(
-        pictures=IN1K, side=400, imbalance=1.0, width=768, depth=12, patch=16, image_size=None, crop_share=0.875, device="cuda"
+        images=IN1K, side=400, imbalance=1.0, width=768, depth=12, patch=16, image_size=None, crop_share=0.875, device="cuda"
     )
     for name in (*FINETUNING, *OURS):
         config = RECIPES[name]()
@@ -164,8 +164,8 @@ def test_nothing_in_a_recipe_is_left_to_be_chosen() -> None:
 
 
 def test_the_rate_follows_another_batch() -> None:
-    assert "0.0015 at 2048 pictures a step (sqrt): 0.0015 at 2048, 0.00106 at 1024" in RECIPES["pretrain-base-in1k"].rate
-    assert "0.0005 at 512 pictures a step (linear): 0.001 at 1024, 0.0005 at 512" in RECIPES["scratch-base-in1k"].rate
+    assert "0.0015 at 2048 images a step (sqrt): 0.0015 at 2048, 0.00106 at 1024" in RECIPES["pretrain-base-in1k"].rate
+    assert "0.0005 at 512 images a step (linear): 0.001 at 1024, 0.0005 at 512" in RECIPES["scratch-base-in1k"].rate
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

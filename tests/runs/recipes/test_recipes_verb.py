@@ -25,20 +25,20 @@ MACHINE = {"threads": 1, "device": "cpu", "workers": 0}
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise in color, and a tokenizer of stride 2."""
     folder, generator = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for index in range(8):
-        Image.fromarray(generator.integers(0, 255, (30, 36, 3), dtype=np.uint8)).save(folder / "pictures" / f"{index}.png")
+        Image.fromarray(generator.integers(0, 255, (30, 36, 3), dtype=np.uint8)).save(folder / "images" / f"{index}.png")
     torch.manual_seed(0)
     beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=16, stride=2, hidden=16, codebook_dim=8)), folder / "tok")
     return folder
 
 
 def shrunk(config: PretrainRun, world: Path, out: Path) -> PretrainRun:
-    """The recipe with everything that costs time made small: the size, the pictures, the batch, the length."""
+    """The recipe with everything that costs time made small: the size, the images, the batch, the length."""
     warmup = None if config.optim.warmup_steps is None else 1
     return replace(
         config,
-        images=world / "pictures",
+        images=world / "images",
         tokenizer=world / "tok",
         out=out,
         size="nano",
@@ -74,7 +74,7 @@ def test_options_override_the_recipe_on_the_command_line(world: Path, tmp_path: 
     with pytest.raises(SystemExit) as stopped:
         main(
             [
-                "pretrain", str(world / "pictures"), "--tokenizer", str(world / "tok"), "--out", str(tmp_path / "run"),
+                "pretrain", str(world / "images"), "--tokenizer", str(world / "tok"), "--out", str(tmp_path / "run"),
                 "--recipe", "pretrain-large-in1k", "--loop.accumulate", "1", *options,
             ]
         )  # fmt: skip
@@ -87,7 +87,7 @@ def test_options_override_the_recipe_on_the_command_line(world: Path, tmp_path: 
 
 def test_options_override_the_recipe_in_python(world: Path, tmp_path: Path) -> None:
     out = beitkit.pretrain(
-        world / "pictures",
+        world / "images",
         recipe="pretrain-v2-base-300",
         tokenizer=world / "tok",
         out=tmp_path / "run",
@@ -104,7 +104,7 @@ def test_options_override_the_recipe_in_python(world: Path, tmp_path: Path) -> N
 
 def test_a_config_given_in_python_replaces_the_recipes(world: Path, tmp_path: Path) -> None:
     out = beitkit.pretrain(
-        world / "pictures", recipe="pretrain-base-in1k", target="pixels", out=tmp_path / "run", loop=LoopConfig(),
+        world / "images", recipe="pretrain-base-in1k", target="pixels", out=tmp_path / "run", loop=LoopConfig(),
         optim=OptimConfig(warmup_steps=0), **SMALL, **MACHINE,
     )  # fmt: skip
     config = json.loads((out / "config.json").read_text())
@@ -114,9 +114,9 @@ def test_a_config_given_in_python_replaces_the_recipes(world: Path, tmp_path: Pa
 
 def test_mistakes_with_recipes_are_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="did you mean 'pretrain-base-in1k"):
-        beitkit.pretrain(world / "pictures", recipe="pretrain-base-in1", out=tmp_path / "run")
+        beitkit.pretrain(world / "images", recipe="pretrain-base-in1", out=tmp_path / "run")
     with pytest.raises(UserError, match="the recipe 'finetune-base-pt22k' needs model"):
-        beitkit.finetune(world / "pictures", recipe="finetune-base-pt22k", out=tmp_path / "run")
+        beitkit.finetune(world / "images", recipe="finetune-base-pt22k", out=tmp_path / "run")
     command = ["pretrain", "photos", "--out", str(tmp_path / "run"), "--tokenizer", "t"]
     for options, message in (
         (["--recipe", "finetune-base-pt22k"], "is for beitkit finetune, not for pretrain"),
@@ -138,11 +138,11 @@ def test_mistakes_with_recipes_are_one_line(world: Path, tmp_path: Path, capsys:
 def test_a_recipe_from_scratch_needs_no_model(recipe: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for index in range(16):
-        path = tmp_path / "labelled" / ("train" if index < 12 else "val") / "ab"[index % 2] / f"{index}.png"
+        path = tmp_path / "labeled" / ("train" if index < 12 else "val") / "ab"[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 255, (34, 36, 3), dtype=np.uint8)).save(path)
     result = beitkit.finetune(
-        tmp_path / "labelled", recipe=recipe, out=tmp_path / "run", size="nano", image_size=32, loop=LoopConfig(),
+        tmp_path / "labeled", recipe=recipe, out=tmp_path / "run", size="nano", image_size=32, loop=LoopConfig(),
         steps=2, batch_size=4, **MACHINE,
     )  # fmt: skip
     classifier = beitkit.load(result.folder)

@@ -40,7 +40,7 @@ def test_values_are_the_published_ones(name: str) -> None:
     assert (config.loss.average, config.loss.auxiliary_weight, config.normalization) == ("all", 0.4, "imagenet")
     assert (config.optim.weight_decay, config.optim.clip, config.optim.betas) == (0.05, None, (0.9, 0.999))
     schedule = make_schedule(config.train, config.loop, config.optim, 20_210, default_epochs=1)
-    assert (schedule.pictures_per_step, schedule.steps, schedule.warmup) == (16, 160_000, 1_500)
+    assert (schedule.images_per_step, schedule.steps, schedule.warmup) == (16, 160_000, 1_500)
     assert schedule.lr == pytest.approx(lr)
     assert schedule.lr_at(80_000) == pytest.approx(lr / 2)
     assert resolved(config.loop.accumulate) * resolved(config.train.batch_size) == 16

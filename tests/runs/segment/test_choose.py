@@ -13,8 +13,8 @@ from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 
 RUN = SegmentRun(Path("scenes"), model=Path("pre"), out=Path("out"))
-ADE20K = SegmentFacts(pictures=20_210, side=512, start="pre-trained", patch=16, width=768, depth=12, device="cuda")
-CAMVID = SegmentFacts(pictures=367, side=360, start="pre-trained", patch=8, width=96, depth=4, device="cpu")
+ADE20K = SegmentFacts(images=20_210, side=512, start="pre-trained", patch=16, width=768, depth=12, device="cuda")
+CAMVID = SegmentFacts(images=367, side=360, start="pre-trained", patch=8, width=96, depth=4, device="cpu")
 
 
 def image_size(found: SegmentFacts) -> int | None:
@@ -53,14 +53,14 @@ def test_on_ade20k_it_is_the_official_recipe_but_for_its_length() -> None:
         (3000, 16, "mps", 512),
     ],
 )
-def test_a_crop_is_whole_pairs_of_patches_within_the_picture_and_the_device(
+def test_a_crop_is_whole_pairs_of_patches_within_the_image_and_the_device(
     side: int, patch: int, device: DeviceKind, expected: int
 ) -> None:
     assert image_size(replace(ADE20K, side=side, patch=patch, device=device)) == expected
 
 
 @pytest.mark.parametrize(
-    ("pictures", "device", "expected"),
+    ("images", "device", "expected"),
     [
         (1, "cpu", 300),
         (30, "cpu", 300),
@@ -73,18 +73,18 @@ def test_a_crop_is_whole_pairs_of_patches_within_the_picture_and_the_device(
         (10**6, "mps", 20_000),
     ],
 )
-def test_the_length_is_80_passes_between_floor_and_ceiling(pictures: int, device: DeviceKind, expected: int) -> None:
-    assert steps(replace(ADE20K, pictures=pictures, device=device)) == expected
+def test_the_length_is_80_passes_between_floor_and_ceiling(images: int, device: DeviceKind, expected: int) -> None:
+    assert steps(replace(ADE20K, images=images, device=device)) == expected
 
 
-def test_accumulated_passes_make_fewer_steps_of_more_pictures() -> None:
-    found = replace(ADE20K, pictures=100, device="cpu")
+def test_accumulated_passes_make_fewer_steps_of_more_images() -> None:
+    found = replace(ADE20K, images=100, device="cpu")
     assert steps(found) == 1000
     assert steps(found, replace(RUN, loop=LoopConfig(accumulate=2))) == 500
 
 
 def test_a_batch_is_never_larger_than_the_set() -> None:
-    batches = [choose_scenes(RUN, replace(CAMVID, pictures=count)).config.train.batch_size for count in (1, 7, 8, 9)]
+    batches = [choose_scenes(RUN, replace(CAMVID, images=count)).config.train.batch_size for count in (1, 7, 8, 9)]
     assert batches == [1, 7, 8, 8]
 
 
@@ -121,15 +121,15 @@ def test_the_warmup_is_at_most_a_tenth_of_the_run() -> None:
     short = replace(RUN, train=TrainConfig(steps=40, batch_size=None, lr=None))
     assert choose_scenes(short, ADE20K).config.optim.warmup_steps == 4
     in_epochs = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=10, lr=None))
-    assert choose_scenes(in_epochs, replace(CAMVID, pictures=100)).config.optim.warmup_steps == 10
+    assert choose_scenes(in_epochs, replace(CAMVID, images=100)).config.optim.warmup_steps == 10
     stated = replace(RUN, optim=replace(RUN.optim, warmup_epochs=2.0))
     assert choose_scenes(stated, ADE20K).config.optim == replace(stated.optim, layer_decay=0.65)
 
 
 def test_every_choice_is_said_once_with_its_reason() -> None:
     lines = choose_scenes(RUN, CAMVID).lines
-    assert "--image-size 128: pictures of 360 pixels, patches of 8, at most 128 on cpu" in lines
-    assert "--steps 3000: 80 passes over 367 pictures, between 300 and 3000 on cpu" in lines
+    assert "--image-size 128: images of 360 pixels, patches of 8, at most 128 on cpu" in lines
+    assert "--steps 3000: 80 passes over 367 images, between 300 and 3000 on cpu" in lines
     assert "--optim.layer-decay 0.8: pre-trained, 4 blocks" in lines
     assert len({line.partition(":")[0] for line in lines}) == len(lines) == 7
 

@@ -56,8 +56,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask = np.zeros((height, width), dtype=np.uint8)
         mask[5 + index : 20 + index, 10:30] = 1
         mask[0] = 255
-        picture = np.where(mask[..., None] == 1, [200, 60, 60], [40, 90, 50]) + rng.integers(0, 20, (height, width, 3))
-        for name, content in (("images", picture.astype(np.uint8)), ("masks", mask)):
+        image = np.where(mask[..., None] == 1, [200, 60, 60], [40, 90, 50]) + rng.integers(0, 20, (height, width, 3))
+        for name, content in (("images", image.astype(np.uint8)), ("masks", mask)):
             (folder / "data" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(content).save(folder / "data" / name / f"{index}.png")
     (folder / "data" / "classes.json").write_text(json.dumps({"names": CLASSES, "ignore": [255]}))
@@ -85,7 +85,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def brute_force(world: Path, model: beitkit.Segmenter) -> tuple[list[float], float]:
-    """IoU of each class and the share of pixels named right, pixel by pixel over all pictures."""
+    """IoU of each class and the share of pixels named right, pixel by pixel over all images."""
     intersection, union, right, total = [0, 0], [0, 0], 0, 0
     for index in range(6):
         image = np.asarray(opened(world / "data" / "images" / f"{index}.png"))
@@ -111,13 +111,13 @@ def test_evaluate_equals_brute_force_and_writes_its_files(
     assert printed["miou"] == pytest.approx(sum(iou) / 2)
     assert printed["aacc"] == pytest.approx(right)
     assert printed == json.loads((out / "evaluation.json").read_text())
-    with (out / "pictures.csv").open(newline="") as file:
+    with (out / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     values = [float(row["miou"]) for row in rows]
     assert len(rows) == 6
     assert values == sorted(values)
     html = (out / "report.html").read_text()
-    assert "Worst pictures first" in html
+    assert "Worst images first" in html
     assert "What is taken for what" in html
 
 
@@ -140,13 +140,13 @@ def test_the_part_that_a_run_set_aside_is_measured(world: Path, tmp_path: Path, 
     rows = [f"{world / 'data' / 'images' / f'{i}.png'},{world / 'data' / 'masks' / f'{i}.png'},val" for i in (1, 4)]
     run.joinpath("scenes.csv").write_text("image,mask,split\n" + "\n".join(rows) + "\n")
     assert "set aside for validation" in command(capsys, "evaluate", world / "data", "--model", run)
-    assert beitkit.evaluate(world / "data", model=run, device="cpu", threads=1).pictures == 2
+    assert beitkit.evaluate(world / "data", model=run, device="cpu", threads=1).images == 2
 
 
 def test_predict_writes_masks_that_are_read_back(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "masks"
     printed = command(capsys, "predict", world / "data" / "images", "--model", world / "model-0", "--out", out)
-    assert "6 pictures" in printed
+    assert "6 images" in printed
     model = beitkit.load(world / "model-0")
     assert isinstance(model, beitkit.Segmenter)
     lines = {Path(line["path"]).stem: line for line in map(json.loads, (out / "areas.jsonl").read_text().splitlines())}
@@ -198,11 +198,11 @@ def test_predict_prints_without_a_folder_and_passes_over_what_is_broken(
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
-    picture = world / "data" / "images" / "3.png"
-    printed = command(capsys, "predict", broken, picture, "--model", world / "model-0", "--json").splitlines()
+    image = world / "data" / "images" / "3.png"
+    printed = command(capsys, "predict", broken, image, "--model", world / "model-0", "--json").splitlines()
     assert len(printed) == 1
-    assert json.loads(printed[0])["path"] == str(picture)
-    assert "none of the 1 pictures can be read" in main_error(capsys, "predict", broken, "--model", world / "model-0")
+    assert json.loads(printed[0])["path"] == str(image)
+    assert "none of the 1 images can be read" in main_error(capsys, "predict", broken, "--model", world / "model-0")
 
 
 def main_error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -264,5 +264,5 @@ def test_how_a_network_labels_is_stored_with_it(world: Path, tmp_path: Path) -> 
     assert flipped.words == "slide, short side 48, stride 8, mirrored too"
     loaded = beitkit.load(tmp_path / "own")
     assert isinstance(loaded, beitkit.Segmenter)
-    picture = world / "data" / "images" / "1.png"
-    assert torch.equal(loaded.predict(picture).label_map, loaded.predict(picture, inference=wished).label_map)
+    image = world / "data" / "images" / "1.png"
+    assert torch.equal(loaded.predict(image).label_map, loaded.predict(image, inference=wished).label_map)

@@ -98,7 +98,7 @@ def test_it_learns_from_scratch(learned: Path) -> None:
     assert found["aacc"] > 0.9
     assert set(found["class_iou"]) == set(NAMES)
     assert found["miou"] == pytest.approx(sum(found["class_iou"].values()) / 3)
-    assert (found["pictures"], found["scratch"]) == (5, True)
+    assert (found["images"], found["scratch"]) == (5, True)
 
 
 def test_the_folder_is_complete_and_reads_back_as_the_same_scenes(learned: Path, scenes: Path) -> None:
@@ -118,18 +118,18 @@ def test_the_folder_is_complete_and_reads_back_as_the_same_scenes(learned: Path,
     assert loaded(learned / "checkpoints" / "best").config == model.config
 
 
-def test_the_report_has_its_sections_and_pictures(learned: Path) -> None:
+def test_the_report_has_its_sections_and_images(learned: Path) -> None:
     report = (learned / "report.html").read_text()
     for section in (
         "Is this normal?",
         "Classes",
         "What is taken for what",
-        "Worst pictures first",
+        "Worst images first",
         "Learning",
         "The training masks",
     ):
         assert section in report, section
-    assert report.count("data:image/png") >= 5  # the legend, and picture, truth, prediction and error
+    assert report.count("data:image/png") >= 5  # the legend, and image, truth, prediction and error
     assert "disk" in report
 
 
@@ -253,11 +253,11 @@ def other_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (another_size, r"03.png: has 20x20 pixels, but its picture 03.png \d+x\d+"),
+        (another_size, r"03.png: has 20x20 pixels, but its image 03.png \d+x\d+"),
         (out_of_range, "03.png: has the value 7; .*classes.json has 3 classes"),
         (ignored_but_not_declared, "03.png: has the value 255, but .* nothing is ignored; add 255 to ignore"),
         (colors_without_table, r"holds colors .* nothing says which class each is; write .*classes.json"),
-        (other_names, "only 0 of 6 masks in .* have a picture of the same name"),
+        (other_names, "only 0 of 6 masks in .* have an image of the same name"),
     ],
 )
 def test_data_that_cannot_be_trained_on_is_refused_in_one_line(

@@ -22,8 +22,8 @@ NETWORK = {"size": "nano", "image_size": 32, "patch": 8, "batch_size": 4, "steps
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures") / "labelled"
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images") / "labeled"
     for index in range(12):
         path = folder / ("red", "blue")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,9 +34,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shards(labelled: Path) -> Path:
-    out = labelled.parent / "shards"
-    assert beitkit.pack(labelled, out=out, labels=True) == out
+def shards(labeled: Path) -> Path:
+    out = labeled.parent / "shards"
+    assert beitkit.pack(labeled, out=out, labels=True) == out
     return out
 
 
@@ -50,7 +50,7 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in events if event["kind"] == "train"]
 
 
-def test_pretraining_and_its_token_cache(labelled: Path, shards: Path, index: Path, tmp_path: Path) -> None:
+def test_pretraining_and_its_token_cache(labeled: Path, shards: Path, index: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=16, stride=4, hidden=16, codebook_dim=8)), tmp_path / "tok")
     cache = beitkit.tokenize(
@@ -58,11 +58,11 @@ def test_pretraining_and_its_token_cache(labelled: Path, shards: Path, index: Pa
     )
     runs = {}
     for name, images, tokens in (
-        ("folder", labelled, None),
+        ("folder", labeled, None),
         ("shards", shards, None),
         ("index", index, None),
         ("cached", shards, cache),
-        ("cached, folder", labelled, cache),  # the cache is of these pictures, wherever they lie
+        ("cached, folder", labeled, cache),  # the cache is of these images, wherever they lie
     ):
         given = {"views": 2} if tokens is None else {"tokens": tokens}
         out = tmp_path / name
@@ -71,23 +71,23 @@ def test_pretraining_and_its_token_cache(labelled: Path, shards: Path, index: Pa
     assert len(runs["folder"]) == 3
 
 
-def test_a_stale_cache_is_refused(labelled: Path, tmp_path: Path) -> None:
+def test_a_stale_cache_is_refused(labeled: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     beitkit.save(beitkit.DiscreteVAE(DVAEConfig(vocabulary=16, stride=4, hidden=16, codebook_dim=8)), tmp_path / "tok")
-    shards = beitkit.pack(labelled, out=tmp_path / "shards")
+    shards = beitkit.pack(labeled, out=tmp_path / "shards")
     given = {"tokenizer": tmp_path / "tok", "views": 1, "out": tmp_path / "cache", "image_size": 32, "patch": 8, "batch_size": 4}
     beitkit.tokenize(shards, **given, **MACHINE)
     archive = shards / "000000.tar"
     content = bytearray(archive.read_bytes())
-    content[700] ^= 1  # a byte of the first picture
+    content[700] ^= 1  # a byte of the first image
     archive.write_bytes(content)
     with pytest.raises(UserError, match=r"000000.tar: blue/1.png changed since its tokens were stored"):
         beitkit.tokenize(shards, **given, **MACHINE)
 
 
-def test_labelled_verbs(labelled: Path, shards: Path, index: Path, tmp_path: Path) -> None:
+def test_labeled_verbs(labeled: Path, shards: Path, index: Path, tmp_path: Path) -> None:
     made, judged = {}, {}
-    for name, images in (("folder", labelled), ("shards", shards), ("index", index)):
+    for name, images in (("folder", labeled), ("shards", shards), ("index", index)):
         run = tmp_path / name
         beitkit.finetune(images, scratch=True, out=run, augment=NO_AUGMENT, **NETWORK)
         made[name] = losses(run)
@@ -100,10 +100,10 @@ def test_labelled_verbs(labelled: Path, shards: Path, index: Path, tmp_path: Pat
     assert len(judged["folder"]) == 2  # the part that was set aside
 
 
-def test_predict_and_embed(labelled: Path, shards: Path, tmp_path: Path) -> None:
-    beitkit.finetune(labelled, scratch=True, out=tmp_path / "run", augment=NO_AUGMENT, **NETWORK)
+def test_predict_and_embed(labeled: Path, shards: Path, tmp_path: Path) -> None:
+    beitkit.finetune(labeled, scratch=True, out=tmp_path / "run", augment=NO_AUGMENT, **NETWORK)
     features, rows = {}, {}
-    for name, images in (("folder", labelled), ("shards", shards)):
+    for name, images in (("folder", labeled), ("shards", shards)):
         beitkit.embed(images, model=tmp_path / "run", out=tmp_path / f"{name}.npy", batch_size=4, **MACHINE)
         features[name] = np.load(tmp_path / f"{name}.npy")
         beitkit.predict(images, model=tmp_path / "run", out=tmp_path / f"{name}.csv", batch_size=4, **MACHINE)
@@ -113,5 +113,5 @@ def test_predict_and_embed(labelled: Path, shards: Path, tmp_path: Path) -> None
     assert rows["shards"][0]["path"] == f"{shards}/000000.tar: blue/1.png"
     assert [{**row, "path": ""} for row in rows["folder"]] == [{**row, "path": ""} for row in rows["shards"]]
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--engine ray opens pictures by their paths"):
+    with pytest.raises(UserError, match="--engine ray opens images by their paths"):
         beitkit.predict(shards, model=tmp_path / "run", out=tmp_path / "r.csv", engine="ray", **MACHINE)

@@ -32,7 +32,7 @@ def objective(name: str = "nano/16", image_size: int = 32) -> Classify:
 
 
 def schedule(steps: int) -> Schedule:
-    return Schedule(steps=steps, warmup=0, pictures_per_step=2048, steps_per_epoch=1.0, lr=1e-3, min_lr=0.0, seed=0)
+    return Schedule(steps=steps, warmup=0, images_per_step=2048, steps_per_epoch=1.0, lr=1e-3, min_lr=0.0, seed=0)
 
 
 def compiled(module: torch.nn.Module) -> set[bool]:
@@ -44,7 +44,7 @@ def test_auto_compiles_runs_that_are_long_enough(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     module = objective()
     weights = sum(parameter.numel() for parameter in module.model.backbone.parameters())
-    enough = -(-COMPILED_FROM["cpu"] // (6 * 5 * weights * 2048))  # five tokens a picture
+    enough = -(-COMPILED_FROM["cpu"] // (6 * 5 * weights * 2048))  # five tokens an image
     assert accelerate(module, SpeedConfig(), CPU, schedule(int(enough) - 1)) == ""
     assert compiled(module) == {False}
     assert accelerate(module, SpeedConfig(recompute=True), CPU, schedule(int(enough))) == ", compiled, recomputing"
@@ -73,15 +73,15 @@ def test_without_a_compiler_auto_does_not_compile_and_on_says_what_is_missing(mo
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     """By the command line: in this process jaxtyping's checks would be compiled too."""
     generator = np.random.default_rng(0)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(8):
-        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(images / f"{number}.png")
     losses = []
     for speed in (["--speed.compile", "off"], ["--speed.compile", "on"], ["--speed.compile", "on", "--speed.recompute"]):
         out = tmp_path / f"run{len(losses)}"
         command = [
-            sys.executable, "-m", "beitkit", "pretrain", str(pictures), "--target", "pixels", "--out", str(out), "--size", "nano",
+            sys.executable, "-m", "beitkit", "pretrain", str(images), "--target", "pixels", "--out", str(out), "--size", "nano",
             "--image-size", "32", "--steps", "4", "--batch-size", "2", "--lr", "0.05", "--network.drop-path", "0.2",
             "--loop.log-every", "1", "--precision", "float32", "--threads", "1", *speed,
         ]  # fmt: skip

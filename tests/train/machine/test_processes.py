@@ -88,9 +88,9 @@ def test_a_signal_to_one_stops_both_after_the_same_step(found: Found) -> None:
 
 def test_other_inputs_in_one_process_are_refused(found: Found) -> None:
     assert found.first["pinned"] == (
-        "processes 1 and 0 differ in the pictures that they read; give all machines the same files under the same paths"
+        "processes 1 and 0 differ in the images that they read; give all machines the same files under the same paths"
     )
-    assert json.loads((found.folder / "run" / "inputs.json").read_text()) == {"pictures": "same"}
+    assert json.loads((found.folder / "run" / "inputs.json").read_text()) == {"images": "same"}
 
 
 def test_the_end_of_a_process_ends_the_others(found: Found) -> None:

@@ -18,8 +18,8 @@ MACHINE = ["--threads", "1", "--device", "cpu", "--workers", "0", "--precision",
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for index in range(40):
         image = Image.new("RGB", (32, 32), (20 + index % 7 * 10, 60, 90))
         draw = ImageDraw.Draw(image)
@@ -43,30 +43,30 @@ def assert_same_weights(one: Path, other: Path) -> None:
         torch.testing.assert_close(tensor, second[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: Launch) -> None:
+def test_pretraining_and_finetuning(images: Path, tmp_path: Path, launch_two: Launch) -> None:
     options = ["--target", "pixels", "--size", "nano", "--patch", "8", "--image-size", "32", "--network.drop-path", "0.1",
                "--steps", "3", "--batch-size", "4", "--lr", "0.01", "--loop.accumulate", "4", "--loop.ema", "0.5",
                "--loop.evaluate-every", "2", "--loop.log-every", "1"]  # fmt: skip
     for sharding in ("full", "none"):
         out = tmp_path / sharding
-        launched(launch_two, "pretrain", pictures / "train", "--out", out, *options, "--speed.sharding", sharding)
+        launched(launch_two, "pretrain", images / "train", "--out", out, *options, "--speed.sharding", sharding)
     full, none = tmp_path / "full", tmp_path / "none"
     assert_same_weights(full, none)
     assert_same_weights(full / "checkpoints/best", none / "checkpoints/best")
     files = sorted(path.name for path in (full / "checkpoints").glob("step-00000003*"))
     assert files == ["step-00000003.0.safetensors", "step-00000003.1.safetensors", "step-00000003.json"]
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[:, ::3] = True
     with torch.no_grad():
-        filled = [beitkit.load(folder)(images, mask) for folder in (full, none)]
+        filled = [beitkit.load(folder)(noise, mask) for folder in (full, none)]
     torch.testing.assert_close(*filled, rtol=1e-5, atol=1e-5)
     assert "Is this normal?" in (full / "report.html").read_text()
 
     options = ["--model", full, "--steps", "2", "--batch-size", "4", "--loop.accumulate", "2", "--lr", "0.01"]
-    launched(launch_two, "finetune", pictures, "--out", tmp_path / "fine", *options, "--speed.sharding", "full")
+    launched(launch_two, "finetune", images, "--out", tmp_path / "fine", *options, "--speed.sharding", "full")
     with pytest.raises(SystemExit) as stopped:
-        main(["finetune", str(pictures), "--out", str(tmp_path / "fine alone"), *map(str, options), *MACHINE])
+        main(["finetune", str(images), "--out", str(tmp_path / "fine alone"), *map(str, options), *MACHINE])
     assert stopped.value.code == 0
     assert_same_weights(tmp_path / "fine", tmp_path / "fine alone")
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("fine", "fine alone")]
@@ -74,11 +74,11 @@ def test_pretraining_and_finetuning(pictures: Path, tmp_path: Path, launch_two: 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler to compile with")
-def test_compiled_and_recomputed_blocks_are_sharded_too(pictures: Path, tmp_path: Path, launch_two: Launch) -> None:
+def test_compiled_and_recomputed_blocks_are_sharded_too(images: Path, tmp_path: Path, launch_two: Launch) -> None:
     options = ["--target", "pixels", "--size", "nano", "--patch", "8", "--image-size", "32", "--network.drop-path", "0.1",
                "--steps", "3", "--batch-size", "4", "--loop.log-every", "1", "--speed.sharding", "full"]  # fmt: skip
     for name, more in (("plain", []), ("compiled", ["--speed.compile", "on", "--speed.recompute"])):
-        said = launched(launch_two, "pretrain", pictures / "train", "--out", tmp_path / name, *options, *more)
+        said = launched(launch_two, "pretrain", images / "train", "--out", tmp_path / name, *options, *more)
         assert ("compiled, recomputing" in said) == (name == "compiled")
     plain, compiled = (
         [json.loads(line) for line in (tmp_path / name / "journal.jsonl").read_text().splitlines()]

@@ -64,13 +64,13 @@ def run(
     objective: nn.Module | None = None,
     cut_at: int | None = None,
     poisoned: int | None = None,
-    signalled: int | None = None,
+    signaled: int | None = None,
     shape: tuple[int, ...] = (BATCH, 3),
     units: Sequence[nn.Module] = (),
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
 ) -> nn.Module:
-    """Train a toy, or something else on pictures of a shape; passes of the numbers given go wrong."""
+    """Train a toy, or something else on images of a shape; passes of the numbers given go wrong."""
     torch.manual_seed(0)
     objective = Toy() if objective is None else objective
 
@@ -79,7 +79,7 @@ def run(
         while True:
             if cut_at is not None and number >= cut_at:
                 raise ConnectionError
-            if number == signalled:
+            if number == signaled:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield numbered(number, is_poisoned=number == poisoned, shape=shape)
             number += runtime.world_size
@@ -140,14 +140,14 @@ def main(folder: Path) -> None:
     found["continued"] = last
 
     try:
-        run(folder / "stopped", runtime, four, signalled=13)
+        run(folder / "stopped", runtime, four, signaled=13)
     except Interrupted as error:
         found["stopped"] = (str(error), error.exit_code)
 
     shared = RunFolder(folder / "run", "tokenizer", MachineConfig(), runtime.processes)
-    shared.pin(pictures="same")
+    shared.pin(images="same")
     try:
-        shared.pin(pictures=f"other {runtime.rank}")
+        shared.pin(images=f"other {runtime.rank}")
     except UserError as error:
         found["pinned"] = str(error)
 

@@ -8,25 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from beitkit.report.pictures import enlarge, fit, masked_picture, png_bytes, sheet, to_bytes, token_map
+from beitkit.report.images import enlarge, fit, masked_image, png_bytes, sheet, to_bytes, token_map
 
 
 def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def test_a_png_holds_exactly_the_picture() -> None:
+def test_a_png_holds_exactly_the_image() -> None:
     values = torch.randint(0, 256, (3, 5, 7))
-    picture = decoded(png_bytes(values / 255))
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture), values.permute(1, 2, 0).numpy())
+    image = decoded(png_bytes(values / 255))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), values.permute(1, 2, 0).numpy())
 
 
-def test_a_grey_picture_stays_grey() -> None:
+def test_a_gray_image_stays_gray() -> None:
     values = torch.randint(0, 256, (1, 5, 7))
-    picture = decoded(png_bytes(values / 255))
-    assert picture.mode == "L"
-    assert np.array_equal(np.asarray(picture), values[0].numpy())
+    image = decoded(png_bytes(values / 255))
+    assert image.mode == "L"
+    assert np.array_equal(np.asarray(image), values[0].numpy())
 
 
 def test_values_outside_are_cut_off_and_nothing_but_numbers_is_black() -> None:
@@ -48,7 +48,7 @@ def test_enlarging_repeats_pixels() -> None:
     ("size", "expected"),
     [((28, 28), (112, 112)), ((32, 16), (128, 64)), ((128, 128), (128, 128)), ((500, 250), (128, 64)), ((1, 1000), (1, 128))],
 )
-def test_pictures_fit_into_their_cell(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_images_fit_into_their_cell(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert fit(torch.rand(3, *size)).shape[1:] == expected
 
 
@@ -61,7 +61,7 @@ def test_masked_patches_are_hatched_and_the_others_untouched() -> None:
     image = torch.rand(3, 12, 8)
     mask = torch.zeros(3, 2, dtype=torch.bool)
     mask[0, 1] = mask[2, 0] = True
-    shown = masked_picture(image, mask.flatten(), (3, 2), cell=48)  # 4 times as large: patches of 16 x 16
+    shown = masked_image(image, mask.flatten(), (3, 2), cell=48)  # 4 times as large: patches of 16 x 16
     plain = enlarge(image, 4)
     assert shown.shape == plain.shape
     for row in range(3):
@@ -75,7 +75,7 @@ def test_masked_patches_are_hatched_and_the_others_untouched() -> None:
 
 def test_a_mask_of_another_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="2 x 2 patches has 4, the mask has 5"):
-        masked_picture(torch.rand(3, 8, 8), torch.zeros(5, dtype=torch.bool), (2, 2))
+        masked_image(torch.rand(3, 8, 8), torch.zeros(5, dtype=torch.bool), (2, 2))
 
 
 def test_a_token_has_one_color_everywhere_and_different_tokens_differ() -> None:
@@ -95,10 +95,10 @@ def test_ids_outside_the_vocabulary_are_refused() -> None:
         token_map(torch.tensor([[0, 8]]), 8)
 
 
-def test_a_sheet_holds_every_picture_in_its_place() -> None:
-    red, grey = torch.zeros(2, 3, 4, 4), torch.full((2, 1, 8, 8), 0.4)
+def test_a_sheet_holds_every_image_in_its_place() -> None:
+    red, gray = torch.zeros(2, 3, 4, 4), torch.full((2, 1, 8, 8), 0.4)
     red[:, 0] = 1
-    page = sheet({"original": red, "a rather long heading for a cell": grey}, cell=32)
+    page = sheet({"original": red, "a rather long heading for a cell": gray}, cell=32)
     assert page.shape == (3, 2 * 42 + 26, 2 * 42 + 10)
     for row in range(2):
         top = 26 + 42 * row
@@ -111,5 +111,5 @@ def test_a_sheet_holds_every_picture_in_its_place() -> None:
     "columns", [{}, {"a": torch.zeros(0, 3, 2, 2)}, {"a": torch.zeros(1, 3, 2, 2), "b": torch.zeros(2, 3, 2, 2)}]
 )
 def test_columns_need_the_same_rows(columns: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="same number of pictures"):
+    with pytest.raises(ValueError, match="same number of images"):
         sheet(columns)

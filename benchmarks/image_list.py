@@ -1,8 +1,8 @@
-"""What a list of ten million pictures costs to open and to read from: the figures of docs/guide/data.md.
+"""What a list of ten million images costs to open and to read from: the figures of docs/guide/data.md.
 
-    python -m benchmarks.picture_list [--pictures 10000000] [--workers 4]
+    python -m benchmarks.image_list [--images 10000000] [--workers 4]
 
-The names are generated, the files behind them do not exist: the view is of no picture, so what is measured is the list and its
+The names are generated, the files behind them do not exist: the view is of no image, so what is measured is the list and its
 order. Everything is measured in fresh processes, once with the index and once with the same names in memory.
 """
 
@@ -36,11 +36,11 @@ def memory(process: int | str = "self") -> tuple[float, float]:
 
 def write(path: Path, total: int) -> None:
     """The index, in this process."""
-    from beitkit.data.sources.image_list import PictureList
+    from beitkit.data.sources.image_list import ImageList
     from beitkit.data.sources.index import write_index
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    write_index(path, PictureList.of(path.parent, []), names(total))
+    write_index(path, ImageList.of(path.parent, []), names(total))
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000
     size = path.stat().st_size
     print(f"index of {total:,} names: {size / 1e6:.0f} MB, {size / total:.1f} bytes a name, written in "
@@ -51,17 +51,17 @@ def measure(kind: str, path: Path, total: int, workers: int) -> None:
     """Open the list, and let workers look up the names of every batch; in this process."""
     import torch
 
-    from beitkit.data.dataset import PictureDataset
-    from beitkit.data.sources.find import find_pictures
-    from beitkit.data.sources.image_list import PictureList
+    from beitkit.data.dataset import ImageDataset
+    from beitkit.data.sources.find import find_images
+    from beitkit.data.sources.image_list import ImageList
     from beitkit.data.stream import training_stream
 
-    class Looked(PictureDataset):
+    class Looked(ImageDataset):
         def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, torch.Tensor]:
             return {"index": torch.tensor(len(self.files.path(index).name))}
 
     before, start = memory()[0], time.monotonic()
-    files = find_pictures(path) if kind == "index" else PictureList.of(path.parent, list(names(total)))
+    files = find_images(path) if kind == "index" else ImageList.of(path.parent, list(names(total)))
     opened = time.monotonic() - start
     digest = files.digest
     started = time.monotonic() - start
@@ -90,19 +90,19 @@ def shown(figures: list[tuple[float, float]], place: int) -> str:
 def main() -> None:
     """Write the index, then measure both lists, each in a process of its own."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=10_000_000)
+    parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--only", choices=("write", "index", "memory"))
     parser.add_argument("--path", type=Path)
     given = parser.parse_args()
     if given.only == "write":
-        return write(given.path, given.pictures)
+        return write(given.path, given.images)
     if given.only is not None:
-        return measure(given.only, given.path, given.pictures, given.workers)
+        return measure(given.only, given.path, given.images, given.workers)
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("write", "index", "memory"):
             command = [sys.executable, __file__, "--only", kind, "--path", f"{folder}/photos.index"]
-            subprocess.run([*command, "--pictures", str(given.pictures), "--workers", str(given.workers)], check=True)
+            subprocess.run([*command, "--images", str(given.images), "--workers", str(given.workers)], check=True)
     return None
 
 

@@ -1,6 +1,6 @@
-"""Tensors to pictures people look at: masked patches, token maps, PNG files, and sheets with labeled columns.
+"""Tensors to images people look at: masked patches, token maps, PNG files, and sheets with labeled columns.
 
-Pictures are float (c, h, w) in [0, 1], grey (c = 1) or RGB (c = 3). Small ones are enlarged by whole factors with hard pixel
+Images are float (c, h, w) in [0, 1], gray (c = 1) or RGB (c = 3). Small ones are enlarged by whole factors with hard pixel
 edges, so that what is seen is what the network was given; large ones are reduced.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from beitkit.system import write_atomically
 
 CELL = 128
-"""Pixels of a picture's long side on a sheet."""
+"""Pixels of an image's long side on a sheet."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -30,7 +30,7 @@ def to_bytes(image: Float[Tensor, "c h w"]) -> UInt8[Tensor, "3 h w"]:
     Raises `ValueError` for anything but one or three channels.
     """
     if image.shape[0] not in (1, 3):
-        raise ValueError(f"a picture has 1 or 3 channels, got {image.shape[0]}")
+        raise ValueError(f"an image has 1 or 3 channels, got {image.shape[0]}")
     finite = torch.nan_to_num(image.detach().float().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
     return (finite.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
 
@@ -41,7 +41,7 @@ def enlarge(image: Float[Tensor, "c h w"], factor: int) -> Float[Tensor, "c big_
 
 
 def fit(image: Float[Tensor, "c h w"], cell: int = CELL) -> Float[Tensor, "c fit_h fit_w"]:
-    """The picture with its long side at most `cell`: enlarged by the largest whole factor, or reduced by averaging."""
+    """The image with its long side at most `cell`: enlarged by the largest whole factor, or reduced by averaging."""
     long_side = max(image.shape[1:])
     if long_side <= cell:
         return enlarge(image, cell // long_side)
@@ -52,10 +52,10 @@ def fit(image: Float[Tensor, "c h w"], cell: int = CELL) -> Float[Tensor, "c fit
     return reduced.squeeze(0)
 
 
-def masked_picture(
+def masked_image(
     image: Float[Tensor, "c h w"], mask: Bool[Tensor, " n"], grid: tuple[int, int], cell: int = CELL
 ) -> Float[Tensor, "c fit_h fit_w"]:
-    """The picture at sheet size with its hidden patches (mask True, raster order over `grid` = (rows, columns)) hatched grey."""
+    """The image at sheet size with its hidden patches (mask True, raster order over `grid` = (rows, columns)) hatched gray."""
     if mask.numel() != grid[0] * grid[1]:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches has {grid[0] * grid[1]}, the mask has {mask.numel()}")
     shown = fit(image, cell)
@@ -68,7 +68,7 @@ def masked_picture(
 
 
 def token_map(ids: Int[Tensor, "gh gw"], vocabulary: int, cell: int = CELL) -> Float[Tensor, "3 big_h big_w"]:
-    """One colored square per visual token; a token has the same color in every picture, run and report."""
+    """One colored square per visual token; a token has the same color in every image, run and report."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocabulary:
         raise ValueError(f"token ids lie in 0..{vocabulary - 1} with a vocabulary of {vocabulary}, got {low}..{high}")
@@ -79,16 +79,16 @@ def token_map(ids: Int[Tensor, "gh gw"], vocabulary: int, cell: int = CELL) -> F
 
 
 def png_bytes(image: Float[Tensor, "c h w"]) -> bytes:
-    """The picture as the content of a PNG file; grey ones stay grey, which keeps them small."""
+    """The image as the content of a PNG file; gray ones stay gray, which keeps them small."""
     pixels = to_bytes(image)
-    picture = Image.fromarray(pixels[0].numpy()) if image.shape[0] == 1 else Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    pil_image = Image.fromarray(pixels[0].numpy()) if image.shape[0] == 1 else Image.fromarray(pixels.permute(1, 2, 0).numpy())
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    pil_image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def sheet(columns: Mapping[str, Float[Tensor, "r c h w"]], cell: int = CELL) -> Float[Tensor, "3 big_h big_w"]:
-    """All pictures on one white sheet, a labeled column for each entry; columns may differ in size and channels.
+    """All images on one white sheet, a labeled column for each entry; columns may differ in size and channels.
 
     Raises `ValueError` without columns or when they do not have the same number of rows.
     """
@@ -98,11 +98,11 @@ def sheet(columns: Mapping[str, Float[Tensor, "r c h w"]], cell: int = CELL) -> 
     page = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(page)
     font = _font(columns, cell)
-    for place, (name, pictures) in enumerate(columns.items()):
+    for place, (name, images) in enumerate(columns.items()):
         left = gap + place * (cell + gap)
         draw.text((left + cell / 2, heading / 2), name, fill="black", font=font, anchor="mm")
-        for row, picture in enumerate(pictures):
-            pixels = to_bytes(fit(picture, cell)).permute(1, 2, 0).numpy()
+        for row, image in enumerate(images):
+            pixels = to_bytes(fit(image, cell)).permute(1, 2, 0).numpy()
             offset = (left + (cell - pixels.shape[1]) // 2, heading + row * (cell + gap) + (cell - pixels.shape[0]) // 2)
             page.paste(Image.fromarray(pixels), offset)
     data = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
@@ -110,7 +110,7 @@ def sheet(columns: Mapping[str, Float[Tensor, "r c h w"]], cell: int = CELL) -> 
 
 
 def stacked(images: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "r 3 h w"]:
-    """Pictures of different sizes on white, as large as the largest."""
+    """Images of different sizes on white, as large as the largest."""
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     page = torch.ones(len(images), 3, height, width)
     for row, image in enumerate(images):
@@ -120,14 +120,14 @@ def stacked(images: Sequence[Float[Tensor, "3 _ _"]]) -> Float[Tensor, "r 3 h w"
 
 def check_columns(columns: Mapping[str, Tensor]) -> int:
     """The number of rows that all columns share; `ValueError` if there is none."""
-    rows = {name: len(pictures) for name, pictures in columns.items()}
+    rows = {name: len(images) for name, images in columns.items()}
     if len(set(rows.values())) != 1 or 0 in rows.values():
-        raise ValueError(f"all columns need the same number of pictures, and at least one, got {rows or 'no column'}")
+        raise ValueError(f"all columns need the same number of images, and at least one, got {rows or 'no column'}")
     return next(iter(rows.values()))
 
 
 def write_png(path: Path, image: Float[Tensor, "c h w"]) -> None:
-    """Write the picture as PNG; a reader sees the old file or the new one, never half of it."""
+    """Write the image as PNG; a reader sees the old file or the new one, never half of it."""
     write_atomically(path, png_bytes(image))
 
 
