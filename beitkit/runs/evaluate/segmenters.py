@@ -106,7 +106,7 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
         model.cpu()
     result = SceneEvaluation(
         where=where,
-        images=len(results[0].verdict.indices),
+        images=len(results[0].scene_scores.indices),
         broken=len(broken),
         models=tuple(results),
         seeds=seed_groups(results, [run_config(path) for path in config.model]),

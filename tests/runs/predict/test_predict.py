@@ -116,12 +116,12 @@ def test_shards_together_are_the_whole(world: Path, tmp_path: Path, command: Com
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts programs that ignore it
-from beitkit.inference.result import Result
-write = Result.write
+from beitkit.inference.result import PartedOutput
+write = PartedOutput.write
 def slowly(self, number, part):
     write(self, number, part)
     time.sleep(0.3)
-Result.write = slowly
+PartedOutput.write = slowly
 from beitkit.cli import main
 main(sys.argv[1:])
 """
