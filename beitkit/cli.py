@@ -7,7 +7,6 @@ and mistyped options answer at once.
 from __future__ import annotations
 
 import contextlib
-import copy
 import difflib
 import io
 import os
@@ -140,11 +139,12 @@ def _from_recipe(verb: str, arguments: list[str]):
         raise UserError(f"--recipe is given {len(named)} times; give one, and override its values by options")
     import tyro
 
-    from beitkit.runs.recipes.table import recipe_named, started_from
+    from beitkit.runs.recipes.table import recipe_named
 
     given = {argument.removeprefix("--").split("=", 1)[0].replace("-", "_") for argument in arguments}
-    config = copy.copy(started_from(named[0][1], verb, given))
-    for path in recipe_named(named[0][1]).paths:
+    recipe = recipe_named(named[0][1], verb)
+    config = recipe.config_without(given)  # a new one, nobody else's
+    for path in recipe.paths:
         object.__setattr__(config, path, tyro.MISSING)  # tyro's mark of a required option; the config would not let it in
     return config
 

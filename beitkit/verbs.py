@@ -182,12 +182,12 @@ class Verb:
 
     def _from_recipe(self, name: str, own: dict[str, Any], train: dict[str, Any]) -> Any:
         """A recipe's config with the options that are given in place of its own."""
-        from beitkit.runs.recipes.table import recipe_named, started_from  # here, because the table of verbs is read by --help
+        from beitkit.runs.recipes.table import recipe_named  # here, because the table of verbs is read by --help
 
-        started = started_from(name, self.__name__, train)
-        if missing := [path for path in recipe_named(name).paths if path not in own]:
+        recipe = recipe_named(name, self.__name__)
+        if missing := [path for path in recipe.paths if path not in own]:
             raise UserError(f"{self.__name__}: the recipe {name!r} needs {' and '.join(missing)}")
-        return replace(started, **own)
+        return replace(recipe.config_without(train), **own)
 
     def _signature(self) -> Signature:
         parameters = []

@@ -21,14 +21,12 @@ from beitkit.runs.plan.config import PlanRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.run import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, network_of
-from beitkit.runs.recipes.recipe import IMAGES, OUT
-from beitkit.runs.recipes.table import recipe_named, started_from
-from beitkit.runs.segment.config import SegmentRun
+from beitkit.runs.recipes.recipe import IMAGES, OUT, AnyRun
+from beitkit.runs.recipes.table import recipe_named
 from beitkit.runs.segment.run import AUXILIARY_CHANNELS
 from beitkit.tokenizers.frozen import TRIED_IMAGES
 from beitkit.train.schedule import make_schedule
 
-AnyRun = PretrainRun | FinetuneRun | SegmentRun
 CLASSES = {"finetune": 1000, "segment": 150}
 """Of ImageNet-1k and of ADE20K."""
 
@@ -52,7 +50,7 @@ def subject_of(config: PlanRun) -> Subject:
     """
     verb = "pretrain" if config.recipe is None else recipe_named(config.recipe).verb
     _check_options(config, verb)
-    run = _run_of(config, verb)
+    run = _run_of(config)
     accumulation_steps = run.loop.accumulate if config.accumulate is None else config.accumulate
     accumulation_steps = config.gpus if accumulation_steps is None else accumulation_steps
     if accumulation_steps % config.gpus:
@@ -79,13 +77,13 @@ def _check_options(config: PlanRun, verb: str) -> None:
             raise UserError(f"--{name} is for {home}, and this plans {verb}; leave it out, or give another --recipe")
 
 
-def _run_of(config: PlanRun, verb: str) -> AnyRun:
+def _run_of(config: PlanRun) -> AnyRun:
     """The verb's config: the recipe's or the defaults, with what the options say."""
     if config.recipe is None:
         run: AnyRun = PretrainRun(IMAGES, out=OUT)
     else:
         given = [name for name in ("steps", "epochs") if getattr(config, name) is not None]
-        run = started_from(config.recipe, verb, given)
+        run = recipe_named(config.recipe).config_without(given)
     changed = {name: getattr(config, name) for name in ("batch_size", "steps", "epochs") if getattr(config, name) is not None}
     run = replace(run, train=replace(run.train, **changed))
     if config.image_size is not None:

@@ -6,14 +6,15 @@ Common to all: AdamW with a cosine from a linear warm-up down to 1e-6, label smo
 
 from __future__ import annotations
 
+from functools import partial
+
 from beitkit.configs.data import AugmentConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
+from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, Recipe
 
 WHOLE_FROM = 384
 """From this size on images are evaluated whole, not their center (method 5.1)."""
-EIGHT_GPUS = "8 GPUs with {} images each (README)"
 
 
 def finetune_run(
@@ -65,304 +66,125 @@ def finetune_run(
     )
 
 
-@recipe(
-    source="BEiT (arXiv 2106.08254), tables 1 and 13",
-    published="83.2% top-1 on ImageNet-1k",
-    hardware="not published",
+after_labels = partial(finetune_run, lr=2e-5, epochs=30.0, warmup=5.0, weight_decay=1e-8, is_mixing=False)
+"""What the README uses on networks that have seen labels."""
+
+GET_STARTED = "microsoft/unilm beit/get_started_for_image_classification.md"
+V2_GET_STARTED = "microsoft/unilm beit2/get_started_for_image_classification.md"
+ON_8 = "8 GPUs with {} images each (README)"
+TEN_MORE = (
+    "Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned "
+    "before, one epoch of warm-up, and the augmentation of the run at 224."
 )
-def finetune_base_in1k() -> FinetuneRun:
-    """The paper's BEiT-B, pre-trained on ImageNet-1k, for ImageNet-1k at 224, with repeated augmentation.
 
-    The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is the README's for the base size.
-    """
-    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, repeats=3)
-
-
-@recipe(
-    source="BEiT (arXiv 2106.08254), tables 1 and 13",
-    published="85.2% top-1 on ImageNet-1k",
-    hardware="not published",
-)
-def finetune_large_in1k() -> FinetuneRun:
-    """The paper's BEiT-L, pre-trained on ImageNet-1k, for ImageNet-1k at 224.
-
-    The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 2e-3, the smallest, is our choice.
-    """
-    return finetune_run(lr=2e-3, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.75, drop_path=0.1)
-
-
-@recipe(
-    source="BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)",
-    published="84.6% top-1 on ImageNet-1k",
-    hardware="not published",
-)
-def finetune_base_in1k_384() -> FinetuneRun:
-    """The paper's BEiT-B, already fine-tuned at 224, for ten more epochs at 384.
-
-    Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
-    before, one epoch of warm-up, and the augmentation of the run at 224.
-    """
-    return finetune_run(
-        lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1, image_size=384, repeats=3
-    )
-
-
-@recipe(
-    source="BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)",
-    published="86.3% top-1 on ImageNet-1k",
-    hardware="not published",
-)
-def finetune_large_in1k_384() -> FinetuneRun:
-    """The paper's BEiT-L, already fine-tuned at 224, for ten more epochs at 384.
-
-    Only the length is published. Ours are the rest: the README's rate, batch and layer decay for networks that were fine-tuned
-    before, one epoch of warm-up, and the augmentation of the run at 224.
-    """
-    return finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1, image_size=384)
-
-
-@recipe(
-    source="BEiT (arXiv 2106.08254), tables 11 and 13",
-    published="90.1% top-1 on CIFAR-100",
-    hardware="not published",
-)
-def finetune_base_cifar100() -> FinetuneRun:
-    """The paper's BEiT-B, pre-trained on ImageNet-1k, for CIFAR-100 at 224: more weight decay, no erasing.
-
-    The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is our choice.
-    """
-    return finetune_run(
-        lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3, erasing=0.0
-    )
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="83.7% top-1 on ImageNet-1k (96.6% top-5)",
-    hardware=EIGHT_GPUS.format(128),
-)
-def finetune_base_pt22k() -> FinetuneRun:
-    """BEiT-B, pre-trained on ImageNet-22k (pt22k), for ImageNet-1k at 224."""
-    return finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="86.0% top-1 on ImageNet-1k (97.6% top-5)",
-    hardware=EIGHT_GPUS.format("64 x 2"),
-)
-def finetune_large_pt22k() -> FinetuneRun:
-    """BEiT-L, pre-trained on ImageNet-22k (pt22k), for ImageNet-1k at 224."""
-    return finetune_run(lr=1e-3, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.75, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit/README.md",
-    published="none of its own (85.2% top-1 on ImageNet-1k after finetune-base-pt22k-ft22k)",
-    hardware="16 GPUs with 256 images each (README)",
-)
-def finetune_base_in22k() -> FinetuneRun:
-    """Intermediate fine-tuning of BEiT-B (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k.
-
-    The README's command for this batch of 2048 names 16 x 256, which would be 4096; the total it states is taken.
-    """
-    return finetune_run(
-        lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0, is_mixing=False
-    )
-
-
-@recipe(
-    source="microsoft/unilm beit/README.md",
-    published="none of its own (87.4% top-1 on ImageNet-1k after finetune-large-pt22k-ft22k)",
-    hardware="16 GPUs with 64 x 2 images each (README)",
-)
-def finetune_large_in22k() -> FinetuneRun:
-    """Intermediate fine-tuning of BEiT-L (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k."""
-    return finetune_run(
-        lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0, is_mixing=False
-    )
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="85.2% top-1 on ImageNet-1k (97.6% top-5)",
-    hardware=EIGHT_GPUS.format(64),
-)
-def finetune_base_pt22k_ft22k() -> FinetuneRun:
-    """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _base_after_labels(224)
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="86.8% (86.820) top-1 on ImageNet-1k (98.1% top-5)",
-    hardware=EIGHT_GPUS.format(64),
-)
-def finetune_base_pt22k_ft22k_384() -> FinetuneRun:
-    """BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _base_after_labels(384)
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="87.4% (87.396) top-1 on ImageNet-1k (98.3% top-5)",
-    hardware=EIGHT_GPUS.format("32 x 2"),
-)
-def finetune_large_pt22k_ft22k() -> FinetuneRun:
-    """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224."""
-    return _large_after_labels(224)
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="88.4% (88.408) top-1 on ImageNet-1k (98.6% top-5)",
-    hardware=EIGHT_GPUS.format("32 x 2"),
-)
-def finetune_large_pt22k_ft22k_384() -> FinetuneRun:
-    """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384."""
-    return _large_after_labels(384)
-
-
-@recipe(
-    source="microsoft/unilm beit/get_started_for_image_classification.md",
-    published="88.6% (88.600) top-1 on ImageNet-1k (98.7% top-5)",
-    hardware=EIGHT_GPUS.format("32 x 2"),
-)
-def finetune_large_pt22k_ft22k_512() -> FinetuneRun:
-    """BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 512."""
-    return _large_after_labels(512)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="85.5% top-1 on ImageNet-1k (97.5% top-5)",
-    hardware="not published",
-)
-def finetune_v2_base() -> FinetuneRun:
-    """BEiT v2 base, pre-trained for 1600 epochs on ImageNet-1k, for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-4, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.6, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="85.0% top-1 on ImageNet-1k",
-    hardware="not published",
-)
-def finetune_v2_base_300() -> FinetuneRun:
-    """BEiT v2 base, pre-trained for 300 epochs on ImageNet-1k, for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-4, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="87.3% top-1 on ImageNet-1k (98.2% top-5)",
-    hardware="not published",
-)
-def finetune_v2_large() -> FinetuneRun:
-    """BEiT v2 large, pre-trained for 1600 epochs on ImageNet-1k, for ImageNet-1k at 224."""
-    return finetune_run(lr=2e-4, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.8, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="86.6% top-1 on ImageNet-1k",
-    hardware="not published",
-)
-def finetune_v2_large_300() -> FinetuneRun:
-    """BEiT v2 large, pre-trained for 300 epochs on ImageNet-1k, for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-4, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.8, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="none of its own (86.5% top-1 on ImageNet-1k after finetune-v2-base-ft21k)",
-    hardware="32 GPUs with 128 images each (README)",
-)
-def finetune_v2_base_in21k() -> FinetuneRun:
-    """Intermediate fine-tuning of BEiT v2 base on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k."""
-    return finetune_run(lr=6e-4, batch=(64, 64), epochs=90.0, warmup=20.0, layer_decay=0.75, drop_path=0.1)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="none of its own (88.4% top-1 on ImageNet-1k after finetune-v2-large-ft21k)",
-    hardware="32 GPUs with 128 images each (README)",
-)
-def finetune_v2_large_in21k() -> FinetuneRun:
-    """Intermediate fine-tuning of BEiT v2 large on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k."""
-    return finetune_run(lr=6e-4, batch=(32, 128), epochs=90.0, warmup=20.0, layer_decay=0.75, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="86.5% (86.458) top-1 on ImageNet-1k (98.0% top-5)",
-    hardware=EIGHT_GPUS.format(128),
-)
-def finetune_v2_base_ft21k() -> FinetuneRun:
-    """BEiT v2 base after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1, is_mixing=False)
-
-
-@recipe(
-    source="microsoft/unilm beit2/get_started_for_image_classification.md",
-    published="88.4% (88.370) top-1 on ImageNet-1k (98.6% top-5)",
-    hardware=EIGHT_GPUS.format("64 x 2"),
-)
-def finetune_v2_large_ft21k() -> FinetuneRun:
-    """BEiT v2 large after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224."""
-    return finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25, is_mixing=False)
-
-
+# By hand: one row below the other, the values in a line of their own.
 FINETUNING = (
-    finetune_base_in1k,
-    finetune_base_in1k_384,
-    finetune_large_in1k,
-    finetune_large_in1k_384,
-    finetune_base_cifar100,
-    finetune_base_pt22k,
-    finetune_large_pt22k,
-    finetune_base_in22k,
-    finetune_large_in22k,
-    finetune_base_pt22k_ft22k,
-    finetune_base_pt22k_ft22k_384,
-    finetune_large_pt22k_ft22k,
-    finetune_large_pt22k_ft22k_384,
-    finetune_large_pt22k_ft22k_512,
-    finetune_v2_base,
-    finetune_v2_base_300,
-    finetune_v2_large,
-    finetune_v2_large_300,
-    finetune_v2_base_in21k,
-    finetune_v2_large_in21k,
-    finetune_v2_base_ft21k,
-    finetune_v2_large_ft21k,
-)
+    Recipe("finetune-base-in1k",
+        "The paper's BEiT-B, pre-trained on ImageNet-1k, for ImageNet-1k at 224, with repeated augmentation.",
+        "BEiT (arXiv 2106.08254), tables 1 and 13", "83.2% top-1 on ImageNet-1k", "not published",
+        finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, repeats=3),
+        "The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is the README's for the "
+        "base size."),
+    Recipe("finetune-base-in1k-384",
+        "The paper's BEiT-B, already fine-tuned at 224, for ten more epochs at 384.",
+        "BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)", "84.6% top-1 on ImageNet-1k", "not published",
+        finetune_run(
+            lr=2e-5, batch=(32, 16), epochs=10.0, warmup=1.0, layer_decay=0.85, drop_path=0.1, image_size=384, repeats=3),
+        TEN_MORE),
+    Recipe("finetune-large-in1k",
+        "The paper's BEiT-L, pre-trained on ImageNet-1k, for ImageNet-1k at 224.",
+        "BEiT (arXiv 2106.08254), tables 1 and 13", "85.2% top-1 on ImageNet-1k", "not published",
+        finetune_run(lr=2e-3, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.75, drop_path=0.1),
+        "The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 2e-3, the smallest, is our choice."),
+    Recipe("finetune-large-in1k-384",
+        "The paper's BEiT-L, already fine-tuned at 224, for ten more epochs at 384.",
+        "BEiT (arXiv 2106.08254), table 1 (ten more epochs at 384)", "86.3% top-1 on ImageNet-1k", "not published",
+        finetune_run(lr=2e-5, batch=(16, 32), epochs=10.0, warmup=1.0, layer_decay=0.9, drop_path=0.1, image_size=384),
+        TEN_MORE),
+    Recipe("finetune-base-cifar100",
+        "The paper's BEiT-B, pre-trained on ImageNet-1k, for CIFAR-100 at 224: more weight decay, no erasing.",
+        "BEiT (arXiv 2106.08254), tables 11 and 13", "90.1% top-1 on CIFAR-100", "not published",
+        finetune_run(
+            lr=4e-3, batch=(64, 8), epochs=150.0, warmup=20.0, layer_decay=0.65, drop_path=0.1, weight_decay=0.3, erasing=0.0),
+        "The paper took the best rate of 2e-3, 3e-3, 4e-3 and 5e-3 and does not say which; 4e-3 is our choice."),
+    Recipe("finetune-base-pt22k",
+        "BEiT-B, pre-trained on ImageNet-22k (pt22k), for ImageNet-1k at 224.",
+        GET_STARTED, "83.7% top-1 on ImageNet-1k (96.6% top-5)", ON_8.format(128),
+        finetune_run(lr=4e-3, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)),
+    Recipe("finetune-large-pt22k",
+        "BEiT-L, pre-trained on ImageNet-22k (pt22k), for ImageNet-1k at 224.",
+        GET_STARTED, "86.0% top-1 on ImageNet-1k (97.6% top-5)", ON_8.format("64 x 2"),
+        finetune_run(lr=1e-3, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.75, drop_path=0.2)),
+    Recipe("finetune-base-in22k",
+        "Intermediate fine-tuning of BEiT-B (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k.",
+        "microsoft/unilm beit/README.md",
+        "none of its own (85.2% top-1 on ImageNet-1k after finetune-base-pt22k-ft22k)",
+        "16 GPUs with 256 images each (README)",
+        finetune_run(
+            lr=3e-3, batch=(64, 32), epochs=90.0, warmup=5.0, layer_decay=0.65, drop_path=0.2, clip=3.0, is_mixing=False),
+        "The README's command for this batch of 2048 names 16 x 256, which would be 4096; the total it states is taken."),
+    Recipe("finetune-large-in22k",
+        "Intermediate fine-tuning of BEiT-L (pt22k) on the labels of ImageNet-22k: the released checkpoint pt22k_ft22k.",
+        "microsoft/unilm beit/README.md",
+        "none of its own (87.4% top-1 on ImageNet-1k after finetune-large-pt22k-ft22k)",
+        "16 GPUs with 64 x 2 images each (README)",
+        finetune_run(
+            lr=2e-3, batch=(32, 64), epochs=90.0, warmup=5.0, layer_decay=0.75, drop_path=0.2, clip=1.0, is_mixing=False)),
+    Recipe("finetune-base-pt22k-ft22k",
+        "BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224.",
+        GET_STARTED, "85.2% top-1 on ImageNet-1k (97.6% top-5)", ON_8.format(64),
+        after_labels(batch=(32, 16), layer_decay=0.85, drop_path=0.1)),
+    Recipe("finetune-base-pt22k-ft22k-384",
+        "BEiT-B after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384.",
+        GET_STARTED, "86.8% (86.820) top-1 on ImageNet-1k (98.1% top-5)", ON_8.format(64),
+        after_labels(batch=(32, 16), layer_decay=0.85, drop_path=0.1, image_size=384)),
+    Recipe("finetune-large-pt22k-ft22k",
+        "BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 224.",
+        GET_STARTED, "87.4% (87.396) top-1 on ImageNet-1k (98.3% top-5)", ON_8.format("32 x 2"),
+        after_labels(batch=(16, 32), layer_decay=0.9, drop_path=0.4)),
+    Recipe("finetune-large-pt22k-ft22k-384",
+        "BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 384.",
+        GET_STARTED, "88.4% (88.408) top-1 on ImageNet-1k (98.6% top-5)", ON_8.format("32 x 2"),
+        after_labels(batch=(16, 32), layer_decay=0.9, drop_path=0.4, image_size=384)),
+    Recipe("finetune-large-pt22k-ft22k-512",
+        "BEiT-L after intermediate fine-tuning (pt22k_ft22k), for ImageNet-1k at 512.",
+        GET_STARTED, "88.6% (88.600) top-1 on ImageNet-1k (98.7% top-5)", ON_8.format("32 x 2"),
+        after_labels(batch=(16, 32), layer_decay=0.9, drop_path=0.4, image_size=512)),
+    Recipe("finetune-v2-base",
+        "BEiT v2 base, pre-trained for 1600 epochs on ImageNet-1k, for ImageNet-1k at 224.",
+        V2_GET_STARTED, "85.5% top-1 on ImageNet-1k (97.5% top-5)", "not published",
+        finetune_run(lr=5e-4, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.6, drop_path=0.2)),
+    Recipe("finetune-v2-base-300",
+        "BEiT v2 base, pre-trained for 300 epochs on ImageNet-1k, for ImageNet-1k at 224.",
+        V2_GET_STARTED, "85.0% top-1 on ImageNet-1k", "not published",
+        finetune_run(lr=5e-4, batch=(64, 16), epochs=100.0, warmup=20.0, layer_decay=0.65, drop_path=0.1)),
+    Recipe("finetune-v2-large",
+        "BEiT v2 large, pre-trained for 1600 epochs on ImageNet-1k, for ImageNet-1k at 224.",
+        V2_GET_STARTED, "87.3% top-1 on ImageNet-1k (98.2% top-5)", "not published",
+        finetune_run(lr=2e-4, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.8, drop_path=0.2)),
+    Recipe("finetune-v2-large-300",
+        "BEiT v2 large, pre-trained for 300 epochs on ImageNet-1k, for ImageNet-1k at 224.",
+        V2_GET_STARTED, "86.6% top-1 on ImageNet-1k", "not published",
+        finetune_run(lr=5e-4, batch=(32, 32), epochs=50.0, warmup=5.0, layer_decay=0.8, drop_path=0.2)),
+    Recipe("finetune-v2-base-in21k",
+        "Intermediate fine-tuning of BEiT v2 base on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k.",
+        V2_GET_STARTED,
+        "none of its own (86.5% top-1 on ImageNet-1k after finetune-v2-base-ft21k)",
+        "32 GPUs with 128 images each (README)",
+        finetune_run(lr=6e-4, batch=(64, 64), epochs=90.0, warmup=20.0, layer_decay=0.75, drop_path=0.1)),
+    Recipe("finetune-v2-large-in21k",
+        "Intermediate fine-tuning of BEiT v2 large on the labels of ImageNet-21k: the released checkpoint pt1k_ft21k.",
+        V2_GET_STARTED,
+        "none of its own (88.4% top-1 on ImageNet-1k after finetune-v2-large-ft21k)",
+        "32 GPUs with 128 images each (README)",
+        finetune_run(lr=6e-4, batch=(32, 128), epochs=90.0, warmup=20.0, layer_decay=0.75, drop_path=0.2)),
+    Recipe("finetune-v2-base-ft21k",
+        "BEiT v2 base after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224.",
+        V2_GET_STARTED, "86.5% (86.458) top-1 on ImageNet-1k (98.0% top-5)", ON_8.format(128),
+        finetune_run(lr=5e-5, batch=(64, 16), epochs=30.0, warmup=20.0, layer_decay=0.75, drop_path=0.1, is_mixing=False)),
+    Recipe("finetune-v2-large-ft21k",
+        "BEiT v2 large after intermediate fine-tuning (pt1k_ft21k), for ImageNet-1k at 224.",
+        V2_GET_STARTED, "88.4% (88.370) top-1 on ImageNet-1k (98.6% top-5)", ON_8.format("64 x 2"),
+        finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25, is_mixing=False)),
+)  # fmt: skip
 """In the order in which they are listed."""
-
-
-def _base_after_labels(image_size: int) -> FinetuneRun:
-    return finetune_run(
-        lr=2e-5,
-        batch=(32, 16),
-        epochs=30.0,
-        warmup=5.0,
-        layer_decay=0.85,
-        drop_path=0.1,
-        weight_decay=1e-8,
-        image_size=image_size,
-        is_mixing=False,
-    )
-
-
-def _large_after_labels(image_size: int) -> FinetuneRun:
-    return finetune_run(
-        lr=2e-5,
-        batch=(16, 32),
-        epochs=30.0,
-        warmup=5.0,
-        layer_decay=0.9,
-        drop_path=0.4,
-        weight_decay=1e-8,
-        image_size=image_size,
-        is_mixing=False,
-    )

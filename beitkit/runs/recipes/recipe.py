@@ -1,12 +1,10 @@
-"""What a recipe is: a function that returns a verb's complete config, and what one should know before spending the time."""
+"""What a recipe is: a verb's complete config as it was published, with a name, a sentence and a source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from inspect import cleandoc
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
 
 from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
@@ -15,54 +13,50 @@ from beitkit.runs.segment.config import SegmentRun
 
 IMAGES, MODEL, OUT = Path("IMAGES"), Path("MODEL"), Path("OUT")
 """What stands in a recipe's config for the paths that a run has to be given."""
-RecipeVerb = Literal["pretrain", "finetune", "segment"]
-Run = TypeVar("Run", PretrainRun, FinetuneRun, SegmentRun)
+AnyRun = PretrainRun | FinetuneRun | SegmentRun
+VERB_OF = {PretrainRun: "pretrain", FinetuneRun: "finetune", SegmentRun: "segment"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe(Generic[Run]):
-    """A named config of a verb; call it to get the config, in which only the paths are missing (`paths`)."""
+@dataclass(frozen=True)
+class Recipe:
+    """A row of the table of recipes, in the order in which rows are written."""
 
-    make: Callable[[], Run]
+    name: str
+    """What `--recipe` takes."""
+    what: str
+    """What it reproduces, in one sentence."""
     source: str
-    """Where the values were published: table, README or paper, and the section of our fact sheet."""
+    """Where the values were published: table, README or paper."""
     published: str
     """The number its authors report, or that there is none."""
     hardware: str
     """What its authors ran it on, as far as they say."""
+    values: AnyRun
+    """The config but for the recipe's name."""
+    note: str = ""
+    """What is ours in it, and what else one should know before spending the time."""
     measured: str | None = None
     """What it reached with this code; None was not measured."""
 
-    def __call__(self) -> Run:
-        """The complete config, which knows the recipe's name."""
-        return replace(self.make(), recipe=self.name)
+    @property
+    def config(self) -> AnyRun:
+        """The complete config, in which only the paths are missing (`paths`); it knows the recipe's name."""
+        return replace(self.values, recipe=self.name)
 
     @property
-    def name(self) -> str:
-        """What `--recipe` takes."""
-        return self.make.__name__.replace("_", "-")
-
-    @property
-    def verb(self) -> RecipeVerb:
+    def verb(self) -> str:
         """The verb it configures."""
-        config = self()
-        return "pretrain" if isinstance(config, PretrainRun) else "segment" if isinstance(config, SegmentRun) else "finetune"
+        return VERB_OF[type(self.values)]
 
     @property
     def paths(self) -> list[str]:
         """The fields that a run has to be given."""
-        config = self()
-        return [field.name for field in fields(config) if getattr(config, field.name) in (IMAGES, MODEL, OUT)]
-
-    @property
-    def what(self) -> str:
-        """What it reproduces, in one sentence."""
-        return self.text.partition("\n\n")[0].replace("\n", " ")
+        return [field.name for field in fields(self.values) if getattr(self.values, field.name) in (IMAGES, MODEL, OUT)]
 
     @property
     def text(self) -> str:
-        """What it reproduces, and what is ours in it."""
-        return cleandoc(self.make.__doc__ or "")
+        """What it reproduces, and the note."""
+        return f"{self.what}\n\n{self.note}".strip()
 
     @property
     def batch(self) -> str:
@@ -73,8 +67,7 @@ class Recipe(Generic[Run]):
     @property
     def rate(self) -> str:
         """The peak learning rate, the batch it is stated for, and how it follows yours."""
-        config = self()
-        optim, lr = config.optim, resolved(config.train.lr)
+        optim, lr = self.values.optim, resolved(self.values.train.lr)
         size, accumulation_steps = self._batch()
         batch = size * accumulation_steps
         here, half = (lr * optim.scale(size) for size in (batch, batch // 2))
@@ -82,16 +75,18 @@ class Recipe(Generic[Run]):
 
     def _batch(self) -> tuple[int, int]:
         """Images per forward pass, and passes per step."""
-        config: PretrainRun | FinetuneRun | SegmentRun = self()
-        return resolved(config.train.batch_size), resolved(config.loop.accumulate)
+        return resolved(self.values.train.batch_size), resolved(self.values.loop.accumulate)
 
+    def config_without(self, given: Collection[str]) -> AnyRun:
+        """The config for a run that overrides the options `given` (as in `steps`, `optim.warmup_epochs`).
 
-def recipe(
-    *, source: str, published: str, hardware: str, measured: str | None = None
-) -> Callable[[Callable[[], Run]], Recipe[Run]]:
-    """Decorator: the function is a recipe, its name the recipe's (with dashes), its docstring what it reproduces."""
-
-    def decorate(make: Callable[[], Run]) -> Recipe[Run]:
-        return Recipe(make=make, source=source, published=published, hardware=hardware, measured=measured)
-
-    return decorate
+        The recipe's length or warm-up makes way for one that is given in the other unit.
+        """
+        config = self.config
+        if "steps" in given:
+            config = replace(config, train=replace(config.train, epochs=None))
+        if "epochs" in given:
+            config = replace(config, train=replace(config.train, steps=None))
+        if "optim.warmup_epochs" in given:
+            config = replace(config, optim=replace(config.optim, warmup_steps=None))
+        return config

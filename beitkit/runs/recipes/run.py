@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +12,11 @@ from rich.table import Table
 from beitkit.configs.codec import to_json
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.config import RecipesRun
-from beitkit.runs.recipes.table import RECIPES, AnyRecipe, recipe_named
+from beitkit.runs.recipes.recipe import Recipe
+from beitkit.runs.recipes.table import RECIPES, recipe_named
 
 
-def run(config: RecipesRun) -> tuple[AnyRecipe, ...]:
+def run(config: RecipesRun) -> tuple[Recipe, ...]:
     """Print the recipes, or the one that is named; returns what was printed."""
     shown = tuple(RECIPES.values()) if config.name is None else (recipe_named(config.name),)
     if config.json:
@@ -28,7 +30,7 @@ def run(config: RecipesRun) -> tuple[AnyRecipe, ...]:
     return shown
 
 
-def description(recipe: AnyRecipe) -> dict[str, Any]:
+def description(recipe: Recipe) -> dict[str, Any]:
     """All there is to say of a recipe, as JSON; the config names the missing paths in capitals."""
     return {
         "name": recipe.name,
@@ -41,13 +43,13 @@ def description(recipe: AnyRecipe) -> dict[str, Any]:
         "rate": recipe.rate,
         "hardware": recipe.hardware,
         "command": command(recipe),
-        "config": to_json(recipe()),
+        "config": to_json(recipe.config),
     }
 
 
-def command(recipe: AnyRecipe) -> str:
+def command(recipe: Recipe) -> str:
     """The line to type, with the missing paths in capitals."""
-    config = recipe()
+    config = recipe.config
     options = [name for name in recipe.paths if name != "images"]
     if isinstance(config, PretrainRun) and config.target == "tokens":
         options.insert(0, "tokenizer")
@@ -55,7 +57,7 @@ def command(recipe: AnyRecipe) -> str:
     return f"beitkit {recipe.verb} IMAGES --recipe {recipe.name} {listed}"
 
 
-def _print_table(recipes: tuple[AnyRecipe, ...]) -> None:
+def _print_table(recipes: tuple[Recipe, ...]) -> None:
     table = Table("recipe", "what it reproduces; published; measured here", box=None, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
     for recipe in recipes:
@@ -65,7 +67,7 @@ def _print_table(recipes: tuple[AnyRecipe, ...]) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
-def _print_one(recipe: AnyRecipe) -> None:
+def _print_one(recipe: Recipe) -> None:
     facts = {
         "source": recipe.source,
         "published": recipe.published,
@@ -74,7 +76,9 @@ def _print_one(recipe: AnyRecipe) -> None:
         "rate": recipe.rate,
         "hardware": recipe.hardware,
     }
-    print(f"{recipe.name}\n\n{recipe.text}\n")
+    print(f"{recipe.name}\n\n{recipe.what}\n")
+    if recipe.note:
+        print(textwrap.fill(recipe.note, 120) + "\n")
     print("\n".join(f"{name:<10} {value}" for name, value in facts.items()))
-    print(f"\n{json.dumps(to_json(recipe()), indent=2)}\n")
+    print(f"\n{json.dumps(to_json(recipe.config), indent=2)}\n")
     print(f"Next: {command(recipe)}")

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from beitkit.configs.data import SceneViewConfig
 from beitkit.configs.model import SegmentationHead
-from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
+from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
-from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, recipe
+from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, Recipe
 from beitkit.runs.segment.config import SegmentRun
-
-EIGHT_GPUS = "8 GPUs with {} images each (released config)"
-STEPS, WARMUP = 160_000, 1_500
 
 
 def segment_run(
@@ -39,16 +35,14 @@ def segment_run(
         head=head,
         normalization="imagenet",
         drop_path=drop_path,
-        train=TrainConfig(steps=STEPS, batch_size=per_pass, lr=lr),
-        view=SceneViewConfig(),
+        train=TrainConfig(steps=160_000, batch_size=per_pass, lr=lr),
         loss=SegmentationLossConfig(auxiliary_weight=0.4, average="all"),
-        inference=InferenceConfig(),
         optim=OptimConfig(
             schedule="linear",
             lr_batch=16,
             min_lr=0.0,
             warmup_epochs=None,
-            warmup_steps=WARMUP,
+            warmup_steps=1_500,
             weight_decay=0.05,
             layer_decay=layer_decay,
             clip=None,
@@ -57,92 +51,54 @@ def segment_run(
     )
 
 
-@recipe(source="BEiT (arXiv 2106.08254), tables 3 and 14", published="45.6 mIoU on ADE20K (47.7 after intermediate fine-tuning)",
-        hardware="not published")  # fmt: skip
-def segment_base_setr() -> SegmentRun:
-    """The paper's BEiT-B, pre-trained on ImageNet-1k, with its own head (SETR-PUP), at 512.
+CONFIGS, V2_CONFIGS = "microsoft/unilm beit/semantic_segmentation/configs", "microsoft/unilm beit2/semantic_segmentation/configs"
+ON_8 = "8 GPUs with 2 images each (released config)"
 
-    The paper does not say how its head is built in detail, nor whether it has an auxiliary one; ours are SETR's and 0.4.
-    """
-    return segment_run(lr=1e-3, layer_decay=0.65, drop_path=0.1, head="setr_pup")
-
-
-@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
-def segment_base_512_from_pt() -> SegmentRun:
-    """BEiT-B from masked pre-training alone, at 512."""
-    return segment_run(lr=7e-4, layer_decay=0.65, drop_path=0.1)
-
-
-@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
-def segment_base_512_from_ft22k() -> SegmentRun:
-    """BEiT-B after intermediate fine-tuning on ImageNet-22k, at 512."""
-    return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1)
-
-
-@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="53.6 mIoU on ADE20K, 54.2 multi-scale",
-        hardware=EIGHT_GPUS.format(2))  # fmt: skip
-def segment_base_640_from_ft22k() -> SegmentRun:
-    """BEiT-B after intermediate fine-tuning on ImageNet-22k, at 640."""
-    return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1, crop=640)
-
-
-@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="none for this one", hardware=EIGHT_GPUS.format(2))
-def segment_large_512_from_ft22k() -> SegmentRun:
-    """BEiT-L after intermediate fine-tuning on ImageNet-22k, at 512."""
-    return segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2)
-
-
-@recipe(source="microsoft/unilm beit/semantic_segmentation/configs", published="56.7 mIoU on ADE20K, 57.0 multi-scale",
-        hardware="8 GPUs with 1 image in each of 2 passes (released config)")  # fmt: skip
-def segment_large_640_from_ft22k() -> SegmentRun:
-    """BEiT-L after intermediate fine-tuning on ImageNet-22k, at 640.
-
-    The config counts 320,000 passes and 3,000 of warm-up; two make a step, which is what we count.
-    """
-    return segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2, crop=640, per_pass=1)
-
-
-@recipe(
-    source="microsoft/unilm beit2/semantic_segmentation/configs", published="53.1 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
-)
-def segment_v2_base_512() -> SegmentRun:
-    """BEiT v2 base, pre-trained on ImageNet-1k, at 512."""
-    return segment_run(lr=5e-5, layer_decay=0.75, drop_path=0.15)
-
-
-@recipe(
-    source="microsoft/unilm beit2/semantic_segmentation/configs", published="53.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
-)
-def segment_v2_base_512_from_ft21k() -> SegmentRun:
-    """BEiT v2 base after intermediate fine-tuning on ImageNet-21k, at 512."""
-    return segment_run(lr=5e-5, layer_decay=0.85, drop_path=0.15)
-
-
-@recipe(
-    source="microsoft/unilm beit2/semantic_segmentation/configs", published="56.7 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
-)
-def segment_v2_large_512() -> SegmentRun:
-    """BEiT v2 large, pre-trained on ImageNet-1k, at 512."""
-    return segment_run(lr=4e-5, layer_decay=0.9, drop_path=0.2)
-
-
-@recipe(
-    source="microsoft/unilm beit2/semantic_segmentation/configs", published="57.5 mIoU on ADE20K", hardware=EIGHT_GPUS.format(2)
-)
-def segment_v2_large_512_from_ft21k() -> SegmentRun:
-    """BEiT v2 large after intermediate fine-tuning on ImageNet-21k, at 512."""
-    return segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.2)
-
-
+# By hand: one row below the other, the values in a line of their own.
 SEGMENTATION = (
-    segment_base_setr,
-    segment_base_512_from_pt,
-    segment_base_512_from_ft22k,
-    segment_base_640_from_ft22k,
-    segment_large_512_from_ft22k,
-    segment_large_640_from_ft22k,
-    segment_v2_base_512,
-    segment_v2_base_512_from_ft21k,
-    segment_v2_large_512,
-    segment_v2_large_512_from_ft21k,
-)
+    Recipe("segment-base-setr",
+        "The paper's BEiT-B, pre-trained on ImageNet-1k, with its own head (SETR-PUP), at 512.",
+        "BEiT (arXiv 2106.08254), tables 3 and 14",
+        "45.6 mIoU on ADE20K (47.7 after intermediate fine-tuning)",
+        "not published",
+        segment_run(lr=1e-3, layer_decay=0.65, drop_path=0.1, head="setr_pup"),
+        "The paper does not say how its head is built in detail, nor whether it has an auxiliary one; ours are SETR's and 0.4."),
+    Recipe("segment-base-512-from-pt",
+        "BEiT-B from masked pre-training alone, at 512.",
+        CONFIGS, "none for this one", ON_8,
+        segment_run(lr=7e-4, layer_decay=0.65, drop_path=0.1)),
+    Recipe("segment-base-512-from-ft22k",
+        "BEiT-B after intermediate fine-tuning on ImageNet-22k, at 512.",
+        CONFIGS, "none for this one", ON_8,
+        segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1)),
+    Recipe("segment-base-640-from-ft22k",
+        "BEiT-B after intermediate fine-tuning on ImageNet-22k, at 640.",
+        CONFIGS, "53.6 mIoU on ADE20K, 54.2 multi-scale", ON_8,
+        segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.1, crop=640)),
+    Recipe("segment-large-512-from-ft22k",
+        "BEiT-L after intermediate fine-tuning on ImageNet-22k, at 512.",
+        CONFIGS, "none for this one", ON_8,
+        segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2)),
+    Recipe("segment-large-640-from-ft22k",
+        "BEiT-L after intermediate fine-tuning on ImageNet-22k, at 640.",
+        CONFIGS, "56.7 mIoU on ADE20K, 57.0 multi-scale", "8 GPUs with 1 image in each of 2 passes (released config)",
+        segment_run(lr=2e-5, layer_decay=0.95, drop_path=0.2, crop=640, per_pass=1),
+        "The config counts 320,000 passes and 3,000 of warm-up; two make a step, which is what we count."),
+    Recipe("segment-v2-base-512",
+        "BEiT v2 base, pre-trained on ImageNet-1k, at 512.",
+        V2_CONFIGS, "53.1 mIoU on ADE20K", ON_8,
+        segment_run(lr=5e-5, layer_decay=0.75, drop_path=0.15)),
+    Recipe("segment-v2-base-512-from-ft21k",
+        "BEiT v2 base after intermediate fine-tuning on ImageNet-21k, at 512.",
+        V2_CONFIGS, "53.5 mIoU on ADE20K", ON_8,
+        segment_run(lr=5e-5, layer_decay=0.85, drop_path=0.15)),
+    Recipe("segment-v2-large-512",
+        "BEiT v2 large, pre-trained on ImageNet-1k, at 512.",
+        V2_CONFIGS, "56.7 mIoU on ADE20K", ON_8,
+        segment_run(lr=4e-5, layer_decay=0.9, drop_path=0.2)),
+    Recipe("segment-v2-large-512-from-ft21k",
+        "BEiT v2 large after intermediate fine-tuning on ImageNet-21k, at 512.",
+        V2_CONFIGS, "57.5 mIoU on ADE20K", ON_8,
+        segment_run(lr=3e-5, layer_decay=0.9, drop_path=0.2)),
+)  # fmt: skip
+"""In the order in which they are listed."""

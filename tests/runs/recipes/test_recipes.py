@@ -1,4 +1,4 @@
-"""Recipes against the tables they come from, typed here once more from the fact sheet (6.4 and 6.5), and their mechanism."""
+"""Recipes against the tables they come from, typed here once more from docs/method.md (2.4 and 5.3), and their mechanism."""
 
 import json
 import subprocess
@@ -7,13 +7,15 @@ import sys
 import pytest
 
 from beitkit.cli import main
+from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import NO_AUGMENT
 from beitkit.errors import UserError
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.recipes import finetuning, pretraining, segmentation, supervised
 from beitkit.runs.recipes.run import command
-from beitkit.runs.recipes.table import RECIPES, recipe_named, started_from
+from beitkit.runs.recipes.table import RECIPES, recipe_named
 from beitkit.train.schedule import make_schedule
 
 IN1K, IN22K = 1_281_167, 14_197_122
@@ -62,16 +64,23 @@ OURS = {"finetune-base-in1k-384", "finetune-large-in1k-384", "supervised-base-in
 """Recipes of which too little was published for a row."""
 
 
+def test_no_two_rows_have_one_name() -> None:
+    rows = (*pretraining.PRETRAINING, *finetuning.FINETUNING, *supervised.SUPERVISED, *segmentation.SEGMENTATION)
+    assert [row.name for row in rows] == list(RECIPES)
+    assert len(rows) == 46
+
+
 def test_every_recipe_has_a_row() -> None:
-    others = {name for name, recipe in RECIPES.items() if recipe.verb == "segment"}  # test_segmentation_recipes.py
+    others = {name for name, recipe in RECIPES.items() if recipe.verb == "segment"}  # test_segmentation.py
     assert set(RECIPES) - others == set(PRETRAINING) | set(FINETUNING) | OURS
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete_but_for_its_paths(name: str) -> None:
     recipe = RECIPES[name]
-    config = recipe()
+    config = recipe.config
     assert config.recipe == name
+    assert from_json(type(config), to_json(config)) == config
     is_fresh = isinstance(config, PretrainRun) or config.scratch
     paths = {"images", "out"} if is_fresh else {"images", "model", "out"}
     assert set(recipe.paths) == paths
@@ -84,7 +93,7 @@ def test_a_recipe_is_complete_but_for_its_paths(name: str) -> None:
 @pytest.mark.parametrize("name", PRETRAINING)
 def test_pretraining_recipes_are_the_published_ones(name: str) -> None:
     size, epochs, warmup, clip, drop_path, beta2, positions, scale, statistics, smallest_crop, branch = PRETRAINING[name]
-    config = RECIPES[name]()
+    config = RECIPES[name].config
     assert isinstance(config, PretrainRun)
     images = IN22K if "22k" in name else IN1K
     schedule = make_schedule(config.train, config.loop, config.optim, images, default_epochs=1)
@@ -109,7 +118,7 @@ def test_pretraining_recipes_are_the_published_ones(name: str) -> None:
 @pytest.mark.parametrize("name", FINETUNING)
 def test_finetuning_recipes_are_the_published_ones(name: str) -> None:
     batch, lr, warmup, epochs, layer_decay, drop_path, weight_decay, clip = FINETUNING[name]
-    config = RECIPES[name]()
+    config = RECIPES[name].config
     assert isinstance(config, FinetuneRun)
     schedule = make_schedule(config.train, config.loop, config.optim, IN1K, default_epochs=1)
     assert schedule.images_per_step == batch
@@ -133,7 +142,7 @@ REPEATING = {"finetune-base-in1k", "finetune-base-in1k-384", "scratch-base-in1k"
 
 @pytest.mark.parametrize("name", [*FINETUNING, *sorted(OURS)])
 def test_augmentation_and_sizes_are_the_published_ones(name: str) -> None:
-    config = RECIPES[name]()
+    config = RECIPES[name].config
     assert isinstance(config, FinetuneRun)
     augment = config.augment
     if name == "supervised-base-in22k":
@@ -158,7 +167,7 @@ def test_nothing_in_a_recipe_is_left_to_be_chosen() -> None:
         images=IN1K, side=400, imbalance=1.0, width=768, depth=12, patch=16, image_size=None, crop_share=0.875, device="cuda"
     )
     for name in (*FINETUNING, *OURS):
-        config = RECIPES[name]()
+        config = RECIPES[name].config
         assert isinstance(config, FinetuneRun)
         assert choose(config, found) == (config, ()), name
 
@@ -175,15 +184,15 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
 
 def test_a_recipe_of_another_verb_is_refused() -> None:
     with pytest.raises(UserError, match="'finetune-base-pt22k' is for beitkit finetune, not for pretrain; beitkit recipes lists"):
-        started_from("finetune-base-pt22k", "pretrain", ())
+        recipe_named("finetune-base-pt22k", "pretrain")
 
 
 def test_a_length_or_warmup_in_another_unit_takes_the_recipes_place() -> None:
-    train = started_from("pretrain-base-in22k", "pretrain", {"steps"}).train
+    train = recipe_named("pretrain-base-in22k", "pretrain").config_without({"steps"}).train
     assert (train.epochs, train.batch_size) == (None, 64)
-    optim = started_from("pretrain-base-in22k", "pretrain", {"optim.warmup_epochs"}).optim
+    optim = recipe_named("pretrain-base-in22k", "pretrain").config_without({"optim.warmup_epochs"}).optim
     assert (optim.warmup_steps, optim.warmup_epochs) == (None, 10.0)
-    assert started_from("pretrain-base-in22k", "pretrain", {"lr"}) == RECIPES["pretrain-base-in22k"]()
+    assert recipe_named("pretrain-base-in22k", "pretrain").config_without({"lr"}) == RECIPES["pretrain-base-in22k"].config
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -54,13 +54,13 @@ def shrunk(config: PretrainRun, world: Path, out: Path) -> PretrainRun:
 
 @pytest.mark.parametrize("recipe", PRETRAINING, ids=lambda recipe: recipe.name)
 def test_every_pretraining_recipe_runs(recipe, world: Path, tmp_path: Path) -> None:
-    out = pretrain.run(shrunk(recipe(), world, tmp_path / "run"))
+    out = pretrain.run(shrunk(recipe.config, world, tmp_path / "run"))
     model = beitkit.load(out)
     assert isinstance(model, beitkit.MaskedImageModel)
-    network = recipe().network
+    network = recipe.config.network
     assert model.config.backbone.absolute_positions == (network.positions == "none")
     assert (model.config.backbone.layer_scale is None) == (network.layer_scale == 0.0)
-    assert (model.config.cls_branch is not None) == (recipe().cls_branch is not None)
+    assert (model.config.cls_branch is not None) == (recipe.config.cls_branch is not None)
     assert recipe.name in (out / "report.html").read_text()
     loaded = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     assert [event["step"] for event in loaded if event["kind"] == "train"] == [2]

@@ -6,7 +6,7 @@ from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.train import resolved
 from beitkit.errors import UserError
 from beitkit.runs.recipes.segmentation import SEGMENTATION
-from beitkit.runs.recipes.table import RECIPES, started_from
+from beitkit.runs.recipes.table import RECIPES, recipe_named
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.train.schedule import make_schedule
 
@@ -32,7 +32,7 @@ def test_every_published_row_is_there_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_values_are_the_published_ones(name: str) -> None:
-    config = RECIPES[name]()
+    config = RECIPES[name].config
     assert isinstance(config, SegmentRun)
     crop, drop_path, lr, layer_decay = PUBLISHED[name]
     assert (config.image_size, config.drop_path, config.train.lr, config.optim.layer_decay) == (crop, drop_path, lr, layer_decay)
@@ -49,6 +49,6 @@ def test_values_are_the_published_ones(name: str) -> None:
 
 def test_a_recipe_is_for_its_verb_and_its_length_makes_way() -> None:
     with pytest.raises(UserError, match="is for beitkit segment, not for finetune"):
-        started_from("segment-base-640-from-ft22k", "finetune", ())
-    config = started_from("segment-base-640-from-ft22k", "segment", ("epochs",))
+        recipe_named("segment-base-640-from-ft22k", "finetune")
+    config = recipe_named("segment-base-640-from-ft22k", "segment").config_without(("epochs",))
     assert config.train.steps is None
