@@ -87,8 +87,9 @@ def run(config: DemoRun) -> dict[int, Score]:
         for labels in LABELS
     }
     folder.write_json("verdict.json", {str(labels): score._asdict() for labels, score in scores.items()})
-    seconds = _total_seconds(out)
-    _report(out, scores, probed, seconds)
+    # Since the images were unpacked, whatever starts it took; pauses between starts count.
+    seconds = (out / "verdict.json").stat().st_mtime - (images / "complete").stat().st_mtime
+    _report(config, images, scores, probed, seconds)
     _print(out, scores, seconds)
     return scores
 
@@ -163,30 +164,33 @@ def finetune_run(config: DemoRun, images: Path, labels: int, seed: int, *, scrat
     )
 
 
-def _total_seconds(out: Path) -> float:
-    """Time since the images were unpacked, whatever starts it took; pauses between starts count."""
-    return (out / "verdict.json").stat().st_mtime - (out / "pictures" / "complete").stat().st_mtime
-
-
 def _claim(scores: dict[int, Score]) -> tuple[str, bool]:
     is_clear = all(score.gain > score.spread for score in scores.values())
     gains = " and ".join(f"{100 * score.gain:+.1f} points with {labels} labels" for labels, score in scores.items())
     return (f"Pre-training bought {gains}" if is_clear else f"Pre-training did not clearly pay: {gains}"), is_clear
 
 
+HEADER = ["labels", "from scratch", "pre-trained", "gain", "spread"]
+
+
+def _cells(labels: int, score: Score) -> list[str]:
+    """A row of the table."""
+    starts = [f"{statistics.mean(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in score]
+    return [f"{labels:,}", *starts, f"{100 * score.gain:+.1f}", f"{100 * score.spread:.1f}"]
+
+
 def _print(out: Path, scores: dict[int, Score], seconds: float) -> None:
-    table = Table("labels", "from scratch", "pre-trained", "gain", "spread", box=None)
+    table = Table(*HEADER, box=None)
     for labels, score in scores.items():
-        columns = [f"{statistics.mean(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in score[:2]]
-        table.add_row(str(labels), *columns, f"{100 * score.gain:+.1f}", f"{100 * score.spread:.1f}")
+        table.add_row(*_cells(labels, score))
     Console(highlight=False, width=100).print(table)
     print(f"{_claim(scores)[0]} (mean of {len(SEEDS)} seeds; spread: standard deviation over seeds, in points).")
     print(f"{duration(seconds)}. Open {out / 'report.html'}. Next: beitkit tokenizer YOUR_IMAGES --out runs/tok")
 
 
-def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: float) -> None:
+def _report(config: DemoRun, images: Path, scores: dict[int, Score], probed: probe.Probe, seconds: float) -> None:
     report = Report("What did pre-training buy?", "beitkit demo: 14,000 images of clothes, a few labels")
-    pretraining = pretrain_run(DemoRun(out), out / "pictures")
+    pretraining = pretrain_run(config, images)
     report.facts(
         [
             ("Images", "Fashion-MNIST, 28x28, 14,000 without labels"),
@@ -216,25 +220,16 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
     )
     report.figure(probe.chart(probed), "Frozen features of the pre-trained network, no fine-tuning.")
     report.table(
-        ["labels", "from scratch", "pre-trained", "gain", "spread over seeds"],
-        [
-            [
-                f"{labels:,}",
-                f"{statistics.mean(score.scratch):.1%}",
-                f"{statistics.mean(score.pretrained):.1%}",
-                f"{100 * score.gain:+.1f}",
-                f"{100 * score.spread:.1f}",
-            ]
-            for labels, score in scores.items()
-        ],
-        "Means over seeds; gain and spread (the larger standard deviation) in percentage points.",
+        HEADER,
+        [_cells(labels, score) for labels, score in scores.items()],
+        "Means over seeds (and each seed); gain and spread (the larger standard deviation) in percentage points.",
     )
     report.section(
         "What the network learned to fill in",
         "It sees the second column and names a visual token for each hidden patch; the tokenizer's decoder draws them.",
     )
     report.images(*pretrain.previewed(pretraining))
-    events = read_journal(out / "pretrain" / "journal.jsonl")
+    events = read_journal(pretraining.out / "journal.jsonl")
     report.figure(
         curve(events, {"loss": ("train", "loss")}, title="Pre-training loss", y_label="cross-entropy"), "Masked patches."
     )
@@ -253,4 +248,4 @@ def _report(out: Path, scores: dict[int, Score], probed: probe.Probe, seconds: f
         "Every step above left a report of its own: tokenizer/report.html, pretrain/report.html, probe/report.html and one "
         "in each folder of finetune/."
     )
-    report.write(out / "report.html")
+    report.write(config.out / "report.html")

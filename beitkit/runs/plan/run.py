@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
-from itertools import count
+from itertools import count, product
 
 import torch
 
@@ -35,15 +35,15 @@ def run(config: PlanRun) -> Estimate:
     subject = subject_of(config)
     precision = "bfloat16" if config.precision == "auto" else config.precision
     rates: Measured | Given | None = given_rates(config.rates, config.tflops, config.share, precision, subject.verb)
-    process, limit, device = 0, config.memory, ""
-    workers = config.workers
+    process, workers = 0, config.workers
+    limit = None if config.memory is None else round(config.memory * GIB)
     if rates is None:
         runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
         precision = precision_name(runtime.autocast)
         process = (resident_bytes() or 0) if runtime.device.type == "cpu" else 0
         read = _reader(config, subject)
         rates = measure(subject.workload, subject.length.batch_size, runtime, read, recompute=config.recompute)
-        limit = _memory_here(runtime) / GIB if limit is None else limit
+        limit = _memory_here(runtime) if limit is None else limit
         workers = default_workers() if workers < 0 else workers
         device = runtime.describe()
     else:
@@ -79,10 +79,10 @@ def run(config: PlanRun) -> Estimate:
         rates=rates,
         operations=operations(subject.workload, subject.length, recompute=config.recompute),
         memory=held,
-        limit=None if limit is None else round(limit * GIB),
+        limit=limit,
         step=step,
         evaluating=evaluation_seconds(subject.workload, subject.length, rates, recompute=config.recompute),
-        advice=() if limit is None or held.peak <= limit * GIB else _advice(config, subject, memory, round(limit * GIB)),
+        advice=() if limit is None or held.peak <= limit else _advice(config, subject, memory, limit),
     )
     if config.json:
         print(json.dumps(estimate.described()))
@@ -120,27 +120,22 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
 
 
 def _advice(config: PlanRun, subject: Subject, memory: Callable[..., Memory], limit: int) -> tuple[str, ...]:
-    """What would fit: a smaller batch with more passes, recomputation, sharding, or all of them."""
+    """What would fit, as options to add: a smaller batch with more passes, sharding, recomputation, or all of them."""
     batch_size, accumulation_steps = subject.length.batch_size, subject.length.accumulation_steps
     is_sharded = config.sharding == "full"
-    sharding = [(True, " --sharding full")] if is_sharded or config.gpus > 1 else []
-    ways = [(config.recompute, is_sharded, ""), (True, is_sharded, " --recompute")]
-    ways += [
-        (recompute, True, f"{option}{' --recompute' if recompute else ''}")
-        for recompute in (False, True)
-        for _, option in sharding
-    ]
+    # Each way once, what the options ask for first.
+    ways = dict.fromkeys(product((is_sharded, config.gpus > 1), (config.recompute, True)))
     found: list[str] = []
-    for recompute, sharded, options in dict.fromkeys(ways):
+    for sharded, recompute in ways:
         smaller = batch_size
-        while memory(smaller, recompute=recompute, is_sharded=sharded).peak > limit and smaller > 1 and smaller % 2 == 0:
+        while (needed := memory(smaller, recompute=recompute, is_sharded=sharded).peak) > limit and smaller % 2 == 0:
             smaller //= 2
-        needed = memory(smaller, recompute=recompute, is_sharded=sharded).peak
         if needed <= limit:
-            batch = (
-                ""
-                if smaller == batch_size
-                else f" --batch-size {smaller} --accumulate {accumulation_steps * (batch_size // smaller)}"
-            )
-            found.append(f"{(batch + options).strip()} needs {needed / GIB:.1f} GiB")
+            options = {
+                f"--batch-size {smaller} --accumulate {accumulation_steps * (batch_size // smaller)}": smaller < batch_size,
+                "--sharding full": sharded and not is_sharded,
+                "--recompute": recompute and not config.recompute,
+            }
+            said = " ".join(option for option, is_changed in options.items() if is_changed)
+            found.append(f"{said} needs {needed / GIB:.1f} GiB")
     return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beitkit.configs.model import SIZES, ClassifierConfig, SegmenterConfig
 from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
@@ -79,19 +79,18 @@ def _check_options(config: PlanRun, verb: str) -> None:
 
 def _run_of(config: PlanRun) -> AnyRun:
     """The verb's config: the recipe's or the defaults, with what the options say."""
+    changed = _given(config, "batch_size", "steps", "epochs")
     if config.recipe is None:
         run: AnyRun = PretrainRun(IMAGES, out=OUT)
     else:
-        given = [name for name in ("steps", "epochs") if getattr(config, name) is not None]
-        run = recipe_named(config.recipe).config_without(given)
-    changed = {name: getattr(config, name) for name in ("batch_size", "steps", "epochs") if getattr(config, name) is not None}
-    run = replace(run, train=replace(run.train, **changed))
-    if config.image_size is not None:
-        run = replace(run, image_size=config.image_size)
-    if isinstance(run, PretrainRun):
-        described = {name: getattr(config, name) for name in ("size", "patch") if getattr(config, name) is not None}
-        run = replace(run, views=config.views, **described)
-    return run
+        run = recipe_named(config.recipe).config_without(changed)
+    run = replace(run, train=replace(run.train, **changed), **_given(config, "image_size"))
+    return replace(run, views=config.views, **_given(config, "size", "patch")) if isinstance(run, PretrainRun) else run
+
+
+def _given(config: PlanRun, *names: str) -> dict[str, Any]:
+    """The options of these names that were given."""
+    return {name: getattr(config, name) for name in names if getattr(config, name) is not None}
 
 
 def _workload(config: PlanRun, run: AnyRun) -> Workload:

@@ -15,7 +15,7 @@ from beitkit.train.journal import duration
 GIB = 2**30
 HOUR = 3600
 CLOSED, COUNTED, TRACED, OPTIONS = "closed form", "counted", "traced", "from the options"
-MEASURED, NOT_MEASURED = "measured here now", "not measured"
+MEASURED = "measured here now"
 
 
 class Figure(NamedTuple):
@@ -118,25 +118,24 @@ class Estimate:
 
     def _length(self) -> list[Figure]:
         length = self.subject.length
-        return [
-            Figure("length", "steps", length.steps, "", OPTIONS),
-            Figure("length", "images a step", length.images_per_step, "", OPTIONS),
-            Figure("length", "passes a step, each device", length.accumulation_steps // length.devices, "", OPTIONS),
-            Figure("length", "images shown", length.images, "", OPTIONS),
-            Figure("length", "parameters", self.subject.workload.parameters, "", OPTIONS),
-        ]
+        rows = {
+            "steps": length.steps,
+            "images a step": length.images_per_step,
+            "passes a step, each device": length.accumulation_steps // length.devices,
+            "images shown": length.images,
+            "parameters": self.subject.workload.parameters,
+        }
+        return [Figure("length", name, value, "", OPTIONS) for name, value in rows.items()]
 
     def _operations(self) -> list[Figure]:
         workload, flops = self.subject.workload, self.subject.workload.flops
-        by_part = [(name, value) for name, value in flops._asdict().items()]
-        figures = [Figure("an image forward", name, value, "FLOP", COUNTED) for name, value in by_part]
-        figures.append(Figure("an image forward", "all", flops.forward, "FLOP", COUNTED))
-        figures.append(Figure("an image", "forward and backward", flops.step(recompute=self.config.recompute), "FLOP", COUNTED))
+        rows = [("an image forward", name, value) for name, value in (*flops._asdict().items(), ("all", flops.forward))]
+        rows.append(("an image", "forward and backward", flops.step(recompute=self.config.recompute)))
         if workload.tokenizer is not None:
-            figures.append(Figure("an image", "tokenizer", workload.tokenizer_flops, "FLOP", COUNTED))
-        named = [(name, value) for name, value in self.operations._asdict().items() if value]
-        figures += [Figure("the run", name, value, "FLOP", COUNTED) for name, value in named]
-        return [*figures, Figure("the run", "all", self.operations.total, "FLOP", COUNTED)]
+            rows.append(("an image", "tokenizer", workload.tokenizer_flops))
+        rows += [("the run", name, value) for name, value in self.operations._asdict().items() if value]
+        rows.append(("the run", "all", self.operations.total))
+        return [Figure(part, name, value, "FLOP", COUNTED) for part, name, value in rows]
 
     def _memory(self) -> list[Figure]:
         memory, part = self.memory, "memory of a device"

@@ -95,6 +95,9 @@ def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
     followed = beitkit.plan(batch_size=int(words[1]), accumulate=int(words[3]), **given)
     assert followed.fits
     assert followed.subject.length.images_per_step == plan.subject.length.images_per_step
+    both = beitkit.plan(batch_size=32, recompute=True, sharding="full", **given).advice
+    assert len(both) == 1  # nothing is left to add but a smaller batch
+    assert "--recompute" not in both[0]
 
 
 def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
