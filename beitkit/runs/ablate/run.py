@@ -29,26 +29,17 @@ from beitkit.train.folder import RunFolder
 
 SCRATCH = "from scratch"
 
-LABELS: dict[Variant, str] = {
-    "full": "BEiT",
-    "random-mask": "- blockwise masking",
-    "pixels": "- visual tokens (pixels)",
-    "pixels-random-mask": "- both",
-    "recover-all": "+ recover all patches",
-    "no-mask": "- masking (recover all)",
+ROWS = {
+    "full": ("BEiT", 0.8286),
+    "random-mask": ("- blockwise masking", 0.8277),
+    "pixels": ("- visual tokens (pixels)", 0.8104),
+    "pixels-random-mask": ("- both", 0.8050),
+    "recover-all": ("+ recover all patches", 0.8259),
+    "no-mask": ("- masking (recover all)", 0.8167),
+    SCRATCH: (SCRATCH, 0.8180),
 }
-"""The paper's names of its rows."""
-
-PAPER: dict[str, float] = {
-    "full": 0.8286,
-    "random-mask": 0.8277,
-    "pixels": 0.8104,
-    "pixels-random-mask": 0.8050,
-    "recover-all": 0.8259,
-    "no-mask": 0.8167,
-    SCRATCH: 0.8180,
-}
-"""Top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch DeiT-B (table 1; method 8.1, 8.2)."""
+"""The paper's names of its rows, and its top-1 on ImageNet-1k: BEiT-B, 300 epochs (arXiv 2106.08254, table 4); from scratch
+DeiT-B (table 1; method 8.1, 8.2)."""
 
 
 class VariantRow(NamedTuple):
@@ -77,14 +68,17 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
     channels = load_tokenizer(config.tokenizer).channels
     folder = RunFolder(config.out, "ablate", config)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
-    variants: tuple[Variant, ...] = ("full", *(variant for variant in config.variants if variant != "full"))
+    starts: tuple[Variant | None, ...] = ("full", *(variant for variant in config.variants if variant != "full"), None)
     rows = []
-    for number, variant in enumerate(variants, 1):
-        say(f"\n[bold]{number} of {len(variants) + 1}[/] {LABELS[variant]}: pre-train once, fine-tune {len(config.seeds)} times")
-        pretrain.run(pretrain_run(config, variant, channels))
-        rows.append(VariantRow(variant, LABELS[variant], _scores(config, variant), PAPER[variant]))
-    say(f"\n[bold]{len(variants) + 1} of {len(variants) + 1}[/] {SCRATCH}: the same fine-tuning of fresh weights")
-    rows.append(VariantRow(SCRATCH, SCRATCH, _scores(config, None), PAPER[SCRATCH]))
+    for number, variant in enumerate(starts, 1):
+        name = variant or SCRATCH
+        label, paper = ROWS[name]
+        told = f"pre-train once, fine-tune {len(config.seeds)} times" if variant else "the same fine-tuning of fresh weights"
+        say(f"\n[bold]{number} of {len(starts)}[/] {label}: {told}")
+        if variant is not None:
+            pretrain.run(pretrain_run(config, variant, channels))
+        scores = tuple(finetune.run(finetune_run(config, variant, seed)).accuracy for seed in config.seeds)
+        rows.append(VariantRow(name, label, scores, paper))
     result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
     folder.write_json("ablate.json", {"seeds": config.seeds, "variants": result})
     _report(folder.path, config, rows)
@@ -132,10 +126,6 @@ def finetune_run(config: AblateRun, variant: Variant | None, seed: int) -> Finet
         optim=OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, clip=None),
         loop=LoopConfig(ema=0.0),  # or else it would be chosen by the start
     )
-
-
-def _scores(config: AblateRun, variant: Variant | None) -> tuple[float, ...]:
-    return tuple(finetune.run(finetune_run(config, variant, seed)).accuracy for seed in config.seeds)
 
 
 def _cells(row: VariantRow, full: VariantRow) -> list[str]:
