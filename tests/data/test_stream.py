@@ -21,7 +21,7 @@ from torch import Tensor
 
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
-from beitkit.data import stream as streams
+from beitkit.data import dataset as datasets
 from beitkit.data.dataset import ImageDataset, balanced_order
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_images, find_labeled
@@ -249,9 +249,9 @@ def test_an_empty_list_is_refused(files: ImageList) -> None:
 
 def test_small_images_are_decoded_once(files: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = streams.image_to_crop
+    original = datasets.image_to_crop
     monkeypatch.setattr(
-        streams, "image_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
+        datasets, "image_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
     )
     data = dataset(files)
     first = [data.sample(place) for place in range(10)]
@@ -259,7 +259,7 @@ def test_small_images_are_decoded_once(files: ImageList, monkeypatch: pytest.Mon
     [data.sample(place) for place in range(10, 20)]
     assert len(opened) == 10
     assert same(first, [data.sample(place) for place in range(10)])
-    monkeypatch.setattr(streams, "CACHE_BYTES", 12 * 12 * 3 * 4)  # room for four
+    monkeypatch.setattr(datasets, "CACHE_BYTES", 12 * 12 * 3 * 4)  # room for four
     data = dataset(files)
     [data.sample(place) for place in range(20)]
     assert len(opened) == 10 + 10 + 6

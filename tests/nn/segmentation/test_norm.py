@@ -43,7 +43,7 @@ def test_two_processes_normalize_as_one_with_both_batches(tmp_path: Path) -> Non
             """
             import sys, torch
             from torch import distributed
-            from beitkit.nn.norm import BatchNorm2d
+            from beitkit.nn.segmentation.norm import BatchNorm2d
             rank, folder = int(sys.argv[1]), sys.argv[2]
             distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
             given = torch.load(f"{folder}/given.pt", weights_only=True)

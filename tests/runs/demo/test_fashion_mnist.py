@@ -45,5 +45,5 @@ def test_size_and_papers() -> None:
 
 
 def test_needs_no_torch() -> None:
-    program = "import sys, beitkit.data.fashion_mnist as data; data.load_fashion_mnist(); assert 'torch' not in sys.modules"
+    program = "import sys, beitkit.runs.demo.fashion_mnist as data; data.load_fashion_mnist(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
