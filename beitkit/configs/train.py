@@ -153,4 +153,4 @@ def check_given(train: TrainConfig, optim: OptimConfig) -> None:
     undecided = {"batch_size": train.batch_size, "lr": train.lr, "optim.warmup_epochs": optim.warmup_epochs}
     for name, value in undecided.items():
         if value is None:
-            raise UserError(f"`{name}=None` has no meaning here, only beitkit finetune chooses; give a number")
+            raise UserError(f"`{name}=None` has no meaning here, only beitkit.finetune chooses; give a number")
