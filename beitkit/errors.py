@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import fields
-from typing import Any
-
 
 class UserError(ValueError):
     """A mistake in what the user asked for: a path, an option, a file's content.
@@ -13,15 +9,6 @@ class UserError(ValueError):
     The message is one line that says what was found, what was expected, and which option or file to change. The command
     line prints it after `beitkit: ` and exits with code 2; Python callers catch it as a `ValueError`.
     """
-
-
-def check_finite(config: Any) -> None:
-    """Raise a `UserError` for a config whose numbers are not all finite: comparisons alone let NaN pass."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{field.name} must be a finite number, got {number}")
 
 
 class NumericalError(RuntimeError):

@@ -76,7 +76,7 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         ("--batch-size", "0", "--batch-size must be at least 1, got 0"),
         ("--steps", "1.5", "--steps"),
         ("--mask.kind", "blok", "block"),
-        ("--mask.ratio", "1.2", "--mask.ratio must lie between 0 and 1, got 1.2"),
+        ("--mask.ratio", "1.2", "--mask.ratio must lie in (0, 1), got 1.2"),
         ("--size", "bas", "--size takes one of base, giant, huge, large, nano, small, tiny, got 'bas'; did you mean 'base'?"),
         ("--lr", "fast", "--lr takes a number, got 'fast'"),
         ("--seed", "first", "--seed takes a whole number, got 'first'"),

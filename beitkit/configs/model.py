@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.errors import UserError, check_finite
+from beitkit.errors import UserError
 
 Pair = tuple[int, int]
 
@@ -37,25 +37,25 @@ SizeName = Literal["nano", "tiny", "small", "base", "large", "huge", "giant"]
 RelativePositions = Literal["none", "shared", "per_block"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class BackboneConfig:
     """A BEiT vision Transformer, v1 or v2, in its pre-training or its fine-tuning form."""
 
-    width: int
-    depth: int
-    heads: int
-    hidden: int
+    width: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    hidden: PositiveInt
     """Hidden width of the MLP."""
     image_size: Pair
     """(height, width) in pixels."""
     patch: Pair
     """(height, width) of a patch in pixels."""
-    channels: int = 3
+    channels: PositiveInt = 3
     absolute_positions: bool = False
     relative_positions: RelativePositions = "shared"
-    layer_scale: float | None = 0.1
+    layer_scale: PositiveFloat | None = 0.1
     """First value of the LayerScale vectors; None leaves them out."""
-    drop_path: float = 0.0
+    drop_path: ShareBelowOne = 0.0
     """Stochastic depth of the last block; earlier blocks get a linear share of it."""
     mask_token: bool = False
     """Whether there is a learned token that replaces masked patches (pre-training)."""
@@ -65,25 +65,15 @@ class BackboneConfig:
     """Draw weights by the pre-training table (truncated at one standard deviation) instead of the fine-tuning table."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
         (height, width), (patch_height, patch_width) = self.image_size, self.patch
         if min(patch_height, patch_width) < 1 or height % patch_height or width % patch_width:
             nearest = [max(1, round(s / p)) * p if p > 0 else s for s, p in zip(self.image_size, self.patch, strict=True)]
             raise UserError(
                 f"image size {height}x{width} is not a whole number of {patch_height}x{patch_width} patches; "
-                f"the nearest that is: {nearest[0]}x{nearest[1]} (--image-size, --patch)"
+                f"the nearest that is: {nearest[0]}x{nearest[1]} (`image_size`, `patch`)"
             )
         if self.width % self.heads:
             raise UserError(f"width {self.width} is not divisible by {self.heads} heads")
-        if min(self.depth, self.heads, self.hidden, self.channels) < 1:
-            raise UserError(
-                "depth, heads, hidden and channels must be at least 1, "
-                f"got {self.depth}, {self.heads}, {self.hidden}, {self.channels}"
-            )
-        if self.layer_scale is not None and self.layer_scale <= 0:
-            raise UserError(f"layer_scale must be positive, or None for no LayerScale, got {self.layer_scale}")
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"drop_path must lie in [0, 1), got {self.drop_path}")
 
     @property
     def grid(self) -> Pair:
@@ -128,24 +118,19 @@ class BackboneConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class ClsBranchConfig:
     """BEiT v2's second prediction, which forces the class token to carry what the whole image shows (arXiv 2208.06366)."""
 
-    early_layer: int
+    early_layer: PositiveInt
     """Blocks after which the patches are handed to the branch (v2: 9 of 12, 21 of 24)."""
-    head_layers: int = 2
+    head_layers: PositiveInt = 2
     """Blocks of the branch itself."""
     shared_head: bool = True
     """Whether both predictions use the same final norm and head."""
 
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if min(self.early_layer, self.head_layers) < 1:
-            raise UserError(f"early_layer and head_layers must be at least 1, got {self.early_layer} and {self.head_layers}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config()
 class MaskedImageModelConfig:
     """A backbone that predicts visual tokens, or pixels; what `model.json` stores beside the weights."""
 
@@ -159,15 +144,14 @@ class MaskedImageModelConfig:
     """Fingerprint of the tokenizer it was trained with; empty if unknown."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
         if not self.backbone.mask_token:
-            raise UserError("a masked-image model needs a backbone with mask_token=True")
+            raise UserError("a masked-image model needs a backbone with `mask_token=True`")
         if self.cls_branch is not None and self.cls_branch.early_layer > self.backbone.depth:
             raise UserError(
-                f"early_layer must be at most the backbone's {self.backbone.depth} blocks, got {self.cls_branch.early_layer}"
+                f"`early_layer` must be at most the backbone's {self.backbone.depth} blocks, got {self.cls_branch.early_layer}"
             )
         if self.cls_branch is not None and self.vocabulary is None:
-            raise UserError("a class-token branch predicts visual tokens; give a vocabulary, or no cls_branch")
+            raise UserError("a class-token branch predicts visual tokens; give a `vocabulary`, or no `cls_branch`")
 
     @property
     def outputs(self) -> int:
@@ -176,12 +160,12 @@ class MaskedImageModelConfig:
         return backbone.channels * backbone.patch[0] * backbone.patch[1] if self.vocabulary is None else self.vocabulary
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class ClassifierConfig:
     """A backbone that names what an image shows; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Bounds(min_length=1)]
     pooling: Literal["mean", "cls"] = "mean"
     """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm."""
     multilabel: bool = False
@@ -189,11 +173,10 @@ class ClassifierConfig:
     preprocessing: Preprocessing = INCEPTION
 
     def __post_init__(self) -> None:
-        check_finite(self)
         if self.backbone.final_norm != (self.pooling == "cls"):
-            raise UserError("mean pooling needs a backbone with final_norm=False, class-token pooling one with final_norm=True")
-        if not self.classes:
-            raise UserError("a classifier needs at least one class")
+            raise UserError(
+                "mean pooling needs a backbone with `final_norm=False`, class-token pooling one with `final_norm=True`"
+            )
 
 
 SegmentationHead = Literal["uper", "linear", "setr_pup"]
@@ -201,19 +184,19 @@ SETR_CHANNELS = 256  # arXiv 2012.15840, released code
 MAX_CLASSES = 255  # label maps are 8-bit, and 255 is the ignored label
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class SegmenterConfig:
     """A backbone that names every pixel; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], Bounds(min_length=1)]
     head: SegmentationHead = "uper"
     """uper: UPerNet on a feature pyramid (official checkpoints); setr_pup: four convolutions that double the resolution (the
     paper's tables 3 and 4); linear: batch norm and a linear classifier of each patch, to judge features that stay frozen."""
-    channels: int | None = None
+    channels: PositiveInt | None = None
     """Width of the decoder; None takes the backbone's for uper (official: 768 for base, 1024 for large) and 256 for setr_pup.
     A linear head has none."""
-    auxiliary_channels: int | None = 256
+    auxiliary_channels: PositiveInt | None = 256
     """Width of the head that helps in training only; None leaves it out, as it must be for a linear head."""
     taps: tuple[int, int, int, int] | None = None
     """The blocks (0-based, ascending) that feed the four levels of the feature pyramid, finest first; None takes those at a
@@ -226,36 +209,28 @@ class SegmenterConfig:
     preprocessing: Preprocessing = IMAGENET
 
     def __post_init__(self) -> None:
-        check_finite(self)
         if self.backbone.final_norm or self.backbone.mask_token:
-            raise UserError("a segmenter needs a backbone with final_norm=False and mask_token=False")
-        if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise UserError(f"a segmenter needs at least one class and at most {MAX_CLASSES}, got {len(self.classes)}")
-        self._check_widths()
+            raise UserError("a segmenter needs a backbone with `final_norm=False` and `mask_token=False`")
+        if len(self.classes) > MAX_CLASSES:
+            raise UserError(f"a segmenter has at most {MAX_CLASSES} classes, got {len(self.classes)}")
+        if self.head == "linear" and self.channels is not None:
+            raise UserError(f"a linear head has no channels of its own, got {self.channels}; leave `channels` at None")
+        if self.head == "linear" and self.auxiliary_channels is not None:
+            raise UserError("a linear head is trained without an auxiliary one; set `auxiliary_channels` to None")
         if self.palette is not None and len(self.palette) != len(self.classes):
-            raise UserError(f"palette must have one color for each of the {len(self.classes)} classes, got {len(self.palette)}")
+            raise UserError(f"`palette` must have one color for each of the {len(self.classes)} classes, got {len(self.palette)}")
         depth = self.backbone.depth
         if depth < 4:
             raise UserError(f"a segmenter needs a backbone of at least 4 blocks, got {depth}")
         ascending = tuple(sorted(set(self.tapped_blocks)))
         if ascending != self.tapped_blocks or len(ascending) != 4 or not 0 <= ascending[0] <= ascending[-1] < depth:
-            raise UserError(f"taps must be 4 different blocks in ascending order, numbered 0 to {depth - 1}, got {self.taps}")
+            raise UserError(f"`taps` must be 4 different blocks in ascending order, numbered 0 to {depth - 1}, got {self.taps}")
         coarsest = round(1 / min(self.pyramid_scales))
         if self.head == "uper" and min(self.backbone.grid) < coarsest:
             raise UserError(
                 f"a segmenter with a feature pyramid needs a grid of at least {coarsest}x{coarsest} patches, "
-                f"got {self.backbone.grid[0]}x{self.backbone.grid[1]}; choose a larger image_size, or another head"
+                f"got {self.backbone.grid[0]}x{self.backbone.grid[1]}; choose a larger `image_size`, or another head"
             )
-
-    def _check_widths(self) -> None:
-        if self.head == "linear" and self.channels is not None:
-            raise UserError(f"a linear head has no channels of its own, got {self.channels}; leave channels at None")
-        if self.head == "linear" and self.auxiliary_channels is not None:
-            raise UserError("a linear head is trained without an auxiliary one; set auxiliary_channels to None")
-        for name in ("channels", "auxiliary_channels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, or None, got {value}")
 
     @property
     def decoder_channels(self) -> int:

@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from beitkit.configs.bounds import Bounds, NonNegativeFloat, ShareBelowOne, config
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, RelativePositions, SizeName
-from beitkit.errors import UserError, check_finite
+from beitkit.errors import UserError
 
 EngineName = Literal["local", "ray"]
 Pool = Literal["mean", "cls", "both", "patches"]
+Task = Literal["masked", "classify", "segment"]
+CheckpointFormat = Literal["native", "microsoft", "huggingface", "timm"]
+ProgramFormat = Literal["onnx", "torch"]
 
 DEFAULT_PATCH = 16
 """Side of a patch in pixels, where a network is described and nothing else is said (BEiT's)."""
-MOST_VIEWS = 4096
+Views = Annotated[int, Bounds(ge=1, le=4096)]
 """Stored views of an image; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
 """Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("network")
 class NetworkConfig:
     """The details of the network that is pre-trained."""
 
     positions: RelativePositions = "shared"
     """Relative position bias: one table for all blocks, one per block, or none (then learned absolute positions)."""
-    layer_scale: float | None = None
+    layer_scale: NonNegativeFloat | None = None
     """First value of LayerScale; None takes the size's usual one, 0 leaves it out."""
-    drop_path: float = 0.1
+    drop_path: ShareBelowOne = 0.1
     """Stochastic depth of the last block."""
     normalization: Literal["inception", "imagenet"] = "imagenet"
     """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"--network.drop-path must lie in [0, 1), got {self.drop_path}")
-        if self.layer_scale is not None and self.layer_scale < 0:
-            raise UserError(f"--network.layer-scale must not be negative, got {self.layer_scale}")
 
     def backbone(self, size: SizeName, patch: int, image_size: int, *, drop_path: float, final_norm: bool) -> BackboneConfig:
         """The fine-tuning form of the network that is described, for fresh weights."""
@@ -62,18 +58,6 @@ class NetworkConfig:
         return IMAGENET if self.normalization == "imagenet" else INCEPTION
 
 
-def check_batch(batch_size: int) -> None:
-    """Raise a `UserError` for a batch without images."""
-    if batch_size < 1:
-        raise UserError(f"--batch-size must be at least 1, got {batch_size}")
-
-
-def check_views(views: int | None) -> None:
-    """Raise a `UserError` for a number of stored views that makes no sense."""
-    if views is not None and not 1 <= views <= MOST_VIEWS:
-        raise UserError(f"--views must lie in [1, {MOST_VIEWS}], got {views}; leave it out for another view every epoch")
-
-
 def check_start(model: Path | None, scratch: bool, network: NetworkConfig, described: dict[str, str | int | None]) -> None:
     """Raise a `UserError` unless it is said once where the network and its first weights come from.
 
@@ -81,19 +65,19 @@ def check_start(model: Path | None, scratch: bool, network: NetworkConfig, descr
         model: the checkpoint, if one was given.
         scratch: whether the weights are fresh.
         network: the details of a network without a checkpoint.
-        described: the other options that describe it, `--size` among them; None where not given.
+        described: the other options that describe it, `size` among them; None where not given.
     """
-    if model is None and not (scratch and described["--size"] is not None):
+    if model is None and not (scratch and described["size"] is not None):
         raise UserError(
-            "nothing says which network to train; give --model, or --scratch with --size (such as base) for fresh weights"
+            "nothing says which network to train; give `model`, or `scratch` with `size` (such as base) for fresh weights"
         )
     default = NetworkConfig()
     if network.drop_path != default.drop_path:
-        raise UserError(f"--network.drop-path is for pre-training; give --drop-path {network.drop_path:g}")
-    given = [option for option, value in described.items() if value is not None]
-    given += ["--network"] if network != default else []
+        raise UserError(f"`network.drop_path` is for pre-training; give `drop_path={network.drop_path:g}`")
+    given = [name for name, value in described.items() if value is not None]
+    given += ["network"] if network != default else []
     if model is not None and given:
-        raise UserError(f"{given[0]} describes a network for --scratch, but --model {model} does already; leave one out")
+        raise UserError(f"`{given[0]}` describes a network for `scratch`, but `model='{model}'` does already; leave one out")
 
 
 def shard_of(text: str | None) -> tuple[int, int]:
@@ -106,5 +90,5 @@ def shard_of(text: str | None) -> tuple[int, int]:
         return 1, 1
     parts = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
     if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
-        raise UserError(f"--shard must be one of 1/n to n/n, such as 3/8, got {text!r}")
+        raise UserError(f"`shard` must be one of 1/n to n/n, such as 3/8, got {text!r}")
     return int(parts[1]), int(parts[2])

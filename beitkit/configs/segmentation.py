@@ -2,65 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Annotated, Literal
 
-from beitkit.errors import UserError, check_finite
+from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, config
+from beitkit.errors import UserError
 
 OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The scales of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("loss")
 class SegmentationLossConfig:
     """How the pixels' cross-entropies become one loss."""
 
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NonNegativeFloat = 0.4
     """Weight of the auxiliary head's loss; the decoder's has 1."""
     average: Literal["valid", "all"] = "valid"
     """Pixels that the mean is over: valid, those with a label; or all, the ignored ones among them (the official code, where
     ignored pixels make the gradient smaller)."""
 
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if self.auxiliary_weight < 0:
-            raise UserError(f"--loss.auxiliary-weight must not be negative, got {self.auxiliary_weight}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config("inference")
 class InferenceConfig:
     """How an image of any size is labeled by a network of one size."""
 
     mode: Literal["slide", "whole"] = "slide"
     """slide: overlapping windows of the network's size over the image, its aspect kept; whole: the image squeezed into one
     window, which is fastest."""
-    short_side: int | None = None
+    short_side: PositiveInt | None = None
     """Length in pixels that the image's short side is resized to before windows are cut; the long side becomes at most four
     times as long. None takes the network's own size (official)."""
-    stride: int | None = None
+    stride: PositiveInt | None = None
     """Pixels from one window to the next; None takes two thirds of a window (official: 341 of 512, 426 of 640)."""
-    scales: tuple[float, ...] = (1.0,)
+    scales: Annotated[tuple[float, ...], Bounds(gt=0, min_length=1)] = (1.0,)
     """Multiples of the short side whose probabilities are averaged (official multi-scale: 0.5 0.75 1.0 1.25 1.5 1.75)."""
     flip: bool = False
     """Whether the mirrored image is averaged in, too."""
-    window_batch: int = 4
+    window_batch: PositiveInt = 4
     """Windows per forward pass."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        for name, value in (("short-side", self.short_side), ("stride", self.stride), ("window-batch", self.window_batch)):
-            if value is not None and value < 1:
-                raise UserError(f"--inference.{name} must be at least 1, got {value}")
-        if not self.scales or min(self.scales) <= 0:
-            raise UserError(f"--inference.scales must be one or more positive numbers, got {_listed(self.scales)}")
-        if self.mode == "whole":
-            for name, is_set in (
-                ("short-side", self.short_side is not None),
-                ("stride", self.stride is not None),
-                ("scales", self.scales != (1.0,)),
-            ):
-                if is_set:
-                    raise UserError(f"--inference.{name} has no meaning with --inference.mode whole; leave it out, or slide")
+        for name, usual in (("short_side", None), ("stride", None), ("scales", (1.0,))):
+            if self.mode == "whole" and getattr(self, name) != usual:
+                raise UserError(f"`inference.{name}` has no meaning with `inference.mode='whole'`; leave it out, or slide")
 
     @property
     def words(self) -> str:

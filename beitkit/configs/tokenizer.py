@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
+from beitkit.configs.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, config
 from beitkit.configs.data import INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig
-from beitkit.errors import UserError, check_finite
+from beitkit.errors import UserError
 
 Geometry = Literal["light", "beit", "dalle"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("dvae")
 class DVAEConfig:
     """A discrete VAE: how large, how many codes, how many pixels one code stands for."""
 
     geometry: Geometry = "light"
     """light: small, for small images and backbones; beit: BEiT's own DiscreteVAE; dalle: DALL-E's encoder and decoder."""
-    vocabulary: int = 1024
+    vocabulary: Annotated[int, Bounds(ge=2)] = 1024
     """Number of codes; a few hundred are enough for small images (published: 8192)."""
     stride: int = 8
     """Pixels per code, along each axis; a power of two (always 8 for dalle)."""
-    hidden: int = 128
+    hidden: Annotated[int, Bounds(ge=4)] = 128
     """Base width of the convolutions. light: on the token grid, halving toward the pixels; beit: everywhere (published: 256);
     dalle: n_hid, of the first group (published: 256)."""
-    codebook_dim: int = 128
+    codebook_dim: PositiveInt = 128
     """Width of a code's embedding (beit, published: 512); dalle: n_init, the decoder's first width (published: 128)."""
-    channels: int = 3
+    channels: PositiveInt = 3
     reconstruction: Literal["mse", "logit_laplace"] = "mse"
     """mse, or DALL-E's logit-Laplace likelihood, for which the decoder puts out a location and a scale per channel."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        if self.vocabulary < 2:
-            raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
         if self.stride < 2 or self.stride & (self.stride - 1):
-            raise UserError(f"stride must be a power of two of at least 2, got {self.stride}")
-        if self.hidden < 4:
-            raise UserError(f"hidden must be at least 4, got {self.hidden}")
-        if min(self.codebook_dim, self.channels) < 1:
-            raise UserError(f"codebook_dim and channels must be at least 1, got {self.codebook_dim} and {self.channels}")
+            raise UserError(f"`dvae.stride` must be a power of two of at least 2, got {self.stride}")
         if self.geometry == "dalle" and (self.stride != 8 or self.reconstruction != "logit_laplace"):
-            raise UserError(
-                "the dalle geometry has stride 8 and the logit_laplace reconstruction; set both, or choose another geometry"
-            )
+            raise UserError("`dvae.geometry='dalle'` needs `dvae.stride=8` and `dvae.reconstruction='logit_laplace'`; set both")
 
 
 # The networks of DALL-E's encoder.pkl and decoder.pkl, and of BEiT's own `--discrete_vae_type customized`.
@@ -54,21 +46,21 @@ PUBLISHED_DVAES: dict[str, DVAEConfig] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class VQKDConfig:
     """BEiT v2's tokenizer: codes from which a decoder predicts the patch features of a teacher network."""
 
     encoder: BackboneConfig
     """v2: base/16 with absolute positions only and no LayerScale; its final norm is what official files call `fc_norm`."""
-    decoder_depth: int = 3
+    decoder_depth: PositiveInt = 3
     """Blocks of the decoder, which is otherwise a backbone like the encoder, on codes instead of pixels (v2: 1 or 3)."""
-    vocabulary: int = 8192
+    vocabulary: Annotated[int, Bounds(ge=2)] = 8192
     """Number of codes."""
-    code_dim: int = 32
+    code_dim: PositiveInt = 32
     """Width of a code."""
-    target_dim: int = 512
+    target_dim: PositiveInt = 512
     """Width of the teacher's patch features (CLIP ViT-B/16: 512; DINO ViT-B/16: 768)."""
-    code_decay: float = 0.99
+    code_decay: Annotated[float, Bounds(gt=0, lt=1)] = 0.99
     """Each training batch moves a code toward the mean of its vectors by 1 - this share."""
     start_from_data: bool = True
     """Set the codes by k-means of the first training batch instead of at random."""
@@ -76,20 +68,10 @@ class VQKDConfig:
     """What the encoder expects (released files: 0.5 and 0.5)."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
         if not self.encoder.final_norm or self.encoder.mask_token:
-            raise UserError("a VQ-KD tokenizer needs an encoder with final_norm=True and mask_token=False")
+            raise UserError("a VQ-KD tokenizer needs an encoder with `final_norm=True` and `mask_token=False`")
         if self.encoder.patch[0] != self.encoder.patch[1]:
             raise UserError(f"a VQ-KD tokenizer needs square patches, got {self.encoder.patch[0]}x{self.encoder.patch[1]}")
-        if self.vocabulary < 2:
-            raise UserError(f"vocabulary must be at least 2, got {self.vocabulary}")
-        if min(self.decoder_depth, self.code_dim, self.target_dim) < 1:
-            raise UserError(
-                "decoder_depth, code_dim and target_dim must be at least 1, "
-                f"got {self.decoder_depth}, {self.code_dim}, {self.target_dim}"
-            )
-        if not 0 < self.code_decay < 1:
-            raise UserError(f"code_decay must lie between 0 and 1, got {self.code_decay}")
 
     @property
     def stride(self) -> int:
@@ -107,36 +89,24 @@ class VQKDConfig:
         return replace(self.encoder, depth=self.decoder_depth, image_size=self.encoder.grid, patch=(1, 1), channels=self.code_dim)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("reconstruct")
 class ReconstructConfig:
     """How a discrete VAE is trained: the annealing of its relaxed codes, and what keeps codes alive."""
 
-    temperature: tuple[float, float] = (1.0, 1 / 16)
+    temperature: tuple[PositiveFloat, PositiveFloat] = (1.0, 1 / 16)
     """Temperature of the Gumbel-softmax at the start and at the end (DALL-E: 1 to 1/16)."""
-    temperature_share: float = 0.75
+    temperature_share: Share = 0.75
     """Share of the run over which the temperature falls, by a cosine; then it stays."""
-    kl_weight: tuple[float, float] = (0.02, 0.0)
+    kl_weight: tuple[NonNegativeFloat, NonNegativeFloat] = (0.02, 0.0)
     """Weight of the KL divergence to the uniform distribution at the start and at the end. Both losses are per pixel and channel:
     with mse, 0.02 falling to 0 lets codes be tried early and be certain late; DALL-E's logit_laplace has 0 rising to 6.6."""
-    kl_share: float = 1.0
+    kl_share: Share = 1.0
     """Share of the run over which the KL weight changes, by a cosine; then it stays."""
     start_from_data: bool = True
     """Set the codes from k-means of the first batch's features."""
-    revive_every: int = 25
+    revive_every: NonNegativeInt = 25
     """Batches after which unused codes are split off from those with the most error; 0 turns this off."""
-    revive_share: float = 0.75
+    revive_share: Share = 0.75
     """Share of the run during which codes are revived; the rest lets them settle."""
-    dead_share: float = 0.05
+    dead_share: Share = 0.05
     """A code is unused when it is chosen less often than this share of the average."""
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if min(self.temperature) <= 0:
-            raise UserError(f"temperatures must be positive, got {self.temperature[0]} {self.temperature[1]}")
-        if min(self.kl_weight) < 0:
-            raise UserError(f"KL weights must not be negative, got {self.kl_weight[0]} {self.kl_weight[1]}")
-        for name in ("temperature_share", "kl_share", "revive_share", "dead_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a share in [0, 1], got {getattr(self, name)}")
-        if self.revive_every < 0:
-            raise UserError(f"revive_every must be 0 (off) or more, got {self.revive_every}")

@@ -2,97 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from dataclasses import replace
+from typing import Annotated, Literal, TypeVar
 
-from beitkit.errors import UserError, check_finite
+from beitkit.configs.bounds import (
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Seed,
+    ShareBelowOne,
+    config,
+)
+from beitkit.errors import UserError
 
 Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Sharding = Literal["auto", "none", "full"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps, instead of --epochs."""
-    batch_size: int | None = 64
+    batch_size: PositiveInt | None = 64
     """Images per forward pass; None, in fine-tuning, is chosen."""
-    lr: float | None = 1.5e-3
+    lr: PositiveFloat | None = 1.5e-3
     """Peak learning rate at a batch of --optim.lr-batch images, scaled to yours; None, in fine-tuning, is chosen."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
         if self.epochs is not None and self.steps is not None:
-            raise UserError(f"give --epochs or --steps, not both (got {self.epochs} epochs and {self.steps} steps)")
-        if self.epochs is not None and self.epochs <= 0:
-            raise UserError(f"--epochs must be positive, got {self.epochs:g}")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"--steps must be at least 1, got {self.steps}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.lr is not None and self.lr <= 0:
-            raise UserError(f"--lr must be positive, got {self.lr}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
+            raise UserError(f"give `epochs` or `steps`, not both (got {self.epochs:g} epochs and {self.steps} steps)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("optim")
 class OptimConfig:
     """AdamW and its schedule: linear warm-up, then a half cosine or a straight line down, every step."""
 
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the rate falls after the warm-up: half a cosine, or linearly over the whole run (segmentation: "poly" of power 1)."""
 
-    lr_batch: int = 2048
+    lr_batch: PositiveInt = 2048
     """Images per optimizer step that --lr is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
     """How the peak follows the batch: lr * (batch / lr_batch), times the root of that ratio, or not at all."""
-    min_lr: float = 1e-5
+    min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end, before scaling."""
-    warmup_epochs: float | None = 10.0
+    warmup_epochs: NonNegativeFloat | None = 10.0
     """Linear warm-up from 0, in epochs; None, in fine-tuning, is chosen."""
-    warmup_limit: float = 0.1
+    warmup_limit: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
-    warmup_steps: int | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Linear warm-up in steps, instead of epochs."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """Decay of matrices; vectors have none."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     """Decay of AdamW's first and second moments."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """AdamW's guard against division by zero."""
-    layer_decay: float | None = None
+    layer_decay: PositiveShare | None = None
     """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning, and 1 elsewhere."""
-    clip: float | None = 3.0
+    clip: PositiveFloat | None = 3.0
     """Largest total gradient norm; None does not clip."""
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if self.min_lr < 0:
-            raise UserError(f"--optim.min-lr must not be negative, got {self.min_lr}")
-        if self.eps <= 0:
-            raise UserError(f"--optim.eps must be positive, got {self.eps}")
-        if (self.warmup_epochs or 0) < 0 or (self.warmup_steps or 0) < 0:
-            raise UserError(f"warm-up must not be negative, got {self.warmup_epochs} epochs, {self.warmup_steps} steps")
-        if not 0 < self.warmup_limit < 1:
-            raise UserError(f"--optim.warmup-limit is a share between 0 and 1, got {self.warmup_limit}")
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise UserError(f"--optim.layer-decay must lie in (0, 1], got {self.layer_decay}")
-        if self.clip is not None and self.clip <= 0:
-            raise UserError(f"--optim.clip must be positive, or None, got {self.clip}")
-        if self.lr_batch < 1:
-            raise UserError(f"--optim.lr-batch must be at least 1, got {self.lr_batch}")
-        if self.weight_decay < 0:
-            raise UserError(f"--optim.weight-decay must not be negative, got {self.weight_decay}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"--optim.betas must lie in [0, 1), got {self.betas[0]} {self.betas[1]}")
 
     def scale(self, batch: int) -> float:
         """Factor on lr and min_lr for a batch of this many images per optimizer step."""
@@ -100,37 +79,23 @@ class OptimConfig:
         return {"linear": share, "sqrt": share**0.5, "none": 1.0}[self.lr_scaling]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config("loop")
 class LoopConfig:
     """What the loop does besides stepping: accumulate, average, log, evaluate, save."""
 
-    accumulate: int | None = None
+    accumulate: PositiveInt | None = None
     """Forward passes per optimizer step, of all processes together; None takes one of each process."""
-    ema: float | None = None
+    ema: ShareBelowOne | None = None
     """Decay of a moving average of the weights, which is then the finished model; 0 keeps none, and so does None outside of
     fine-tuning, where it is chosen."""
-    log_every: int = 20
+    log_every: NonNegativeInt = 20
     """Steps between log lines."""
-    evaluate_every: int = 0
+    evaluate_every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end only."""
-    save_every: int = 500
+    save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
-    max_bad_steps: int = 3
+    max_bad_steps: PositiveInt = 3
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are not applied."""
-
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if min(1 if self.accumulate is None else self.accumulate, self.max_bad_steps) < 1:
-            raise UserError(
-                f"--loop.accumulate and --loop.max-bad-steps must be at least 1, got {self.accumulate} and {self.max_bad_steps}"
-            )
-        if min(self.log_every, self.evaluate_every, self.save_every) < 0:
-            raise UserError(
-                "--loop.log-every, --loop.evaluate-every and --loop.save-every must not be negative, "
-                f"got {self.log_every}, {self.evaluate_every} and {self.save_every}"
-            )
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise UserError(f"--loop.ema must lie in [0, 1), got {self.ema}")
 
     def shared_by(self, processes: int) -> LoopConfig:
         """The same with `accumulate` as a number that this many processes share evenly.
@@ -142,13 +107,13 @@ class LoopConfig:
         if accumulation_steps % processes:
             nearest = max(1, round(accumulation_steps / processes)) * processes
             raise UserError(
-                f"--loop.accumulate {accumulation_steps} cannot be shared evenly by {processes} processes; nearest: {nearest} "
+                f"`loop.accumulate={accumulation_steps}` cannot be shared evenly by {processes} processes; nearest: {nearest} "
                 "(it counts the forward passes of all processes together)"
             )
         return replace(self, accumulate=accumulation_steps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class MachineConfig:
     """Where the arithmetic happens, and who reads the images."""
 
@@ -156,20 +121,13 @@ class MachineConfig:
     """auto takes CUDA, then MPS, then the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware multiplies in it."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads; 0 takes the cores this process may use."""
-    workers: int = -1
+    workers: Annotated[int, Bounds(ge=-1)] = -1
     """Processes that read images; -1 chooses by the cores, 0 reads in the main process."""
 
-    def __post_init__(self) -> None:
-        check_finite(self)
-        if self.threads < 0:
-            raise UserError(f"--threads must be 0 or more, got {self.threads}")
-        if self.workers < -1:
-            raise UserError(f"--workers must be 0 or more, or -1 to choose, got {self.workers}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@config("speed")
 class SpeedConfig:
     """How training computes the blocks of the network; none of it changes what is computed, but for rounding."""
 
@@ -192,7 +150,7 @@ def resolved(value: Value | None) -> Value:
 
 def check_given(train: TrainConfig, optim: OptimConfig) -> None:
     """Raise a `UserError` for what only fine-tuning chooses."""
-    undecided = {"batch-size": train.batch_size, "lr": train.lr, "optim.warmup-epochs": optim.warmup_epochs}
+    undecided = {"batch_size": train.batch_size, "lr": train.lr, "optim.warmup_epochs": optim.warmup_epochs}
     for name, value in undecided.items():
         if value is None:
-            raise UserError(f"--{name} None has no meaning here, only beitkit finetune chooses; give a number")
+            raise UserError(f"`{name}=None` has no meaning here, only beitkit.finetune chooses; give a number")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig, as_pair
+from beitkit.configs.parts import Task
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import shapes_of
@@ -26,7 +27,6 @@ from beitkit.interop.kinds import (
     TASKS,
     AnyNetworkConfig,
     BareBackbone,
-    Task,
     kind_of_config,
     numbered,
 )

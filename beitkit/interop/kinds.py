@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -18,7 +17,6 @@ from beitkit.tokenizers.vqkd import VQKD
 OUR_NOTE = "beitkit"
 """Key under which our own files in the official layout carry their whole config."""
 
-Task = Literal["masked", "classify", "segment"]
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
 TokenizerConfig = DVAEConfig | VQKDConfig

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beitkit.configs.model import Pair
+from beitkit.configs.parts import Task
 from beitkit.contracts import LoadReport
 from beitkit.data.reader import ImageReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
 from beitkit.interop.handover import Target, hand_over
-from beitkit.interop.kinds import Network, Task
+from beitkit.interop.kinds import Network
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import read_tokenizer
 from beitkit.nn.models import Classifier

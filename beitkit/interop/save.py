@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from beitkit.configs.parts import CheckpointFormat
 from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import build, check_complete, shapes_of
 from beitkit.interop.formats.native import save_native, write_native
-from beitkit.interop.formats.write import WRITERS, Format, prepare, write
+from beitkit.interop.formats.write import WRITERS, prepare, write
 from beitkit.interop.handover import Target, hand_over
 from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network
@@ -17,7 +18,7 @@ from beitkit.interop.stored import of_tensors
 from beitkit.tokenizers.frozen import TokenizerNetwork
 
 
-def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format = "native") -> LoadReport:
+def save(model: Network | TokenizerNetwork, path: str | Path, *, format: CheckpointFormat = "native") -> LoadReport:
     """Write a network so that `beitkit.load`, or other software, reads it back; the report names every tensor.
 
     Args:
@@ -39,7 +40,7 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Format 
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
 
 
-def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = False) -> LoadReport:
+def convert(path: str | Path, to: CheckpointFormat, out: str | Path, *, dry_run: bool = False) -> LoadReport:
     """Write a checkpoint in another format; `dry_run` only says what would become of every tensor.
 
     Raises:
@@ -60,7 +61,7 @@ def convert(path: str | Path, to: Format, out: str | Path, *, dry_run: bool = Fa
     )
 
 
-def _convert_tokenizer(checkpoint: TokenizerCheckpoint, file_format: Format, out: Path, dry_run: bool) -> LoadReport:
+def _convert_tokenizer(checkpoint: TokenizerCheckpoint, file_format: CheckpointFormat, out: Path, dry_run: bool) -> LoadReport:
     _refuse_foreign_tokenizer(file_format)
     check_complete(shapes_of(checkpoint.config), checkpoint.tensors)
     if not dry_run:
@@ -72,12 +73,12 @@ def _convert_tokenizer(checkpoint: TokenizerCheckpoint, file_format: Format, out
     )
 
 
-def _refuse_foreign_tokenizer(file_format: Format) -> None:
+def _refuse_foreign_tokenizer(file_format: CheckpointFormat) -> None:
     if file_format != "native":
         raise UserError(f"a tokenizer can be saved as native only, got format {file_format!r}")
 
 
-def _known(name: str) -> Format:
+def _known(name: str) -> CheckpointFormat:
     for known in WRITERS:
         if known == name:
             return known

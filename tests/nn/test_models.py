@@ -333,7 +333,7 @@ def test_wrong_use_is_one_clear_line(golden_mask: Tensor) -> None:
         masked_model().both_logits(torch.zeros(2, 3, 48, 48), golden_mask, golden_mask)
     with pytest.raises(UserError, match="at most the backbone's 3 blocks, got 4"):
         masked_model(ClsBranchConfig(early_layer=4))
-    with pytest.raises(UserError, match="at least 1, got 0 and 2"):
+    with pytest.raises(UserError, match="`early_layer` must be at least 1, got 0"):
         ClsBranchConfig(early_layer=0)
     with pytest.raises(UserError, match="mask_token=True"):
         replace(masked_model().config, backbone=small())

@@ -131,5 +131,5 @@ def test_it_overfits_one_batch(head: SegmentationHead) -> None:
 
 
 def test_wrong_weight() -> None:
-    with pytest.raises(UserError, match="--loss.auxiliary-weight must not be negative, got -1"):
+    with pytest.raises(UserError, match="`loss.auxiliary_weight` must not be negative, got -1"):
         SegmentationLossConfig(auxiliary_weight=-1.0)

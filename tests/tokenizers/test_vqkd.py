@@ -185,8 +185,8 @@ def test_there_is_no_way_back_to_pixels() -> None:
     [
         ({"encoder": BackboneConfig.named("nano/16", final_norm=False)}, "final_norm=True"),
         ({"vocabulary": 1}, "at least 2, got 1"),
-        ({"decoder_depth": 0}, "at least 1, got 0, 4, 8"),
-        ({"code_decay": 1.0}, "between 0 and 1, got 1.0"),
+        ({"decoder_depth": 0}, "`decoder_depth` must be at least 1, got 0"),
+        ({"code_decay": 1.0}, r"must lie in \(0, 1\), got 1"),
     ],
 )
 def test_wrong_use_is_one_clear_line(options: dict[str, Any], message: str) -> None:

@@ -49,7 +49,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         make_schedule(TrainConfig(steps=50), LoopConfig(), OptimConfig(warmup_steps=50), 100, default_epochs=1)
     with pytest.raises(UserError, match="--optim.min-lr 0.1 is above --lr 0.01"):
         make_schedule(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
-    with pytest.raises(UserError, match="give --epochs or --steps, not both"):
+    with pytest.raises(UserError, match="give `epochs` or `steps`, not both"):
         TrainConfig(epochs=1.0, steps=1)
 
 

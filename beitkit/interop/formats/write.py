@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from beitkit.configs.codec import to_json
 from beitkit.configs.data import IMAGENET
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.parts import CheckpointFormat
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.formats.hugging_face import hugging_face_config, model_card, processor_config, refuse_for_hugging_face
@@ -32,7 +33,6 @@ from beitkit.system import write_atomically
 from beitkit.train.checkpoints.tensor_files import write_tensors
 from beitkit.version import __version__
 
-Format = Literal["native", "microsoft", "huggingface", "timm"]
 Tensors = dict[str, Tensor]
 
 
@@ -56,7 +56,7 @@ class Writer(NamedTuple):
     """Beginnings of official names that the format has no place for and can do without."""
 
 
-def prepare(config: AnyNetworkConfig, tensors: State, file_format: Format) -> Output:
+def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFormat) -> Output:
     """How tensors under our own names will be called and cut in a format; nothing is read or written.
 
     Raises:
@@ -87,7 +87,7 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: Format) -> Ou
     return Output(renamed, (*records, *dropped), notes)
 
 
-def write(config: AnyNetworkConfig, output: Output, path: Path, file_format: Format) -> None:
+def write(config: AnyNetworkConfig, output: Output, path: Path, file_format: CheckpointFormat) -> None:
     """Read the tensors and write the files; each is written whole or not at all."""
     tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
@@ -163,7 +163,7 @@ def _refuse_for_microsoft(config: AnyNetworkConfig) -> tuple[str, ...]:
     return ()
 
 
-WRITERS: dict[Format, Writer] = {
+WRITERS: dict[CheckpointFormat, Writer] = {
     "native": Writer(NATIVE, _holds_everything, write_native),
     "microsoft": Writer(MICROSOFT, _refuse_for_microsoft, _write_microsoft),
     "huggingface": Writer(HUGGING_FACE, refuse_for_hugging_face, _write_hugging_face, left_out=("cls_pt_",)),

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
-CheckpointFormat = Literal["native", "microsoft", "huggingface", "timm"]
-ProgramFormat = Literal["onnx", "torch"]
-Task = Literal["masked", "classify", "segment"]
+from beitkit.configs.bounds import config
+from beitkit.configs.parts import CheckpointFormat, ProgramFormat, Task
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class InspectRun:
     """What is this checkpoint? Format, task, network, positions, pixels, classes."""
 
@@ -26,7 +24,7 @@ class InspectRun:
     """Print the network's description as JSON."""
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class ShowLoadRun:
     """What becomes of every tensor when a checkpoint is loaded: kept, split, expanded, resized, dropped, fresh."""
 
@@ -41,7 +39,7 @@ class ShowLoadRun:
     """Side of the images; positions are resized to it."""
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class ConvertRun:
     """Write a checkpoint in another format; there and back is the identity, tensor by tensor."""
 
@@ -58,7 +56,7 @@ class ConvertRun:
     """Print the whole table after writing."""
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class ExportRun:
     """Give a network to other software, checked before it is called done."""
 

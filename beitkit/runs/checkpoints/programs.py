@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from beitkit.configs.codec import to_json
+from beitkit.configs.parts import ProgramFormat
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.system import write_atomically
 
-ExportFormat = Literal["onnx", "torch"]
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4
@@ -53,7 +52,7 @@ class _BackboneOutputs(nn.Module):
 
 
 def export(
-    model: Classifier | Segmenter | MaskedImageModel | Backbone, path: str | Path, *, format: ExportFormat = "onnx"
+    model: Classifier | Segmenter | MaskedImageModel | Backbone, path: str | Path, *, format: ProgramFormat = "onnx"
 ) -> float:
     """Write a network as a program; returns its largest difference to the network.
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from beitkit.configs.bounds import config
 from beitkit.configs.parts import Flat
 from beitkit.configs.train import MachineConfig
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class DemoRun:
     """Everything on a small bundled set of real images: tokenizer, pre-training, fine-tuning, verdict."""
 

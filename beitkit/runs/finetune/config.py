@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.data import AugmentConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
-from beitkit.errors import UserError, check_finite
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class FinetuneRun:
     """Fine-tune for classification, from a pre-trained model or from scratch in the same set-up.
 
@@ -35,25 +35,25 @@ class FinetuneRun:
     """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
     size: SizeName | None = None
     """Size of the network, from scratch without --model."""
-    patch: int | None = None
+    patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without --model; None takes 16."""
     pooling: Literal["mean", "cls"] | None = None
     """From scratch without --model: the head sees the mean of the patches (None takes it) or the class token."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Side of the square images, in pixels; positions are resized to it."""
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
-    labels: int | None = None
+    labels: PositiveInt | None = None
     """Train on this many labeled images only, as evenly over the classes as can be, drawn by --seed."""
     balanced: bool = False
     """Show every class equally often, however many images it has."""
     compare: Path | None = None
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
-    drop_path: float | None = None
+    drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
-    label_smoothing: float = 0.1
+    label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
-    crop_share: float | None = None
+    crop_share: PositiveShare | None = None
     """Evaluation shows this share of the short side, cut out of the middle; stored with the model."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
@@ -66,16 +66,5 @@ class FinetuneRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        described = {"--size": self.size, "--patch": self.patch, "--pooling": self.pooling}
+        described = {"size": self.size, "patch": self.patch, "pooling": self.pooling}
         check_start(self.model, self.scratch, self.network, described)
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
-        if self.labels is not None and self.labels < 1:
-            raise UserError(f"--labels must be at least 1, got {self.labels}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"--label-smoothing must lie in [0, 1), got {self.label_smoothing}")
-        if self.crop_share is not None and not 0 < self.crop_share <= 1:
-            raise UserError(f"--crop-share must lie in (0, 1], got {self.crop_share:g}")
-        if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
-            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import PositiveInt, config
 from beitkit.configs.data import ReadConfig
 from beitkit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class PackRun:
     """Copy images into tar shards (WebDataset's layout), which every verb reads in their place."""
 
@@ -23,7 +24,7 @@ class PackRun:
     _: KW_ONLY
     out: Path
     """Folder for the shards and their index. The same command continues it."""
-    shard_size: int = 256
+    shard_size: PositiveInt = 256
     """Size of a shard in MB; one image is never divided."""
     labels: bool = False
     """Keep the images' labels, as .cls members and classes.txt."""
@@ -33,11 +34,9 @@ class PackRun:
 
     def __post_init__(self) -> None:
         _check_split(self.split, self.labels)
-        if self.shard_size < 1:
-            raise UserError(f"--shard-size must be at least 1 (MB), got {self.shard_size}")
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class IndexRun:
     """Walk through images once and write down what was found, in a file that every verb reads in their place."""
 
@@ -54,9 +53,9 @@ class IndexRun:
     def __post_init__(self) -> None:
         _check_split(self.split, self.labels)
         if self.out.suffix != ".index":
-            raise UserError(f"--out {self.out} must end in .index, by which verbs know it for an index")
+            raise UserError(f"`out='{self.out}'` must end in .index, by which verbs know it for an index")
 
 
 def _check_split(split: SplitName | None, labels: bool) -> None:
     if split is not None and not labels:
-        raise UserError(f"--split {split} is for labeled images; give --labels too, or the folder of the split")
+        raise UserError(f"`split='{split}'` is for labeled images; give `labels` too, or the folder of the split")

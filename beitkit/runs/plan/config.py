@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from beitkit.configs.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, config
 from beitkit.configs.model import SizeName
-from beitkit.configs.parts import check_views
-from beitkit.errors import UserError, check_finite
+from beitkit.configs.parts import Views
+from beitkit.errors import UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@config()
 class PlanRun:
     """Say what a run will take before it is begun: steps, operations, memory by part, time and cost.
 
@@ -19,35 +19,35 @@ class PlanRun:
     --tflops describe another. Options that are left out are the recipe's, or else those of beitkit pretrain.
     """
 
-    images: int
+    images: PositiveInt
     """Training images."""
     recipe: str | None = None
     """What is run; `beitkit recipes` lists them. None plans pre-training by the options below."""
-    gpus: int = 1
+    gpus: PositiveInt = 1
     """Devices that share every step, one process on each."""
     size: SizeName | None = None
     """Size of the network; None takes the recipe's, or the one in its name."""
-    patch: int | None = None
+    patch: PositiveInt | None = None
     """Side of a patch, in pixels."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Side of the square images, in pixels."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images per forward pass, on each device."""
-    accumulate: int | None = None
+    accumulate: PositiveInt | None = None
     """Forward passes per step, of all devices together; None takes the recipe's, or one of each device."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the images."""
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps, instead of --epochs."""
     tokenizer: str = "dalle"
     """Pre-training: a published discrete VAE (dalle, beit), or one of your own (run folder or file)."""
-    views: int | None = None
+    views: Views | None = None
     """Pre-training: stored views of an image; they are tokenized once, which takes that many epochs. None tokenizes always."""
     cached: bool = False
     """Pre-training: all tokens are in a cache (`beitkit tokenize`), and only evaluations compute any."""
-    validation: int | None = None
+    validation: PositiveInt | None = None
     """Fine-tuning and segmentation: images that an evaluation looks at; None leaves evaluations out."""
-    classes: int | None = None
+    classes: PositiveInt | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto takes bfloat16 where the hardware multiplies in it, and for hardware that is described."""
@@ -55,53 +55,42 @@ class PlanRun:
     """The blocks' activations are not kept but computed again for the backward pass."""
     sharding: Literal["none", "full"] = "none"
     """none: every device has all weights, gradients and moments; full: they are divided among the devices."""
-    workers: int = -1
+    workers: Annotated[int, Bounds(ge=-1)] = -1
     """Processes of each device that read images; -1 chooses by the cores, 0 reads in the main process."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads while speeds are measured here; 0 takes the cores this process may use."""
     image_folder: Path | None = None
     """Folder of images whose reading is timed here; without it reading is left out."""
     rates: Path | None = None
     """bench.json of other hardware, as benchmarks/bench.py writes it, instead of measuring here."""
-    tflops: float | None = None
+    tflops: PositiveFloat | None = None
     """The same in one number: 1e12 operations per second of a matrix product; needs --share."""
-    share: float | None = None
+    share: PositiveShare | None = None
     """Of that rate, what training reaches."""
-    memory: float | None = None
+    memory: PositiveFloat | None = None
     """GiB of memory on each device; None takes this machine's, where speeds are measured here."""
-    bandwidth: float | None = None
+    bandwidth: PositiveFloat | None = None
     """GB (1e9 bytes) per second that a device exchanges with the others; None leaves the exchange out."""
-    price: float | None = None
+    price: PositiveFloat | None = None
     """Of a device for an hour."""
     json: bool = False
     """Print as JSON on stdout."""
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        for name in ("images", "gpus", "patch", "image_size", "batch_size", "accumulate", "epochs", "steps", "validation",
-                     "classes", "tflops", "share", "memory", "bandwidth", "price"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UserError(f"--{name.replace('_', '-')} must be positive, got {value:g}")
-        check_views(self.views)
         if self.epochs is not None and self.steps is not None:
-            raise UserError(f"give --epochs or --steps, not both (got {self.epochs:g} epochs and {self.steps} steps)")
+            raise UserError(f"give `epochs` or `steps`, not both (got {self.epochs:g} epochs and {self.steps} steps)")
         if self.rates is not None and self.tflops is not None:
-            raise UserError("--rates and --tflops both say how fast the hardware is; give one")
-        if self.share is not None and self.share > 1:
-            raise UserError(f"--share is a share in (0, 1], got {self.share:g}")
+            raise UserError("`rates` and `tflops` both say how fast the hardware is; give one")
         if self.share is not None and self.rates is None and self.tflops is None:
-            raise UserError("--share is of the rate that --tflops or --rates give; give one of them")
+            raise UserError("`share` is of the rate that `tflops` or `rates` give; give one of them")
         if self.tflops is not None and self.share is None:
-            raise UserError("--tflops is a rate that no training reaches; give the share that yours does as --share, such as 0.4")
+            raise UserError("`tflops` is a rate that no training reaches; give the share that yours does as `share`, such as 0.4")
         if self.sharding == "full" and self.gpus == 1:
-            raise UserError("--sharding full divides among several devices; give --gpus, or leave it out")
+            raise UserError("`sharding='full'` divides among several devices; give `gpus`, or leave it out")
         if self.views is not None and self.cached:
-            raise UserError("--cached says that the tokens of all views are there; leave --views out")
-        if min(self.workers + 1, self.threads) < 0:
-            raise UserError(f"--workers must be -1 or more and --threads 0 or more, got {self.workers} and {self.threads}")
+            raise UserError("`cached` says that the tokens of all views are there; leave `views` out")
         if self.is_elsewhere and self.image_folder is not None:
-            raise UserError("--image-folder times reading on this machine; leave it out with --rates or --tflops")
+            raise UserError("`image_folder` times reading on this machine; leave it out with `rates` or `tflops`")
 
     @property
     def is_elsewhere(self) -> bool:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from beitkit.configs.parts import EngineName, Flat, Pool, check_batch, shard_of
+from beitkit.configs.bounds import Bounds, PositiveInt, config
+from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
-from beitkit.errors import UserError
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class PredictRun:
     """Name what new images show, with a trained classifier, or what each of their pixels shows, with a segmenter."""
 
-    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)"), Bounds(min_length=1)]
     """Tar shards, Parquet files or an .index; or images, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
@@ -26,9 +26,9 @@ class PredictRun:
     out: Path | None = None
     """Table to write: .csv, .jsonl or .parquet; of a segmenter a folder, for masks and overlays. The same command continues it;
     without it the predictions are printed."""
-    top: int = 5
+    top: PositiveInt = 5
     """How many of the most probable classes a row has (.jsonl: always all)."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.csv."""
@@ -40,31 +40,27 @@ class PredictRun:
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
-        check_inputs(self.inputs)
-        check_batch(self.batch_size)
         shard_of(self.shard)
-        if self.top < 1:
-            raise UserError(f"--top must be at least 1, got {self.top}")
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class EmbedRun:
     """Write the features of images, for search, clustering or a classifier of one's own."""
 
-    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)")]
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="(one or more)"), Bounds(min_length=1)]
     """Tar shards, Parquet files or an .index; or images, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed."""
     _: KW_ONLY
     model: Path
     """Run folder or checkpoint of any network."""
     out: Path
     """What to write: .npy (with the paths beside it, in NAME.paths.jsonl) or .parquet. The same command continues it."""
-    block: int | Literal["all"] | None = None
+    block: PositiveInt | Literal["all"] | None = None
     """Block whose raw output is taken, from 1 as `beitkit probe` counts, or all; None takes the network's output."""
     pool: Pool = "mean"
     """Mean of the patches, class token, both side by side (class token first), or every patch by itself."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored numbers."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.npy."""
@@ -73,14 +69,4 @@ class EmbedRun:
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
 
     def __post_init__(self) -> None:
-        check_inputs(self.inputs)
-        check_batch(self.batch_size)
         shard_of(self.shard)
-        if self.block not in (None, "all") and self.block < 1:
-            raise UserError(f"--block counts from 1, got {self.block}")
-
-
-def check_inputs(inputs: tuple[Path, ...]) -> None:
-    """Raise a `UserError` where no images are given."""
-    if not inputs:
-        raise UserError("give at least one image, folder, glob or list of files")

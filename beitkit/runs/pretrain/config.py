@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import PositiveInt, config
 from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, check_views
+from beitkit.configs.parts import Flat, NetworkConfig, Views
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
 from beitkit.errors import UserError
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class PretrainRun:
     """Pre-train a vision Transformer on unlabeled images: predict the visual tokens of masked patches."""
 
@@ -30,18 +31,18 @@ class PretrainRun:
     """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     size: SizeName = "base"
     """Size of the network."""
-    image_size: int = 224
+    image_size: PositiveInt = 224
     """Side of the square images, in pixels."""
-    patch: int = 16
+    patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     target: Literal["tokens", "pixels"] = "tokens"
     """What is predicted: visual tokens, or as an ablation the patch's pixels, normalized like the input (mean squared error)."""
     recover: Literal["masked", "all"] = "masked"
     """Which patches are predicted: the masked ones, or as an ablation all."""
-    cls_branch: int | None = None
+    cls_branch: PositiveInt | None = None
     """BEiT v2's second prediction through the class token: after how many blocks the patches are handed to it (v2: 9 of 12, 21
     of 24); None leaves it out."""
-    views: int | None = None
+    views: Views | None = None
     """Stored views of an image, all of which it shows before one comes again (masks are always fresh): their tokens are computed
     once and kept. None shows another view every epoch, and computes its tokens."""
     tokens: Path | None = None
@@ -61,19 +62,14 @@ class PretrainRun:
 
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)
-        if min(self.image_size, self.patch) < 1:
-            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
         if self.mask.kind == "none" and self.recover == "masked":
-            raise UserError("--mask.kind none hides nothing, so there is nothing masked to predict; give --recover all with it")
+            raise UserError("`mask.kind='none'` hides nothing, so nothing masked can be predicted; give `recover='all'` with it")
         if self.target == "pixels" and self.tokenizer is not None:
-            raise UserError("--target pixels uses no tokenizer; leave --tokenizer out, or predict its tokens")
+            raise UserError("`target='pixels'` uses no tokenizer; leave `tokenizer` out, or predict its tokens")
         if self.target == "pixels" and (self.views is not None or self.tokens is not None):
-            raise UserError("--target pixels has no tokens to store; leave --views and --tokens out")
-        check_views(self.views)
+            raise UserError("`target='pixels'` has no tokens to store; leave `views` and `tokens` out")
         if self.cls_branch is not None and (self.target == "pixels" or self.recover == "all"):
             raise UserError(
-                f"--cls-branch predicts the tokens of masked patches a second time; "
-                f"leave it out, or give --target tokens and --recover masked (got {self.target} and {self.recover})"
+                f"`cls_branch` predicts the tokens of masked patches a second time; "
+                f"leave it out, or give `target='tokens'` and `recover='masked'` (got {self.target} and {self.recover})"
             )
-        if self.cls_branch is not None and self.cls_branch < 1:
-            raise UserError(f"--cls-branch must be at least 1, got {self.cls_branch}")

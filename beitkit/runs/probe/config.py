@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, Seed, config
 from beitkit.configs.data import ReadConfig
-from beitkit.configs.parts import Flat, check_batch
+from beitkit.configs.parts import Flat
 from beitkit.configs.train import MachineConfig
-from beitkit.errors import UserError, check_finite
+from beitkit.errors import UserError
 
 Protocol = Literal["quick", "official", "paper"]
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class ProbeRun:
     """Judge frozen features: nearest neighbors, and a linear probe on every block."""
 
@@ -32,20 +33,20 @@ class ProbeRun:
     protocol: Protocol = "quick"
     """quick: nearest neighbors and logistic regression on features that are computed once; official: the released script's
     linear layers on class token and mean patch, trained on random crops; paper: the same on the mean patch alone."""
-    blocks: tuple[int, ...] | None = None
+    blocks: Annotated[tuple[int, ...], Bounds(ge=1, is_distinct=True)] | None = None
     """Probe these blocks only, counted from 1; None probes every block."""
-    neighbors: int = 20
+    neighbors: PositiveInt = 20
     """Nearest training images that vote (quick)."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Passes over the training images (official and paper); None takes 100 for official, 50 for paper."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images per forward pass, and per step where there are steps; None takes 64 for quick, else 1024 or as many as there
     are."""
-    lr: float | None = None
+    lr: PositiveFloat | None = None
     """First learning rate (official and paper), as it is; None takes 1e-3 x batch / 256."""
-    limit: int = 10_000
+    limit: PositiveInt = 10_000
     """At most this many training images, as evenly over the classes as can be."""
-    seed: int = 0
+    seed: Seed = 0
     """Draws first weights, order and crops, the images when there are more than --limit, and the validation part where there
     is none."""
     json: bool = False
@@ -54,19 +55,5 @@ class ProbeRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        if self.batch_size is not None:
-            check_batch(self.batch_size)
-        for name in ("limit", "neighbors", "epochs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1, got {value}")
-        if self.lr is not None and self.lr <= 0:
-            raise UserError(f"--lr must be positive, got {self.lr:g}")
         if self.protocol == "quick" and (self.epochs, self.lr) != (None, None):
-            raise UserError("--epochs and --lr are for --protocol official and paper; the quick one solves, it takes no steps")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
-        if self.blocks is not None and (not self.blocks or min(self.blocks) < 1 or len(set(self.blocks)) < len(self.blocks)):
-            given = " ".join(map(str, self.blocks)) or "none"
-            raise UserError(f"--blocks must be different numbers from 1 up, got {given}")
+            raise UserError("`epochs` and `lr` are for `protocol` official and paper; the quick one solves, it takes no steps")

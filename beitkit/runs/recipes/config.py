@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from beitkit.configs.bounds import config
 
-@dataclass(frozen=True)
+
+@config(kw_only=False)
 class RecipesRun:
     """List the published set-ups that --recipe takes, or show one of them in full."""
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
 from beitkit.configs.data import ReadConfig, SceneViewConfig
 from beitkit.configs.model import SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
-from beitkit.errors import UserError, check_finite
+from beitkit.errors import UserError
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class SegmentRun:
     """Fine-tune for semantic segmentation: name every pixel of an image.
 
@@ -36,13 +37,13 @@ class SegmentRun:
     """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
     size: SizeName | None = None
     """Size of the network, from scratch without --model."""
-    patch: int | None = None
+    patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without --model; None takes 16."""
-    image_size: int | None = None
+    image_size: PositiveInt | None = None
     """Side of the square crops that the network sees, in pixels; positions are resized to it."""
     head: SegmentationHead = "uper"
     """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""
-    channels: int | None = None
+    channels: PositiveInt | None = None
     """Width of the decoder; if left out the network's own for uper (768 and 1024 in the official configs), 256 for setr_pup."""
     freeze: bool = False
     """Train the head alone on frozen features."""
@@ -54,7 +55,7 @@ class SegmentRun:
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
     normalization: Literal["imagenet", "inception"] | None = None
     """Pixel statistics; the checkpoint's if left out (the official runs take imagenet's whatever the backbone saw)."""
-    drop_path: float | None = None
+    drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
@@ -68,13 +69,6 @@ class SegmentRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
-        check_finite(self)
-        check_start(self.model, self.scratch, self.network, {"--size": self.size, "--patch": self.patch})
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise UserError(f"--drop-path must lie in [0, 1), got {self.drop_path}")
-        if self.channels is not None and self.channels < 1:
-            raise UserError(f"--channels must be at least 1, got {self.channels}")
-        if min(self.image_size or 1, self.patch or 1) < 1 or 0 in (self.image_size, self.patch):
-            raise UserError(f"--image-size and --patch must be at least 1, got {self.image_size} and {self.patch}")
+        check_start(self.model, self.scratch, self.network, {"size": self.size, "patch": self.patch})
         if self.freeze and self.scratch:
-            raise UserError("--freeze keeps the features of --model; with --scratch there are none worth keeping")
+            raise UserError("`freeze` keeps the features of `model`; with `scratch` there are none worth keeping")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import PositiveInt, Seed, config
 from beitkit.configs.data import ReadConfig, ViewConfig
-from beitkit.configs.parts import EngineName, Flat, check_batch, check_views, shard_of
+from beitkit.configs.parts import EngineName, Flat, Views, shard_of
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class TokenizeRun:
     """Compute the visual tokens of stored views once, for `beitkit pretrain --tokens`."""
 
@@ -25,15 +26,15 @@ class TokenizeRun:
     """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one."""
     out: Path
     """Folder of the token cache to make or to complete. The same command continues it."""
-    views: int
+    views: Views
     """Stored views of an image."""
     image_size: int = 224
     """Side of the square images that will be pre-trained on, in pixels."""
-    patch: int = 16
+    patch: PositiveInt = 16
     """Side of a patch, in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the views; the --seed of the pre-training."""
-    batch_size: int = 64
+    batch_size: PositiveInt = 64
     """Images that the tokenizer is given at once."""
     shard: str | None = None
     """Take one of n equal runs of consecutive images, as 1/8 to 8/8; each shard fills a cache of its own, such as
@@ -45,10 +46,6 @@ class TokenizeRun:
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
-        check_views(self.views)
-        check_batch(self.batch_size)
         shard_of(self.shard)
-        if not 1 <= self.patch <= self.image_size // 2:
-            raise UserError(f"--image-size {self.image_size} must hold at least 2x2 patches of --patch {self.patch}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed must lie in [0, 2**63), got {self.seed}")
+        if self.patch > self.image_size // 2:
+            raise UserError(f"`image_size={self.image_size}` must hold at least 2x2 patches of `patch={self.patch}`")

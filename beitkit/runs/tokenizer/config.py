@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional
 
+from beitkit.configs.bounds import config
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
@@ -15,7 +16,7 @@ from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainC
 from beitkit.errors import UserError
 
 
-@dataclass(frozen=True)
+@config(kw_only=False)
 class TokenizerRun:
     """Train a discrete VAE on your images, so that each patch gets a visual token."""
 
@@ -38,6 +39,6 @@ class TokenizerRun:
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)
         if self.image_size < self.dvae.stride:
-            raise UserError(f"--image-size must be at least --dvae.stride, got {self.image_size} and {self.dvae.stride}")
+            raise UserError(f"`image_size` must be at least `dvae.stride`, got {self.image_size} and {self.dvae.stride}")
         if self.optim.layer_decay not in (None, 1.0):
-            raise UserError(f"--optim.layer-decay {self.optim.layer_decay:g} has no meaning for a tokenizer; leave it out")
+            raise UserError(f"`optim.layer_decay={self.optim.layer_decay:g}` has no meaning for a tokenizer; leave it out")

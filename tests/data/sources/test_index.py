@@ -114,7 +114,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         find_images(tmp_path / "x.index")
     with pytest.raises(UserError, match="must end in .index"):
         IndexRun(tmp_path, out=tmp_path / "x.txt")
-    with pytest.raises(UserError, match="--split train is for labeled images"):
+    with pytest.raises(UserError, match="`split='train'` is for labeled images"):
         IndexRun(tmp_path, out=tmp_path / "x.index", split="train")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no images"):

@@ -187,13 +187,13 @@ def test_the_fill_of_a_translation_is_the_mean() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"operations": -1}, "--augment.operations must be 0 or more, got -1"),
-        ({"magnitude": 11.0}, r"--augment.magnitude must lie in \[0, 10\], got 11"),
-        ({"mixup": -0.1}, "--augment.mixup must not be negative, got -0.1"),
-        ({"erasing": 1.5}, r"--augment.erasing is a probability in \[0, 1\], got 1.5"),
-        ({"mix_probability": 2.0}, "--augment.mix-probability is a probability"),
-        ({"repeats": 0}, "--augment.repeats must be at least 1, got 0"),
-        ({"cutmix": float("nan")}, "cutmix must be a finite number"),
+        ({"operations": -1}, "`augment.operations` must not be negative, got -1"),
+        ({"magnitude": 11.0}, r"`augment.magnitude` must lie in \[0, 10\], got 11"),
+        ({"mixup": -0.1}, "`augment.mixup` must not be negative, got -0.1"),
+        ({"erasing": 1.5}, r"`augment.erasing` must lie in \[0, 1\], got 1.5"),
+        ({"mix_probability": 2.0}, "`augment.mix_probability` must lie"),
+        ({"repeats": 0}, "`augment.repeats` must be at least 1, got 0"),
+        ({"cutmix": float("nan")}, "`augment.cutmix` must be a finite number"),
     ],
 )
 def test_impossible_augmentation_is_refused(options: dict[str, Any], message: str) -> None:

@@ -111,11 +111,11 @@ def flat(content: dict, prefix: str = "") -> dict:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variants": ("pixels",)}, "--variants must name full"),
-        ({"seeds": ()}, "--seeds must name each at most once"),
-        ({"seeds": (1, 1)}, "--seeds must name each at most once"),
-        ({"finetune_steps": 0}, "--finetune-steps must be at least 1, got 0"),
-        ({"lr": 0.0}, "--lr and --finetune-lr must be positive"),
+        ({"variants": ("pixels",)}, "`variants` must name full"),
+        ({"seeds": ()}, "`seeds` must name each at most once"),
+        ({"seeds": (1, 1)}, "`seeds` must name each at most once"),
+        ({"finetune_steps": 0}, "`finetune_steps` must be at least 1, got 0"),
+        ({"lr": 0.0}, "`lr` must be positive"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict, message: str) -> None:

@@ -213,7 +213,7 @@ def test_mistakes_are_refused_in_one_line(world: Path, tmp_path: Path, capsys: p
         ([world / "pre"], "holds a MaskedImageModel, not a classifier; make one with beitkit finetune"),
         ([world / "a", world / "other"], "(only the second: red; only the first: pink); compare models with the same classes"),
         ([world / "a", world / "several"], "gives several labels an image"),
-        ([world / "a", world / "a"], "twice"),
+        ([world / "a", world / "a"], "--model must name each at most once"),
         ([world / "none"], "none"),
     ):
         assert expected in refused(capsys, "evaluate", images, *rest, "--model", *models)

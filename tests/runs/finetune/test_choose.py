@@ -133,16 +133,16 @@ def test_mixing_waits_for_a_long_run_on_many_images() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "nothing says which network to train; give --model, or --scratch with --size"),
+        ({}, "nothing says which network to train; give `model`, or `scratch` with `size`"),
         ({"scratch": True}, "nothing says which network"),
         ({"size": "base"}, "nothing says which network"),
-        ({"model": Path("pre"), "scratch": True, "size": "base"}, "--size describes a network for --scratch, but --model pre"),
-        ({"model": Path("pre"), "pooling": "cls"}, "--pooling describes"),
-        ({"model": Path("pre"), "network": NetworkConfig(positions="none")}, "--network describes"),
-        ({"model": Path("pre"), "crop_share": 1.5}, r"--crop-share must lie in \(0, 1\], got 1.5"),
-        ({"model": Path("pre"), "drop_path": 1.3}, r"--drop-path must lie in \[0, 1\), got 1.3"),
-        ({"model": Path("pre"), "image_size": 0}, "--image-size and --patch must be at least 1, got 0"),
-        ({"scratch": True, "size": "base", "network": NetworkConfig(drop_path=0.3)}, "give --drop-path 0.3"),
+        ({"model": Path("pre"), "scratch": True, "size": "base"}, "`size` describes a network for `scratch`, but `model='pre'`"),
+        ({"model": Path("pre"), "pooling": "cls"}, "`pooling` describes"),
+        ({"model": Path("pre"), "network": NetworkConfig(positions="none")}, "`network` describes"),
+        ({"model": Path("pre"), "crop_share": 1.5}, r"`crop_share` must lie in \(0, 1\], got 1.5"),
+        ({"model": Path("pre"), "drop_path": 1.3}, r"`drop_path` must lie in \[0, 1\), got 1.3"),
+        ({"model": Path("pre"), "image_size": 0}, "`image_size` must be at least 1, got 0"),
+        ({"scratch": True, "size": "base", "network": NetworkConfig(drop_path=0.3)}, "give `drop_path=0.3`"),
     ],
 )
 def test_a_start_that_makes_no_sense_is_refused(options: dict, message: str) -> None:

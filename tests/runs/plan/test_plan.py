@@ -141,11 +141,11 @@ def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"images": 0}, "--images must be positive, got 0"),
-        ({"images": 9, "tflops": 1.0}, "--share, such as 0.4"),
-        ({"images": 9, "share": 0.5}, "--tflops or --rates"),
-        ({"images": 9, "sharding": "full"}, "--gpus"),
-        ({"images": 9, "epochs": 1.0, "steps": 1}, "--epochs or --steps"),
+        ({"images": 0}, "`images` must be at least 1, got 0"),
+        ({"images": 9, "tflops": 1.0}, "`share`, such as 0.4"),
+        ({"images": 9, "share": 0.5}, "`tflops` or `rates`"),
+        ({"images": 9, "sharding": "full"}, "`gpus`"),
+        ({"images": 9, "epochs": 1.0, "steps": 1}, "`epochs` or `steps`"),
         ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
         ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
         ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),

@@ -83,7 +83,7 @@ def test_shards_together_are_the_whole(world: Path, images: Path, tmp_path: Path
     ("arguments", "expected"),
     [
         (["--block", "4"], "--block 4 is not there: this network has blocks 1 to 3"),
-        (["--block", "0"], "--block counts from 1, got 0"),
+        (["--block", "0"], "--block must be at least 1, got 0"),
         (["--block", "last"], "--block"),
         (["--pool", "max"], "mean"),
         (["--out", "{here}/f.csv"], "--out must end in .npy or .parquet, got"),

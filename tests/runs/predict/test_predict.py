@@ -206,7 +206,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
         (["{world}/new", "--top", "0"], "--top must be at least 1"),
         (["{world}/new", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["{world}/new", "--engine", "spark"], "ray"),
-        ([], "give at least one image"),
+        ([], "INPUTS must name at least 1, got none"),
         (["{here}/text.jpg"], "none of the 1 images can be read"),
     ],
 )

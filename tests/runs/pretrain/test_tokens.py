@@ -238,9 +238,9 @@ def test_stale_caches_are_refused(images: Path, tok: Path, tmp_path: Path) -> No
 
 
 def test_options_that_make_no_sense_are_refused(images: Path, tok: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--views must lie in"):
+    with pytest.raises(UserError, match="`views` must lie in"):
         beitkit.pretrain(images, tokenizer=tok, views=0, out=tmp_path / "run", steps=2, **SMALL)
-    with pytest.raises(UserError, match="leave --views and --tokens out"):
+    with pytest.raises(UserError, match="leave `views` and `tokens` out"):
         beitkit.pretrain(images, target="pixels", views=2, out=tmp_path / "run", steps=2, **SMALL)
     with pytest.raises(UserError, match="not a whole number of patches"):
         beitkit.tokenize(images, tokenizer=tok, views=2, out=tmp_path / "run", **{**CACHE, "image_size": 33})

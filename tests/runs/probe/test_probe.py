@@ -147,8 +147,8 @@ def test_the_quick_protocol_with_chosen_blocks_and_neighbors(world: Path, capsys
     ("options", "expected"),
     [
         (["--blocks", "5"], "--blocks 5 is more than the 4 blocks of"),
-        (["--blocks", "0"], "--blocks must be different numbers from 1 up, got 0"),
-        (["--blocks", "2", "2"], "--blocks must be different numbers from 1 up, got 2 2"),
+        (["--blocks", "0"], "--blocks must be at least 1, got 0"),
+        (["--blocks", "2", "2"], "--blocks must name each at most once, and at least one, got 2 2"),
         (["--epochs", "3"], "--epochs and --lr are for --protocol official and paper"),
         (["--protocol", "official", "--batch-size", "64"], "--batch-size 64 is more than there are images; give at most 36"),
         (["--protocol", "official", "--lr", "-1"], "--lr must be positive, got -1"),

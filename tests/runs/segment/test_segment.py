@@ -276,7 +276,7 @@ def test_data_that_cannot_be_trained_on_is_refused_in_one_line(
         (["--freeze", *SCRATCH], "--freeze keeps the features of --model; with --scratch"),
         ([], "nothing says which network to train; give --model, or --scratch with --size"),
         (["--head", "linear", "--channels", "8", *SCRATCH], "a linear head has no channels of its own, got 8"),
-        (["--image-size", "16", *SCRATCH], "a grid of at least 4x4 patches, got 2x2; choose a larger image_size"),
+        (["--image-size", "16", *SCRATCH], "a grid of at least 4x4 patches, got 2x2; choose a larger --image-size"),
         (["--image-size", "36", *SCRATCH], "image size 36x36 is not a whole number of 8x8 patches; the nearest that is: 32x32"),
         (["--drop-path", "1.3", *SCRATCH], r"--drop-path must lie in \[0, 1\), got 1.3"),
         (["--model", "nowhere"], "nowhere does not exist; give a run folder or a checkpoint"),

@@ -134,7 +134,7 @@ def test_shards_that_do_not_make_a_whole_are_named(images: Path, tok: Path, tmp_
     tokenize(images, tok, out)
     refused("holds a token cache already; leave --shard out", images, tok, out, shard="1/4")
     refused("leaves shards empty; give at most 8", images, tok, tmp_path / "new", shard="1/9")
-    refused("--shard must be one of 1/n to n/n", images, tok, tmp_path / "new", shard="0/2")
+    refused("`shard` must be one of 1/n to n/n", images, tok, tmp_path / "new", shard="0/2")
 
 
 def test_the_command_that_is_printed_works(images: Path, tok: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
