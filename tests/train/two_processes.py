@@ -1,4 +1,4 @@
-"""What `test_processes.py` starts twice: several runs of `fit` by two processes together, and by one for comparison.
+"""What `machine/test_processes.py` starts twice: several runs of `fit` by two processes together, and by one for comparison.
 
 Run as `python two_processes.py FOLDER` with torchrun's variables; each process leaves what it found in FOLDER/found-RANK.pt.
 """
