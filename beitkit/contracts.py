@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED = 255
 """In a label map: a pixel that neither trains nor counts."""
@@ -50,6 +50,10 @@ class Loss(NamedTuple):
 
     total: Tensor
     parts: dict[str, Tensor]
+
+
+class ShardingUnit(nn.Module):
+    """A part of a network whose weights are gathered together where they are sharded, such as a block of a Transformer."""
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -35,6 +36,22 @@ from beitkit.data.workers import Key, read_batches
 from beitkit.errors import UserError
 
 CHECKED_BEFORE_STOPPING = 2000  # images that are tried before a run stops for too many unreadable ones
+
+
+class Reading(NamedTuple):
+    """How images are read, whatever they are read for."""
+
+    batch_size: int
+    workers: int
+    """Processes that read; -1 are `workers.default_workers()`."""
+    device: torch.device
+    """Where the batches go."""
+    max_broken: float
+    """Share of the images that may be unreadable."""
+    report: Callable[[Path, str], None]
+    """Called once for each of these, with its file and the reason."""
+    list_file: Path | None
+    """Where `report` lists them; None where it prints them."""
 
 
 def training_stream(
@@ -169,21 +186,11 @@ def evaluation_dataset(files: ImageList, backbone: BackboneConfig, preprocessing
     )
 
 
-def evaluation_batches(
-    dataset: ImageDataset,
-    batch_size: int,
-    *,
-    workers: int,
-    device: torch.device,
-    preprocessing: Preprocessing,
-    max_broken: float,
-    report: Callable[[Path, str], None],
-    list_file: Path | None,
-) -> Iterator[Batch]:
+def evaluation_batches(dataset: ImageDataset, preprocessing: Preprocessing, reading: Reading) -> Iterator[Batch]:
     """One ordered pass of normalized batches on a device; unreadable images are reported, and marked in `broken`."""
-    stream = evaluation_stream(dataset, batch_size, workers=workers)
-    stream = with_limit_on_broken(stream, dataset, max_broken, report, list_file)
-    return normalized(to_device(stream, device), preprocessing.mean, preprocessing.std)
+    stream = evaluation_stream(dataset, reading.batch_size, workers=reading.workers)
+    stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
+    return normalized(to_device(stream, reading.device), preprocessing.mean, preprocessing.std)
 
 
 def _grids_differ(patch_grid: Pair, token_grid: Pair, stride: int) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import Pair
+from beitkit.contracts import ShardingUnit
 from beitkit.nn.position import gather_bias, relative_position_index, table_rows
 
 NORM_EPS = 1e-6  # official code, not PyTorch's 1e-5; it is not stored in checkpoints
@@ -89,7 +90,7 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class Block(ShardingUnit):
     """Pre-norm Transformer block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
 
     recompute = False

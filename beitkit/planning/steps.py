@@ -37,7 +37,9 @@ class NoiseSteps:
 
     def __call__(self) -> StepResult:
         """The next step."""
-        return self.trainer.step(self._stream, next(self._numbers), self._stop)
+        trainer, done = self.trainer, next(self._numbers)
+        losses = trainer.forward_backward(self._stream, done)
+        return trainer.update(losses, trainer.clip(), done, self._stop)
 
 
 def _batches(workload: Workload, images: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:

@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
 from beitkit.errors import Interrupted, NumericalError
 from beitkit.train.checkpoints.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from beitkit.train.schedule import Schedule, is_due
 from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 READ_LATE = {"cuda": 1}
-"""How many steps later than its own the host reads a step's outcome, by device: meanwhile the device has work."""
+"""How many steps later than its own the host reads what became of a step, by device: meanwhile the device has work."""
 
 
 class Best:
@@ -50,21 +51,33 @@ class Best:
             self.write()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a run trains, whatever its objective is: how long and by which rules, on what, and where it keeps what it did."""
+
+    schedule: Schedule
+    """Length and learning rates in steps."""
+    loop: LoopConfig
+    """How often to log, evaluate and save, and what to do about steps that are not finite."""
+    optim: OptimConfig
+    """The optimizer's constants."""
+    runtime: Runtime
+    """Device, precision and processes; several call `fit` together, and the main one writes and evaluates."""
+    journal: Journal
+    """Where events go."""
+    checkpoints: Checkpoints
+    """Where the state goes; a state found there is continued."""
+    waited: WaitMeter = field(default_factory=WaitMeter)
+    """Meter inside the stream, for the share of time spent waiting for data."""
+
+
 def fit(
     objective: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
     groups: list[Group],
-    *,
-    schedule: Schedule,
-    loop: LoopConfig,
-    optim: OptimConfig,
-    runtime: Runtime,
-    journal: Journal,
-    checkpoints: Checkpoints,
-    waited: WaitMeter,
+    training: Training,
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
-    units: Sequence[nn.Module] = (),
 ) -> None:
     """Train `objective` in place; afterward it holds the finished weights (the averaged ones with `loop.ema`).
 
@@ -76,59 +89,53 @@ def fit(
         batches: first batch index -> endless stream, so that a continued run needs no replay. Several processes count each
             its own batches (`data.stream.training_stream` with their rank and world).
         groups: parameters with their learning-rate factors and weight decay.
-        schedule: length and learning rates in steps.
-        loop: how often to log, evaluate and save, and what to do about steps that are not finite.
-        optim: the optimizer's constants.
-        runtime: device, precision and processes; several call this together, and the main one writes and evaluates.
-        journal: where events go.
-        checkpoints: where the state goes; a state found there is continued.
-        waited: meter inside the stream, for the share of time spent waiting for data.
+        training: everything else that the run goes by.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
-        units: parts of the objective that are gathered one at a time where weights are sharded, the blocks of a Transformer.
 
     Raises:
         ProcessLost: if another process ended.
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
         Interrupted: after a signal, with everything saved.
     """
-    processes, accumulation_steps = runtime.processes, loop.shared_by(runtime.world_size).accumulate
-    assert accumulation_steps is not None
+    schedule, loop, runtime, journal = training.schedule, training.loop, training.runtime, training.journal
+    processes = runtime.processes
     with processes.watched():
         trainer = Trainer(
             objective,
             groups,
             schedule=schedule,
-            optim=optim,
+            optim=training.optim,
             runtime=runtime,
-            accumulation_steps=accumulation_steps,
+            accumulation_steps=resolved(loop.shared_by(runtime.world_size).accumulate),
             ema=loop.ema,
-            units=units,
         )
     state = _State(trainer, best)
-    if state.restore(checkpoints):
+    if state.restore(training.checkpoints):
         journal.say(f"continuing after step {state.done} of {schedule.steps}")
     journal.rewind(state.done)
 
     stream = batches(state.done * trainer.own_accumulation_steps)
-    window = _Window(state.done, waited, processes)
+    window = _Window(state.done, training.waited, processes)
     begun: deque[StepResult] = deque()
     trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
         while state.done < schedule.steps:
-            outcome = trainer.step(stream, state.done, stop)
-            window.add(outcome)
-            begun.append(outcome)
+            losses = trainer.forward_backward(stream, state.done)
+            norm = trainer.clip()
+            result = trainer.update(losses, norm, state.done, stop)
             state.done += 1
+            window.add(result)
+            begun.append(result)
 
             is_logged = is_due(state.done, loop.log_every, schedule.steps)
             is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, schedule.steps)
             is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
             grad_norm, signal_number = math.nan, None
             while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):
-                reading = begun.popleft().read()
-                grad_norm, signal_number = reading.grad_norm, signal_number or reading.signal_number
-                state.judge(reading, loop.max_bad_steps, journal)
+                numbers = begun.popleft().read()
+                grad_norm, signal_number = numbers.grad_norm, signal_number or numbers.signal_number
+                state.judge(numbers, loop.max_bad_steps, journal)
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
             try:
@@ -139,7 +146,7 @@ def fit(
             finally:  # images that cannot be evaluated must not cost the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
-                        state.save(checkpoints)
+                        state.save(training.checkpoints)
             if signal_number is not None and state.done < schedule.steps:
                 raise Interrupted(state.done, schedule.steps, signal_number)
         is_finite = trainer.is_finite()
@@ -179,18 +186,18 @@ class _State:
             numbers["best"] = self.best.value
         checkpoints.save(self.done, self.trainer.state(), numbers)
 
-    def judge(self, reading: StepNumbers, most: int, journal: Journal) -> None:
+    def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:
         """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
-        if reading.is_applied:
+        if numbers.is_applied:
             self.bad_steps = 0
             return
         self.bad_steps += 1
-        sentence = f"step {reading.number} was not applied: loss {reading.loss:g}, gradient norm {reading.grad_norm:g}"
-        journal.record("note", reading.number, text=sentence)
+        sentence = f"step {numbers.number} was not applied: loss {numbers.loss:g}, gradient norm {numbers.grad_norm:g}"
+        journal.record("note", numbers.number, text=sentence)
         journal.say(sentence)
         if self.bad_steps >= most:
             raise NumericalError(
-                f"{self.bad_steps} steps in a row were not finite, the last was step {reading.number}; start again in another "
+                f"{self.bad_steps} steps in a row were not finite, the last was step {numbers.number}; start again in another "
                 "--out with a lower --lr, a smaller --optim.clip, or --precision float32"
             )
 
@@ -212,11 +219,11 @@ class _Window:
         self.processes = processes
         self._restart(step)
 
-    def add(self, outcome: StepResult) -> None:
+    def add(self, result: StepResult) -> None:
         """Count the forward passes of a step, if it was applied."""
-        for loss in outcome.losses:
+        for loss in result.losses:
             for name, value in {"passes": torch.ones_like(loss.total), "loss": loss.total, **loss.parts}.items():
-                applied = torch.where(outcome.is_finite, value.detach(), 0)
+                applied = torch.where(result.is_finite, value.detach(), 0)
                 self.sums[name] = self.sums[name] + applied if name in self.sums else applied
 
     def close(self, step: int) -> dict[str, float]:

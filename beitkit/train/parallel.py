@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -19,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from beitkit.contracts import ShardingUnit
 from beitkit.errors import UserError
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import Runtime
@@ -83,12 +83,12 @@ class Replicas:
 class Shards:
     """Every process holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
 
-    A twin of the objective computes: each unit, and the rest of it as one more, is gathered shortly before it is used, and in the
-    forward pass released after. The objective itself is empty, except between `gather_weights` and `release_weights`, when that
-    of the main process holds everything: it can be evaluated and stored there as if nothing were sharded.
+    A twin of the objective computes: each `ShardingUnit`, and the rest of it as one more, is gathered shortly before it is used,
+    and in the forward pass released after. The objective itself is empty, except between `gather_weights` and `release_weights`,
+    when that of the main process holds everything: it can be evaluated and stored there as if nothing were sharded.
     """
 
-    def __init__(self, objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> None:
+    def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
         """Share out an objective that is on the CPU, and the same in all processes; its weights go to the device unit by unit."""
         self.objective = objective
         self._processes = runtime.processes
@@ -98,11 +98,9 @@ class Shards:
         }
         twin = copy.deepcopy(objective, memo)
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
-        wanted = {id(unit) for unit in units}
-        for module, counterpart in zip(objective.modules(), twin.modules(), strict=True):
-            if id(module) in wanted:
-                # No mixed-precision policy: autocast rounds the gathered weights just as it does those of a replica.
-                fully_shard(counterpart, mesh=mesh)
+        for unit in sharding_units(twin):
+            # No mixed-precision policy: autocast rounds the gathered weights just as it does those of a replica.
+            fully_shard(unit, mesh=mesh)
         fully_shard(twin, mesh=mesh)
         self.module: nn.Module = twin
         """What computes the loss."""
@@ -181,28 +179,28 @@ class Shards:
 Parallel = Replicas | Shards
 
 
-def parallel(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> Parallel:
-    """The objective, held by the processes in the way that `runtime.sharding` asks for.
-
-    Args:
-        objective: the same in all processes.
-        units: parts of it that are gathered one at a time where weights are sharded, the blocks of a Transformer.
-        runtime: device, processes and sharding.
+def parallel(objective: nn.Module, runtime: Runtime) -> Parallel:
+    """The objective, the same in all processes, held by them in the way that `runtime.sharding` asks for.
 
     Raises:
-        UserError: if weights are to be sharded of which there are no units.
+        UserError: if weights are to be sharded of a network without a `ShardingUnit`.
     """
-    is_sharded = shares_out(objective, units, runtime)
-    return Shards(objective, units, runtime) if is_sharded else Replicas(objective, runtime)
+    return Shards(objective, runtime) if shares_out(objective, runtime) else Replicas(objective, runtime)
 
 
-def shares_out(objective: nn.Module, units: Sequence[nn.Module], runtime: Runtime) -> bool:
+def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
     """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
-    if runtime.sharding == "full" and not units:
+    has_units = len(sharding_units(objective)) > 0
+    if runtime.sharding == "full" and not has_units:
         raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
-    is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and len(units) > 0)
+    is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and has_units)
     return is_wanted and runtime.world_size > 1
+
+
+def sharding_units(objective: nn.Module) -> list[ShardingUnit]:
+    """The parts of an objective that are gathered one at a time."""
+    return [module for module in objective.modules() if isinstance(module, ShardingUnit)]
 
 
 def _kept_buffers(module: nn.Module) -> dict[str, Tensor]:

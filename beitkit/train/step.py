@@ -1,4 +1,4 @@
-"""One optimizer step after the other: forward passes, their gradients, clipping, the update, the average of the weights.
+"""The three parts of an optimizer step: forward and backward, clipping, the update of the weights and of their average.
 
 Nothing here waits for the device. Whether a step's loss and gradient are finite is decided there, and the update left out
 there; the host reads what became of a step from a `StepResult` when it likes.
@@ -98,7 +98,6 @@ class Trainer:
         runtime: Runtime,
         accumulation_steps: int,
         ema: float | None = None,
-        units: Sequence[nn.Module] = (),
     ) -> None:
         """A trainer of `objective`, from `groups` of its parameters, which is moved to the device.
 
@@ -110,12 +109,11 @@ class Trainer:
             runtime: device, precision and processes.
             accumulation_steps: forward passes of a step, of all processes together.
             ema: decay of the average of the weights; none is kept for 0 or None.
-            units: parts of the objective that are gathered one at a time where weights are sharded.
         """
         name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
         names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
         self.objective = objective
-        self.parallel: Parallel = parallel(objective, units, runtime)
+        self.parallel: Parallel = parallel(objective, runtime)
         held = self.parallel.parameters
         self.optimizer: Optimizer = make_optimizer(
             [{**group, "params": [held[name] for name in chosen]} for group, chosen in zip(groups, names, strict=True)], optim
@@ -129,32 +127,57 @@ class Trainer:
         self._limit = math.inf if optim.clip is None else optim.clip
         self._schedule, self._runtime = schedule, runtime
 
-    def step(self, stream: Iterator[Batch], done: int, stop: StopRequest) -> StepResult:
-        """The step after `done` others; it changes nothing where its loss or gradient is not finite.
+    def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
+        """The losses of this process's forward passes, whose gradients the parameters then have.
 
         Args:
             stream: this process's batches, from those of this step on.
             done: steps before this one.
-            stop: what asks this process to stop, to be heard by all.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
-        losses = self._forward_and_backward(stream, done)
+        processes, losses = self._runtime.processes, []
+        for own in range(self.own_accumulation_steps):
+            batch = next(stream)
+            number = done * self.accumulation_steps + own * processes.world_size + processes.rank
+            # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
+            torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
+            with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
+                with self._runtime.precision():
+                    loss = self.parallel.module(batch, done / self._schedule.steps)
+                # Gradients are then averaged over processes, so each scales by its own share of the passes.
+                (loss.total / self.own_accumulation_steps).backward()
+            losses.append(loss)
         self.parallel.take_gradients()
+        return losses
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the largest norm that is allowed; returns their total norm before that, shape ()."""
         learning = self.learning.values()
         norm = self.parallel.norm([parameter.grad for parameter in learning if parameter.grad is not None])
         nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
+        return norm
+
+    def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:
+        """AdamW's step and the average's; they change nothing where the loss or the gradient of any process is not finite.
+
+        Args:
+            losses: of `forward_backward`.
+            norm: of `clip`.
+            done: steps before this one.
+            stop: what asks this process to stop, to be heard by all.
+        """
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
         together = self._runtime.processes.all_reduce(torch.cat([loss[None], signals]))
-        outcome = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
+        result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
         # Fused AdamW leaves parameters, moments and its own count of steps as they are where this is 1.
-        self.optimizer.found_inf = (~outcome.is_finite).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~result.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(outcome.is_finite.float())
+            self.average.update(result.is_finite.float())
         self.optimizer.zero_grad(set_to_none=True)
-        return outcome
+        return result
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
@@ -201,19 +224,3 @@ class Trainer:
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         return state
-
-    def _forward_and_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """The losses of this process's forward passes, whose gradients are added up."""
-        processes, losses = self._runtime.processes, []
-        for own in range(self.own_accumulation_steps):
-            batch = next(stream)
-            number = done * self.accumulation_steps + own * processes.world_size + processes.rank
-            # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
-            torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
-            with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
-                with self._runtime.precision():
-                    loss = self.parallel.module(batch, done / self._schedule.steps)
-                # Gradients are then averaged over processes, so each scales by its own share of the passes.
-                (loss.total / self.own_accumulation_steps).backward()
-            losses.append(loss)
-        return losses

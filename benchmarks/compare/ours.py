@@ -24,7 +24,7 @@ from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.machine.runtime import Runtime, StopRequest
 from beitkit.train.optim import Group, layered_groups
 from beitkit.train.schedule import Schedule
-from beitkit.train.step import Trainer
+from beitkit.train.step import StepResult, Trainer
 from benchmarks.compare.turns import Candidate, Step
 from benchmarks.compare.workload import CLIP, LEARNING_RATE, TOKENIZER, Inputs, Workload
 
@@ -143,7 +143,13 @@ def _trainer(objective: nn.Module, groups: list[Group], optim: OptimConfig, runt
 
 def _steps(trainer: Trainer, stream: Iterator[Batch]) -> Step:
     counter, stop = itertools.count(), StopRequest()
-    return lambda: trainer.step(stream, next(counter), stop)
+
+    def step() -> StepResult:
+        done = next(counter)
+        losses = trainer.forward_backward(stream, done)
+        return trainer.update(losses, trainer.clip(), done, stop)
+
+    return step
 
 
 def _judged(model: nn.Module, outputs: Callable[[], Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 import beitkit
 from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.find import find_labeled
-from beitkit.data.stream import evaluation_batches, evaluation_dataset
+from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_logits
 
@@ -25,16 +25,8 @@ def evaluated_logits(model: beitkit.Classifier, images: Path) -> tuple[list[Path
     """The files of class folders, and the logits that `beitkit evaluate` measures."""
     files = find_labeled(images)
     dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
-    stream = evaluation_batches(
-        dataset,
-        7,
-        workers=0,
-        device=torch.device("cpu"),
-        preprocessing=model.config.preprocessing,
-        max_broken=0.0,
-        report=lambda *_: None,
-        list_file=None,
-    )
+    reading = Reading(7, workers=0, device=torch.device("cpu"), max_broken=0.0, report=lambda *_: None, list_file=None)
+    stream = evaluation_batches(dataset, model.config.preprocessing, reading)
     logits, _ = collect_logits(model, stream)
     return [files.path(index) for index in range(len(files))], logits
 

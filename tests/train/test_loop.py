@@ -17,8 +17,8 @@ from beitkit.contracts import Batch, Loss
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Piece
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, fit
+from beitkit.train.journal import Journal
+from beitkit.train.loop import Best, Training, fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import parameter_groups
 from beitkit.train.schedule import make_schedule
@@ -63,17 +63,22 @@ def train(folder: Path, steps: int, loop: LoopConfig = PLAIN, *, batches=stream,
         toy,
         batches,
         parameter_groups(toy, 0.01),
-        schedule=make_schedule(TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
+        training(folder, TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop),
+        evaluators,
+        best,
+    )
+    return toy
+
+
+def training(folder: Path, length: TrainConfig, loop: LoopConfig) -> Training:
+    return Training(
+        schedule=make_schedule(length, loop, OPTIM, 40, default_epochs=1),
         loop=loop,
         optim=OPTIM,
         runtime=Runtime(torch.device("cpu"), None),
         journal=Journal(folder / "journal.jsonl", quiet=True),
         checkpoints=Checkpoints(folder / "checkpoints"),
-        waited=WaitMeter(),
-        evaluators=evaluators,
-        best=best,
     )
-    return toy
 
 
 def stored(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -124,12 +129,8 @@ def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
     for name, size, accumulate, batches in (("one", BATCH, 1, stream), ("two", BATCH // 2, 2, halves)):
         torch.manual_seed(0)
         toy, loop = Silent(), LoopConfig(accumulate=accumulate)
-        schedule = make_schedule(TrainConfig(steps=5, batch_size=size, lr=0.05), loop, OPTIM, 40, default_epochs=1)
-        fit(
-            toy, batches, parameter_groups(toy, 0.0), schedule=schedule, loop=loop, optim=OPTIM,
-            runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / name, quiet=True),
-            checkpoints=Checkpoints(tmp_path / f"{name}-states"), waited=WaitMeter(),
-        )  # fmt: skip
+        length = TrainConfig(steps=5, batch_size=size, lr=0.05)
+        fit(toy, batches, parameter_groups(toy, 0.0), training(tmp_path / name, length, loop))
         results.append(toy.layer.weight)
     assert torch.allclose(*results, atol=1e-6)
 
@@ -322,11 +323,7 @@ def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     toy, loop = Counting(), LoopConfig(log_every=4, evaluate_every=2)
-    schedule = make_schedule(TrainConfig(steps=4, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1)
-    fit(
-        toy, stream, parameter_groups(toy, 0.0), schedule=schedule, loop=loop, optim=OPTIM,
-        runtime=Runtime(torch.device("cpu"), None), journal=Journal(tmp_path / "journal.jsonl", quiet=True),
-        checkpoints=Checkpoints(tmp_path / "states"), waited=WaitMeter(), evaluators=[Scripted([1.0, 1.0])],
-    )  # fmt: skip
+    length = TrainConfig(steps=4, batch_size=BATCH, lr=0.05)
+    fit(toy, stream, parameter_groups(toy, 0.0), training(tmp_path, length, loop), [Scripted([1.0, 1.0])])
     events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [event["loss"] for event in events if event["kind"] == "train"] == [pytest.approx(sum(seen) / 4)]

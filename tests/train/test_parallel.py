@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 
 from beitkit.configs.model import BackboneConfig
 from beitkit.errors import UserError
@@ -184,11 +185,12 @@ def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
 def test_large_networks_are_sharded_by_themselves(name: str, is_sharded: bool) -> None:
     with torch.device("meta"):
         backbone = Backbone(BackboneConfig.named(name, mask_token=True))
+        without_blocks = nn.Linear(20_000, 20_000)
     runtime = Runtime(torch.device("meta"), None, Processes(0, 8), sharding="auto")
-    assert shares_out(backbone, backbone.each_block(), runtime) == is_sharded
-    assert not shares_out(backbone, [], runtime)
-    assert not shares_out(backbone, backbone.each_block(), replace(runtime, sharding="none"))
-    assert not shares_out(backbone, backbone.each_block(), replace(runtime, processes=Processes(0, 1), sharding="full"))
+    assert shares_out(backbone, runtime) == is_sharded
+    assert not shares_out(without_blocks, runtime)
+    assert not shares_out(backbone, replace(runtime, sharding="none"))
+    assert not shares_out(backbone, replace(runtime, processes=Processes(0, 1), sharding="full"))
 
 
 Edit = Callable[[dict[str, Any]], object]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from two_processes import ALONE, numbered, run
 
 from beitkit.configs.train import LoopConfig, MachineConfig
-from beitkit.contracts import Batch, Loss
+from beitkit.contracts import Batch, Loss, ShardingUnit
 from beitkit.errors import Interrupted, UserError
 from beitkit.train.loop import Best
 from beitkit.train.machine.runtime import Runtime, start_runtime
@@ -25,7 +25,7 @@ SEEN: list[int] = []
 """The passes that this process made since the list was cleared."""
 
 
-class Unit(nn.Module):
+class Unit(ShardingUnit):
     """A residual layer; five rows are not shared evenly by two processes, and one row not at all."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def towered(out: Path, runtime: Runtime, loop: LoopConfig, **options) -> dict:
         kept.update({name: tensor.clone() for name, tensor in tower.state_dict().items()})
 
     best = Best("val/minus_error", keep)
-    run(out, runtime, loop, objective=tower, units=list(tower.units), evaluators=[Error(tower)], best=best, **options)
+    run(out, runtime, loop, objective=tower, evaluators=[Error(tower)], best=best, **options)
     elements = sum(parameter.numel() for parameter in tower.parameters())
     return {"state": tower.state_dict(), "best": kept, "seen": list(SEEN), "elements": elements}
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +19,7 @@ from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import set_aside_before
-from beitkit.data.stream import evaluation_batches, evaluation_dataset
+from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
@@ -36,17 +35,6 @@ from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 NAMED_IN_A_REFUSAL = 3
-
-
-class Reading(NamedTuple):
-    """How images are read, whatever network they are for."""
-
-    batch_size: int
-    workers: int
-    device: torch.device
-    max_broken: float
-    report: Callable[[Path, str], None]
-    list_file: Path | None
 
 
 def run(config: EvaluateRun) -> Evaluation | SceneEvaluation:
@@ -183,16 +171,7 @@ def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: f
     if crop_share is not None:
         preprocessing = replace(preprocessing, crop_share=crop_share)
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
-    return evaluation_batches(
-        dataset,
-        reading.batch_size,
-        workers=reading.workers,
-        device=reading.device,
-        preprocessing=preprocessing,
-        max_broken=reading.max_broken,
-        report=reading.report,
-        list_file=reading.list_file,
-    )
+    return evaluation_batches(dataset, preprocessing, reading)
 
 
 def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[None]]) -> Callable[[Tensor], Tensor]:

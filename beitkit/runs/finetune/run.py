@@ -33,7 +33,6 @@ from beitkit.evaluation.classification import (
     per_class,
     top_k,
 )
-from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
@@ -41,16 +40,14 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import ComparedClassifier, FinalScores, write_report
-from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
+from beitkit.runs.training.reader import median_side
+from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
-from beitkit.train.folder import RunFolder
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, fit
-from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.loop import fit
+from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import layered_groups
-from beitkit.train.schedule import make_schedule
 
 
 class FinetuneResult(NamedTuple):
@@ -63,8 +60,7 @@ class FinetuneResult(NamedTuple):
 
 def run(config: FinetuneRun) -> FinetuneResult:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
-    runtime = start_runtime(config.machine, config.speed.sharding)
-    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
+    config, runtime = start_run(config, config.speed.sharding)
     train, val = train_and_val(config.images, config.val, config.train.seed)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
@@ -75,18 +71,15 @@ def run(config: FinetuneRun) -> FinetuneResult:
     model = _network(config, train)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _compared(config.compare, val.digest, metric)
-    folder = RunFolder(config.out, "finetune", config, runtime.processes)
-    journal = Journal(folder.journal, is_main=runtime.is_main)
-    if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
-        return FinetuneResult(folder.path, _compared(folder.path, val.digest, metric).score)
-    inputs = {"validation pictures": val.digest}
+    inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    folder.pin(pictures=train.digest, **inputs)
+    session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
+    if session is None:
+        return FinetuneResult(config.out, _compared(config.out, val.digest, metric).score)
+    folder, schedule = session.folder, session.training.schedule
     if runtime.is_main:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
-    schedule = make_schedule(config.train, config.loop, config.optim, len(train), default_epochs=0)
     torch.manual_seed(config.train.seed)
     if config.scratch:
         model = Classifier(model.config)
@@ -95,38 +88,25 @@ def run(config: FinetuneRun) -> FinetuneResult:
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in chosen.lines:
-        journal.say(line)
+        session.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
-    journal.say(
+    session.say(
         f"fine-tuning {start}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
         f"{schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
         f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
     )
     if (note := note_on_val(val)) is not None:
-        journal.say(note)
+        session.say(note)
 
-    streams = _Streams(config, model.config, train, val, runtime, folder, WaitMeter())
+    streams = _Streams(config, model.config, train, val, session)
 
     def predict(images: torch.Tensor) -> torch.Tensor:
         with runtime.precision():
             return model(images)
 
-    evaluator = MeanAveragePrecision if model.config.multilabel else Accuracy
-    fit(
-        objective,
-        streams.training,
-        layered_groups(model, model, config.optim),
-        schedule=schedule,
-        loop=config.loop,
-        optim=config.optim,
-        runtime=runtime,
-        journal=journal,
-        checkpoints=folder.checkpoints,
-        waited=streams.waited,
-        evaluators=[evaluator(predict, streams.validation)],
-        best=Best(f"val/{metric}", lambda: save_native(model, folder.best)),
-        units=blocks_of(objective),
-    )
+    evaluator = (MeanAveragePrecision if model.config.multilabel else Accuracy)(predict, streams.validation)
+    groups, best = layered_groups(model, model, config.optim), session.best(f"val/{metric}", model)
+    fit(objective, streams.training, groups, session.training, [evaluator], best)
     if runtime.is_main:
         if model.config.multilabel:
             outcome = _multilabel_scores(*collect_targets(predict, streams.validation()))
@@ -135,13 +115,10 @@ def run(config: FinetuneRun) -> FinetuneResult:
         result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
-        save_native(model.cpu(), folder.path)
         name = "mean average precision" if model.config.multilabel else "accuracy"
-        journal.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
-        after = f"beitkit evaluate {quoted(config.images)} --model {quoted(folder.path)}"
-        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    runtime.processes.barrier()
-    return FinetuneResult(folder.path, _compared(folder.path, val.digest, metric).score)
+        session.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
+    session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
+    return FinetuneResult(config.out, _compared(config.out, val.digest, metric).score)
 
 
 @dataclass
@@ -152,9 +129,7 @@ class _Streams:
     network: ClassifierConfig
     train: ImageList
     val: ImageList
-    runtime: Runtime
-    folder: RunFolder
-    waited: WaitMeter
+    session: Session
 
     def __post_init__(self) -> None:
         backbone, preprocessing = self.network.backbone, self.network.preprocessing
@@ -178,8 +153,7 @@ class _Streams:
     def training(self, first: int) -> Iterator[Batch]:
         """Endless batches from number `first` on: views, normalized, erased, mixed."""
         config, preprocessing = self.config, self.network.preprocessing
-        reader = TrainingReader(config.train, config.machine, config.read, self.runtime, self.folder, self.waited)
-        stream = normalized(reader.batches(self.dataset, first), preprocessing.mean, preprocessing.std)
+        stream = normalized(self.session.batches(self.dataset, first), preprocessing.mean, preprocessing.std)
         if config.augment.erasing:
             stream = erased(stream)
         if config.augment.is_mixing:
@@ -189,23 +163,16 @@ class _Streams:
                 classes=len(self.network.classes),
                 seed=config.train.seed,
                 first=first,
-                rank=self.runtime.rank,
-                world=self.runtime.world_size,
+                rank=self.session.training.runtime.rank,
+                world=self.session.training.runtime.world_size,
             )
         return stream
 
     def validation(self) -> Iterator[Batch]:
         """One pass of the validation images as they are."""
-        return evaluation_batches(
-            self.evaluation,
-            2 * resolved(self.config.train.batch_size),
-            workers=self.config.machine.workers,
-            device=self.runtime.device,
-            preprocessing=self.network.preprocessing,
-            max_broken=self.config.read.max_broken,
-            report=self.folder.note_broken,
-            list_file=self.folder.broken_list,
-        )
+        reading = self.session.reading
+        reading = reading._replace(batch_size=2 * reading.batch_size)
+        return evaluation_batches(self.evaluation, self.network.preprocessing, reading)
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:

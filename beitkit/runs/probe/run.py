@@ -8,7 +8,7 @@ import torch
 
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, train_and_val
-from beitkit.data.stream import evaluation_batches, evaluation_dataset
+from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
@@ -19,7 +19,7 @@ from beitkit.runs.probe.training import Images, say_skipped, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
-from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.machine.runtime import start_runtime
 
 EVALUATION_BATCH = 64
 """Images per forward pass where nothing is learned."""
@@ -43,9 +43,24 @@ def run(config: ProbeRun) -> Probe:
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.machine)
     model.to(runtime.device).requires_grad_(False)
-    ask = _features(config, model, test, blocks, runtime, folder)
+    reading = Reading(
+        batch_size=min(EVALUATION_BATCH, config.batch_size or EVALUATION_BATCH),
+        workers=config.machine.workers,
+        device=runtime.device,
+        max_broken=config.read.max_broken,
+        report=say_skipped if folder is None else folder.note_broken,
+        list_file=None if folder is None else folder.broken_list,
+    )
+
+    def features(files: ImageList) -> BlockFeatures:
+        dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
+        stream = evaluation_batches(dataset, model.config.preprocessing, reading)
+        numbers, with_class_token = [block - 1 for block in blocks], config.protocol != "paper"
+        return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=with_class_token)
+
+    ask = features(test)
     if config.protocol == "quick":
-        fit = _features(config, model, train, blocks, runtime, folder)
+        fit = features(train)
         neighbors = nearest_neighbors(fit, ask, len(train.classes), config.neighbors)
         linear, optimistic = linear_probe(fit, ask, len(train.classes)), None
     else:
@@ -53,11 +68,11 @@ def run(config: ProbeRun) -> Probe:
             network = digest_of(model.config, model.backbone.state_dict())
             folder.pin(pictures=train.digest, **{"test pictures": test.digest, "model": network})
         _, out = held_out_split(torch.from_numpy(train.labels))
-        choosing = _features(config, model, train.subset(out.numpy()), blocks, runtime, folder)
+        choosing = features(train.subset(out.numpy()))
         is_out = torch.zeros(len(train), dtype=torch.bool).index_fill(0, out, value=True)
-        images = Images(train, is_out, choosing, ask)
+        images = Images(train, is_out, choosing, ask, blocks)
         neighbors = None
-        linear, optimistic = train_probes(config, model, images, blocks, runtime, folder)
+        linear, optimistic = train_probes(config, model, images, reading, runtime, folder)
     result = Probe(
         protocol=config.protocol,
         blocks=blocks,
@@ -86,26 +101,3 @@ def _blocks(config: ProbeRun, depth: int) -> tuple[int, ...]:
     if blocks[-1] > depth:
         raise UserError(f"--blocks {blocks[-1]} is more than the {depth} blocks of {config.model}")
     return blocks
-
-
-def _features(
-    config: ProbeRun,
-    model: MaskedImageModel | Classifier,
-    files: ImageList,
-    blocks: tuple[int, ...],
-    runtime: Runtime,
-    folder: RunFolder | None,
-) -> BlockFeatures:
-    backbone, preprocessing = model.config.backbone, model.config.preprocessing
-    stream = evaluation_batches(
-        evaluation_dataset(files, backbone, preprocessing),
-        min(EVALUATION_BATCH, config.batch_size or EVALUATION_BATCH),
-        workers=config.machine.workers,
-        device=runtime.device,
-        preprocessing=preprocessing,
-        max_broken=config.read.max_broken,
-        report=say_skipped if folder is None else folder.note_broken,
-        list_file=None if folder is None else folder.broken_list,
-    )
-    numbers = [block - 1 for block in blocks]
-    return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=config.protocol != "paper")

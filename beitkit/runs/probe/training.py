@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
+from beitkit.data.stream import Reading, normalized
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
 from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
@@ -23,10 +23,11 @@ from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.probe import LinearProbes
 from beitkit.report.journal import read_journal
 from beitkit.runs.probe.config import ProbeRun
+from beitkit.runs.training.reader import training_batches
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.folder import RunFolder
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import fit
+from beitkit.train.journal import Journal
+from beitkit.train.loop import Training, fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import Group
 from beitkit.train.schedule import Schedule, make_schedule
@@ -57,33 +58,24 @@ class Images(NamedTuple):
     choosing: BlockFeatures
     """Features of these."""
     test: BlockFeatures
-
-
-class ProbeFiles(NamedTuple):
-    """Where a training keeps what it needs, and tells what it could not read."""
-
-    journal: Path
-    checkpoints: Checkpoints
-    report: Callable[[Path, str], None]
-    broken_list: Path | None
+    blocks: tuple[int, ...]
+    """What the features are of, counted from 1."""
 
 
 def train_probes(
     config: ProbeRun,
     model: MaskedImageModel | Classifier,
     images: Images,
-    blocks: tuple[int, ...],
+    reading: Reading,
     runtime: Runtime,
     folder: RunFolder | None,
 ) -> tuple[ProbeResult, Optimistic]:
-    """Train one linear layer per block (`blocks` count from 1), or continue; without a folder nothing is kept."""
+    """Train one linear layer per block, or continue; without a folder nothing is kept."""
     if folder is not None:
-        run_files = ProbeFiles(folder.journal, folder.checkpoints, folder.note_broken, folder.broken_list)
-        return _train(config, model, images, blocks, runtime, run_files)
+        return _train(config, model, images, reading, runtime, folder.path)
     with tempfile.TemporaryDirectory() as name:
-        run_files = ProbeFiles(Path(name) / "journal.jsonl", Checkpoints(Path(name) / "checkpoints"), say_skipped, None)
         try:
-            return _train(config, model, images, blocks, runtime, run_files)
+            return _train(config, model, images, reading, runtime, Path(name))
         except Interrupted as stop:
             what_now = "nothing was kept, give --out for a run that can be continued"
             raise Interrupted(stop.step, stop.steps, stop.signal_number, what_now) from None
@@ -112,20 +104,32 @@ def _train(
     config: ProbeRun,
     model: MaskedImageModel | Classifier,
     images: Images,
-    blocks: tuple[int, ...],
+    reading: Reading,
     runtime: Runtime,
-    run_files: ProbeFiles,
+    path: Path,
 ) -> tuple[ProbeResult, Optimistic]:
     schedule = probe_schedule(config, len(images.train))
     torch.manual_seed(config.seed)
+    blocks = images.blocks
     probes = LinearProbes(len(blocks), images.test.features.shape[2], len(images.train.classes)).to(runtime.device)
-    waited = WaitMeter()
+    epoch = max(1, round(schedule.steps_per_epoch))
+    training = Training(
+        schedule=schedule,
+        loop=LoopConfig(evaluate_every=epoch, save_every=epoch),
+        optim=OPTIM,
+        runtime=runtime,
+        journal=Journal(path / "journal.jsonl"),
+        checkpoints=Checkpoints(path / "checkpoints"),
+    )
+    backbone, preprocessing = model.config.backbone, model.config.preprocessing
+    view = ProbeView(backbone.image_size)
+    dataset = ImageDataset(images.train, view, channels=backbone.channels, seed=config.seed, smallest=backbone.patch)
+    reading = reading._replace(batch_size=schedule.images_per_step)
 
     def batches(first: int) -> Iterator[Batch]:
-        stream = _crops(config, model, images.train, schedule.images_per_step, first, run_files)
-        stream = to_device(waited.metered(stream), runtime.device)
+        stream = training_batches(dataset, first, reading, runtime, training.waited)
         return featured(
-            normalized(stream, model.config.preprocessing.mean, model.config.preprocessing.std),
+            normalized(stream, preprocessing.mean, preprocessing.std),
             model.backbone,
             [block - 1 for block in blocks],
             runtime.precision,
@@ -139,42 +143,18 @@ def _train(
     def choosing(features: Tensor) -> Tensor:
         return probes.logits(features.to(runtime.device))[1]
 
-    journal = Journal(run_files.journal)
-    journal.say(
+    training.journal.say(
         f"linear probes ({config.protocol}) on {len(blocks)} blocks: {len(images.train)} training images; {schedule.steps} "
         f"steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
-    epoch = max(1, round(schedule.steps_per_epoch))
-    fit(
-        probes,
-        batches,
-        probe_groups(probes),
-        schedule=schedule,
-        loop=LoopConfig(evaluate_every=epoch, save_every=epoch),
-        optim=OPTIM,
-        runtime=runtime,
-        journal=journal,
-        checkpoints=run_files.checkpoints,
-        waited=waited,
-        evaluators=[
-            ProbeAccuracy("held-out", choosing, images.choosing, blocks),
-            ProbeAccuracy("test", reported, images.test, blocks),
-        ],
-    )
+    evaluators = [
+        ProbeAccuracy("held-out", choosing, images.choosing, blocks),
+        ProbeAccuracy("test", reported, images.test, blocks),
+    ]
+    fit(probes, batches, probe_groups(probes), training, evaluators)
     by_held_out = block_accuracies(choosing, images.choosing)
     chosen = max(range(len(blocks)), key=by_held_out.__getitem__)
-    return ProbeResult(chosen, by_held_out, block_accuracies(reported, images.test)), _optimistic(run_files.journal)
-
-
-def _crops(
-    config: ProbeRun, model: MaskedImageModel | Classifier, files: ImageList, batch_size: int, first: int, run_files: ProbeFiles
-) -> Iterator[Batch]:
-    backbone = model.config.backbone
-    dataset = ImageDataset(
-        files, ProbeView(backbone.image_size), channels=backbone.channels, seed=config.seed, smallest=backbone.patch
-    )
-    stream = training_stream(dataset, batch_size, start_batch=first, workers=config.machine.workers)
-    return with_limit_on_broken(stream, dataset, config.read.max_broken, run_files.report, run_files.broken_list)
+    return ProbeResult(chosen, by_held_out, block_accuracies(reported, images.test)), _optimistic(training.journal.path)
 
 
 def _optimistic(journal: Path) -> Optimistic:

@@ -18,14 +18,13 @@ from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.scenes.audit import audit
-from beitkit.data.scenes.reading import readable_scenes
+from beitkit.data.scenes.reading import NumberedScene, readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
 from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
 from beitkit.errors import UserError
 from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
-from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.segmentation.label_map import predict_label_map
@@ -35,16 +34,14 @@ from beitkit.report.overlays import palette_of
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import write_report
-from beitkit.runs.training.reader import TrainingReader, blocks_of, median_side
+from beitkit.runs.training.reader import median_side
+from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
-from beitkit.train.folder import RunFolder
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, fit
-from beitkit.train.machine.runtime import start_runtime
+from beitkit.train.loop import fit
 from beitkit.train.optim import layered_groups
-from beitkit.train.schedule import make_schedule
+from beitkit.train.schedule import Schedule
 
 AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
@@ -62,46 +59,41 @@ class SegmentResult(NamedTuple):
 
 def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
-    runtime = start_runtime(config.machine, config.speed.sharding)
-    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
+    config, runtime = start_run(config, config.speed.sharding)
     train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
     audits = audit(train), audit(val)
-    backbone, start = _start(config)
-    found = SegmentFacts(
+    backbone, origin = _start(config)
+    facts = SegmentFacts(
         images=len(train),
         side=median_side(train.files, 0),
-        start=start,
+        start=origin,
         patch=max(backbone.patch),
         width=backbone.width,
         depth=backbone.depth,
         device=runtime.kind,
     )
-    config, reasons = choose_scenes(config, found)
+    config, reasons = choose_scenes(config, facts)
     compared = None if config.compare is None else result_of(config.compare, val.digest)
     model = _network(config, backbone, train)
-    folder = RunFolder(config.out, "segment", config, runtime.processes)
-    journal = Journal(folder.journal, is_main=runtime.is_main)
-    if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
-        return result_of(folder.path, val.digest)
-    first_weights = digest_of(model.config.backbone, model.backbone.state_dict())
-    folder.pin(pictures=train.digest, **{"validation pictures": val.digest, "model": first_weights})
+    inputs = {
+        "pictures": train.digest,
+        "validation pictures": val.digest,
+        "model": digest_of(model.config.backbone, model.backbone.state_dict()),
+    }
+    session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
+    if session is None:
+        return result_of(config.out, val.digest)
+    folder, schedule = session.folder, session.training.schedule
     if runtime.is_main:
         write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
-    schedule = make_schedule(config.train, config.loop, config.optim, len(train), default_epochs=1)
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
-        journal.say(line)
+        session.say(line)
     objective = Segment(model, config.loss)
     computed = accelerate(objective, config.speed, runtime, schedule)
-    origin = f"from {config.model}" if start != "scratch" else "from scratch"
-    journal.say(
-        f"segmentation {origin}: {len(train)} images of {len(train.classes)} classes, {len(val)} to validate; crops of "
-        f"{config.image_size}, {config.head} head; {schedule.steps} steps of {schedule.images_per_step}, warm-up "
-        f"{schedule.warmup}, lr {schedule.lr:.3g}, layer decay {resolved(config.optim.layer_decay):g}; "
-        f"{runtime.describe()}{computed}"
-    )
+    images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
+    session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}")
     dataset = ImageDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
@@ -110,65 +102,41 @@ def run(config: SegmentRun) -> SegmentResult:
         smallest=backbone.patch,
         label_map=train.label_map,
     )
-    preprocessing = model.config.preprocessing
-    waited = WaitMeter()
-
-    reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
+    mean, std = model.config.preprocessing.mean, model.config.preprocessing.std
 
     def batches(first: int) -> Iterator[Batch]:
-        return with_zeroed_padding(normalized(reader.batches(dataset, first), preprocessing.mean, preprocessing.std))
+        return with_zeroed_padding(normalized(session.batches(dataset, first), mean, std))
 
     def predict(image: Tensor) -> Tensor:
         return predict_label_map(model, image, config.inference, runtime.precision)
 
-    def scenes() -> Iterator[tuple[Tensor, Tensor]]:
-        for scene in readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken):
-            yield scene.image, scene.label_map
+    def scenes() -> Iterator[NumberedScene]:
+        return readable_scenes(val, backbone.channels, session.reading.max_broken, session.reading.report)
 
-    fit(
-        objective,
-        batches,
-        layered_groups(model, model, config.optim),
-        schedule=schedule,
-        loop=config.loop,
-        optim=config.optim,
-        runtime=runtime,
-        journal=journal,
-        checkpoints=folder.checkpoints,
-        waited=waited,
-        evaluators=[MeanIoU(predict, scenes, len(train.classes))],
-        best=Best("val/miou", lambda: save_native(model, folder.best)),
-        units=blocks_of(objective),
-    )
+    def labeled() -> Iterator[tuple[Tensor, Tensor]]:
+        return ((scene.image, scene.label_map) for scene in scenes())
+
+    evaluator = MeanIoU(predict, labeled, len(train.classes))
+    groups = layered_groups(model, model, config.optim)
+    fit(objective, batches, groups, session.training, [evaluator], session.best("val/miou", model))
     if runtime.is_main:
-        scene_scores = evaluate_scenes(
-            predict,
-            readable_scenes(val, backbone.channels, config.read.max_broken, folder.note_broken),
-            train.classes,
-            palette_of(train.classes, model.config.palette),
+        scored = evaluate_scenes(predict, scenes(), train.classes, palette_of(train.classes, model.config.palette))
+        result = {
+            "miou": scored.scores.mean_iou,
+            "macc": scored.scores.mean_accuracy,
+            "aacc": scored.scores.pixel_accuracy,
+            "class_iou": scored.class_iou,
+            "images": len(val),
+            "scratch": origin == "scratch",
+            "val_digest": val.digest,
+        }
+        folder.write_json("result.json", result)
+        write_report(folder, config, model.config, audits[0], scored, compared, runtime)
+        session.say(
+            f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"
         )
-        result = SegmentResult(folder.path, scene_scores.scores.mean_iou, scene_scores.class_iou)
-        folder.write_json(
-            "result.json",
-            {
-                "miou": result.mean_iou,
-                "macc": scene_scores.scores.mean_accuracy,
-                "aacc": scene_scores.scores.pixel_accuracy,
-                "class_iou": result.class_iou,
-                "images": len(val),
-                "scratch": start == "scratch",
-                "val_digest": val.digest,
-            },
-        )
-        write_report(folder, config, model.config, audits[0], scene_scores, compared, runtime)
-        save_native(model.cpu(), folder.path)
-        journal.say(
-            f"mIoU {result.mean_iou:.1%} on {len(val)} images (pixels named right: {scene_scores.scores.pixel_accuracy:.1%})"
-        )
-        after = f"beitkit predict IMAGES --model {quoted(folder.path)} --out masks/"
-        journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    runtime.processes.barrier()
-    return result_of(folder.path, val.digest)
+    session.finish(model, f"beitkit predict IMAGES --model {quoted(config.out)} --out masks/")
+    return result_of(config.out, val.digest)
 
 
 def result_of(folder: Path, val_digest: str) -> SegmentResult:
@@ -186,6 +154,15 @@ def result_of(folder: Path, val_digest: str) -> SegmentResult:
     if measured_on != val_digest:
         raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
     return SegmentResult(folder, mean_iou, class_iou)
+
+
+def _announcement(config: SegmentRun, origin: Start, images: str, schedule: Schedule) -> str:
+    weights = f"from {config.model}" if origin != "scratch" else "from scratch"
+    return (
+        f"segmentation {weights}: {images}; crops of {config.image_size}, {config.head} head; {schedule.steps} steps of "
+        f"{schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, layer decay "
+        f"{resolved(config.optim.layer_decay):g}"
+    )
 
 
 def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import as_pair
-from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.find import find_images
-from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_batches, normalized
 from beitkit.data.views.image import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluation.tokens import TokenizerQuality
-from beitkit.interop.formats.native import save_native
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.report.document import Report
 from beitkit.report.images import token_map
@@ -27,16 +23,12 @@ from beitkit.report.journal import read_journal
 from beitkit.report.normal import tokenizer_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
 from beitkit.runs.tokenizer.config import TokenizerRun
-from beitkit.runs.training.reader import TrainingReader
+from beitkit.runs.training.session import Session, start_run
 from beitkit.system import quoted
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.health import diagnose
-from beitkit.train.folder import RunFolder
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, fit
-from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.loop import fit
 from beitkit.train.optim import parameter_groups
-from beitkit.train.schedule import make_schedule
 
 DEFAULT_EPOCHS = 20
 EVALUATED_IMAGES = 2000
@@ -48,103 +40,52 @@ UNIT_RANGE = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_share
 
 def run(config: TokenizerRun) -> Path:
     """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads."""
-    runtime = start_runtime(config.machine)
-    config = replace(config, loop=config.loop.shared_by(runtime.world_size))
-    size = as_pair(config.image_size)
-    if config.image_size % config.dvae.stride:
-        nearest = max(1, round(config.image_size / config.dvae.stride)) * config.dvae.stride
+    config, runtime = start_run(config)
+    size, stride, channels = as_pair(config.image_size), config.dvae.stride, config.dvae.channels
+    if config.image_size % stride:
+        nearest = max(1, round(config.image_size / stride)) * stride
         raise UserError(
-            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {config.dvae.stride}; "
-            f"nearest: {nearest}"
+            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {stride}; nearest: {nearest}"
         )
     files = find_images(config.images)
-    folder = RunFolder(config.out, "tokenizer", config, runtime.processes)
-    journal = Journal(folder.journal, is_main=runtime.is_main)
-    if folder.is_finished():
-        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
-        return folder.path
-    folder.pin(pictures=files.digest)
-    schedule = make_schedule(config.train, config.loop, config.optim, len(files), default_epochs=DEFAULT_EPOCHS)
+    pinned = {"pictures": files.digest}
+    session = Session.begin("tokenizer", config, runtime, pinned, images=len(files), default_epochs=DEFAULT_EPOCHS)
+    if session is None:
+        return config.out
     torch.manual_seed(config.train.seed)
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
-    journal.say(
-        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}; {len(files)} images, "
+    tokenizer, schedule = objective.tokenizer, session.training.schedule
+    session.say(
+        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {stride}; {len(files)} images, "
         f"{schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
+    view, seed = PretrainView(config.view, size, None), config.train.seed
+    dataset = ImageDataset(files, view, channels=channels, seed=seed, smallest=as_pair(stride))
+    count = min(EVALUATED_IMAGES, len(files))
+    evaluated = files.subset([index * len(files) // count for index in range(count)])
+    evaluation = ImageDataset(evaluated, EvaluationView(UNIT_RANGE, size), channels=channels, kind="evaluate")
 
-    dataset = ImageDataset(
-        files,
-        PretrainView(config.view, size, None),
-        channels=config.dvae.channels,
-        seed=config.train.seed,
-        smallest=as_pair(config.dvae.stride),
-    )
-    waited = WaitMeter()
+    def batches(first: int) -> Iterator[Batch]:
+        return normalized(session.batches(dataset, first), UNIT_RANGE.mean, UNIT_RANGE.std)
 
-    reader = TrainingReader(config.train, config.machine, config.read, runtime, folder, waited)
+    def evaluated_batches() -> Iterator[Batch]:
+        return evaluation_batches(evaluation, UNIT_RANGE, session.reading._replace(workers=0))
 
-    def batches(start: int) -> Iterator[Batch]:
-        return normalized(reader.batches(dataset, start), UNIT_RANGE.mean, UNIT_RANGE.std)
-
-    judge = Judge(config, files, runtime, folder)
-    quality = TokenizerQuality(objective.tokenizer, judge.batches)
-    fit(
-        objective,
-        batches,
-        parameter_groups(objective, config.optim.weight_decay),
-        schedule=schedule,
-        loop=config.loop,
-        optim=config.optim,
-        runtime=runtime,
-        journal=journal,
-        checkpoints=folder.checkpoints,
-        waited=waited,
-        evaluators=[quality],
-        best=Best("tokenizer/psnr", lambda: save_native(objective.tokenizer, folder.best)),
-    )
+    quality = TokenizerQuality(tokenizer, evaluated_batches)
+    groups = parameter_groups(objective, config.optim.weight_decay)
+    fit(objective, batches, groups, session.training, [quality], session.best("tokenizer/psnr", tokenizer))
     if runtime.is_main:
-        tokenizer = objective.tokenizer
-        values = dict(quality.run())
-        problems = diagnose(quality.usage.statistics(), values["psnr"])
-        for problem in problems:
-            journal.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
-        _report(folder, tokenizer, quality, values["psnr"], judge)
-        save_native(tokenizer.cpu(), folder.path)
-    runtime.processes.barrier()
-    after = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(folder.path)} --out ..."
-    journal.say(f"done: {folder.path} (report.html shows it). Next: {after}")
-    return folder.path
-
-
-@dataclass
-class Judge:
-    """The images a tokenizer is judged on: evenly spread over the list, seen whole."""
-
-    config: TokenizerRun
-    files: ImageList
-    runtime: Runtime
-    folder: RunFolder
-
-    def batches(self) -> Iterator[Batch]:
-        """One pass."""
-        count = min(EVALUATED_IMAGES, len(self.files))
-        chosen = [index * len(self.files) // count for index in range(count)]
-        view = EvaluationView(UNIT_RANGE, as_pair(self.config.image_size))
-        dataset = ImageDataset(self.files.subset(chosen), view, channels=self.config.dvae.channels, kind="evaluate")
-        return evaluation_batches(
-            dataset,
-            resolved(self.config.train.batch_size),
-            workers=0,
-            device=self.runtime.device,
-            preprocessing=UNIT_RANGE,
-            max_broken=self.config.read.max_broken,
-            report=self.folder.note_broken,
-            list_file=self.folder.broken_list,
-        )
+        psnr = dict(quality.run())["psnr"]
+        for problem in diagnose(quality.usage.statistics(), psnr):
+            session.say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
+        _report(session, tokenizer, quality, psnr, len(files))
+    session.finish(tokenizer, f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.out)} --out ...")
+    return config.out
 
 
 @torch.no_grad()
-def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality, psnr: float, judge: Judge) -> None:
+def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality, psnr: float, images: int) -> None:
+    folder = session.folder
     events = read_journal(folder.journal)
     statistics = quality.usage.statistics()
     report = Report("Tokenizer", str(folder.path))
@@ -153,8 +94,8 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
         [
             ("Network", f"discrete VAE, {config.geometry}"),
             ("Codes", f"{config.vocabulary:,}, one for {config.stride}x{config.stride} pixels"),
-            ("Images", f"{len(judge.files):,}"),
-            ("Device", judge.runtime.describe()),
+            ("Images", f"{images:,}"),
+            ("Device", session.training.runtime.describe()),
             *folder.broken_facts(),
         ]
     )
@@ -170,12 +111,12 @@ def _report(folder: RunFolder, tokenizer: DiscreteVAE, quality: TokenizerQuality
     report.normal_lines([*lines, *normal_training(events)])
 
     report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
-    batch = next(judge.batches())
-    images = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
-    ids = tokenizer.encode(images)
+    batch = next(iter(quality.batches()))
+    shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
+    ids = tokenizer.encode(shown)
     report.images(
         {
-            "original": images.cpu(),
+            "original": shown.cpu(),
             "tokens": torch.stack([token_map(row, config.vocabulary) for row in ids]),
             "reconstruction": tokenizer.decode(ids).cpu(),
         },

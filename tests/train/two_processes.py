@@ -1,4 +1,4 @@
-"""What `test_processes.py` starts twice: several runs of `fit` by two processes together, and by one for comparison.
+"""What `machine/test_processes.py` starts twice: several runs of `fit` by two processes together, and by one for comparison.
 
 Run as `python two_processes.py FOLDER` with torchrun's variables; each process leaves what it found in FOLDER/found-RANK.pt.
 """
@@ -23,8 +23,8 @@ from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.folder import RunFolder
-from beitkit.train.journal import Journal, WaitMeter
-from beitkit.train.loop import Best, fit
+from beitkit.train.journal import Journal
+from beitkit.train.loop import Best, Training, fit
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.optim import parameter_groups
 from beitkit.train.schedule import make_schedule
@@ -66,7 +66,6 @@ def run(
     poisoned: int | None = None,
     signaled: int | None = None,
     shape: tuple[int, ...] = (BATCH, 3),
-    units: Sequence[nn.Module] = (),
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
 ) -> nn.Module:
@@ -90,16 +89,16 @@ def run(
             objective,
             batches,
             parameter_groups(objective, 0.01),
-            schedule=make_schedule(TrainConfig(steps=STEPS, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
-            loop=loop,
-            optim=OPTIM,
-            runtime=runtime,
-            journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
-            checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
-            waited=WaitMeter(),
-            evaluators=evaluators,
-            best=best,
-            units=units,
+            Training(
+                schedule=make_schedule(TrainConfig(steps=STEPS, batch_size=BATCH, lr=0.05), loop, OPTIM, 40, default_epochs=1),
+                loop=loop,
+                optim=OPTIM,
+                runtime=runtime,
+                journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
+                checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
+            ),
+            evaluators,
+            best,
         )
     except ConnectionError:
         assert cut_at is not None

@@ -1,0 +1,139 @@
+"""What all training verbs do alike: begin or continue a run in its folder, read its images, and end it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+from beitkit.configs.data import ReadConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, TrainConfig, resolved
+from beitkit.contracts import Batch
+from beitkit.data.dataset import ImageDataset
+from beitkit.data.stream import Reading
+from beitkit.interop.formats.native import save_native
+from beitkit.interop.kinds import Network
+from beitkit.runs.training.reader import training_batches
+from beitkit.tokenizers.frozen import TokenizerNetwork
+from beitkit.train.folder import RunFolder
+from beitkit.train.journal import Journal
+from beitkit.train.loop import Best, Training
+from beitkit.train.machine.runtime import Runtime, start_runtime
+from beitkit.train.schedule import make_schedule
+
+
+@runtime_checkable
+class TrainingRun(Protocol):
+    """What the configurations of all training verbs have."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path:
+        """Run folder."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """Length, batch and learning rate."""
+        ...
+
+    @property
+    def optim(self) -> OptimConfig:
+        """Optimizer."""
+        ...
+
+    @property
+    def loop(self) -> LoopConfig:
+        """What happens besides stepping."""
+        ...
+
+    @property
+    def machine(self) -> MachineConfig:
+        """Where it runs."""
+        ...
+
+    @property
+    def read(self) -> ReadConfig:
+        """What is done about images that cannot be read."""
+        ...
+
+
+Run = TypeVar("Run", bound=TrainingRun)
+
+
+def start_run(config: Run, sharding: Sharding = "none") -> tuple[Run, Runtime]:
+    """Start the runtime; the configuration then says how many forward passes of a step its processes share."""
+    runtime = start_runtime(config.machine, sharding)
+    return replace(config, loop=config.loop.shared_by(runtime.world_size)), runtime
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that trains: its folder, what `fit` goes by, and how images are read."""
+
+    folder: RunFolder
+    training: Training
+    reading: Reading
+
+    @classmethod
+    def begin(
+        cls, verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str], *, images: int, default_epochs: int
+    ) -> Session | None:
+        """Make the run's folder or open it to continue; None if the run is finished, which is then said.
+
+        Args:
+            verb: whose run it is.
+            config: complete; what the folder records.
+            runtime: of `start_run`.
+            inputs: digests of what the run reads, by name.
+            images: number of training images.
+            default_epochs: length of a run that asks for none.
+
+        Raises:
+            UserError: if the folder holds something else, or an input is not what the run began with (see `RunFolder`), or the
+                configuration does not fit the images (see `make_schedule`).
+        """
+        folder = RunFolder(config.out, verb, config, runtime.processes)
+        journal = Journal(folder.journal, is_main=runtime.is_main)
+        if folder.is_finished():
+            journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+            return None
+        folder.pin(**inputs)
+        training = Training(
+            schedule=make_schedule(config.train, config.loop, config.optim, images, default_epochs=default_epochs),
+            loop=config.loop,
+            optim=config.optim,
+            runtime=runtime,
+            journal=journal,
+            checkpoints=folder.checkpoints,
+        )
+        reading = Reading(
+            batch_size=resolved(config.train.batch_size),
+            workers=config.machine.workers,
+            device=runtime.device,
+            max_broken=config.read.max_broken,
+            report=folder.note_broken,
+            list_file=folder.broken_list,
+        )
+        return cls(folder, training, reading)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.training.journal.say(text)
+
+    def batches(self, dataset: ImageDataset, first: int) -> Iterator[Batch]:
+        """This process's endless batches from number `first` on, uint8 and on the device (see `training_batches`)."""
+        return training_batches(dataset, first, self.reading, self.training.runtime, self.training.waited)
+
+    def best(self, metric: str, model: Network | TokenizerNetwork) -> Best:
+        """Keeps the best `model` by this evaluation in the folder."""
+        return Best(metric, lambda: save_native(model, self.folder.best))
+
+    def finish(self, model: Network | TokenizerNetwork, next_command: str) -> None:
+        """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
+        if self.training.runtime.is_main:
+            save_native(model.cpu(), self.folder.path)
+        self.training.runtime.processes.barrier()
+        self.say(f"done: {self.folder.path} (report.html shows it). Next: {next_command}")
