@@ -1,4 +1,4 @@
-"""What docs/architecture.md and CONTRIBUTING.md name is there: files, folders, and names of the package."""
+"""What docs/architecture.md and CONTRIBUTING.md name is there: files, folders, names; and files that other pages name."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"[\w*.-]*/[\w*./-]*|[\w-]+\.(?:py|md|toml)")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 LINK = re.compile(r"\]\((?!https?:|#)([^()\s#]+)[^()\s]*\)")
+FILE = re.compile(r"(?:beitkit|benchmarks|tests|tools)/[\w/]+\.py")
 MADE = {"config.json"}
 """What runs write."""
 
@@ -84,6 +85,18 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 )
 def test_what_is_not_there_is_found(text: str, expected: list[str]) -> None:
     assert lost(text, ROOT) == expected
+
+
+def test_every_python_file_that_a_page_names_is_there() -> None:
+    pages = [
+        page
+        for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md"))
+        if page.name != "method.md"
+    ]
+    lost = {
+        f"{page.name}: {name}" for page in pages for name in FILE.findall(page.read_text(encoding="utf-8")) if not is_path(name)
+    }
+    assert lost == set()
 
 
 def test_the_floors_are_those_that_are_checked() -> None:

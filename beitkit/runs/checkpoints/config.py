@@ -60,7 +60,7 @@ class ConvertRun:
 
 @dataclass(frozen=True)
 class ExportRun:
-    """Give a network to other software, checked before it is called done."""
+    """Export a model and verify that its outputs match."""
 
     model: Path
     """Run folder or checkpoint."""
