@@ -1,4 +1,4 @@
-"""beitkit: BEiT pre-training of vision Transformers on one's own images, fine-tuning, and what it bought.
+"""beitkit: BEiT pre-training of vision Transformers on your own images, fine-tuning, and measuring what pre-training adds.
 
 Public names are imported on first use, because most of them need torch and the command line's help does not. Every verb of the
 command line is a function of the same name (`beitkit.verbs`).

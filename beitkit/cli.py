@@ -24,7 +24,7 @@ from beitkit.version import __version__
 
 Config = TypeVar("Config")
 
-PURPOSE = "beitkit pre-trains a vision Transformer on your own images the BEiT way, fine-tunes it, and shows what it bought."
+PURPOSE = "beitkit pre-trains a vision Transformer on your own images the BEiT way, fine-tunes it, and measures the gain."
 HINT = "`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."
 USAGE_ERROR = 2
 BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")

@@ -1,4 +1,4 @@
-"""Several networks on the same images: what each answers, which is better by more than luck, and what a seed changes."""
+"""Several networks on the same images: what each answers, which is significantly better, and what a seed changes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ModelPair(NamedTuple):
         if self.p_value >= LUCK:
             return f"{counts} (exact McNemar p = {self.p_value:.2g}): the difference can be luck."
         better = self.first if self.only_first > self.only_second else self.second
-        return f"{counts} (exact McNemar p = {self.p_value:.2g}): {better} is better on such images by more than luck."
+        return f"{counts} (exact McNemar p = {self.p_value:.2g}): {better} is significantly better."
 
 
 class SeedGroup(NamedTuple):

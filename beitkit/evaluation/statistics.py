@@ -1,4 +1,4 @@
-"""How far a measured share can be trusted, and whether two networks differ by more than luck."""
+"""How far a measured share can be trusted, and whether two networks differ significantly."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class ConvertRun:
 
 @config(kw_only=False)
 class ExportRun:
-    """Give a network to other software, checked before it is called done."""
+    """Export a model and verify that its outputs match."""
 
     model: Path
     """Run folder or checkpoint."""
