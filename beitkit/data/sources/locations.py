@@ -1,4 +1,4 @@
-"""Where archives lie: on this machine, or behind any URL that fsspec understands; fsspec is imported where a URL is used only."""
+"""Where archives lie: on this machine, or behind any URL that fsspec understands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import fsspec.core
 
 from beitkit.errors import UserError
 
@@ -164,17 +166,15 @@ def _system(place: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it; asked for every time: fsspec keeps one per process, also after a fork.
 
     Raises:
-        UserError: fsspec, or what it needs for this kind of URL, is not installed, or there is no such kind.
+        UserError: what fsspec needs for this kind of URL is not installed, or there is no such kind.
     """
-    try:
-        import fsspec.core
-    except ImportError:
-        raise UserError(f"{place} is a URL, which is read with fsspec; pip install 'beitkit[remote]'") from None
     try:
         return fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{place} cannot be read: {reason}; install what fsspec needs for it, or give a path") from None
+        raise UserError(
+            f"{place} cannot be read: {reason}; install what fsspec needs for it (beitkit[remote] for http), or give a path"
+        ) from None
 
 
 def _insisting(ask: Callable[[], Any]) -> Any:
