@@ -190,13 +190,38 @@ def format_when_whole(source: Path | Encoded) -> str:
 
 
 def stored_size(source: Path | Encoded) -> Pair:
-    """Width and height of an image as it is stored, from its header.
+    """Width and height of an image as it is stored, without decoding any of it.
 
     Raises:
         BrokenImage: the header cannot be read.
     """
     with _opened(source) as image:
         return image.size
+
+
+class Header(NamedTuple):
+    """What an image's file says before its pixels are decoded."""
+
+    stored: Pair
+    """(width, height) of the pixels as stored."""
+    turn: Image.Transpose | None
+    """What EXIF says puts them upright."""
+
+    @property
+    def upright(self) -> Pair:
+        """(width, height) after the turn."""
+        width, height = self.stored
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
+
+
+def image_header(source: Path | Encoded) -> Header:
+    """Size and orientation of an image.
+
+    Raises:
+        BrokenImage: the header cannot be read.
+    """
+    with _opened(source) as image:
+        return Header(image.size, _turn(image))
 
 
 @contextmanager
