@@ -102,7 +102,7 @@ class StoredImage:
         reduction = _possible(reduction)
         whole = self.kept.get(reduction)
         if whole is None:
-            with _opened(self.source) as image:
+            with opened_image(self.source) as image:
                 whole = self._by_pillow(image, reduction)
         elif not isinstance(whole, Image.Image):
             whole = Image.fromarray(whole)
@@ -117,7 +117,7 @@ class StoredImage:
         """
         reduction = _possible(reduction)
         if reduction not in self.kept:
-            with _opened(self.source) as image:
+            with opened_image(self.source) as image:
                 pixels = self._by_simplejpeg(image, reduction)
                 self.kept[reduction] = self._by_pillow(image, reduction) if pixels is None else pixels
         return self.kept[reduction]
@@ -150,7 +150,7 @@ def image_to_crop(
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
     path = _display_name(source)
-    with _opened(source) as image:
+    with opened_image(source) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise BrokenImage(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
@@ -184,7 +184,7 @@ def format_when_whole(source: Path | Encoded) -> str:
     stored = image_to_crop(source, channels=3)
     if isinstance(stored, StoredImage):
         stored.decoded(reduction=8)
-    with _opened(source) as image:
+    with opened_image(source) as image:
         assert image.format is not None
         return image.format if image.format in FORMATS else "JPEG"  # MPO: several JPEGs, one after the other
 
@@ -195,7 +195,7 @@ def stored_size(source: Path | Encoded) -> Pair:
     Raises:
         BrokenImage: the header cannot be read.
     """
-    with _opened(source) as image:
+    with opened_image(source) as image:
         return image.size
 
 
@@ -220,12 +220,12 @@ def image_header(source: Path | Encoded) -> Header:
     Raises:
         BrokenImage: the header cannot be read.
     """
-    with _opened(source) as image:
+    with opened_image(source) as image:
         return Header(image.size, _turn(image))
 
 
 @contextmanager
-def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
+def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenImage`."""
     path = _display_name(source)
     try:
