@@ -7,14 +7,13 @@ compared when the file is opened, by reading it once, and the list's digest, so 
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from beitkit.data.sources.folders import walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import is_url, read_whole, size_of, unreadable
 from beitkit.data.sources.members import Members
@@ -38,7 +36,6 @@ DESCRIPTION, CHECKSUM = "beitkit index", "checksum"
 BEFORE_SAFETENSORS = b"beitkit pictures"
 """How an index began that was no safetensors file."""
 _ALIGNMENT = 8
-_SORTED_TOGETHER = 500_000  # names that a walk keeps in memory
 _TYPES = {
     "offsets": ("I64", "<i8"),
     "places": ("I64", "<i8"),
@@ -56,30 +53,6 @@ class Mapped(np.memmap):
         if isinstance(self.base, mmap.mmap):
             return _mapped, (Path(str(self.filename)), self.offset, self.dtype.str, self.shape)
         return np.array(self).__reduce__()  # a part of one: its place in the file is not known
-
-
-def walked(folder: Path, scratch: Path) -> Iterator[bytes]:
-    """The names that `folders.walk` finds, sorted; a part of them at a time is in memory, the others in a file in `scratch`."""
-    names = walk(folder)
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        runs: list[tuple[int, int]] = []
-        while part := sorted(itertools.islice(names, _SORTED_TOGETHER)):
-            start = file.tell()
-            file.write(b"\0".join(part))
-            runs.append((start, file.tell()))
-        file.flush()
-        yield from heapq.merge(*(_run(file, start, stop) for start, stop in runs))
-
-
-def _run(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
-    rest = b""
-    while start < stop:
-        part = rest + os.pread(file.fileno(), min(2**16, stop - start), start)
-        start += 2**16
-        *names, rest = part.split(b"\0")
-        yield from names
-    if rest:
-        yield rest
 
 
 def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = None) -> int:

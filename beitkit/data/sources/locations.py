@@ -119,7 +119,7 @@ def size_of(place: str) -> int:
 
 
 def stamp_of(place: str) -> str:
-    """What differs when a file was written anew: its time of change, or what the server has in its place."""
+    """A version stamp of a file: its time of change in ns, or fsspec's `ukey` for URLs."""
     if not is_url(place):
         return str(os.stat(place).st_mtime_ns)  # noqa: PTH116
     system, path = _system(place)

@@ -12,11 +12,11 @@ from hypothesis import strategies as some
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from beitkit.data.sources import index as image_index
+from beitkit.data.sources import folders
 from beitkit.data.sources.find import find_images, find_labeled
-from beitkit.data.sources.folders import walk
+from beitkit.data.sources.folders import sorted_walk, walk
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.index import open_index, walked, write_index
+from beitkit.data.sources.index import open_index, write_index
 from beitkit.errors import UserError
 from beitkit.runs.pack import index as index_run
 from beitkit.runs.pack.config import IndexRun
@@ -36,14 +36,14 @@ NAMES = ("c.jpg", "a/2.jpg", "a/10.jpg", "a b/x.png", "a/ü.jpg", "a/line\nbreak
 @pytest.mark.parametrize("together", [1, 2, 3, 100])
 def test_a_walk_in_parts_is_sorted_like_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
     folder = make(tmp_path / "p", *NAMES)
-    monkeypatch.setattr(image_index, "_SORTED_TOGETHER", together)
-    assert list(walked(folder, tmp_path)) == sorted(walk(folder))
+    monkeypatch.setattr(folders, "SORTED_TOGETHER", together)
+    assert list(sorted_walk(folder, tmp_path)) == sorted(walk(folder))
 
 
 def test_runs_longer_than_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make(tmp_path / "p", *(f"{'d' * 200}/{index:0200d}.jpg" for index in range(900)))
-    monkeypatch.setattr(image_index, "_SORTED_TOGETHER", 400)
-    assert list(walked(folder, tmp_path)) == sorted(walk(folder))
+    monkeypatch.setattr(folders, "SORTED_TOGETHER", 400)
+    assert list(sorted_walk(folder, tmp_path)) == sorted(walk(folder))
 
 
 def test_an_index_is_the_folder(tmp_path: Path) -> None:
