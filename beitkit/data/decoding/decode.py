@@ -245,7 +245,7 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(path, "not an image, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenImage(path, _one_line(error)) from error
+        raise BrokenImage(path, one_line(error)) from error
 
 
 def _display_name(source: Path | Encoded) -> Path:
@@ -300,6 +300,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an exception, on one line of at most 200 characters."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__

@@ -202,9 +202,7 @@ def packed_at(path: Path | str) -> str | Archives | None:
     if archives is None or archives.index is None:
         return archives
     if set(archives.places) != set(archives_in(archives.index)):
-        raise UserError(
-            f"{archives.index} lists other archives than lie beside it; make it again with beitkit index, or remove it"
-        )
+        raise UserError(f"{archives.index} lists other archives than lie beside it; make the index again, or remove it")
     return archives.index
 
 

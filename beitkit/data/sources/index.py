@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import is_url, read_whole, size_of, unreadable
 from beitkit.data.sources.members import Members
@@ -131,7 +132,7 @@ def open_index(place: str, *, labeled: bool) -> ImageList:
     """
     description, arrays = _read(place)
     if labeled and "labels" not in arrays:
-        raise UserError(f"{place} holds no labels; make it with beitkit index --labels, or give labeled images")
+        raise UserError(f"{place} holds no labels; make the index again with labels, or give labeled images")
     members = None
     if "kind" in description:
         archives = tuple(_absolute(name, place) for name, _ in description["archives"])
@@ -166,19 +167,18 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
             description, arrays = _opened(Path(copy.name), place)
             return description, {name: np.array(array) for name, array in arrays.items()}
     except FileNotFoundError:
-        raise UserError(f"{place} does not exist; make it with beitkit index") from None
+        raise UserError(f"{place} does not exist; expected an index of images") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
     except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{place} is no index, or is damaged ({reason}); make it with beitkit index") from None
+        raise UserError(f"{place} is no index, or is damaged ({one_line(error)}); make it again") from None
 
 
 def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     with path.open("rb") as file:
         start = file.read(len(BEFORE_SAFETENSORS))
     if start == BEFORE_SAFETENSORS:
-        raise UserError(f"{place} was made by an earlier version; remove it and make it again with beitkit index or pack")
+        raise UserError(f"{place} was made by an earlier version; remove it and make it again, with beitkit index or pack")
     end = 8 + int.from_bytes(start[:8], "little")
     arrays: dict[str, NDArray[Any]] = {}
     checksums: dict[str, int] = {}

@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec.core
 
+from beitkit.data.decoding.decode import one_line
 from beitkit.errors import UserError
 
 ATTEMPTS = 3
@@ -159,7 +160,7 @@ def unreadable(place: str, error: OSError) -> str:
     """What a user is told who named a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return f"{place} cannot be read: there is no such file"
-    return f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}"
+    return f"{place} cannot be read: {error.strerror or one_line(error)}"
 
 
 def _system(place: str) -> tuple[Any, str]:
@@ -171,9 +172,8 @@ def _system(place: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"{place} cannot be read: {reason}; install what fsspec needs for it (beitkit[remote] for http), or give a path"
+            f"{place} cannot be read: {one_line(error)}; install what fsspec needs for it (beitkit[remote] for http), or give a path"
         ) from None
 
 
@@ -186,6 +186,6 @@ def _insisting(ask: Callable[[], Any]) -> Any:
             raise
         except Exception as error:  # every kind of server has exceptions of its own
             if attempt == ATTEMPTS - 1:
-                raise error if isinstance(error, OSError) else OSError(" ".join(str(error).split())[:200]) from error
+                raise error if isinstance(error, OSError) else OSError(one_line(error)) from error
             time.sleep(attempt + 0.5)
     raise AssertionError

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.locations import opened, stamp_of, unreadable
 from beitkit.errors import UserError
 
@@ -58,7 +59,7 @@ def read_row(place: str, group: int, row: int) -> bytes:
     try:
         value = _group(place, stamp_of(place), group)[row].as_py()
     except (arrow.ArrowException, IndexError) as error:
-        raise OSError(" ".join(str(error).split())[:200]) from error
+        raise OSError(one_line(error)) from error
     if value is None:
         raise OSError("the row holds no bytes of an image")
     return value
@@ -75,7 +76,7 @@ def parquet_images(place: str, labeled: bool) -> ParquetImages:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
             return _images(arrow, file, place, labeled)
     except arrow.ArrowException as error:
-        raise UserError(f"{place} is no Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
 

@@ -66,7 +66,7 @@ def tar_members(read: ReadAt, size: int, called: str) -> Iterator[TarMember]:
         if count == MOST_MEMBERS:
             refuse(f"holds more than {MOST_MEMBERS:,} members; divide it into shards")
         if archive.pax_headers.keys() & {"path", "size"}:
-            refuse("has a global header that renames its members; pack the images anew with beitkit pack")
+            refuse("has a global header that renames its members; pack the images anew")
         if member.size < 0 or archive.offset <= place:
             refuse(f"is damaged at byte {place}: a member of negative size")
         place = archive.offset

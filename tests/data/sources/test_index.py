@@ -76,7 +76,7 @@ def test_an_index_keeps_labels_only_where_it_is_told(tmp_path: Path) -> None:
     assert found.digest == found.computed_digest() == find_labeled(folder / "train").digest
     assert found.with_targets().digest == find_labeled(folder / "train").with_targets().digest
     index_run.run(IndexRun(folder, out=tmp_path / "y.index"))
-    with pytest.raises(UserError, match="y.index holds no labels; make it with beitkit index --labels"):
+    with pytest.raises(UserError, match="y.index holds no labels; make the index again with labels"):
         find_labeled(tmp_path / "y.index")
     with pytest.raises(UserError, match="is an index and has no split 'val'"):
         find_labeled(tmp_path / "x.index", "val")
@@ -120,7 +120,7 @@ def test_an_index_is_a_safetensors_file(whole: Path) -> None:
 
 def test_an_index_from_before_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.index").write_bytes(b"beitkit pictures" + bytes(100))
-    with pytest.raises(UserError, match="x.index was made by an earlier version; remove it and make it again"):
+    with pytest.raises(UserError, match="x.index was made by an earlier version; remove it and make it again, with"):
         find_images(tmp_path / "x.index")
 
 
@@ -137,7 +137,7 @@ def test_several_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="x.index does not exist; make it with beitkit index"):
+    with pytest.raises(UserError, match="x.index does not exist; expected an index of images"):
         find_images(tmp_path / "x.index")
     with pytest.raises(UserError, match="must end in .index"):
         IndexRun(tmp_path, out=tmp_path / "x.txt")
