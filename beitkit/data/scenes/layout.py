@@ -221,13 +221,13 @@ def _table(path: Path, split: Split | None) -> Pairs:
 def _rows(path: Path) -> Iterator[_Row]:
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is neither a folder nor a .csv table with the columns image and mask")
-
-    def check(columns: list[str], shown: str) -> None:
-        if not set(COLUMNS[:2]) <= set(columns):
-            raise UserError(f"{path}: the first line must name the columns image and mask; found {shown}")
-
-    for line, cells in csv_cells(path, check):
-        split = cells.get("split", "").strip()
+    lines = csv_cells(path)
+    _, columns = next(lines)
+    if not set(COLUMNS[:2]) <= set(columns):
+        raise UserError(f"{path}: the first line must name the columns image and mask; found {', '.join(columns) or 'nothing'}")
+    for line, cells in lines:
+        row = dict(zip(columns, cells, strict=True))
+        split = row.get("split", "").strip()
         if split and split not in get_args(Split):
             raise UserError(f"{path}, line {line}: the split is {split!r}, expected train, val or test")
-        yield _Row(line, cells["image"].strip(), cells["mask"].strip(), split)
+        yield _Row(line, row["image"].strip(), row["mask"].strip(), split)

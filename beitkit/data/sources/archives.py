@@ -45,7 +45,7 @@ class Archives(NamedTuple):
     """The path, pattern or URL."""
     kind: Kind
     places: tuple[str, ...]
-    index: str | None = None
+    listed_in: str | None = None
     """The index that lies beside them in their folder."""
 
     @property
@@ -98,7 +98,7 @@ def archives_at(given: Path | str) -> Archives | None:
         found = _archives_among(text, inside)
         if found is None:
             raise UserError(f"{text} holds no archives; behind a URL images are read from .tar and .parquet files")
-        return found._replace(index=next((place for place in inside if place.endswith(f"/{INDEX}")), None))
+        return found._replace(listed_in=next((place for place in inside if place.endswith(f"/{INDEX}")), None))
     if Path(text).is_dir():
         return _in_folder(Path(text))
     if text.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")) and Path(text).is_file():
@@ -209,7 +209,7 @@ def _in_folder(folder: Path) -> Archives | None:
             f"{folder} holds archives ({Path(found.places[0]).name}) and also {other}, which is none, so it is not clear what to "
             "read; move one of them away, or give the archives by a pattern"
         )
-    return None if found is None else found._replace(index=index)
+    return None if found is None else found._replace(listed_in=index)
 
 
 def _split_in(place: str) -> Split | None:

@@ -199,11 +199,11 @@ def packed_at(path: Path | str) -> str | Archives | None:
     if text.endswith(ENDING):
         return text
     archives = archives_at(path)
-    if archives is None or archives.index is None:
+    if archives is None or archives.listed_in is None:
         return archives
-    if set(archives.places) != set(archives_in(archives.index)):
-        raise UserError(f"{archives.index} lists other archives than lie beside it; make the index again, or remove it")
-    return archives.index
+    if set(archives.places) != set(archives_in(archives.listed_in)):
+        raise UserError(f"{archives.listed_in} lists other archives than lie beside it; make the index again, or remove it")
+    return archives.listed_in
 
 
 def _exists_as_folder(path: Path) -> bool:

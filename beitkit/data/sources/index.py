@@ -89,7 +89,7 @@ def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = No
             "digest": replace(files, labels=None, classes=(), known_digest=None).digest,
             "labelled_digest": None if files.labels is None else files.computed_digest(),
             "classes": list(files.classes),
-            "checksums": {name: zlib.crc32(array) for name, array in arrays.items()},
+            "checksums": {name: zlib.crc32(array.data) for name, array in arrays.items()},
         }
         if members is not None:
             archives = [[_relative(place, path), size_of(place)] for place in members.archives]
@@ -192,7 +192,7 @@ def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[A
                 raise ValueError(f"{name} is of type {part.get_dtype()}")
             there = path, end, _TYPES[name][1], tuple(part.get_shape())
             arrays[name] = _mapped(*there)
-            checksums[name] = zlib.crc32(_mapped(*there))  # by a mapping of its own, which leaves memory
+            checksums[name] = zlib.crc32(_mapped(*there).data)  # by a mapping of its own, which leaves memory
             end += arrays[name].nbytes
     description = json.loads(metadata[DESCRIPTION])
     if checksums != description["checksums"]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,24 +41,22 @@ def text_rows(path: Path) -> Iterator[ListRow]:
                 yield ListRow(line, name, (), has_several=False, split="")
 
 
-def csv_cells(path: Path, check: Callable[[list[str], str], None]) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table whose first line names the columns: line number, and cells by column. Empty lines are skipped.
-
-    `check(columns, shown)` looks at the columns before the first row; `shown` is how an error names them.
+def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a table, by number: first the names of its columns, then as many cells in each; empty lines are skipped.
 
     Raises:
-        UserError: what `check` raises, another number of cells, or broken quotes; names the line.
+        UserError: another number of cells, or broken quotes; names the line.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             columns = [name.strip() for name in next(reader, [])]
-            check(columns, ", ".join(columns) or "nothing")
+            yield 1, columns
             for cells in filter(None, reader):
                 if len(cells) != len(columns):
                     line, expected = reader.line_num, f"{len(columns)} columns as in the first line"
                     raise UserError(f"{path}, line {line}: expected {expected}, found {len(cells)}")
-                yield reader.line_num, dict(zip(columns, cells, strict=True))
+                yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
@@ -69,22 +67,25 @@ def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
     Raises:
         UserError: missing columns, or as `csv_cells`.
     """
-
-    def check(columns: list[str], shown: str) -> None:
-        if "path" not in columns:
-            raise UserError(f"{path}: the first line must name a column 'path'; found {shown}")
-        if labeled and ("label" in columns) == ("labels" in columns):
-            raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {shown}")
-
+    lines = csv_cells(path)
+    _, columns = next(lines)
+    found = ", ".join(columns) or "nothing"
+    if "path" not in columns:
+        raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
+    if labeled and ("label" in columns) == ("labels" in columns):
+        raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
+    is_divided_at_bars = "labels" in columns
+    place_of_path = columns.index("path")
+    place_of_labels = columns.index("labels" if is_divided_at_bars else "label") if labeled else None
+    place_of_split = columns.index("split") if "split" in columns else None
     is_exact = False
-    for line, cells in csv_cells(path, check):
-        split = cells.get("split", "").strip()
+    for line, cells in lines:
+        split = "" if place_of_split is None else cells[place_of_split].strip()
         is_exact = is_exact or split == CLASS_ROW
-        name = cells["path"] if is_exact else cells["path"].strip()
+        name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
         labels, has_several = (), False
-        if labeled:
-            column = "labels" if "labels" in cells else "label"
-            labels, has_several = _cell_labels(cells[column], column == "labels", is_exact)
+        if place_of_labels is not None:
+            labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
         yield ListRow(line, name, labels, has_several, split)
 
 

@@ -173,7 +173,7 @@ def _system(place: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
         raise UserError(
-            f"{place} cannot be read: {one_line(error)}; install what fsspec needs for it (beitkit[remote] for http), or give a path"
+            f"{place} cannot be read: {one_line(error)}; install what fsspec needs (beitkit[remote] for http), or give a path"
         ) from None
 
 

@@ -52,7 +52,7 @@ def tar_members(read: ReadAt, size: int, called: str) -> Iterator[TarMember]:
                 # It only reads, seeks and tells.
                 archive = tarfile.TarFile(fileobj=cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape")
             member = archive.next()
-            archive.members.clear()  # of which it keeps all
+            archive.members.clear()  # type: ignore[attr-defined] - it would keep all members
         except (OSError, UserError):
             raise
         except Exception:  # it raises nearly every type there is on damaged headers

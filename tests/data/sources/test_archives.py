@@ -282,7 +282,7 @@ def test_patterns_and_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert location(Path("a/b.tar")) == "a/b.tar"
     monkeypatch.setitem(sys.modules, "fsspec.implementations.http", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "http", raising=False)
-    with pytest.raises(UserError, match=r"install what fsspec needs for it .beitkit\[remote\] for http."):
+    with pytest.raises(UserError, match=r"install what fsspec needs .beitkit\[remote\] for http."):
         find_images("http://host/x.tar")
 
 
