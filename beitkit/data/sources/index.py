@@ -68,7 +68,7 @@ def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = No
         UserError: there are no images, or they can have several labels.
     """
     if files.targets is not None:
-        raise UserError(f"the images of {files.root} can have several labels, which an index does not hold; leave --labels out")
+        raise UserError(f"the images of {files.root} can have several labels, which an index does not hold; leave `labels` out")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as scratch:
         if names is not None:
