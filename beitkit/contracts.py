@@ -25,8 +25,26 @@ from torch import Tensor, nn
 IGNORED = 255
 """In a label map: a pixel that neither trains nor counts."""
 Batch = dict[str, Tensor]
-"""What a stream yields and an objective takes. Keys: images, token_images, mask, tokens, labels, targets, erased, label_map,
-extent, index (see `data.stream` and `data.views.scene`)."""
+"""What a stream yields and an objective takes, by key; a stage that has no more use for a key leaves it out.
+
+| key            | what                                                | made by                 | read by                       |
+|----------------|-----------------------------------------------------|-------------------------|-------------------------------|
+| `images`       | uint8 (b, c, h, w), after `normalized` float32      | views                   | nearly everything             |
+| `token_images` | uint8 (b, c, h', w'), same crop at tokenizer's size | PretrainView            | tokenized, CachedTokens       |
+| `tokens`       | int64 (b, n), in place of `token_images`            | tokenized, CachedTokens | MaskedTokens                  |
+| `mask`         | bool (b, n), True where hidden                      | ImageDataset            | MaskedTokens, MaskedPixels    |
+| `positions`    | int64 (m,), what is predicted, in the flat (b, n)   | with_positions          | MaskedTokens, MaskedPixels    |
+| `labels`       | int64 (b,), the class                               | ImageDataset            | Classify, mixed, LinearProbes |
+| `targets`      | float32 (b, classes), shares of the classes         | ImageDataset, mixed     | Classify, mixed               |
+| `erased`       | int64 (b, 5): top, left, height, width, noise seed  | TrainView               | erased                        |
+| `label_map`    | uint8 (b, h, w), 255 where nothing counts           | SceneTrainView          | Segment                       |
+| `extent`       | int64 (b, 2): height and width without padding      | SceneTrainView          | with_zeroed_padding           |
+| `features`     | float32 (blocks, b, f), in place of `images`        | featured                | LinearProbes                  |
+| `held_out`     | bool (b,), whether the image chooses the block      | featured                | LinearProbes                  |
+| `index`        | int64 (b,), the image's place in the list           | ImageDataset            | CachedTokens, evaluators      |
+| `view`         | int64 (b,), which of the stored views               | ImageDataset            | CachedTokens, tokenize        |
+| `broken`       | int64 (b,), unreadable image replaced here, else -1 | ImageDataset            | streams, evaluators           |
+"""
 
 ImageInput = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
 """One image: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""

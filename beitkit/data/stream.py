@@ -8,11 +8,7 @@
 What a sample looks like depends on (seed, epoch, image, repeat) only, and batch i of a stream on (seed, i) only: never on the
 number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
 
-Keys of a batch: `images` uint8 (b, c, h, w), from `normalized` on float32; `token_images` uint8 (b, c, h', w'), in `tokenized`
-replaced by `tokens` int64 (b, n); `mask` bool (b, n), True where hidden; `labels` int64 (b), or `targets` float32 (b, classes),
-1 where an image has the class and else 0; `erased` int64 (b, 5), see `augment`; `label_map` uint8 (b, h, w) and `extent`
-int64 (b, 2), see `scene_views`; `index` int64 (b), which image; `broken` int64 (b), the image that should have been there
-but cannot be read, else -1; `view` int64 (b), with stored views which of them it is.
+The keys of a batch are listed at `contracts.Batch`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
-from beitkit.inference.parquet import encode_table, join_tables, pyarrow
+from beitkit.inference.parquet import encode_table, join_tables
 from beitkit.inference.part import Rows, Table, text_of
 from beitkit.inference.predictions import append_all
 
@@ -33,7 +34,7 @@ def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dic
     if out.suffix == ".npy":
         return {out.with_suffix(".paths.jsonl"): PathList(), out: ArrayFile(shape, dtype)}
     if out.suffix == ".parquet":
-        pyarrow()
+        pyarrow(out)
         return {out: FeatureTable(shape, dtype)}
     raise UserError(f"--out must end in .npy or .parquet, got {out}")
 

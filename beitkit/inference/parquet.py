@@ -1,4 +1,4 @@
-"""Parquet files in parts; pyarrow is imported where it is used only."""
+"""Parquet files in parts."""
 
 from __future__ import annotations
 
@@ -7,23 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from beitkit.errors import UserError
-
-
-def pyarrow() -> Any:
-    """The module pyarrow.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "--out with the ending .parquet needs pyarrow; pip install 'beitkit[parquet]', or choose another ending"
-        ) from None
-    return pyarrow
+from beitkit.data.sources.parquet import pyarrow
 
 
 def encode_table(table: Any) -> bytes:

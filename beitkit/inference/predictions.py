@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.configs.model import ClassifierConfig
+from beitkit.data.sources.list_rows import SEPARATOR
+from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
-from beitkit.inference.parquet import encode_table, join_tables, pyarrow
+from beitkit.inference.parquet import encode_table, join_tables
 from beitkit.inference.part import Rows, Table, text_of
 
 SURE = 0.5
 """Where an image may show several classes, those of at least this probability are predicted."""
-SEPARATOR = "|"
-"""Between the predicted classes of one image, where there may be several."""
 
 
 class PredictionRow(NamedTuple):
@@ -77,7 +77,7 @@ def prediction_table(out: Path, naming: Naming) -> Table:
     if out.suffix == ".jsonl":
         return JsonPredictions(naming)
     if out.suffix == ".parquet":
-        pyarrow()
+        pyarrow(out)
         return ParquetPredictions(naming)
     raise UserError(f"--out must end in .csv, .jsonl or .parquet, got {out}")
 

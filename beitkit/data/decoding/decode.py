@@ -102,7 +102,7 @@ class StoredImage:
         reduction = _possible(reduction)
         whole = self.kept.get(reduction)
         if whole is None:
-            with _opened(self.source) as image:
+            with opened_image(self.source) as image:
                 whole = self._by_pillow(image, reduction)
         elif not isinstance(whole, Image.Image):
             whole = Image.fromarray(whole)
@@ -117,7 +117,7 @@ class StoredImage:
         """
         reduction = _possible(reduction)
         if reduction not in self.kept:
-            with _opened(self.source) as image:
+            with opened_image(self.source) as image:
                 pixels = self._by_simplejpeg(image, reduction)
                 self.kept[reduction] = self._by_pillow(image, reduction) if pixels is None else pixels
         return self.kept[reduction]
@@ -150,7 +150,7 @@ def image_to_crop(
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
     path = _display_name(source)
-    with _opened(source) as image:
+    with opened_image(source) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise BrokenImage(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
@@ -184,23 +184,48 @@ def format_when_whole(source: Path | Encoded) -> str:
     stored = image_to_crop(source, channels=3)
     if isinstance(stored, StoredImage):
         stored.decoded(reduction=8)
-    with _opened(source) as image:
+    with opened_image(source) as image:
         assert image.format is not None
         return image.format if image.format in FORMATS else "JPEG"  # MPO: several JPEGs, one after the other
 
 
 def stored_size(source: Path | Encoded) -> Pair:
-    """Width and height of an image as it is stored, from its header.
+    """Width and height of an image as it is stored, without decoding any of it.
 
     Raises:
         BrokenImage: the header cannot be read.
     """
-    with _opened(source) as image:
+    with opened_image(source) as image:
         return image.size
 
 
+class Header(NamedTuple):
+    """What an image's file says before its pixels are decoded."""
+
+    stored: Pair
+    """(width, height) of the pixels as stored."""
+    turn: Image.Transpose | None
+    """What EXIF says puts them upright."""
+
+    @property
+    def upright(self) -> Pair:
+        """(width, height) after the turn."""
+        width, height = self.stored
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
+
+
+def image_header(source: Path | Encoded) -> Header:
+    """Size and orientation of an image.
+
+    Raises:
+        BrokenImage: the header cannot be read.
+    """
+    with opened_image(source) as image:
+        return Header(image.size, _turn(image))
+
+
 @contextmanager
-def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
+def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenImage`."""
     path = _display_name(source)
     try:
@@ -220,7 +245,7 @@ def _opened(source: Path | Encoded) -> Iterator[Image.Image]:
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(path, "not an image, or damaged at its beginning") from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenImage(path, _one_line(error)) from error
+        raise BrokenImage(path, one_line(error)) from error
 
 
 def _display_name(source: Path | Encoded) -> Path:
@@ -275,6 +300,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an exception, on one line of at most 200 characters."""
     text = " ".join(str(error).split())
     return text[:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """JPEG by simplejpeg, where it is installed (`pip install 'beitkit[fast]'`): the pixels of Pillow, sooner.
 
 Both are wrappers of libjpeg-turbo. What simplejpeg cannot do as Pillow does it is left to Pillow, so no pixel and no refusal
-depends on whether it is installed (`tests/data/test_jpeg.py`).
+depends on whether it is installed (`tests/data/decoding/test_jpeg.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ except ImportError:
 MODES = {"RGB": "RGB", "L": "GRAY"}
 """Pillow's modes of stored images, and simplejpeg's names for them; CMYK is left to Pillow."""
 SMALLEST = 16
-"""Sides of images below it can be the same at two of libjpeg-turbo's sizes, of which simplejpeg takes the other."""
+"""Below this side two of libjpeg-turbo's scales round to one size, and simplejpeg may pick the other."""
 
 
 def is_decodable(mode: str, size: Pair) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenImage
-from beitkit.data.scenes.scenes import MOST_READ, Scenes, image_header, sampled
+from beitkit.data.decoding.decode import BrokenImage, image_header
+from beitkit.data.scenes.scenes import MOST_READ, Scenes, sampled
 from beitkit.errors import UserError
 
 NAMED = 3  # files that a note names
@@ -121,7 +121,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
             # Sideways, the sizes tell; a mask of the upright size needs no turn.
             if header.stored == header.upright:
                 upright.append(image)
-            elif _size_of(scenes.masks.path(index)) == header.stored:
+            elif image_header(scenes.masks.path(index)).upright == header.stored:
                 turned += 1
     _refuse(scenes, faults, len(chosen), counts, len(unreadable))
     classes = len(scenes.classes)
@@ -152,10 +152,6 @@ def _refuse(scenes: Scenes, faults: list[BrokenImage], read: int, counts: np.nda
             f"every pixel of the {read} masks in {scenes.masks.root} is ignored, so there is nothing to learn; "
             f"look at what {scenes.code.source} ignores"
         )
-
-
-def _size_of(mask: Path) -> tuple[int, int]:
-    return image_header(mask).upright
 
 
 def _files(paths: tuple[Path, ...]) -> str:

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.configs.model import MAX_CLASSES
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.masks import NUM_VALUES, Color, Mask, packed, unpacked
 from beitkit.errors import UserError
 
-MAX_CLASSES = IGNORED  # their ids end where the ignored label begins
 UNKNOWN = -1  # in a lookup table: a value that nobody has declared
 SHOWN = 6  # colors or values that an error names
 KEYS = ("names", "colors", "ids", "ignore", "reduce_zero_label")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
-
 from beitkit.data.sources.find import find_images, split_folders
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.list_rows import csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.errors import UserError
 
@@ -215,33 +213,21 @@ def _table(path: Path, split: Split | None) -> Pairs:
                 raise UserError(f"{path}, line {row.line}: there is no file {name!r} (paths are relative to the table's folder)")
     if not rows:
         raise UserError(f"{path} lists no pairs")
-    return Pairs(_list(path.parent, [row.image for row in rows]), _list(path.parent, [row.mask for row in rows]), "table")
+    images = ImageList.of(path.parent, [os.fsencode(row.image) for row in rows])
+    masks = ImageList.of(path.parent, [os.fsencode(row.mask) for row in rows])
+    return Pairs(images, masks, "table")
 
 
 def _rows(path: Path) -> Iterator[_Row]:
     if path.suffix.lower() != ".csv":
         raise UserError(f"{path} is neither a folder nor a .csv table with the columns image and mask")
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            if not set(COLUMNS[:2]) <= set(header):
-                raise UserError(
-                    f"{path}: the first line must name the columns image and mask; found {', '.join(header) or 'nothing'}"
-                )
-            for values in reader:
-                if len(values) != len(header):
-                    raise UserError(f"{path}, line {reader.line_num}: expected {len(header)} columns as in the first line")
-                row = dict(zip(header, values, strict=True))
-                split = row.get("split", "").strip()
-                if split and split not in get_args(Split):
-                    raise UserError(f"{path}, line {reader.line_num}: the split is {split!r}, expected train, val or test")
-                yield _Row(reader.line_num, row["image"].strip(), row["mask"].strip(), split)
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _list(root: Path, names: Sequence[str]) -> ImageList:
-    encoded = [os.fsencode(name) for name in names]
-    offsets = np.cumsum([0, *(len(name) for name in encoded)], dtype=np.int64)
-    return ImageList(root, b"".join(encoded), offsets)
+    lines = csv_cells(path)
+    _, columns = next(lines)
+    if not set(COLUMNS[:2]) <= set(columns):
+        raise UserError(f"{path}: the first line must name the columns image and mask; found {', '.join(columns) or 'nothing'}")
+    for line, cells in lines:
+        row = dict(zip(columns, cells, strict=True))
+        split = row.get("split", "").strip()
+        if split and split not in get_args(Split):
+            raise UserError(f"{path}, line {line}: the split is {split!r}, expected train, val or test")
+        yield _Row(line, row["image"].strip(), row["mask"].strip(), split)

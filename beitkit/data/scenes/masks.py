@@ -7,7 +7,6 @@ business of `label_codes`.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
-from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage
+from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage, opened_image
 
 Color = tuple[int, int, int]
 
@@ -53,23 +52,14 @@ def read_mask(path: Path) -> Mask:
     Raises:
         BrokenImage: no image, damaged, too large, of a kind that does not keep values (JPEG), or with transparency.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which does not matter here
-            with Image.open(path) as image:
-                if image.format not in FORMATS:
-                    raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
-                if image.width * image.height > MAX_PIXELS:
-                    raise BrokenImage(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:g} million")
-                step = _gray_step(image)
-                image.load()
-                return _mask(path, image, step)
-    except BrokenImage:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise BrokenImage(path, "not an image, or damaged at its beginning") from error
-    except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenImage(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+    with opened_image(path) as image:
+        if image.format not in FORMATS:
+            raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
+        if image.width * image.height > MAX_PIXELS:
+            raise BrokenImage(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:g} million")
+        step = _gray_step(image)
+        image.load()
+        return _mask(path, image, step)
 
 
 def unpacked(colors: NDArray[np.int64]) -> list[Color]:

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,21 +22,21 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from beitkit.configs.model import MAX_CLASSES
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import ORIENTATION, READABLE, SIDEWAYS, UPRIGHT, BrokenImage, open_image, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, image_header, open_image, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
-from beitkit.data.scenes.label_codes import MAX_CLASSES, SHOWN, LabelMapping, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.label_codes import SHOWN, LabelMapping, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.scenes.masks import Mask, read_mask, unpacked
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import Split
+from beitkit.data.sources.split import VAL_SHARE
 from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
-VAL_SHARE = 0.2
-"""Share of the pairs that is set aside where no validation images are given."""
 
 
 class Scene(NamedTuple):
@@ -104,36 +103,6 @@ class Scenes:
         """
         image = open_image(self.files.path(index), channels)
         return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
-
-
-class Header(NamedTuple):
-    """What an image's file says before its pixels are decoded."""
-
-    stored: tuple[int, int]
-    """(width, height) of the pixels as stored."""
-    turn: Image.Transpose | None
-    """What EXIF says puts them upright."""
-
-    @property
-    def upright(self) -> tuple[int, int]:
-        """(width, height) after the turn."""
-        width, height = self.stored
-        return (height, width) if self.turn in SIDEWAYS else (width, height)
-
-
-def image_header(path: Path) -> Header:
-    """Size and orientation of an image.
-
-    Raises:
-        BrokenImage: not an image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as `open_image` does
-            with Image.open(path, formats=READABLE) as image:
-                return Header(image.size, UPRIGHT.get(image.getexif().get(ORIENTATION, 1)))
-    except Exception as error:  # decoders raise nearly every type there is on damaged bytes
-        raise BrokenImage(path, "not an image, or damaged at its beginning") from error
 
 
 def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelMapping | None = None) -> Scenes:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from beitkit.data.decoding.formats import has_ending
 from beitkit.data.sources.folders import entries_of, is_image
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.index import INDEX
 from beitkit.data.sources.lists import SPLIT_NAMES, Split
 from beitkit.data.sources.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of, unreadable
 from beitkit.data.sources.members import KINDS, Kind, Members
@@ -44,6 +45,8 @@ class Archives(NamedTuple):
     """The path, pattern or URL."""
     kind: Kind
     places: tuple[str, ...]
+    listed_in: str | None = None
+    """The index that lies beside them in their folder."""
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -91,10 +94,11 @@ def archives_at(given: Path | str) -> Archives | None:
     if is_url(text):
         if _kind_of(text) is not None:
             return _named(text, [text])
-        inside = _archives_among(text, entries_at(text))
-        if inside is None:
+        inside = entries_at(text)
+        found = _archives_among(text, inside)
+        if found is None:
             raise UserError(f"{text} holds no archives; behind a URL images are read from .tar and .parquet files")
-        return inside
+        return found._replace(listed_in=next((place for place in inside if place.endswith(f"/{INDEX}")), None))
     if Path(text).is_dir():
         return _in_folder(Path(text))
     if text.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")) and Path(text).is_file():
@@ -103,11 +107,6 @@ def archives_at(given: Path | str) -> Archives | None:
         return None
     names = [text] if os.path.lexists(text) else sorted(glob.glob(text))  # noqa: PTH207 - Path.glob takes no absolute pattern
     return _named(text, names) if names else None
-
-
-def names_archives(url: str) -> bool:
-    """Whether a URL is that of an archive or a pattern of these, and not of a folder, whose files a server would be asked for."""
-    return _kind_of(url) is not None or expanded(url) != [url]
 
 
 def archive_images(found: Archives, *, labeled: bool) -> ImageList:
@@ -195,19 +194,22 @@ def _archives_among(given: str, places: Sequence[str]) -> Archives | None:
 
 def _in_folder(folder: Path) -> Archives | None:
     archives: list[str] = []
+    index: str | None = None
     other: str | None = None
     for entry in entries_of(os.fsencode(folder)):
         if entry.is_dir() or is_image(entry):
             other = other or os.fsdecode(entry.name)
         elif _kind_of(os.fsdecode(entry.name)) is not None and entry.is_file():
             archives.append(os.fsdecode(entry.path))
+        elif entry.name == INDEX.encode() and entry.is_file():
+            index = os.fsdecode(entry.path)
     found = _archives_among(str(folder), sorted(archives))
     if found is not None and other is not None:
         raise UserError(
             f"{folder} holds archives ({Path(found.places[0]).name}) and also {other}, which is none, so it is not clear what to "
             "read; move one of them away, or give the archives by a pattern"
         )
-    return found
+    return None if found is None else found._replace(listed_in=index)
 
 
 def _split_in(place: str) -> Split | None:

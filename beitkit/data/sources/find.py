@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.data.decoding.formats import EXTENSIONS
-from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order, names_archives
+from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order
 from beitkit.data.sources.folders import entries_of, is_image, walk
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.index import ENDING, INDEX, archives_in, open_index
+from beitkit.data.sources.index import ENDING, archives_in, open_index
 from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
-from beitkit.data.sources.locations import entries_at, is_url, location
+from beitkit.data.sources.locations import location
 from beitkit.errors import UserError
 
 
@@ -30,10 +30,9 @@ def find_images(path: Path | str) -> ImageList:
             archive or index that cannot be read.
     """
     path = Path(path)
-    if (index := index_at(path)) is not None:
-        return open_index(index, labeled=False)
-    if (archives := archives_at(path)) is not None:
-        return archive_images(archives, labeled=False)
+    packed = packed_at(path)
+    if packed is not None:
+        return open_index(packed, labeled=False) if isinstance(packed, str) else archive_images(packed, labeled=False)
     if _exists_as_folder(path):
         names = sorted(walk(path))
         if not names:
@@ -65,9 +64,9 @@ def labeled_source(path: Path | str) -> LabeledFolder | LabeledArchives | Labele
         UserError: nothing at the path, or an unreadable row of a list.
     """
     path = Path(path)
-    index, archives = index_at(path), archives_at(path)
-    if index is not None or archives is not None:
-        return LabeledArchives(path, index, archives)
+    packed = packed_at(path)
+    if packed is not None:
+        return LabeledArchives(path, packed)
     return LabeledFolder(path) if _exists_as_folder(path) else LabeledList(read_list(path, labeled=True))
 
 
@@ -85,32 +84,29 @@ class LabeledFolder:
     def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
         """The images of a split, or of a folder that is not divided; see `find_labeled`."""
         folder = _split_folder(self.path, split)
-        index, archives = index_at(folder), archives_at(folder)
-        if index is not None or archives is not None:
-            return LabeledArchives(folder, index, archives).read(None, classes)
-        return _class_folders(folder, classes)
+        packed = packed_at(folder)
+        return _class_folders(folder, classes) if packed is None else LabeledArchives(folder, packed).read(None, classes)
 
 
 class LabeledArchives:
     """Archives with labels, perhaps named after splits, or an index that holds labels."""
 
-    def __init__(self, path: Path, index: str | None, archives: Archives | None) -> None:
-        self.path, self.index, self.archives = path, index, archives
+    def __init__(self, path: Path, packed: str | Archives) -> None:
+        self.path, self.packed = path, packed
 
     @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that archives are named after."""
-        return () if self.index is not None or self.archives is None else self.archives.splits
+        return () if isinstance(self.packed, str) else self.packed.splits
 
     def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
         """The images of a split, or of archives that are not divided; see `find_labeled`."""
-        if self.index is not None:
-            if split is not None:
-                raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
-            files = open_index(self.index, labeled=True)
+        if isinstance(self.packed, Archives):
+            files = archive_images(self.packed.of_split(split), labeled=True)
+        elif split is not None:
+            raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
         else:
-            assert self.archives is not None
-            files = archive_images(self.archives.of_split(split), labeled=True)
+            files = open_index(self.packed, labeled=True)
         assert files.labels is not None
         if classes is None:
             _at_least_two(files.classes, self.path)
@@ -193,27 +189,21 @@ def split_folders(path: Path | str) -> Mapping[Split, Path]:
     return folders
 
 
-def index_at(path: Path | str) -> str | None:
-    """The index that a path or URL names, or that lies beside the archives of the folder it names; None without one.
+def packed_at(path: Path | str) -> str | Archives | None:
+    """The index that a path or URL names, or that lies beside the archives it names; else these archives; None without either.
 
     Raises:
-        UserError: the index beside archives lists others than lie there.
+        UserError: the index beside archives lists others than lie there; or as `archives_at`.
     """
     text = location(path)
     if text.endswith(ENDING):
         return text
-    if is_url(text):
-        if names_archives(text) or f"{text.rstrip('/')}/{INDEX}" not in entries_at(text):
-            return None
-    elif not (Path(text) / INDEX).is_file():
-        return None
     archives = archives_at(path)
-    if archives is None:
-        return None
-    index = f"{text.rstrip('/')}/{INDEX}"
-    if set(archives.places) != set(archives_in(index)):
-        raise UserError(f"{index} lists other archives than lie beside it; make it again with beitkit index, or remove it")
-    return index
+    if archives is None or archives.listed_in is None:
+        return archives
+    if set(archives.places) != set(archives_in(archives.listed_in)):
+        raise UserError(f"{archives.listed_in} lists other archives than lie beside it; make the index again, or remove it")
+    return archives.listed_in
 
 
 def _exists_as_folder(path: Path) -> bool:

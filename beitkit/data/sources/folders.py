@@ -1,4 +1,4 @@
-"""Which files of a folder are images: endings by format, and the walk through nested folders.
+"""Which files of a folder are images: the walk through nested folders.
 
 Only regular files count; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later. Names
 are bytes here: they need not be valid UTF-8, and are kept as they are.
@@ -6,12 +6,19 @@ are bytes here: they need not be valid UTF-8, and are kept as they are.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from beitkit.data.decoding.formats import has_ending
 from beitkit.errors import UserError
+
+SORTED_TOGETHER = 500_000
+"""Names that a sorted walk keeps in memory."""
 
 
 def walk(root: Path) -> Iterator[bytes]:
@@ -33,6 +40,30 @@ def walk(root: Path) -> Iterator[bytes]:
             elif is_image(entry):
                 yield entry.path[len(top) :]
         folders.extend(sorted(inside, reverse=True))
+
+
+def sorted_walk(root: Path, scratch: Path) -> Iterator[bytes]:
+    """The names that `walk` finds, sorted; a part of them at a time is in memory, the others in a file in `scratch`."""
+    names = walk(root)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        runs: list[tuple[int, int]] = []
+        while part := sorted(itertools.islice(names, SORTED_TOGETHER)):
+            start = file.tell()
+            file.write(b"\0".join(part))
+            runs.append((start, file.tell()))
+        file.flush()
+        yield from heapq.merge(*(_run(file, start, stop) for start, stop in runs))
+
+
+def _run(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
+    rest = b""
+    while start < stop:
+        part = rest + os.pread(file.fileno(), min(2**16, stop - start), start)
+        start += 2**16
+        *names, rest = part.split(b"\0")
+        yield from names
+    if rest:
+        yield rest
 
 
 def is_image(entry: os.DirEntry[bytes]) -> bool:

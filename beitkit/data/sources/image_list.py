@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.decode import BrokenImage, Encoded
+from beitkit.data.decoding.decode import BrokenImage, Encoded, one_line
 from beitkit.data.sources.members import Members
 
 AT_ONCE = 2**18
@@ -79,7 +79,7 @@ class ImageList:
         try:
             return Encoded(self.path(index), self.members.read(index))
         except OSError as error:
-            raise BrokenImage(self.path(index), error.strerror or " ".join(str(error).split())[:200]) from error
+            raise BrokenImage(self.path(index), error.strerror or one_line(error)) from error
 
     def name(self, index: int) -> bytes:
         """The name of one image, as the operating system has it."""

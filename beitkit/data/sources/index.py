@@ -1,46 +1,50 @@
-"""An index: one file that holds a list of images, made once and mapped into memory by every process that reads it.
+"""An index: one safetensors file that holds a list of images, made once and mapped into memory by every process that reads it.
 
-The file is a preamble of 64 bytes, sections of numbers (each at a multiple of 64 bytes), and a description in JSON at the end.
-The preamble holds the checksums of the description and of the sections; both are compared when the file is opened, by reading it
-once. The digest of the list is kept as well, so that a start does not compute it from ten million names.
+Its tensors are the arrays of `ImageList` and `Members`: `names` (all, one after the other), `offsets`, `labels`, and of archives
+`archive` and `places`. What else there is to a list is JSON in the metadata. That holds the checksums of the tensors, which are
+compared when the file is opened, by reading it once, and the list's digest, so that a start does not compute it from all names.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import mmap
 import os
-import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from beitkit.data.sources.folders import walk
+from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.locations import is_url, read_whole, size_of
+from beitkit.data.sources.locations import is_url, read_whole, size_of, unreadable
 from beitkit.data.sources.members import Members
-from beitkit.data.sources.tar import ReadAt
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 
 ENDING = ".index"
 INDEX = f"pictures{ENDING}"
 """The index that lies beside archives and is used in their place."""
-MAGIC = b"beitkit pictures"
-VERSION = 1
-_PREAMBLE = struct.Struct("<16sIIIQQ20x")  # magic, version, checksums of sections and description, its place and length
-_ALIGNMENT = 64
-_PART = 2**22  # bytes that are read together
-_SORTED_TOGETHER = 500_000  # names that a walk keeps in memory
-_TYPES = {"names": "<u1", "offsets": "<i8", "archive": "<i4", "places": "<i8", "labels": "<i8"}
+DESCRIPTION, CHECKSUM = "beitkit index", "checksum"
+"""Keys of the metadata: a description of the list in JSON, and the checksum of this."""
+BEFORE_SAFETENSORS = b"beitkit pictures"
+"""How an index began that was no safetensors file."""
+_ALIGNMENT = 8
+_TYPES = {
+    "offsets": ("I64", "<i8"),
+    "places": ("I64", "<i8"),
+    "labels": ("I64", "<i8"),
+    "archive": ("I32", "<i4"),
+    "names": ("U8", "<u1"),
+}
+"""The tensors and their types, as safetensors and numpy call them; wide ones first, so that each is aligned to its own width."""
 
 
 class Mapped(np.memmap):
@@ -52,30 +56,6 @@ class Mapped(np.memmap):
         return np.array(self).__reduce__()  # a part of one: its place in the file is not known
 
 
-def walked(folder: Path, scratch: Path) -> Iterator[bytes]:
-    """The names that `folders.walk` finds, sorted; a part of them at a time is in memory, the others in a file in `scratch`."""
-    names = walk(folder)
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        runs: list[tuple[int, int]] = []
-        while part := sorted(itertools.islice(names, _SORTED_TOGETHER)):
-            start = file.tell()
-            file.write(b"\0".join(part))
-            runs.append((start, file.tell()))
-        file.flush()
-        yield from heapq.merge(*(_run(file, start, stop) for start, stop in runs))
-
-
-def _run(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
-    rest = b""
-    while start < stop:
-        part = rest + os.pread(file.fileno(), min(2**16, stop - start), start)
-        start += 2**16
-        *names, rest = part.split(b"\0")
-        yield from names
-    if rest:
-        yield rest
-
-
 def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = None) -> int:
     """Write a list of images to an index and return how many there are.
 
@@ -83,44 +63,65 @@ def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = No
         path: the index.
         files: the list.
         names: its names, where they are too many for memory; `files` is then empty and gives the rest.
-    """
-    total = 0
 
-    def write(file: IO[bytes]) -> None:
-        nonlocal total
-        content = _Sections(file)
-        content.write_names(files.name(index) for index in range(len(files))) if names is None else content.write_names(names)
-        total = content.shapes["offsets"][0] - 1
-        if not total:
+    Raises:
+        UserError: there are no images, or they can have several labels.
+    """
+    if files.targets is not None:
+        raise UserError(f"the images of {files.root} can have several labels, which an index does not hold; leave `labels` out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        if names is not None:
+            files = replace(files, **_spooled(names, scratch))
+        if not len(files):
             raise UserError(f"{files.root} holds no images (files that end in .jpg, .png, .webp, .tif and so on)")
-        if files.members is not None:
-            content.write("archive", files.members.archive)
-            content.write("places", files.members.places)
-        if files.labels is not None:
-            content.write("labels", files.labels)
-        file.flush()
-        there = {name: _mapped(Path(file.name), *content.place(name)) for name in content.shapes}
-        whole = replace(files, names=there["names"], offsets=there["offsets"], known_digest=None)
+        members = files.members
+        given = {
+            "offsets": files.offsets,
+            "places": None if members is None else members.places,
+            "labels": files.labels,
+            "archive": None if members is None else members.archive,
+            "names": np.frombuffer(files.names, dtype=np.uint8),
+        }
+        arrays = {name: np.ascontiguousarray(a, _TYPES[name][1]) for name, a in given.items() if a is not None}
         description = {
             "root": _relative(str(files.root), path),
-            "digest": replace(whole, labels=None, classes=()).digest,
-            "labelled_digest": None if files.labels is None else whole.digest,
+            "digest": replace(files, labels=None, classes=(), known_digest=None).digest,
+            "labelled_digest": None if files.labels is None else files.computed_digest(),
             "classes": list(files.classes),
-            "sections": {name: [content.starts[name], list(shape)] for name, shape in content.shapes.items()},
+            "checksums": {name: zlib.crc32(array.data) for name, array in arrays.items()},
         }
-        if files.members is not None:
-            archives = [[_relative(place, path), size_of(place)] for place in files.members.archives]
-            description |= {"kind": files.members.kind, "archives": archives}
-        end, encoded = file.tell(), json.dumps(description).encode()
-        file.write(encoded)
-        file.flush()
-        with Path(file.name).open("rb") as written:
-            checksum = _checksum(written, end)
-        file.seek(0)
-        file.write(_PREAMBLE.pack(MAGIC, VERSION, checksum, zlib.crc32(encoded), end, len(encoded)))
+        if members is not None:
+            archives = [[_relative(place, path), size_of(place)] for place in members.archives]
+            description |= {"kind": members.kind, "archives": archives}
+        write_atomically(path, lambda file: _write(file, json.dumps(description), arrays))
+    return len(files)
 
-    write_atomically(path, write)
-    return total
+
+def _spooled(names: Iterable[bytes], file: IO[bytes]) -> dict[str, NDArray[Any]]:
+    """`names` and `offsets` of a list whose names are written to a file as they come."""
+    lengths = [np.zeros(1, dtype=np.int64)]
+    rest = iter(names)
+    while part := list(itertools.islice(rest, 2**16)):
+        file.write(b"".join(part))
+        lengths.append(np.fromiter(map(len, part), dtype=np.int64, count=len(part)))
+    file.flush()
+    offsets = np.cumsum(np.concatenate(lengths))
+    return {"offsets": offsets, "names": np.memmap(file, mode="r") if offsets[-1] else np.empty(0, dtype=np.uint8)}
+
+
+def _write(file: IO[bytes], description: str, arrays: dict[str, NDArray[Any]]) -> None:
+    """The safetensors file; the library's own writer would make it unreadable for other users."""
+    header: dict[str, Any] = {"__metadata__": {DESCRIPTION: description, CHECKSUM: _checksum(description)}}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _TYPES[name][0], "shape": array.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % _ALIGNMENT)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for array in arrays.values():
+        file.write(array.data)
 
 
 def open_index(place: str, *, labeled: bool) -> ImageList:
@@ -131,7 +132,7 @@ def open_index(place: str, *, labeled: bool) -> ImageList:
     """
     description, arrays = _read(place)
     if labeled and "labels" not in arrays:
-        raise UserError(f"{place} holds no labels; make it with beitkit index --labels, or give labeled images")
+        raise UserError(f"{place} holds no labels; make the index again with labels, or give labeled images")
     members = None
     if "kind" in description:
         archives = tuple(_absolute(name, place) for name, _ in description["archives"])
@@ -155,101 +156,57 @@ def archives_in(place: str) -> tuple[str, ...]:
     return tuple(_absolute(name, place) for name, _ in description.get("archives", []))
 
 
-class _Sections:
-    """The sections of an index as they are written, one after the other."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.starts: dict[str, int] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        file.write(bytes(_ALIGNMENT))
-
-    def write_names(self, names: Iterable[bytes]) -> None:
-        """The section of names, and that of their offsets."""
-        self.starts["names"] = self.file.tell()
-        lengths = [np.zeros(1, dtype=np.int64)]
-        rest = iter(names)
-        while part := list(itertools.islice(rest, 2**16)):
-            self.file.write(b"".join(part))
-            lengths.append(np.fromiter(map(len, part), dtype=np.int64, count=len(part)))
-        self.shapes["names"] = (self.file.tell() - self.starts["names"],)
-        self._align()
-        self.write("offsets", np.cumsum(np.concatenate(lengths)))
-
-    def write(self, name: str, numbers: NDArray[Any]) -> None:
-        """A section of numbers."""
-        self.starts[name], self.shapes[name] = self.file.tell(), numbers.shape
-        self.file.write(np.ascontiguousarray(numbers, dtype=_TYPES[name]).data)
-        self._align()
-
-    def place(self, name: str) -> tuple[int, str, tuple[int, ...]]:
-        """Where a section begins, its type and its shape."""
-        return self.starts[name], _TYPES[name], self.shapes[name]
-
-    def _align(self) -> None:
-        self.file.write(bytes(-self.file.tell() % _ALIGNMENT))
-
-
 def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The description of an index and its arrays, checked; mapped where the index is a file here."""
     try:
-        if is_url(place):
-            content = read_whole(place)
-            description = _description(content, len(content), lambda start, length: content[start : start + length])
-            _refuse_unless(zlib.crc32(content[_ALIGNMENT : _sections_end(content)]) == _PREAMBLE.unpack_from(content)[2], place)
-            arrays = {
-                name: np.frombuffer(content, _TYPES[name], int(np.prod(shape)), start).reshape(shape)
-                for name, (start, shape) in description["sections"].items()
-            }
-        else:
-            with Path(place).open("rb") as file:
-                preamble = file.read(_PREAMBLE.size)
-                size = os.fstat(file.fileno()).st_size
-                description = _description(preamble, size, lambda start, length: os.pread(file.fileno(), length, start))
-                _refuse_unless(_checksum(file, _sections_end(preamble)) == _PREAMBLE.unpack(preamble)[2], place)
-            arrays = {
-                name: _mapped(Path(place), start, _TYPES[name], tuple(shape))
-                for name, (start, shape) in description["sections"].items()
-            }
+        if not is_url(place):
+            return _opened(Path(place), place)
+        with tempfile.NamedTemporaryFile() as copy:
+            copy.write(read_whole(place))
+            copy.flush()
+            description, arrays = _opened(Path(copy.name), place)
+            return description, {name: np.array(array) for name, array in arrays.items()}
     except FileNotFoundError:
-        raise UserError(f"{place} does not exist; make it with beitkit index") from None
+        raise UserError(f"{place} does not exist; expected an index of images") from None
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}") from None
-    except (ValueError, struct.error) as error:
-        raise UserError(f"{place} is no index of this version, or is damaged ({error}); make it with beitkit index") from None
+        raise UserError(unreadable(place, error)) from None
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{place} is no index, or is damaged ({one_line(error)}); make it again") from None
+
+
+def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    with path.open("rb") as file:
+        start = file.read(len(BEFORE_SAFETENSORS))
+    if start == BEFORE_SAFETENSORS:
+        raise UserError(f"{place} was made by an earlier version; remove it and make it again, with beitkit index or pack")
+    end = 8 + int.from_bytes(start[:8], "little")
+    arrays: dict[str, NDArray[Any]] = {}
+    checksums: dict[str, int] = {}
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        if _checksum(metadata[DESCRIPTION]) != metadata[CHECKSUM]:
+            raise ValueError("the checksum of its description is another one")
+        for name in file.offset_keys():  # the library has checked that they lie without gaps
+            part = file.get_slice(name)
+            if part.get_dtype() != _TYPES[name][0]:
+                raise ValueError(f"{name} is of type {part.get_dtype()}")
+            there = path, end, _TYPES[name][1], tuple(part.get_shape())
+            arrays[name] = _mapped(*there)
+            checksums[name] = zlib.crc32(_mapped(*there).data)  # by a mapping of its own, which leaves memory
+            end += arrays[name].nbytes
+    description = json.loads(metadata[DESCRIPTION])
+    if checksums != description["checksums"]:
+        raise ValueError("its checksum is another one")
+    of_images = arrays.keys() - {"names", "offsets"}
+    is_complete = of_images - {"labels"} == ({"archive", "places"} if "kind" in description else set())
+    counts = {len(arrays["offsets"]) - 1, *(len(arrays[name]) for name in of_images)}
+    if not is_complete or len(counts) > 1 or arrays["offsets"][-1] != len(arrays["names"]):
+        raise ValueError("its tensors do not belong together")
     return description, arrays
 
 
-def _description(preamble: bytes, size: int, read: ReadAt) -> dict[str, Any]:
-    magic, version, _, checksum, start, length = _PREAMBLE.unpack_from(preamble)
-    if magic != MAGIC or version != VERSION:
-        raise ValueError("another beginning")
-    if start + length != size:
-        raise ValueError(f"{size:,} bytes in place of {start + length:,}")
-    encoded = read(start, length)
-    if zlib.crc32(encoded) != checksum:
-        raise ValueError("another end")
-    return json.loads(encoded)
-
-
-def _sections_end(preamble: bytes) -> int:
-    return _PREAMBLE.unpack_from(preamble)[4]
-
-
-def _refuse_unless(is_same: bool, place: str) -> None:
-    if not is_same:
-        raise UserError(f"{place} is damaged: its checksum is another one; make it again with beitkit index")
-
-
-def _checksum(file: IO[bytes], end: int) -> int:
-    """The checksum of all sections, read without mapping them."""
-    checksum, start = 0, _ALIGNMENT
-    while start < end:
-        part = os.pread(file.fileno(), min(_PART, end - start), start)
-        if not part:
-            raise ValueError("cut short")
-        checksum, start = zlib.crc32(part, checksum), start + len(part)
-    return checksum
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _mapped(path: Path, start: int, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:

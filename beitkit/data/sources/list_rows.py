@@ -41,50 +41,52 @@ def text_rows(path: Path) -> Iterator[ListRow]:
                 yield ListRow(line, name, (), has_several=False, split="")
 
 
-def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
-    """A table whose first line names the columns: `path`, `label` or `labels` (read only when `labeled`), `split`.
+def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a table, by number: first the names of its columns, then as many cells in each; empty lines are skipped.
 
     Raises:
-        UserError: missing columns, another number of cells, or broken quotes; names the line.
+        UserError: another number of cells, or broken quotes; names the line.
     """
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = [name.strip() for name in next(reader, [])]
-            place_of_path, place_of_labels, place_of_split = _places(path, header, labeled=labeled)
-            is_divided_at_bars = place_of_labels is not None and header[place_of_labels] == "labels"
-            is_exact = False
-            for cells in reader:
-                if not cells:
-                    continue
-                line = reader.line_num
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{path}, line {line}: expected {len(header)} columns as in the first line, found {len(cells)}"
-                    )
-                split = "" if place_of_split is None else cells[place_of_split].strip()
-                is_exact = is_exact or split == CLASS_ROW
-                name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
-                labels, has_several = (), False
-                if place_of_labels is not None:
-                    labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
-                yield ListRow(line, name, labels, has_several, split)
+            columns = [name.strip() for name in next(reader, [])]
+            yield 1, columns
+            for cells in filter(None, reader):
+                if len(cells) != len(columns):
+                    line, expected = reader.line_num, f"{len(columns)} columns as in the first line"
+                    raise UserError(f"{path}, line {line}: expected {expected}, found {len(cells)}")
+                yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _places(path: Path, header: list[str], *, labeled: bool) -> tuple[int, int | None, int | None]:
-    """Where the columns of path, labels and split are; labels only when asked for."""
-    found = ", ".join(header) or "nothing"
-    if "path" not in header:
+def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
+    """A table with the columns `path`, `label` or `labels` (read only when `labeled`), and perhaps `split`.
+
+    Raises:
+        UserError: missing columns, or as `csv_cells`.
+    """
+    lines = csv_cells(path)
+    _, columns = next(lines)
+    found = ", ".join(columns) or "nothing"
+    if "path" not in columns:
         raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
-    place_of_split = header.index("split") if "split" in header else None
-    if not labeled:
-        return header.index("path"), None, place_of_split
-    columns = [name for name in ("label", "labels") if name in header]
-    if len(columns) != 1:
+    if labeled and ("label" in columns) == ("labels" in columns):
         raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
-    return header.index("path"), header.index(columns[0]), place_of_split
+    is_divided_at_bars = "labels" in columns
+    place_of_path = columns.index("path")
+    place_of_labels = columns.index("labels" if is_divided_at_bars else "label") if labeled else None
+    place_of_split = columns.index("split") if "split" in columns else None
+    is_exact = False
+    for line, cells in lines:
+        split = "" if place_of_split is None else cells[place_of_split].strip()
+        is_exact = is_exact or split == CLASS_ROW
+        name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
+        labels, has_several = (), False
+        if place_of_labels is not None:
+            labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
+        yield ListRow(line, name, labels, has_several, split)
 
 
 def _cell_labels(cell: str, is_divided_at_bars: bool, is_exact: bool) -> tuple[tuple[str, ...], bool]:

@@ -1,4 +1,4 @@
-"""Where archives lie: on this machine, or behind any URL that fsspec understands; fsspec is imported where a URL is used only."""
+"""Where archives lie: on this machine, or behind any URL that fsspec understands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec.core
+
+from beitkit.data.decoding.decode import one_line
 from beitkit.errors import UserError
 
 ATTEMPTS = 3
@@ -117,7 +120,7 @@ def size_of(place: str) -> int:
 
 
 def stamp_of(place: str) -> str:
-    """What differs when a file was written anew: its time of change, or what the server has in its place."""
+    """A version stamp of a file: its time of change in ns, or fsspec's `ukey` for URLs."""
     if not is_url(place):
         return str(os.stat(place).st_mtime_ns)  # noqa: PTH116
     system, path = _system(place)
@@ -157,24 +160,21 @@ def unreadable(place: str, error: OSError) -> str:
     """What a user is told who named a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return f"{place} cannot be read: there is no such file"
-    return f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}"
+    return f"{place} cannot be read: {error.strerror or one_line(error)}"
 
 
 def _system(place: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it; asked for every time: fsspec keeps one per process, also after a fork.
 
     Raises:
-        UserError: fsspec, or what it needs for this kind of URL, is not installed, or there is no such kind.
+        UserError: what fsspec needs for this kind of URL is not installed, or there is no such kind.
     """
-    try:
-        import fsspec.core
-    except ImportError:
-        raise UserError(f"{place} is a URL, which is read with fsspec; pip install 'beitkit[remote]'") from None
     try:
         return fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{place} cannot be read: {reason}; install what fsspec needs for it, or give a path") from None
+        raise UserError(
+            f"{place} cannot be read: {one_line(error)}; install what fsspec needs (beitkit[remote] for http), or give a path"
+        ) from None
 
 
 def _insisting(ask: Callable[[], Any]) -> Any:
@@ -186,6 +186,6 @@ def _insisting(ask: Callable[[], Any]) -> Any:
             raise
         except Exception as error:  # every kind of server has exceptions of its own
             if attempt == ATTEMPTS - 1:
-                raise error if isinstance(error, OSError) else OSError(" ".join(str(error).split())[:200]) from error
+                raise error if isinstance(error, OSError) else OSError(one_line(error)) from error
             time.sleep(attempt + 0.5)
     raise AssertionError

@@ -1,4 +1,4 @@
-"""Where images lie that are no files of their own: members of tar archives, rows of Parquet files.
+"""Images inside archives: members of tar archives, rows of Parquet files.
 
 Only numbers are kept of each image, and an archive is opened when one is read, in whichever process that is.
 """

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.sources.locations import opened, stamp_of
+from beitkit.data.decoding.decode import one_line
+from beitkit.data.sources.locations import opened, stamp_of, unreadable
 from beitkit.errors import UserError
 
 COLUMN, LABEL = "image", "label"
@@ -33,6 +34,20 @@ class ParquetImages(NamedTuple):
     """The classes that the file names, in order; empty where it does not."""
 
 
+def pyarrow(what: object = "a Parquet file") -> Any:
+    """The module pyarrow, with its Parquet files; `what` is called by this name where it is missing.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{what} needs pyarrow; pip install 'beitkit[parquet]'") from None
+    return pyarrow
+
+
 def read_row(place: str, group: int, row: int) -> bytes:
     """The bytes of the image in a row.
 
@@ -40,11 +55,11 @@ def read_row(place: str, group: int, row: int) -> bytes:
         OSError: the file cannot be read, has no such row or no image there.
         UserError: pyarrow is not installed.
     """
-    arrow = _pyarrow(place)
+    arrow = pyarrow(place)
     try:
         value = _group(place, stamp_of(place), group)[row].as_py()
     except (arrow.ArrowException, IndexError) as error:
-        raise OSError(" ".join(str(error).split())[:200]) from error
+        raise OSError(one_line(error)) from error
     if value is None:
         raise OSError("the row holds no bytes of an image")
     return value
@@ -56,14 +71,14 @@ def parquet_images(place: str, labeled: bool) -> ParquetImages:
     Raises:
         UserError: pyarrow is not installed, or the file cannot be read, has no column of images or no usable labels.
     """
-    arrow = _pyarrow(place)
+    arrow = pyarrow(place)
     try:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
             return _images(arrow, file, place, labeled)
     except arrow.ArrowException as error:
-        raise UserError(f"{place} is no Parquet file that can be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or ' '.join(str(error).split())[:200]}") from None
+        raise UserError(unreadable(place, error)) from None
 
 
 def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ParquetImages:
@@ -128,22 +143,8 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 @functools.lru_cache(maxsize=KEPT_GROUPS)
 def _group(place: str, stamp: str, group: int) -> Any:
     """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
-    arrow = _pyarrow(place)
+    arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
         column = _bytes_column(arrow, file.schema_arrow, place)
         values = file.read_row_group(group, columns=[column], use_threads=False).column(COLUMN).combine_chunks()
         return values if column == COLUMN else values.field("bytes")
-
-
-def _pyarrow(place: str) -> Any:
-    """The module pyarrow, with its Parquet files.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{place} is a Parquet file, which is read with pyarrow; pip install 'beitkit[parquet]'") from None
-    return pyarrow

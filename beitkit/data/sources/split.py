@@ -24,7 +24,7 @@ from beitkit.errors import UserError
 
 Source = LabeledFolder | LabeledArchives | LabeledList
 VAL_SHARE = 0.2
-"""Share of each class that is set aside where no validation images are given."""
+"""Share of each class, or of the pairs of images and masks, that is set aside where no validation images are given."""
 
 
 def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[ImageList, ImageList]:

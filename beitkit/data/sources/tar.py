@@ -1,23 +1,24 @@
-"""The headers of tar archives: where each regular member lies. A reader of our own, because archives come from anywhere.
+"""Where the regular members of tar archives lie, found by the standard library's `tarfile`.
 
 Nothing is ever extracted, so names are only names. Regular members count (ustar, pax and GNU headers, long names, sizes in
-base 256); links, devices, pipes, folders and sparse members are passed over. Whatever is wrong with an archive becomes one line.
+base 256); links, devices, pipes, folders and sparse members are passed over. Archives come from anywhere: `tarfile` takes damage
+for the end of an archive and reads headers of any length, so both are looked at here, and whatever is wrong becomes one line.
 """
 
 from __future__ import annotations
 
+import itertools
+import tarfile
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn, cast
 
 from beitkit.errors import UserError
 
-BLOCK = 512
+BLOCK = tarfile.BLOCKSIZE
 MOST_MEMBERS = 20_000_000
-"""Headers in one archive."""
-LONGEST_NAME = 2**16  # bytes
-LARGEST_PAX = 2**20  # bytes of an extended header
-_REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes: a size there is no data
+"""Members in one archive."""
+LARGEST_HEADER = 2**20
+"""Bytes of a member's headers together: long names, pax records, the map of a sparse member."""
 
 ReadAt = Callable[[int, int], bytes]
 """(start, length) to bytes; fewer where the archive ends."""
@@ -37,123 +38,67 @@ def tar_members(read: ReadAt, size: int, called: str) -> Iterator[TarMember]:
     Raises:
         UserError: it is no tar archive, is damaged or cut short, or holds more than `MOST_MEMBERS`.
     """
-    return _Scan(read, size, called).members()
 
+    def refuse(what: str) -> NoReturn:
+        raise UserError(f"{called} {what}")
 
-class _Scan:
-    def __init__(self, read: ReadAt, size: int, called: str) -> None:
-        self.read, self.size, self.called = read, size, called
-
-    def members(self) -> Iterator[TarMember]:
-        place = count = 0
-        long_name: bytes | None = None
-        extended: dict[bytes, bytes] = {}
-        while True:
-            header = self._header(place)
-            if header is None:
+    file = _Headers(read, refuse)
+    archive: tarfile.TarFile | None = None
+    place = 0
+    for count in itertools.count():
+        file.left, is_damaged, member = LARGEST_HEADER, False, None
+        try:
+            if archive is None:
+                # It only reads, seeks and tells.
+                archive = tarfile.TarFile(fileobj=cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape")
+            member = archive.next()
+            archive.members.clear()  # type: ignore[attr-defined] - it would keep all members
+        except (OSError, UserError):
+            raise
+        except Exception:  # it raises nearly every type there is on damaged headers
+            is_damaged = True
+        if member is None or archive is None:
+            if not is_damaged and file.last == bytes(BLOCK):
                 return
-            count += 1
-            if count > MOST_MEMBERS:
-                self._refuse(f"holds more than {MOST_MEMBERS:,} members; divide it into shards")
-            kind, length, start = header[156:157], self._size_in(header, place), place + BLOCK
-            if kind == b"L":
-                long_name = self._content(start, length, LONGEST_NAME, place).rstrip(b"\0")
-            elif kind in (b"x", b"X"):
-                extended = self._pax(start, length, place)
-            elif kind == b"g":
-                if self._pax(start, length, place).keys() & {b"path", b"size"}:
-                    self._refuse("has a global header that renames its members; pack the images anew with beitkit pack")
-            elif kind != b"K":
-                if b"size" in extended:
-                    length = self._number(extended[b"size"], place)
-                name = extended.get(b"path", long_name if long_name is not None else _name_in(header))
-                is_sparse = kind == b"S" or any(key.startswith(b"GNU.sparse") for key in extended)
-                start = self._after_sparse_map(header, start) if kind == b"S" else start
-                length = 0 if kind in _WITHOUT_DATA else length
-                if start + length > self.size:
-                    self._refuse(f"is cut short: its member {_shown(name)} goes on after the archive's end")
-                if kind in _REGULAR and not is_sparse and not name.endswith(b"/"):
-                    yield TarMember(name, start, length)
-                long_name, extended = None, {}
-            place = start + -(-length // BLOCK) * BLOCK
-
-    def _header(self, place: int) -> bytes | None:
-        """The header at a place; None where the archive ends."""
-        header = self.read(place, BLOCK)
-        if len(header) == BLOCK and not any(header):
-            return None
-        if len(header) < BLOCK:
-            self._refuse("is empty" if not self.size else "is cut short: its end is missing" if place else "is no tar archive")
-        if not _is_sum(header, self._octal(header[148:156], place)):
-            self._refuse(f"is damaged at byte {place}: no header of a member is there" if place else "is no tar archive")
-        return header
-
-    def _size_in(self, header: bytes, place: int) -> int:
-        field = header[124:136]
-        if field[0] & 0x80:  # GNU: base 256 for what octal digits cannot hold
-            if field[0] != 0x80:
-                self._refuse(f"is damaged at byte {place}: a member of negative size")
-            return int.from_bytes(field[1:], "big")
-        return self._octal(field, place)
-
-    def _octal(self, field: bytes, place: int) -> int:
-        digits = field.partition(b"\0")[0].strip(b" ")
-        if digits.strip(b"01234567"):
-            self._refuse(f"is damaged at byte {place}: {digits!r} is no octal number" if place else "is no tar archive")
-        return int(digits or b"0", 8)
-
-    def _number(self, digits: bytes, place: int) -> int:
-        if not digits.isdigit() or len(digits) > 20:
-            self._refuse(f"is damaged at byte {place}: {digits[:20]!r} is no size")
-        return int(digits)
-
-    def _content(self, start: int, length: int, most: int, place: int) -> bytes:
-        if length > most:
-            self._refuse(f"has an extended header of {length:,} bytes at byte {place}, more than {most:,}")
-        content = self.read(start, length)
-        if len(content) < length:
-            self._refuse("is cut short within an extended header")
-        return content
-
-    def _pax(self, start: int, length: int, place: int) -> dict[bytes, bytes]:
-        """The records `LENGTH KEY=VALUE` of an extended header, lengths counting themselves and the line's end."""
-        rest, records = self._content(start, length, LARGEST_PAX, place), {}
-        while rest.strip(b"\0"):
-            digits, blank, _ = rest[:20].partition(b" ")
-            total = self._number(digits, place)
-            record = rest[len(digits) + 1 : total]
-            key, equals, value = record[:-1].partition(b"=")
-            if not blank or not len(digits) + 2 < total <= len(rest) or record[-1:] != b"\n" or not equals:
-                self._refuse(f"is damaged at byte {place}: an extended header that cannot be read")
-            records[key] = value
-            rest = rest[total:]
-        return records
-
-    def _after_sparse_map(self, header: bytes, start: int) -> int:
-        """Where the data of an old GNU sparse member begins: after the blocks that continue its map."""
-        goes_on = header[482]
-        while goes_on:
-            block = self._content(start, BLOCK, BLOCK, start)
-            goes_on, start = block[504], start + BLOCK
-        return start
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise UserError(f"{self.called} {what}")
+            if not size or (place == 0 and file.place <= BLOCK):
+                refuse("is no tar archive" if size else "is empty")
+            refuse("is cut short: its end is missing" if file.is_short else f"is damaged at byte {place}: no header is there")
+        if count == MOST_MEMBERS:
+            refuse(f"holds more than {MOST_MEMBERS:,} members; divide it into shards")
+        if archive.pax_headers.keys() & {"path", "size"}:
+            refuse("has a global header that renames its members; pack the images anew")
+        if member.size < 0 or archive.offset <= place:
+            refuse(f"is damaged at byte {place}: a member of negative size")
+        place = archive.offset
+        is_sparse = member.issparse() or any(key.startswith("GNU.sparse") for key in member.pax_headers)
+        if member.isreg() and not is_sparse and not member.name.endswith("/"):
+            if member.offset_data + member.size > size:
+                refuse(f"is cut short: its member {member.name[:200]!a} goes on after the archive's end")
+            yield TarMember(member.name.encode("utf-8", "surrogateescape"), member.offset_data, member.size)
 
 
-def _name_in(header: bytes) -> bytes:
-    """The name of a header, behind its prefix where POSIX has one (old GNU headers keep times there)."""
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return prefix + b"/" + name if prefix else name
+class _Headers:
+    """What `tarfile` reads an archive from: no more than `left` bytes, which is set before each member."""
 
+    def __init__(self, read: ReadAt, refuse: Callable[[str], NoReturn]) -> None:
+        self._read, self._refuse = read, refuse
+        self.left = self.place = 0
+        self.last = b""
+        """What was read last."""
+        self.is_short = False
+        """Whether that was less than was asked for."""
 
-def _is_sum(header: bytes, checksum: int) -> bool:
-    """Whether this is the sum of the header with a blank checksum; some old programs added signed bytes."""
-    counted = header[:148] + b" " * 8 + header[156:]
-    total = sum(counted)
-    return checksum == total or checksum == total - 256 * sum(byte >= 128 for byte in counted)
+    def tell(self) -> int:
+        return self.place
 
+    def seek(self, place: int) -> None:
+        self.place = place
 
-def _shown(name: bytes) -> str:
-    return repr(name[:200].decode("utf-8", "backslashreplace"))
+    def read(self, length: int) -> bytes:
+        if not 0 <= length <= self.left:
+            self._refuse(f"has headers of {length:,} bytes at byte {self.place}; {LARGEST_HEADER:,} are allowed for a member")
+        self.left -= length
+        self.last = self._read(self.place, length)
+        self.place += len(self.last)
+        self.is_short = len(self.last) < length
+        return self.last

@@ -1,4 +1,4 @@
-"""The visual tokens of stored views, kept on disk: computed once, read as often as one likes.
+"""The visual tokens of stored views, kept on disk: computed once, then read.
 
 A cache is a folder of four files. `cache.json` holds the key: all that tokens depend on. `contents.npy` says what bytes the
 images had. `tokens.npy` is an array (images, views, n) of 16-bit numbers (8-bit ones up to 256 codes), and `states.npy`

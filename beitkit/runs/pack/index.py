@@ -6,8 +6,9 @@ from pathlib import Path
 
 from beitkit.data.sources.archives import archives_at
 from beitkit.data.sources.find import find_images, find_labeled
+from beitkit.data.sources.folders import sorted_walk
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.index import walked, write_index
+from beitkit.data.sources.index import write_index
 from beitkit.data.sources.locations import is_url, location
 from beitkit.errors import UserError
 from beitkit.runs.pack.config import IndexRun
@@ -22,7 +23,7 @@ def run(config: IndexRun) -> Path:
         if config.labels:
             total = write_index(out, find_labeled(images, config.split))
         elif archives_at(images) is None and not is_url(location(images)) and images.is_dir():
-            total = write_index(out, ImageList.of(images, []), walked(images, out.parent))
+            total = write_index(out, ImageList.of(images, []), sorted_walk(images, out.parent))
         else:
             total = write_index(out, find_images(images))
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:

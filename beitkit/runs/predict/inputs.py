@@ -7,11 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from beitkit.data.decoding.formats import EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at
-from beitkit.data.sources.find import find_images, index_at
+from beitkit.data.sources.find import find_images, packed_at
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 
@@ -28,15 +26,12 @@ def gather_images(inputs: Sequence[Path]) -> ImageList:
     """
     if (archived := _archived(inputs)) is not None:
         return archived
-    names = dict.fromkeys(name for given in inputs for name in _names(given))
-    offsets = np.zeros(len(names) + 1, dtype=np.int64)
-    np.cumsum([len(name) for name in names], out=offsets[1:])
-    return ImageList(Path(), b"".join(names), offsets)
+    return ImageList.of(Path(), list(dict.fromkeys(name for given in inputs for name in _names(given))))
 
 
 def _archived(inputs: Sequence[Path]) -> ImageList | None:
     """The images of inputs that are archives, or one index; None where none is either."""
-    if len(inputs) == 1 and index_at(inputs[0]) is not None:
+    if len(inputs) == 1 and packed_at(inputs[0]) is not None:
         return find_images(inputs[0])
     found = [(given, archives_at(given)) for given in inputs]
     archives = [one for _, one in found if one is not None]

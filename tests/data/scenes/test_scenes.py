@@ -230,7 +230,7 @@ def test_missing_and_unknown_places(tmp_path: Path) -> None:
         ("image,mask\n", "lists no pairs"),
         ("image,mask\na.png\n", "line 2: expected 2 columns"),
         ("image,mask,split\na.png,a.png,tain\n", "line 2: the split is 'tain'"),
-        ("image,mask\n\nno.png,b.png\n", "line 2: expected 2 columns"),
+        ("image,mask\n\nno.png,b.png\n", "line 3: there is no file 'no.png'"),
         ("image,mask\nno.png,b.png\n", "line 2: there is no file 'no.png'"),
     ],
 )

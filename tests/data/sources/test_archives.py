@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -35,7 +36,6 @@ from beitkit.runs.pack.shards import pack
 from beitkit.runs.predict.inputs import gather_images
 from beitkit.runs.training.reader import median_side
 
-fsspec = pytest.importorskip("fsspec")
 parquet = pytest.importorskip("pyarrow.parquet")
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -280,9 +280,10 @@ def test_patterns_and_urls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert location(Path("s3://b/x.tar")) == "s3://b/x.tar"
     assert location(Path("simplecache::s3://b/x.tar")) == "simplecache::s3://b/x.tar"
     assert location(Path("a/b.tar")) == "a/b.tar"
-    monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(UserError, match=r"pip install 'beitkit\[remote\]'"):
-        find_images("memory://x.tar")
+    monkeypatch.setitem(sys.modules, "fsspec.implementations.http", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "http", raising=False)
+    with pytest.raises(UserError, match=r"install what fsspec needs .beitkit\[remote\] for http."):
+        find_images("http://host/x.tar")
 
 
 def test_a_server_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +310,16 @@ def test_a_server_that_gives_whole_files_only_is_named(sources: dict[str, Path],
     files = find_images(sources["pattern behind a URL"])
     with pytest.raises(UserError, match="lacks range requests.*; copy the file here"):
         batches(files)
+
+
+def test_a_folder_behind_a_url_is_listed_once(sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = type(fsspec.filesystem("memory"))
+    real, asked = memory.ls, []
+    monkeypatch.setattr(memory, "ls", lambda system, path, **more: asked.append(path) or real(system, path, **more))
+    for name in ("folder behind a URL", "index behind a URL"):
+        asked.clear()
+        find_images(sources[name])
+        assert len(asked) == 1
 
 
 def test_a_server_that_does_not_answer_is_one_line(sources: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The header reader against the standard library's, and against archives that mean no good."""
+"""Members against those that the standard library finds by itself, and archives that mean no good."""
 
 from __future__ import annotations
 
@@ -90,16 +90,17 @@ def test_only_regular_members_count() -> None:
 
 
 def test_sparse_members_are_passed_over() -> None:
-    old = bytearray(raw(b"old.jpg", b"S", b"00000001000\0", b"ustar  \0"))
-    old[482] = 1  # the map goes on in another block
-    old[148:156] = b" " * 8
-    old[148:156] = b"%06o\0 " % sum(old)
     after = archive(("last.jpg", b"abc"))
-    content = bytes(old) + bytes(BLOCK) + bytes(BLOCK) + after
+    content = sparse() + bytes(BLOCK) + bytes(BLOCK) + after
     assert [member.name for member in scanned(content)] == [b"last.jpg"] == [m.name for m in referee(content)]
     record = b"22 GNU.sparse.major=1\n"
     content = raw(b"p", b"x", b"%011o\0" % len(record)) + record.ljust(BLOCK, b"\0") + raw(b"new.jpg") + after
     assert [member.name for member in scanned(content)] == [b"last.jpg"]
+
+
+def test_headers_from_before_posix() -> None:
+    content = raw(b"a.jpg", b"\0", magic=bytes(8)) + raw(b"folder/", b"\0", magic=bytes(8)) + END
+    assert scanned(content) == referee(content) == [TarMember(b"a.jpg", 512, 0)]
 
 
 def test_sizes_in_base_256_and_in_extended_headers() -> None:
@@ -110,6 +111,15 @@ def test_sizes_in_base_256_and_in_extended_headers() -> None:
         raw(b"p", b"x", b"%011o\0" % len(record)) + record.ljust(BLOCK, b"\0") + raw(b"a.jpg") + b"abc".ljust(BLOCK, b"\0") + END
     )
     assert scanned(content) == referee(content) == [TarMember(b"a.jpg", 1536, 3)]
+
+
+def sparse() -> bytes:
+    """A header of an old GNU sparse member whose map goes on in another block."""
+    header = bytearray(raw(b"old.jpg", b"S", b"00000001000\0", b"ustar  \0"))
+    header[482] = 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
 
 
 def pax(record: bytes, kind: bytes = b"x") -> bytes:
@@ -128,16 +138,17 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "flipped later": (lambda: archive(("a.jpg", b""), ("b.jpg", b"")).replace(b"b.jpg", b"c.jpg"), "is damaged at byte 512"),
     "beyond the end": (lambda: raw(b"a.jpg", size=b"77777777777\0") + END, "is cut short: its member 'a.jpg' goes on"),
     "beyond all ends": (lambda: raw(b"a.jpg", size=b"\x80" + b"\xff" * 11) + END, "is cut short: its member 'a.jpg' goes on"),
-    "negative": (lambda: raw(b"a.jpg", size=b"\xff" * 12) + END, "a member of negative size"),
-    "no octal number": (lambda: raw(b"a.jpg") + raw(b"b.jpg", size=b"0000000009x\0") + END, "is no octal number"),
-    "huge name": (lambda: raw(b"././@LongLink", b"L", b"00100000001\0") + END, "an extended header of 16,777,217 bytes"),
-    "huge pax": (lambda: raw(b"p", b"x", b"77777777777\0") + END, "an extended header of 8,589,934,591 bytes"),
-    "cut in pax":
-                  (lambda: raw(b"p", b"x", b"00000010000\0") + END, "is cut short within an extended header"),
-    "pax without length": (lambda: pax(b"path=a.jpg\n"), "is no size"),
-    "pax of length 0": (lambda: pax(b"0 path=a.jpg\n"), "an extended header that cannot be read"),
-    "pax that is too long": (lambda: pax(b"999 path=a.jpg\n"), "an extended header that cannot be read"),
-    "pax with a negative size": (lambda: pax(b"11 size=-5\n"), "is no size"),
+    "negative": (lambda: raw(b"a.jpg", size=b"\xff" * 12) + END, "x.tar is no tar archive|a member of negative size"),
+    "negative later": (lambda: raw(b"a.jpg") + raw(b"b.jpg", size=b"\xff" * 12) + END, "is damaged at byte 512"),
+    "far before": (lambda: raw(b"a.jpg") + raw(b"b.jpg", size=b"\xff" * 10 + b"\0\0") + END, "is damaged at byte 512"),
+    "no octal number": (lambda: raw(b"a.jpg") + raw(b"b.jpg", size=b"0000000009x\0") + END, "is damaged at byte 512"),
+    "huge name": (lambda: raw(b"././@LongLink", b"L", b"00100000001\0") + END, "has headers of 16,777,728 bytes at byte 512"),
+    "huge pax": (lambda: raw(b"p", b"x", b"77777777777\0") + END, "has headers of 8,589,934,592 bytes at byte 512"),
+    "many pax": (lambda: pax(b"9 a=bcde\n")[: 2 * BLOCK] * 1500 + END, "is damaged at byte 0|has headers of"),
+    "many sparse maps": (lambda: sparse() + (bytes(504) + b"\1" + bytes(7)) * 3000 + END, "has headers of 512 bytes at byte"),
+    "cut in pax": (lambda: raw(b"p", b"x", b"00000010000\0") + END, "is cut short: its end is missing"),
+    "pax of length 0": (lambda: pax(b"0 path=a.jpg\n"), "is damaged at byte 0"),
+    "pax with a negative size": (lambda: pax(b"11 size=-5\n"), "is damaged at byte 0"),
     "pax with a huge size": (lambda: pax(b"29 size=99999999999999999999\n"), "is cut short: its member 'a.jpg' goes on"),
     "global size": (lambda: pax(b"10 size=3\n", kind=b"g"), "a global header that renames"),
 }  # fmt: skip
@@ -190,4 +201,4 @@ def test_a_scan_reads_headers_only(tmp_path: Path) -> None:
         return content[start : start + length]
 
     assert len(list(tar_members(noting, len(content), "x.tar"))) == 5
-    assert sum(read) == 6 * BLOCK
+    assert sum(read) == 6 * BLOCK + 5  # and the last byte of each member
