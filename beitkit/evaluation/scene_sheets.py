@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from beitkit.configs.segmentation import Color
 from beitkit.data.scenes.reading import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.images import stacked
-from beitkit.report.overlays import Color, colored, error_map, overlay
+from beitkit.report.overlays import colored, error_map, overlay
 
 WORST = 6
 """Images that are shown, those with the smallest mean intersection over union."""

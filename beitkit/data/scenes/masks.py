@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
+from beitkit.configs.segmentation import Color
 from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage, opened_image
-
-Color = tuple[int, int, int]
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that keep every value; JPEG and WebP do not
 MODES = ("1", "L", "P", "RGB", "I", "I;16", "I;16B")

@@ -28,7 +28,6 @@ from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
-from beitkit.report.overlays import palette_of
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_config, run_on, short_names
 from beitkit.system import quoted, write_atomically
@@ -100,9 +99,7 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
 
         passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
         classes = model.config.classes
-        results.append(
-            SceneResult(name, path, evaluate_scenes(predict, passed, classes, palette_of(classes, model.config.palette)))
-        )
+        results.append(SceneResult(name, path, evaluate_scenes(predict, passed, classes, model.config.colors)))
         model.cpu()
     result = SceneEvaluation(
         where=where,

@@ -42,7 +42,7 @@ from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.images import fit, png_bytes, stacked, to_bytes
-from beitkit.report.overlays import colored, legend, overlay, palette_of
+from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
 from beitkit.runs.predict.inputs import gather_images
 from beitkit.system import quoted, write_atomically
@@ -96,7 +96,7 @@ class _Folder:
         self.path = path
         self.model = model
         self.names = _names(found)
-        self.palette = palette_of(model.config.classes, model.config.palette)
+        self.palette = model.config.colors
         part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
         self.areas = path / f"areas{part}.jsonl"
         record = path / f"command{part}.json"

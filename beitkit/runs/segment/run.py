@@ -30,7 +30,6 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
-from beitkit.report.overlays import palette_of
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import write_report
@@ -120,7 +119,7 @@ def run(config: SegmentRun) -> SegmentResult:
     groups = layered_groups(model, model, config.optim)
     fit(objective, batches, groups, session.training, [evaluator], session.best("val/miou", model))
     if runtime.is_main:
-        scored = evaluate_scenes(predict, scenes(), train.classes, palette_of(train.classes, model.config.palette))
+        scored = evaluate_scenes(predict, scenes(), train.classes, model.config.colors)
         result = {
             "miou": scored.scores.mean_iou,
             "macc": scored.scores.mean_accuracy,
