@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,9 +14,12 @@ from torch import Tensor
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat
 from beitkit.contracts import Batch
 from beitkit.errors import UserError
+from beitkit.evaluation.scene_sheets import SceneScores
 from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
 from beitkit.evaluation.statistics import LUCK, Spread, mcnemar, spread
 
+Kind = TypeVar("Kind")
+AnyScores = Scores | MultilabelScores | SceneScores
 SEEDS = ("seed", "train.seed")
 """What a run calls its seed."""
 
@@ -27,27 +30,12 @@ class ModelResult(NamedTuple):
     name: str
     """What tells it apart: the last part of its path, or all of it."""
     path: Path
-    scores: Scores | MultilabelScores
+    scores: AnyScores
 
     @property
     def headline(self) -> float:
-        """The one number to compare: top-1, or with several labels an image the mean average precision."""
-        return self.scores.top1 if isinstance(self.scores, Scores) else self.scores.mean_average_precision
-
-
-@runtime_checkable
-class Headlined(Protocol):
-    """What was measured of one network, with the one number to compare."""
-
-    @property
-    def name(self) -> str:
-        """What tells it apart."""
-        ...
-
-    @property
-    def headline(self) -> float:
-        """The number."""
-        ...
+        """The one number to compare: top-1; with several labels an image the mean average precision; of label maps mIoU."""
+        return self.scores.measures[0].value
 
 
 class ModelPair(NamedTuple):
@@ -92,7 +80,7 @@ class SeedGroup(NamedTuple):
 class Evaluation(NamedTuple):
     """What was measured, of one network or of several on the same images.
 
-    Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly.
+    Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly, of a single segmenter `mean_iou`.
     """
 
     where: str
@@ -102,41 +90,47 @@ class Evaluation(NamedTuple):
     """Images that could not be read and do not count."""
     models: tuple[ModelResult, ...]
     pairs: tuple[ModelPair, ...]
-    """Every pair of networks, in their order."""
+    """Every pair of classifiers, in their order."""
     seeds: tuple[SeedGroup, ...]
 
     @property
     def top1(self) -> float:
         """Share named right."""
-        return self._only().top1
+        return self._single(Scores).top1
 
     @property
     def top5(self) -> float | None:
         """Share whose label is among the five most probable; None with five classes or fewer."""
-        return self._only().top5
+        return self._single(Scores).top5
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy, of several labels an image the binary one."""
-        return self.single.loss
+        return self._single(Scores, MultilabelScores).loss
 
     @property
     def classes(self) -> Mapping[str, ClassShare | ClassScores]:
         """Scores by the name of the class."""
-        return self.single.classes
+        return self._single(Scores, MultilabelScores).classes
 
     @property
-    def single(self) -> Scores | MultilabelScores:
+    def mean_iou(self) -> float:
+        """Mean intersection over union."""
+        return self._single(SceneScores).scores.mean_iou
+
+    @property
+    def single(self) -> AnyScores:
         """The scores, where there is one network."""
         (*others, last) = self.models
         if others:
             raise UserError(f"{len(self.models)} models were evaluated; ask models[0].scores, models[1].scores and so on")
         return last.scores
 
-    def _only(self) -> Scores:
+    def _single(self, *kinds: type[Kind]) -> Kind:
         scores = self.single
-        if not isinstance(scores, Scores):
-            raise UserError("with several labels an image there is no top-1; ask for single.mean_average_precision")
+        if not isinstance(scores, kinds):
+            measured = ", ".join(one.name for one in scores.measures)
+            raise UserError(f"such a network is not measured by this, but by {measured}; ask for single")
         return scores
 
 
@@ -169,13 +163,13 @@ def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple
     return tuple(pairs)
 
 
-def seed_groups(models: Sequence[Headlined], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
+def seed_groups(models: Sequence[ModelResult], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
     """Networks whose runs were given the same options but for the seed, with the spread of their headline numbers.
 
     `configs` holds the content of each run's config.json, or None for what is no run; options that do not change what comes
     out (`NOT_PART_OF_A_RUN`) are not compared.
     """
-    set_ups: dict[str, list[tuple[int, Headlined]]] = {}
+    set_ups: dict[str, list[tuple[int, ModelResult]]] = {}
     for model, config in zip(models, configs, strict=True):
         values = {} if config is None else flat(dict(config))
         seed = next((values[key] for key in SEEDS if key in values), None)

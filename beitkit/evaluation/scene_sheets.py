@@ -12,10 +12,12 @@ from torch import Tensor
 from beitkit.configs.segmentation import Color
 from beitkit.data.scenes.reading import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
+from beitkit.evaluation.statistics import Measure
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.images import stacked
 from beitkit.report.overlays import colored, error_map, overlay
+from beitkit.report.table import Column, Table, percent
 
 WORST = 6
 """Images that are shown, those with the smallest mean intersection over union."""
@@ -50,13 +52,26 @@ class SceneScores(NamedTuple):
     worst: tuple[Shown, ...]
     palette: tuple[Color, ...]
 
-    def rows(self) -> list[list[str]]:
-        """A table: class, its share of the counted pixels, IoU, share of its pixels named right."""
-        totals = self.confusion.sum(1)
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
         return [
-            [name, f"{float(total / totals.sum()):.1%}", _percent(iou), _percent(accuracy)]
-            for name, total, iou, accuracy in zip(self.class_iou, totals, self.scores.iou, self.scores.accuracy, strict=True)
+            Measure("mIoU", self.scores.mean_iou),
+            Measure("mean accuracy", self.scores.mean_accuracy),
+            Measure("pixels named right", self.scores.pixel_accuracy),
+            Measure("IoU weighed by frequency", self.scores.weighted_iou),
         ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        totals = self.confusion.sum(1)
+        shares = (totals / totals.sum()).tolist()
+        return Table(
+            ["class", *(Column(name, percent) for name in ("share of pixels", "IoU", "named right"))],
+            list(zip(self.class_iou, shares, self.scores.iou, self.scores.accuracy, strict=True)),
+            "Validation pixels. IoU is intersection over union, summed over all images before it is divided.",
+        )
 
 
 def evaluate_scenes(
@@ -88,11 +103,7 @@ def evaluate_scenes(
 def scene_sections(report: Report, scene_scores: SceneScores) -> None:
     """The parts of a report that show a verdict: classes, what is taken for what, the worst images."""
     report.section("Classes")
-    report.table(
-        ["class", "share of pixels", "IoU", "named right"],
-        scene_scores.rows(),
-        "Validation pixels. IoU is intersection over union, summed over all images before it is divided.",
-    )
+    report.table(scene_scores.class_table)
     if len(scene_scores.class_iou) <= CONFUSION_CLASSES:
         report.figure(
             heat_map(
@@ -131,7 +142,3 @@ def _reduced(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 sh sw"]:
     factor = min(1.0, SHEET_SIDE / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     return F.interpolate(image[None], size=size, mode="area")[0]
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{share:.1%}"

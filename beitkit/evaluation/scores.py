@@ -11,8 +11,12 @@ from torch import Tensor
 
 from beitkit.evaluation.calibration import Bin, calibration_error, reliability
 from beitkit.evaluation.classification import balanced_accuracy, class_precisions, confusion, per_class, top_k
-from beitkit.evaluation.statistics import Interval, wilson
+from beitkit.evaluation.statistics import Interval, Measure, wilson
+from beitkit.report.table import Column, Table, percent, thousands
 
+nats = "{:.4f}".format
+"""A loss as people read it."""
+INTERVALS = "Intervals are Wilson's score intervals at 95%."
 THRESHOLD = 0.5
 """A class counts as named where its probability is larger, in networks for several labels an image."""
 
@@ -23,6 +27,11 @@ class ClassShare(NamedTuple):
     images: int
     top1: float
     """Share of them named right; NaN without images."""
+
+    @property
+    def text(self) -> str:
+        """The share with its interval."""
+        return f"{self.top1:.1%} {wilson(round(self.top1 * self.images), self.images)}" if self.images else "-"
 
 
 class Scores(NamedTuple):
@@ -44,6 +53,24 @@ class Scores(NamedTuple):
     classes: dict[str, ClassShare]
     confusion: list[list[int]]
     """How many images of each class (row) were given each name (column)."""
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
+        top5 = [] if self.top5 is None else [Measure("top-5", self.top5, self.top5_interval)]
+        return [
+            Measure("top-1", self.top1, self.top1_interval),
+            *top5,
+            Measure("balanced accuracy", self.balanced),
+            Measure("loss", self.loss, text=nats),
+            Measure("calibration error", self.calibration_error),
+        ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        rows = [[name, one.images, one.text] for name, one in self.classes.items()]
+        return Table(["class", Column("images", thousands), "named right"], rows, INTERVALS)
 
 
 class Mistake(NamedTuple):
@@ -83,6 +110,24 @@ class MultilabelScores(NamedTuple):
     loss: float
     """Mean binary cross-entropy over images and classes, in nats."""
     classes: dict[str, ClassScores]
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
+        return [
+            Measure("mAP", self.mean_average_precision),
+            Measure("micro F1", self.micro_f1),
+            Measure("macro F1", self.macro_f1),
+            Measure("all labels right", self.subset_accuracy, self.subset_interval),
+            Measure("loss", self.loss, text=nats),
+        ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        columns = ["class", Column("images", thousands), Column("average precision", percent), Column("F1", percent)]
+        rows = [[name, *one] for name, one in self.classes.items()]
+        return Table(columns, rows, f"F1 counts a class as named above a probability of {THRESHOLD:g}.")
 
 
 def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...]) -> Scores:

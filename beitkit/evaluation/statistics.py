@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, mean, stdev
 from typing import NamedTuple
+
+from beitkit.report.table import percent
 
 CONFIDENCE = 0.95
 """Share of repetitions in which an interval holds the true value."""
@@ -18,6 +20,28 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+class Measure(NamedTuple):
+    """A number that was measured, with its name and how it is written."""
+
+    name: str
+    value: float
+    interval: Interval | None = None
+    text: Callable[[float], str] = percent
+
+    @property
+    def with_interval(self) -> str:
+        """The number, and how far it can be trusted where that is known."""
+        return self.short if self.interval is None else f"{self.short} {self.interval}"
+
+    @property
+    def short(self) -> str:
+        """The number alone."""
+        return self.text(self.value)
 
 
 class Spread(NamedTuple):

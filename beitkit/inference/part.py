@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
 
 @runtime_checkable
-class Table(Protocol):
+class OutputFile(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 
     def encode(self, part: Rows) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beitkit.errors import UserError
-from beitkit.inference.part import Rows, Table
+from beitkit.inference.part import OutputFile, Rows
 from beitkit.system import write_atomically
 from beitkit.train.folder import locked
 
@@ -32,7 +32,7 @@ class Written(NamedTuple):
 class PartedOutput:
     """The files of one command, its parts, and what it was asked for."""
 
-    def __init__(self, tables: Mapping[Path, Table], command: Mapping[str, Setting], parts: int) -> None:
+    def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
         """Begin a result, or open it to continue; holds a lock while the process lives.
 
         Args:

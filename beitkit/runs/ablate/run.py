@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.interop.load import load_tokenizer
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.report.table import Table
 from beitkit.runs.ablate.config import AblateRun, Variant
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
@@ -141,11 +141,15 @@ def _cells(row: VariantRow, full: VariantRow) -> list[str]:
     ]
 
 
-HEADER = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
 EXPLANATION = (
     "Means over seeds; spread (standard deviation) and differences in points. Paper: BEiT-B, 300 epochs of ImageNet-1k; its row "
     "from scratch is DeiT-B, in another set-up."
 )
+
+
+def _table(rows: list[VariantRow]) -> Table:
+    header = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
+    return Table(header, [_cells(row, rows[0]) for row in rows], EXPLANATION)
 
 
 def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
@@ -159,10 +163,7 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
 
 
 def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
-    table = Table(*HEADER, box=None)
-    for row in rows:
-        table.add_row(*_cells(row, rows[0]))
-    Console(highlight=False, markup=False, width=110).print(table)
+    _table(rows).print()
     print(EXPLANATION)
     best = quoted(out / "finetune" / f"full-{config.seeds[0]}")
     print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
@@ -195,6 +196,6 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
         ),
         "Each dot is one seed of the fine-tuning.",
     )
-    report.table(HEADER, [_cells(row, rows[0]) for row in rows], EXPLANATION)
+    report.table(_table(rows))
     report.paragraph("Every pre-training and fine-tuning left a report of its own, in pretrain/ and finetune/.")
     report.write(out / "report.html")

@@ -18,6 +18,7 @@ from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal
 from beitkit.report.normal import Line, finetuning_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.table import Column, Table, percent, thousands
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
@@ -76,11 +77,9 @@ def write_report(
     _learning(report, events, network)
     report.section("Classes")
     measure = "average precision" if network.multilabel else "named right"
-    rows = [
-        [name, f"{count:,}", f"{share:.1%}" if count else "-"]
-        for name, (count, share) in zip(train.classes, outcome.classes, strict=True)
-    ]
-    report.table(["class", "images", measure], rows, "Validation images of each class.")
+    columns = ["class", Column("images", thousands), Column(measure, percent)]
+    rows = [[name, *one] for name, one in zip(train.classes, outcome.classes, strict=True)]
+    report.table(Table(columns, rows, "Validation images of each class."))
     pace_figures(report, events)
     report.write(folder.path / "report.html")
 
@@ -140,11 +139,8 @@ def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
         columns[f"from {half + 1} on"] = pixels[half : 2 * half]
     report.images(columns, "The beginning of the first batch, top to bottom.")
     targets = first["targets"] if "targets" in first else torch.eye(len(network.classes))[first["labels"].cpu()]
-    rows = [
-        [str(number), named_target(target, network.classes)]
-        for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)
-    ]
-    report.table(["image", "target"], rows, "Before label smoothing.")
+    named = [named_target(target, network.classes) for target in targets[: len(pixels)].cpu()]
+    report.table(Table(["image", "target"], list(enumerate(named, start=1)), "Before label smoothing."))
 
 
 def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +13,7 @@ from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.normal import segmentation_lines
 from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.table import Column, Table, percent
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
@@ -90,7 +90,7 @@ def write_report(
         "Training crops are scaled and distorted, so they are harder than validation images.",
     )
     report.section("The training masks")
-    report.table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training.")
+    report.table(Table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training."))
     for note in audited.notes():
         report.paragraph(note)
     pace_figures(report, events)
@@ -105,10 +105,9 @@ def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared:
         "One run each. Repeat both with other values of --seed before you believe a small difference.",
     )
     names = [name for name, iou in scene_scores.class_iou.items() if iou is not None]
-    rows = [
-        [name, _percent(scene_scores.class_iou[name]), _percent(compared.class_iou.get(name))]
-        for name in sorted(names, key=lambda name: -(scene_scores.class_iou[name] or 0))
-    ]
+    names.sort(key=lambda name: -(scene_scores.class_iou[name] or 0))
+    columns = ["class", Column(path.name, percent), Column(compared.folder.name, percent)]
+    rows = [[name, scene_scores.class_iou[name], compared.class_iou.get(name)] for name in names]
     report.figure(
         dot_chart(
             [Dots("mIoU", [[here], [compared.mean_iou]])],
@@ -119,8 +118,4 @@ def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared:
         ),
         f"This run and {compared.folder}.",
     )
-    report.table(["class", path.name, compared.folder.name], rows, "IoU of each class.")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None or math.isnan(share) else f"{share:.1%}"
+    report.table(Table(columns, rows, "IoU of each class."))
