@@ -13,11 +13,10 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig
 from beitkit.contracts import Batch
 from beitkit.data.sources.image_list import ImageList
-from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal
 from beitkit.report.normal import Line, finetuning_lines
-from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.sections import beside_another_run, curve, last, normal_training, pace_figures
 from beitkit.report.table import Column, Table, percent, thousands
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
@@ -38,11 +37,12 @@ class FinalScores(NamedTuple):
     """For each class its images, and the share named right or its average precision."""
 
 
-class ComparedClassifier(NamedTuple):
-    """Another run, by the same measure."""
+class FinetuneResult(NamedTuple):
+    """What a fine-tuning run found out."""
 
     folder: Path
-    score: float
+    accuracy: float
+    """Top-1 share on the validation images; where images have several labels, the mean average precision."""
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
     network: ClassifierConfig,
     train: ImageList,
     outcome: FinalScores,
-    compared: ComparedClassifier | None,
+    compared: FinetuneResult | None,
     runtime: Runtime,
     first: Batch,
 ) -> None:
@@ -69,7 +69,7 @@ def write_report(
         ]
     )
     if compared is not None:
-        _side_by_side(report, folder.path, outcome, compared, "mAP" if network.multilabel else "top-1")
+        beside_another_run(report, "mAP" if network.multilabel else "top-1", (folder.path, outcome.score), compared)
     report.section("Is this normal?")
     lines = [_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, events, config)
     report.normal_lines([*lines, *normal_training(events)])
@@ -82,25 +82,6 @@ def write_report(
     report.table(Table(columns, rows, "Validation images of each class."))
     pace_figures(report, events)
     report.write(folder.path / "report.html")
-
-
-def _side_by_side(report: Report, path: Path, outcome: FinalScores, compared: ComparedClassifier, measure: str) -> None:
-    difference = outcome.score - compared.score
-    report.verdict(
-        f"{outcome.score:.1%} here, {compared.score:.1%} in {compared.folder}: {100 * difference:+.1f} points",
-        None,
-        "One run each. Repeat both with other values of --seed before you believe a small difference.",
-    )
-    report.figure(
-        dot_chart(
-            [Dots(measure, [[outcome.score], [compared.score]])],
-            [path.name, compared.folder.name],
-            title="Accuracy side by side",
-            x_label="run",
-            y_label=measure,
-        ),
-        f"This run and {compared.folder}, on {outcome.images:,} images.",
-    )
 
 
 def _accuracy_lines(outcome: FinalScores, events: Sequence[Event], config: FinetuneRun) -> list[Line]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import write_report
+from beitkit.runs.segment.report import SegmentResult, write_report
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
@@ -44,16 +43,6 @@ from beitkit.train.schedule import Schedule
 
 AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
-
-
-class SegmentResult(NamedTuple):
-    """What a segmentation run found out, on the validation images; all values are shares."""
-
-    folder: Path
-    mean_iou: float
-    """Mean over the classes that occur of intersection / union."""
-    class_iou: dict[str, float | None]
-    """None for a class that neither occurs nor was named."""
 
 
 def run(config: SegmentRun) -> SegmentResult:
