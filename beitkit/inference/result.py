@@ -28,6 +28,21 @@ class Written(NamedTuple):
     out: Path | None
     """What was written."""
 
+    @property
+    def words(self) -> str:
+        """The images and the unreadable ones among them."""
+        unreadable = f", {self.unreadable} of them unreadable" if self.unreadable else ""
+        return f"{self.images} image{'' if self.images == 1 else 's'}{unreadable}"
+
+    def as_json(self) -> str:
+        """The counts, and what was written."""
+        return json.dumps(self._asdict() | {"out": str(self.out)})
+
+    def check(self) -> None:
+        """Raise a `UserError` if there are images of which not one can be read."""
+        if self.images and self.unreadable == self.images:
+            raise UserError(f"none of the {self.images} images can be read; the reasons are named above")
+
 
 class PartedOutput:
     """The files of one command, its parts, and what it was asked for."""
