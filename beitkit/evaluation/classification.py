@@ -33,16 +33,32 @@ class Accuracy:
 
 
 @torch.no_grad()
+def collect_answers(
+    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch], key: str
+) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
+    """The logits of every network on the images that can be read, and what the batches hold of these. All on the CPU.
+
+    Args:
+        predicts: per network normalized images (b, c, h, w) to logits (b, classes).
+        batches: an ordered pass; batches hold images, broken and `key`.
+        key: labels, targets or index.
+    """
+    logits: list[list[Tensor]] = [[] for _ in predicts]
+    values = []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        for kept, predict in zip(logits, predicts, strict=True):
+            kept.append(predict(batch["images"]).float()[readable].cpu())
+        values.append(batch[key][readable].cpu())
+    return [torch.cat(kept) for kept in logits], torch.cat(values)
+
+
 def collect_logits(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
     """Logits and labels of every readable image, on the CPU."""
-    logits, labels = [], []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        logits.append(predict(batch["images"]).float()[readable].cpu())
-        labels.append(batch["labels"][readable].cpu())
-    return torch.cat(logits), torch.cat(labels)
+    (logits,), labels = collect_answers([predict], batches, "labels")
+    return logits, labels
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
@@ -117,14 +133,9 @@ class MeanAveragePrecision:
         yield "loss", F.binary_cross_entropy_with_logits(logits, targets.float()).item()
 
 
-@torch.no_grad()
 def collect_targets(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
     """Logits of every readable image, and which classes it shows, on the CPU."""
-    logits, targets = [], []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        logits.append(predict(batch["images"]).float()[readable].cpu())
-        targets.append(batch["targets"][readable].cpu() > 0.5)
-    return torch.cat(logits), torch.cat(targets)
+    (logits,), targets = collect_answers([predict], batches, "targets")
+    return logits, targets > 0.5

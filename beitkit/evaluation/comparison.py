@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat
-from beitkit.contracts import Batch
 from beitkit.errors import UserError
 from beitkit.evaluation.scene_sheets import SceneScores
 from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
@@ -132,26 +130,6 @@ class Evaluation(NamedTuple):
             measured = ", ".join(one.name for one in scores.measures)
             raise UserError(f"such a network is not measured by this, but by {measured}; ask for single")
         return scores
-
-
-@torch.no_grad()
-def collect_answers(
-    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch]
-) -> tuple[list[Float[Tensor, "n classes"]], Int[Tensor, " n"]]:
-    """The logits of every network, and which images they are of; unreadable ones are left out. All on the CPU.
-
-    Args:
-        predicts: per network normalized images (b, c, h, w) to logits (b, classes).
-        batches: an ordered pass; batches hold images, index and broken.
-    """
-    logits: list[list[Tensor]] = [[] for _ in predicts]
-    indices = []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        for kept, predict in zip(logits, predicts, strict=True):
-            kept.append(predict(batch["images"]).float()[readable].cpu())
-        indices.append(batch["index"][readable].cpu())
-    return [torch.cat(kept) for kept in logits], torch.cat(indices)
 
 
 def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[ModelPair, ...]:

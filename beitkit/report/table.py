@@ -1,9 +1,10 @@
-"""A table that is built once, and shown on the terminal and on a page."""
+"""What is shown of a result: a table, built once for the terminal and the page, and the whole of it as JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
@@ -69,3 +70,16 @@ class Table(NamedTuple):
 def percent(share: float | None) -> str:
     """A share in percent with one digit; `-` where there was nothing to measure (None or NaN)."""
     return "-" if share is None or math.isnan(share) else f"{share:.1%}"
+
+
+def plain(value: Any) -> Any:
+    """A result as dicts, lists, numbers and strings; NaN, which JSON has not, as None."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(one) for name, one in value._asdict().items()}  # type: ignore[attr-defined]
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and math.isnan(value) else value

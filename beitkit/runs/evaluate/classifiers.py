@@ -20,7 +20,8 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluation.comparison import collect_answers, compared
+from beitkit.evaluation.classification import collect_answers
+from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.nn.models import Classifier
@@ -119,7 +120,8 @@ def _answers(
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
         stream = _stream(members[0], files, reading, crop_share)
-        answers, index = collect_answers([_predict(member, runtime.precision) for member in members], stream)
+        predicts = [_predict(member, runtime.precision) for member in members]
+        answers, index = collect_answers(predicts, stream, "index")
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
             logits[place], readable[place] = answer[:, order], index

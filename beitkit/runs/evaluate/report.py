@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
 from beitkit.evaluation.scores import INTERVALS, THRESHOLD, MultilabelScores, Scores, largest_confusions
 from beitkit.report.charts import Dots, dot_chart, heat_map, reliability_diagram
 from beitkit.report.document import Report
-from beitkit.report.table import Column, Table, percent, thousands
+from beitkit.report.table import Column, Table, percent, plain, thousands
 
 CONFUSIONS = 10
 """Largest confusions that are listed."""
@@ -30,7 +29,7 @@ def as_json(result: Evaluation) -> dict[str, Any]:
     """The evaluation as plain JSON, NaN as null; of a single network its scores stand at the top as well."""
     if any(isinstance(model.scores, SceneScores) for model in result.models):
         return _scenes_as_json(result)
-    content = _plain(result)
+    content = plain(result)
     return content if len(result.models) > 1 else content["models"][0]["scores"] | content
 
 
@@ -51,7 +50,7 @@ def _scenes_as_json(result: Evaluation) -> dict[str, Any]:
     ]
     content = {"where": result.where, "images": result.images, "broken": result.broken, "models": models}
     content["seeds"] = [{"models": group.models, "seeds": group.seeds, **group.spread._asdict()} for group in result.seeds]
-    return _plain(models[0] | content if len(models) == 1 else content)
+    return plain(models[0] | content if len(models) == 1 else content)
 
 
 def print_result(result: Evaluation) -> None:
@@ -177,16 +176,3 @@ def _headlines(result: Evaluation) -> str:
     name = result.models[0].scores.measures[0].name
     dots = Dots(name, [[value[member] for member in members] for _, members in places])
     return dot_chart([dots], [place for place, _ in places], title=name, x_label="model", y_label=name)
-
-
-def _plain(value: Any) -> Any:
-    """A result as dicts, lists, numbers and strings; NaN, which JSON has not, as None."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(one) for name, one in value._asdict().items()}  # type: ignore[attr-defined]
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -35,16 +35,6 @@ class Probe(NamedTuple):
     classes: int
 
 
-def as_json(result: Probe) -> dict[str, object]:
-    """The result as plain JSON; `chosen` is a position in `blocks`."""
-    return result._asdict() | {
-        "neighbors": None if result.neighbors is None else result.neighbors._asdict(),
-        "linear": result.linear._asdict(),
-        "optimistic": None if result.optimistic is None else result.optimistic._asdict(),
-        "blocks": list(result.blocks),
-    }
-
-
 def chart(result: Probe) -> str:
     """Accuracy on the test images by block."""
     dots = [Dots("linear probe", [[value] for value in result.linear.test])]
