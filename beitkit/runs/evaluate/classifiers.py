@@ -17,13 +17,13 @@ from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
-from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.nn.models import Classifier
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
