@@ -8,10 +8,6 @@ inside (dalle: 0.8 x + 0.1; beit and light: [-1, 1]) happens here.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,6 +15,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
+from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.tokenizers.geometries import build_parts, initialize, layers_of, without_autocast
 
 LAPLACE_EPSILON = 0.1  # DALL-E, appendix A.3: logit-Laplace sees pixels in (0.1, 0.9), where the logit is finite
@@ -60,11 +57,7 @@ class DiscreteVAE(nn.Module):
         state = self.state_dict(keep_vars=True)
         key = tuple((id(tensor), tensor._version) for tensor in state.values())
         if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True).encode(), digest_size=16)
-            for name, tensor in state.items():
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            self._fingerprint = (key, digest.hexdigest())
+            self._fingerprint = (key, digest_of(self.config, state))
         return self._fingerprint[1]
 
     @property
