@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from beitkit.configs.data import Triple
+
 IGNORED = 255
 """In a label map: a pixel that neither trains nor counts."""
 Batch = dict[str, Tensor]
@@ -61,6 +63,16 @@ def precision_name(autocast: torch.dtype | None) -> Precision:
 def autocast_type(precision: str) -> torch.dtype | None:
     """What autocast computes in for a precision in words; None is no autocast. The inverse of `precision_name`."""
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def pixel_statistics(
+    mean: Triple, std: Triple, channels: int, like: Tensor
+) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+    """Mean and standard deviation per channel, in the type and on the device of `like`; one channel takes the average of three."""
+    statistics = torch.tensor([mean, std], dtype=like.dtype, device=like.device)
+    if channels == 1:
+        statistics = statistics.mean(1, keepdim=True)
+    return statistics[0, :, None, None], statistics[1, :, None, None]
 
 
 class Loss(NamedTuple):

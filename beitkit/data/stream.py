@@ -24,7 +24,7 @@ from torch import Tensor
 
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import EvaluationView
@@ -101,14 +101,12 @@ def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[Batch]:
     """Batches whose `images` are float32, (x / 255 - mean) / std per channel; gray ones take the average over channels."""
-    constants: tuple[Tensor, Tensor] | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
     for batch in stream:
-        images = batch["images"]
-        if constants is None:
-            values = torch.tensor([mean, std], device=images.device)
-            values = values.mean(dim=1, keepdim=True) if images.shape[1] == 1 else values
-            constants = values[0].view(-1, 1, 1), values[1].view(-1, 1, 1)
-        yield batch | {"images": images.float().div_(255).sub_(constants[0]).div_(constants[1])}
+        images = batch["images"].float().div_(255)
+        if statistics is None:
+            statistics = pixel_statistics(mean, std, images.shape[1], images)
+        yield batch | {"images": images.sub_(statistics[0]).div_(statistics[1])}
 
 
 def tokenized(stream: Iterable[Batch], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beitkit.configs.tokenizer import VQKDConfig
+from beitkit.contracts import pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone, Features, truncated_normal_
 from beitkit.tokenizers.codebook import Codebook, Quantized
@@ -107,10 +108,8 @@ class VQKD(nn.Module):
         return self.encode_task_layer(patches).transpose(1, 2).unflatten(2, features.grid)  # (b, d, gh, gw)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        expected = torch.tensor([self.config.preprocessing.mean, self.config.preprocessing.std])
-        if self.channels != 3:
-            expected = expected.mean(1, keepdim=True)
-        mean, std = expected.to(images)[:, :, None, None]
+        preprocessing = self.config.preprocessing
+        mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, self.channels, images)
         return (images - mean) / std
 
 

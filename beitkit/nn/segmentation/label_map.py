@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import ImageInput
+from beitkit.contracts import ImageInput, pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
@@ -180,10 +180,7 @@ def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
     """Normalize, pad to the window's size, and run the network as far as its own resolution."""
     weight, (height, width) = model.backbone.cls_token, model.config.backbone.image_size
     preprocessing = model.config.preprocessing
-    statistics = torch.tensor([preprocessing.mean, preprocessing.std], device=weight.device, dtype=weight.dtype)
-    if model.config.backbone.channels == 1:
-        statistics = statistics.mean(dim=1, keepdim=True)
-    mean, std = statistics[:, :, None, None]
+    mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, model.config.backbone.channels, weight)
 
     def score(parts: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
         images = parts.to(weight.device).to(weight.dtype).div_(255).sub_(mean).div_(std)
