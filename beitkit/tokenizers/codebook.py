@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from beitkit.nn.collectives import all_reduce_, broadcast_
 
 KMEANS_STEPS = 10  # official code
 MAX_SCORES = 2**24
@@ -68,16 +70,13 @@ class Codebook(nn.Module):
 
     def _start(self, points: Float[Tensor, "m d"]) -> None:
         self.codes.copy_(directional_kmeans(points, len(self.codes)))
-        if _has_processes():
-            # Every process saw other images; without this they would train against different codebooks.
-            distributed.broadcast(self.codes, src=0)
+        # Every process saw other images; without this they would train against different codebooks.
+        broadcast_(self.codes)
         self.is_started.fill_(True)
 
     def _follow(self, points: Float[Tensor, "m d"], ids: Int[Tensor, " m"]) -> None:
         counts, sums = _gather_by_code(points, ids, len(self.codes))
-        if _has_processes():
-            distributed.all_reduce(counts)
-            distributed.all_reduce(sums)
+        all_reduce_(counts, sums)
         # A code that nothing chose is its own mean, so it stays.
         means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), self.codes)
         self.codes.copy_(F.normalize(self.decay * self.codes + (1 - self.decay) * means, dim=1))
@@ -111,7 +110,3 @@ def _gather_by_code(points: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor
 
 def _as_points(x: Tensor) -> Tensor:
     return F.normalize(x.permute(0, 2, 3, 1).flatten(0, 2), dim=1)  # (b * gh * gw, d)
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

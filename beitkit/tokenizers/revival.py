@@ -19,20 +19,21 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from beitkit.nn.collectives import all_reduce_, broadcast_, is_distributed, is_rank_zero
+from beitkit.tokenizers.codebook import KMEANS_STEPS
 from beitkit.tokenizers.dvae import DiscreteVAE
 
 START_MARGIN = 3.0
 """Mean lead in score of a feature's nearest center over the second nearest at the start; Gumbel noise has std 1.28."""
 SPLIT_MARGIN = 2.0
 """Standard deviation, over a split code's features, of the difference of the twins' scores."""
-KMEANS_STEPS = 10
 MAX_POINTS = 32768
 """Features that k-means looks at."""
 
 
-def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_STEPS) -> Float[Tensor, "v d"]:
+def kmeans(points: Float[Tensor, "m d"], num_centers: int) -> Float[Tensor, "v d"]:
     """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii, 2007).
 
     With fewer distinct points than centers, the surplus centers repeat points.
@@ -47,7 +48,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
         # The tiny constant leaves a choice where every point coincides with a seed.
         chosen = torch.multinomial(nearest + 1e-12, 1)
     centers = torch.cat(seeds)
-    for _ in range(steps):
+    for _ in range(KMEANS_STEPS):
         owners = torch.cdist(points, centers).argmin(1)
         sums = torch.zeros_like(centers).index_add_(0, owners, points)
         counts = torch.zeros(num_centers, device=points.device).index_add_(0, owners, torch.ones_like(nearest))
@@ -58,7 +59,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
 @torch.no_grad()
 def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
     """Set the code layer, and the embeddings along with it, from k-means of features of real images (process 0's)."""
-    if _is_first():
+    if is_rank_zero():
         _place_codes(tokenizer, features)
     _share_codes(tokenizer)
 
@@ -87,27 +88,17 @@ def _place_codes(tokenizer: DiscreteVAE, features: Tensor) -> None:
 
 def is_so_first(claim: bool, device: torch.device) -> bool:
     """Whether the claim holds in process 0 of several; the same answer in all of them."""
-    if not _has_processes():
-        return claim
+    if not is_distributed():
+        return claim  # without a tensor, whose value the host would have to wait for
     told = torch.tensor(float(claim), device=device)
-    distributed.broadcast(told, src=0)
+    broadcast_(told)
     return bool(told)
 
 
 def _share_codes(tokenizer: DiscreteVAE) -> None:
     """Give all processes the rows of process 0."""
     assert tokenizer.code_layer.bias is not None
-    if _has_processes():
-        for rows in (tokenizer.code_layer.weight, tokenizer.code_layer.bias, tokenizer.embeddings):
-            distributed.broadcast(rows, src=0)
-
-
-def _is_first() -> bool:
-    return not _has_processes() or distributed.get_rank() == 0
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    broadcast_(tokenizer.code_layer.weight, tokenizer.code_layer.bias, tokenizer.embeddings)
 
 
 class CodeRevival(nn.Module):
@@ -137,8 +128,7 @@ class CodeRevival(nn.Module):
         batches = torch.ones_like(self.batches)
         for total, seen in ((self.usage, usage), (self.error, summed), (self.batches, batches)):
             counted = seen if is_sound else torch.zeros_like(seen)
-            if _has_processes():
-                distributed.all_reduce(counted)
+            all_reduce_(counted)
             total += counted
 
     @torch.no_grad()
@@ -148,7 +138,7 @@ class CodeRevival(nn.Module):
         `features` are of the present batch; only codes chosen at two different places in it can be split. Process 0 does it
         for all.
         """
-        revived = self._split(tokenizer, features) if _is_first() else 0
+        revived = self._split(tokenizer, features) if is_rank_zero() else 0
         _share_codes(tokenizer)
         self.usage.zero_()
         self.error.zero_()

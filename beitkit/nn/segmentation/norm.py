@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from beitkit.errors import UserError
+from beitkit.nn.collectives import all_reduce_, is_distributed
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -31,7 +32,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         Raises:
             UserError: in training, if a channel has a single value, which has no variance.
         """
-        if self.training and _has_processes():
+        if self.training and is_distributed():
             return self._synchronized(input)
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
             raise UserError("batch norm cannot be trained on one image where its map has one pixel; use --batch-size 2 or more")
@@ -68,15 +69,11 @@ class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         total = local.clone()
-        distributed.all_reduce(total)
+        all_reduce_(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
+        all_reduce_(total)
         return total
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
