@@ -88,8 +88,7 @@ def token_encoder(
     tokenizer.to(runtime.device)
     if begun is not None:
         return Encoder.laid_out(tokenizer, autocast_type(begun.precision))
-    count = min(TRIED_IMAGES, len(files))
-    chosen = files.subset([index * len(files) // count for index in range(count)])
+    chosen = files.evenly_spread(TRIED_IMAGES)
     dataset = ImageDataset(
         chosen,
         PretrainView(key.view, key.image_size, key.token_size, only_tokens=True),
@@ -98,5 +97,5 @@ def token_encoder(
         kind="evaluate",
         smallest=key.patch,
     )
-    images = torch.cat([batch["token_images"] for batch in evaluation_stream(dataset, count)])
+    images = torch.cat([batch["token_images"] for batch in evaluation_stream(dataset, len(chosen))])
     return encoder_of(tokenizer, images.to(runtime.device), runtime.autocast)

@@ -103,6 +103,11 @@ class ImageList:
         members = None if self.members is None else self.members.subset(chosen)
         return ImageList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
 
+    def evenly_spread(self, count: int) -> ImageList:
+        """`count` images at equal distances in the list, the first among them; all where there are not more."""
+        count = min(count, len(self))
+        return self.subset([index * len(self) // count for index in range(count)])
+
     def with_targets(self) -> ImageList:
         """The same images with `targets` in place of `labels`: one class each, as if there could be several."""
         if self.targets is not None:

@@ -98,11 +98,9 @@ class Setup:
 
     def evaluation_dataset(self) -> ImageDataset:
         """Some of the images, evenly spread, each always in the same view and under the same mask."""
-        count = min(EVALUATED_IMAGES, len(self.files))
-        chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
         dataset = self.dataset()
         return ImageDataset(
-            chosen,
+            self.files.evenly_spread(EVALUATED_IMAGES),
             dataset.view,
             masker=self.draw_mask,
             channels=dataset.channels,
