@@ -68,7 +68,7 @@ def autocast_type(precision: str) -> torch.dtype | None:
 def pixel_statistics(
     mean: Triple, std: Triple, channels: int, like: Tensor
 ) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
-    """Mean and standard deviation per channel, in the type and on the device of `like`; one channel takes the average of three."""
+    """Mean and standard deviation per channel, on the device of `like`; gray images take the average over the three channels."""
     statistics = torch.tensor([mean, std], dtype=like.dtype, device=like.device)
     if channels == 1:
         statistics = statistics.mean(1, keepdim=True)

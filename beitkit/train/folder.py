@@ -22,6 +22,7 @@ from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
@@ -127,7 +128,7 @@ class RunFolder:
         line = json.dumps({"path": str(file), "reason": reason}) + "\n"
         if line in self._broken_lines():
             return
-        print(f"skipped {file}: {reason}", file=sys.stderr)
+        say_skipped(file, reason)
         with self.broken_list.open("a", encoding="utf-8") as listing:
             listing.write(line)
 

@@ -114,6 +114,11 @@ class WaitMeter:
             yield item
 
 
+def say_skipped(file: Path, reason: str) -> None:
+    """Print on stderr that a file cannot be read."""
+    print(f"skipped {file}: {reason}", file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
     """A length of time for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     whole = max(0, round(seconds))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -32,6 +31,7 @@ from beitkit.runs.evaluate.report import Answers, as_json, predictions_table, pr
 from beitkit.runs.evaluate.segmenters import SceneEvaluation, evaluate_segmenters
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 NAMED_IN_A_REFUSAL = 3
@@ -61,7 +61,7 @@ def _evaluate_classifiers(config: EvaluateRun, models: list[Classifier]) -> Eval
     def note(file: Path, reason: str) -> None:
         if file not in broken:  # models of several sizes read an image several times
             broken.add(file)
-            print(f"skipped {file}: {reason}", file=sys.stderr)
+            say_skipped(file, reason)
 
     reading = Reading(
         batch_size=config.batch_size,

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_config, run_on, short_names
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 SPLITS_FILE = "scenes.csv"
@@ -89,7 +89,7 @@ def evaluate_segmenters(config: EvaluateRun, models: list[Segmenter]) -> SceneEv
     def note(file: Path, reason: str) -> None:
         if file not in broken:  # every model reads the images anew
             broken.add(file)
-            print(f"skipped {file}: {reason}", file=sys.stderr)
+            say_skipped(file, reason)
 
     results = []
     for name, path, model in zip(short_names(config.model), config.model, models, strict=True):

@@ -15,10 +15,11 @@ from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, as_json, chart, print_result, write_report
-from beitkit.runs.probe.training import Images, say_skipped, train_probes
+from beitkit.runs.probe.training import Images, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 EVALUATION_BATCH = 64

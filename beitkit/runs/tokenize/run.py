@@ -32,6 +32,7 @@ from beitkit.runs.tokenize.shards import found_shards, join_shards
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder, token_encoder
 from beitkit.train.folder import locked
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 SECONDS_PER_LINE = 10.0
@@ -161,10 +162,7 @@ def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeR
 
 
 def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
-    def report(file: Path, reason: str) -> None:
-        print(f"skipped {file}: {reason}", file=sys.stderr)
-
-    return with_limit_on_broken(stream, dataset, config.read.max_broken, report, None)
+    return with_limit_on_broken(stream, dataset, config.read.max_broken, say_skipped, None)
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
