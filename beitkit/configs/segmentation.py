@@ -8,9 +8,6 @@ from typing import Annotated, Literal
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, config
 from beitkit.errors import UserError
 
-OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The scales of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
-
 
 @config("loss")
 class SegmentationLossConfig:

@@ -118,10 +118,6 @@ class Report:
                 raise ValueError(f"the table has {len(header)} columns, but a row or the alignment has {len(row)}: {list(row)}")
         self._add("table", header=header, rows=rows, sides=sides, caption=caption)
 
-    def key_values(self, pairs: Sequence[tuple[str, str]], caption: str = "") -> None:
-        """Names and values, such as the settings of a run."""
-        self._add("key_values", items=pairs, caption=caption)
-
     def html(self) -> str:
         """The whole page."""
         page = _templates().get_template("page.html.jinja")

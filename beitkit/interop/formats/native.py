@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.errors import UserError
-from beitkit.interop.build import build
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, TokenizerConfig, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
@@ -62,9 +61,3 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
     return from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
-
-
-def load_native(folder: Path | str) -> nn.Module:
-    """The network or tokenizer that `save_native` wrote, as it was, in eval mode."""
-    config, tensors = read_native(Path(folder))
-    return build(config, tensors)
