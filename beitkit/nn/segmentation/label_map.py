@@ -1,4 +1,4 @@
-"""What a segmenter makes of a whole image: a label map at the image's own size, and how sure it is of each class."""
+"""Label map of a whole image at its own size, with the area and mean probability of each class."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
 
 BAND_BYTES = 64 << 20
-"""Scores at the image's size that are in memory at once."""
+"""Limit on the full-resolution scores in memory at once."""
 LONGEST = 4
-"""How many times its short side an image's long side may be after resizing (official configs)."""
+"""Maximum aspect ratio after resizing (official configs)."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -99,7 +99,7 @@ def _score_bands(
     *,
     want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
-    """From top to bottom the first row of a band, and its scores or, wanted or needed for averaging, probabilities."""
+    """Yield bands from top to bottom: first row, and scores (or probabilities, if wanted or averaged)."""
     _check(model, image)
     config = model.config.inference if wished is None else wished
     size, views = map_size(image), _views(model, image, config, precision)
@@ -129,7 +129,7 @@ def _check(model: Segmenter, image: Tensor) -> None:
 def _views(
     model: Segmenter, image: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
-    """One per scale and flip: the scores of the resized image, and whether they are mirrored."""
+    """One per scale and flip: the scores of the resized image, and whether it is mirrored."""
     window = model.config.backbone.image_size
     stride = _stride(config, window)
     score = _scorer(model, precision)
@@ -156,7 +156,7 @@ def _stride(config: InferenceConfig, window: Pair) -> Pair:
 
 
 def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
-    """The sizes that the image is shown at, one per scale."""
+    """Size of the resized image for each scale."""
     if config.mode == "whole":
         return [window]
     short, long = min(size), max(size)
