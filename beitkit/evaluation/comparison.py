@@ -59,7 +59,7 @@ class ModelPair(NamedTuple):
     """Images that only the first has right (with several labels an image: all of its labels)."""
     only_second: int
     p_value: float
-    """Of McNemar's exact test: the probability of a split at least as uneven if the two were equally good."""
+    """p-value of McNemar's exact test: probability of a split at least as uneven if both were equally good."""
 
     @property
     def sentence(self) -> str:

@@ -1,4 +1,4 @@
-"""What a pre-trained network fills in: predicted tokens, turned into pixels by the tokenizer's decoder, or predicted pixels."""
+"""Images reconstructed from predictions: predicted tokens decoded by the tokenizer, or predicted pixels."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pixel_columns(
 
 
 def _given(model: MaskedImageModel, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> dict[str, Tensor]:
-    """The columns that show what the network was given: the original, and what it sees of it."""
+    """The input columns: original and masked image."""
     originals = _unnormalized(model, images).cpu()
     masked = [masked_image(*pair, model.config.backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
     return {"original": originals, "masked": torch.stack(masked)}

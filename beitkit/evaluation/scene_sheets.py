@@ -1,4 +1,4 @@
-"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of image, truth, prediction and error."""
+"""Segmentation metrics and sheets of image, truth, prediction and error, for `segment` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 
 
 class SceneScores(NamedTuple):
-    """What an evaluation of label maps found."""
+    """Result of evaluating label maps."""
 
     scores: SegmentationScores
     class_iou: dict[str, float | None]
@@ -85,7 +85,7 @@ def evaluate_scenes(
 
 
 def scene_sections(report: Report, scene_scores: SceneScores) -> None:
-    """The parts of a report that show a verdict: classes, what is taken for what, the worst images."""
+    """Report sections of an evaluation: classes, confusions, worst images."""
     report.section("Classes")
     report.table(
         ["class", "share of pixels", "IoU", "named right"],

@@ -25,18 +25,18 @@ SURE = 0.5
 
 
 class PredictionRow(NamedTuple):
-    """What is said about one image."""
+    """Prediction for one image."""
 
     path: Path
     predicted: str
     best: list[tuple[str, float]]
-    """Classes and their probabilities, best first; none where the image cannot be read."""
+    """Classes and probabilities, best first; empty if the image cannot be read."""
     error: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How probabilities become names."""
+    """How probabilities become predicted classes."""
 
     classes: tuple[str, ...]
     multilabel: bool
@@ -45,7 +45,7 @@ class Naming:
 
     @classmethod
     def of(cls, config: ClassifierConfig, top: int) -> Naming:
-        """The naming of a classifier."""
+        """The naming rule of a classifier."""
         return cls(classes=config.classes, multilabel=config.multilabel, top=min(top, len(config.classes)))
 
     def predicted(self, probabilities: NDArray[np.float32]) -> str:

@@ -1,4 +1,4 @@
-"""Our own files: `model.safetensors` with the weights, and `model.json` with all that is needed to rebuild the network."""
+"""beitkit's own format: `model.safetensors` with the weights, and `model.json` to rebuild the network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 
 def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
-    """Write a network to `folder`, which is made if need be; each file is written whole or not at all."""
+    """Write a network to `folder`, which is created; each file is written atomically."""
     write_native(model.config, model.state_dict(), Path(folder))
 
 
@@ -30,8 +30,8 @@ def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, 
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
     write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
-    # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
-    # unless it fits.
+    # The description is written last: if it is there, the weights are. After a crash between the two, a strict load refuses a
+    # pair that does not fit.
     description = {
         "format_version": FORMAT_VERSION,
         "beitkit": __version__,
@@ -46,7 +46,7 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
     """The config and the unread tensors of a folder that `save_native` wrote.
 
     Raises:
-        UserError: if a file is missing or damaged, or was written by a newer version.
+        UserError: if a file is missing or damaged, or is from a newer version.
     """
     path = folder / DESCRIPTION
     try:
