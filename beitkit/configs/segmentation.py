@@ -1,4 +1,4 @@
-"""How a segmenter is trained and used: its loss, and the windows, scales and flips with which whole images are labeled."""
+"""Configs of segmentation: loss, and inference with windows, scales and flips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What describes a tokenizer: discrete VAEs, VQ-KD, and how a discrete VAE is trained."""
+"""Configs of tokenizers: discrete VAEs, VQ-KD, and training of a discrete VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples by position: which image, in which view, under which mask."""
+"""Map-style dataset: position to sample (image, view and mask)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ImageDataset:
     an image that cannot be read is replaced by the next one in the list that can. With `repeats` each image of the
     permutation fills that many positions, and an epoch ends after N positions all the same (repeated augmentation). With
     `balanced` the epoch's images are drawn so that every class fills as many positions. For evaluation position p is image p,
-    and an image that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
-    `broken` is not -1.
+    and an image that cannot be read is black, so that the batch keeps its shape; evaluators drop samples whose `broken` is not
+    -1.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ImageDataset:
         return balanced_order(torch.from_numpy(self.files.labels), generator)
 
     def sample(self, position: int) -> dict[str, Tensor]:
-        """The sample at a position of the order."""
+        """The sample at a position."""
         return self.read(*self.locate(position))
 
     def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:

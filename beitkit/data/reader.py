@@ -1,4 +1,4 @@
-"""From an image in any form that people have it in to what one network is shown, exactly as in an evaluation."""
+"""Image reader: from a path, Pillow image, array or tensor to the input of a network, as in its evaluation."""
 
 from __future__ import annotations
 

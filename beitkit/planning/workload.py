@@ -1,4 +1,4 @@
-"""What a run computes, described without its images: the network, its objective and a batch of the right shapes."""
+"""Workload of a run without its images: network, objective, and a batch of the right shapes."""
 
 from __future__ import annotations
 

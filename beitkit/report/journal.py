@@ -1,7 +1,7 @@
-"""Reads a run's journal.jsonl back: one JSON object per line, written while the run goes on.
+"""Reads a run's journal.jsonl: one JSON object per line, written during the run.
 
-A run can be killed in the middle of a line and started again, so a journal may hold torn lines, and steps that were logged
-twice (once before the kill, once more after going on from the last checkpoint). Both are normal and are handled here.
+A run can be killed in the middle of a line and resumed, so a journal may contain incomplete lines, and steps that were logged
+twice (before the kill, and after resuming from the last checkpoint). Both are handled here.
 """
 
 from __future__ import annotations

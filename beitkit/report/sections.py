@@ -1,4 +1,4 @@
-"""The sections that every training's report has: its curves, and what holds of any training."""
+"""Report sections shared by all training runs: curves and general checks."""
 
 from __future__ import annotations
 

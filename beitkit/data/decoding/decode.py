@@ -1,13 +1,11 @@
-"""From a file to an upright image of 1 or 3 channels, or to one `BrokenImage` that says why not.
+"""Decode a file to an upright image of 1 or 3 channels; raises `BrokenImage` with the reason if it cannot.
 
-This is the only place where images are decoded. Whatever a file contains, the result is either an 8-bit Pillow image in
-mode "RGB" (3 channels) or "L" (1 channel), or the exception; a file larger than the pixel limit is refused by its header,
-before any memory is spent on it.
+All images are decoded here. The result is an 8-bit Pillow image in mode "RGB" (3 channels) or "L" (1 channel). An image above
+the pixel limit is rejected by its header, before memory is allocated.
 
-How kinds of images are read: EXIF orientation is applied; of an animation or a document the first frame is taken;
-16-bit and float values are scaled to 8 bits, not clipped; whatever is transparent shows white. (The original drops the
-alpha channel and so shows the color that the editor left under transparent pixels; black drawings on a transparent ground,
-the most usual kind, would become black all over.)
+EXIF orientation is applied; the first frame of an animation or document is used; 16-bit and float values are scaled to 8 bits,
+not clipped; transparent pixels become white. (The official code drops the alpha channel and so shows the color under transparent
+pixels; black drawings on a transparent ground, the most common kind, would become all black.)
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The list of images that everything reads from: flat, indexed, with labels where there are any.
+"""`ImageList`: an indexed list of images, with or without labels.
 
-All names are one block of bytes, not a Python list: worker processes share it without copying, and ten million names cost
-their bytes and eight more each. Names that are not valid UTF-8 are kept as they are. The arrays may be mapped from an index
-file (`data.sources.index`); then they cost no memory at all.
+All names are one array of bytes, not a Python list: workers share it without copying, and each name costs its bytes and eight
+more. Names that are not valid UTF-8 are kept as they are. The arrays may be memory-mapped from an index file
+(`data.sources.index`).
 """
 
 from __future__ import annotations

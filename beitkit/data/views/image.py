@@ -1,8 +1,8 @@
-"""What the networks are shown of an image: crops, flips, color jitter and resizing, each drawn from a given generator.
+"""Image transforms: crops, flips, color jitter and resizing, each drawn from a given generator.
 
 A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
-uint8 tensors (c, h, w). A `StoredImage` can take the image's place: it is decoded once the crop is known, as finely as the
-crop needs (decision 007). A view never changes the image it is given, and equal generators give equal views. `PretrainView` makes
+uint8 tensors (c, h, w). The image may be a `StoredImage`, which is decoded once the crop is known, at the resolution that the
+crop needs (decision 007). A view never modifies its image, and equal generators give equal views. `PretrainView` makes
 one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
 classification.
 """
@@ -30,7 +30,7 @@ from beitkit.data.views.augment import RandAugment, draw_erasing
 View = Callable[..., dict[str, Tensor]]
 """Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
 
-SMALL = 32  # up to this size, images are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
+SMALL = 32  # up to this size images are not cropped (timm's rule, which BEiT's fine-tuning follows)
 PADDING = 4  # pixels of black around small images before a training crop, as usual on CIFAR
 ATTEMPTS = 10  # random crops tried before the central one
 MAX_ASPECT = 16  # longer images lose their ends before they are resized for evaluation

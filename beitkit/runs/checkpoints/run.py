@@ -1,4 +1,4 @@
-"""`beitkit inspect`, `show-load`, `convert` and `export`: checkpoints looked at and written in other formats."""
+"""`beitkit inspect`, `show-load`, `convert` and `export`: inspect checkpoints and write them in other formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `beitkit evaluate` tells: tables on stdout, JSON, a table of predictions and the report."""
+"""Output of `beitkit evaluate`: tables on stdout, JSON, a table of predictions and the report."""
 
 from __future__ import annotations
 

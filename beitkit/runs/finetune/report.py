@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run: what the network saw, how it learned, and what it names right."""
+"""The report of a fine-tuning run: inputs, curves and accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pre-training run works with: images, masks, targets and network, checked against each other."""
+"""Setup of a pre-training run: images, masking, targets and network, checked against each other."""
 
 from __future__ import annotations
 

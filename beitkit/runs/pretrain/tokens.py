@@ -1,4 +1,4 @@
-"""Where a pre-training run takes its tokens from: the cache that it is given, or the one in its own folder."""
+"""Token cache of a pre-training run: the given one, or one in its own folder."""
 
 from __future__ import annotations
 

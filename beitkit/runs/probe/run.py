@@ -1,4 +1,4 @@
-"""`beitkit probe`: judge frozen features, block by block, with the quick protocol, the official script's or the paper's."""
+"""`beitkit probe`: evaluate frozen features, block by block, with the quick, the official or the paper's protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear probes of the official script and of the paper: layers on every block that learn from random crops."""
+"""Linear probes of the official script and of the paper: a layer on every block, trained on random crops."""
 
 from __future__ import annotations
 

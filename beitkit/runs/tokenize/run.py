@@ -1,4 +1,4 @@
-"""`beitkit tokenize`: compute the visual tokens of stored views once."""
+"""`beitkit tokenize`: compute the visual tokens of stored views in advance."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _place(config: TokenizeRun) -> tuple[Path, Shard, Path]:
 
 
 def _begun(config: TokenizeRun) -> CacheKey | None:
-    """What the cache that is there was made for, or the shards of which it will be joined, and whose precision is kept."""
+    """Key of an existing cache or of its shards; its precision is kept."""
     if config.machine.precision == "float32":
         return None  # then one in bfloat16 is another
     out, _, path = _place(config)

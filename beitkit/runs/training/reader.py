@@ -1,4 +1,4 @@
-"""How the training verbs read their images: this process's share of the batches, counted, timed and on the device."""
+"""Batches of a training run on this rank: limits on unreadable images, waiting time, transfer to the device."""
 
 from __future__ import annotations
 

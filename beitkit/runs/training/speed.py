@@ -1,4 +1,4 @@
-"""How a training run computes its Transformer blocks: compiled or not, keeping or recomputing what the gradients need."""
+"""Compilation and activation checkpointing of Transformer blocks."""
 
 from __future__ import annotations
 
