@@ -21,7 +21,7 @@ WORST = 6
 SHEET_SIDE = 240
 """Long side in pixels of the images that are kept for a sheet."""
 CONFUSION_CLASSES = 24
-"""More classes than this make a table nobody can read."""
+"""Most classes in the table of confusions."""
 SHEET_EXPLANATION = (
     "The images with the smallest mean IoU, worst first. Error: red where the prediction is wrong, gray where nothing counts."
 )

@@ -62,7 +62,7 @@ class ConfusionTable:
         """Add one image; returns its own mIoU.
 
         Raises:
-            UserError: if the two differ in size, or hold an id that is no class.
+            UserError: if the two differ in size, or hold an id that is not a class.
         """
         number, classes = len(self._image_iou), len(self.counts)
         if prediction.shape != label_map.shape:

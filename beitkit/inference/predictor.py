@@ -110,7 +110,7 @@ class Predictor:
             NaN.
 
         Raises:
-            UserError: neither `path` nor `image` in the batch, or a checkpoint that is no classifier.
+            UserError: neither `path` nor `image` in the batch, or a checkpoint that is not a classifier.
         """
         result = self._batches(batch)
         model = self._batches.loaded().model

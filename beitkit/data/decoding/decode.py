@@ -165,7 +165,7 @@ def open_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest
     """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenImage: the file is no image, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
+        BrokenImage: the file is not an image, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
             than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """

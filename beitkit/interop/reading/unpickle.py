@@ -167,7 +167,7 @@ def read_pickled(path: Path) -> Unpickled:
 
     Raises:
         UserError: if the file names anything but tensors and what usually lies beside them (nothing has been run then), if it is
-            cut off, or if it is no PyTorch checkpoint.
+            cut off, or if it is not a PyTorch checkpoint.
     """
     try:
         with path.open("rb") as file:
