@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -53,6 +54,10 @@ ImageInput = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] 
 
 Precision = Literal["float32", "bfloat16"]
 """Precision of matrix products."""
+
+
+Autocast = Callable[[], AbstractContextManager[None]]
+"""Makes the autocast context of a run, such as `Runtime.precision`."""
 
 
 def precision_name(autocast: torch.dtype | None) -> Precision:

@@ -110,3 +110,6 @@ class ReconstructConfig:
     """Share of the run during which codes are revived; the rest lets them settle."""
     dead_share: Share = 0.05
     """A code is unused when it is chosen less often than this share of the average."""
+
+
+TokenizerConfig = DVAEConfig | VQKDConfig

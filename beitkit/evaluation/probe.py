@@ -11,7 +11,6 @@ images that are reported.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,12 +19,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.contracts import Batch
+from beitkit.contracts import Autocast, Batch
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
-Autocast = Callable[[], AbstractContextManager[None]]
-"""Autocast of a run, see `train.machine.runtime.Runtime.precision`."""
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""

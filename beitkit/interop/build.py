@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, SegmenterConfig
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, AnyNetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State
 
 LISTED = 8

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beitkit.configs.data import Preprocessing
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, kind_of_config
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint, read_tokenizer
 from beitkit.interop.reading.understood import Checkpoint

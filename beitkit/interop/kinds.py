@@ -19,7 +19,6 @@ OUR_NOTE = "beitkit"
 
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
-TokenizerConfig = DVAEConfig | VQKDConfig
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),

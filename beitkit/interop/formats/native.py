@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import TokenizerNetwork

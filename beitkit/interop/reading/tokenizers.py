@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, TokenizerConfig, VQKDConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import DALLE_DECODER, DALLE_ENCODER, DISCRETE_VAE, NATIVE, VQ_KD, VQ_KD_SKIPPED
 from beitkit.interop.formats.native import DESCRIPTION, read_native
-from beitkit.interop.kinds import TokenizerConfig
 from beitkit.interop.reading.checkpoints import read_file
 from beitkit.interop.reading.describe import Hints, describe_backbone
 from beitkit.interop.reading.understood import split_skipped, to_official

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import ImageInput, pixel_statistics
+from beitkit.contracts import Autocast, ImageInput, pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
@@ -24,8 +24,6 @@ BAND_BYTES = 64 << 20
 """Limit on the full-resolution scores in memory at once."""
 LONGEST = 4
 """Maximum aspect ratio after resizing (official configs)."""
-
-Autocast = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
