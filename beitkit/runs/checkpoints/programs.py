@@ -32,7 +32,7 @@ from beitkit.system import write_atomically
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4
-"""Largest difference to the network, relative to its largest output; other engines add up in another order."""
+"""Tolerance: largest difference to the network relative to its largest output, for other summation orders."""
 OPSET = 20
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -89,7 +89,7 @@ def export(
 
 
 def suffix_of(format: str) -> str:
-    """How the file name of an exported program ends.
+    """File extension of an exported program.
 
     Raises:
         UserError: if there is no such format.

@@ -36,7 +36,7 @@ from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 SECONDS_PER_LINE = 10.0
-"""How often it is said how far it is."""
+"""Interval of progress lines."""
 
 
 def run(config: TokenizeRun) -> Path:
@@ -128,14 +128,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _is_foreign(entry: Path) -> bool:
-    """Whether a file is none that a start leaves behind which was killed before the cache was made."""
+    """Whether a file is not left over from a start that was killed before the cache was created."""
     return entry.name != ".lock" and entry.suffix not in (".npy", ".tmp")
 
 
 def _computed_here(
     cache: TokenCache, dataset: ImageDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
-    """What is missing, computed by this process and stored."""
+    """Compute missing tokens in this process and store them."""
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return token_ids(images.to(runtime.device), encoder, cache.key.grid)
@@ -148,7 +148,7 @@ def _computed_here(
 
 
 def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
-    """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
+    """Compute missing tokens on a Ray cluster and store them in this process, the only writer."""
     machine = replace(config.machine, precision=cache.key.precision)
     compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
     wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
@@ -166,7 +166,7 @@ def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
-    """Go through what is computed and stored, and say from time to time how far it is."""
+    """Consume the batches and report progress."""
     total, before = views * cache.num_images, cache.num_stored
     start = said = time.monotonic()
     try:
@@ -181,7 +181,7 @@ def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
 
 
 def _next(config: TokenizeRun) -> str:
-    """The command that goes on from here."""
+    """The next command."""
     if config.shard is not None:
         return "when all shards are done, the same command without --shard joins them"
     options = view_options(config.view, config.image_size, config.patch, config.seed)

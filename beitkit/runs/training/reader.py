@@ -16,7 +16,7 @@ from beitkit.train.journal import WaitMeter
 from beitkit.train.machine.runtime import Runtime
 
 SAMPLE = 64
-"""Images whose headers are read."""
+"""Images in the sample for the median side."""
 
 
 def training_batches(dataset: ImageDataset, first: int, reading: Reading, runtime: Runtime, waited: WaitMeter) -> Iterator[Batch]:
