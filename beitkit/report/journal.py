@@ -23,10 +23,9 @@ class Event:
     kind: str
     """"train", "evaluate" or "note"."""
     step: int
-    epoch: float
     numbers: dict[str, float]
-    """Everything else that is a number: loss, accuracy, lr, grad_norm, images_per_second, data_wait, seconds, ...; NaN for one
-    that was not finite."""
+    """Everything else that is a number: epoch, loss, accuracy, lr, grad_norm, images_per_second, data_wait, seconds, ...; NaN for
+    one that was not finite."""
     texts: dict[str, str]
     """Everything else that is text: a note's message."""
 
@@ -70,15 +69,15 @@ def _parse(line: str) -> Event | None:
         return None
     if not isinstance(found, dict):
         return None
-    kind, step, epoch = found.pop("kind", None), found.pop("step", None), found.pop("epoch", 0.0)
-    if not isinstance(kind, str) or not isinstance(step, int) or not _is_number(epoch):
+    kind, step = found.pop("kind", None), found.pop("step", None)
+    if not isinstance(kind, str) or not isinstance(step, int):
         return None
     # The journal writes null for a number that is not finite, which JSON cannot express.
     numbers = {
         key: math.nan if value is None else float(value) for key, value in found.items() if value is None or _is_number(value)
     }
     texts = {key: value for key, value in found.items() if isinstance(value, str)}
-    return Event(kind=kind, step=step, epoch=float(epoch), numbers=numbers, texts=texts)
+    return Event(kind=kind, step=step, numbers=numbers, texts=texts)
 
 
 def _is_number(value: object) -> bool:

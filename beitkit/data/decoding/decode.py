@@ -142,16 +142,14 @@ def _possible(reduction: int) -> int:
     return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
-def image_to_crop(
-    source: Path | Encoded, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
-) -> Image.Image | StoredImage:
+def image_to_crop(source: Path | Encoded, channels: int, smallest: Pair = (1, 1)) -> Image.Image | StoredImage:
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
     path = _display_name(source)
     with opened_image(source) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise BrokenImage(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+        if width * height > MAX_PIXELS:
+            raise BrokenImage(path, f"{width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} million")
         if min(image.size) < min(smallest) or max(image.size) < max(smallest):
             raise BrokenImage(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
         if image.format not in ("JPEG", "MPO"):
@@ -161,15 +159,15 @@ def image_to_crop(
         return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
-def open_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
+def open_image(path: Path, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
     """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenImage: the file is not an image, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
+        BrokenImage: the file is not an image, damaged, cut short, has more than `MAX_PIXELS` pixels, or is lower or narrower
             than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
-    image = image_to_crop(path, channels, max_pixels, smallest)
+    image = image_to_crop(path, channels, smallest)
     return image.decoded() if isinstance(image, StoredImage) else image
 
 
