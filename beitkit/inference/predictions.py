@@ -21,7 +21,7 @@ from beitkit.inference.parquet import encode_table, join_tables
 from beitkit.inference.part import Rows, Table, text_of
 
 SURE = 0.5
-"""Where an image may show several classes, those of at least this probability are predicted."""
+"""Multi-label: classes with at least this probability are predicted."""
 
 
 class PredictionRow(NamedTuple):

@@ -58,7 +58,7 @@ class Training:
     schedule: Schedule
     """Length and learning rates in steps."""
     loop: LoopConfig
-    """How often to log, evaluate and save, and what to do about steps that are not finite."""
+    """How often to log, evaluate and save, and how many steps may be non-finite."""
     optim: OptimConfig
     """The optimizer's constants."""
     runtime: Runtime
@@ -187,7 +187,7 @@ class _State:
         checkpoints.save(self.done, self.trainer.state(), numbers)
 
     def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:
-        """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
+        """Report a skipped non-finite step; raise a `NumericalError` if it is the `most`-th in a row."""
         if numbers.is_applied:
             self.bad_steps = 0
             return
@@ -220,7 +220,7 @@ class _Window:
         self._restart(step)
 
     def add(self, result: StepResult) -> None:
-        """Count the forward passes of a step, if it was applied."""
+        """Add the losses of a step, if it was applied."""
         for loss in result.losses:
             for name, value in {"passes": torch.ones_like(loss.total), "loss": loss.total, **loss.parts}.items():
                 applied = torch.where(result.is_finite, value.detach(), 0)

@@ -89,7 +89,7 @@ class Shards:
     """
 
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
-        """Share out an objective that is on the CPU, and the same in all processes; its weights go to the device unit by unit."""
+        """Shard an objective that is on the CPU and equal on all ranks; its weights move to the device unit by unit."""
         self.objective = objective
         self._processes = runtime.processes
         # The twin shares the objective's memory until its unit is sharded; no rank ever has two copies.
@@ -189,7 +189,7 @@ def parallel(objective: nn.Module, runtime: Runtime) -> Parallel:
 
 
 def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
-    """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
+    """Whether to shard an objective's weights (see `parallel`)."""
     has_units = len(sharding_units(objective)) > 0
     if runtime.sharding == "full" and not has_units:
         raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")

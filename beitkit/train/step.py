@@ -107,8 +107,8 @@ class Trainer:
             schedule: learning rates by step, the length of the run, and the seed.
             optim: the optimizer's constants.
             runtime: device, precision and processes.
-            accumulation_steps: forward passes of a step, of all processes together.
-            ema: decay of the average of the weights; none is kept for 0 or None.
+            accumulation_steps: forward passes per step, over all ranks.
+            ema: decay of the EMA of the weights; 0 or None: no EMA.
         """
         name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
         names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
@@ -138,12 +138,12 @@ class Trainer:
         for own in range(self.own_accumulation_steps):
             batch = next(stream)
             number = done * self.accumulation_steps + own * processes.world_size + processes.rank
-            # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
+            # Random draws of a forward pass (drop path, Gumbel noise) depend on the seed and its number only.
             torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
             with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
                 with self._runtime.precision():
                     loss = self.parallel.module(batch, done / self._schedule.steps)
-                # Gradients are then averaged over processes, so each scales by its own share of the passes.
+                # Gradients are averaged over ranks afterward, so each rank divides by its own number of passes.
                 (loss.total / self.own_accumulation_steps).backward()
             losses.append(loss)
         self.parallel.take_gradients()
@@ -163,7 +163,7 @@ class Trainer:
             losses: of `forward_backward`.
             norm: of `clip`.
             done: steps before this one.
-            stop: what asks this process to stop, to be heard by all.
+            stop: signals that this process has received, which are sent to all ranks.
         """
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
@@ -171,7 +171,7 @@ class Trainer:
         result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
         for group in self.optimizer.param_groups:
             group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
-        # Fused AdamW leaves parameters, moments and its own count of steps as they are where this is 1.
+        # Fused AdamW skips parameters, moments and its step count if this is 1.
         self.optimizer.found_inf = (~result.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
