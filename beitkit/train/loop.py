@@ -32,7 +32,7 @@ from beitkit.train.schedule import Schedule, is_due
 from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 READ_LATE = {"cuda": 1}
-"""How many steps later than its own the host reads what became of a step, by device: meanwhile the device has work."""
+"""By device, how many steps later the host reads the result of a step, so that the device always has work."""
 
 
 class Best:
@@ -53,7 +53,7 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a run trains, whatever its objective is: how long and by which rules, on what, and where it keeps what it did."""
+    """Settings of a training run besides the objective: schedule, loop, optimizer, runtime, outputs."""
 
     schedule: Schedule
     """Length and learning rates in steps."""
@@ -62,11 +62,11 @@ class Training:
     optim: OptimConfig
     """The optimizer's constants."""
     runtime: Runtime
-    """Device, precision and processes; several call `fit` together, and the main one writes and evaluates."""
+    """Device, precision and ranks; all ranks call `fit`, rank 0 writes and evaluates."""
     journal: Journal
-    """Where events go."""
+    """The event log."""
     checkpoints: Checkpoints
-    """Where the state goes; a state found there is continued."""
+    """Where the state is saved, and resumed from."""
     waited: WaitMeter = field(default_factory=WaitMeter)
     """Meter inside the stream, for the share of time spent waiting for data."""
 
@@ -89,7 +89,7 @@ def fit(
         batches: first batch index -> endless stream, so that resuming needs no replay. Every rank counts its own batches
             (`data.stream.training_stream` with its rank and world).
         groups: parameters with their learning-rate factors and weight decay.
-        training: everything else that the run goes by.
+        training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
 

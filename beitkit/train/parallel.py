@@ -83,9 +83,9 @@ class Replicas:
 class Shards:
     """Every rank holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
 
-    A twin of the objective computes: each `ShardingUnit`, and the rest of it as one more, is gathered shortly before it is used,
-    and in the forward pass released after. The objective itself is empty, except between `gather_weights` and `release_weights`,
-    when that of the main process holds everything: it can be evaluated and stored there as if nothing were sharded.
+    A sharded twin of the objective computes: each `ShardingUnit`, and the rest as one more unit, is gathered shortly before use
+    and freed after it in the forward pass. The objective itself is empty, except between `gather_weights` and `release_weights`,
+    when that of rank 0 holds all weights and can be evaluated and saved as usual.
     """
 
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
@@ -180,10 +180,10 @@ Parallel = Replicas | Shards
 
 
 def parallel(objective: nn.Module, runtime: Runtime) -> Parallel:
-    """The objective, the same in all processes, held by them in the way that `runtime.sharding` asks for.
+    """Wrap the objective, which is equal on all ranks, as `runtime.sharding` asks for: replicated or sharded.
 
     Raises:
-        UserError: if weights are to be sharded of a network without a `ShardingUnit`.
+        UserError: if weights are to be sharded and the network has no `ShardingUnit`.
     """
     return Shards(objective, runtime) if shares_out(objective, runtime) else Replicas(objective, runtime)
 
@@ -199,7 +199,7 @@ def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
 
 
 def sharding_units(objective: nn.Module) -> list[ShardingUnit]:
-    """The parts of an objective that are gathered one at a time."""
+    """The sharding units of an objective."""
     return [module for module in objective.modules() if isinstance(module, ShardingUnit)]
 
 

@@ -1,4 +1,4 @@
-"""The three parts of an optimizer step: forward and backward, clipping, the update of the weights and of their average.
+"""The three parts of an optimizer step: forward and backward passes, gradient clipping, update of weights and EMA.
 
 Nothing here synchronizes with the device. Whether loss and gradients are finite is checked on the device, which skips the update
 if not; the host reads the result of a step from a `StepResult` later.
@@ -128,7 +128,7 @@ class Trainer:
         self._schedule, self._runtime = schedule, runtime
 
     def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """The losses of this process's forward passes, whose gradients the parameters then have.
+        """Forward and backward passes of this rank; returns their losses, gradients are on the parameters.
 
         Args:
             stream: this rank's batches, starting with those of this step.
@@ -150,14 +150,14 @@ class Trainer:
         return losses
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the largest norm that is allowed; returns their total norm before that, shape ()."""
+        """Clip the gradients by total norm; returns the norm before clipping, shape ()."""
         learning = self.learning.values()
         norm = self.parallel.norm([parameter.grad for parameter in learning if parameter.grad is not None])
         nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
         return norm
 
     def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:
-        """AdamW's step and the average's; they change nothing where the loss or the gradient of any process is not finite.
+        """Update weights (AdamW) and EMA; skipped if loss or gradients are not finite on any rank.
 
         Args:
             losses: of `forward_backward`.

@@ -1,4 +1,4 @@
-"""The visual tokens of stored views, kept on disk: computed once, then read.
+"""Token cache: the visual tokens of stored views on disk, computed once, then read.
 
 A cache is a folder of four files. `cache.json` holds the key: everything that tokens depend on. `contents.npy` holds digests of
 the images. `tokens.npy` is an array (images, views, n) of uint16 (uint8 up to 256 codes), and `states.npy` (images, views) marks
