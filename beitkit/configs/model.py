@@ -1,4 +1,4 @@
-"""What a network is: sizes as data, and the frozen description that a checkpoint stores and rebuilds it from."""
+"""Network configs, as stored in checkpoints, and the published sizes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ModelPair(NamedTuple):
     """Images that only the first has right (with several labels an image: all of its labels)."""
     only_second: int
     p_value: float
-    """Of McNemar's exact test: the probability of a split at least as uneven if the two were equally good."""
+    """p-value of McNemar's exact test: probability of a split at least as uneven if both were equally good."""
 
     @property
     def sentence(self) -> str:
@@ -60,7 +60,7 @@ class ModelPair(NamedTuple):
 
 
 class SeedGroup(NamedTuple):
-    """Runs of one set-up that differ in nothing but their seed."""
+    """Runs whose configs differ only in their seed."""
 
     models: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -144,7 +144,7 @@ def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple
 def seed_groups(models: Sequence[ModelResult], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
     """Networks whose runs were given the same options but for the seed, with the spread of their headline numbers.
 
-    `configs` holds the content of each run's config.json, or None for what is no run; options that do not change what comes
+    `configs` holds the content of each run's config.json, or None for what is not a run; options that do not change what comes
     out (`NOT_PART_OF_A_RUN`) are not compared.
     """
     set_ups: dict[str, list[tuple[int, ModelResult]]] = {}

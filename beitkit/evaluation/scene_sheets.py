@@ -1,4 +1,4 @@
-"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of image, truth, prediction and error."""
+"""Segmentation metrics and sheets of image, truth, prediction and error, for `segment` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORST = 6
 SHEET_SIDE = 240
 """Long side in pixels of the images that are kept for a sheet."""
 CONFUSION_CLASSES = 24
-"""More classes than this make a table nobody can read."""
+"""Most classes in the table of confusions."""
 SHEET_EXPLANATION = (
     "The images with the smallest mean IoU, worst first. Error: red where the prediction is wrong, gray where nothing counts."
 )
@@ -40,7 +40,7 @@ class Shown(NamedTuple):
 
 
 class SceneScores(NamedTuple):
-    """What an evaluation of label maps found."""
+    """Result of evaluating label maps."""
 
     scores: SegmentationScores
     class_iou: dict[str, float | None]
@@ -101,7 +101,7 @@ def evaluate_scenes(
 
 
 def scene_sections(report: Report, scene_scores: SceneScores) -> None:
-    """The parts of a report that show a verdict: classes, what is taken for what, the worst images."""
+    """Report sections of an evaluation: classes, confusions, worst images."""
     report.section("Classes")
     report.table(scene_scores.class_table)
     if len(scene_scores.class_iou) <= CONFUSION_CLASSES:

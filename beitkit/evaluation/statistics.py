@@ -10,9 +10,9 @@ from typing import NamedTuple
 from beitkit.report.table import percent
 
 CONFIDENCE = 0.95
-"""Share of repetitions in which an interval holds the true value."""
+"""Confidence level of the intervals."""
 LUCK = 0.05
-"""A difference whose p-value is at least this can well be luck."""
+"""A difference with a p-value of at least this is not significant."""
 
 
 class Interval(NamedTuple):
@@ -45,7 +45,7 @@ class Measure(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """A number over repetitions."""
+    """Mean and standard deviation over repetitions."""
 
     mean: float
     deviation: float
@@ -56,7 +56,7 @@ class Spread(NamedTuple):
 def wilson(right: int, total: int) -> Interval:
     """Wilson's score interval (95%) of a share that was measured as `right` of `total` (E. B. Wilson, JASA 22, 1927).
 
-    It stays inside [0, 1] and is not empty at 0 and at all, where the usual plus-minus is.
+    It stays inside [0, 1] and has a width at 0 and 1, unlike the normal approximation.
     """
     assert 0 <= right <= total, f"{right} of {total} is no share"
     assert total, "an interval needs at least one image"

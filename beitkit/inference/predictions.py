@@ -21,22 +21,22 @@ from beitkit.inference.parquet import encode_table, join_tables
 from beitkit.inference.part import OutputFile, Rows, text_of
 
 SURE = 0.5
-"""Where an image may show several classes, those of at least this probability are predicted."""
+"""Multi-label: classes with at least this probability are predicted."""
 
 
 class PredictionRow(NamedTuple):
-    """What is said about one image."""
+    """Prediction for one image."""
 
     path: Path
     predicted: str
     best: list[tuple[str, float]]
-    """Classes and their probabilities, best first; none where the image cannot be read."""
+    """Classes and probabilities, best first; empty if the image cannot be read."""
     error: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How probabilities become names."""
+    """How probabilities become predicted classes."""
 
     classes: tuple[str, ...]
     multilabel: bool
@@ -45,7 +45,7 @@ class Naming:
 
     @classmethod
     def of(cls, config: ClassifierConfig, top: int) -> Naming:
-        """The naming of a classifier."""
+        """The naming rule of a classifier."""
         return cls(classes=config.classes, multilabel=config.multilabel, top=min(top, len(config.classes)))
 
     def predicted(self, probabilities: NDArray[np.float32]) -> str:

@@ -112,10 +112,6 @@ class Report:
         sides = ["left", *(column.align for column in table.whole_columns[1:])]
         self._add("table", header=table.header, rows=table.cells, sides=sides, caption=table.caption)
 
-    def key_values(self, pairs: Sequence[tuple[str, str]], caption: str = "") -> None:
-        """Names and values, such as the settings of a run."""
-        self._add("key_values", items=pairs, caption=caption)
-
     def html(self) -> str:
         """The whole page."""
         page = _templates().get_template("page.html.jinja")

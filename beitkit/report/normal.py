@@ -1,7 +1,7 @@
-"""Is this normal? Plain sentences about the numbers of a run, with what to do when one of them is not as it should be.
+"""Is this normal? Sentences about the numbers of a run, with what to do if one of them is off.
 
 Every function takes plain numbers and returns lines, each with a state: "ok" is as it should be, "note" is worth knowing,
-"warn" wants action. Limits without a source are ours, named below, and meant to catch what is plainly wrong. Shares and
+"warn" wants action. Limits without a source are our own, named below, and meant to catch obvious problems. Shares and
 accuracies are in [0, 1], losses and entropies in nats.
 """
 

@@ -1,6 +1,6 @@
 """Label maps as images people look at: in the colors of their classes, overlays, where a prediction is wrong, a legend.
 
-Label maps are uint8 (h, w): class ids, 255 where a pixel does not count. Colors are (red, green, blue), 0 to 255.
+Label maps are uint8 (h, w): class ids; 255 is ignored. Colors are (red, green, blue), 0 to 255.
 """
 
 from __future__ import annotations

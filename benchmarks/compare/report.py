@@ -1,4 +1,4 @@
-"""What people see of a benchmark: tables on the terminal, and a page with a chart for every job."""
+"""Report of a benchmark: tables on the terminal, and a page with a chart for every job."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the pixels of masks mean: the class of a value or a color, from a `classes.json`, a known data set, or what occurs.
+"""Mapping from mask values or colors to classes: from `classes.json`, a known data set, or the values that occur.
 
-A label map is an array or a Pillow image in mode "L" of class ids, 255 where nothing counts.
+A label map is an array or a Pillow image in mode "L" of class ids; 255 is ignored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Reading mask files: the values or colors of their pixels, exactly as they are stored.
+"""Reading mask files: pixel values or colors exactly as stored.
 
 A mask file is an index image (gray, 1 to 16 bits: the value is the id), a palette image (the index is the id, the
-palette only colors it) or an RGB image (a table says which color is which class). What values and colors mean is the
-business of `label_codes`.
+palette only colors it) or an RGB image (a table says which color is which class). See `label_codes`
+for what values and colors mean.
 """
 
 from __future__ import annotations

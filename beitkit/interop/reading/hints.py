@@ -1,4 +1,4 @@
-"""What a checkpoint says besides its tensors, in each software's words: sizes, class names, pixel statistics."""
+"""Hints besides the tensors, from each library's metadata: sizes, class names, pixel statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def hints_of_pickle(outside: dict[Any, Any], file_name: str) -> Hints:
-    """From what lies beside the weights in a `.pth`: the training script's options, mmsegmentation's `meta`, our own note."""
+    """From the metadata of a `.pth`: the training script's options, mmsegmentation's `meta`, beitkit's config."""
     options = outside.get("args")
     given = options.attributes if isinstance(options, Inert) else {}
     meta = _typed(dict, outside.get("meta")) or {}
@@ -37,7 +37,7 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
     """From a Hugging Face folder's `config.json` and, where there is one, `preprocessor_config.json`.
 
     Raises:
-        UserError: if the folder holds another network than BEiT, or a BEiT that we do not have.
+        UserError: if the folder holds another network than BEiT, or an unsupported variant.
     """
     if config.get("model_type") != "beit":
         raise UserError(f"config.json describes a network of type {config.get('model_type')!r}; beitkit reads 'beit'")
@@ -108,7 +108,7 @@ def _preprocessing(mean: object, std: object, crop_share: object) -> Preprocessi
 
 
 def _typed(kind: type[T], value: object) -> T | None:
-    """The value if it is of the kind (whole numbers count as numbers), else None."""
+    """The value if it has the type (int counts as float), else None."""
     if kind is float and type(value) is int:
         return kind(value)  # type: ignore[call-arg]
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None

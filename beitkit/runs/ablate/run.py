@@ -1,4 +1,4 @@
-"""`beitkit ablate`: what each part of BEiT is worth on your images, as in the paper's table 4.
+"""`beitkit ablate`: how much each part of BEiT adds on your images, as in the paper's table 4.
 
 Every variant is an ordinary pre-training run that differs from full BEiT by one or two options, and every score an ordinary
 fine-tuning run; each has a folder of its own, and the same command again continues where it was cut.

@@ -1,4 +1,4 @@
-"""`beitkit demo`: the whole life cycle on bundled real images, and the verdict on what pre-training bought.
+"""`beitkit demo`: the whole workflow on bundled images, and how much accuracy pre-training adds.
 
 It does for you what you would type for your own images, with sizes chosen so that two CPU cores need minutes. Every step
 is an ordinary run in a folder of its own; the same command again continues where it was cut.

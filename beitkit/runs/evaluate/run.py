@@ -32,7 +32,7 @@ def run(config: EvaluateRun) -> Evaluation:
     def note(file: Path, reason: str) -> None:
         if file not in broken:  # several models may read an image, each anew
             broken.add(file)
-            print(f"skipped {file}: {reason}", file=sys.stderr)
+            say_skipped(file, reason)
 
     found = prepared.measure(runtime, note)
     models = tuple(map(ModelResult, short_names(config.model), config.model, found.scores))

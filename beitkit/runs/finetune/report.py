@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run: what the network saw, how it learned, and what it names right."""
+"""The report of a fine-tuning run: inputs, curves and accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from beitkit.configs.model import ClassifierConfig
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal
@@ -110,9 +110,7 @@ def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
     """What the network sees of its first images, and what it is told they are."""
     report.section("What the network sees", "Training images after augmentation, and the targets that go with them.")
     images = first["images"][:SHOWN_IMAGES].cpu()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.preprocessing.mean, network.preprocessing.std))
-    if images.shape[1] == 1:
-        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    mean, std = pixel_statistics(network.preprocessing.mean, network.preprocessing.std, images.shape[1], images)
     half = max(1, len(images) // 2)
     pixels = (images * std + mean).clamp(0, 1)
     columns = {f"images 1 to {half}": pixels[:half]}

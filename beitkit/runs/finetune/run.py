@@ -1,4 +1,4 @@
-"""`beitkit finetune`: train a classifier from a pre-trained network, or from scratch in the same set-up."""
+"""`beitkit finetune`: train a classifier from a pre-trained network, or from scratch with the same settings."""
 
 from __future__ import annotations
 

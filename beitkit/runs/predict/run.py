@@ -1,4 +1,4 @@
-"""`beitkit predict`: name what new images show."""
+"""`beitkit predict`: classify images."""
 
 from __future__ import annotations
 

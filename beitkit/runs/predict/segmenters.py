@@ -1,4 +1,4 @@
-"""`beitkit predict` for segmenters: a mask, a colored mask and an overlay for every image, and what each class covers.
+"""`beitkit predict` for segmenters: mask, colored mask and overlay of every image, and class areas.
 
     masks/index/NAME.png     class ids, with the classes' colors as the palette: what `beitkit segment` reads as masks
     masks/color/NAME.png     the colors alone
@@ -7,7 +7,7 @@
     masks/areas.jsonl        a line for each image: share of its pixels and mean probability by class
     masks/sheet.png          some of the images side by side
 
-The line in areas.jsonl is written when an image's files are there, so the same command continues where it was cut.
+The line in areas.jsonl is written after an image's files, so that the same command resumes there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `beitkit probe` tells: the table on stdout, JSON, the chart of accuracy by block and the report."""
+"""Output of `beitkit probe`: the table on stdout, JSON, the chart of accuracy by block and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`beitkit probe`: judge frozen features, block by block, with the quick protocol, the official script's or the paper's."""
+"""`beitkit probe`: evaluate frozen features, block by block, with the quick, the official or the paper's protocol."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from beitkit.runs.probe.training import Images, say_skipped, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 EVALUATION_BATCH = 64

@@ -1,4 +1,4 @@
-"""`beitkit segment`: train a network that names every pixel, from a pre-trained one or from scratch in the same set-up."""
+"""`beitkit segment`: train a semantic segmentation network, from a pre-trained one or from scratch with the same settings."""
 
 from __future__ import annotations
 
