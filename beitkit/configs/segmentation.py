@@ -13,8 +13,6 @@ Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
 
 HUE_STEP = 0.6180339887498949  # golden ratio - 1: neighbors in the list of classes get hues far apart
-OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The scales of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
 
 
 @config("loss")

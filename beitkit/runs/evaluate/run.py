@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from beitkit.evaluation.comparison import Evaluation, ModelResult, seed_groups
@@ -17,6 +16,7 @@ from beitkit.runs.evaluate.report import as_json, print_result, write_report
 from beitkit.runs.evaluate.segmenters import segmentation
 from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 

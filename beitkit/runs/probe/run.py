@@ -16,7 +16,7 @@ from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
-from beitkit.runs.probe.training import Images, say_skipped, train_probes
+from beitkit.runs.probe.training import Images, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
