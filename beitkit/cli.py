@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
@@ -66,11 +67,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         VERBS[verb].function()(config)
         sys.stdout.flush()
     except UserError as error:
-        _fail(with_options(str(error), verb), process=rank.rank)
+        _fail(with_options(str(error), VERBS[verb].config_class()), process=rank.rank)
     except Interrupted as error:
-        _leave(with_options(str(error), verb), error.exit_code, rank)
+        _leave(with_options(str(error), VERBS[verb].config_class()), error.exit_code, rank)
     except (NumericalError, ProcessLost) as error:
-        _leave(with_options(str(error), verb), 1, rank)
+        _leave(with_options(str(error), VERBS[verb].config_class()), 1, rank)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -123,20 +124,21 @@ def parse(config: type[Config], arguments: list[str], program: str, default: Any
                 args=arguments,
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+                registry=_help_registry(config) if {"-h", "--help"} & {*arguments} else None,
             )
     except SystemExit as stop:
         if stop.code != USAGE_ERROR:
             raise
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
-    raise UserError(f"{_one_line(words)}; see {program} --help")
+    raise UserError(f"{with_options(_one_line(words), config)}; see {program} --help")
 
 
-def with_options(message: str, verb: str) -> str:
-    """A message with the verb's options where it names their fields: --read.max-broken for `read.max_broken`.
+def with_options(text: str, config: type[Any]) -> str:
+    """A text with options where it names fields of a verb's config: --read.max-broken for `read.max_broken`.
 
-    Raised below the command line, a message names what a Python caller can set. Names of nothing that this verb takes stay.
+    Messages and help are written for Python callers, who set fields. What is no field of this config stays as it is.
     """
-    options = option_names(VERBS[verb].config_class())
+    options = option_names(config)
 
     def typed(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
@@ -144,7 +146,31 @@ def with_options(message: str, verb: str) -> str:
             return found[0]
         return options[name] if value in (None, "True") else f"{options[name]} {value}"
 
-    return FIELD.sub(typed, message)
+    return FIELD.sub(typed, text)
+
+
+def _help_registry(config: type[Any]) -> Any:
+    """tyro's rules for dataclasses, whose help then names options where docstrings name fields."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+    is_inner = False
+
+    def translated(field: StructFieldSpec) -> StructFieldSpec:
+        text = field.helptext() if callable(field.helptext) else field.helptext
+        return replace(field, helptext=text and with_options(text, config))
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal is_inner
+        if is_inner:
+            return None  # asked by the line below: tyro's own rule is wanted
+        is_inner = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        is_inner = False
+        return replace(spec, fields=tuple(map(translated, spec.fields))) if isinstance(spec, StructConstructorSpec) else None
+
+    return registry
 
 
 def _from_recipe(verb: str, arguments: list[str]):

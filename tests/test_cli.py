@@ -15,6 +15,7 @@ from PIL import Image
 
 import beitkit
 from beitkit.cli import main, with_options
+from beitkit.configs import train
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
 from beitkit.verbs import VERBS
@@ -131,6 +132,17 @@ def test_help_begins_with_what_people_change(
     assert positions == sorted(positions)
 
 
+def test_help_names_options_where_docstrings_name_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Optimizer steps, instead of --epochs." in printed
+    assert "at a batch of --optim.lr-batch images" in printed
+    assert "Needed for --target tokens." in printed
+    assert "(needs --recover all)" in printed
+    assert "instead of `epochs`." in Path(train.__file__).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("verb", ["predict", "embed"])
 def test_inputs_of_a_verb_have_no_empty_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -241,7 +253,7 @@ def test_python_reads_the_field_and_the_command_line_the_option(
     ],
 )
 def test_fields_of_the_verb_become_its_options(verb: str, message: str, typed: str) -> None:
-    assert with_options(message, verb) == typed
+    assert with_options(message, VERBS[verb].config_class()) == typed
 
 
 @pytest.fixture(scope="module")
