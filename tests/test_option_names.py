@@ -19,6 +19,8 @@ Those may name verbs: each belongs to one.
 """
 OTHERS = {"--always", "--dirty", "--gpus-per-task", "--kill-on-bad-exit"}
 """Options of other programs: of git describe and of srun."""
+STORED = {"beitkit index"}
+"""Whole strings that a file holds: a key in an index's metadata."""
 
 # A string of an f-string that ends with the dashes, or with the program, goes on with a name.
 OPTION = re.compile(r"(?<![\w-])--(?:[a-z][\w.-]*|$)")
@@ -35,7 +37,7 @@ def below() -> list[Path]:
 def named(source: str, patterns: tuple[re.Pattern[str], ...] = (OPTION, COMMAND, POSITIONAL)) -> Iterator[str]:
     """Options, commands and positional arguments in the strings of a module, docstrings included, with their lines."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in STORED:
             for pattern in patterns:
                 yield from (f"{node.lineno}: {name}" for name in pattern.findall(node.value) if name not in OTHERS)
 

@@ -33,7 +33,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_a_recipe_on_described_hardware_follows_from_closed_forms(capsys: pytest.CaptureFixture[str]) -> None:
-    text = said(capsys, "--recipe", "pretrain-base-in22k", "--images", "14_000_000", "`gpus`", "16", "--tflops", "100",
+    text = said(capsys, "--recipe", "pretrain-base-in22k", "--images", "14_000_000", "--gpus", "16", "--tflops", "100",
                 "--share", "0.5", "--price", "2", "--json")  # fmt: skip
     plan = json.loads(text)
     values = {(figure["part"], figure["name"]): figure["value"] for figure in plan["figures"]}
