@@ -24,7 +24,7 @@ DEFAULT_PATCH = 16
 Views = Annotated[int, Bounds(ge=1, le=4096)]
 """Stored views of an image; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
-"""Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
+"""The command line writes the fields of this part without a prefix, and messages name them so: `lr`, not `train.lr`."""
 
 
 @config("network")

@@ -45,7 +45,7 @@ def run(config: TokenizerRun) -> Path:
     if config.image_size % stride:
         nearest = max(1, round(config.image_size / stride)) * stride
         raise UserError(
-            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {stride}; nearest: {nearest}"
+            f"`image_size` {config.image_size} is not a multiple of the tokenizer's stride {stride}; nearest: {nearest}"
         )
     files = find_images(config.images)
     pinned = {"pictures": files.digest}
