@@ -48,7 +48,7 @@ class PartedOutput:
     """The output files of one command, its parts and its key."""
 
     def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
-        """Begin a result, or open it to continue; holds a lock while the process lives.
+        """Start a result or open it to resume; holds a lock while the process lives.
 
         Args:
             tables: the files of the result; the last is the one that the user named.
