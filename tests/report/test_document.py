@@ -61,7 +61,6 @@ def full_report(text: str = "plain") -> Report:
     report.section(text)
     report.images({text: torch.rand(2, 3, 4, 4)}, text)
     report.table(Table([text, text], [[text, text]], text))
-    report.key_values([(text, text)], text)
     return report
 
 
