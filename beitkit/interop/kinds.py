@@ -17,6 +17,9 @@ from beitkit.tokenizers.vqkd import VQKD
 OUR_NOTE = "beitkit"
 """Key of the config in official-layout files written by beitkit."""
 
+MULTILABEL = "multi_label_classification"
+"""transformers' `problem_type` of a classifier that gives each class a yes or no of its own; we write it for timm, too."""
+
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
 
