@@ -107,8 +107,8 @@ def join(rank: Rank, device: torch.device) -> Processes:
 def _saying_what_it_waits_for(rank: Rank) -> Iterator[None]:
     """A line on the error output if the block takes long."""
     line = (
-        f"process {rank.rank} of {rank.world_size} waits for the others at {rank.address}:{rank.port}, for at most "
-        f"{MEETING_TIME.seconds // 60} minutes; start them all with torchrun or srun"
+        f"beitkit: process {rank.rank} of {rank.world_size} waits for the others at {rank.address}:{rank.port}, for at most "
+        f"{MEETING_TIME.total_seconds() / 60:g} minutes; start them all with torchrun or srun"
     )
     timer = threading.Timer(SILENT_WAIT, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True
