@@ -176,7 +176,7 @@ def _preprocessing(mean: object, std: object, crop_share: object, *, squeeze: bo
         return None
     share = _typed(float, crop_share)
     fields: dict[str, Any] = {} if share is None else {"crop_share": share}
-    known = next((name for name in FILTERS if name == filter), "bicubic")
+    known = next((name for name in FILTERS if name == filter), FILTERS[BICUBIC])
     return Preprocessing(mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known, **fields)
 
 
