@@ -235,8 +235,13 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
     """Pixel statistics of the file; else by the rule of method 8.3, with a note."""
     if hints.preprocessing is not None:
-        squeezed = ", squeezed whole to the network's size" if hints.preprocessing.fit == "squeeze" else ""
-        return hints.preprocessing, f"images: normalized as the file says{squeezed}"
+        as_said = "images: normalized as the file says"
+        if hints.preprocessing.fit == "crop":
+            return hints.preprocessing, as_said
+        if kind != "segment":
+            return hints.preprocessing, f"{as_said}, squeezed whole to the network's size"
+        slide = "labeled in sliding windows as by the official code; the file squeezes them, as `inference.mode='whole'` does"
+        return replace(hints.preprocessing, fit="crop"), f"{as_said}, {slide}"
     is_version_2 = hints.family == "BEiT v2" or any(name.startswith("cls_pt_") for name in tensors)
     is_eva = _is_eva(backbone)
     is_data2vec = hints.family == "data2vec-vision" or (kind == "masked" and tensors["lm_head.weight"].shape[0] == backbone.width)

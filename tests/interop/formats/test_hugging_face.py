@@ -311,6 +311,15 @@ def test_our_pixels_are_those_of_their_processor(name: str, shape: tuple[int, in
     torch.testing.assert_close(again.float(), theirs.float(), **margin)
 
 
+def test_a_segmenter_slides(network: Any, tmp_path: Path) -> None:
+    save(network("segment"), tmp_path, format="huggingface")
+    about = {"size": {"height": 64, "width": 64}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    ours = load(tmp_path)
+    assert ours.config.preprocessing.fit == "crop"
+    assert any("labeled in sliding windows as by the official code" in note for note in ours.load_report.notes)
+
+
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
