@@ -176,8 +176,10 @@ def _preprocessing(mean: object, std: object, crop_share: object, *, squeeze: bo
         return None
     share = _typed(float, crop_share)
     fields: dict[str, Any] = {} if share is None else {"crop_share": share}
-    known = next((name for name in FILTERS if name == filter), FILTERS[BICUBIC])
-    return Preprocessing(mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known, **fields)
+    known: list[Filter] = [name for name in FILTERS if name == filter]
+    return Preprocessing(
+        mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known[0] if known else "bicubic", **fields
+    )
 
 
 def _per_channel(values: object) -> Triple | None:
