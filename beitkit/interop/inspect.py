@@ -8,6 +8,7 @@ from pathlib import Path
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.tokenizer import TokenizerConfig
+from beitkit.configs.model import by
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, kind_of_config
@@ -51,7 +52,7 @@ class CheckpointSummary:
                     "network",
                     f"{backbone.depth} blocks, width {backbone.width}, {backbone.heads} heads, MLP {backbone.hidden}, {scale}",
                 ),
-                ("images", f"{_by(backbone.image_size)}, {backbone.channels} channels, patches of {_by(backbone.patch)}"),
+                ("images", f"{by(backbone.image_size)}, {backbone.channels} channels, patches of {by(backbone.patch)}"),
                 ("positions", " and ".join(positions) or "none"),
             ]
         if self.preprocessing is not None:
@@ -103,10 +104,6 @@ def read_any(path: Path) -> Checkpoint | TokenizerCheckpoint:
             return read_tokenizer(path)
         except UserError:
             raise problem from None
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _listed(values: tuple[float, ...]) -> str:
