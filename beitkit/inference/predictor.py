@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beitkit.configs.data import ReadLimit
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import ImageInput
 from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.limit import pixels_up_to
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities
@@ -50,6 +52,7 @@ class BatchComputation:
     model: Path
     compute: Computation
     machine: MachineConfig = MachineConfig()
+    read: ReadLimit = ReadLimit()
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
         """The batch without `image`, `values` float32 (b, ...), NaN where an image cannot be read, and `error`, else empty.
@@ -65,7 +68,8 @@ class BatchComputation:
         readable, pixels = [], []
         for place, image in enumerate(column):
             try:
-                pixels.append(loaded.reader.pixels(image))
+                with pixels_up_to(self.read.max_pixels):
+                    pixels.append(loaded.reader.pixels(image))
                 readable.append(place)
             except BrokenImage as broken:
                 errors[place] = broken.reason

@@ -28,7 +28,7 @@ def images_of(config: PredictRun | EmbedRun, block: int) -> tuple[ImageList, Ima
 
 def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
     """The engine that was asked for; it names the images that cannot be read on stderr."""
-    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine)
+    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine, read=config.read)
     engine = chosen_engine(config.engine, computation, model, config.batch_size)
 
     def results(files: ImageList) -> Iterator[Rows]:
