@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import (
@@ -106,6 +107,13 @@ class Preprocessing:
     the long side decides, and what is left over has the mean color."""
     filter: Filter = later("bicubic")
     """How evaluation resizes."""
+
+    def shown(self, fit: Fit | None, crop_share: float | None) -> Preprocessing:
+        """With another fit or crop share, where they are given; a new fit that shows whole images cuts nothing off by itself."""
+        changed = self
+        if fit is not None and fit != self.fit:
+            changed = replace(self, fit=fit, crop_share=self.crop_share if fit == "crop" else 1.0)
+        return changed if crop_share is None else replace(changed, crop_share=crop_share)
 
 
 INCEPTION = Preprocessing()

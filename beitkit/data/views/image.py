@@ -176,6 +176,23 @@ def holding_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
     return max(1, round(image[0] / factor)), max(1, round(image[1] / factor))
 
 
+def in_words(preprocessing: Preprocessing, image_size: Pair) -> str:
+    """What evaluation does to an image, for whoever has to do it without beitkit."""
+    shown, (height, width) = preprocessing, image_size
+    is_whole = max(image_size) <= SMALL and shown.fit != "letterbox"
+    outer = image_size if is_whole else outer_size(image_size, shown.crop_share)
+    if is_whole:
+        fitted = f"the whole image resized to {height}x{width}"
+    elif shown.fit == "letterbox":
+        fitted = f"the image resized to fit into {outer[0]}x{outer[1]} and put on the mean color"
+    elif shown.fit == "squeeze":
+        fitted = f"the whole image resized to {outer[0]}x{outer[1]}"
+    else:
+        fitted = f"the image resized to just cover {outer[0]}x{outer[1]}"
+    cut = "" if outer == image_size and (is_whole or shown.fit != "crop") else f", then the center of {height}x{width}"
+    return f"{fitted} ({shown.filter}){cut}; mean {list(shown.mean)}, deviation {list(shown.std)} of values from 0 to 1"
+
+
 def cut_away(image: Pair, image_size: Pair, preprocessing: Preprocessing) -> float:
     """Share of an image's area that evaluation does not show, because of its shape and of the crop share."""
     if max(image_size) <= SMALL and preprocessing.fit != "letterbox":

@@ -39,7 +39,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
-from beitkit.runs.training.reader import median_side
+from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
@@ -80,6 +80,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in chosen.lines:
         session.say(line)
+    if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:
+        session.say(note)
     start = "from scratch" if config.scratch else f"from {config.model}"
     session.say(
         f"fine-tuning {start}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
@@ -202,7 +204,7 @@ def _network(config: FinetuneRun, files: ImageList) -> Classifier:
         )
         assert isinstance(loaded, Classifier)
         model = loaded
-    shown = replace(model.config.preprocessing, crop_share=resolved(config.crop_share))
+    shown = model.config.preprocessing.shown(config.fit, config.crop_share)
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, PositiveInt, config
-from beitkit.configs.data import ReadLimit
+from beitkit.configs.codec import later
+from beitkit.configs.data import Fit, ReadLimit
 from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -29,6 +30,9 @@ class PredictRun:
     without it the predictions are printed."""
     top: PositiveInt = 5
     """How many of the most probable classes a row has (.jsonl: always all)."""
+    fit: Fit | None = later(None)
+    """How images come to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole; None takes
+    what the model was trained for."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None
@@ -62,6 +66,9 @@ class EmbedRun:
     """Mean of the patches, class token, both side by side (class token first), or every patch by itself."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored numbers."""
+    fit: Fit | None = later(None)
+    """How images come to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole; None takes
+    what the model was trained for."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None

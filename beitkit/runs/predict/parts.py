@@ -15,20 +15,26 @@ from beitkit.inference.part import OutputFile, Rows
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.result import PartedOutput, Setting, Written
 from beitkit.interop.kinds import Network
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun
 from beitkit.runs.predict.inputs import gather_images
+from beitkit.runs.training.reader import note_on_cut
 
 
-def images_of(config: PredictRun | EmbedRun, block: int) -> tuple[ImageList, ImageList]:
+def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
     """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
     number, shards = shard_of(config.shard)
     found = gather_images(config.inputs)
+    if not isinstance(model, Segmenter):
+        cut = note_on_cut(found, model.config.backbone.image_size, model.config.preprocessing)
+        if cut is not None:
+            print(cut, file=sys.stderr)
     return found, shard(found, block, number, shards)
 
 
 def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
     """The engine that was asked for; it names the images that cannot be read on stderr."""
-    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine, read=config.read)
+    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine, read=config.read, fit=config.fit)
     engine = chosen_engine(config.engine, computation, model, config.batch_size)
 
     def results(files: ImageList) -> Iterator[Rows]:
@@ -56,7 +62,7 @@ def write_in_parts(
 ) -> Written:
     """Compute what is missing of these files, the last of which the user named; `settings` are what else they depend on."""
     block = config.batch_size * BATCHES_PER_BLOCK
-    found, images = images_of(config, block)
+    found, images = images_of(config, model, block)
     settings = settings | {"batch_size": config.batch_size, "shard": config.shard, "engine": config.engine}
     command = command_of(verb, model, found, config.machine, settings)
     engine = engine_of(config, model, compute)

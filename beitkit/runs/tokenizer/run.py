@@ -43,8 +43,10 @@ def run(config: TokenizerRun) -> Path:
     config, runtime = start_run(config)
     size, stride, channels = as_pair(config.image_size), config.dvae.stride, config.dvae.channels
     if any(side % stride for side in size):
-        nearest = tuple(max(1, round(side / stride)) * stride for side in size)
-        raise UserError(f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by(nearest)}")
+        height, width = (max(1, round(side / stride)) * stride for side in size)
+        raise UserError(
+            f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by((height, width))}"
+        )
     files = find_images(config.images)
     pinned = {"pictures": files.digest}
     session = Session.begin("tokenizer", config, runtime, pinned, images=len(files), default_epochs=DEFAULT_EPOCHS)
