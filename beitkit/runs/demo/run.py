@@ -225,13 +225,10 @@ def _report(config: DemoRun, images: Path, scores: dict[int, Score], probed: pro
     )
     report.images(*pretrain.previewed(pretraining))
     events = read_journal(pretraining.out / "journal.jsonl")
-    report.figure(
-        curve(events, {"loss": ("train", "loss")}, title="Pre-training loss", y_label="cross-entropy"), "Masked patches."
-    )
-    report.figure(
-        curve(events, {"accuracy": ("train", "accuracy")}, title="Token accuracy", y_label="share", unit="percent"),
-        "Masked patches.",
-    )
+    loss = curve(events, {"loss": "loss"}, title="Pre-training loss", y_label="cross-entropy")
+    accuracy = curve(events, {"accuracy": "accuracy"}, title="Token accuracy", y_label="share", unit="percent")
+    report.figure(loss, "Masked patches.")
+    report.figure(accuracy, "Masked patches.")
     report.section("The same on your images")
     report.command(
         "beitkit tokenizer photos/ --out runs/tok\n"
