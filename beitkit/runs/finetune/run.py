@@ -23,11 +23,8 @@ from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
-    Accuracy,
-    MeanAveragePrecision,
+    ClassifierQuality,
     class_precisions,
-    collect_logits,
-    collect_targets,
     mean_average_precision,
     per_class,
     top_k,
@@ -95,14 +92,11 @@ def run(config: FinetuneRun) -> FinetuneResult:
         with runtime.precision():
             return model(images)
 
-    evaluator = (MeanAveragePrecision if model.config.multilabel else Accuracy)(predict, streams.validation)
+    evaluator = ClassifierQuality(predict, streams.validation, model.config.multilabel)
     groups, best = layered_groups(model, model, config.optim), session.best(f"val/{metric}", model)
     fit(objective, streams.training, groups, session.training, [evaluator], best)
     if runtime.is_main:
-        if model.config.multilabel:
-            outcome = _multilabel_scores(*collect_targets(predict, streams.validation()))
-        else:
-            outcome = _final_scores(*collect_logits(predict, streams.validation()))
+        outcome = _final_scores(evaluator)
         result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
@@ -224,14 +218,12 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
     )
 
 
-def _final_scores(logits: torch.Tensor, labels: torch.Tensor) -> FinalScores:
-    return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-
-
-def _multilabel_scores(logits: torch.Tensor, targets: torch.Tensor) -> FinalScores:
-    precisions = class_precisions(logits, targets)
-    classes = list(zip(targets.sum(0).tolist(), precisions, strict=True))
-    return FinalScores(mean_average_precision(logits, targets), len(targets), classes)
+def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
+    logits, labels = evaluator.answers()
+    if not evaluator.is_multilabel:
+        return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
+    classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))
+    return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
 
 
 def _has_fresh_head(model: Classifier) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
-from beitkit.evaluation.reconstruction import EXPLANATION, PIXEL_EXPLANATION, pixel_columns, reconstruction_columns
+from beitkit.evaluation.reconstruction import filled_in
 from beitkit.nn.models import MaskedImageModel
 from beitkit.report.images import sheet, write_png
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
@@ -68,8 +68,8 @@ def write_report(
             "back into pixels. It can be no sharper than the third column."
         )
     report.section("What it sees, and what it fills in", how)
-    columns = filled_columns(setup, model, first)
-    report.images(columns, explanation(setup))
+    columns, caption = what_it_fills_in(setup, model, first)
+    report.images(columns, caption)
     write_png(folder.path / "reconstructions.png", sheet(columns))
     report.section("Learning")
     if statistics is None:
@@ -93,16 +93,9 @@ def mask_of(setup: Setup) -> str:
     return f"{setup.draw_mask.count} of {rows * columns} patches, {setup.config.mask.kind}"
 
 
-def filled_columns(setup: Setup, model: MaskedImageModel, batch: Batch) -> dict[str, Tensor]:
-    """Image columns of the first images of a batch: original, masked, and what the network fills in."""
-    if setup.tokenizer is None:
-        return pixel_columns(model, batch, SHOWN_IMAGES, recover_all=setup.recover_all)
-    return reconstruction_columns(model, setup.tokenizer, batch, SHOWN_IMAGES, recover_all=setup.recover_all)
-
-
-def explanation(setup: Setup) -> str:
-    """What the columns are."""
-    return PIXEL_EXPLANATION if setup.tokenizer is None else EXPLANATION
+def what_it_fills_in(setup: Setup, model: MaskedImageModel, batch: Batch) -> tuple[dict[str, Tensor], str]:
+    """Image columns of the first images of a batch, and a sentence on what they are (`filled_in`)."""
+    return filled_in(model, setup.tokenizer, batch, SHOWN_IMAGES, recover_all=setup.recover_all)
 
 
 def _target_lines(setup: Setup, report: TrainingReport, statistics: UsageStatistics | None) -> list[Line]:

@@ -15,7 +15,7 @@ from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
+from beitkit.runs.pretrain.report import mask_of, previewed_batch, targets_of, what_it_fills_in, write_report
 from beitkit.runs.pretrain.setup import Setup
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.session import Session, start_run
@@ -93,7 +93,7 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     setup = Setup.of(config)
     model = load(config.out)
     assert isinstance(model, MaskedImageModel)
-    return filled_columns(setup, model, previewed_batch(setup)), explanation(setup)
+    return what_it_fills_in(setup, model, previewed_batch(setup))
 
 
 def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:
