@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.reader import median_side
+from beitkit.runs.training.result import read_result
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
@@ -54,8 +54,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label an image, but those of {config.images} have several; leave it out")
-    chosen = choose(config, _facts(config, train, runtime))
-    config = chosen.config
+    config, reasons = choose(config, _facts(config, train, runtime))
     model = _network(config, train)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
@@ -75,7 +74,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
-    for line in chosen.lines:
+    for line in reasons:
         session.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     session.say(
@@ -233,13 +232,4 @@ def _has_fresh_head(model: Classifier) -> bool:
 
 
 def _result_of(folder: Path, val_digest: str, metric: str) -> FinetuneResult:
-    """What a finished run found out, on the same validation images."""
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        score, measured_on = float(result[metric]), result["val_digest"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
-    if measured_on != val_digest:
-        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
-    return FinetuneResult(folder, score)
+    return read_result(folder, "fine-tuning", val_digest, lambda content: FinetuneResult(folder, float(content[metric])))

@@ -48,7 +48,7 @@ def run(config: PretrainRun) -> Path:
         session.say(how)
     if cached is not None:
         session.say(described(cached.cache))
-    dataset, fixed = setup.dataset(), setup.evaluation_dataset()
+    dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
     first_step = 0
 
     def batches(first: int) -> Iterator[Batch]:
