@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.configs.data import Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
@@ -120,7 +118,7 @@ def _answers(
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
         stream = _stream(members[0], files, reading, crop_share)
-        predicts = [_predict(member, runtime.precision) for member in members]
+        predicts = [runtime.precision()(member.__call__) for member in members]
         answers, index = collect_answers(predicts, stream, "index")
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
@@ -135,23 +133,14 @@ def _answers(
 
 
 def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
-    preprocessing: Preprocessing = model.config.preprocessing
+    preprocessing = model.config.preprocessing
     if crop_share is not None:
         preprocessing = replace(preprocessing, crop_share=crop_share)
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
     return evaluation_batches(dataset, preprocessing, reading)
 
 
-def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[None]]) -> Callable[[Tensor], Tensor]:
-    def predict(images: Tensor) -> Tensor:
-        with precision():
-            return model(images)
-
-    return predict
-
-
 def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:
-    """Which classes each image shows."""
     if files.targets is not None:
         return torch.from_numpy(files.targets)
     assert files.labels is not None

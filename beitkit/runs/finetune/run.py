@@ -87,11 +87,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
 
     streams = _Streams(config, model.config, train, val, session)
 
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with runtime.precision():
-            return model(images)
-
-    evaluator = ClassifierQuality(predict, streams.validation, model.config.multilabel)
+    evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     groups, best = layered_groups(model, model, config.optim), session.best(f"val/{metric}", model)
     fit(objective, streams.training, groups, session.training, [evaluator], best)
     if runtime.is_main:
@@ -160,7 +156,6 @@ class _Streams:
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
-    """What the choices depend on: images, network and device."""
     imbalance = 1.0
     if train.labels is not None:
         counts = np.unique(train.labels, return_counts=True)[1]

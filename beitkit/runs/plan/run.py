@@ -92,7 +92,6 @@ def run(config: PlanRun) -> Estimate:
 
 
 def _memory_here(runtime: Runtime) -> int:
-    """Bytes of the device's memory."""
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_properties(runtime.device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

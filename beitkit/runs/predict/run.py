@@ -33,7 +33,6 @@ def run(config: PredictRun) -> Written:
 
 
 def _predict_classes(config: PredictRun, model: Classifier) -> Written:
-    """Probabilities of the classes of each image."""
     naming = Naming.of(model.config, config.top)
     if config.out is None:
         return _print(config, model, naming)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from beitkit.configs.train import resolved
@@ -13,10 +12,11 @@ from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
 from beitkit.evaluation.reconstruction import filled_in
 from beitkit.nn.models import MaskedImageModel
-from beitkit.report.images import sheet, write_png
+from beitkit.report.images import png_bytes, sheet
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.pretrain.setup import Setup
+from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
 from beitkit.train.folder import RunFolder
@@ -70,7 +70,7 @@ def write_report(
     report.section("What it sees, and what it fills in", how)
     columns, caption = what_it_fills_in(setup, model, first)
     report.images(columns, caption)
-    write_png(folder.path / "reconstructions.png", sheet(columns))
+    write_atomically(folder.path / "reconstructions.png", png_bytes(sheet(columns)))
     report.section("Learning")
     if statistics is None:
         _pixel_curves(report)
@@ -163,9 +163,3 @@ def _count_tokens(first: Batch, rest: Iterator[Batch], vocabulary: int) -> Usage
     for _ in range(COUNTED_BATCHES - 1):
         usage.update(next(rest)["tokens"])
     return usage.statistics()
-
-
-def previewed_batch(setup: Setup) -> Batch:
-    """The first images of a run, ready for the network, on the CPU."""
-    encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
-    return next(setup.prepared(training_stream(setup.dataset(), SHOWN_IMAGES), torch.device("cpu"), encoder))

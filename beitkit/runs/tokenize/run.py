@@ -135,7 +135,6 @@ def _is_foreign(entry: Path) -> bool:
 def _computed_here(
     cache: TokenCache, dataset: ImageDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
-    """Compute missing tokens in this process and store them."""
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return token_ids(images.to(runtime.device), encoder, cache.key.grid)
@@ -166,7 +165,6 @@ def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
-    """Consume the batches and report progress."""
     total, before = views * cache.num_images, cache.num_stored
     start = said = time.monotonic()
     try:
@@ -181,7 +179,6 @@ def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
 
 
 def _next(config: TokenizeRun) -> str:
-    """The next command."""
     if config.shard is not None:
         return "when all shards are done, the same command without --shard joins them"
     options = view_options(config.view, config.image_size, config.patch, config.seed)
