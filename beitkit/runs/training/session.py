@@ -32,26 +32,32 @@ class TrainingRun(Protocol):
     @property
     def out(self) -> Path:
         """Run folder."""
+        ...
 
     @property
     def train(self) -> TrainConfig:
         """Length, batch and learning rate."""
+        ...
 
     @property
     def optim(self) -> OptimConfig:
         """Optimizer."""
+        ...
 
     @property
     def loop(self) -> LoopConfig:
         """What happens besides stepping."""
+        ...
 
     @property
     def machine(self) -> MachineConfig:
         """Where it runs."""
+        ...
 
     @property
     def read(self) -> ReadConfig:
         """What is done about images that cannot be read."""
+        ...
 
 
 Run = TypeVar("Run", bound=TrainingRun)
