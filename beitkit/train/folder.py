@@ -19,7 +19,7 @@ import PIL
 import torch
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few, writing_to
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import say_skipped
@@ -61,13 +61,11 @@ class RunFolder:
         elif holds_something or (path.exists() and not path.is_dir()):
             what = "is not empty and holds no run" if path.is_dir() else "is a file"
             raise UserError(f"`out` {path} {what}; choose another `out`, or remove it yourself")
-        try:
+        with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
             self.write_json("config.json", wanted)
             self._record_start()
-        except (NotADirectoryError, FileExistsError, PermissionError) as error:
-            raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
 
     def pin(self, **inputs: str) -> None:
         """Store digests of the inputs on the first start; compare with them on every other.
@@ -224,8 +222,7 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
         if name not in NOT_PART_OF_A_RUN and before.get(name) != now.get(name)
     ]
     if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"`out` {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
+            f"`out` {path} holds the run of another command ({few(differing, 3, '; ')}); "
             "give that command again to continue it, or choose another `out`"
         )

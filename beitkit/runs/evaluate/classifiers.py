@@ -18,7 +18,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
@@ -85,19 +85,14 @@ def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Clas
             kinds = ["several labels" if one.multilabel else "one label" for one in (network.config, first)]
             raise UserError(f"{path} gives {kinds[0]} an image, {paths[0]} {kinds[1]}; evaluate them one by one")
         if set(network.config.classes) != set(first.classes):
-            lacking = _listed(set(first.classes) - set(network.config.classes))
-            surplus = _listed(set(network.config.classes) - set(first.classes))
+            lacking = few(sorted(set(first.classes) - set(network.config.classes)), NAMED_IN_A_REFUSAL) or "none"
+            surplus = few(sorted(set(network.config.classes) - set(first.classes)), NAMED_IN_A_REFUSAL) or "none"
             raise UserError(
                 f"{path} and {paths[0]} name other classes (only the second: {lacking}; only the first: {surplus}); "
                 "compare models with the same classes"
             )
         models.append(network)
     return models
-
-
-def _listed(names: set[str]) -> str:
-    more = f" and {len(names) - NAMED_IN_A_REFUSAL} more" if len(names) > NAMED_IN_A_REFUSAL else ""
-    return (", ".join(sorted(names)[:NAMED_IN_A_REFUSAL]) or "none") + more
 
 
 def _answers(

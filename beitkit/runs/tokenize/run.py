@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from beitkit.data.tokens.cache import HEADER, WHOLE, Shard, TokenCache, bytes_pe
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
-from beitkit.errors import UserError
+from beitkit.errors import UserError, writing_to
 from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
 from beitkit.inference.stored_views import ViewTokens
@@ -97,7 +96,7 @@ def _make_place(config: TokenizeRun, files: ImageList) -> None:
         raise UserError(f"`out` {out} holds a token cache already; leave `shard` out to complete it, or choose another `out`")
     if shard.shards > len(files):
         raise UserError(f"`shard` {shard} of {len(files)} images leaves shards empty; give at most {len(files)} shards")
-    with _writing(path):
+    with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise UserError(f"`out` {path} is not empty and holds no token cache; choose another `out`, or remove it yourself")
@@ -107,7 +106,7 @@ def _make_place(config: TokenizeRun, files: ImageList) -> None:
 def _opened(config: TokenizeRun, key: CacheKey, files: ImageList) -> TokenCache:
     """The cache to fill, made of its shards where they are there, or the shard to fill."""
     out, shard, path = _place(config)
-    with _writing(path):
+    with writing_to(path):
         if config.shard is None and not (out / HEADER).exists():
             join_shards(out, key, files)
         elif config.shard is None and (unread := found_shards(out)):
@@ -117,14 +116,6 @@ def _opened(config: TokenizeRun, key: CacheKey, files: ImageList) -> TokenCache:
                 file=sys.stderr,
             )
         return open_cache(path, key, files, is_writable=True, shard=shard)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
 
 
 def _is_foreign(entry: Path) -> bool:
