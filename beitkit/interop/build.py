@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, SegmenterConfig
 from beitkit.configs.tokenizer import TokenizerConfig
-from beitkit.errors import UserError, few
+from beitkit.errors import UserError
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State
 
@@ -61,12 +61,18 @@ def check_complete(wanted: dict[str, tuple[int, ...]], tensors: State, fresh: Co
         if name in wanted and stored.shape != wanted[name]
     ]
     problems = [
-        f"{len(names)} {what}: {few(names, LISTED)}"
+        f"{len(names)} {what}: {listed(names)}"
         for what, names in (("missing", missing), ("not expected", surplus), ("of another shape", misshapen))
         if names
     ]
     if problems:
         raise UserError(f"the tensors do not fit the network; {'; '.join(problems)}")
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from beitkit.report.charts import Dots, Reference, Series, Unit, dot_chart, line_chart
 from beitkit.report.document import Report
-from beitkit.report.journal import Event, Points, read_journal, series
+from beitkit.report.journal import Points, read_journal, series
 from beitkit.report.normal import Line, training_lines
 
 
@@ -17,14 +17,14 @@ class TrainingReport(Report):
     Values are named as in the journal: those of evaluations have the evaluator's name and a slash before them.
     """
 
-    def __init__(self, title: str, folder: Path) -> None:
-        super().__init__(title, str(folder))
+    def __init__(self, title: str, folder: Path, subtitle: str = "") -> None:
+        super().__init__(title, subtitle or str(folder))
         self.folder = folder
         self.events = read_journal(folder / "journal.jsonl")
 
     def last(self, key: str) -> float:
         """The last logged value of a key; NaN if there is none."""
-        values = _points(self.events, key).values
+        values = self._points(key).values
         return values[-1] if values else float("nan")
 
     def curves(
@@ -39,7 +39,8 @@ class TrainingReport(Report):
         log_y: bool = False,
     ) -> None:
         """A chart over optimizer steps; `lines` maps the names of its lines to the keys of their values."""
-        svg = curve(self.events, lines, title=title, y_label=y_label, references=references, unit=unit, log_y=log_y)
+        shown = [Series(name, *points) for name, key in lines.items() if (points := self._points(key)).steps]
+        svg = line_chart(shown, title=title, x_label="step", y_label=y_label, y_reference=references, unit=unit, log_y=log_y)
         self.figure(svg, caption)
 
     def normal(self, lines: Sequence[Line]) -> None:
@@ -74,21 +75,5 @@ class TrainingReport(Report):
         self.curves({"images/s": "images_per_second"}, "Images per second.", title="Speed", y_label="images/s")
         self.write(self.folder / "report.html")
 
-
-def curve(
-    events: Sequence[Event],
-    lines: Mapping[str, str],
-    *,
-    title: str,
-    y_label: str,
-    references: Sequence[Reference] = (),
-    unit: Unit = "plain",
-    log_y: bool = False,
-) -> str:
-    """The SVG of `TrainingReport.curves`."""
-    shown = [Series(name, *points) for name, key in lines.items() if (points := _points(events, key)).steps]
-    return line_chart(shown, title=title, x_label="step", y_label=y_label, y_reference=references, unit=unit, log_y=log_y)
-
-
-def _points(events: Sequence[Event], key: str) -> Points:
-    return series(events, key, "evaluate" if "/" in key else "train")
+    def _points(self, key: str) -> Points:
+        return series(self.events, key, "evaluate" if "/" in key else "train")

@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
@@ -112,9 +111,12 @@ def _answers(
     readable: dict[int, Tensor] = {}
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
-        stream = _stream(members[0], files, reading, crop_share)
+        preprocessing = members[0].config.preprocessing
+        if crop_share is not None:
+            preprocessing = replace(preprocessing, crop_share=crop_share)
+        dataset = evaluation_dataset(files, members[0].config.backbone, preprocessing)
         predicts = [runtime.precision()(member.__call__) for member in members]
-        answers, index = collect_answers(predicts, stream, "index")
+        answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index")
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
             logits[place], readable[place] = answer[:, order], index
@@ -125,14 +127,6 @@ def _answers(
     if not len(common):
         raise UserError(f"none of the {len(files)} images can be read, so there is nothing to measure")
     return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
-
-
-def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
-    preprocessing = model.config.preprocessing
-    if crop_share is not None:
-        preprocessing = replace(preprocessing, crop_share=crop_share)
-    dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
-    return evaluation_batches(dataset, preprocessing, reading)
 
 
 def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:

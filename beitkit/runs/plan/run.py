@@ -27,8 +27,6 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.system import resident_bytes
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
-GIGA = 1e9
-
 
 def run(config: PlanRun) -> Estimate:
     """Print the plan; returns it."""
@@ -66,7 +64,7 @@ def run(config: PlanRun) -> Estimate:
 
     is_sharded = config.sharding == "full"
     held = memory(subject.length.batch_size, recompute=config.recompute, is_sharded=is_sharded)
-    bandwidth = None if config.bandwidth is None else config.bandwidth * GIGA
+    bandwidth = None if config.bandwidth is None else config.bandwidth * 1e9
     exchanged = exchange_seconds(subject.workload, subject.length, bandwidth, is_sharded=is_sharded)
     step = step_seconds(
         subject.workload, subject.length, rates, recompute=config.recompute, workers=max(0, workers), exchanged=exchanged
