@@ -36,8 +36,7 @@ from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.reader import median_side
-from beitkit.runs.training.result import read_result
-from beitkit.runs.training.session import Session, start_run
+from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of

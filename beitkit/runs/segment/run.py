@@ -32,8 +32,7 @@ from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, write_report
 from beitkit.runs.training.reader import median_side
-from beitkit.runs.training.result import read_result
-from beitkit.runs.training.session import Session, start_run
+from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
