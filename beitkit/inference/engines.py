@@ -12,12 +12,11 @@ from beitkit.configs.parts import EngineName
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
-from beitkit.inference.networks import Computation
+from beitkit.inference.networks import Computation, cast_weights_
 from beitkit.inference.part import Rows, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import PartedOutput, Written
-from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.train.machine.runtime import Runtime, start_runtime
 

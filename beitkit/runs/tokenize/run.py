@@ -22,8 +22,8 @@ from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError
-from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
+from beitkit.inference.result import shard_path
 from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain.setup import view_options
