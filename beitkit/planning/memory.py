@@ -114,7 +114,7 @@ def plan_memory(
         devices: how many share a step.
         is_sharded: whether weights, gradients and moments are divided among them.
         process: bytes of Python and its libraries.
-        surplus: bytes that the allocator takes beyond the tensors, for each image (`surplus.allocator_surplus`).
+        surplus: bytes that the allocator takes beyond the tensors, for each image (`rates.allocator_surplus`).
     """
     traced = trace_step(
         workload, batch_size, accumulation_steps=min(2, own_accumulation_steps), autocast=autocast, recompute=recompute

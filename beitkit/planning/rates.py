@@ -1,7 +1,14 @@
-"""Speed of the parts of a step: measured here in some seconds, or given for other hardware."""
+"""Speed of the parts of a step: measured here in some seconds, or given for other hardware.
+
+Memory is measured on the same steps. On a CPU most tensors are on the heap, whose holes stay with the process. glibc could return
+every large tensor at once (`MALLOC_MMAP_THRESHOLD_`), but then the kernel zeroes the same memory again in every step
+(docs/guide/plan.md). The size of the holes depends on the order of allocations, so it is measured on real steps against their
+trace; for a slow network, on two with fewer blocks.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -12,12 +19,18 @@ from typing import Any, NamedTuple
 
 import torch
 
+from beitkit.configs.train import OptimConfig
+from beitkit.contracts import Batch
+from beitkit.data.stream import tokenized
 from beitkit.errors import UserError
-from beitkit.planning.steps import NoiseSteps
-from beitkit.planning.surplus import allocator_surplus
+from beitkit.nn.blocks import set_recompute
+from beitkit.planning.memory import trace_step
 from beitkit.planning.workload import Workload
-from beitkit.train.machine.runtime import Runtime
-from beitkit.train.step import Trainer
+from beitkit.system import peak_resident_bytes, reset_peak_memory, resident_bytes, trim_heap
+from beitkit.train.machine.runtime import Runtime, StopRequest
+from beitkit.train.optim import parameter_groups
+from beitkit.train.schedule import Schedule
+from beitkit.train.step import StepResult, Trainer
 
 MEASURED_FLOPS = 3e11
 """Operations of one timed pass, at most: a second or two on a CPU."""
@@ -25,6 +38,17 @@ ROUNDS = 6
 """Times each part is run; the first time is not counted."""
 BLOCKS_MORE = 3
 """Blocks by which two timed networks differ, so that a block's own time is known."""
+LENGTH = 1_000_000
+"""Steps of the schedule whose beginning is run."""
+RATE = 1e-5
+"""So low that training on noise stays finite."""
+SURPLUS_STEPS = 3
+"""Steps after which little is added."""
+SURPLUS_FLOPS = 5e11
+"""Operations of one of these steps, at most; the whole network makes them if it can."""
+SURPLUS_BLOCKS = 1, 5
+"""Blocks beyond the fewest there can be in the two networks that stand for a larger one: the holes grow with the depth, in
+proportion but for a constant."""
 JOBS = {"pretrain": "pretraining", "finetune": "finetuning"}
 """What `bench.json` calls the work of a verb."""
 
@@ -182,3 +206,62 @@ def _timed(seconds: list[float], device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     seconds.append(time.perf_counter() - start)
+
+
+class NoiseSteps:
+    """A fresh network and what trains it; every call makes a step on other noise."""
+
+    def __init__(self, workload: Workload, images: int, runtime: Runtime, *, recompute: bool, tokenizes: bool) -> None:
+        """Steps of this many images; `tokenizes` computes their tokens each time, where there is a tokenizer."""
+        objective = workload.objective().train()
+        set_recompute(objective, recompute)
+        optim = OptimConfig(warmup_epochs=0.0)
+        schedule = Schedule(LENGTH, 0, images, LENGTH, RATE, RATE, seed=0)
+        groups = parameter_groups(objective, optim.weight_decay)
+        self.trainer = Trainer(objective, groups, schedule=schedule, optim=optim, runtime=runtime, accumulation_steps=1)
+        self._stream = _batches(workload, images, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
+        self._numbers, self._stop = itertools.count(), StopRequest()
+
+    def __call__(self) -> StepResult:
+        """The next step."""
+        trainer, done = self.trainer, next(self._numbers)
+        losses = trainer.forward_backward(self._stream, done)
+        return trainer.update(losses, trainer.clip(), done, self._stop)
+
+
+def _batches(workload: Workload, images: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
+    device = runtime.device
+    if not tokenizes:
+        while True:
+            yield workload.batch(images, device)
+    encoder = workload.encoder(device, runtime.autocast)
+    stream = (workload.batch(images, device) | {"token_images": workload.token_images(images, device)} for _ in itertools.count())
+    yield from tokenized(stream, encoder, workload.grid)
+
+
+def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool) -> float:
+    """Bytes beyond the traced ones that training this workload takes, for each image; 0 where that cannot be known."""
+    if runtime.device.type != "cpu" or resident_bytes() is None:
+        return 0.0
+    if batch_size * workload.flops.step(recompute=recompute) <= SURPLUS_FLOPS:
+        return _surplus(workload, batch_size, runtime, recompute=recompute) / batch_size
+    shallow, deep = (workload.of_depth(workload.least_depth + more) for more in SURPLUS_BLOCKS)
+    images = max(1, min(batch_size, int(SURPLUS_FLOPS / deep.flops.step(recompute=recompute))))
+    less, more = (_surplus(part, images, runtime, recompute=recompute) for part in (shallow, deep))
+    each = max(0, more - less) / (SURPLUS_BLOCKS[1] - SURPLUS_BLOCKS[0])
+    return (less + each * (workload.network.backbone.depth - shallow.network.backbone.depth)) / images
+
+
+def _surplus(workload: Workload, images: int, runtime: Runtime, *, recompute: bool) -> int:
+    """Bytes beyond the traced ones that some steps of this workload take."""
+    traced = trace_step(workload, images, accumulation_steps=1, autocast=runtime.autocast, recompute=recompute)
+    trim_heap()  # else the steps would take what was here before them
+    reset_peak_memory()
+    before = resident_bytes()
+    step = NoiseSteps(workload, images, runtime, recompute=recompute, tokenizes=True)
+    for _ in range(SURPLUS_STEPS):
+        step()
+    held = peak_resident_bytes()
+    assert before is not None
+    assert held is not None
+    return max(0, held - before - traced.peak)

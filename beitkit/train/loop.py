@@ -170,13 +170,13 @@ class _State:
 
     def restore(self, checkpoints: Checkpoints) -> bool:
         """Load the stored state; returns whether there was one."""
-        stored = checkpoints.restore()
+        stored = checkpoints.newest()
         if stored is None:
             return False
-        stored.fill(self.trainer.state())
+        checkpoints.restore(stored, self.trainer.state())
         if self.best is not None:
             self.best.value = stored.numbers.get("best", -math.inf)
-        self.done, self.bad_steps = stored.manifest.step, int(stored.numbers.get("bad_steps", 0))
+        self.done, self.bad_steps = stored.step, int(stored.numbers.get("bad_steps", 0))
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
