@@ -99,13 +99,9 @@ def _overview() -> str:
 
 
 def parse(config: type[Config], arguments: list[str], program: str, default: Any = None) -> Config:
-    """A command's config from its options; tyro's boxed complaint becomes one line.
+    """A command's config from the arguments that follow its name; tyro's boxed complaint becomes one line.
 
-    Args:
-        config: the dataclass whose fields are the options.
-        arguments: what follows the name of the command.
-        program: how the command is called.
-        default: an instance whose values take the place of the fields' defaults; None keeps them.
+    The values of `default`, if there is one, take the place of the fields' defaults.
 
     Raises:
         UserError: options that there are not, or wrong values.

@@ -53,14 +53,15 @@ def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine,
     if result.written is not None:
         return result.written
     missing = result.missing()
+    done = result.parts - len(missing)
     if missing:
         rest = blocks_of(files, block, missing)
         try:
-            for left, part in zip(range(len(missing) - 1, -1, -1), in_blocks(engine(rest), block), strict=True):
-                result.write(missing[-1 - left], part)
-                report(result.parts - left, result.parts)
+            for number, part in zip(missing, in_blocks(engine(rest), block), strict=True):
+                result.write(number, part)
+                done += 1
+                report(done, result.parts)
         except KeyboardInterrupt:
-            done = result.parts - len(result.missing())
             kept = f"they are kept in {result.folder}, the same command continues"
             raise Interrupted(done, result.parts, signal.SIGINT, kept, unit="part") from None
     return result.finish()

@@ -19,12 +19,7 @@ FeatureType = Literal["float32", "float16"]
 
 
 def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dict[Path, OutputFile]:
-    """The files that features are written to, `out` last.
-
-    Args:
-        out: a file that ends in .npy or .parquet.
-        shape: of one image's features.
-        dtype: of the stored numbers.
+    """The files that features, each image's of this shape, are written to, `out` last.
 
     Raises:
         UserError: another ending, or .parquet without pyarrow.

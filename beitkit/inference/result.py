@@ -54,10 +54,7 @@ class PartedOutput:
     def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
         """Start a result or open it to resume; holds a lock while the process lives.
 
-        Args:
-            tables: the files of the result; the last is the one that the user named.
-            command: everything the result depends on.
-            parts: how many there are.
+        `tables` are the files of the result, the last of which the user named; `command` is everything that it depends on.
 
         Raises:
             UserError: the path holds other files or the parts of another command, or another process is writing to it.

@@ -98,12 +98,8 @@ def measure(
 
     Two networks that differ in depth alone train on noise in turn; what the deeper one takes longer is its blocks'.
 
-    Args:
-        workload: what is computed.
-        batch_size: images of a forward pass; fewer are timed where they would take long.
-        runtime: where, and in which precision.
-        read: reads and augments one image, another one each time.
-        recompute: whether the blocks go forward twice.
+    Fewer than `batch_size` images are timed where they would take long; `read` reads and augments one image, another one each
+    time.
     """
     first = workload.least_depth
     shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
@@ -133,8 +129,6 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
             `share` (by job) and the speed of its tokenizer are read.
         tflops: a rate instead, in 1e12 operations per second.
         share: what training reaches of the rate; goes before the file's.
-        precision: float32 or bfloat16.
-        verb: what is planned.
 
     Raises:
         UserError: a file without what is needed.

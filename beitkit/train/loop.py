@@ -88,7 +88,7 @@ def fit(
         objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`; it is moved to the device.
         batches: first batch index -> endless stream, so that resuming needs no replay. Every rank counts its own batches
             (`data.stream.training_stream` with its rank and world).
-        groups: parameters with their learning-rate factors and weight decay.
+        groups: of the optimizer (`train.optim`).
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.

@@ -142,7 +142,7 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 
 
 @functools.lru_cache(maxsize=KEPT_GROUPS)
-def _group(place: str, stamp: str, group: int) -> Any:
+def _group(place: str, stamp: int, group: int) -> Any:
     """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:

@@ -146,12 +146,7 @@ class TokenCache:
 def open_cache(path: Path, key: CacheKey, files: ImageList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
     """The cache in a folder, checked against what it is to be used for; a writable one is made where there is none.
 
-    Args:
-        path: the folder.
-        key: what the tokens depend on.
-        files: the whole list of images.
-        is_writable: whether it is filled.
-        shard: whose images the folder is for.
+    `files` is the whole list of images; the folder is for those of `shard`.
 
     Raises:
         UserError: if there is none, or its key or the content of an image differs.

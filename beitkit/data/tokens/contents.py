@@ -77,17 +77,10 @@ class _Stamps:
                 return status.st_size, status.st_mtime_ns
             archive = int(members.archive[index])
             if archive not in self._times:
-                self._times[archive] = _number(stamp_of(members.archives[archive]))
+                self._times[archive] = stamp_of(members.archives[archive])
             return int(members.places[index, 1]) if members.kind == "tar" else 0, self._times[archive]
         except OSError:
             return -1, 0
-
-
-def _number(stamp: str) -> int:
-    """A time as it is, anything else as a number that stands for it."""
-    if stamp.isdecimal() and len(stamp) < 20:
-        return int(stamp)
-    return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _content(files: ImageList, index: int, stamps: _Stamps) -> tuple[int, int, int]:

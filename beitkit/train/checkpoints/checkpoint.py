@@ -34,10 +34,7 @@ class Checkpoints:
     def save(self, step: int, pieces: Mapping[str, Piece], numbers: Mapping[str, float]) -> None:
         """Write the state after `step` steps, then remove older checkpoints and incomplete files of a killed run.
 
-        Args:
-            step: number of the checkpoint.
-            pieces: tensors by name; those that every rank holds whole are written by rank 0.
-            numbers: values stored in the manifest.
+        Tensors that every rank holds whole are written by rank 0; `numbers` are stored in the manifest.
         """
         own = {name: piece for name, piece in pieces.items() if self._is_mine(piece)}
         rank = self.processes.rank
