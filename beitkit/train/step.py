@@ -121,7 +121,7 @@ class Trainer:
         self._schedule, self._runtime = schedule, runtime
 
     def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """Forward and backward passes of this rank on the batches of a step, after `done` others; gradients are on the parameters."""
+        """Forward and backward passes of this rank on the next batches, after `done` steps; gradients are on the parameters."""
         processes, losses = self._runtime.processes, []
         for own in range(self.own_accumulation_steps):
             batch = next(stream)
