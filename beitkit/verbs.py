@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, signature
 from pathlib import Path
@@ -166,8 +166,7 @@ class Verb:
         self._config = config = self._entry.config_class()
         self.__doc__ = config.__doc__
         hints = get_type_hints(config, include_extras=True)
-        self._several = {key for key, hint in hints.items() if tuple[Path, ...] in {hint, *get_args(hint)}}
-        self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}} - self._several
+        self._hints = {key: {hint, *get_args(hint)} for key, hint in hints.items()}
         self._flat = {key: hint for key, hint in hints.items() if _is_flat(hint)}
         self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
         self.__signature__ = self._signature()
@@ -182,10 +181,7 @@ class Verb:
             given = self.__signature__.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.__name__}: {error}") from None
-        own: dict[str, Any] = {
-            key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()
-        }
-        own |= {key: _as_paths(own[key]) for key in self._several & own.keys()}
+        own = {key: _with_paths(value, self._hints.get(key, set())) for key, value in given.items()}
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
@@ -223,6 +219,8 @@ def _is_flat(hint: Any) -> bool:
     return get_origin(hint) is Annotated and Flat in get_args(hint)
 
 
-def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
-    """One path, or several."""
-    return (Path(value),) if isinstance(value, str | Path) else tuple(Path(one) for one in value)
+def _with_paths(value: Any, hints: set[Any]) -> Any:
+    """An option's value with paths where it is typed as one or several; text will do for a path, and one path for several."""
+    if tuple[Path, ...] in hints:
+        return (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
+    return Path(value) if Path in hints and value is not None else value

@@ -178,7 +178,7 @@ def test_a_signal_to_one_process_stores_the_shards_of_both(found: Found) -> None
 
 def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
     assert found.first["no units"] == (
-        "--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out"
+        "`speed.sharding='full'` shards the blocks of a Transformer, and this network has none; leave it out"
     )
 
 
