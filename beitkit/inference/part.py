@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 class OutputFile(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 
-    def encode(self, part: Rows) -> bytes:
+    def encode(self, part: Rows, /) -> bytes:
         """The file of one part."""
         ...
 

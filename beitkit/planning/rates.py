@@ -13,7 +13,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,18 +187,12 @@ def _medians(parts: Sequence[Callable[[], object]], device: torch.device, rounds
     seconds: list[list[float]] = [[] for _ in parts]
     for _ in range(rounds):
         for place, part in enumerate(parts):
-            with _timed(seconds[place], device):
-                part()
+            start = time.perf_counter()
+            part()
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            seconds[place].append(time.perf_counter() - start)
     return [statistics.median(column[1:]) for column in seconds]
-
-
-@contextmanager
-def _timed(seconds: list[float], device: torch.device) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    seconds.append(time.perf_counter() - start)
 
 
 class NoiseSteps:
@@ -213,7 +206,11 @@ class NoiseSteps:
         schedule = Schedule(LENGTH, 0, images, LENGTH, RATE, RATE, seed=0)
         groups = parameter_groups(objective, optim.weight_decay)
         self.trainer = Trainer(objective, groups, schedule=schedule, optim=optim, runtime=runtime, accumulation_steps=1)
-        self._stream = _batches(workload, images, runtime, tokenizes=tokenizes and workload.tokenizer is not None)
+        stream: Iterator[Batch] = (workload.batch(images, runtime.device) for _ in itertools.count())
+        if tokenizes and workload.tokenizer is not None:
+            shown = (batch | {"token_images": workload.token_images(images, runtime.device)} for batch in stream)
+            stream = tokenized(shown, workload.encoder(runtime.device, runtime.autocast), workload.grid)
+        self._stream = stream
         self._numbers, self._stop = itertools.count(), StopRequest()
 
     def __call__(self) -> StepResult:
@@ -221,16 +218,6 @@ class NoiseSteps:
         trainer, done = self.trainer, next(self._numbers)
         losses = trainer.forward_backward(self._stream, done)
         return trainer.update(losses, trainer.clip(), done, self._stop)
-
-
-def _batches(workload: Workload, images: int, runtime: Runtime, *, tokenizes: bool) -> Iterator[Batch]:
-    device = runtime.device
-    if not tokenizes:
-        while True:
-            yield workload.batch(images, device)
-    encoder = workload.encoder(device, runtime.autocast)
-    stream = (workload.batch(images, device) | {"token_images": workload.token_images(images, device)} for _ in itertools.count())
-    yield from tokenized(stream, encoder, workload.grid)
 
 
 def allocator_surplus(workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ class Runtime:
         """The kind of device."""
         return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
 
-    def precision(self) -> AbstractContextManager[None]:
+    def precision(self) -> AbstractContextManager[Any]:
         """Autocast in this run's precision."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
