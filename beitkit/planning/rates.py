@@ -65,8 +65,6 @@ class Measured(NamedTuple):
     """Of one image's tokens; 0 where nothing is tokenized."""
     reading: float | None
     """Of reading and augmenting one image on one core; None where no images were given."""
-    images: int
-    """In the timed passes."""
     allocator: float
     """Bytes that the allocator takes beyond a step's tensors, for each of its images; 0 on a GPU."""
 
@@ -75,19 +73,12 @@ class Given(NamedTuple):
     """What was said of the hardware."""
 
     device: str
-    rate: float
-    """Floating-point operations per second of a matrix product."""
-    share: float
-    """Of that rate, what training reaches."""
+    flops_per_second: float
+    """Floating-point operations that training reaches."""
     tokenizer: float
     """Operations per second that a tokenizer reaches."""
     source: str
     """Where both are from, in words."""
-
-    @property
-    def flops_per_second(self) -> float:
-        """What training reaches."""
-        return self.rate * self.share
 
 
 def measure(
@@ -115,7 +106,6 @@ def measure(
         update=update,
         tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
-        images=images,
         allocator=surplus,
     )
 
@@ -136,7 +126,8 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
         if tflops is None:
             return None
         assert share is not None
-        return Given("the given hardware", tflops * 1e12, share, tflops * 1e12 * share, "given")
+        reached = tflops * 1e12 * share
+        return Given("the given hardware", reached, reached, "given")
     try:
         found = json.loads(path.read_text())
         rates, shares, device = dict(found["matrix_rate"]), dict(found["share"]), str(found["device"])
@@ -148,9 +139,8 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
     job = JOBS.get(verb)
     if share is None and job not in shares:
         raise UserError(f"`rates` {path} does not say which share of the rate {verb} reaches; give it as `share`, such as 0.4")
-    reached = float(shares[job]) if share is None else share
-    tokenizer = tokenizer if share is None and tokenizer is not None else rate * reached
-    return Given(device, rate, reached, tokenizer, f"measured, {path.name}")
+    reached = rate * (float(shares[job]) if share is None else share)
+    return Given(device, reached, tokenizer if share is None and tokenizer is not None else reached, f"measured, {path.name}")
 
 
 def _tokenizer_rate(jobs: list[dict[str, Any]]) -> float | None:
