@@ -167,8 +167,8 @@ class Verb:
         self.__doc__ = config.__doc__
         hints = get_type_hints(config, include_extras=True)
         self._hints = {key: {hint, *get_args(hint)} for key, hint in hints.items()}
-        self._flat = {key: hint for key, hint in hints.items() if _is_flat(hint)}
-        self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
+        self._flat = {key: get_args(hint)[0] for key, hint in hints.items() if _is_flat(hint)}
+        self._home = {option.name: part for part, group in self._flat.items() for option in fields(group)}
         self.__signature__ = self._signature()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -207,7 +207,7 @@ class Verb:
                 continue
             parameters += [
                 parameter.replace(name=option.name, default=getattr(parameter.default, option.name), annotation=option.type)
-                for option in fields(get_args(self._flat[key])[0])
+                for option in fields(self._flat[key])
             ]
         return Signature(parameters)
 
