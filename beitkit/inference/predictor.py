@@ -23,9 +23,8 @@ from beitkit.contracts import ImageInput
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
-from beitkit.inference.networks import Computation, Embedding, Probabilities
+from beitkit.inference.networks import Computation, Embedding, Probabilities, cast_weights_
 from beitkit.inference.predictions import Naming
-from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier

@@ -41,6 +41,13 @@ class RunFolder:
         """
         self.path = path
         self.processes = processes
+        self.journal = path / "journal.jsonl"
+        """The event log."""
+        self.checkpoints = Checkpoints(path / "checkpoints", processes)
+        self.best = path / "checkpoints" / "best"
+        """Folder of the best model by the evaluations."""
+        self.broken_list = path / "broken_files.jsonl"
+        """List of unreadable files, one JSON object per line."""
         if processes.is_main:
             self._open(verb, config)
         processes.barrier()
@@ -92,26 +99,6 @@ class RunFolder:
                     f"the {_in_words(name)} changed since the run in {self.path} began, so it cannot be continued; "
                     "put the old one back, or choose another `out`"
                 )
-
-    @property
-    def journal(self) -> Path:
-        """Path of the event log."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """Folder of the checkpoints."""
-        return Checkpoints(self.path / "checkpoints", self.processes)
-
-    @property
-    def best(self) -> Path:
-        """Folder of the best model by the evaluations."""
-        return self.path / "checkpoints" / "best"
-
-    @property
-    def broken_list(self) -> Path:
-        """List of unreadable files, one JSON object per line."""
-        return self.path / "broken_files.jsonl"
 
     def is_finished(self) -> bool:
         """Whether the finished model has been written."""

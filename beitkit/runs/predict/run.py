@@ -6,7 +6,7 @@ from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
-from beitkit.inference.predictions import JsonPredictions, Naming, prediction_table
+from beitkit.inference.predictions import Naming, json_lines, prediction_table
 from beitkit.inference.result import Written
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
@@ -52,7 +52,7 @@ def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
         images += len(part.paths)
         unreadable += sum(map(bool, part.errors))
         if config.json:
-            print(JsonPredictions(naming).encode(part).decode(), end="")
+            print(json_lines(part, naming).decode(), end="")
             continue
         for row in naming.rows(part, naming.top):
             if not row.error:

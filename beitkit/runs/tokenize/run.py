@@ -23,6 +23,7 @@ from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError, writing_to
 from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
+from beitkit.inference.result import shard_path
 from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain.setup import view_options
