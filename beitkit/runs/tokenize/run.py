@@ -21,7 +21,6 @@ from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError, writing_to
-from beitkit.inference.command import shard_path
 from beitkit.inference.ray_engine import import_ray, ray_tokens
 from beitkit.inference.result import shard_path
 from beitkit.inference.stored_views import ViewTokens
