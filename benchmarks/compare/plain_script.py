@@ -33,7 +33,7 @@ def trained(model: nn.Module, loss_of: Callable[[], Tensor], runtime: Runtime, c
     return step
 
 
-def probabilities(logits_of: Callable[[], Tensor], precision: Callable[[], AbstractContextManager[None]]) -> Step:
+def probabilities(logits_of: Callable[[], Tensor], precision: Callable[[], AbstractContextManager[object]]) -> Step:
     """The softmax of a network's logits, without gradients."""
 
     def step() -> Tensor:

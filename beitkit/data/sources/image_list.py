@@ -64,9 +64,8 @@ class ImageList:
 
     def path(self, index: int) -> Path:
         """The file of one image; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
-        if self.members is not None:
-            return Path(self.members.display_name(index, os.fsdecode(self.name(index))))
-        return self.root / os.fsdecode(self.name(index))
+        name = os.fsdecode(self.name(index))
+        return self.root / name if self.members is None else Path(f"{self.members.archives[self.members.archive[index]]}: {name}")
 
     def source(self, index: int) -> Path | Encoded:
         """What one image is decoded from: its file, or its bytes where it lies in an archive.
