@@ -9,7 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, config
-from beitkit.configs.data import ReadConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ColumnsConfig, ReadConfig
 from beitkit.configs.parts import Flat
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -38,4 +39,5 @@ class EvaluateRun:
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
     inference: InferenceConfig = InferenceConfig()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, PositiveInt, config
+from beitkit.configs.data import ImageColumnConfig
 from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -37,6 +38,7 @@ class PredictRun:
     json: bool = False
     """Print JSON on stdout: without `out` a line for each image, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    columns: ImageColumnConfig = ImageColumnConfig()
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
@@ -67,6 +69,7 @@ class EmbedRun:
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    columns: ImageColumnConfig = ImageColumnConfig()
 
     def __post_init__(self) -> None:
         shard_of(self.shard)

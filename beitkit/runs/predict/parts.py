@@ -21,7 +21,7 @@ from beitkit.runs.predict.inputs import gather_images
 def images_of(config: PredictRun | EmbedRun, block: int) -> tuple[ImageList, ImageList]:
     """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
     number, shards = shard_of(config.shard)
-    found = gather_images(config.inputs)
+    found = gather_images(config.inputs, config.columns.image)
     return found, shard(found, block, number, shards)
 
 

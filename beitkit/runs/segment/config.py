@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
-from beitkit.configs.data import ReadConfig, SceneViewConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ColumnsConfig, ReadConfig, SceneViewConfig
 from beitkit.configs.model import SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
@@ -67,6 +68,7 @@ class SegmentRun:
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
 
     def __post_init__(self) -> None:
         check_start(self.model, self.scratch, self.network, {"size": self.size, "patch": self.patch})

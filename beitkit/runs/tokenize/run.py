@@ -44,7 +44,7 @@ def run(config: TokenizeRun) -> Path:
         raise UserError(f"`image_size` {config.image_size} is not a whole number of patches of `patch` {config.patch}")
     if config.engine == "ray":
         import_ray()
-    tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images)
+    tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images, config.columns.image)
     image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = CacheKey.of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
     _make_place(config, files)
