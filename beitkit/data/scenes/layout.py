@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -16,18 +17,31 @@ from beitkit.errors import UserError
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
 MASK_FOLDERS = (
     *("masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "segmentationclassraw"),
-    *("gtfine", "gt", "segmentations", "segmentation"),
+    *("gtfine", "gtcoarse", "gt", "segmentations", "segmentation"),
 )
 # What the name of a file may have after the part that image and mask share; longer ones first.
 IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat")
 MASK_ENDINGS = (
-    *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds", "_segmentation", "_annotation", "_labels"),
+    *(
+        "_gtFine_labelTrainIds",
+        "_gtFine_labelIds",
+        "_gtCoarse_labelTrainIds",
+        "_gtCoarse_labelIds",
+        "_labelTrainIds",
+        "_labelIds",
+        "_segmentation",
+        "_annotation",
+        "_labels",
+    ),
     *("_label", "_masks", "_mask", "-mask", "_seg", "_gt", "_L"),
 )
 VOC_LISTS = Path("ImageSets", "Segmentation")
 COLUMNS = ("image", "mask", "split")
 
-SceneLayout = Literal["folders", "voc", "ade20k", "table"]
+CITYSCAPES = re.compile(r".*_gt(?:Fine|Coarse)_(?:label(?:Train)?Ids|instance(?:Train)?Ids|color)")
+"""The stem of a mask of Cityscapes: `labelIds` in the download, `labelTrainIds` made of it by its scripts."""
+
+SceneLayout = Literal["folders", "voc", "ade20k", "cityscapes", "cityscapes_train_ids", "table"]
 
 
 class Pairs(NamedTuple):
@@ -87,8 +101,8 @@ class _Sides(NamedTuple):
 def _sides(path: Path) -> _Sides | None:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     images, masks = _named(folders, IMAGE_FOLDERS), _named(folders, MASK_FOLDERS)
-    # Pascal VOC has Annotations/ too, the boxes of its objects.
-    masks = [folder for folder in masks if folder.name == "SegmentationClass"] or masks
+    # Pascal VOC has Annotations/ too, the boxes of its objects; Cityscapes may lie there with its coarse masks beside the fine.
+    masks = [folder for folder in masks if folder.name in ("SegmentationClass", "gtFine")] or masks
     if not images or not masks:
         return None
     for found in (images, masks):
@@ -118,7 +132,7 @@ def _voc_lists(path: Path, sides: _Sides) -> Mapping[Split, Path]:
 def _folders(sides: _Sides | None) -> Pairs:
     """The pairs of two folders, by name."""
     assert sides is not None
-    images, masks = find_images(sides.images), find_images(sides.masks)
+    images, (masks, of_cityscapes) = find_images(sides.images), _without_views(find_images(sides.masks))
     partners = _partners(images, masks)
     paired = sorted((image, mask) for mask, image in partners.items())
     without_mask = sorted(set(range(len(images))) - set(partners.values()))
@@ -134,10 +148,23 @@ def _folders(sides: _Sides | None) -> Pairs:
     return Pairs(
         images.subset([image for image, _ in paired]),
         masks.subset([mask for _, mask in paired]),
-        "ade20k" if is_ade else "voc" if is_voc else "folders",
+        of_cityscapes or ("ade20k" if is_ade else "voc" if is_voc else "folders"),
         tuple(images.path(index) for index in without_mask),
         tuple(masks.path(index) for index in without_image),
     )
+
+
+def _without_views(masks: ImageList) -> tuple[ImageList, SceneLayout | None]:
+    """Of Cityscapes one mask an image: the values of the download where they are there, else those of its scripts."""
+    stems = [_stem(masks, index) for index in range(len(masks))]
+    if not all(map(CITYSCAPES.fullmatch, stems)):
+        return masks, None
+    layouts: tuple[tuple[str, SceneLayout], ...] = (("_labelIds", "cityscapes"), ("_labelTrainIds", "cityscapes_train_ids"))
+    for ending, layout in layouts:
+        chosen = [index for index, stem in enumerate(stems) if stem.endswith(ending)]
+        if chosen:
+            return masks.subset(chosen), layout
+    raise UserError(f"{masks.root} holds masks of Cityscapes, but none that ends in _labelIds or _labelTrainIds")
 
 
 def _partners(images: ImageList, masks: ImageList) -> dict[int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,13 +21,13 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from beitkit.configs.model import MAX_CLASSES
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage, image_header, open_image, to_tensor
-from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
-from beitkit.data.scenes.label_codes import SHOWN, LabelMapping, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, CITYSCAPES, CITYSCAPES_VALUES, VOC
+from beitkit.data.scenes.discover import discovered
+from beitkit.data.scenes.label_codes import LabelMapping, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
-from beitkit.data.scenes.masks import Mask, read_mask, unpacked
+from beitkit.data.scenes.masks import read_mask
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import Split
@@ -84,9 +83,9 @@ class Scenes:
         Raises:
             BrokenImage: unreadable, of another size than the image, or with values that mean nothing; of the mask.
         """
-        mask = read_mask(self.masks.path(index))
+        mask = read_mask(self.masks.source(index))
         ids = Image.fromarray(self.code.label_map(mask))
-        header = image_header(self.files.path(index))
+        header = image_header(self.files.source(index))
         if ids.size == header.upright:
             return ids
         if header.turn is not None and ids.size == header.stored:
@@ -101,17 +100,24 @@ class Scenes:
         Raises:
             BrokenImage: the image or the mask cannot be used.
         """
-        image = open_image(self.files.path(index), channels)
+        image = open_image(self.files.source(index), channels)
         return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
 
 
-def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelMapping | None = None) -> Scenes:
+def find_scenes(
+    path: Path | str,
+    *,
+    split: Split | None = None,
+    classes: Path | LabelMapping | None = None,
+    all_values: bool = False,
+) -> Scenes:
     """Images with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
-    it is Pascal VOC, ADE20K or CamVid, else from the values that occur in the masks (in 4000 of them,
-    drawn by a fixed seed, where there are more): each is a class, 255 is ignored.
+    it is Pascal VOC, ADE20K, Cityscapes or CamVid, else from the values that occur in the masks (in 4000 of them,
+    drawn by a fixed seed, where there are more): each is a class, 255 is ignored. Masks with many rare values along edges, as
+    smoothing makes them, are refused unless `all_values` says that each is meant.
 
     Raises:
         UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
@@ -121,13 +127,15 @@ def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path |
     return Scenes(
         files=pairs.images,
         masks=pairs.masks,
-        code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs),
+        code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs, all_values=all_values),
         images_without_mask=pairs.images_without_mask,
         masks_without_image=pairs.masks_without_image,
     )
 
 
-def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: Path | None = None) -> tuple[Scenes, Scenes]:
+def train_and_val_scenes(
+    images: Path, val: Path | None, seed: int, *, classes: Path | None = None, all_values: bool = False
+) -> tuple[Scenes, Scenes]:
     """Training and validation scenes with the same classes.
 
     Validation scenes come from `val`, else from the val (or test) split beside the train split, else a fifth is set aside:
@@ -138,7 +146,7 @@ def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: 
         UserError: as `find_scenes`; a set that cannot be divided.
     """
     splits = scene_splits(images) if images.exists() else ()
-    train = find_scenes(images, split="train" if "train" in splits else None, classes=classes)
+    train = find_scenes(images, split="train" if "train" in splits else None, classes=classes, all_values=all_values)
     if val is not None:
         val_splits = scene_splits(val) if val.exists() else ()
         return train, find_scenes(val, split="val" if "val" in val_splits else None, classes=train.code)
@@ -171,7 +179,7 @@ def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
     return sorted(random.Random(derived_seed(*seed)).sample(range(count), limit))
 
 
-def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
+def _code(path: Path, classes: Path | None, pairs: Pairs, *, all_values: bool) -> LabelMapping:
     beside = (path.parent if path.is_file() else path) / CLASSES_FILE
     if classes is not None:
         return read_classes(classes)
@@ -181,9 +189,15 @@ def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
         return replace(plain_code(VOC, "Pascal VOC"), palette=voc_palette(len(VOC)))
     if pairs.layout == "ade20k":
         return plain_code(ADE20K, "ADE20K", values=range(1, len(ADE20K) + 1), ignored=(0, IGNORED))
+    if pairs.layout in ("cityscapes", "cityscapes_train_ids"):
+        values = [value for value, _ in CITYSCAPES.values()] if pairs.layout == "cityscapes" else range(len(CITYSCAPES))
+        void = {*range(CITYSCAPES_VALUES), IGNORED} - set(values) if pairs.layout == "cityscapes" else {IGNORED}
+        code = plain_code(tuple(CITYSCAPES), "Cityscapes", values=values, ignored=tuple(void))
+        return replace(code, palette=tuple(color for _, color in CITYSCAPES.values()))
     if _is_camvid(pairs.images):
         return _camvid_code()
-    return _discovered(pairs.masks, beside)
+    chosen = sampled(len(pairs.masks), MOST_READ, 0, "classes")
+    return discovered(pairs.masks, chosen, beside, is_each_meant=all_values)
 
 
 def _is_camvid(images: ImageList) -> bool:
@@ -202,45 +216,6 @@ def _camvid_code() -> LabelMapping:
         colors=tuple(colors.items()),
         palette=tuple(group[0] for group in groups),
         source="CamVid",
-    )
-
-
-def _discovered(masks: ImageList, beside: Path) -> LabelMapping:
-    """Every value that occurs in the masks is a class, but 255."""
-    found: set[int] = set()
-    palette: Mask | None = None
-    for index in sampled(len(masks), MOST_READ, 0, "classes"):
-        try:
-            mask = read_mask(masks.path(index))
-        except BrokenImage as error:
-            raise UserError(f"the mask {error}") from error
-        if mask.is_color:
-            raise UserError(_colors_without_table(mask, beside))
-        palette = mask if palette is None and mask.palette else palette
-        found.update(mask.occurring().tolist())
-    values = sorted(found - {IGNORED})
-    if len(values) < 2:
-        also = " besides 255, which is ignored unless a classes.json says otherwise" if IGNORED in found else ""
-        example = json.dumps({"names": ["background", "object"], "ids": {"0": 0, "255": 1}, "ignore": []})
-        raise UserError(f"the masks in {masks.root} hold only the value {values}{also}; write {beside}, such as {example}")
-    if len(values) > MAX_CLASSES:
-        raise UserError(
-            f"the masks in {masks.root} hold {len(values)} values, more than {MAX_CLASSES} classes (do they number objects?); "
-            f"say in {beside} which value is which class"
-        )
-    colors = palette.palette if palette is not None else ()
-    shown = [colors[value] for value in values if value < len(colors)]
-    # A palette that gives a color twice, or none to some class, was not made to tell classes apart.
-    shown = shown if len(set(shown)) == len(values) else []
-    source = f"the list of values found in {masks.root}"
-    return plain_code([f"class {value}" for value in values], source, values=values, palette=shown)
-
-
-def _colors_without_table(mask: Mask, beside: Path) -> str:
-    found = [list(color) for color in unpacked(mask.occurring())]
-    example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
-    return (
-        f"{mask.path} holds colors ({few(found, SHOWN)}) and nothing says which class each is; write {beside}, such as {example}"
     )
 
 
@@ -268,7 +243,7 @@ def _present(scenes: Scenes) -> np.ndarray:
     present = np.zeros((len(scenes), len(scenes.classes)), dtype=bool)
     for index in range(len(scenes)):
         try:
-            shown = scenes.code.label_map(read_mask(scenes.masks.path(index)))
+            shown = scenes.code.label_map(read_mask(scenes.masks.source(index)))
         except BrokenImage:
             continue
         present[index] = np.bincount(shown.ravel(), minlength=IGNORED + 1)[: len(scenes.classes)] > 0

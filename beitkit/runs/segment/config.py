@@ -52,6 +52,8 @@ class SegmentRun:
     """Images and masks to evaluate on, when there is no val/ part."""
     classes: Path | None = None
     """A classes.json with names, colors and ids, when it does not lie beside the images."""
+    all_values: bool = later(False)
+    """Without a classes.json: take every value in the masks for a class, rare ones along edges too, which smoothing makes."""
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
     normalization: Literal["imagenet", "inception"] | None = None

@@ -47,7 +47,9 @@ AUXILIARY_CHANNELS = 256
 def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
+    train, val = train_and_val_scenes(
+        config.images, config.val, config.train.seed, classes=config.classes, all_values=config.all_values
+    )
     audits = audit(train), audit(val)
     backbone, origin = _start(config)
     facts = SegmentFacts(
