@@ -26,7 +26,7 @@ RARE = 0.03
 """Share of all pixels below which a value may be one that smoothing made."""
 INSIDE = 0.1
 """Share of a value's pixels that lie amid their own kind (all eight neighbors alike) below which it is found along edges only."""
-FEWEST = 4
+FEWEST = 3
 """Values of this kind that make masks suspicious, if they are also more than the others."""
 
 
