@@ -42,7 +42,7 @@ class Segment(nn.Module):
 
 
 def balanced_weights(class_pixels: Int[Tensor, " classes"]) -> Float[Tensor, " classes"]:
-    """All pixels / (classes that occur * pixels of the class), as scikit-learn's "balanced"; 1 for a class that does not occur."""
+    """All pixels / (classes that occur * pixels of the class), scikit-learn's "balanced"; 1 for a class that does not occur."""
     does_occur = class_pixels > 0
     balanced = class_pixels.sum() / (does_occur.sum() * class_pixels.clamp(min=1))
     return torch.where(does_occur, balanced, 1.0).float()

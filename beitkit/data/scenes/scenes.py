@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage, image_header, open_image, to_tensor
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, CITYSCAPES, CITYSCAPES_VALUES, VOC
@@ -30,6 +32,7 @@ from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_spli
 from beitkit.data.scenes.masks import read_mask
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.list_rows import csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
 from beitkit.errors import UserError, few
@@ -110,8 +113,10 @@ def find_scenes(
     split: Split | None = None,
     classes: Path | LabelMapping | None = None,
     all_values: bool = False,
+    columns: ColumnsConfig = ColumnsConfig(),
 ) -> Scenes:
-    """Images with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
+    """Images with label maps below a folder, in archives or an index, or in a CSV table with the columns `image`, `mask` and
+    perhaps `split`; `columns` names others, of masks under `label`.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
@@ -123,7 +128,7 @@ def find_scenes(
         UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
     """
     path = Path(path)
-    pairs = locate_scenes(path, split)
+    pairs = locate_scenes(path, split, columns)
     return Scenes(
         files=pairs.images,
         masks=pairs.masks,
@@ -134,7 +139,13 @@ def find_scenes(
 
 
 def train_and_val_scenes(
-    images: Path, val: Path | None, seed: int, *, classes: Path | None = None, all_values: bool = False
+    images: Path,
+    val: Path | None,
+    seed: int,
+    *,
+    classes: Path | None = None,
+    all_values: bool = False,
+    columns: ColumnsConfig = ColumnsConfig(),
 ) -> tuple[Scenes, Scenes]:
     """Training and validation scenes with the same classes.
 
@@ -145,14 +156,15 @@ def train_and_val_scenes(
     Raises:
         UserError: as `find_scenes`; a set that cannot be divided.
     """
-    splits = scene_splits(images) if images.exists() else ()
-    train = find_scenes(images, split="train" if "train" in splits else None, classes=classes, all_values=all_values)
+    splits = scene_splits(images, columns)
+    part = "train" if "train" in splits else None
+    train = find_scenes(images, split=part, classes=classes, all_values=all_values, columns=columns)
     if val is not None:
-        val_splits = scene_splits(val) if val.exists() else ()
-        return train, find_scenes(val, split="val" if "val" in val_splits else None, classes=train.code)
+        part = "val" if "val" in scene_splits(val, columns) else None
+        return train, find_scenes(val, split=part, classes=train.code, columns=columns)
     for split in ("val", "test"):
         if "train" in splits and split in splits:
-            return train, find_scenes(images, split=split, classes=train.code)
+            return train, find_scenes(images, split=split, classes=train.code, columns=columns)
     aside = _set_aside(train, seed)
     kept = sorted(set(range(len(train))) - set(aside))
     return train.subset(kept), train.subset(aside)
@@ -172,6 +184,21 @@ def as_csv(parts: Mapping[Split, Scenes]) -> str:
     return text.getvalue()
 
 
+def set_aside_before(table: Path, scenes: Scenes) -> Scenes:
+    """The validation scenes that `as_csv` wrote down, among those of archives, which a table cannot name.
+
+    Raises:
+        UserError: some of them are no longer there.
+    """
+    lines = csv_cells(table)
+    next(lines)
+    named = {cells[0] for _, cells in lines if cells[2] == "val"}
+    chosen = [index for index in range(len(scenes)) if str(scenes.files.path(index).absolute()) in named]
+    if len(chosen) != len(named):
+        raise UserError(f"{table} names {len(named)} images for validation, but {len(chosen)} of them are there")
+    return scenes.subset(chosen)
+
+
 def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
     """Indices below `count`, in order: all of them, or `limit` drawn by the seed."""
     if count <= limit:
@@ -180,7 +207,7 @@ def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
 
 
 def _code(path: Path, classes: Path | None, pairs: Pairs, *, all_values: bool) -> LabelMapping:
-    beside = (path.parent if path.is_file() else path) / CLASSES_FILE
+    beside = (path if path.is_dir() else path.parent) / CLASSES_FILE
     if classes is not None:
         return read_classes(classes)
     if beside.is_file():
@@ -222,7 +249,7 @@ def _camvid_code() -> LabelMapping:
 def _set_aside(scenes: Scenes, seed: int) -> list[int]:
     if len(scenes) < 2:
         raise UserError(f"{scenes.files.root} holds a single pair, so none can be set aside for validation; give `val`")
-    names = [scenes.files.path(index).relative_to(scenes.files.root).as_posix() for index in range(len(scenes))]
+    names = [_name(scenes.files, index) for index in range(len(scenes))]
     order = sorted(range(len(scenes)), key=lambda index: derived_seed(seed, "set aside", names[index]))
     present = _present(scenes) if len(scenes) <= MOST_READ else np.zeros((len(scenes), 0), dtype=bool)
     left = present.sum(axis=0)
@@ -236,6 +263,13 @@ def _set_aside(scenes: Scenes, seed: int) -> list[int]:
     if not aside:
         raise UserError(f"every image in {scenes.files.root} alone shows some class, so none can be set aside; give `val`")
     return sorted(aside)
+
+
+def _name(files: ImageList, index: int) -> str:
+    """What an image is called below the common root."""
+    if files.members is not None:
+        return os.fsdecode(files.name(index))
+    return Path(os.path.relpath(files.path(index), files.root)).as_posix()
 
 
 def _present(scenes: Scenes) -> np.ndarray:

@@ -136,7 +136,7 @@ def names_labels(path: Path, columns: ColumnsConfig) -> bool:
         _, found = next(csv_cells(path))
     if not isinstance(found, dict | list):
         return False
-    return _known(tuple(found), columns.label or ("label", "labels", *LABEL_COLUMNS)) is not None
+    return known_column(tuple(found), columns.label or ("label", "labels", *LABEL_COLUMNS)) is not None
 
 
 def _opened(path: Path) -> IO[str]:
@@ -154,7 +154,7 @@ def _image_column(path: Path, names: Sequence[str], columns: ColumnsConfig) -> s
         if columns.image not in names:
             raise UserError(f"{path}: there is no column {columns.image!r}, as `columns.image` says; found {found}")
         return columns.image
-    image = _known(names, IMAGE_COLUMNS)
+    image = known_column(names, IMAGE_COLUMNS)
     if image is None:
         some = ", ".join(IMAGE_COLUMNS[1:3])
         raise UserError(
@@ -174,7 +174,7 @@ def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, ima
         return columns.label
     if "label" in names and "labels" in names:
         raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
-    label = _known(names, ("label", "labels", *LABEL_COLUMNS))
+    label = known_column(names, ("label", "labels", *LABEL_COLUMNS))
     if label is not None and label != image:
         return (label,)
     others = tuple(name for name in names if name not in (image, "split"))
@@ -186,7 +186,7 @@ def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, ima
     )
 
 
-def _known(names: Sequence[str], known: Sequence[str]) -> str | None:
+def known_column(names: Sequence[str], known: Sequence[str]) -> str | None:
     """The first of the known names that a column has, as it is written there."""
     by_lower = {name.lower(): name for name in reversed(names)}
     return next((by_lower[name] for name in known if name in by_lower), None)
@@ -275,7 +275,7 @@ def _json_row(where: str, line: int, content: Any, *, labeled: bool, columns: Co
     split = content.get("split", "")
     if not isinstance(split, str):
         raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
-    key = columns.image or _known(tuple(content), IMAGE_COLUMNS) or "path"
+    key = columns.image or known_column(tuple(content), IMAGE_COLUMNS) or "path"
     if key not in content and split != CLASS_ROW:
         raise UserError(f'{where}: "{key}" is missing')
     name = content.get(key, "")
@@ -295,7 +295,7 @@ def _json_labels(where: str, content: dict[str, Any], columns: ColumnsConfig) ->
             return _hot(where, columns.label, [content[name] for name in columns.label])
     elif "label" in content and "labels" in content:
         raise UserError(f'{where}: expected "label" or "labels", found both')
-    key = _known(tuple(content), ("label", "labels", *LABEL_COLUMNS)) if columns.label is None else columns.label[0]
+    key = known_column(tuple(content), ("label", "labels", *LABEL_COLUMNS)) if columns.label is None else columns.label[0]
     if key is None:
         raise UserError(f'{where}: expected "label" or "labels", found neither')
     value = content[key]

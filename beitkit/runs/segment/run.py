@@ -48,7 +48,12 @@ def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
     train, val = train_and_val_scenes(
-        config.images, config.val, config.train.seed, classes=config.classes, all_values=config.all_values
+        config.images,
+        config.val,
+        config.train.seed,
+        classes=config.classes,
+        all_values=config.all_values,
+        columns=config.columns,
     )
     audits = audit(train), audit(val)
     backbone, origin = _start(config)
