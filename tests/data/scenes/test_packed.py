@@ -66,6 +66,13 @@ def parquet(path: Path, image: str, mask: str, pairs: list[tuple[bytes, bytes]],
     return path
 
 
+def side_by_side(pairs: list[tuple[bytes, bytes]], first: int = 0) -> dict[str, bytes]:
+    """Members `3.jpg` and `3.png`."""
+    return {
+        f"{index}.{ending}": pair[side] for index, pair in enumerate(pairs, first) for side, ending in enumerate(("jpg", "png"))
+    }
+
+
 def same(one: Scenes, other: Scenes) -> bool:
     if len(one) != len(other) or one.classes != other.classes:
         return False
@@ -124,8 +131,7 @@ def test_splits_by_names_of_archives_and_of_folders_in_them(
     one = tar(tmp_path / "x.tar", members)
     for part, chosen in (("train", slice(0, 4)), ("validation", slice(4, None))):
         parquet(tmp_path / "tables" / f"{part}-00000-of-00001.parquet", "image", "annotation", contents[chosen])
-        pairs = {f"{index}.{ending}": pair[side] for index, pair in list(enumerate(contents))[chosen] for side, ending in enumerate(("jpg", "png"))}  # fmt: skip
-        tar(tmp_path / "shards" / f"{part}-000000.tar", pairs)
+        tar(tmp_path / "shards" / f"{part}-000000.tar", side_by_side(contents[chosen], chosen.start or 0))
     for path in (one, tmp_path / "tables", tmp_path / "shards"):
         assert scene_splits(path) == ("train", "val")
         train, val = train_and_val_scenes(path, None, 0)
@@ -138,7 +144,7 @@ def test_splits_by_names_of_archives_and_of_folders_in_them(
 
 
 def test_the_part_set_aside_is_found_again(tmp_path: Path, contents: list[tuple[bytes, bytes]]) -> None:
-    path = tar(tmp_path / "x.tar", {f"{i}.{e}": pair[s] for i, pair in enumerate(contents) for s, e in enumerate(("jpg", "png"))})
+    path = tar(tmp_path / "x.tar", side_by_side(contents))
     train, val = train_and_val_scenes(path, None, 3)
     (tmp_path / "scenes.csv").write_text(as_csv({"train": train, "val": val}))
     assert same(set_aside_before(tmp_path / "scenes.csv", find_scenes(path)), val)
@@ -147,7 +153,7 @@ def test_the_part_set_aside_is_found_again(tmp_path: Path, contents: list[tuple[
 
 
 def test_classes_lie_beside_the_archive(tmp_path: Path, contents: list[tuple[bytes, bytes]]) -> None:
-    path = tar(tmp_path / "x.tar", {f"{i}.{e}": pair[s] for i, pair in enumerate(contents) for s, e in enumerate(("jpg", "png"))})
+    path = tar(tmp_path / "x.tar", side_by_side(contents))
     (tmp_path / "classes.json").write_text(json.dumps({"names": ["sky", "road", "car"]}))
     assert find_scenes(path).classes == ("sky", "road", "car")
 
