@@ -182,7 +182,7 @@ def _rows(path: Path, columns: ColumnsConfig) -> Iterator[_Row]:
         split = row.get("split", "").strip()
         if split and split not in get_args(Split):
             raise UserError(f"{path}, line {line}: the split is {split!r}, expected train, val or test")
-        yield _Row(line, *(_spelled(path, row[name].strip()) for name in (image, mask)), split)
+        yield _Row(line, _spelled(path, row[image].strip()), _spelled(path, row[mask].strip()), split)
 
 
 def _spelled(table: Path, name: str) -> str:

@@ -25,7 +25,7 @@ LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
 """Endings of files that no mask can be."""
 MASK_COLUMNS = (*MASK_FOLDERS, "segmentation_mask", "semantic_segmentation", "label_map")
 """Names of a column of masks, upper or lower case."""
-_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_SPLIT_OF: dict[str, Split] = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 def packed_splits(path: Path, packed: str | Archives) -> tuple[Split, ...]:

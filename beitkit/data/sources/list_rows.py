@@ -291,11 +291,13 @@ def _json_labels(where: str, content: dict[str, Any], columns: ColumnsConfig) ->
         absent = next((name for name in columns.label if name not in content), None)
         if absent is not None:
             raise UserError(f'{where}: "{absent}" is missing, which `columns.label` names')
-        if len(columns.label) > 1:
+        key, *others = columns.label
+        if others:
             return _hot(where, columns.label, [content[name] for name in columns.label])
     elif "label" in content and "labels" in content:
         raise UserError(f'{where}: expected "label" or "labels", found both')
-    key = known_column(tuple(content), ("label", "labels", *LABEL_COLUMNS)) if columns.label is None else columns.label[0]
+    else:
+        key = known_column(tuple(content), ("label", "labels", *LABEL_COLUMNS))
     if key is None:
         raise UserError(f'{where}: expected "label" or "labels", found neither')
     value = content[key]

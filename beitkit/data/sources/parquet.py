@@ -169,12 +169,13 @@ def _image_column(arrow: Any, schema: Any, place: str, given: str | None) -> _Co
 def _label_column(schema: Any, place: str, columns: ColumnsConfig) -> str | None:
     """The column of labels: the given one, `label`, or the only one that is known as such; None where there is none."""
     if columns.label is not None:
-        if len(columns.label) > 1 or columns.label[0] not in schema.names:
+        first, *others = columns.label
+        if others or first not in schema.names:
             raise UserError(
                 f"{place}: `columns.label` must name one column of it, got {_listed(columns.label)}; it has "
                 f"{_listed(schema.names)}"
             )
-        return columns.label[0]
+        return first
     if LABELS[0] in schema.names:
         return LABELS[0]
     found = [name for name in schema.names if name in LABELS or _feature(schema, name).get("_type") == "ClassLabel"]

@@ -27,7 +27,7 @@ CIFAR = {
 }
 
 
-def table(path: Path, features: dict[str, Any] | None = None, **columns: list[Any]) -> Path:
+def table(path: Path, columns: dict[str, list[Any]], features: dict[str, Any] | None = None) -> Path:
     content = pyarrow.table(columns)
     if features is not None:
         content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -49,31 +49,31 @@ def contents(path: Path, column: str | None = None) -> list[bytes]:
 
 @pytest.mark.parametrize("name", ["image", "img", "pixel_values", "x"])
 def test_images_by_type_under_any_name(tmp_path: Path, name: str) -> None:
-    path = table(tmp_path / "t.parquet", label=["u", "v"], **{name: FILES})
+    path = table(tmp_path / "t.parquet", {"label": ["u", "v"], name: FILES})
     assert contents(path) == [b"first", b"second"]
     assert labels(path) == ["u", "v"]
 
 
 def test_several_columns_of_images_are_asked_for(tmp_path: Path) -> None:
-    path = table(tmp_path / "t.parquet", before=FILES, after=OTHERS)
+    path = table(tmp_path / "t.parquet", {"before": FILES, "after": OTHERS})
     with pytest.raises(UserError, match=r"has images in the columns before, after; say which with `columns.image`"):
         find_images(path)
     assert contents(path, "after") == [b"1st", b"2nd"]
     # An index keeps what was said.
     write_index(tmp_path / "t.index", find_images(path, "after"))
     assert contents(tmp_path / "t.index") == [b"1st", b"2nd"]
-    known = table(tmp_path / "k.parquet", mask=OTHERS, image=FILES)
+    known = table(tmp_path / "k.parquet", {"mask": OTHERS, "image": FILES})
     assert contents(known) == [b"first", b"second"]
 
 
 def test_plain_binary_by_its_name_or_by_the_option(tmp_path: Path) -> None:
-    path = table(tmp_path / "t.parquet", jpg=[b"a", b"b"], embedding=[b"c", b"d"])
+    path = table(tmp_path / "t.parquet", {"jpg": [b"a", b"b"], "embedding": [b"c", b"d"]})
     assert contents(path) == [b"a", b"b"]
     assert contents(path, "embedding") == [b"c", b"d"]
 
 
 def test_labels_of_cifar_100_are_asked_for(tmp_path: Path) -> None:
-    path = table(tmp_path / "t.parquet", CIFAR, img=FILES, fine_label=[1, 0], coarse_label=[0, 1])
+    path = table(tmp_path / "t.parquet", {"img": FILES, "fine_label": [1, 0], "coarse_label": [0, 1]}, CIFAR)
     with pytest.raises(UserError, match="has labels in the columns fine_label, coarse_label; say which with `columns.label`"):
         find_labeled(path)
     assert labels(path, ColumnsConfig(label=("fine_label",))) == ["rose", "oak"]
@@ -83,7 +83,7 @@ def test_labels_of_cifar_100_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["labels", "class", "target", "kind"])
 def test_labels_by_name_or_by_what_is_noted(tmp_path: Path, name: str) -> None:
     features = {"kind": {"_type": "ClassLabel", "names": ["oak", "rose"]}} if name == "kind" else None
-    path = table(tmp_path / "t.parquet", features, image=FILES, caption=["p", "q"], **{name: [1, 0]})
+    path = table(tmp_path / "t.parquet", {"image": FILES, "caption": ["p", "q"], name: [1, 0]}, features)
     assert labels(path) == (["rose", "oak"] if name == "kind" else ["1", "0"])
 
 
@@ -100,7 +100,7 @@ def test_labels_by_name_or_by_what_is_noted(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_wrong_columns_are_one_line(tmp_path: Path, columns: ColumnsConfig, message: str) -> None:
-    path = table(tmp_path / "t.parquet", image=FILES, note=["p", "q"])
+    path = table(tmp_path / "t.parquet", {"image": FILES, "note": ["p", "q"]})
     with pytest.raises(UserError, match=message) as caught:
         find_labeled(path, columns=columns)
     assert "\n" not in str(caught.value)
@@ -108,7 +108,7 @@ def test_wrong_columns_are_one_line(tmp_path: Path, columns: ColumnsConfig, mess
 
 def test_a_refusal_ends_as_a_refusal(tmp_path: Path) -> None:
     """A thread of Arrow that held bytes of Python when the program ended aborted it, in some of the runs."""
-    table(tmp_path / "t.parquet", image=FILES * 500, label=[0.5] * 1000)
+    table(tmp_path / "t.parquet", {"image": FILES * 500, "label": [0.5] * 1000})
     program = (
         "import sys\nfrom beitkit.data.sources.find import find_labeled\n"
         "try:\n    find_labeled(sys.argv[1])\nexcept ValueError as error:\n    print(error)\n    sys.exit(2)\n"
