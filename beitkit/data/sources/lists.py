@@ -110,8 +110,10 @@ def _ask_for_separator(table: ListTable) -> None:
     """Raise if labels are probably lists of labels: divided, they share parts with each other.
 
     Words are shared by names of classes, too, as in "brown bear" and "black bear"; so at spaces there must be no more words
-    than labels, as where a few tags are combined.
+    than labels, as where a few tags are combined. Where bars divide some cells, they divide all.
     """
+    if (np.diff(table.label_offsets) > 1).any():
+        return
     for word in ("comma", "semicolon", "space"):
         divided = {label: {part.strip() for part in label.split(SEPARATORS[word])} - {""} for label in table.labels}
         first = next((number for number, label in enumerate(table.labels) if len(divided[label]) > 1), None)

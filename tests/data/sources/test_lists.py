@@ -317,6 +317,8 @@ def test_names_of_classes_may_have_spaces_and_commas(root: Path) -> None:
     cells = ["golden retriever", "labrador retriever", '"tench, Tinca tinca"', "sea lion"]
     rows = [f"{name},{cell}" for name, cell in zip(("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"), cells, strict=True)]
     assert len(find_labeled(written(root / "l.csv", "path,label", *rows)).classes) == 4
+    by_bar = written(root / "bar.csv", "path,labels", 'a.jpg,"crane, bird|x"', 'b.jpg,"crane, machine"')
+    assert several(find_labeled(by_bar)) == [{"crane, bird", "x"}, {"crane, machine"}]
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
