@@ -155,9 +155,8 @@ def unseen_hint(unseen: Sequence[str], *, is_weighed: bool) -> str | None:
     """
     if not unseen:
         return None
-    named = ", ".join(unseen[:6]) + (f" and {len(unseen) - 6} more" if len(unseen) > 6 else "")
     more = "" if is_weighed else ", or make them count more (`loss.class_weights='balanced'`, `loss.dice_weight=1`)"
-    return f"Never found: {named}. Rare and small classes come last; train longer, or on more images of them{more}."
+    return f"Never found: {few(unseen, 6)}. Rare and small classes come last; train longer, or on more images of them{more}."
 
 
 def segmentation_lines(

@@ -20,7 +20,7 @@ from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.label_codes import SHOWN, LabelMapping, plain_code
 from beitkit.data.scenes.masks import NUM_VALUES, Mask, read_mask, unpacked
 from beitkit.data.sources.image_list import ImageList
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 RARE = 0.03
 """Share of all pixels below which a value may be one that smoothing made."""
@@ -92,20 +92,15 @@ def _refuse_smoothed(pixels: NDArray[np.int64], inside: NDArray[np.int64], masks
     if len(strays) < max(FEWEST, len(others) + 1):
         return
     raise UserError(
-        f"the masks in {masks.root} hold {len(found)} values, {len(strays)} of them rare and along edges only ({_some(strays)}), "
-        f"as in smoothed or JPEG copies of masks with {_some(others)}; make them anew without smoothing (nearest neighbor, PNG), "
-        f"say in {beside} which value is which class, or give `all_values` if each is one"
+        f"the masks in {masks.root} hold {len(found)} values, {len(strays)} of them rare and along edges only "
+        f"({few(strays, SHOWN)}), as in smoothed or JPEG copies of masks with {few(others, SHOWN) or 'other values'}; make them anew "
+        f"without smoothing (nearest neighbor, PNG), say in {beside} which value is which class, or give `all_values` if each is one"
     )
-
-
-def _some(values: list[int]) -> str:
-    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
-    return (", ".join(map(str, values[:SHOWN])) or "other values") + more
 
 
 def _colors_without_table(mask: Mask, beside: Path) -> str:
     found = [list(color) for color in unpacked(mask.occurring())]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
-    shown = ", ".join(map(str, found[:SHOWN]))
-    return f"{mask.path} holds colors ({shown}{more}) and nothing says which class each is; write {beside}, such as {example}"
+    return (
+        f"{mask.path} holds colors ({few(found, SHOWN)}) and nothing says which class each is; write {beside}, such as {example}"
+    )

@@ -35,7 +35,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
-from beitkit.errors import UserError, few
+from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.locations import opened, stamp_of, unreadable
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "png", "jpeg")
 """Names of a column of images, in the order in which they are looked for."""
@@ -185,8 +185,7 @@ def _label_column(schema: Any, place: str, columns: ColumnsConfig) -> str | None
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (", ".join(name[:100] for name in names[:NAMED]) or "none") + more
+    return few([name[:100] for name in names], NAMED) or "none"
 
 
 def _feature(schema: Any, column: str) -> dict[str, Any]:
@@ -219,7 +218,7 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 
 
 @functools.lru_cache(maxsize=KEPT_GROUPS)
-def _group(place: str, stamp: str, group: int, column: str | None) -> Any:
+def _group(place: str, stamp: int, group: int, column: str | None) -> Any:
     """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
