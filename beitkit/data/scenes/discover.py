@@ -93,8 +93,9 @@ def _refuse_smoothed(pixels: NDArray[np.int64], inside: NDArray[np.int64], masks
         return
     raise UserError(
         f"the masks in {masks.root} hold {len(found)} values, {len(strays)} of them rare and along edges only "
-        f"({few(strays, SHOWN)}), as in smoothed or JPEG copies of masks with {few(others, SHOWN) or 'other values'}; make them anew "
-        f"without smoothing (nearest neighbor, PNG), say in {beside} which value is which class, or give `all_values` if each is one"
+        f"({few(strays, SHOWN)}), as in smoothed or JPEG copies of masks with {few(others, SHOWN) or 'other values'}; make them "
+        f"anew without smoothing (nearest neighbor, PNG), say in {beside} which value is which class, or give `all_values` if "
+        "each is one"
     )
 
 
