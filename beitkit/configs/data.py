@@ -138,6 +138,31 @@ class ReadConfig(ReadLimit):
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
 
 
+Separator = Literal["comma", "semicolon", "space", "bar", "single"]
+
+
+@config("columns")
+class ImageColumnConfig:
+    """Which column of a table, or of Parquet files, holds the images."""
+
+    image: str | None = None
+    """Name of the column; None takes the one that a known name (path, file_name, image) or its type tells."""
+
+
+@config("columns")
+class ColumnsConfig:
+    """Which columns of a table, or of Parquet files, hold images and labels, and how labels are written."""
+
+    image: str | None = None
+    """Name of the column; None takes the one that a known name (path, file_name, image) or its type tells."""
+    label: Annotated[tuple[str, ...], Bounds(is_distinct=True)] | None = None
+    """Name of the column; of several columns of 0 and 1 each is a class (one-hot). None takes the one that a known name (label,
+    labels) or its type tells."""
+    separator: Separator | None = None
+    """What stands between the labels of an image in a table; single: a cell is one class. None divides at bars, and stops where
+    cells look like several labels."""
+
+
 @config("view")
 class SceneViewConfig:
     """How an image and its label map become a training sample for segmentation; the defaults are those of the official code."""

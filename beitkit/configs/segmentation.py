@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, config
+from beitkit.configs.codec import later
 from beitkit.errors import UserError
 
 Color = tuple[int, int, int]
@@ -24,6 +25,11 @@ class SegmentationLossConfig:
     average: Literal["valid", "all"] = "valid"
     """Pixels that the mean is over: valid, those with a label; or all, the ignored ones among them (the official code, where
     ignored pixels make the gradient smaller)."""
+    class_weights: Literal["none", "balanced"] = later("none")
+    """Weight of each class in the cross-entropies: none; or balanced, all pixels / (classes x pixels of the class) in the
+    training masks, for rare classes."""
+    dice_weight: NonNegativeFloat = later(0.0)
+    """Weight of the decoder's dice loss, in which every class that a batch shows counts alike; 0 leaves it out."""
 
 
 @config("inference")

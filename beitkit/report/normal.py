@@ -148,18 +148,29 @@ def finetuning_lines(
     return lines
 
 
+def unseen_hint(unseen: Sequence[str], *, is_weighed: bool) -> str | None:
+    """What to do about classes of which not one pixel was found, although they occur; None where there are none.
+
+    `is_weighed` is whether rare classes count more already, by weights or a dice loss.
+    """
+    if not unseen:
+        return None
+    more = "" if is_weighed else ", or make them count more (`loss.class_weights='balanced'`, `loss.dice_weight=1`)"
+    return f"Never found: {few(unseen, 6)}. Rare and small classes come last; train longer, or on more images of them{more}."
+
+
 def segmentation_lines(
     *,
     mean_iou: Number,
     pixel_accuracy: Number,
     commonest_share: Number,
-    unseen: Sequence[str],
+    unseen: str | None,
     train_accuracy: Number | None = None,
 ) -> list[Line]:
     """Segmentation at its end: pixels named right against always naming the commonest class, and classes that are never found.
 
-    `commonest_share` is the share of the largest class among the counted pixels of the training masks, `unseen` are classes of
-    which not one pixel was found, although they occur.
+    `commonest_share` is the share of the largest class among the counted pixels of the training masks, `unseen` says which
+    classes are never found, if there are any (`unseen_hint`).
     """
     against = f"always naming the commonest class names {commonest_share:.1%} of the pixels right"
     found = f"{pixel_accuracy:.1%} of the pixels are named right, mIoU {mean_iou:.1%}"
@@ -168,9 +179,8 @@ def segmentation_lines(
         lines = [Line("warn", f"At chance: {found}, and {against}; {advice}.")]
     else:
         lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
-    if unseen:
-        advice = "Rare and small classes come last; train longer, or on more images of them."
-        lines.append(Line("note", f"Never found: {few(unseen, 6)}. {advice}"))
+    if unseen is not None:
+        lines.append(Line("note", unseen))
     if train_accuracy is not None and train_accuracy - pixel_accuracy > 0.1:
         both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation images"
         lines.append(Line("note", f"Some overfitting: {both}; more images help most, drop path and wider scales help too."))

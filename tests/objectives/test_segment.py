@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from beitkit.configs.model import BackboneConfig, SegmentationHead, SegmenterCon
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.segmenter import SegmentationLogits, Segmenter
-from beitkit.objectives.segment import Segment, segmentation_loss
+from beitkit.objectives.segment import Segment, balanced_weights, dice_loss, segmentation_loss
 
 OFFICIAL = SegmentationLossConfig(average="all")
 
@@ -91,10 +92,77 @@ def test_the_definition_pixel_by_pixel() -> None:
     assert not any(part.requires_grad for part in loss.parts.values())
 
 
+def test_balanced_weights_are_those_of_scikit_learn_over_the_classes_that_occur() -> None:
+    # n_samples / (n_classes * np.bincount(y)), and 1 for a class that does not occur.
+    counts = np.array([900, 90, 10, 0])
+    expected = counts.sum() / (3 * counts[:3])
+    assert balanced_weights(torch.from_numpy(counts)).tolist() == pytest.approx([*expected.tolist(), 1.0])
+    assert balanced_weights(torch.from_numpy(counts))[:3] @ torch.from_numpy(counts[:3]).float() == pytest.approx(1000)
+
+
 @pytest.mark.parametrize("average", ["valid", "all"])
-def test_no_labeled_pixel_is_a_loss_of_zero_that_goes_backward(average: Any) -> None:
+def test_class_weights_are_those_of_torch(average: Any) -> None:
     logits, labels = random_case()
-    loss = segmentation_loss(logits, torch.full_like(labels, 255), SegmentationLossConfig(average=average))
+    assert logits.auxiliary is not None
+    weights = torch.tensor([0.2, 1.0, 3.0, 5.0, 0.5])
+    config = SegmentationLossConfig(auxiliary_weight=0.25, average=average, class_weights="balanced")
+    loss = segmentation_loss(logits, labels, config, weights)
+    sized = [F.interpolate(part, size=(16, 24), mode="bilinear", align_corners=False) for part in (logits.main, logits.auxiliary)]
+    main, auxiliary = (F.cross_entropy(part, labels.long(), weight=weights, ignore_index=255) for part in sized)
+    if average == "all":
+        counted = labels[labels != 255].long()
+        main, auxiliary = (part * weights[counted].sum() / labels.numel() for part in (main, auxiliary))
+    assert loss.total.item() == pytest.approx((main + 0.25 * auxiliary).item(), rel=1e-5)
+
+
+def brute_dice(logits: Tensor, labels: Tensor) -> float:
+    """1 - the mean Dice coefficient of the classes that are there, by numpy, class by class."""
+    exponents = np.exp(logits.detach().double().numpy())
+    shares, truth = exponents / exponents.sum(1, keepdims=True), labels.numpy()
+    scores = []
+    for label in sorted(set(truth[truth != 255].tolist())):
+        is_counted = truth != 255
+        p, g = shares[:, label][is_counted], (truth == label)[is_counted]
+        scores.append(2 * (p * g).sum() / (p.sum() + g.sum()))
+    return 1 - float(np.mean(scores))
+
+
+def test_the_dice_loss_class_by_class() -> None:
+    logits, labels = random_case()
+    labels[labels == 3] = 255  # a class that the batch does not show
+    sized = F.interpolate(logits.main, size=(16, 24), mode="bilinear", align_corners=False)
+    assert dice_loss(sized, labels.long()).item() == pytest.approx(brute_dice(sized, labels), rel=1e-5)
+    plain = segmentation_loss(logits, labels)
+    with_dice = segmentation_loss(logits, labels, SegmentationLossConfig(dice_weight=2.0))
+    assert with_dice.total.item() == pytest.approx(plain.total.item() + 2 * brute_dice(sized, labels), rel=1e-5)
+    assert with_dice.parts["dice"].item() == pytest.approx(brute_dice(sized, labels), rel=1e-5)
+    # In closed form: right everywhere is 0; even odds between two classes of half the pixels each are 1/2.
+    halves = torch.tensor([[[0, 0, 1, 1]]])
+    right = torch.where(halves == 0, 40.0, -40.0)
+    assert dice_loss(torch.stack((right, -right), 1), halves).item() == pytest.approx(0, abs=1e-6)
+    assert dice_loss(torch.zeros(1, 2, 1, 4), halves).item() == pytest.approx(0.5)
+
+
+def test_the_objective_weighs_by_the_pixels_of_the_training_masks() -> None:
+    torch.manual_seed(0)
+    model = segmenter().eval()
+    labels = labels_in_turn()
+    batch = {"images": torch.randn(1, 3, 64, 64), "label_map": labels}
+    pixels = [64, 32, 16, 8, 4, 2, 0]
+    config = SegmentationLossConfig(class_weights="balanced", dice_weight=1.0)
+    objective = Segment(model, config, pixels)
+    weights = balanced_weights(torch.tensor(pixels))
+    expected = segmentation_loss(model.training_logits(batch["images"]), labels, config, weights)
+    assert objective(batch, 0.0).total.item() == pytest.approx(expected.total.item(), rel=1e-6)
+    assert not [name for name in objective.state_dict() if "class_weights" in name]  # checkpoints stay as they are
+
+
+@pytest.mark.parametrize("average", ["valid", "all"])
+@pytest.mark.parametrize("weights", [None, torch.rand(5)])
+def test_no_labeled_pixel_is_a_loss_of_zero_that_goes_backward(average: Any, weights: Tensor | None) -> None:
+    logits, labels = random_case()
+    config = SegmentationLossConfig(average=average, dice_weight=0.0 if weights is None else 1.0)
+    loss = segmentation_loss(logits, torch.full_like(labels, 255), config, weights)
     assert loss.total.item() == 0
     assert loss.parts["accuracy"].item() == 0
     loss.total.backward()

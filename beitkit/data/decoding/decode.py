@@ -164,7 +164,7 @@ def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1,
         return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
-def open_image(path: Path, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image:
+def open_image(path: Path | Encoded, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image:
     """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:

@@ -103,7 +103,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
     for index in chosen:
         image = scenes.files.path(index)
         try:
-            header = image_header(image)
+            header = image_header(scenes.files.source(index))
         except BrokenImage:
             unreadable.append(image)
             continue
@@ -121,7 +121,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
             # Sideways, the sizes tell; a mask of the upright size needs no turn.
             if header.stored == header.upright:
                 upright.append(image)
-            elif image_header(scenes.masks.path(index)).upright == header.stored:
+            elif image_header(scenes.masks.source(index)).upright == header.stored:
                 turned += 1
     _refuse(scenes, faults, len(chosen), counts, len(unreadable))
     classes = len(scenes.classes)

@@ -27,6 +27,32 @@ ADE20K: tuple[str, ...] = (
 )
 """ADE20K's 150: pixel value 1 to 150; 0 is ignored."""
 
+CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
+    "road": (7, (128, 64, 128)),
+    "sidewalk": (8, (244, 35, 232)),
+    "building": (11, (70, 70, 70)),
+    "wall": (12, (102, 102, 156)),
+    "fence": (13, (190, 153, 153)),
+    "pole": (17, (153, 153, 153)),
+    "traffic light": (19, (250, 170, 30)),
+    "traffic sign": (20, (220, 220, 0)),
+    "vegetation": (21, (107, 142, 35)),
+    "terrain": (22, (152, 251, 152)),
+    "sky": (23, (70, 130, 180)),
+    "person": (24, (220, 20, 60)),
+    "rider": (25, (255, 0, 0)),
+    "car": (26, (0, 0, 142)),
+    "truck": (27, (0, 0, 70)),
+    "bus": (28, (0, 60, 100)),
+    "train": (31, (0, 80, 100)),
+    "motorcycle": (32, (0, 0, 230)),
+    "bicycle": (33, (119, 11, 32)),
+}
+"""Cityscapes' 19 classes in the order of its trainIds, each with its value in `_labelIds` masks and its color; of the other
+values nothing counts."""
+CITYSCAPES_VALUES = 34
+"""Values in `_labelIds` masks: 0 to 33 (the license plate, -1, is 255)."""
+
 CAMVID: dict[str, tuple[tuple[int, int, int], ...]] = {
     "sky": ((128, 128, 128),),
     "building": ((128, 0, 0), (192, 0, 128), (0, 128, 64), (64, 0, 64), (64, 192, 0)),

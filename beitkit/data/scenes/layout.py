@@ -5,65 +5,62 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
-from beitkit.data.sources.find import find_images, split_folders
+from beitkit.configs.data import ColumnsConfig
+from beitkit.data.scenes.packed import packed_pairs, packed_splits
+from beitkit.data.scenes.pairing import IMAGE_FOLDERS, MASK_FOLDERS, Pairs, Side, named, paired
+from beitkit.data.sources.archives import Archives
+from beitkit.data.sources.find import find_images, packed_at, split_folders
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.list_rows import csv_cells
-from beitkit.data.sources.lists import Split
+from beitkit.data.sources.list_rows import csv_cells, known_column
+from beitkit.data.sources.lists import TABLES, Split
 from beitkit.errors import UserError
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "photos")
-MASK_FOLDERS = (
-    *("masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass", "segmentationclassraw"),
-    *("gtfine", "gt", "segmentations", "segmentation"),
-)
-# What the name of a file may have after the part that image and mask share; longer ones first.
-IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat")
-MASK_ENDINGS = (
-    *("_gtFine_labelTrainIds", "_gtFine_labelIds", "_labelTrainIds", "_labelIds", "_segmentation", "_annotation", "_labels"),
-    *("_label", "_masks", "_mask", "-mask", "_seg", "_gt", "_L"),
-)
 VOC_LISTS = Path("ImageSets", "Segmentation")
 COLUMNS = ("image", "mask", "split")
-
-SceneLayout = Literal["folders", "voc", "ade20k", "table"]
-
-
-class Pairs(NamedTuple):
-    """Images and masks in the same order, and what has no partner."""
-
-    images: ImageList
-    masks: ImageList
-    layout: SceneLayout
-    images_without_mask: tuple[Path, ...] = ()
-    masks_without_image: tuple[Path, ...] = ()
+IMAGE_COLUMNS = ("image", "img", "image_path", "file_name", "filename")
+"""Names of the column of images in a table of pairs, upper or lower case; that of masks is called as their folder."""
 
 
-def scene_splits(path: Path) -> tuple[Split, ...]:
-    """The splits that a data set or a table is divided into; none where it is not."""
+def scene_splits(path: Path, columns: ColumnsConfig = ColumnsConfig()) -> tuple[Split, ...]:
+    """The splits that a data set or a table is divided into; none where it is not, or is not there."""
+    packed = _packed(path)
+    if packed is not None:
+        return packed_splits(path, packed)
+    if not path.exists():
+        return ()
     if path.is_file():
-        return tuple(split for split in get_args(Split) if any(row.split == split for row in _rows(path)))
+        return tuple(split for split in get_args(Split) if any(row.split == split for row in _rows(path, columns)))
     sides = _sides(path)
     if sides is None:
         return tuple(split for split, folder in split_folders(path).items() if _sides(folder) is not None)
     return tuple(_voc_lists(path, sides)) or tuple(_side_splits(sides))
 
 
-def locate_scenes(path: Path, split: Split | None) -> Pairs:
-    """The pairs of a folder or table, of one split where it is divided.
+def locate_scenes(path: Path, split: Split | None, columns: ColumnsConfig = ColumnsConfig()) -> Pairs:
+    """The pairs of a folder, table, archives or index, of one split where it is divided.
+
+    `columns` names the columns of images and, under `label`, of masks, in a table or in Parquet files.
 
     Raises:
         UserError: nothing there, an unknown layout, a split that is missing or has to be chosen, names that do not pair.
     """
+    if columns.separator is not None or len(columns.label or "_") != 1:
+        raise UserError("of masks `columns.label` names one column, and `columns.separator` has no meaning; leave it out")
+    packed = _packed(path)
+    if packed is not None:
+        return packed_pairs(path, packed, split, columns)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a folder with images/ and masks/ in it, or a table of pairs")
-    splits = scene_splits(path)
+    splits = scene_splits(path, columns)
     if split is not None and split not in splits:
         has = f"it has {', '.join(splits)}" if splits else "it is not divided"
         raise UserError(f"{path} has no split {split!r}; {has}")
     if path.is_file():
-        return _table(path, split)
+        return _table(path, split, columns)
+    if columns != ColumnsConfig():
+        raise UserError(f"`columns` names columns of a table or of Parquet files, but {path} is a folder; leave it out")
     if split is None and splits:
         raise UserError(f"{path} is divided into {', '.join(splits)}; choose one of these splits")
     sides = _sides(path)
@@ -77,6 +74,13 @@ def locate_scenes(path: Path, split: Split | None) -> Pairs:
     return _listed_in(lists[split], sides) if lists else _folders(_side_splits(sides)[split])
 
 
+def _packed(path: Path) -> str | Archives | None:
+    """The archives or the index of a path; a folder of images and masks may have archives lying about."""
+    if path.is_dir() and (_sides(path) is not None or any(map(_sides, split_folders(path).values()))):
+        return None
+    return packed_at(path)
+
+
 class _Sides(NamedTuple):
     """The folder of the images and the one of the masks."""
 
@@ -87,8 +91,8 @@ class _Sides(NamedTuple):
 def _sides(path: Path) -> _Sides | None:
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     images, masks = _named(folders, IMAGE_FOLDERS), _named(folders, MASK_FOLDERS)
-    # Pascal VOC has Annotations/ too, the boxes of its objects.
-    masks = [folder for folder in masks if folder.name == "SegmentationClass"] or masks
+    # Pascal VOC has Annotations/ too, the boxes of its objects; Cityscapes may lie there with its coarse masks beside the fine.
+    masks = [folder for folder in masks if folder.name in ("SegmentationClass", "gtFine")] or masks
     if not images or not masks:
         return None
     for found in (images, masks):
@@ -118,70 +122,14 @@ def _voc_lists(path: Path, sides: _Sides) -> Mapping[Split, Path]:
 def _folders(sides: _Sides | None) -> Pairs:
     """The pairs of two folders, by name."""
     assert sides is not None
-    images, masks = find_images(sides.images), find_images(sides.masks)
-    partners = _partners(images, masks)
-    paired = sorted((image, mask) for mask, image in partners.items())
-    without_mask = sorted(set(range(len(images))) - set(partners.values()))
-    without_image = [mask for mask in range(len(masks)) if mask not in partners]
-    if 2 * len(paired) < min(len(images), len(masks)):
-        lonely = masks.path(without_image[0])
-        raise UserError(
-            f"only {len(paired)} of {len(masks)} masks in {sides.masks} have an image of the same name in {sides.images}: "
-            f"none belongs to {lonely.name}; name each mask as its image ({images.path(0).stem}.png, say), or give a table"
-        )
-    is_ade = all(images.path(index).name.startswith("ADE_") for index, _ in paired)
-    is_voc = sides.masks.name == "SegmentationClass" and sides.images.name == "JPEGImages"
-    return Pairs(
-        images.subset([image for image, _ in paired]),
-        masks.subset([mask for _, mask in paired]),
-        "ade20k" if is_ade else "voc" if is_voc else "folders",
-        tuple(images.path(index) for index in without_mask),
-        tuple(masks.path(index) for index in without_image),
-    )
-
-
-def _partners(images: ImageList, masks: ImageList) -> dict[int, int]:
-    """The image of each mask that has one."""
-    known: dict[str, list[int]] = {}
-    for index in range(len(images)):
-        name = _stem(images, index)
-        for key in {name, _without(name, IMAGE_ENDINGS)}:
-            known.setdefault(key, []).append(index)
-    partners: dict[int, int] = {}
-    taken: dict[int, int] = {}
-    for mask in range(len(masks)):
-        name = _stem(masks, mask)
-        found = known.get(name) or known.get(_without(name, MASK_ENDINGS)) or []
-        if len(found) > 1:
-            first, second = (images.path(index) for index in found[:2])
-            raise UserError(
-                f"{masks.path(mask)} could belong to {first.name} and to {second.name}; rename one, or give a table of pairs"
-            )
-        if not found:
-            continue
-        if found[0] in taken:
-            other = masks.path(taken[found[0]])
-            raise UserError(
-                f"{other} and {masks.path(mask).name} both belong to the image {images.path(found[0]).name}; "
-                "move one of them elsewhere, or give a table of pairs"
-            )
-        taken[found[0]] = mask
-        partners[mask] = found[0]
-    return partners
-
-
-def _stem(files: ImageList, index: int) -> str:
-    return files.path(index).relative_to(files.root).with_suffix("").as_posix()
-
-
-def _without(name: str, endings: Sequence[str]) -> str:
-    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
+    images, masks = (Side.of(folder.name, str(folder), find_images(folder)) for folder in sides)
+    return paired(images, masks)
 
 
 def _listed_in(file: Path, sides: _Sides) -> Pairs:
     """The pairs that one of VOC's lists names, one stem a line."""
     images, masks = find_images(sides.images), find_images(sides.masks)
-    places = [{_stem(files, index): index for index in range(len(files))} for files in (images, masks)]
+    places = [{named(files, index): index for index in range(len(files))} for files in (images, masks)]
     chosen: list[tuple[int, int]] = []
     for line, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not (name := text.strip()):
@@ -205,8 +153,8 @@ class _Row(NamedTuple):
     split: str
 
 
-def _table(path: Path, split: Split | None) -> Pairs:
-    rows = [row for row in _rows(path) if split is None or row.split == split]
+def _table(path: Path, split: Split | None, columns: ColumnsConfig) -> Pairs:
+    rows = [row for row in _rows(path, columns) if split is None or row.split == split]
     for row in rows:
         for name in (row.image, row.mask):
             if not (path.parent / name).is_file():
@@ -218,16 +166,25 @@ def _table(path: Path, split: Split | None) -> Pairs:
     return Pairs(images, masks, "table")
 
 
-def _rows(path: Path) -> Iterator[_Row]:
-    if path.suffix.lower() != ".csv":
+def _rows(path: Path, columns: ColumnsConfig) -> Iterator[_Row]:
+    if path.suffix.lower() not in TABLES:
         raise UserError(f"{path} is neither a folder nor a .csv table with the columns image and mask")
     lines = csv_cells(path)
-    _, columns = next(lines)
-    if not set(COLUMNS[:2]) <= set(columns):
-        raise UserError(f"{path}: the first line must name the columns image and mask; found {', '.join(columns) or 'nothing'}")
+    _, names = next(lines)
+    image = columns.image or known_column(names, IMAGE_COLUMNS)
+    mask = columns.label[0] if columns.label is not None else known_column(names, MASK_FOLDERS)
+    if image not in names or mask not in names:
+        given = "" if columns == ColumnsConfig() else " (`columns` says which)"
+        found = ", ".join(names) or "nothing"
+        raise UserError(f"{path}: the first line must name the columns image and mask{given}; found {found}")
     for line, cells in lines:
-        row = dict(zip(columns, cells, strict=True))
+        row = dict(zip(names, cells, strict=True))
         split = row.get("split", "").strip()
         if split and split not in get_args(Split):
             raise UserError(f"{path}, line {line}: the split is {split!r}, expected train, val or test")
-        yield _Row(line, row["image"].strip(), row["mask"].strip(), split)
+        yield _Row(line, _spelled(path, row[image].strip()), _spelled(path, row[mask].strip()), split)
+
+
+def _spelled(table: Path, name: str) -> str:
+    """The name of a file in a table; with slashes for the backslashes of Windows where it has none of that name."""
+    return name if "\\" not in name or (table.parent / name).is_file() else name.replace("\\", "/")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,18 +22,20 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from beitkit.configs.model import MAX_CLASSES
+from beitkit.configs.data import ColumnsConfig
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage, image_header, open_image, to_tensor
-from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, VOC
-from beitkit.data.scenes.label_codes import SHOWN, LabelMapping, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, CITYSCAPES, CITYSCAPES_VALUES, VOC
+from beitkit.data.scenes.discover import discovered
+from beitkit.data.scenes.label_codes import LabelMapping, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
-from beitkit.data.scenes.masks import Mask, read_mask, unpacked
+from beitkit.data.scenes.masks import read_mask
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.list_rows import csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
-from beitkit.errors import UserError, few
+from beitkit.errors import UserError
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
@@ -84,9 +86,9 @@ class Scenes:
         Raises:
             BrokenImage: unreadable, of another size than the image, or with values that mean nothing; of the mask.
         """
-        mask = read_mask(self.masks.path(index))
+        mask = read_mask(self.masks.source(index))
         ids = Image.fromarray(self.code.label_map(mask))
-        header = image_header(self.files.path(index))
+        header = image_header(self.files.source(index))
         if ids.size == header.upright:
             return ids
         if header.turn is not None and ids.size == header.stored:
@@ -101,33 +103,50 @@ class Scenes:
         Raises:
             BrokenImage: the image or the mask cannot be used.
         """
-        image = open_image(self.files.path(index), channels)
+        image = open_image(self.files.source(index), channels)
         return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
 
 
-def find_scenes(path: Path | str, *, split: Split | None = None, classes: Path | LabelMapping | None = None) -> Scenes:
-    """Images with label maps below a folder, or in a CSV table with the columns `image`, `mask` and perhaps `split`.
+def find_scenes(
+    path: Path | str,
+    *,
+    split: Split | None = None,
+    classes: Path | LabelMapping | None = None,
+    all_values: bool = False,
+    columns: ColumnsConfig = ColumnsConfig(),
+) -> Scenes:
+    """Images with label maps below a folder, in archives or an index, or in a CSV table with the columns `image`, `mask` and
+    perhaps `split`; `columns` names others, of masks under `label`.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
-    it is Pascal VOC, ADE20K or CamVid, else from the values that occur in the masks (in 4000 of them,
-    drawn by a fixed seed, where there are more): each is a class, 255 is ignored.
+    it is Pascal VOC, ADE20K, Cityscapes or CamVid, else from the values that occur in the masks (in 4000 of them,
+    drawn by a fixed seed, where there are more): each is a class, 255 is ignored. Masks with many rare values along edges, as
+    smoothing makes them, are refused unless `all_values` says that each is meant.
 
     Raises:
         UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
     """
     path = Path(path)
-    pairs = locate_scenes(path, split)
+    pairs = locate_scenes(path, split, columns)
     return Scenes(
         files=pairs.images,
         masks=pairs.masks,
-        code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs),
+        code=classes if isinstance(classes, LabelMapping) else _code(path, classes, pairs, all_values=all_values),
         images_without_mask=pairs.images_without_mask,
         masks_without_image=pairs.masks_without_image,
     )
 
 
-def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: Path | None = None) -> tuple[Scenes, Scenes]:
+def train_and_val_scenes(
+    images: Path,
+    val: Path | None,
+    seed: int,
+    *,
+    classes: Path | None = None,
+    all_values: bool = False,
+    columns: ColumnsConfig = ColumnsConfig(),
+) -> tuple[Scenes, Scenes]:
     """Training and validation scenes with the same classes.
 
     Validation scenes come from `val`, else from the val (or test) split beside the train split, else a fifth is set aside:
@@ -137,14 +156,15 @@ def train_and_val_scenes(images: Path, val: Path | None, seed: int, *, classes: 
     Raises:
         UserError: as `find_scenes`; a set that cannot be divided.
     """
-    splits = scene_splits(images) if images.exists() else ()
-    train = find_scenes(images, split="train" if "train" in splits else None, classes=classes)
+    splits = scene_splits(images, columns)
+    part = "train" if "train" in splits else None
+    train = find_scenes(images, split=part, classes=classes, all_values=all_values, columns=columns)
     if val is not None:
-        val_splits = scene_splits(val) if val.exists() else ()
-        return train, find_scenes(val, split="val" if "val" in val_splits else None, classes=train.code)
+        part = "val" if "val" in scene_splits(val, columns) else None
+        return train, find_scenes(val, split=part, classes=train.code, columns=columns)
     for split in ("val", "test"):
         if "train" in splits and split in splits:
-            return train, find_scenes(images, split=split, classes=train.code)
+            return train, find_scenes(images, split=split, classes=train.code, columns=columns)
     aside = _set_aside(train, seed)
     kept = sorted(set(range(len(train))) - set(aside))
     return train.subset(kept), train.subset(aside)
@@ -164,6 +184,21 @@ def as_csv(parts: Mapping[Split, Scenes]) -> str:
     return text.getvalue()
 
 
+def set_aside_before(table: Path, scenes: Scenes) -> Scenes:
+    """The validation scenes that `as_csv` wrote down, among those of archives, which a table cannot name.
+
+    Raises:
+        UserError: some of them are no longer there.
+    """
+    lines = csv_cells(table)
+    next(lines)
+    named = {cells[0] for _, cells in lines if cells[2] == "val"}
+    chosen = [index for index in range(len(scenes)) if str(scenes.files.path(index).absolute()) in named]
+    if len(chosen) != len(named):
+        raise UserError(f"{table} names {len(named)} images for validation, but {len(chosen)} of them are there")
+    return scenes.subset(chosen)
+
+
 def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
     """Indices below `count`, in order: all of them, or `limit` drawn by the seed."""
     if count <= limit:
@@ -171,8 +206,8 @@ def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
     return sorted(random.Random(derived_seed(*seed)).sample(range(count), limit))
 
 
-def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
-    beside = (path.parent if path.is_file() else path) / CLASSES_FILE
+def _code(path: Path, classes: Path | None, pairs: Pairs, *, all_values: bool) -> LabelMapping:
+    beside = (path if path.is_dir() else path.parent) / CLASSES_FILE
     if classes is not None:
         return read_classes(classes)
     if beside.is_file():
@@ -181,9 +216,15 @@ def _code(path: Path, classes: Path | None, pairs: Pairs) -> LabelMapping:
         return replace(plain_code(VOC, "Pascal VOC"), palette=voc_palette(len(VOC)))
     if pairs.layout == "ade20k":
         return plain_code(ADE20K, "ADE20K", values=range(1, len(ADE20K) + 1), ignored=(0, IGNORED))
+    if pairs.layout in ("cityscapes", "cityscapes_train_ids"):
+        values = [value for value, _ in CITYSCAPES.values()] if pairs.layout == "cityscapes" else range(len(CITYSCAPES))
+        void = {*range(CITYSCAPES_VALUES), IGNORED} - set(values) if pairs.layout == "cityscapes" else {IGNORED}
+        code = plain_code(tuple(CITYSCAPES), "Cityscapes", values=values, ignored=tuple(void))
+        return replace(code, palette=tuple(color for _, color in CITYSCAPES.values()))
     if _is_camvid(pairs.images):
         return _camvid_code()
-    return _discovered(pairs.masks, beside)
+    chosen = sampled(len(pairs.masks), MOST_READ, 0, "classes")
+    return discovered(pairs.masks, chosen, beside, is_each_meant=all_values)
 
 
 def _is_camvid(images: ImageList) -> bool:
@@ -205,49 +246,10 @@ def _camvid_code() -> LabelMapping:
     )
 
 
-def _discovered(masks: ImageList, beside: Path) -> LabelMapping:
-    """Every value that occurs in the masks is a class, but 255."""
-    found: set[int] = set()
-    palette: Mask | None = None
-    for index in sampled(len(masks), MOST_READ, 0, "classes"):
-        try:
-            mask = read_mask(masks.path(index))
-        except BrokenImage as error:
-            raise UserError(f"the mask {error}") from error
-        if mask.is_color:
-            raise UserError(_colors_without_table(mask, beside))
-        palette = mask if palette is None and mask.palette else palette
-        found.update(mask.occurring().tolist())
-    values = sorted(found - {IGNORED})
-    if len(values) < 2:
-        also = " besides 255, which is ignored unless a classes.json says otherwise" if IGNORED in found else ""
-        example = json.dumps({"names": ["background", "object"], "ids": {"0": 0, "255": 1}, "ignore": []})
-        raise UserError(f"the masks in {masks.root} hold only the value {values}{also}; write {beside}, such as {example}")
-    if len(values) > MAX_CLASSES:
-        raise UserError(
-            f"the masks in {masks.root} hold {len(values)} values, more than {MAX_CLASSES} classes (do they number objects?); "
-            f"say in {beside} which value is which class"
-        )
-    colors = palette.palette if palette is not None else ()
-    shown = [colors[value] for value in values if value < len(colors)]
-    # A palette that gives a color twice, or none to some class, was not made to tell classes apart.
-    shown = shown if len(set(shown)) == len(values) else []
-    source = f"the list of values found in {masks.root}"
-    return plain_code([f"class {value}" for value in values], source, values=values, palette=shown)
-
-
-def _colors_without_table(mask: Mask, beside: Path) -> str:
-    found = [list(color) for color in unpacked(mask.occurring())]
-    example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
-    return (
-        f"{mask.path} holds colors ({few(found, SHOWN)}) and nothing says which class each is; write {beside}, such as {example}"
-    )
-
-
 def _set_aside(scenes: Scenes, seed: int) -> list[int]:
     if len(scenes) < 2:
         raise UserError(f"{scenes.files.root} holds a single pair, so none can be set aside for validation; give `val`")
-    names = [scenes.files.path(index).relative_to(scenes.files.root).as_posix() for index in range(len(scenes))]
+    names = [_name(scenes.files, index) for index in range(len(scenes))]
     order = sorted(range(len(scenes)), key=lambda index: derived_seed(seed, "set aside", names[index]))
     present = _present(scenes) if len(scenes) <= MOST_READ else np.zeros((len(scenes), 0), dtype=bool)
     left = present.sum(axis=0)
@@ -263,12 +265,19 @@ def _set_aside(scenes: Scenes, seed: int) -> list[int]:
     return sorted(aside)
 
 
+def _name(files: ImageList, index: int) -> str:
+    """What an image is called below the common root."""
+    if files.members is not None:
+        return os.fsdecode(files.name(index))
+    return Path(os.path.relpath(files.path(index), files.root)).as_posix()
+
+
 def _present(scenes: Scenes) -> np.ndarray:
     """Which classes each image shows, (images, classes); none of a mask that cannot be used, which the audit names."""
     present = np.zeros((len(scenes), len(scenes.classes)), dtype=bool)
     for index in range(len(scenes)):
         try:
-            shown = scenes.code.label_map(read_mask(scenes.masks.path(index)))
+            shown = scenes.code.label_map(read_mask(scenes.masks.source(index)))
         except BrokenImage:
             continue
         present[index] = np.bincount(shown.ravel(), minlength=IGNORED + 1)[: len(scenes.classes)] > 0

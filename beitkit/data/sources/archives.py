@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import has_ending
 from beitkit.data.sources.folders import entries_of, is_image
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import INDEX
+from beitkit.data.sources.list_rows import as_text
 from beitkit.data.sources.lists import SPLIT_NAMES, Split
 from beitkit.data.sources.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of, unreadable
 from beitkit.data.sources.members import KINDS, Kind, Members
@@ -100,20 +102,25 @@ def archives_at(given: Path | str) -> Archives | None:
     return _named(text, names) if names else None
 
 
-def archive_images(found: Archives, *, labeled: bool) -> ImageList:
+def archive_images(found: Archives, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> ImageList:
     """The images of archives; with labels each has its class among all that occur, or that the archives name.
+
+    `columns` says which columns of Parquet files hold what.
 
     Raises:
         UserError: an archive that cannot be read, no images, or, when labeled, an image without a label.
     """
-    read = _tar_images if found.kind == "tar" else parquet_images
+
+    def look(place: str) -> ArchiveImages:
+        return _tar_images(place, labeled) if found.kind == "tar" else parquet_images(place, labeled, columns)
+
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        parts = list(pool.map(lambda place: read(place, labeled), found.places))
+        parts = list(pool.map(look, found.places))
     names = [name for part in parts for name in part.names]
     if not names:
         raise UserError(f"{found.given} holds no images (members that end in .jpg, .png, .webp, .tif and so on)")
     archive = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part.names) for part in parts])
-    members = Members(found.kind, found.places, archive, np.concatenate([part.places for part in parts]))
+    members = Members(found.kind, found.places, archive, np.concatenate([part.places for part in parts]), columns.image)
     files = ImageList.of(Path(found.given), names, members=members)
     if not labeled:
         return files
@@ -267,10 +274,10 @@ def _declared(found: Archives, parts: Sequence[ArchiveImages]) -> tuple[str, ...
         return named.pop()
     beside = found.places[0].rpartition("/")[0]
     try:
-        text = read_whole(f"{beside}/{CLASSES}" if beside else CLASSES).decode()
-    except (OSError, UnicodeDecodeError):
+        text = read_whole(f"{beside}/{CLASSES}" if beside else CLASSES).decode("utf-8-sig", "surrogateescape")
+    except OSError:
         return ()
-    return tuple(line for line in text.replace("\r\n", "\n").split("\n") if line)
+    return tuple(line for line in as_text(text).replace("\r\n", "\n").split("\n") if line)
 
 
 def _named_class(label: str, classes: tuple[str, ...], given: str) -> str:

@@ -11,20 +11,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import ALL_EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order
 from beitkit.data.sources.folders import described_ending, entries_of, in_words, is_image, say_left_out, walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import ENDING, archives_in, open_index
+from beitkit.data.sources.list_rows import as_text, names_labels
 from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
 from beitkit.data.sources.locations import location
 from beitkit.errors import UserError
 
+METADATA = ("metadata.csv", "metadata.jsonl")
+"""The list that lies beside the images of a folder of Hugging Face's datasets."""
 
-def find_images(path: Path | str) -> ImageList:
+
+def find_images(path: Path | str, column: str | None = None) -> ImageList:
     """All images of a folder (nested too, sorted by name), a list (`data.sources.lists`), archives or an index; no labels.
 
-    Hidden files and folders are skipped; links are followed, but no folder is entered twice.
+    Hidden files and folders are skipped; links are followed, but no folder is entered twice. `column` names that of the images,
+    in a table or in Parquet files; without it usual names and types tell.
 
     Raises:
         UserError: nothing at the path, no images there, a row of a list that names no file (with its line number), or an
@@ -33,7 +39,9 @@ def find_images(path: Path | str) -> ImageList:
     path = Path(path)
     packed = packed_at(path)
     if packed is not None:
-        return open_index(packed, labeled=False) if isinstance(packed, str) else archive_images(packed, labeled=False)
+        if isinstance(packed, str):
+            return open_index(packed, labeled=False)
+        return archive_images(packed, labeled=False, columns=ColumnsConfig(image=column))
     if _exists_as_folder(path):
         left_out: Counter[str] = Counter()
         names = sorted(walk(path, left_out))
@@ -42,26 +50,32 @@ def find_images(path: Path | str) -> ImageList:
             raise UserError(f"{path} holds no images (files that end in .jpg, .png, .webp, .tif and so on){others}")
         say_left_out(path, left_out)
         return ImageList.of(path, names)
-    table = read_list(path, labeled=False)
+    table = read_list(path, labeled=False, columns=ColumnsConfig(image=column))
     return ImageList(path.parent, table.names, table.offsets)
 
 
-def find_labeled(path: Path | str, split: Split | None = None, classes: Sequence[str] | None = None) -> ImageList:
+def find_labeled(
+    path: Path | str,
+    split: Split | None = None,
+    classes: Sequence[str] | None = None,
+    columns: ColumnsConfig = ColumnsConfig(),
+) -> ImageList:
     """Labeled images: one folder per class, or a CSV or JSON lines list with labels.
 
     Classes are those that a list declares, else all that occur, sorted by name (by number if all are numbers). With `split`,
     class folders are looked for in `train/`, `val/` or `test/` (`training/` and so on work too) under the path, and rows of
     a list by their `split`. With `classes`, labels are indices into these: pass the training images' classes when reading
-    the validation images.
+    the validation images. `columns` says which columns of a table hold what. In a folder `metadata.csv` or `metadata.jsonl` is
+    such a list.
 
     Raises:
         UserError: missing or empty path, no class folders, an empty class, images beside the class folders, fewer than
             two classes, a class that is not in `classes`, or an unreadable row of a list.
     """
-    return labeled_source(path).read(split, classes)
+    return labeled_source(path, columns).read(split, classes)
 
 
-def labeled_source(path: Path | str) -> LabeledFolder | LabeledArchives | LabeledList:
+def labeled_source(path: Path | str, columns: ColumnsConfig = ColumnsConfig()) -> LabeledFolder | LabeledArchives | LabeledList:
     """Where labeled images are read from; a list's rows are read and checked here, once for all its splits.
 
     Raises:
@@ -70,15 +84,18 @@ def labeled_source(path: Path | str) -> LabeledFolder | LabeledArchives | Labele
     path = Path(path)
     packed = packed_at(path)
     if packed is not None:
-        return LabeledArchives(path, packed)
-    return LabeledFolder(path) if _exists_as_folder(path) else LabeledList(read_list(path, labeled=True))
+        return LabeledArchives(path, packed, columns)
+    if not _exists_as_folder(path):
+        return LabeledList(read_list(path, labeled=True, columns=columns))
+    beside = _metadata(path, columns)
+    return LabeledFolder(path, columns) if beside is None else LabeledList(read_list(beside, labeled=True, columns=columns))
 
 
 class LabeledFolder:
-    """Class folders, directly in a folder or in one of its splits."""
+    """Class folders or a list, directly in a folder or in one of its splits."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, columns: ColumnsConfig = ColumnsConfig()) -> None:
+        self.path, self.columns = path, columns
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -89,14 +106,19 @@ class LabeledFolder:
         """The images of a split, or of a folder that is not divided; see `find_labeled`."""
         folder = _split_folder(self.path, split)
         packed = packed_at(folder)
-        return _class_folders(folder, classes) if packed is None else LabeledArchives(folder, packed).read(None, classes)
+        if packed is not None:
+            return LabeledArchives(folder, packed, self.columns).read(None, classes)
+        beside = _metadata(folder, self.columns)
+        if beside is not None:
+            return LabeledList(read_list(beside, labeled=True, columns=self.columns)).read(None, classes)
+        return _class_folders(folder, classes)
 
 
 class LabeledArchives:
     """Archives with labels, perhaps named after splits, or an index that holds labels."""
 
-    def __init__(self, path: Path, packed: str | Archives) -> None:
-        self.path, self.packed = path, packed
+    def __init__(self, path: Path, packed: str | Archives, columns: ColumnsConfig = ColumnsConfig()) -> None:
+        self.path, self.packed, self.columns = path, packed, columns
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -106,7 +128,7 @@ class LabeledArchives:
     def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
         """The images of a split, or of archives that are not divided; see `find_labeled`."""
         if isinstance(self.packed, Archives):
-            files = archive_images(self.packed.of_split(split), labeled=True)
+            files = archive_images(self.packed.of_split(split), labeled=True, columns=self.columns)
         elif split is not None:
             raise UserError(f"{self.path} is an index and has no split {split!r}; give an index for each split")
         else:
@@ -210,6 +232,37 @@ def packed_at(path: Path | str) -> str | Archives | None:
     return archives.listed_in
 
 
+def _metadata(folder: Path, columns: ColumnsConfig) -> Path | None:
+    """The list beside the images of a folder; None where there is none, or where its images lie in class folders.
+
+    Raises:
+        UserError: there are two such lists; or class folders, too, and labels in both.
+    """
+    found = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UserError(f"{folder} holds {METADATA[0]} and {METADATA[1]}; move one of them away")
+    splits = split_folders(folder)
+    if "train" in splits or len(splits) > 1:
+        if names_labels(found[0], columns):
+            raise UserError(
+                f"{found[0]} has labels and lies beside {', '.join(f'{one.name}/' for one in splits.values())}; put a list into "
+                f"each of these folders, or give {found[0]} itself"
+            )
+        return None
+    entries = list(entries_of(os.fsencode(folder)))
+    has_class_folders = sum(entry.is_dir() for entry in entries) > 1 and not any(map(is_image, entries))
+    if not has_class_folders:
+        return found[0]
+    if names_labels(found[0], columns):
+        raise UserError(
+            f"{folder} holds class folders and also labels in {found[0].name}; give {found[0]}, or move it away to use the "
+            "folders"
+        )
+    return None
+
+
 def _exists_as_folder(path: Path) -> bool:
     if path.is_dir():
         return True
@@ -239,7 +292,10 @@ def _split_folder(path: Path, split: Split | None) -> Path:
 
 def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
     entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
-    found = sorted((os.fsdecode(entry.name) for entry in entries if entry.is_dir()), key=class_order)
+    folders = {as_text(os.fsdecode(entry.name)): entry.name for entry in entries if entry.is_dir()}
+    found = sorted(folders, key=class_order)
+    if len(found) < sum(entry.is_dir() for entry in entries):
+        raise UserError(f"{path} holds two class folders whose names differ only in how they are encoded; rename one")
     stray = next((entry.name for entry in entries if is_image(entry)), None)
     if not found:
         what = "images but no class folders" if stray else "neither images nor class folders"
@@ -257,12 +313,12 @@ def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
         if name not in index:
             raise UserError(f"{path / name} is a class that is not one of the {_counted(classes)}; rename or remove it")
         others: Counter[str] = Counter()
-        inside = sorted(walk(path / name, others))
+        inside = sorted(walk(path / os.fsdecode(folders[name]), others))
         if not inside:
             what = f" (left out: {in_words(others)})" if others else ""
             raise UserError(f"the class folder {path / name} holds no images{what}; fill or remove it")
         left_out += others
-        names.extend(os.fsencode(f"{name}/") + image for image in inside)
+        names.extend(folders[name] + b"/" + image for image in inside)
         labels.extend([index[name]] * len(inside))
     say_left_out(path, left_out)
     return ImageList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))

@@ -91,6 +91,7 @@ def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = No
         if members is not None:
             archives = [[_relative(place, path), size_of(place)] for place in members.archives]
             description |= {"kind": members.kind, "archives": archives}
+            description |= {} if members.column is None else {"column": members.column}
         write_atomically(path, lambda file: _write(file, json.dumps(description), arrays))
     return len(files)
 
@@ -135,7 +136,7 @@ def open_index(place: str, *, labeled: bool) -> ImageList:
         archives = tuple(_absolute(name, place) for name, _ in description["archives"])
         for archive, (_, size) in zip(archives, description["archives"], strict=True):
             _check_size(archive, size, place)
-        members = Members(description["kind"], archives, arrays["archive"], arrays["places"])
+        members = Members(description["kind"], archives, arrays["archive"], arrays["places"], description.get("column"))
     return ImageList(
         Path(_absolute(description["root"], place)),
         arrays["names"],

@@ -5,18 +5,35 @@ Only the syntax is checked here: columns and keys, types, numbers of cells. `dat
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.errors import UserError
 
 CLASS_ROW = "class"
 """In place of a split: the row names a class, not an image."""
 SEPARATOR = "|"
 """Between the labels of one image in a CSV cell."""
+SEPARATORS = {"comma": ",", "semicolon": ";", "space": None, "bar": SEPARATOR}
+"""What `str.split` takes for each word of `ColumnsConfig.separator`."""
+DELIMITERS = ",;\t"
+"""Between the cells of a table; the one that gives the first line most columns."""
+IMAGE_COLUMNS = (
+    *("path", "file_name", "filename", "file_path", "filepath", "image_path", "image", "img", "image_name", "image_id", "id"),
+)
+"""Names of a column with images' files, in the order in which they are looked for, upper or lower case."""
+LABEL_COLUMNS = ("class", "class_name", "category", "target", "tags")
+"""Names of a column with labels, where there is neither `label` nor `labels`."""
+PLURAL = ("labels", "tags")
+"""Names of columns whose cells may hold any number of labels."""
+LONGEST_HEADER = 300  # characters of the first line in an error
+HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""What one-hot columns may hold."""
 
 
 class ListRow(NamedTuple):
@@ -34,11 +51,23 @@ class ListRow(NamedTuple):
 
 def text_rows(path: Path) -> Iterator[ListRow]:
     """One path a line; empty lines and lines that begin with `#` are skipped."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+    with _opened(path) as file:
         for line, text in enumerate(file, start=1):
             name = text.strip()
             if name and not name.startswith("#"):
                 yield ListRow(line, name, (), has_several=False, split="")
+
+
+def as_text(value: str) -> str:
+    """The text of a name or label; bytes in it that are not UTF-8 are taken for Windows-1252 (Latin-1 and a few more)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        try:
+            return value.encode("utf-8", "surrogateescape").decode("cp1252")
+        except UnicodeError:  # half of a surrogate pair, or a byte that Windows-1252 does not have
+            return value
+    return value
 
 
 def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -47,8 +76,14 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         UserError: another number of cells, or broken quotes; names the line.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with _opened(path) as file:
+        try:
+            first = file.readline()
+            widths = {delimiter: len(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in DELIMITERS}
+            file.seek(0)
+            reader = csv.reader(file, strict=True, delimiter=max(DELIMITERS, key=widths.__getitem__))
+        except csv.Error as error:
+            raise UserError(f"{path}, line 1: {error}") from error
         try:
             columns = [name.strip() for name in next(reader, [])]
             yield 1, columns
@@ -59,44 +94,142 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {reader.line_num + 1}: it begins as UTF-16, but this line is not") from None
 
 
-def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
-    """A table with the columns `path`, `label` or `labels` (read only when `labeled`), and perhaps `split`.
+def csv_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> Iterator[ListRow]:
+    """A table with a column of images, one or several of labels (read only when `labeled`), and perhaps `split`.
 
     Raises:
         UserError: missing columns, or as `csv_cells`.
     """
     lines = csv_cells(path)
-    _, columns = next(lines)
-    found = ", ".join(columns) or "nothing"
-    if "path" not in columns:
-        raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
-    if labeled and ("label" in columns) == ("labels" in columns):
-        raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
-    is_divided_at_bars = "labels" in columns
-    place_of_path = columns.index("path")
-    place_of_labels = columns.index("labels" if is_divided_at_bars else "label") if labeled else None
-    place_of_split = columns.index("split") if "split" in columns else None
+    _, names = next(lines)
+    image = _image_column(path, names, columns)
+    label_columns = _label_columns(path, names, columns, image) if labeled else ()
+    place_of_image, places_of_labels = names.index(image), [names.index(name) for name in label_columns]
+    place_of_split = names.index("split") if "split" in names else None
+    is_one_hot = len(label_columns) > 1
+    if is_one_hot:
+        yield from _class_rows(label_columns)
+    is_plural = bool(label_columns) and label_columns[0].lower() in PLURAL
     is_exact = False
     for line, cells in lines:
         split = "" if place_of_split is None else cells[place_of_split].strip()
         is_exact = is_exact or split == CLASS_ROW
-        name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
+        name = cells[place_of_image] if is_exact else cells[place_of_image].strip()
         labels, has_several = (), False
-        if place_of_labels is not None:
-            labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
+        if is_one_hot:
+            labels, has_several = _hot(f"{path}, line {line}", label_columns, [cells[place] for place in places_of_labels])
+        elif places_of_labels:
+            cell = cells[places_of_labels[0]]
+            labels, has_several = _exact(cell, is_plural) if is_exact else _divided(cell, is_plural, columns)
         yield ListRow(line, name, labels, has_several, split)
 
 
-def _cell_labels(cell: str, is_divided_at_bars: bool, is_exact: bool) -> tuple[tuple[str, ...], bool]:
-    """The labels of a CSV cell, and whether it is one that may have several."""
-    if not is_divided_at_bars and (is_exact or SEPARATOR not in cell):
-        return (cell if is_exact else cell.strip(),), False
-    if is_divided_at_bars and not cell.strip():
+def names_labels(path: Path, columns: ColumnsConfig) -> bool:
+    """Whether a table or JSON lines name labels in the first line."""
+    if path.suffix.lower() == ".jsonl":
+        found = next(json_objects(path), (0, {}))[1]
+    else:
+        _, found = next(csv_cells(path))
+    if not isinstance(found, dict | list):
+        return False
+    return known_column(tuple(found), columns.label or ("label", "labels", *LABEL_COLUMNS)) is not None
+
+
+def _opened(path: Path) -> IO[str]:
+    """A list as text: UTF-8, with or without a BOM, in which other bytes are kept; UTF-16 where it begins with its BOM."""
+    with path.open("rb") as file:
+        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    if is_wide:
+        return path.open(encoding="utf-16", newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _image_column(path: Path, names: Sequence[str], columns: ColumnsConfig) -> str:
+    found = ", ".join(names)[:LONGEST_HEADER] or "nothing"
+    if columns.image is not None:
+        if columns.image not in names:
+            raise UserError(f"{path}: there is no column {columns.image!r}, as `columns.image` says; found {found}")
+        return columns.image
+    image = known_column(names, IMAGE_COLUMNS)
+    if image is None:
+        some = ", ".join(IMAGE_COLUMNS[1:3])
+        raise UserError(
+            f"{path}: the first line must name a column 'path'; found {found}; {some}, image, id and the like do as well, and "
+            "`columns.image` names any other"
+        )
+    return image
+
+
+def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, image: str) -> tuple[str, ...]:
+    """The column of labels, or the columns that are a class each."""
+    found = ", ".join(names)[:LONGEST_HEADER]
+    if columns.label is not None:
+        absent = next((name for name in columns.label if name not in names), None)
+        if absent is not None:
+            raise UserError(f"{path}: there is no column {absent!r}, as `columns.label` says; found {found}")
+        return columns.label
+    if "label" in names and "labels" in names:
+        raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
+    label = known_column(names, ("label", "labels", *LABEL_COLUMNS))
+    if label is not None and label != image:
+        return (label,)
+    others = tuple(name for name in names if name not in (image, "split"))
+    if len(others) > 1 and len(set(others)) == len(others) and _all_hot(path, [names.index(name) for name in others]):
+        return others
+    raise UserError(
+        f"{path}: the first line must name a column 'label', or else 'labels'; found {found}; `columns.label` names any "
+        "other (several columns of 0 and 1 are a class each)"
+    )
+
+
+def known_column(names: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first of the known names that a column has, as it is written there."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    return next((by_lower[name] for name in known if name in by_lower), None)
+
+
+def _all_hot(path: Path, places: Sequence[int]) -> bool:
+    lines = csv_cells(path)
+    next(lines)
+    return all(cells[place].strip().lower() in HOT for _, cells in lines for place in places)
+
+
+def _class_rows(names: Sequence[str]) -> Iterator[ListRow]:
+    """One-hot columns name the classes ahead of the images, in their order."""
+    return (ListRow(1, "", (name,), has_several=False, split=CLASS_ROW) for name in names)
+
+
+def _hot(where: str, names: Sequence[str], cells: Sequence[object]) -> tuple[tuple[str, ...], bool]:
+    """The labels of an image in one-hot columns, and whether they are none or several."""
+    labels = []
+    for name, cell in zip(names, cells, strict=True):
+        value = HOT.get(str(cell).strip().lower())
+        if value is None:
+            raise UserError(f"{where}: the column {name!r} holds {str(cell)[:100]!r}; of several columns each must hold 0 or 1")
+        if value:
+            labels.append(name)
+    return tuple(labels), len(labels) != 1
+
+
+def _exact(cell: str, is_plural: bool) -> tuple[tuple[str, ...], bool]:
+    """The labels of a cell whose classes were declared: as they are written."""
+    if not is_plural:
+        return (cell,), False
+    return (tuple(cell.split(SEPARATOR)) if cell.strip() else ()), True
+
+
+def _divided(cell: str, is_plural: bool, columns: ColumnsConfig) -> tuple[tuple[str, ...], bool]:
+    """The labels of a cell, and whether it is one that may have several."""
+    text = as_text(cell).strip()
+    if columns.separator == "single" or (columns.separator is None and not is_plural and SEPARATOR not in text):
+        return (text,), False
+    if not text and (is_plural or columns.separator is not None):
         return (), True
-    parts = cell.split(SEPARATOR)
-    return tuple(parts if is_exact else [part.strip() for part in parts]), True
+    return tuple(part.strip() for part in text.split(SEPARATORS[columns.separator or "bar"])), True
 
 
 def _no_constant(name: str) -> None:
@@ -106,52 +239,84 @@ def _no_constant(name: str) -> None:
 _JSON = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def json_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
-    """One object a line: `path`, `label` or `labels` (read only when `labeled`), `split`; empty lines are skipped.
+def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
+    """What the lines of a file hold, by number; empty lines are skipped.
+
+    Raises:
+        UserError: no JSON; names the line.
+    """
+    line = 0
+    with _opened(path) as file:
+        try:
+            for line, text in enumerate(file, start=1):
+                if not text.isspace():
+                    yield line, _JSON.decode(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {line}: not valid JSON ({error})") from error
+
+
+def json_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> Iterator[ListRow]:
+    """One object a line: an image, its label or labels (read only when `labeled`), `split`; empty lines are skipped.
 
     Raises:
         UserError: no JSON, no object, or a missing or mistyped value; names the line.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for line, text in enumerate(file, start=1):
-            if text.isspace():
-                continue
-            try:
-                content = _JSON.decode(text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from error
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {line}: not valid JSON ({error})") from error
-            yield _json_row(f"{path}, line {line}", line, content, labeled=labeled)
+    if labeled and columns.label is not None and len(columns.label) > 1:
+        yield from _class_rows(columns.label)
+    for line, content in json_objects(path):
+        yield _json_row(f"{path}, line {line}", line, content, labeled=labeled, columns=columns)
 
 
-def _json_row(where: str, line: int, content: Any, *, labeled: bool) -> ListRow:
+def _json_row(where: str, line: int, content: Any, *, labeled: bool, columns: ColumnsConfig) -> ListRow:
     if not isinstance(content, dict):
         raise UserError(f'{where}: expected an object such as {{"path": "a.jpg", "label": "cat"}}, found {_kind(content)}')
     split = content.get("split", "")
     if not isinstance(split, str):
         raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
-    if "path" not in content and split != CLASS_ROW:
-        raise UserError(f'{where}: "path" is missing')
-    name = content.get("path", "")
+    key = columns.image or known_column(tuple(content), IMAGE_COLUMNS) or "path"
+    if key not in content and split != CLASS_ROW:
+        raise UserError(f'{where}: "{key}" is missing')
+    name = content.get(key, "")
     if not isinstance(name, str):
-        raise UserError(f'{where}: "path" must be a string, found {_kind(name)}')
-    if not labeled:
-        return ListRow(line, name, (), has_several=False, split=split)
-    if ("label" in content) == ("labels" in content):
-        raise UserError(f'{where}: expected "label" or "labels", found {"both" if "label" in content else "neither"}')
-    if "label" in content:
-        return ListRow(line, name, (_json_label(where, content["label"]),), has_several=False, split=split)
-    labels = content["labels"]
-    if not isinstance(labels, list):
-        raise UserError(f'{where}: "labels" must be a list, found {_kind(labels)}')
-    return ListRow(line, name, tuple(_json_label(where, label) for label in labels), has_several=True, split=split)
+        raise UserError(f'{where}: "{key}" must be a string, found {_kind(name)}')
+    labels, has_several = _json_labels(where, content, columns) if labeled else ((), False)
+    return ListRow(line, name, labels, has_several, split)
+
+
+def _json_labels(where: str, content: dict[str, Any], columns: ColumnsConfig) -> tuple[tuple[str, ...], bool]:
+    """The labels of an object, and whether they are written as if there could be any number of them."""
+    if columns.label is not None:
+        absent = next((name for name in columns.label if name not in content), None)
+        if absent is not None:
+            raise UserError(f'{where}: "{absent}" is missing, which `columns.label` names')
+        key, *others = columns.label
+        if others:
+            return _hot(where, columns.label, [content[name] for name in columns.label])
+    elif "label" in content and "labels" in content:
+        raise UserError(f'{where}: expected "label" or "labels", found both')
+    else:
+        key = known_column(tuple(content), ("label", "labels", *LABEL_COLUMNS))
+    if key is None:
+        raise UserError(f'{where}: expected "label" or "labels", found neither')
+    value = content[key]
+    if isinstance(value, list):
+        if key == "label":
+            raise UserError(f'{where}: a label must be a string or a number, found a list; several are written as "labels"')
+        return tuple(_json_label(where, label) for label in value), True
+    if key in PLURAL and columns.separator is None:
+        raise UserError(f'{where}: "{key}" must be a list, found {_kind(value)}')
+    label = _json_label(where, value)
+    if columns.separator is None:
+        return (label,), False
+    return _divided(label, False, columns)
 
 
 def _json_label(where: str, label: Any) -> str:
     """A label as a class name; 3 and 3.0 are the same number in JSON."""
     if isinstance(label, str):
-        return label
+        return as_text(label)
     if isinstance(label, bool) or not isinstance(label, int | float) or label in (float("inf"), float("-inf")):
         raise UserError(f"{where}: a label must be a string or a number, found {_kind(label)}")
     return str(int(label) if label == int(label) else label)

@@ -1,8 +1,9 @@
 """Lists of images (text, CSV, JSON lines), read into a table of columns.
 
 A text list has one path a line; empty lines and lines that begin with `#` are skipped. A CSV table has a header with the
-column `path` and, where there are any, `label` or `labels`, and `split`. JSON lines have one object a line with the same
-keys. Paths are relative to the list's own folder. Other columns and keys are passed over.
+column `path` (or another usual name) and, where there are any, `label` or `labels`, or a column of 0 and 1 for each class, and
+`split`. JSON lines have one object a line with the same keys. Paths are relative to the list's own folder, with the slashes of
+Windows too. Other columns and keys are passed over.
 
 Several labels an image are a list under `labels` in JSON, and in CSV one cell with `|` between them. A list may begin with
 rows whose split is `class`: they have no path and name the classes in their order, so that a class without images is
@@ -17,6 +18,8 @@ import os
 import re
 import stat
 from array import array
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -24,7 +27,9 @@ from typing import Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.sources.list_rows import CLASS_ROW, ListRow, csv_rows, json_rows, text_rows
+from beitkit.configs.data import ColumnsConfig
+from beitkit.data.decoding.formats import EXTENSIONS
+from beitkit.data.sources.list_rows import CLASS_ROW, SEPARATORS, ListRow, as_text, csv_rows, json_rows, text_rows
 from beitkit.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -39,6 +44,8 @@ _SPLIT_CODES = {name: code for code, split in enumerate(_SPLITS) for name in SPL
 _NO_SPLIT = -1
 FIRST_BLOCK = 2**13  # bytes that are looked at
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # all but white space and the escape of terminals
+TABLES = (".csv", ".tsv")
+"""Endings of tables of cells."""
 _LONGEST_SHOWN = 200  # characters of a value in an error
 
 
@@ -77,27 +84,54 @@ class ListTable:
         return np.flatnonzero(self.split_codes == _SPLITS.index(split))
 
 
-def read_list(path: Path, *, labeled: bool) -> ListTable:
-    """A list by its ending: `.csv`, `.jsonl`, anything else is text; labels and splits only when `labeled`.
+def read_list(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> ListTable:
+    """A list by its ending: `.csv` or `.tsv`, `.jsonl`, anything else is text; labels and splits only when `labeled`.
 
     Raises:
         UserError: no text, nothing listed, or a row that cannot be read, names no regular file or has no usable label or split;
-            names the line.
+            names the line. Labels of a table that look like several in one cell, where `columns` does not say what they are.
     """
     _refuse_binary(path)
     ending = path.suffix.lower()
-    if ending == ".csv":
-        rows = csv_rows(path, labeled=labeled)
+    if ending in TABLES:
+        rows = csv_rows(path, labeled=labeled, columns=columns)
     elif ending == ".jsonl":
-        rows = json_rows(path, labeled=labeled)
+        rows = json_rows(path, labeled=labeled, columns=columns)
     elif labeled:
         raise UserError(f"{path} has no labels; give one folder per class, or a .csv or .jsonl list with path and label")
     else:
         rows = text_rows(path)
-    columns = _Columns(path, labeled=labeled)
+    collected = _Columns(path, labeled=labeled)
     for row in rows:
-        columns.add(row)
-    return columns.table()
+        collected.add(row)
+    table = collected.table()
+    if labeled and ending in TABLES and columns.separator is None and not table.declared:
+        _ask_for_separator(table)
+    return table
+
+
+def _ask_for_separator(table: ListTable) -> None:
+    """Raise if labels are probably lists of labels: divided, they share parts with each other.
+
+    Words are shared by names of classes, too, as in "brown bear" and "black bear"; so at spaces there must be no more words
+    than labels, as where a few tags are combined. Where bars divide some cells, they divide all.
+    """
+    if (np.diff(table.label_offsets) > 1).any():
+        return
+    for word in ("comma", "semicolon", "space"):
+        divided = {label: {part.strip() for part in label.split(SEPARATORS[word])} - {""} for label in table.labels}
+        first = next((number for number, label in enumerate(table.labels) if len(divided[label]) > 1), None)
+        if first is None:
+            continue
+        parts = Counter(part for found in divided.values() for part in found)
+        is_shared = any(parts[part] > 1 for found in divided.values() if len(found) > 1 for part in found)
+        if is_shared and (word != "space" or len(parts) <= len(table.labels)):
+            place = int(np.flatnonzero(table.label_ids == first)[0])
+            row = int(np.searchsorted(table.label_offsets, place, side="right")) - 1
+            raise UserError(
+                f"{table.path}, line {table.lines[row]}: the label {_shown(table.labels[first])} may be one class, or several "
+                f"with a {word} between them; say which, with `columns.separator='single'` or `columns.separator='{word}'`"
+            )
 
 
 def _refuse_binary(path: Path) -> None:
@@ -126,6 +160,8 @@ class _Columns:
         self._declared: list[str] = []
         self._splits = array("b")
         self._has_several = False
+        self._ending = ""
+        """What was added last to a name without an ending."""
 
     def add(self, row: ListRow) -> None:
         """Append a row, or declare the class it names."""
@@ -191,16 +227,26 @@ class _Columns:
         """The name as bytes; it must be that of a regular file."""
         if not row.name:
             self._refuse(row.line, "the path is empty")
-        try:
-            name = os.fsencode(row.name)
-            status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
-        except (OSError, ValueError) as error:  # ValueError: a NUL character, or half of a surrogate pair
-            raise UserError(
-                f"{self.path}, line {row.line}: there is no image {_shown(row.name)} (paths are relative to the list's folder)"
-            ) from error
-        if not stat.S_ISREG(status.st_mode):
-            self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
-        return name
+        for spelling in self._spellings(row.name):
+            try:
+                name = os.fsencode(spelling)
+                status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
+            except (OSError, ValueError):  # ValueError: a NUL character, or half of a surrogate pair
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
+            return name
+        return self._refuse(row.line, f"there is no image {_shown(row.name)} (paths are relative to the list's folder)")
+
+    def _spellings(self, name: str) -> Iterator[str]:
+        """The name as it is written, with slashes for the backslashes of Windows, as text of Windows, with an image's ending."""
+        written = dict.fromkeys((name, name.replace("\\", "/"), as_text(name), as_text(name).replace("\\", "/")))
+        yield from written
+        for spelling in written:
+            if os.path.splitext(spelling)[1].lower() not in EXTENSIONS:  # noqa: PTH122
+                for ending in dict.fromkeys((self._ending, *EXTENSIONS)):
+                    self._ending = ending
+                    yield spelling + ending
 
     def _split_code(self, row: ListRow) -> int:
         if not row.split or not self.labeled:

@@ -31,6 +31,8 @@ class Members:
     """Which archive each image is in."""
     places: NDArray[np.int64]
     """Where, (images, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
+    column: str | None = None
+    """The column of Parquet files that was named for the images; None takes what its name or its type tells."""
 
     def subset(self, indices: NDArray[np.int64]) -> Members:
         """The members at these indices, in this order."""
@@ -45,7 +47,7 @@ class Members:
         """
         archive, (first, second) = self.archives[self.archive[index]], self.places[index].tolist()
         if self.kind == "parquet":
-            return read_row(archive, first, second)
+            return read_row(archive, first, second, self.column)
         if second > LARGEST_MEMBER:
             raise OSError(f"{second:,} bytes, more than {LARGEST_MEMBER:,}")
         content = read_range(archive, first, second)

@@ -1,7 +1,9 @@
 """Images in Parquet files, as written by Hugging Face datasets; pyarrow is imported on first use.
 
-The column `image` is a struct of `bytes` and `path`, or plain binary. An image is read by decoding its row group; each
-process caches the last few.
+The column of images is a struct of `bytes` and `path`, or plain binary under a usual name. An image is read by decoding its row
+group; each process caches the last few.
+
+Arrow's own threads are not used: one that is still busy when the program ends, and holds bytes of Python, aborts it.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.locations import opened, stamp_of, unreadable
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
-COLUMN, LABEL = "image", "label"
+COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "png", "jpeg")
+"""Names of a column of images, in the order in which they are looked for."""
+LABELS = ("label", "labels", "class", "target", "category", "fine_label")
+"""Names of a column of labels; also any that Hugging Face's datasets note as `ClassLabel` is one."""
+NAMED = 8  # columns that an error names
 KEPT_GROUPS = 4
 """Row groups that a process keeps decoded."""
 
@@ -35,6 +42,15 @@ class ArchiveImages(NamedTuple):
     """The classes that the archive names, in order; empty where it does not."""
 
 
+class _Column(NamedTuple):
+    """A column of images."""
+
+    name: str
+    leaf: str
+    """What Arrow reads of it: the column, or its field `bytes`."""
+    has_paths: bool
+
+
 def pyarrow(what: object = "a Parquet file") -> Any:
     """The module pyarrow, with its Parquet files; `what` is called by this name where it is missing.
 
@@ -49,8 +65,8 @@ def pyarrow(what: object = "a Parquet file") -> Any:
     return pyarrow
 
 
-def read_row(place: str, group: int, row: int) -> bytes:
-    """The bytes of the image in a row.
+def read_row(place: str, group: int, row: int, column: str | None = None) -> bytes:
+    """The bytes of the image in a row of a column; None takes the one that its name or its type tells.
 
     Raises:
         OSError: the file cannot be read, has no such row or no image there.
@@ -58,7 +74,7 @@ def read_row(place: str, group: int, row: int) -> bytes:
     """
     arrow = pyarrow(place)
     try:
-        value = _group(place, stamp_of(place), group)[row].as_py()
+        value = _group(place, stamp_of(place), group, column)[row].as_py()
     except (arrow.ArrowException, IndexError) as error:
         raise OSError(one_line(error)) from error
     if value is None:
@@ -66,64 +82,124 @@ def read_row(place: str, group: int, row: int) -> bytes:
     return value
 
 
-def parquet_images(place: str, labeled: bool) -> ArchiveImages:
+def parquet_images(place: str, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> ArchiveImages:
     """The images of a file, named by their paths in it, else by the file and their row.
 
     Raises:
-        UserError: pyarrow is not installed, or the file cannot be read, has no column of images or no usable labels.
+        UserError: pyarrow is not installed, or the file cannot be read, has no column of images or no usable labels, or several.
     """
     arrow = pyarrow(place)
     try:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
-            return _images(arrow, file, place, labeled)
+            return _images(arrow, file, place, labeled, columns)
     except arrow.ArrowException as error:
         raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
 
 
-def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ArchiveImages:
+def image_columns(place: str) -> tuple[str, ...]:
+    """The columns of a file that hold images by their type: structs with `bytes`.
+
+    Raises:
+        UserError: as `parquet_images`.
+    """
+    arrow = pyarrow(place)
+    try:
+        with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
+            schema = file.schema_arrow
+            return tuple(name for name in schema.names if _holds_files(arrow, schema.field(name).type))
+    except arrow.ArrowException as error:
+        raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
+    except OSError as error:
+        raise UserError(unreadable(place, error)) from None
+
+
+def _images(arrow: Any, file: Any, place: str, labeled: bool, columns: ColumnsConfig) -> ArchiveImages:
     schema = file.schema_arrow
-    column = _bytes_column(arrow, schema, place)
-    kind = schema.field(COLUMN).type
-    wanted = [f"{COLUMN}.path"] if column != COLUMN and kind.get_field_index("path") >= 0 else []
-    with_labels = labeled and LABEL in schema.names
-    declared = _declared(schema) if with_labels else ()
+    image = _image_column(arrow, schema, place, columns.image)
+    wanted = [f"{image.name}.path"] if image.has_paths else []
+    label = _label_column(schema, place, columns) if labeled else None
+    declared = () if label is None else _declared(schema, label)
     stem = place.rpartition("/")[2].removesuffix(".parquet")
     names: list[bytes] = []
     labels: list[str] = []
     places = []
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
-        table = file.read_row_group(group, columns=[*wanted, *([LABEL] if with_labels else [])])
-        paths = table.column(COLUMN).combine_chunks().field("path").to_pylist() if wanted else [None] * rows
+        table = file.read_row_group(group, columns=wanted if label is None else [*wanted, label], use_threads=False)
+        paths = table.column(image.name).combine_chunks().field("path").to_pylist() if wanted else [None] * rows
         first = len(names)
         names += [path.encode().lstrip(b"/") if path else f"{stem}/{first + row:08d}".encode() for row, path in enumerate(paths)]
         places.append(np.column_stack([np.full(rows, group), np.arange(rows)]))
-        if with_labels:
-            labels += _class_names(table.column(LABEL).to_pylist(), declared, place, first)
+        if label is not None:
+            labels += _class_names(table.column(label).to_pylist(), declared, place, first)
     where = np.concatenate([np.empty((0, 2)), *places]).astype(np.int64)
-    return ArchiveImages(names, where, labels if with_labels else [None] * len(names), declared)
+    return ArchiveImages(names, where, [None] * len(names) if label is None else labels, declared)
 
 
-def _bytes_column(arrow: Any, schema: Any, place: str) -> str:
-    """The column that holds images' bytes."""
-    kind = schema.field(COLUMN).type if COLUMN in schema.names else None
-    if kind is not None and (arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)):
-        return COLUMN
-    if kind is not None and arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return f"{COLUMN}.bytes"
-    found = "is missing" if kind is None else f"is {str(kind)[:100]}"
-    raise UserError(f"{place} holds no images: its column {COLUMN!r} {found}; expected binary, or a struct with bytes and path")
+def _holds_files(arrow: Any, kind: Any) -> bool:
+    return arrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
-def _declared(schema: Any) -> tuple[str, ...]:
-    """The names of the classes in what Hugging Face's datasets note beside the schema."""
+def _image_column(arrow: Any, schema: Any, place: str, given: str | None) -> _Column:
+    """The column of images: the given one, one of a usual name, or the only one of structs with bytes."""
+    fits = {
+        name: _holds_files(arrow, kind := schema.field(name).type)
+        or ((name in COLUMNS or name == given) and (arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)))
+        for name in dict.fromkeys(schema.names)
+    }
+    by_type = [name for name, does_fit in fits.items() if does_fit]
+    wanted = given or next((name for name in COLUMNS if fits.get(name)), None)
+    if wanted is None and len(by_type) > 1:
+        raise UserError(f"{place} has images in the columns {_listed(by_type)}; say which with `columns.image`")
+    wanted = wanted or next(iter(by_type), COLUMNS[0])
+    if not fits.get(wanted):
+        found = f"is {str(schema.field(wanted).type)[:100]}" if wanted in fits else "is missing"
+        raise UserError(
+            f"{place} holds no images: its column {wanted!r} {found}; expected binary, or a struct with bytes and path; it has "
+            f"{_listed(list(fits))}, one of which `columns.image` can name"
+        )
+    kind = schema.field(wanted).type
+    if not arrow.types.is_struct(kind):
+        return _Column(wanted, wanted, has_paths=False)
+    return _Column(wanted, f"{wanted}.bytes", has_paths=kind.get_field_index("path") >= 0)
+
+
+def _label_column(schema: Any, place: str, columns: ColumnsConfig) -> str | None:
+    """The column of labels: the given one, `label`, or the only one that is known as such; None where there is none."""
+    if columns.label is not None:
+        first, *others = columns.label
+        if others or first not in schema.names:
+            raise UserError(
+                f"{place}: `columns.label` must name one column of it, got {_listed(columns.label)}; it has "
+                f"{_listed(schema.names)}"
+            )
+        return first
+    if LABELS[0] in schema.names:
+        return LABELS[0]
+    found = [name for name in schema.names if name in LABELS or _feature(schema, name).get("_type") == "ClassLabel"]
+    if len(found) > 1:
+        raise UserError(f"{place} has labels in the columns {_listed(found)}; say which with `columns.label`")
+    return next(iter(found), None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return few([name[:100] for name in names], NAMED) or "none"
+
+
+def _feature(schema: Any, column: str) -> dict[str, Any]:
+    """What Hugging Face's datasets note beside the schema about a column."""
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][LABEL]
-        names = feature["names"]
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, TypeError, ValueError):
-        return ()
+        return {}
+    return feature if isinstance(feature, dict) else {}
+
+
+def _declared(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of the classes, where they are noted beside the schema."""
+    names = _feature(schema, label).get("names")
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
@@ -142,10 +218,10 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 
 
 @functools.lru_cache(maxsize=KEPT_GROUPS)
-def _group(place: str, stamp: int, group: int) -> Any:
+def _group(place: str, stamp: int, group: int, column: str | None) -> Any:
     """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
-        column = _bytes_column(arrow, file.schema_arrow, place)
-        values = file.read_row_group(group, columns=[column], use_threads=False).column(COLUMN).combine_chunks()
-        return values if column == COLUMN else values.field("bytes")
+        image = _image_column(arrow, file.schema_arrow, place, column)
+        values = file.read_row_group(group, columns=[image.leaf], use_threads=False).column(image.name).combine_chunks()
+        return values if image.leaf == image.name else values.field("bytes")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.configs.data import ColumnsConfig
 from beitkit.data.sources.find import LabeledArchives, LabeledFolder, LabeledList, find_labeled, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import CLASS_ROW, SEPARATOR, csv_rows
@@ -27,7 +28,9 @@ VAL_SHARE = 0.2
 """Share of each class, or of the pairs of images and masks, that is set aside where no validation images are given."""
 
 
-def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[ImageList, ImageList]:
+def train_and_val(
+    images: Path, val: Path | None, seed: int, columns: ColumnsConfig = ColumnsConfig()
+) -> tuple[ImageList, ImageList]:
     """Training and validation images with the same classes, both with `labels` or both with `targets`.
 
     Validation images come from `val`; else from a val/ or test/ folder beside train/; else from the rows of a list whose
@@ -37,11 +40,11 @@ def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[ImageList,
         UserError: what `find_labeled` raises; a class of the validation images that the training images lack; a file
             that is in both; a list with train but neither val nor test; or nothing that can be set aside.
     """
-    source = labeled_source(images)
+    source = labeled_source(images, columns)
     is_divided = "train" in source.splits
     train = source.read("train" if is_divided else None)
     if val is not None:
-        other = labeled_source(val)
+        other = labeled_source(val, columns)
         aside = other.read("val" if "val" in other.splits else None, train.classes)
     elif is_divided and ("val" in source.splits or "test" in source.splits):
         other = source

@@ -154,7 +154,7 @@ def _scored(
 
 def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, str]:
     """What to measure, and its name: never images the model was trained on without saying so."""
-    source = labeled_source(config.images)
+    source = labeled_source(config.images, config.columns)
     if "train" in source.splits or isinstance(source, LabeledList):
         for split in ("val", "test"):
             if split in source.splits:

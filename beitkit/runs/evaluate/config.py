@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import Fit, ReadConfig
+from beitkit.configs.data import ColumnsConfig, Fit, ReadConfig
 from beitkit.configs.model import ImageSize
 from beitkit.configs.parts import Flat
 from beitkit.configs.segmentation import InferenceConfig
@@ -43,4 +43,5 @@ class EvaluateRun:
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
     inference: InferenceConfig = InferenceConfig()

@@ -11,7 +11,8 @@ from torch import Tensor
 from beitkit.data.scenes.label_codes import LabelMapping, read_classes
 from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.reading import readable_scenes
-from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes
+from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes, set_aside_before
+from beitkit.data.sources.find import packed_at
 from beitkit.errors import UserError, few
 from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
 from beitkit.interop.kinds import numbered
@@ -80,17 +81,22 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     """
     runs = {path: run for path in config.model if (run := run_on(path, config.images)) is not None}
     code = _code(config)
-    splits = scene_splits(config.images) if config.images.exists() else ()
+    columns = config.columns
+    splits = scene_splits(config.images, columns)
     aside = next((path / SPLITS_FILE for path, run in runs.items() if run["val"] is None), None)
     if "val" in splits or "test" in splits:
         split = "val" if "val" in splits else "test"
-        scenes, where = find_scenes(config.images, split=split, classes=code), f"the {split} part of {config.images}"
+        scenes = find_scenes(config.images, split=split, classes=code, columns=columns)
+        where = f"the {split} part of {config.images}"
     elif aside is not None and aside.exists():
-        scenes = find_scenes(aside, split="val", classes=code)
+        if packed_at(config.images) is None:
+            scenes = find_scenes(aside, split="val", classes=code)
+        else:
+            scenes = set_aside_before(aside, find_scenes(config.images, classes=code, columns=columns))
         where = f"the part of {config.images} that was set aside for validation"
     else:
         split = "train" if "train" in splits else None
-        scenes = find_scenes(config.images, split=split, classes=code)
+        scenes = find_scenes(config.images, split=split, classes=code, columns=columns)
         where = str(config.images) + (" (training images)" if split or runs else "")
     only_numbered = classes == numbered(len(classes)) and len(classes) == len(scenes.classes)
     if scenes.classes != classes and not only_numbered:
@@ -105,7 +111,7 @@ def _code(config: EvaluateRun) -> Path | LabelMapping | None:
     """What the masks mean: what the user gave or laid beside them, else what the model's run wrote down."""
     if config.classes is not None:
         return config.classes
-    beside = (config.images.parent if config.images.is_file() else config.images) / CLASSES_FILE
+    beside = (config.images if config.images.is_dir() else config.images.parent) / CLASSES_FILE
     stored = next((path / CLASSES_FILE for path in config.model if (path / CLASSES_FILE).is_file()), None)
     if beside.is_file() or stored is None:
         return beside if beside.is_file() else None

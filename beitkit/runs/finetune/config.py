@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import AugmentConfig, Fit, ReadConfig, ViewConfig
+from beitkit.configs.data import AugmentConfig, ColumnsConfig, Fit, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
@@ -68,6 +68,7 @@ class FinetuneRun:
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
 
     def __post_init__(self) -> None:
         described = {"size": self.size, "patch": self.patch, "pooling": self.pooling}

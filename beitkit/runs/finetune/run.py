@@ -48,7 +48,7 @@ from beitkit.train.optim import layered_groups
 def run(config: FinetuneRun) -> FinetuneResult:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val(config.images, config.val, config.train.seed)
+    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:

@@ -9,7 +9,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
-from beitkit.configs.data import ReadConfig
+from beitkit.configs.data import ColumnsConfig, ReadConfig
 from beitkit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
@@ -31,9 +31,10 @@ class PackRun:
     split: SplitName | None = None
     """With `labels`: the part to take of images that are divided."""
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = ColumnsConfig()
 
     def __post_init__(self) -> None:
-        _check_split(self.split, self.labels)
+        _check_labels(self.split, self.columns, self.labels)
 
 
 @config(kw_only=False)
@@ -49,13 +50,16 @@ class IndexRun:
     """Keep the images' labels."""
     split: SplitName | None = None
     """With `labels`: the part to take of images that are divided."""
+    columns: ColumnsConfig = ColumnsConfig()
 
     def __post_init__(self) -> None:
-        _check_split(self.split, self.labels)
+        _check_labels(self.split, self.columns, self.labels)
         if self.out.suffix != ".index":
             raise UserError(f"`out='{self.out}'` must end in .index, by which verbs know it for an index")
 
 
-def _check_split(split: SplitName | None, labels: bool) -> None:
+def _check_labels(split: SplitName | None, columns: ColumnsConfig, labels: bool) -> None:
+    if not labels and (columns.label, columns.separator) != (None, None):
+        raise UserError("`columns.label` and `columns.separator` are for labeled images; give `labels` too, or leave them out")
     if split is not None and not labels:
         raise UserError(f"`split='{split}'` is for labeled images; give `labels` too, or the folder of the split")

@@ -22,13 +22,13 @@ def run(config: IndexRun) -> Path:
     with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if config.labels:
-            total = write_index(out, find_labeled(images, config.split))
+            total = write_index(out, find_labeled(images, config.split, columns=config.columns))
         elif archives_at(images) is None and not is_url(location(images)) and images.is_dir():
             left_out: Counter[str] = Counter()
             total = write_index(out, ImageList.of(images, []), sorted_walk(images, out.parent, left_out))
             say_left_out(images, left_out)
         else:
-            total = write_index(out, find_images(images))
+            total = write_index(out, find_images(images, config.columns.image))
     following = "finetune {} --model ..." if config.labels else "pretrain {} --tokenizer ..."
     print(f"written: {out} ({total} images). Next: beitkit {following.format(quoted(out))} --out ...")
     return out

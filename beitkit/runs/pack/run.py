@@ -18,7 +18,10 @@ MEGABYTE = 10**6
 
 def run(config: PackRun) -> Path:
     """Write shards and their index, or complete them; returns their folder."""
-    files = find_labeled(config.images, config.split) if config.labels else find_images(config.images)
+    if config.labels:
+        files = find_labeled(config.images, config.split, columns=config.columns)
+    else:
+        files = find_images(config.images, config.columns.image)
     out = config.out
     with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)

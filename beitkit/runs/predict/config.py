@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, PositiveInt, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import Fit, ReadLimit
+from beitkit.configs.data import Fit, ImageColumnConfig, ReadLimit
 from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -43,6 +43,7 @@ class PredictRun:
     """Print JSON on stdout: without `out` a line for each image, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadLimit = ReadLimit()
+    columns: ImageColumnConfig = ImageColumnConfig()
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
@@ -77,6 +78,7 @@ class EmbedRun:
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadLimit = ReadLimit()
+    columns: ImageColumnConfig = ImageColumnConfig()
 
     def __post_init__(self) -> None:
         shard_of(self.shard)

@@ -23,7 +23,7 @@ from beitkit.runs.training.reader import note_on_cut
 def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
     """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
     number, shards = shard_of(config.shard)
-    found = gather_images(config.inputs)
+    found = gather_images(config.inputs, config.columns.image)
     if not isinstance(model, Segmenter):
         cut = note_on_cut(found, model.config.backbone.image_size, model.config.preprocessing)
         if cut is not None:

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -112,20 +112,21 @@ class _Folder:
         for place in range(len(files)):
             path = files.path(place)
             if str(path) not in done:
-                done[str(path)] = self._label(path, config, runtime)
+                done[str(path)] = self._label(files, place, config, runtime)
                 if time.monotonic() - said > SECONDS_PER_LINE or len(done) == len(files):
                     print(f"{len(done)} of {len(files)} images", file=sys.stderr)
                     said = time.monotonic()
         outcome = Written(len(files), sum("error" in line for line in done.values()), self.path)
         outcome.check()
-        readable = [Path(line["path"]) for line in done.values() if "error" not in line]
+        readable = [place for place in range(len(files)) if "error" not in done[str(files.path(place))]]
         if readable:
             count = min(ON_SHEET, len(readable))
-            self._draw_sheet([readable[place * len(readable) // count] for place in range(count)])
+            self._draw_sheet(files, [readable[place * len(readable) // count] for place in range(count)])
         return outcome
 
-    def _label(self, path: Path, config: PredictRun, runtime: Runtime) -> dict[str, Any]:
-        line = _line(path, config, self.model, runtime, lambda *labeled: self._write(self.names[str(path)], *labeled))
+    def _label(self, files: ImageList, place: int, config: PredictRun, runtime: Runtime) -> dict[str, Any]:
+        name = self.names[str(files.path(place))]
+        line = _line(files, place, config, self.model, runtime, lambda *labeled: self._write(name, *labeled))
         with self.areas.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
@@ -139,12 +140,12 @@ class _Folder:
         mixed = to_bytes(overlay(image, prediction.label_map, self.palette)).permute(1, 2, 0).numpy()
         write_atomically(self.path / "overlay" / f"{name}.jpg", _encoded(Image.fromarray(mixed), "JPEG"))
 
-    def _draw_sheet(self, paths: list[Path]) -> None:
+    def _draw_sheet(self, files: ImageList, places: list[int]) -> None:
         """Some images beside their overlays, two pairs a row, below the names of the colors."""
         shown: list[Tensor] = []
-        for path in paths:
-            shown.append(_reduced(open_image(path, 3)))
-            with Image.open(self.path / "overlay" / f"{self.names[str(path)]}.jpg") as image:
+        for place in places:
+            shown.append(_reduced(open_image(files.source(place), 3)))
+            with Image.open(self.path / "overlay" / f"{self.names[str(files.path(place))]}.jpg") as image:
                 shown.append(_reduced(image))
         shown += [torch.ones_like(shown[-1])] * (-len(shown) % ACROSS)
         cells = F.pad(stacked(shown), (GAP, GAP, GAP, GAP), value=1.0)  # (n, 3, h, w)
@@ -165,7 +166,7 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageL
     """Print a line for each image on stdout."""
     unreadable = 0
     for place in range(len(files)):
-        line = _line(files.path(place), config, model, runtime)
+        line = _line(files, place, config, model, runtime)
         if "error" in line:
             unreadable += 1
         elif config.json:
@@ -180,15 +181,17 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageL
 
 
 def _line(
-    path: Path,
+    files: ImageList,
+    place: int,
     config: PredictRun,
     model: Segmenter,
     runtime: Runtime,
     keep: Callable[[Tensor, ScenePrediction], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """What is said about one image, or why it cannot be read; `keep` is given the image and its prediction."""
+    path = files.path(place)
     try:
-        image = to_tensor(open_image(path, model.config.backbone.channels))
+        image = to_tensor(open_image(files.source(place), model.config.backbone.channels))
     except BrokenImage as error:
         print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
         return {"path": str(path), "error": error.reason}
@@ -208,15 +211,29 @@ def _shares(prediction: ScenePrediction) -> dict[str, dict[str, float]]:
 
 
 def _names(found: ImageList) -> dict[str, str]:
-    """Where each image's files go, below the folder that all images share; without its ending where that is unambiguous."""
+    """Where each image's files go, below the folder that all images share; without its ending where that is unambiguous.
+
+    Members of archives have their own names there, below the archive's where several archives have the same ones.
+    """
     paths = [found.path(place) for place in range(len(found))]
-    shared = Path(os.path.commonpath([path.absolute().parent for path in paths]))
-    relative = [path.absolute().relative_to(shared) for path in paths]
+    if found.members is None:
+        shared = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+        relative = [path.absolute().relative_to(shared) for path in paths]
+    else:
+        relative = [_below(os.fsdecode(found.name(place))) for place in range(len(found))]
+        if len(set(relative)) < len(set(paths)):
+            archives = [Path(found.members.archives[number]).stem for number in found.members.archive]
+            relative = [archive / path for archive, path in zip(map(Path, archives), relative, strict=True)]
     stems = [str(path.with_suffix("")) for path in relative]
     counts = Counter(stems)
     return {
         str(path): str(inside) if counts[stem] > 1 else stem for path, inside, stem in zip(paths, relative, stems, strict=True)
     }
+
+
+def _below(name: str) -> Path:
+    """A member's name as that of a file below some folder, wherever it would lead itself."""
+    return Path(*(part for part in PurePosixPath(name).parts if part not in ("/", "//", ".."))) if name else Path("image")
 
 
 def _reduced(image: Image.Image) -> Float[Tensor, "3 h w"]:

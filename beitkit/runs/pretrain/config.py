@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
-from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ImageColumnConfig, MaskConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
@@ -59,6 +60,7 @@ class PretrainRun:
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
+    columns: ImageColumnConfig = later(ImageColumnConfig())
 
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)

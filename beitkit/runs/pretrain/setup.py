@@ -51,7 +51,8 @@ class Setup:
         tokenizer = _tokenizer(config)
         model = model_of(config, tokenizer)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
-        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), find_images(config.images), views)
+        files = find_images(config.images, config.columns.image)
+        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), files, views)
 
     @property
     def recover_all(self) -> bool:

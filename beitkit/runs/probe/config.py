@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, Seed, config
-from beitkit.configs.data import ReadConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ColumnsConfig, ReadConfig
 from beitkit.configs.parts import Flat
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
@@ -53,6 +54,7 @@ class ProbeRun:
     """Print the result as JSON on stdout."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
 
     def __post_init__(self) -> None:
         if self.protocol == "quick" and (self.epochs, self.lr) != (None, None):

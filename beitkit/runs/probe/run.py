@@ -37,7 +37,7 @@ def run(config: ProbeRun) -> Probe:
     if not isinstance(model, MaskedImageModel | Classifier):
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
     blocks = _blocks(config, model.backbone.depth)
-    train, test = train_and_val(config.images, config.val, config.seed)
+    train, test = train_and_val(config.images, config.val, config.seed, config.columns)
     if len(train) > config.limit:
         train = few_per_class(train, config.limit, config.seed, field="limit")
     if train.labels is None:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
-from beitkit.configs.data import ReadConfig, SceneViewConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ColumnsConfig, ReadConfig, SceneViewConfig
 from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
@@ -51,6 +52,8 @@ class SegmentRun:
     """Images and masks to evaluate on, when there is no val/ part."""
     classes: Path | None = None
     """A classes.json with names, colors and ids, when it does not lie beside the images."""
+    all_values: bool = later(False)
+    """Without a classes.json: take every value in the masks for a class, rare ones along edges too, which smoothing makes."""
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
     normalization: Literal["imagenet", "inception"] | None = None
@@ -67,6 +70,7 @@ class SegmentRun:
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
+    columns: ColumnsConfig = later(ColumnsConfig())
 
     def __post_init__(self) -> None:
         check_start(self.model, self.scratch, self.network, {"size": self.size, "patch": self.patch})

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beitkit.configs.model import SegmenterConfig, by
+from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.report.normal import segmentation_lines
+from beitkit.report.normal import segmentation_lines, unseen_hint
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent
 from beitkit.runs.segment.config import SegmentRun
@@ -24,6 +25,12 @@ class SegmentResult(NamedTuple):
     """Mean over the classes that occur of intersection / union."""
     class_iou: dict[str, float | None]
     """None for a class that neither occurs nor was named."""
+
+
+def hint_on_unseen(loss: SegmentationLossConfig, scene_scores: SceneScores) -> str | None:
+    """What to do about classes that stayed at an IoU of 0; None where there are none."""
+    unseen = [name for name, iou in scene_scores.class_iou.items() if iou == 0]
+    return unseen_hint(unseen, is_weighed=loss.class_weights != "none" or loss.dice_weight > 0)
 
 
 def write_report(
@@ -55,7 +62,7 @@ def write_report(
             mean_iou=scores.mean_iou,
             pixel_accuracy=scores.pixel_accuracy,
             commonest_share=max(audited.shares),
-            unseen=[name for name, iou in scene_scores.class_iou.items() if iou == 0],
+            unseen=hint_on_unseen(config.loss, scene_scores),
             train_accuracy=report.last("accuracy"),
         )
     )

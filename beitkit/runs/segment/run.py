@@ -30,7 +30,7 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import SegmentResult, write_report
+from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
@@ -47,7 +47,14 @@ AUXILIARY_CHANNELS = 256
 def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val_scenes(config.images, config.val, config.train.seed, classes=config.classes)
+    train, val = train_and_val_scenes(
+        config.images,
+        config.val,
+        config.train.seed,
+        classes=config.classes,
+        all_values=config.all_values,
+        columns=config.columns,
+    )
     audits = audit(train), audit(val)
     backbone, origin = _start(config)
     facts = SegmentFacts(
@@ -77,7 +84,7 @@ def run(config: SegmentRun) -> SegmentResult:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*reasons, *(f"note: {note}" for note in odd)):
         session.say(line)
-    objective = Segment(model, config.loss)
+    objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
     session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}")
@@ -122,6 +129,8 @@ def run(config: SegmentRun) -> SegmentResult:
         session.say(
             f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"
         )
+        if (hint := hint_on_unseen(config.loss, scored)) is not None:
+            session.say(f"note: {hint}")
     session.finish(model, f"beitkit predict IMAGES --model {quoted(config.out)} --out masks/")
     return result_of(config.out, val.digest)
 

@@ -9,7 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, Seed, config
-from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ImageColumnConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import EngineName, Flat, Views, shard_of
 from beitkit.configs.train import MachineConfig
@@ -45,6 +46,7 @@ class TokenizeRun:
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
     read: ReadConfig = ReadConfig()
+    columns: ImageColumnConfig = later(ImageColumnConfig())
 
     def __post_init__(self) -> None:
         shard_of(self.shard)

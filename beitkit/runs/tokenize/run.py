@@ -46,7 +46,7 @@ def run(config: TokenizeRun) -> Path:
         raise UserError(f"`image_size` {by(image_size)} is not a whole number of patches of `patch` {config.patch}")
     if config.engine == "ray":
         import_ray()
-    tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images)
+    tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images, config.columns.image)
     key = CacheKey.of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
     _make_place(config, files)
     runtime = start_runtime(config.machine)

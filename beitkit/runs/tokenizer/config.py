@@ -9,7 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import config
-from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import ImageColumnConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
@@ -36,6 +37,7 @@ class TokenizerRun:
     optim: OptimConfig = OptimConfig(lr_batch=64, weight_decay=1e-4, warmup_epochs=1.0, clip=1.0)
     loop: LoopConfig = LoopConfig()
     read: ReadConfig = ReadConfig()
+    columns: ImageColumnConfig = later(ImageColumnConfig())
 
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)

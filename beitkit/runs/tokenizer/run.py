@@ -45,7 +45,7 @@ def run(config: TokenizerRun) -> Path:
         raise UserError(
             f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by((height, width))}"
         )
-    files = find_images(config.images)
+    files = find_images(config.images, config.columns.image)
     pinned = {"pictures": files.digest}
     session = Session.begin("tokenizer", config, runtime, pinned, images=len(files), default_epochs=DEFAULT_EPOCHS)
     if session is None:

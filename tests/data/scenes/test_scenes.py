@@ -81,11 +81,11 @@ def test_splits_below_both_folders_or_above_them(tmp_path: Path, layout: str) ->
 def test_nested_folders_pair_by_their_whole_name(tmp_path: Path) -> None:
     for city in ("ulm", "bonn"):
         write_image(tmp_path / "leftImg8bit" / city / "1_leftImg8bit.png")
-        mask(tmp_path / "gtFine" / city / "1_gtFine_labelIds.png", [[0, 1, 1, 0]] * 2 if city == "ulm" else ROWS)
+        mask(tmp_path / "gtFine" / city / "1_gtFine_labelIds.png", [[7, 8, 8, 7]] * 2 if city == "ulm" else ROWS)
     scenes = find_scenes(tmp_path)
     assert len(scenes) == 2
     assert ids(scenes, 1) == [[0, 1, 1, 0]] * 2
-    assert ids(scenes, 0) == ROWS
+    assert ids(scenes, 0) == [[255] * 4] * 2  # 0 and 1 are void there
 
 
 def test_pascal_voc_by_its_lists(tmp_path: Path) -> None:
@@ -347,3 +347,54 @@ def test_scenes_are_read_at_their_own_size_and_stream(tmp_path: Path) -> None:
     batches = list(evaluation_stream(dataset, 10))
     assert [tuple(batch["images"].shape) for batch in batches] == [(10, 3, 2, 4)] * 2
     assert all((batch["label_map"] == label_map).all() for batch in batches)
+
+
+# The 19 classes of Cityscapes: the value in `_labelIds` and the color of each, in the order of `_labelTrainIds`.
+CITYSCAPES_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+
+
+def cityscapes(root: Path, *kinds: str) -> Path:
+    """Two cities as they lie in the download, with masks of these kinds; each mask shows every value."""
+    every = np.arange(34, dtype=np.uint8).reshape(2, 17)
+    trained = np.full(256, 255, dtype=np.uint8)
+    trained[CITYSCAPES_IDS] = range(19)
+    contents = {"labelIds": every, "labelTrainIds": trained[every], "instanceIds": every, "color": np.stack([every] * 3, 2)}
+    for split, city in (("train", "ulm"), ("val", "jena")):
+        stem = f"{city}_000000_000019"
+        write_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", (17, 2))
+        for kind in kinds:
+            mask(root / "gtFine" / split / city / f"{stem}_gtFine_{kind}.png", contents[kind])
+        (root / "gtFine" / split / city / f"{stem}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("labelIds", "instanceIds", "color"),  # as downloaded
+        ("labelIds", "labelTrainIds", "instanceIds", "color"),  # as its scripts prepare it
+        ("labelTrainIds",),
+    ],
+)
+def test_cityscapes_is_known_and_void_does_not_count(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    train, val = train_and_val_scenes(cityscapes(tmp_path, *kinds), None, 0)
+    assert (len(train), len(val), train.masks_without_image, len(train.classes)) == (1, 1, (), 19)
+    assert (train.classes[0], train.classes[13], train.classes[18]) == ("road", "car", "bicycle")
+    assert (train.code.palette[0], train.code.palette[13]) == ((128, 64, 128), (0, 0, 142))
+    expected = [255] * 34
+    for label, value in enumerate(CITYSCAPES_IDS):
+        expected[value] = label
+    assert [value for row in ids(train) for value in row] == expected
+    assert json.loads(train.code.as_json())["names"] == list(train.classes)
+
+
+def test_fine_masks_of_cityscapes_come_before_coarse_ones(tmp_path: Path) -> None:
+    cityscapes(tmp_path, "labelIds")
+    (tmp_path / "gtCoarse").mkdir()
+    assert find_scenes(tmp_path, split="val").masks.path(0).name == "jena_000000_000019_gtFine_labelIds.png"
+
+
+def test_cityscapes_without_masks_of_classes_is_refused(tmp_path: Path) -> None:
+    refused(
+        cityscapes(tmp_path, "color"), "holds masks of Cityscapes, but none that ends in _labelIds or _labelTrainIds", "train"
+    )

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from beitkit.configs.data import ColumnsConfig, Separator
 from beitkit.data.sources.find import find_images, find_labeled, labeled_source
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.lists import read_list
+from beitkit.data.sources.lists import Split, read_list
 from beitkit.errors import UserError
 
 
@@ -210,3 +211,174 @@ def test_a_table_is_flat_memory(root: Path) -> None:
     table = read_list(written(root / "l.csv", "path,labels", "a.jpg,", "sub/d.jpg,y|x", "b.jpg,x"), labeled=True)
     assert (table.names, table.offsets.tolist(), table.lines.tolist()) == (b"a.jpgsub/d.jpgb.jpg", [0, 5, 14, 19], [2, 3, 4])
     assert (table.labels, table.label_ids.tolist(), table.label_offsets.tolist()) == (("y", "x"), [0, 1, 1], [0, 0, 2, 3])
+
+
+@pytest.mark.parametrize("name", ["path", "file_name", "filename", "image", "Image", "img", "id", "image_id"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_as_people_write_them(root: Path, name: str, separator: str) -> None:
+    lines = [separator.join(row) for row in (("label", name, "note"), ("x", "a.jpg", "1,5"), ("y", "sub/d.jpg", ""))]
+    if separator == ",":
+        lines[1] = 'x,a.jpg,"1,5"'
+    path = written(root / "l.csv", *lines)
+    files = find_labeled(path)
+    assert (names(files), labels(files)) == (["a.jpg", "sub/d.jpg"], ["x", "y"])
+    assert names(find_images(path)) == names(files)
+
+
+def test_the_first_known_column_counts_and_an_option_names_another(root: Path) -> None:
+    path = written(root / "l.csv", "id,path,breed,class", "7,a.jpg,pug,dog", "8,b.jpg,siam,cat")
+    assert labels(find_labeled(path)) == ["dog", "cat"]
+    assert labels(find_labeled(path, columns=ColumnsConfig(label=("breed",)))) == ["pug", "siam"]
+    other = written(root / "o.csv", "shot,breed", "a.jpg,pug", "b.jpg,siam")
+    assert labels(find_labeled(other, columns=ColumnsConfig(image="shot", label=("breed",)))) == ["pug", "siam"]
+    assert names(find_images(other, "shot")) == ["a.jpg", "b.jpg"]
+    rows = [{"file_name": "a.jpg", "breed": "pug"}, {"file_name": "b.jpg", "breed": "siam"}]
+    assert labels(find_labeled(written(root / "l.jsonl", *rows), columns=ColumnsConfig(label=("breed",)))) == ["pug", "siam"]
+
+
+def test_an_id_without_an_ending_finds_its_image(root: Path) -> None:
+    path = written(root / "l.csv", "id,label", "a,x", "sub/d,y", "b.jpg,x")
+    assert names(find_labeled(path)) == ["a.jpg", "sub/d.jpg", "b.jpg"]
+
+
+def test_windows_paths(root: Path) -> None:
+    assert names(find_labeled(written(root / "l.csv", "path,label", r"sub\d.jpg,x", "a.jpg,y"))) == ["sub/d.jpg", "a.jpg"]
+    (root / r"a\b.jpg").write_bytes(b"")  # a name that a file here has is taken as it is
+    assert names(find_images(written(root / "l.txt", r"a\b.jpg"))) == [r"a\b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "txt"])
+def test_encodings(root: Path, encoding: str, ending: str) -> None:
+    (root / "caf\u00e9.jpg").write_bytes(b"")
+    text = {
+        "csv": "path,label\ncaf\u00e9.jpg,\u00e9t\u00e9\na.jpg,x\n",
+        "jsonl": '{"path": "caf\u00e9.jpg", "label": "\u00e9t\u00e9"}\n{"path": "a.jpg", "label": "x"}\n',
+        "txt": "caf\u00e9.jpg\na.jpg\n",
+    }[ending]
+    path = root / f"l.{ending}"
+    path.write_bytes(text.encode(encoding))
+    assert [find_images(path).path(index).name for index in range(2)] == ["caf\u00e9.jpg", "a.jpg"]
+    if ending != "txt":
+        assert labels(find_labeled(path)) == ["\u00e9t\u00e9", "x"]
+
+
+def test_class_folders_in_latin_1_have_names_that_are_text(tmp_path: Path) -> None:
+    for folder in (b"\xe9t\xe9", b"hiver"):
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + folder))
+        path.mkdir()
+        (path / "a.jpg").write_bytes(b"")
+    files = find_labeled(tmp_path)
+    assert files.classes == ("hiver", "\u00e9t\u00e9")
+    assert all(path.is_file() for path in map(files.path, range(2)))
+    (tmp_path / "\u00e9t\u00e9").mkdir()
+    with pytest.raises(UserError, match="two class folders whose names differ only in how they are encoded"):
+        find_labeled(tmp_path)
+
+
+ONE_HOT = ["id,cat,dog,bird", "a,1,0,0", "b,0,1,0", "c,1.0,0,0.0"]
+
+
+def test_one_hot_columns_are_classes_in_their_order(root: Path) -> None:
+    files = find_labeled(written(root / "l.csv", *ONE_HOT))
+    assert (files.classes, labels(files)) == (("cat", "dog", "bird"), ["cat", "dog", "cat"])
+    many = find_labeled(written(root / "m.csv", *ONE_HOT, "sub/d,1,1,0"))
+    assert several(many) == [{"cat"}, {"dog"}, {"cat"}, {"cat", "dog"}]
+    assert many.classes == ("cat", "dog", "bird")
+    chosen = written(root / "n.csv", "id,age,cat,dog", "a,3,1,0", "b,4,0,1")
+    with pytest.raises(
+        UserError, match=r"must name a column 'label', .*found id, age, cat, dog; `columns.label` names any other"
+    ):
+        find_labeled(chosen)
+    assert labels(find_labeled(chosen, columns=ColumnsConfig(label=("dog", "cat")))) == ["cat", "dog"]
+    rows = [{"image": "a.jpg", "cat": True, "dog": False}, {"image": "b.jpg", "cat": 1, "dog": 1}]
+    of_json = find_labeled(written(root / "l.jsonl", *rows), columns=ColumnsConfig(label=("cat", "dog")))
+    assert several(of_json) == [{"cat"}, {"cat", "dog"}]
+
+
+@pytest.mark.parametrize(("separator", "word"), [(",", "comma"), (", ", "comma"), (";", "semicolon"), (" ", "space")])
+@pytest.mark.parametrize("column", ["label", "tags"])
+def test_several_labels_in_a_cell_are_asked_for(root: Path, separator: str, word: Separator, column: str) -> None:
+    combinations = [["cat"], ["dog", "cat"], ["dog"], ["bird", "dog"]]
+    cells = [
+        f'{name},"{separator.join(shown)}"'
+        for name, shown in zip(("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"), combinations, strict=True)
+    ]
+    path = written(root / "l.csv", f"path,{column}", *cells)
+    with pytest.raises(UserError, match=f"line 3: the label 'dog{separator}cat' may be one class, or several with a {word}"):
+        find_labeled(path)
+    told = find_labeled(path, columns=ColumnsConfig(separator=word))
+    assert (told.classes, several(told)) == (("bird", "cat", "dog"), [set(shown) for shown in combinations])
+    whole = find_labeled(path, columns=ColumnsConfig(separator="single"))
+    assert labels(whole) == [separator.join(shown) for shown in combinations]
+
+
+def test_names_of_classes_may_have_spaces_and_commas(root: Path) -> None:
+    cells = ["golden retriever", "labrador retriever", '"tench, Tinca tinca"', "sea lion"]
+    rows = [f"{name},{cell}" for name, cell in zip(("a.jpg", "b.jpg", "c.jpg", "sub/d.jpg"), cells, strict=True)]
+    assert len(find_labeled(written(root / "l.csv", "path,label", *rows)).classes) == 4
+    by_bar = written(root / "bar.csv", "path,labels", 'a.jpg,"crane, bird|x"', 'b.jpg,"crane, machine"')
+    assert several(find_labeled(by_bar)) == [{"crane, bird", "x"}, {"crane, machine"}]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+@pytest.mark.parametrize("split", [None, "train"])
+def test_a_list_beside_the_images_as_hugging_face_has_it(root: Path, ending: str, split: Split | None) -> None:
+    folder = root / "data" / (split or "")
+    (folder / "images").mkdir(parents=True)
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "images" / name).write_bytes(b"")
+    rows = [("images/a.jpg", "x"), ("images/b.jpg", "y")]
+    if ending == "csv":
+        written(folder / "metadata.csv", "file_name,label", *(",".join(row) for row in rows))
+    else:
+        written(folder / "metadata.jsonl", *({"file_name": name, "label": label} for name, label in rows))
+    files = find_labeled(root / "data", split)
+    assert (names(files), labels(files)) == (["images/a.jpg", "images/b.jpg"], ["x", "y"])
+    assert len(find_images(root / "data")) == 2
+
+
+def test_class_folders_and_a_list_with_labels_are_ambiguous(root: Path) -> None:
+    for name in ("x", "y"):
+        (root / "data" / name).mkdir(parents=True)
+        (root / "data" / name / "a.jpg").write_bytes(b"")
+    beside = written(root / "data" / "metadata.csv", "file_name,caption", "x/a.jpg,hi")
+    assert find_labeled(root / "data").classes == ("x", "y")
+    written(beside, "file_name,label", "x/a.jpg,q")
+    with pytest.raises(UserError, match=r"holds class folders and also labels in metadata\.csv; give .*, or move it away"):
+        find_labeled(root / "data")
+    (root / "data" / "metadata.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"holds metadata\.csv and metadata\.jsonl"):
+        find_labeled(root / "data")
+    (root / "data" / "metadata.jsonl").unlink()
+    for split in ("train", "val"):
+        (root / "data" / split).mkdir()
+    with pytest.raises(UserError, match=r"has labels and lies beside train/, val/; put a list into each"):
+        find_labeled(root / "data")
+
+
+@pytest.mark.parametrize(
+    ("lines", "columns", "message"),
+    [
+        (
+            ["shot,label", "a.jpg,x"],
+            ColumnsConfig(),
+            "must name a column 'path'; found shot, label; .*`columns.image` names any other",
+        ),
+        (["path,label", "a.jpg,x"], ColumnsConfig(image="shot"), "no column 'shot', as `columns.image` says; found path, label"),
+        (["path,label", "a.jpg,x"], ColumnsConfig(label=("y",)), "no column 'y', as `columns.label` says; found path, label"),
+        (["path,u,v", "a.jpg,1,2"], ColumnsConfig(label=("u", "v")), "line 2: the column 'v' holds '2'; .* must hold 0 or 1"),
+        (["path,label", r"C:\x\a.jpg,x"], ColumnsConfig(), "line 2: there is no image 'C:.*a.jpg'"),
+        (['path,"label', "a.jpg,x"], ColumnsConfig(), "line 2: unexpected end of data"),
+    ],
+)
+def test_mistakes_in_tables_of_people(root: Path, lines: list[str], columns: ColumnsConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        find_labeled(written(root / "l.csv", *lines), columns=columns)
+    assert "\n" not in str(caught.value)
+
+
+def test_utf_16_that_breaks_off_is_one_line(root: Path) -> None:
+    (root / "l.csv").write_bytes("path,label\na.jpg,x\n".encode("utf-16") + b"\x00")
+    with pytest.raises(UserError, match="line 2: it begins as UTF-16|begins as UTF-16"):
+        find_labeled(root / "l.csv")

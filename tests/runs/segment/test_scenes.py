@@ -1,7 +1,9 @@
 """`beitkit evaluate` and `beitkit predict` with segmenters, on generated street scenes."""
 
 import csv
+import io
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from beitkit.cli import main
 from beitkit.configs.data import INCEPTION
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
 from beitkit.configs.segmentation import InferenceConfig
+from beitkit.data.sources.find import find_images
+from beitkit.data.sources.index import write_index
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.label_map import predict_label_map, predict_scene
 
@@ -169,6 +173,64 @@ def test_predict_writes_masks_that_are_read_back(world: Path, tmp_path: Path, ca
     (out / "index").rename(again / "masks")
     (out / "classes.json").rename(again / "classes.json")
     assert beitkit.evaluate(again, model=world / "model-0", device="cpu", threads=1, precision="float32").mean_iou == 1
+
+
+def packed(world: Path, kind: str, out: Path) -> tuple[Path, Path]:
+    """The scenes, and their images alone, in an archive or an index."""
+    if kind == "index":
+        for name, part in (("scenes", world / "data"), ("images", world / "data" / "images")):
+            write_index(out / f"{name}.index", find_images(part))
+        return out / "scenes.index", out / "images.index"
+    pairs = [[(world / "data" / part / f"{index}.png").read_bytes() for part in ("images", "masks")] for index in range(6)]
+    if kind == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        columns = {
+            name: [{"bytes": pair[side], "path": f"{index}.png"} for index, pair in enumerate(pairs)]
+            for side, name in enumerate(("image", "annotation"))
+        }
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.table(columns), out / "x.parquet")
+        return out / "x.parquet", out / "x.parquet"
+    for name, folders in (("scenes", ("images", "masks")), ("only", ("images",))):
+        with tarfile.open(out / f"{name}.tar", "w") as archive:
+            for folder in folders:
+                archive.add(world / "data" / folder, folder)
+    return out / "scenes.tar", out / "only.tar"
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "index"])
+def test_archives_and_indexes_give_what_folders_give(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    scenes, images = packed(world, kind, tmp_path)
+    model, classes = ["--model", world / "model-0"], world / "data" / "classes.json"
+    plain = json.loads(command(capsys, "evaluate", world / "data", *model, "--json"))
+    found = json.loads(command(capsys, "evaluate", scenes, *model, "--classes", classes, "--json"))
+    assert {key: found[key] for key in ("miou", "aacc", "class_iou", "images")} == {
+        key: plain[key] for key in ("miou", "aacc", "class_iou", "images")
+    }
+    command(capsys, "predict", world / "data" / "images", *model, "--out", tmp_path / "plain")
+    command(capsys, "predict", images, *model, "--out", tmp_path / "out")
+    for written in sorted((tmp_path / "plain" / "index").iterdir()):
+        inside = Path("images", written.name) if kind == "tar" else Path(written.name)
+        for part, ending in (("index", ".png"), ("overlay", ".jpg")):
+            there = (tmp_path / "plain" / part / written.name).with_suffix(ending)
+            assert (tmp_path / "out" / part / inside.with_suffix(ending)).read_bytes() == there.read_bytes()
+    assert (tmp_path / "out" / "sheet.png").read_bytes() == (tmp_path / "plain" / "sheet.png").read_bytes()
+    assert len(command(capsys, "predict", images, *model, "--json").splitlines()) == 6
+
+
+def test_names_in_archives_lead_nowhere_else(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (world / "data" / "images" / "0.png").read_bytes()
+    for shard in "ab":
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
+            for name in ("../../x.png", "deep/y.png"):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    out = tmp_path / "inner" / "out"
+    command(capsys, "predict", tmp_path / "a.tar", tmp_path / "b.tar", "--model", world / "model-0", "--out", out)
+    found = sorted(str(path.relative_to(out / "index")) for path in (out / "index").rglob("*.png"))
+    assert found == ["a/deep/y.png", "a/x.png", "b/deep/y.png", "b/x.png"]
 
 
 def test_predict_continues_after_a_kill_and_shards_share_a_folder(

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,14 @@ def colors_without_table(folder: Path) -> None:
         write_mask(path, np.stack([np.array(Image.open(path)) * 90] * 3, axis=-1))
 
 
+def smoothed(folder: Path) -> None:
+    (folder / "classes.json").unlink()
+    for path in (folder / "masks").iterdir():
+        with Image.open(path) as mask:
+            larger = mask.point(lambda label: 100 * label)
+        larger.resize((20, 20), Image.Resampling.BILINEAR).resize(mask.size, Image.Resampling.BILINEAR).save(path)
+
+
 def other_names(folder: Path) -> None:
     for path in (folder / "masks").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
@@ -257,6 +266,7 @@ def other_names(folder: Path) -> None:
         (out_of_range, "03.png: has the value 7; .*classes.json has 3 classes"),
         (ignored_but_not_declared, "03.png: has the value 255, but .* nothing is ignored; add 255 to ignore"),
         (colors_without_table, r"holds colors .* nothing says which class each is; write .*classes.json"),
+        (smoothed, r"hold \d+ values, \d+ of them rare and along edges only .* or give --all-values if each is one"),
         (other_names, "only 0 of 6 masks in .* have an image of the same name"),
     ],
 )
@@ -302,6 +312,42 @@ def refused(words: list[str], out: Path, message: str, capsys: pytest.CaptureFix
     assert said.count("\n") == 1, said
     assert re.search(message, said), said
     assert not out.exists()
+
+
+def test_rare_classes_can_count_more_and_a_class_never_found_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dotted = tmp_path / "dotted"
+    for number in range(8):
+        draw_scene(dotted, number)
+        with Image.open(dotted / "masks" / f"{number:02d}.png") as mask:
+            pixels = np.array(mask)
+        pixels[number, number] = 3  # one pixel an image
+        write_mask(dotted / "masks" / f"{number:02d}.png", pixels)
+    options = [*SCRATCH, *SHORT, "--steps", "20"]
+    plain = segmented(dotted, tmp_path / "plain", *options)
+    said = capsys.readouterr()
+    assert result(plain)["class_iou"]["class 3"] == 0
+    for text in (said.out + said.err, (plain / "report.html").read_text()):
+        assert "Never found: " in text
+        assert "make them count more" in text
+    weighed = ["--loss.class-weights", "balanced", "--loss.dice-weight", "1"]
+    found = segmented(dotted, tmp_path / "weighed", *options, *weighed)
+    events = [json.loads(line) for line in (found / "journal.jsonl").read_text().splitlines()]
+    assert any(0 < event.get("dice", 0) < 1 for event in events)
+    assert "make them count more" not in (found / "report.html").read_text()
+
+
+def test_it_trains_on_an_archive_and_evaluate_finds_the_part_set_aside(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "scenes.tar", "w") as archive:
+        for part in ("images", "masks"):
+            archive.add(scenes / part, part)
+    shutil.copy(scenes / "classes.json", tmp_path)
+    packed = segmented(tmp_path / "scenes.tar", tmp_path / "packed", *SCRATCH, *SHORT)
+    assert result(packed)["images"] == 5
+    capsys.readouterr()
+    run("evaluate", tmp_path / "scenes.tar", "--model", packed, *MACHINE[:-2])
+    assert "set aside for validation" in capsys.readouterr().out
 
 
 def test_python_takes_the_same_options(learned: Path, scenes: Path, tmp_path: Path) -> None:
