@@ -127,7 +127,7 @@ class ReadLimit:
 
     max_pixels: PositiveFloat = later(64.0)
     """Largest images that are read, in millions of pixels; decoded, one takes 3 bytes a pixel (64: 192 MB) in every process that
-    reads (--workers)."""
+    reads (`workers`)."""
 
 
 @config("read")

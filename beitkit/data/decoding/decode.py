@@ -242,7 +242,7 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     except BrokenImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BrokenImage(path, f"more than {allowed():g} million pixels; --read.max-pixels reads larger ones") from error
+        raise BrokenImage(path, f"more than {allowed():g} million pixels; `read.max_pixels` lets larger ones in") from error
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(path, _unidentified(source)) from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
@@ -255,7 +255,7 @@ def _unidentified(source: Path | Encoded) -> str:
     if start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS and not HAS_HEIF:
         return f"a HEIC image, which {HEIF_EXTRA} reads"
     if start[4:8] == b"ftyp" and start[8:] in AVIF_BRANDS and "AVIF" not in READABLE:
-        return "an AVIF image, which this build of Pillow does not read; pip install --upgrade pillow"
+        return "an AVIF image, which this build of Pillow does not read; install a newer one"
     return "not an image, or damaged at its beginning"
 
 

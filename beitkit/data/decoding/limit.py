@@ -49,6 +49,6 @@ def too_large(width: int, height: int) -> str:
     """Why it is refused, and what it would take to read it."""
     millions, memory = math.ceil(width * height / MILLION), width * height * BYTES / MILLION
     return (
-        f"{width}x{height} pixels, more than {allowed():g} million; --read.max-pixels {millions} reads it "
+        f"{width}x{height} pixels, more than {allowed():g} million; `read.max_pixels={millions}` lets it in "
         f"({memory:.0f} MB decoded, in every process that reads)"
     )

@@ -14,8 +14,8 @@ Columns are flat arrays: a list of a million rows keeps no Python object per row
 
 from __future__ import annotations
 
+import codecs
 import os
-import re
 import stat
 from array import array
 from collections import Counter
@@ -43,7 +43,7 @@ _SPLITS: tuple[Split, ...] = tuple(SPLIT_NAMES)
 _SPLIT_CODES = {name: code for code, split in enumerate(_SPLITS) for name in SPLIT_NAMES[split]}
 _NO_SPLIT = -1
 FIRST_BLOCK = 2**13  # bytes that are looked at
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # all but white space and the escape of terminals
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 TABLES = (".csv", ".tsv")
 """Endings of tables of cells."""
 _LONGEST_SHOWN = 200  # characters of a value in an error
@@ -135,10 +135,13 @@ def _ask_for_separator(table: ListTable) -> None:
 
 
 def _refuse_binary(path: Path) -> None:
-    """Raise a `UserError` for a file that is no text; names in lists need not be UTF-8, but hold no control characters."""
+    """Raise a `UserError` for a file that is not text: names need not be UTF-8, and may hold nearly anything, but no NUL byte.
+
+    Half the bytes of a list in UTF-16 are NUL; it begins with its byte order mark.
+    """
     with path.open("rb") as file:
         start = file.read(FIRST_BLOCK)
-    if CONTROL.search(start):
+    if b"\0" in start and not start.startswith(UTF16):
         raise UserError(
             f"{path} is no list: it holds binary data; give a folder of images, or a list as text (.txt, .csv, .jsonl) in UTF-8"
         )

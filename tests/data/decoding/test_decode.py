@@ -206,7 +206,7 @@ def test_the_limit_is_set_for_a_while_and_says_what_it_would_take(tmp_path: Path
         with pytest.raises(BrokenImage) as error:
             open_image(path, 3)
         assert error.value.reason == (
-            "300x200 pixels, more than 0.05 million; --read.max-pixels 1 reads it (0 MB decoded, in every process that reads)"
+            "300x200 pixels, more than 0.05 million; `read.max_pixels=1` lets it in (0 MB decoded, in every process that reads)"
         )
         with pytest.raises(BrokenImage, match="more than 0.05 million"):
             read_mask(path)
@@ -220,7 +220,7 @@ def test_the_limit_is_set_for_a_while_and_says_what_it_would_take(tmp_path: Path
 def test_larger_images_are_read_where_they_are_allowed(tmp_path: Path, side: int, megabytes: int) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png_header(side, side))
-    with pytest.raises(BrokenImage, match=f"{megabytes} MB decoded|more than 64 million pixels; --read.max-pixels reads"):
+    with pytest.raises(BrokenImage, match=f"{megabytes} MB decoded|more than 64 million pixels; `read.max_pixels` lets"):
         open_image(path, 3)
     with pixels_up_to(side * side / 1e6):
         assert stored_size(path) == (side, side)

@@ -67,7 +67,7 @@ def test_a_verb_reads_up_to_its_limit(
     with pytest.raises(UserError, match="4 of 4 images cannot be read|none of the 4 images can be read"):
         beitkit.evaluate(world / "images", read=ReadConfig(max_pixels=0.005, max_broken=1.0), **options)
     said = capsys.readouterr().err
-    assert said.count("100x100 pixels, more than 0.005 million; --read.max-pixels 1 reads it") == 4
+    assert said.count("100x100 pixels, more than 0.005 million; `read.max_pixels=1` lets it in") == 4
     assert beitkit.evaluate(world / "images", read=ReadConfig(max_pixels=0.01), **options).images == 4
     assert limit.allowed() == 0.005  # what was there before
 
