@@ -46,7 +46,7 @@ OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
     "classify": ("norm.", "fc_norm.", "head."),
     "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
-    "backbone": ("mask_token", "norm.", "fc_norm."),
+    "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
 }
 """Beginnings of the official names of what serves a task alone; all else is the backbone, which is handed over."""
 
