@@ -104,7 +104,9 @@ def opened(image: ImageInput, channels: int, smallest: Pair = (1, 1)) -> Image.I
     if not isinstance(image, Image.Image | np.ndarray | Tensor):
         nested = isinstance(image, list | tuple)
         what = f"a {type(image).__name__} in the list of images" if nested else f"a {type(image).__name__}"
-        raise UserError(f"{what} is no image; expected a path, a Pillow image, or an array or tensor (numpy.array(list) makes one)")
+        raise UserError(
+            f"{what} is no image; expected a path, a Pillow image, or an array or tensor (numpy.array(list) makes one)"
+        )
     given = image if isinstance(image, Image.Image) else _as_image(image)
     try:
         return upright(opaque(given, image_mode(channels)), given)

@@ -18,6 +18,9 @@ from beitkit.tokenizers.vqkd import VQKD
 OUR_NOTE = "beitkit"
 """Key under which our own files in the official layout carry their whole config."""
 
+MULTILABEL = "multi_label_classification"
+"""transformers' `problem_type` of a classifier that gives each class a yes or no of its own; we write it for timm, too."""
+
 Task = Literal["masked", "classify", "segment"]
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter

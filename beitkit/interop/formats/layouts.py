@@ -130,7 +130,22 @@ def _hugging_face_5(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...
     )
 
 
-def _hugging_face_layout(name: str, prefix: str) -> Layout:
+UPER_5 = (
+    ("decode_head.psp_modules.{i}.1.conv.{rest}", "decode_head.psp_modules.blocks.{i}.conv.convolution.{rest}"),
+    ("decode_head.psp_modules.{i}.1.bn.{rest}", "decode_head.psp_modules.blocks.{i}.conv.normalization.{rest}"),
+    ("decode_head.bottleneck.conv.{rest}", "decode_head.psp_bottleneck.convolution.{rest}"),
+    ("decode_head.bottleneck.bn.{rest}", "decode_head.psp_bottleneck.normalization.{rest}"),
+    ("decode_head.{name}_convs.{i}.conv.{rest}", "decode_head.{name}_convs.{i}.convolution.{rest}"),
+    ("decode_head.{name}_convs.{i}.bn.{rest}", "decode_head.{name}_convs.{i}.normalization.{rest}"),
+    ("decode_head.fpn_bottleneck.conv.{rest}", "decode_head.fpn_bottleneck.convolution.{rest}"),
+    ("decode_head.fpn_bottleneck.bn.{rest}", "decode_head.fpn_bottleneck.normalization.{rest}"),
+    ("auxiliary_head.convs.{i}.conv.{rest}", "auxiliary_head.convs.{i}.convolution.{rest}"),
+    ("auxiliary_head.convs.{i}.bn.{rest}", "auxiliary_head.convs.{i}.normalization.{rest}"),
+)
+"""UPerNet as transformers 5 names it."""
+
+
+def _hugging_face_layout(name: str, prefix: str, *uper: tuple[str, str]) -> Layout:
     trunk = _hugging_face(prefix)
     return Layout(
         name,
@@ -145,6 +160,7 @@ def _hugging_face_layout(name: str, prefix: str) -> Layout:
             "segment": table(
                 *trunk,
                 (PYRAMID, PYRAMID),
+                *uper,
                 ("decode_head.conv_seg.{p}", "decode_head.classifier.{p}"),
                 ("auxiliary_head.conv_seg.{p}", "auxiliary_head.classifier.{p}"),
                 *_same(*SEGMENTATION_HEADS),
@@ -155,7 +171,7 @@ def _hugging_face_layout(name: str, prefix: str) -> Layout:
 
 
 HUGGING_FACE = _hugging_face_layout("huggingface", "beit.")
-DATA2VEC_VISION = _hugging_face_layout("huggingface (data2vec-vision)", "data2vec_vision.")
+DATA2VEC_VISION = _hugging_face_layout("huggingface (data2vec-vision)", "data2vec_vision.", *UPER_5)
 HUGGING_FACE_5 = Layout(
     "huggingface (names of transformers 5)",
     {
@@ -172,16 +188,7 @@ HUGGING_FACE_5 = Layout(
             ("fpn1.1.{rest}", "fpn.fpn1.normalization.{rest}"),
             ("fpn1.3.{rest}", "fpn.fpn1.conv_transpose2.{rest}"),
             ("fpn2.0.{rest}", "fpn.fpn2.{rest}"),
-            ("decode_head.psp_modules.{i}.1.conv.{rest}", "decode_head.psp_modules.blocks.{i}.conv.convolution.{rest}"),
-            ("decode_head.psp_modules.{i}.1.bn.{rest}", "decode_head.psp_modules.blocks.{i}.conv.normalization.{rest}"),
-            ("decode_head.bottleneck.conv.{rest}", "decode_head.psp_bottleneck.convolution.{rest}"),
-            ("decode_head.bottleneck.bn.{rest}", "decode_head.psp_bottleneck.normalization.{rest}"),
-            ("decode_head.{name}_convs.{i}.conv.{rest}", "decode_head.{name}_convs.{i}.convolution.{rest}"),
-            ("decode_head.{name}_convs.{i}.bn.{rest}", "decode_head.{name}_convs.{i}.normalization.{rest}"),
-            ("decode_head.fpn_bottleneck.conv.{rest}", "decode_head.fpn_bottleneck.convolution.{rest}"),
-            ("decode_head.fpn_bottleneck.bn.{rest}", "decode_head.fpn_bottleneck.normalization.{rest}"),
-            ("auxiliary_head.convs.{i}.conv.{rest}", "auxiliary_head.convs.{i}.convolution.{rest}"),
-            ("auxiliary_head.convs.{i}.bn.{rest}", "auxiliary_head.convs.{i}.normalization.{rest}"),
+            *UPER_5,
             ("decode_head.conv_seg.{p}", "decode_head.classifier.{p}"),
             ("auxiliary_head.conv_seg.{p}", "auxiliary_head.classifier.{p}"),
         ),
