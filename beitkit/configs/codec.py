@@ -1,6 +1,7 @@
 """Config dataclasses as JSON and back, strictly: what cannot be understood is an error that names the key.
 
-`to_json` writes every field, so that a file is complete on its own; `from_json` accepts exactly the fields of the class.
+`to_json` writes every field, so that a file is complete on its own; `from_json` accepts exactly the fields of the class. A field
+that files from before do not have is declared with `later`: it is written only where it does not hold its default.
 Numbers, strings, bools, None, `Path`, `Literal`, tuples, unions and nested dataclasses are understood.
 """
 
@@ -30,12 +31,19 @@ NOT_PART_OF_A_RUN = (
 """Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 
 T = TypeVar("T")
+LATER = "later"
+
+
+def later(default: T) -> T:
+    """A field that came after files were written: they are read as if they held its default, and their digests stay."""
+    return dataclasses.field(default=default, metadata={LATER: True})
 
 
 def to_json(config: object) -> dict[str, Any]:
     """A config dataclass as nested dicts, lists, numbers and strings, one key per field."""
     assert dataclasses.is_dataclass(config)
-    return {field.name: _encode(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    values = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return {field.name: _encode(value) for field, value in values if LATER not in field.metadata or value != field.default}
 
 
 def from_json(cls: type[T], data: object, *, where: str = "") -> T:
@@ -67,13 +75,15 @@ def _decode_dataclass(cls: Any, data: object, where: str, path: tuple[str, ...])
     if not isinstance(data, dict):
         raise UserError(f"{where}{_name(path)} must be an object with the fields of {cls.__name__}, got {_short(data)}")
     types_of = get_type_hints(cls, include_extras=True)
-    names = [field.name for field in dataclasses.fields(cls)]
-    unknown, missing = [key for key in data if key not in names], [name for name in names if name not in data]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = list(fields)
+    unknown = [key for key in data if key not in names]
+    missing = [name for name in names if name not in data and LATER not in fields[name].metadata]
     for keys, problem in ((unknown, "unknown"), (missing, "missing")):
         if keys:
             listed = ", ".join(_name((*path, str(key))) for key in keys)
             raise UserError(f"{where}{problem} {listed}; {cls.__name__} has exactly: {', '.join(names)}")
-    return cls(**{name: _decode(types_of[name], data[name], where, (*path, name)) for name in names})
+    return cls(**{name: _decode(types_of[name], data[name], where, (*path, name)) for name in names if name in data})
 
 
 def _decode(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:

@@ -14,8 +14,11 @@ from beitkit.configs.bounds import (
     ShareBelowOne,
     config,
 )
+from beitkit.configs.codec import later
 
 Triple = tuple[float, float, float]
+Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""Pillow's filters, in the order of its numbers."""
 
 
 @config("mask")
@@ -90,10 +93,15 @@ class Preprocessing:
     mean: Triple = (0.5, 0.5, 0.5)
     std: Triple = (0.5, 0.5, 0.5)
     crop_share: float = 0.875
-    """Evaluation: the short side is resized to image size / crop_share (bicubic), then the center is cut out."""
+    """Evaluation: the image is resized to image size / crop_share, then the center is cut out."""
+    fit: Literal["crop", "squeeze"] = later("crop")
+    """crop: resizing keeps the aspect, and the short side decides; squeeze: the whole image is brought to that size."""
+    filter: Filter = later("bicubic")
+    """How evaluation resizes."""
 
 
 INCEPTION = Preprocessing()
+CLIP = Preprocessing(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
@@ -136,7 +137,10 @@ class MaskedImageModelConfig:
 
     backbone: BackboneConfig
     vocabulary: int | None
-    """Number of visual tokens; None for a network that predicts the pixels of a patch instead (BEiT's ablation)."""
+    """Number of visual tokens; None for a network that predicts the pixels of a patch instead (BEiT's ablation), or features."""
+    features: int | None = later(None)
+    """Width of the feature vectors that are regressed instead (EVA: CLIP's, arXiv 2211.07636; data2vec: its own, arXiv
+    2202.03555); None for all others. beitkit reads such networks and does not train them."""
     cls_branch: ClsBranchConfig | None = None
     """BEiT v2's class-token branch, for training only; None for BEiT v1."""
     preprocessing: Preprocessing = INCEPTION
@@ -152,12 +156,14 @@ class MaskedImageModelConfig:
             )
         if self.cls_branch is not None and self.vocabulary is None:
             raise UserError("a class-token branch predicts visual tokens; give a `vocabulary`, or no `cls_branch`")
+        if self.features is not None and self.vocabulary is not None:
+            raise UserError("a masked-image model predicts visual tokens or features; leave `vocabulary` or `features` at None")
 
     @property
     def outputs(self) -> int:
-        """Numbers predicted for each patch: one per visual token, or one per pixel and channel."""
+        """Numbers predicted for each patch: one per visual token, per feature, or per pixel and channel."""
         backbone = self.backbone
-        return backbone.channels * backbone.patch[0] * backbone.patch[1] if self.vocabulary is None else self.vocabulary
+        return self.vocabulary or self.features or backbone.channels * backbone.patch[0] * backbone.patch[1]
 
 
 @config()

@@ -101,6 +101,12 @@ def opened(image: ImageInput, channels: int, smallest: Pair = (1, 1)) -> Image.I
     """
     if isinstance(image, str | bytes | os.PathLike):
         return open_image(Path(os.fsdecode(image)), channels, smallest=smallest)
+    if not isinstance(image, Image.Image | np.ndarray | Tensor):
+        nested = isinstance(image, list | tuple)
+        what = f"a {type(image).__name__} in the list of images" if nested else f"a {type(image).__name__}"
+        raise UserError(
+            f"{what} is no image; expected a path, a Pillow image, or an array or tensor (numpy.array(list) makes one)"
+        )
     given = image if isinstance(image, Image.Image) else _as_image(image)
     try:
         return upright(opaque(given, image_mode(channels)), given)
@@ -111,7 +117,11 @@ def opened(image: ImageInput, channels: int, smallest: Pair = (1, 1)) -> Image.I
 def _as_image(array: NDArray[np.generic] | Tensor) -> Image.Image:
     """An array or tensor as a Pillow image."""
     is_tensor = isinstance(array, Tensor)
-    pixels: NDArray[np.generic] = array.detach().cpu().numpy() if is_tensor else array
+    if isinstance(array, Tensor):
+        # NumPy has no bfloat16; in float32 it is the same number.
+        pixels: NDArray[np.generic] = (array.float() if array.dtype == torch.bfloat16 else array).detach().cpu().numpy()
+    else:
+        pixels = array
     if pixels.ndim == 3:
         is_first, is_last = pixels.shape[0] in CHANNELS, pixels.shape[2] in CHANNELS
         if is_first and (is_tensor or not is_last):

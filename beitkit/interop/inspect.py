@@ -55,10 +55,11 @@ class CheckpointSummary:
             ]
         if self.preprocessing is not None:
             mean, std = self.preprocessing.mean, self.preprocessing.std
-            shown.append(
-                ("pixels", f"mean {_listed(mean)}, deviation {_listed(std)}, crop share {self.preprocessing.crop_share:g}")
-            )
-        for name in ("vocabulary", "stride", "geometry"):
+            fit = ", squeezed" if self.preprocessing.fit == "squeeze" else ""
+            filter = "" if self.preprocessing.filter == "bicubic" else f", {self.preprocessing.filter}"
+            cut = f"crop share {self.preprocessing.crop_share:g}{fit}{filter}"
+            shown.append(("pixels", f"mean {_listed(mean)}, deviation {_listed(std)}, {cut}"))
+        for name in ("vocabulary", "features", "stride", "geometry"):
             value = getattr(self.config, name, None)
             if value is not None:
                 shown.append((name, str(value)))
@@ -84,7 +85,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
         config=found.config,
         parameters=sum(math.prod(stored.shape) for _, stored in stored_tensors if stored.dtype.is_floating_point),
         tensors=(*records, *found.skipped),
-        notes=() if isinstance(found, TokenizerCheckpoint) else found.notes,
+        notes=found.notes,
     )
 
 

@@ -17,6 +17,9 @@ from beitkit.tokenizers.vqkd import VQKD
 OUR_NOTE = "beitkit"
 """Key under which our own files in the official layout carry their whole config."""
 
+MULTILABEL = "multi_label_classification"
+"""transformers' `problem_type` of a classifier that gives each class a yes or no of its own; we write it for timm, too."""
+
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
 TokenizerConfig = DVAEConfig | VQKDConfig
@@ -44,7 +47,7 @@ OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
     "classify": ("norm.", "fc_norm.", "head."),
     "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
-    "backbone": ("mask_token", "norm.", "fc_norm."),
+    "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
 }
 """Beginnings of the official names of what serves a task alone; all else is the backbone, which is handed over."""
 

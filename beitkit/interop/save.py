@@ -69,7 +69,9 @@ def _convert_tokenizer(checkpoint: TokenizerCheckpoint, file_format: CheckpointF
         write_native(checkpoint.config, tokenizer.state_dict(), out)
     records = [TensorRecord(name, item.fate, item.sources, item.shape, item.reason) for name, item in checkpoint.tensors.items()]
     return LoadReport(
-        source=f"{checkpoint.path} ({checkpoint.layout}) to {out} ({file_format})", records=(*records, *checkpoint.skipped)
+        source=f"{checkpoint.path} ({checkpoint.layout}) to {out} ({file_format})",
+        records=(*records, *checkpoint.skipped),
+        notes=checkpoint.notes,
     )
 
 

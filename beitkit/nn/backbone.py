@@ -150,9 +150,10 @@ class Backbone(nn.Module):
             if self.mask_token is None:
                 raise UserError("a mask was given to a network without a mask token; only pre-training networks have one")
             # Replaced before positions are added: a masked patch still knows where it is.
-            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        # shape[0] and not len(), which would fix the batch size of an exported program.
-        x = torch.cat((self.cls_token.to(x.dtype).expand(x.shape[0], -1, -1), x), dim=1)
+            x = torch.where(mask.unsqueeze(-1), self.mask_token, x)
+        # The learned tokens keep their precision and lift the patches to it: under autocast the residual stream is float32 from
+        # here on, as in the official code. shape[0] and not len(), which would fix the batch size of an exported program.
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         if self.pos_embed is not None:
             x = x + self.pos_embed
         return x, None if self.rel_pos_bias is None else self.rel_pos_bias()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.codec import from_json, later, to_json
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 from beitkit.errors import UserError
@@ -115,3 +115,18 @@ def test_infinite_numbers_are_refused() -> None:
 def test_the_checks_of_the_class_run() -> None:
     with pytest.raises(UserError, match="not divisible"):
         from_json(BackboneConfig, to_json(BASE) | {"heads": 7})
+
+
+@dataclass(frozen=True)
+class Grown:
+    old: int = 1
+    new: str = later("usual")
+
+
+def test_a_field_that_came_later() -> None:
+    """Files from before are read, and what did not change is written as it was, so that its digest stays."""
+    assert from_json(Grown, {"old": 2}) == Grown(2)
+    assert to_json(Grown(2)) == {"old": 2}
+    assert through_text(Grown(2, "special")) == Grown(2, "special")
+    with pytest.raises(UserError, match="missing old"):
+        from_json(Grown, {"new": "usual"})

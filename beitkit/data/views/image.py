@@ -117,7 +117,7 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Evaluation: the center of the image, after its short side is resized to image size / crop share (bicubic).
+    """Evaluation: the center of the image, resized to image size / crop share by its short side, or squeezed to that size.
 
     Networks for images of at most 32 pixels see the whole image, scaled to their size. The generator is not used.
     """
@@ -127,14 +127,17 @@ class EvaluationView:
 
     def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
-        image = _decoded(image)
+        image, shown = _decoded(image), self.preprocessing
         if max(self.image_size) <= SMALL:
-            return {"images": to_tensor(_resized(image, self.image_size, Image.Resampling.BICUBIC))}
-        image = _shortened(image)
-        size = covering_size((image.height, image.width), self.image_size, self.preprocessing.crop_share)
+            size = self.image_size
+        elif shown.fit == "squeeze":
+            size = outer_size(self.image_size, shown.crop_share)
+        else:
+            image = _shortened(image)
+            size = covering_size((image.height, image.width), self.image_size, shown.crop_share)
         top, left = (round((whole - part) / 2) for whole, part in zip(size, self.image_size, strict=True))
         center = left, top, left + self.image_size[1], top + self.image_size[0]
-        return {"images": to_tensor(_resized(image, size, Image.Resampling.BICUBIC).crop(center))}
+        return {"images": to_tensor(_resized(image, size, Image.Resampling[shown.filter.upper()]).crop(center))}
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,14 @@ class ProbeView:
         return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
 
 
+def outer_size(image_size: Pair, crop_share: float) -> Pair:
+    """The (height, width) of which a center of `image_size` has this share, along each axis."""
+    return int(image_size[0] / crop_share), int(image_size[1] / crop_share)
+
+
 def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
     """The (height, width) an image is resized to, aspect kept, so that image size / crop share just fits into it."""
-    height, width = int(image_size[0] / crop_share), int(image_size[1] / crop_share)
+    height, width = outer_size(image_size, crop_share)
     if image[1] * height <= image[0] * width:
         return width * image[0] // image[1], width
     return height, height * image[1] // image[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+from beitkit.configs.data import Filter
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
-from beitkit.data.views.image import SMALL
+from beitkit.data.views.image import SMALL, outer_size
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, AnyNetworkConfig, kind_of_config
+from beitkit.interop.kinds import MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURES = {
     "masked": "BeitForMaskedImageModeling",
@@ -15,7 +16,7 @@ ARCHITECTURES = {
     "segment": "BeitForSemanticSegmentation",
 }
 PIPELINES = {"masked": "image-feature-extraction", "classify": "image-classification", "segment": "image-segmentation"}
-BICUBIC = 3  # Pillow's number for the filter
+FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 
 def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
@@ -48,6 +49,10 @@ def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
         notes.append(
             "transformers feeds its pyramid from blocks two below those that out_indices names, so its results will differ"
         )
+    if backbone.channels == 1:
+        notes.append("transformers' processor does not make images gray; give it gray ones (Pillow's mode L)")
+    if config.preprocessing.fit == "crop" and backbone.image_size[0] != backbone.image_size[1]:
+        notes.append("transformers' processor squeezes images to a rectangle; ours keeps their aspect and cuts the center")
     if backbone.grid[0] != backbone.grid[1] and backbone.relative_positions != "none":
         notes.append("transformers confuses the axes of position tables for images that are not square; its results will differ")
     return tuple(notes)
@@ -81,7 +86,8 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
     content["id2label"] = {str(index): name for index, name in enumerate(config.classes)}
     content["label2id"] = {name: index for index, name in enumerate(config.classes)}
     if isinstance(config, ClassifierConfig):
-        return content | {"use_mean_pooling": config.pooling == "mean"}
+        problem = {"problem_type": MULTILABEL} if config.multilabel else {}
+        return content | {"use_mean_pooling": config.pooling == "mean"} | problem
     return content | {
         "out_indices": list(config.tapped_blocks),
         "pool_scales": [1, 2, 3, 6],
@@ -97,25 +103,28 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
 def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `preprocessor_config.json`: for square networks the very pixels that our evaluation sees."""
     preprocessing, (height, width) = config.preprocessing, config.backbone.image_size
-    outer = int(height / preprocessing.crop_share), int(width / preprocessing.crop_share)
-    is_whole = max(height, width) <= SMALL
-    if is_whole or height != width:
-        size = {"height": height, "width": width} if is_whole else {"height": outer[0], "width": outer[1]}
-    else:
-        size = {"shortest_edge": outer[0]}
+    is_whole, is_squeezed = max(height, width) <= SMALL, preprocessing.fit == "squeeze"
+    outer = (height, width) if is_whole else outer_size((height, width), preprocessing.crop_share)
+    keeps_aspect = height == width and not is_whole and not is_squeezed
+    # Gray networks take the average of the statistics, as our own reading does.
+    mean, std = (
+        [sum(values) / len(values)] if config.backbone.channels == 1 else list(values)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
-        "size": size,
-        "resample": BICUBIC,
+        "size": {"shortest_edge": outer[0]} if keeps_aspect else {"height": outer[0], "width": outer[1]},
+        "resample": FILTERS.index(preprocessing.filter),
         "do_center_crop": not is_whole,
         "crop_size": {"height": height, "width": width},
         "crop_pct": preprocessing.crop_share,
+        "crop_mode": "squash" if is_squeezed else "center",
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(preprocessing.mean),
-        "image_std": list(preprocessing.std),
+        "image_mean": mean,
+        "image_std": std,
         "do_reduce_labels": False,
     }
 
@@ -124,16 +133,17 @@ def model_card(config: AnyNetworkConfig, name: str) -> str:
     """The README of a model folder: what it is and how it is loaded."""
     kind, backbone = kind_of_config(config), config.backbone
     height, width = backbone.image_size
+    fitted = "whole image squeezed" if config.preprocessing.fit == "squeeze" else "short side resized"
     facts = [
         f"- {TASKS[kind]}; {backbone.depth} blocks of width {backbone.width}, {backbone.heads} heads, "
         f"patches of {backbone.patch[0]}x{backbone.patch[1]} pixels, images of {height}x{width}",
         f"- pixels: mean {list(config.preprocessing.mean)}, deviation {list(config.preprocessing.std)}, "
-        f"short side resized to size / {config.preprocessing.crop_share:g} (bicubic), then the center cut out",
+        f"{fitted} to size / {config.preprocessing.crop_share:g} ({config.preprocessing.filter}), then the center cut out",
     ]
+    several = ", several at once (sigmoid)" if isinstance(config, ClassifierConfig) and config.multilabel else ""
     if not isinstance(config, MaskedImageModelConfig):
-        facts.append(
-            f"- {len(config.classes)} classes: {', '.join(config.classes[:10])}{', ...' if len(config.classes) > 10 else ''}"
-        )
+        first = f"{', '.join(config.classes[:10])}{', ...' if len(config.classes) > 10 else ''}"
+        facts.append(f"- {len(config.classes)} classes{several}: {first}")
     facts += [f"- {note}" for note in refuse_for_hugging_face(config)]
     return "\n".join(
         (

@@ -1,4 +1,4 @@
-"""The layouts that BEiT checkpoints come in, as name tables: official, Hugging Face, timm, mmpretrain, mmsegmentation, ours.
+"""The layouts that BEiT checkpoints come in, as name tables: official, Hugging Face, timm, OpenMMLab, Detectron2, ours.
 
 A layout has one table per kind of network. A file is in the first layout of which one table knows all its names; nothing
 else decides. To add a layout is to add its tables here.
@@ -40,6 +40,12 @@ SKIPPED = {
     "*.attn.k_bias": "always zero",
     "target_generator.*": "the tokenizer of the pre-training, not the network",
     "data_preprocessor.*": "pixel statistics, not weights",
+    "pixel_mean": "pixel statistics, not weights",
+    "pixel_std": "pixel statistics, not weights",
+    "backbone.bottom_up.backbone.fpn*": "Detectron2's feature pyramid, not the backbone",
+    "backbone.fpn_*": "Detectron2's feature pyramid, not the backbone",
+    "proposal_generator.*": "a detector's head, not the backbone",
+    "roi_heads.*": "a detector's head, not the backbone",
 }
 """Tensors that are in some files and in no network of ours, and why they are not needed."""
 
@@ -124,26 +130,48 @@ def _hugging_face_5(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...
     )
 
 
-HUGGING_FACE = Layout(
-    "huggingface",
-    {
-        "masked": table(*_hugging_face("beit."), ("norm.{p}", "layernorm.{p}"), ("lm_head.{p}", "lm_head.{p}")),
-        "classify": table(
-            *_hugging_face("beit."),
-            ("norm.{p}", "beit.layernorm.{p}"),
-            ("fc_norm.{p}", "beit.pooler.layernorm.{p}"),
-            ("head.{p}", "classifier.{p}"),
-        ),
-        "segment": table(
-            *_hugging_face("beit."),
-            (PYRAMID, PYRAMID),
-            ("decode_head.conv_seg.{p}", "decode_head.classifier.{p}"),
-            ("auxiliary_head.conv_seg.{p}", "auxiliary_head.classifier.{p}"),
-            *_same(*SEGMENTATION_HEADS),
-        ),
-        "backbone": table(*_hugging_face(""), ("norm.{p}", "layernorm.{p}"), ("fc_norm.{p}", "pooler.layernorm.{p}")),
-    },
+UPER_5 = (
+    ("decode_head.psp_modules.{i}.1.conv.{rest}", "decode_head.psp_modules.blocks.{i}.conv.convolution.{rest}"),
+    ("decode_head.psp_modules.{i}.1.bn.{rest}", "decode_head.psp_modules.blocks.{i}.conv.normalization.{rest}"),
+    ("decode_head.bottleneck.conv.{rest}", "decode_head.psp_bottleneck.convolution.{rest}"),
+    ("decode_head.bottleneck.bn.{rest}", "decode_head.psp_bottleneck.normalization.{rest}"),
+    ("decode_head.{name}_convs.{i}.conv.{rest}", "decode_head.{name}_convs.{i}.convolution.{rest}"),
+    ("decode_head.{name}_convs.{i}.bn.{rest}", "decode_head.{name}_convs.{i}.normalization.{rest}"),
+    ("decode_head.fpn_bottleneck.conv.{rest}", "decode_head.fpn_bottleneck.convolution.{rest}"),
+    ("decode_head.fpn_bottleneck.bn.{rest}", "decode_head.fpn_bottleneck.normalization.{rest}"),
+    ("auxiliary_head.convs.{i}.conv.{rest}", "auxiliary_head.convs.{i}.convolution.{rest}"),
+    ("auxiliary_head.convs.{i}.bn.{rest}", "auxiliary_head.convs.{i}.normalization.{rest}"),
 )
+"""UPerNet as transformers 5 names it."""
+
+
+def _hugging_face_layout(name: str, prefix: str, *uper: tuple[str, str]) -> Layout:
+    trunk = _hugging_face(prefix)
+    return Layout(
+        name,
+        {
+            "masked": table(*trunk, ("norm.{p}", "layernorm.{p}"), ("lm_head.{p}", "lm_head.{p}")),
+            "classify": table(
+                *trunk,
+                ("norm.{p}", f"{prefix}layernorm.{{p}}"),
+                ("fc_norm.{p}", f"{prefix}pooler.layernorm.{{p}}"),
+                ("head.{p}", "classifier.{p}"),
+            ),
+            "segment": table(
+                *trunk,
+                (PYRAMID, PYRAMID),
+                *uper,
+                ("decode_head.conv_seg.{p}", "decode_head.classifier.{p}"),
+                ("auxiliary_head.conv_seg.{p}", "auxiliary_head.classifier.{p}"),
+                *_same(*SEGMENTATION_HEADS),
+            ),
+            "backbone": table(*_hugging_face(""), ("norm.{p}", "layernorm.{p}"), ("fc_norm.{p}", "pooler.layernorm.{p}")),
+        },
+    )
+
+
+HUGGING_FACE = _hugging_face_layout("huggingface", "beit.")
+DATA2VEC_VISION = _hugging_face_layout("huggingface (data2vec-vision)", "data2vec_vision.", *UPER_5)
 HUGGING_FACE_5 = Layout(
     "huggingface (names of transformers 5)",
     {
@@ -160,16 +188,7 @@ HUGGING_FACE_5 = Layout(
             ("fpn1.1.{rest}", "fpn.fpn1.normalization.{rest}"),
             ("fpn1.3.{rest}", "fpn.fpn1.conv_transpose2.{rest}"),
             ("fpn2.0.{rest}", "fpn.fpn2.{rest}"),
-            ("decode_head.psp_modules.{i}.1.conv.{rest}", "decode_head.psp_modules.blocks.{i}.conv.convolution.{rest}"),
-            ("decode_head.psp_modules.{i}.1.bn.{rest}", "decode_head.psp_modules.blocks.{i}.conv.normalization.{rest}"),
-            ("decode_head.bottleneck.conv.{rest}", "decode_head.psp_bottleneck.convolution.{rest}"),
-            ("decode_head.bottleneck.bn.{rest}", "decode_head.psp_bottleneck.normalization.{rest}"),
-            ("decode_head.{name}_convs.{i}.conv.{rest}", "decode_head.{name}_convs.{i}.convolution.{rest}"),
-            ("decode_head.{name}_convs.{i}.bn.{rest}", "decode_head.{name}_convs.{i}.normalization.{rest}"),
-            ("decode_head.fpn_bottleneck.conv.{rest}", "decode_head.fpn_bottleneck.convolution.{rest}"),
-            ("decode_head.fpn_bottleneck.bn.{rest}", "decode_head.fpn_bottleneck.normalization.{rest}"),
-            ("auxiliary_head.convs.{i}.conv.{rest}", "auxiliary_head.convs.{i}.convolution.{rest}"),
-            ("auxiliary_head.convs.{i}.bn.{rest}", "auxiliary_head.convs.{i}.normalization.{rest}"),
+            *UPER_5,
             ("decode_head.conv_seg.{p}", "decode_head.classifier.{p}"),
             ("auxiliary_head.conv_seg.{p}", "auxiliary_head.classifier.{p}"),
         ),
@@ -184,11 +203,17 @@ MM_BLOCK = (
     ("mlp.fc2.{p}", "ffn.layers.1.{p}"),
     *_same(*(name for name in BLOCK if not name.startswith(("norm", "mlp"))), "attn.relative_position_bias_table"),
 )
-MM_TRUNK = (
-    *_below("backbone.", "cls_token", "mask_token", "pos_embed", SHARED_TABLE),
-    ("patch_embed.proj.{p}", "backbone.patch_embed.projection.{p}"),
-    *((f"blocks.{{i}}.{ours}", f"backbone.layers.{{i}}.{theirs}") for ours, theirs in MM_BLOCK),
-)
+
+
+def _mm_trunk(prefix: str) -> tuple[tuple[str, str], ...]:
+    return (
+        *_below(prefix, "cls_token", "mask_token", "pos_embed", SHARED_TABLE),
+        ("patch_embed.proj.{p}", f"{prefix}patch_embed.projection.{{p}}"),
+        *((f"blocks.{{i}}.{ours}", f"{prefix}layers.{{i}}.{theirs}") for ours, theirs in MM_BLOCK),
+    )
+
+
+MM_TRUNK = _mm_trunk("backbone.")
 MMPRETRAIN = Layout(
     "mmpretrain",
     {
@@ -202,6 +227,7 @@ MMPRETRAIN = Layout(
         "classify": table(
             *MM_TRUNK, ("norm.{p}", "backbone.ln1.{p}"), ("fc_norm.{p}", "backbone.ln2.{p}"), ("head.{p}", "head.fc.{p}")
         ),
+        "backbone": table(*_mm_trunk(""), ("norm.{p}", "ln1.{p}"), ("fc_norm.{p}", "ln2.{p}")),
     },
 )
 MMSEGMENTATION = Layout(
@@ -216,7 +242,12 @@ MMSEGMENTATION = Layout(
     },
 )
 
-FOREIGN = (MICROSOFT, HUGGING_FACE, HUGGING_FACE_5, MMPRETRAIN, MMSEGMENTATION)
+DETECTRON2 = Layout(
+    "detectron2", {"backbone": table(*_below("backbone.bottom_up.backbone.", *TRUNK, "mask_token", "norm.{p}", "fc_norm.{p}"))}
+)
+"""Detectors of DiT's release; what is not the backbone is in `SKIPPED`."""
+
+FOREIGN = (MICROSOFT, HUGGING_FACE, HUGGING_FACE_5, DATA2VEC_VISION, MMPRETRAIN, MMSEGMENTATION, DETECTRON2)
 """The layouts that a file without any description is tried against, in this order. timm's names are official ones."""
 
 DALLE_ENCODER = table(("encoder.{rest}.weight", "{rest}.w"), ("encoder.{rest}.bias", "{rest}.b"))

@@ -7,7 +7,7 @@ from typing import Any
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, AnyNetworkConfig, kind_of_config
+from beitkit.interop.kinds import MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURE = "beit_base_patch16_224"
 """timm has a few registered networks; every other one is this one with other arguments."""
@@ -31,6 +31,8 @@ def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
     return {
         "architecture": ARCHITECTURE,
         "num_classes": len(config.classes),
+        # Not timm's: it has no word for networks that give several classes; `load` reads it.
+        **({"problem_type": MULTILABEL} if config.multilabel else {}),
         "num_features": backbone.width,
         "global_pool": "avg" if config.pooling == "mean" else "token",
         "model_args": {
@@ -52,9 +54,9 @@ def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
             "num_classes": len(config.classes),
             "input_size": [backbone.channels, height, width],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
+            "interpolation": preprocessing.filter,
             "crop_pct": preprocessing.crop_share,
-            "crop_mode": "center",
+            "crop_mode": "squash" if preprocessing.fit == "squeeze" else "center",
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "first_conv": "patch_embed.proj",

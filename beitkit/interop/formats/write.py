@@ -6,7 +6,6 @@ format has no place for is refused, or is named in the report where leaving it o
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,10 +62,12 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
         UserError: if the format cannot hold this network.
     """
     writer, kind = WRITERS[file_format], kind_of_config(config)
-    if isinstance(config, MaskedImageModelConfig) and config.vocabulary is None and file_format != "native":
+    # The official layout is also that of EVA and data2vec, which regress features.
+    is_held = file_format == "native" or (file_format == "microsoft" and getattr(config, "features", None) is not None)
+    if isinstance(config, MaskedImageModelConfig) and config.vocabulary is None and not is_held:
         raise UserError(
-            f"the {file_format} format holds networks that predict visual tokens, and this one predicts pixels; use native, "
-            "or hand it over to another task first"
+            f"the {file_format} format holds networks that predict visual tokens, and this one predicts "
+            f"{'pixels' if config.features is None else 'features'}; use native, or hand it over to another task first"
         )
     notes = writer.refuse(config)
     names = writer.layout.tables[kind]
@@ -123,7 +124,8 @@ def _write_microsoft(config: AnyNetworkConfig, tensors: Tensors, path: Path) -> 
         content |= {"state_dict": tensors, "meta": {"CLASSES": list(config.classes), "PALETTE": palette}}
     else:
         is_imagenet = config.preprocessing.mean == IMAGENET.mean
-        content |= {"model": tensors, "args": argparse.Namespace(imagenet_default_mean_and_std=is_imagenet)}
+        # A plain dict, where official files have a Namespace: PyTorch loads it with weights_only=True.
+        content |= {"model": tensors, "args": {"imagenet_default_mean_and_std": is_imagenet}}
     write_atomically(path, lambda file: torch.save(content, file))
 
 

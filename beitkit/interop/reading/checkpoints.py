@@ -99,7 +99,7 @@ def _read_weights(folder: Path) -> State:
 def read_file(path: Path) -> tuple[State, Hints]:
     """The tensors of a single file under its own names, wrappers taken off, and what else it says."""
     if path.suffix == ".safetensors":
-        return read_safetensors(path), hints_of_pickle({}, path.name)
+        return read_safetensors(path), hints_of_pickle({}, path)
     unpickled = read_pickled(path)
     inner: Any = unpickled.root
     for _ in range(MAX_WRAPPERS):
@@ -109,7 +109,7 @@ def read_file(path: Path) -> tuple[State, Hints]:
     if not tensors:
         raise UserError(f"{path} holds no weights of a network; expected a state dict, or one under {', '.join(WRAPPERS)}")
     outside = unpickled.root if isinstance(unpickled.root, dict) and unpickled.root is not inner else {}
-    return _without_prefix(tensors, "module."), hints_of_pickle(outside, path.name)
+    return _without_prefix(tensors, "module."), hints_of_pickle(outside, path)
 
 
 def _without_prefix(tensors: State, prefix: str) -> State:

@@ -2,18 +2,20 @@
 
 Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary have left their marks in the
 shapes. What has not: the first value of LayerScale (irrelevant once trained), which block v2's branch starts from, the
-orientation of a rectangle, and which pixel statistics the images were normalized with.
+orientation of a rectangle, which pixel statistics the images were normalized with, and, without a position table, the heads.
+Other members of the family have the same tensors and are told apart by their shapes: DiT, data2vec-vision and EVA-01.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jaxtyping import Int
 from torch import Tensor
 
-from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
+from beitkit.configs.data import CLIP, IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import (
     SIZES,
     BackboneConfig,
@@ -31,7 +33,11 @@ from beitkit.interop.stored import State
 from beitkit.nn.position import table_rows
 
 BLOCK_TABLE = "blocks.0.attn.relative_position_bias_table"
-HEAD_WIDTH = 64  # of every released network; used where no position table shows the number of heads
+HEAD_WIDTH = 64  # of most networks; for sizes that nobody released
+KNOWN_HEADS = {(size.width, size.depth): size.heads for size in SIZES.values()} | {(544, 24): 16}
+"""Heads by (width, depth) of released networks, where no position table shows them: 88 wide in EVA-01 and BEiT v2's giant, 80 in
+its huge one, 34 in its 24x544."""
+EVA_SIZE = (1408, 40)
 WHOLE_CROP_FROM = 384  # official evaluation: images of this side and larger are not cropped (method 5.1)
 
 
@@ -50,10 +56,15 @@ class Hints:
     early_layer: int | None = None
     layer_scale: float | None = None
     drop_path: float | None = None
+    vocabulary: int | None = None
+    """Of a masked-image network, where the file says that its outputs are visual tokens."""
+    multilabel: bool = False
+    names_classes: bool = True
+    """Whether the head's outputs are classes; not so for one that projects to CLIP's space or regresses a number."""
     is_imagenet: bool | None = None
     """Whether the training script says that it normalized with ImageNet's statistics."""
-    is_version_2: bool = False
-    """Whether the file's name says that it is BEiT v2."""
+    family: Literal["BEiT v2", "data2vec-vision"] | None = None
+    """What the name of the file, or its config, says that it is."""
     notes: tuple[str, ...] = ()
 
 
@@ -71,18 +82,30 @@ def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackb
     """
     if hints.config is not None:
         return hints.config, ("config: carried by the file",)
-    kind, backbone = kind_of_state(tensors), describe_backbone(tensors, hints)
+    kind, (backbone, backbone_notes) = kind_of_state(tensors), describe_backbone(tensors, hints)
     preprocessing, note = _preprocessing(kind, tensors, backbone, hints)
-    notes = (*hints.notes, note)
+    notes = (*hints.notes, *backbone_notes, note)
     if kind == "masked":
-        vocabulary, branch = tensors["lm_head.weight"].shape[0], _cls_branch(tensors, backbone.depth, hints)
+        outputs, branch = tensors["lm_head.weight"].shape[0], _cls_branch(tensors, backbone.depth, hints)
+        regression = "" if hints.vocabulary == outputs or branch is not None else _regression(outputs, backbone)
         return MaskedImageModelConfig(
-            backbone=backbone, vocabulary=vocabulary, cls_branch=branch, preprocessing=preprocessing
-        ), notes
+            backbone=backbone,
+            vocabulary=None if regression else outputs,
+            features=outputs if regression else None,
+            cls_branch=branch,
+            preprocessing=preprocessing,
+        ), (*notes, f"head: {regression}") if regression else notes
+    if kind == "classify" and not hints.names_classes:
+        return BareBackbone(backbone=backbone, preprocessing=preprocessing), (
+            *notes,
+            "head: left out, its outputs are no classes",
+        )
     if kind == "classify":
         classes = _classes(tensors["head.weight"].shape[0], hints)
         pooling = "mean" if "fc_norm.weight" in tensors else "cls"
-        return ClassifierConfig(backbone=backbone, classes=classes, pooling=pooling, preprocessing=preprocessing), notes
+        return ClassifierConfig(
+            backbone=backbone, classes=classes, pooling=pooling, multilabel=hints.multilabel, preprocessing=preprocessing
+        ), notes
     if kind == "segment":
         if "decode_head.fpn_bottleneck.conv.weight" not in tensors:
             raise UserError("the decoder in the file is not UPerNet, the only one that is read from files without a config")
@@ -100,8 +123,8 @@ def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackb
     return BareBackbone(backbone=backbone, preprocessing=preprocessing), notes
 
 
-def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:
-    """The backbone among official tensors.
+def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tuple[str, ...]]:
+    """The backbone among official tensors, and notes on what was decided by rule.
 
     Raises:
         UserError: if there is none, or the tensors leave something open.
@@ -115,10 +138,11 @@ def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:
     positions: RelativePositions = "shared" if SHARED_TABLE in tensors else "per_block" if BLOCK_TABLE in tensors else "none"
     grid = _grid(tensors, hints, (patch[0], patch[1]))
     has_layer_scale = "blocks.0.gamma_1" in tensors
-    return BackboneConfig(
+    heads, notes = _heads(tensors, hints, width, depth)
+    backbone = BackboneConfig(
         width=width,
         depth=depth,
-        heads=_heads(tensors, hints, width),
+        heads=heads,
         hidden=tensors["blocks.0.mlp.fc1.weight"].shape[0],
         image_size=(grid[0] * patch[0], grid[1] * patch[1]),
         patch=(patch[0], patch[1]),
@@ -131,20 +155,40 @@ def describe_backbone(tensors: State, hints: Hints) -> BackboneConfig:
         final_norm="norm.weight" in tensors,
         pretrain_init="mask_token" in tensors,
     )
+    return backbone, notes
 
 
 def _usual_layer_scale(width: int, depth: int) -> float:
     return next((size.layer_scale for size in SIZES.values() if (size.width, size.depth) == (width, depth)), 0.1)
 
 
-def _heads(tensors: State, hints: Hints, width: int) -> int:
+def _heads(tensors: State, hints: Hints, width: int, depth: int) -> tuple[int, tuple[str, ...]]:
+    """The number of heads: what the file shows or says, else that of the released network of its size, else a rule and a note."""
     table = tensors.get(SHARED_TABLE) or tensors.get(BLOCK_TABLE)
-    heads = (table.shape[1] if table is not None else None) or hints.heads or width // HEAD_WIDTH
-    if heads < 1 or width % heads:
+    known = (table.shape[1] if table is not None else None) or hints.heads or KNOWN_HEADS.get((width, depth))
+    heads = known or width // HEAD_WIDTH
+    if width % (known or HEAD_WIDTH):
         raise UserError(
-            f"the file does not show its number of heads, and width {width} is no multiple of {HEAD_WIDTH}; add config.json"
+            f"the file does not show its number of heads, and width {width} is no multiple of {known or HEAD_WIDTH}; "
+            "add config.json"
         )
-    return heads
+    rule = f"heads: {heads}, by the rule of {HEAD_WIDTH} numbers for each; the file does not say, and its size is not a known one"
+    return heads, () if known else (rule,)
+
+
+def _is_eva(backbone: BackboneConfig) -> bool:
+    """Whether this is EVA-01's network (arXiv 2211.07636), alone of its size with absolute positions only and no LayerScale."""
+    is_plain = backbone.absolute_positions and backbone.relative_positions == "none" and backbone.layer_scale is None
+    return is_plain and (backbone.width, backbone.depth) == EVA_SIZE
+
+
+def _regression(outputs: int, backbone: BackboneConfig) -> str:
+    """Why a pre-training head regresses features; empty for one that predicts visual tokens."""
+    if _is_eva(backbone):
+        return f"regresses {outputs} features of CLIP, as EVA-01 does; there are no visual tokens"
+    if outputs == backbone.width:
+        return f"regresses {outputs} features, as wide as the network, as data2vec-vision does; there are no visual tokens"
+    return ""
 
 
 def _grid(tensors: State, hints: Hints, patch: Pair) -> Pair:
@@ -191,21 +235,30 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
     """What the file says of its images; else the rule of method 8.3, and a note of which."""
     if hints.preprocessing is not None:
-        return hints.preprocessing, "images: normalized as the file says"
-    is_version_2 = hints.is_version_2 or any(name.startswith("cls_pt_") for name in tensors)
+        squeezed = ", squeezed whole to the network's size" if hints.preprocessing.fit == "squeeze" else ""
+        return hints.preprocessing, f"images: normalized as the file says{squeezed}"
+    is_version_2 = hints.family == "BEiT v2" or any(name.startswith("cls_pt_") for name in tensors)
+    is_eva = _is_eva(backbone)
+    is_data2vec = hints.family == "data2vec-vision" or (kind == "masked" and tensors["lm_head.weight"].shape[0] == backbone.width)
     if hints.is_imagenet is not None:
-        chosen, why = (IMAGENET if hints.is_imagenet else INCEPTION), "the training options in the file say so"
+        chosen = IMAGENET if hints.is_imagenet else CLIP if is_eva else INCEPTION
+        why = "the training options in the file say so"
+    elif is_eva:
+        chosen, why = CLIP, "as in EVA-01's code"
     elif kind == "segment":
         chosen, why = IMAGENET, "as all official segmentation networks"
     elif is_version_2:
         chosen, why = IMAGENET, "as all official networks of BEiT v2"
-    elif kind == "masked" and backbone.relative_positions == "none":
+    elif is_data2vec:
+        chosen, why = IMAGENET, "as all official networks of data2vec-vision"
+    elif kind == "masked" and backbone.relative_positions == "none" and backbone.layer_scale is None:
         chosen, why = IMAGENET, "as the official network pre-trained on ImageNet-1k with absolute positions"
     else:
-        chosen, why = INCEPTION, "as the official networks of BEiT v1; the file does not say"
-    crop = 1.0 if min(backbone.image_size) >= WHOLE_CROP_FROM else INCEPTION.crop_share
-    name = "ImageNet's statistics" if chosen is IMAGENET else "mean and deviation 0.5"
-    return replace(chosen, crop_share=crop), f"images: normalized with {name}, {why}"
+        chosen, why = INCEPTION, "as the official networks of BEiT v1 and DiT; the file does not say"
+    # EVA-01's classifiers were evaluated without a crop at every size.
+    is_whole = min(backbone.image_size) >= WHOLE_CROP_FROM or (is_eva and kind == "classify")
+    name = "ImageNet's statistics" if chosen is IMAGENET else "CLIP's statistics" if chosen is CLIP else "mean and deviation 0.5"
+    return replace(chosen, crop_share=1.0 if is_whole else INCEPTION.crop_share), f"images: normalized with {name}, {why}"
 
 
 def grid_of_index(index: Int[Tensor, "t t"]) -> Pair:

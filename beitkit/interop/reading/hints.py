@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 from beitkit.configs.codec import from_json
-from beitkit.configs.data import Preprocessing
+from beitkit.configs.data import Filter, Preprocessing, Triple
 from beitkit.configs.model import Pair
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, OUR_NOTE, AnyNetworkConfig
+from beitkit.interop.kinds import KINDS, MULTILABEL, OUR_NOTE, AnyNetworkConfig
 from beitkit.interop.reading.describe import Hints
 from beitkit.interop.reading.unpickle import Inert
 
 T = TypeVar("T")
+MODEL_TYPES = ("beit", "data2vec-vision")
+"""transformers' names of networks that are BEiT's."""
+FILTERS: tuple[Filter, ...] = get_args(Filter)
+BICUBIC = FILTERS.index("bicubic")
 
 
-def hints_of_pickle(outside: dict[Any, Any], file_name: str) -> Hints:
+def hints_of_pickle(outside: dict[Any, Any], path: Path) -> Hints:
     """From what lies beside the weights in a `.pth`: the training script's options, mmsegmentation's `meta`, our own note."""
     options = outside.get("args")
-    given = options.attributes if isinstance(options, Inert) else {}
+    given = options.attributes if isinstance(options, Inert) else _typed(dict, options) or {}
     meta = _typed(dict, outside.get("meta")) or {}
     newer_meta = _typed(dict, meta.get("dataset_meta")) or {}  # mmsegmentation 1.x
     return Hints(
-        config=_own_config(outside.get(OUR_NOTE), file_name),
+        config=_own_config(outside.get(OUR_NOTE), path.name),
         classes=_names(meta.get("CLASSES", newer_meta.get("classes"))),
         palette=_palette(meta.get("PALETTE", newer_meta.get("palette"))),
         early_layer=_typed(int, given.get("early_layers")),
         layer_scale=_typed(float, given.get("layer_scale_init_value")) or None,
         is_imagenet=_typed(bool, given.get("imagenet_default_mean_and_std")),
-        is_version_2=file_name.lower().startswith("beitv2"),
+        family=_family(path),
     )
 
 
@@ -39,8 +45,9 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
     Raises:
         UserError: if the folder holds another network than BEiT, or a BEiT that we do not have.
     """
-    if config.get("model_type") != "beit":
-        raise UserError(f"config.json describes a network of type {config.get('model_type')!r}; beitkit reads 'beit'")
+    model_type = config.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"config.json describes a network of type {model_type!r}; beitkit reads {' and '.join(MODEL_TYPES)}")
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(f"config.json wants the activation {config['hidden_act']!r}; BEiT has 'gelu'")
     labels = _typed(dict, config.get("id2label")) or {}
@@ -48,15 +55,21 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
     are_placeholders = names is not None and all(name == f"LABEL_{index}" for index, name in enumerate(names))
     eps = _typed(float, config.get("layer_norm_eps"))
     notes = () if eps in (None, 1e-6) else (f"LayerNorm: eps 1e-6 as in the official code, config.json says {eps:g}",)
+    image_size, problem_type = _pair(config.get("image_size")), config.get("problem_type")
+    preprocessing, of_pixels = _hugging_face_preprocessing(processor or {}, image_size)
     return Hints(
-        image_size=_pair(config.get("image_size")),
+        image_size=image_size,
         heads=_typed(int, config.get("num_attention_heads")),
         classes=None if are_placeholders else names,
-        preprocessing=_hugging_face_preprocessing(processor or {}),
+        preprocessing=preprocessing,
+        vocabulary=_typed(int, config.get("vocab_size")),
+        multilabel=problem_type == MULTILABEL,
+        names_classes=problem_type != "regression",
+        family="data2vec-vision" if model_type == "data2vec-vision" else None,
         taps=_taps(config.get("out_indices")),
         layer_scale=_typed(float, config.get("layer_scale_init_value")) or None,
         drop_path=_typed(float, config.get("drop_path_rate")),
-        notes=notes,
+        notes=(*notes, *of_pixels),
     )
 
 
@@ -66,13 +79,22 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
     arguments = _typed(dict, config.get("model_args")) or {}
     sizes = about.get("input_size")
     size = arguments.get("img_size", sizes[1:] if isinstance(sizes, list) else None)
+    names = _names(config.get("label_names") or about.get("label_names") or about.get("labels"))
+    mode, filter = about.get("crop_mode"), about.get("interpolation")
+    pads = ("images: the config pads them to a square (crop_mode border), beitkit cuts the center",) if mode == "border" else ()
     return Hints(
         image_size=_pair(size),
         heads=_typed(int, arguments.get("num_heads")),
-        classes=_names(config.get("label_names") or about.get("label_names") or about.get("labels")),
-        preprocessing=_preprocessing(about.get("mean"), about.get("std"), about.get("crop_pct")),
+        classes=names,
+        preprocessing=_preprocessing(
+            about.get("mean"), about.get("std"), about.get("crop_pct"), squeeze=mode == "squash", filter=filter
+        ),
+        multilabel=config.get("problem_type") == MULTILABEL,
+        # timm counts the projection of a CLIP network's features among the classifiers.
+        names_classes=names is not None or "_clip_" not in str(config.get("architecture")),
         layer_scale=_typed(float, arguments.get("init_values")) or None,
         drop_path=_typed(float, arguments.get("drop_path_rate")),
+        notes=pads,
     )
 
 
@@ -83,28 +105,87 @@ def _own_config(note: object, file_name: str) -> AnyNetworkConfig | None:
     return config if isinstance(config, AnyNetworkConfig) else None
 
 
-def _hugging_face_preprocessing(processor: dict[str, Any]) -> Preprocessing | None:
-    size, crop = _side(processor.get("size")), _side(processor.get("crop_size"))
-    share = crop / size if processor.get("do_center_crop") and size and crop else 1.0
-    said = _typed(float, processor.get("crop_pct"))
-    return _preprocessing(processor.get("image_mean"), processor.get("image_std"), said or min(share, 1.0))
+def _family(path: Path) -> Literal["BEiT v2", "data2vec-vision"] | None:
+    """What a file's name says; data2vec's fine-tuned ones have a name that only their folder explains."""
+    if path.name.lower().startswith("beitv2"):
+        return "BEiT v2"
+    return "data2vec-vision" if "data2vec" in f"{path.parent.name}/{path.name}".lower() else None
 
 
-def _side(size: object) -> int | None:
-    """The shorter side of a size in any of the forms that processors write."""
+def _hugging_face_preprocessing(
+    processor: dict[str, Any], image_size: Pair | None
+) -> tuple[Preprocessing | None, tuple[str, ...]]:
+    """What transformers' processor does, and notes on what of it is not done here.
+
+    A height and width bring the whole image to that size, whatever its aspect; a shortest edge keeps the aspect. `crop_pct` and
+    `crop_mode` are in our own files only, which say what transformers has no words for.
+    """
+    wanted, said = processor.get("size"), _typed(float, processor.get("crop_pct"))
+    keeps_aspect = isinstance(wanted, dict) and "shortest_edge" in wanted
+    outer, inner = _height_and_width(wanted), _height_and_width(processor.get("crop_size"))
+    notes = []
+    if not processor.get("do_center_crop"):
+        inner = outer if not keeps_aspect else None
+    if processor.get("do_resize") is False:
+        notes.append("images: preprocessor_config does not resize them, beitkit does")
+    elif keeps_aspect and inner is None and said is None:
+        notes.append("images: preprocessor_config keeps their aspect and cuts nothing off; beitkit cuts the center")
+    if inner is not None and image_size not in (None, inner):
+        notes.append(f"images: preprocessor_config makes {inner[0]}x{inner[1]} pixels, the network takes those of config.json")
+    share = 1.0
+    if outer is not None and inner is not None:
+        share = _share(inner[0], outer[0])
+        if inner != outer and not keeps_aspect and _share(inner[1], outer[1]) != share:
+            notes.append("images: preprocessor_config cuts off other shares of height and width, beitkit that of the height")
+    number = processor.get("resample", BICUBIC)
+    filter = FILTERS[number] if type(number) is int and 0 <= number < len(FILTERS) else None
+    squeeze = not keeps_aspect if said is None else processor.get("crop_mode") == "squash"
+    mean, std = _hugging_face_statistics(processor)
+    return _preprocessing(mean, std, said or share, squeeze=squeeze, filter=filter), tuple(notes)
+
+
+def _hugging_face_statistics(processor: dict[str, Any]) -> tuple[Triple | None, Triple | None]:
+    """Mean and deviation of pixels in [0, 1]: what the processor subtracts and divides by, after whatever it multiplies with."""
+    if processor.get("do_normalize") is False:
+        means, deviations = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    else:
+        means, deviations = _per_channel(processor.get("image_mean")), _per_channel(processor.get("image_std"))
+    scale = 255 * (_typed(float, processor.get("rescale_factor")) or 1 / 255) if processor.get("do_rescale", True) else 255.0
+    if means is None or deviations is None or not processor:
+        return None, None
+    return _per_channel([mean / scale for mean in means]), _per_channel([std / scale for std in deviations])
+
+
+def _height_and_width(size: object) -> Pair | None:
+    """A size in any of the forms that processors write; a single number stands for both sides."""
     if isinstance(size, dict):
-        sides = [side for side in size.values() if isinstance(side, int)]
-        return min(sides, default=None)
-    return _typed(int, size)
+        edge = size.get("shortest_edge")
+        return _pair(edge if edge is not None else [size.get("height"), size.get("width")])
+    return _pair(size)
 
 
-def _preprocessing(mean: object, std: object, crop_share: object) -> Preprocessing | None:
-    means, deviations = _numbers(mean, 3, float), _numbers(std, 3, float)
+def _share(inner: int, outer: int) -> float:
+    """inner / outer, at most 1, such that int(inner / share) gives outer again."""
+    share = min(inner / outer, 1.0)
+    return share if int(inner / share) == max(inner, outer) else math.nextafter(share, 0.0)
+
+
+def _preprocessing(mean: object, std: object, crop_share: object, *, squeeze: bool, filter: object) -> Preprocessing | None:
+    means, deviations = _per_channel(mean), _per_channel(std)
     if means is None or deviations is None:
         return None
     share = _typed(float, crop_share)
-    fields = {} if share is None else {"crop_share": share}
-    return Preprocessing(mean=(means[0], means[1], means[2]), std=(deviations[0], deviations[1], deviations[2]), **fields)
+    fields: dict[str, Any] = {} if share is None else {"crop_share": share}
+    known = next((name for name in FILTERS if name == filter), "bicubic")
+    return Preprocessing(mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known, **fields)
+
+
+def _per_channel(values: object) -> Triple | None:
+    """Three numbers; a single one, as gray networks have it, stands for all."""
+    numbers = _numbers(values, 3, float)
+    if numbers is None and (one := _numbers(values if isinstance(values, list) else [values], 1, float)) is not None:
+        numbers = one * 3
+    return None if numbers is None else (numbers[0], numbers[1], numbers[2])
 
 
 def _typed(kind: type[T], value: object) -> T | None:

@@ -31,6 +31,7 @@ class TokenizerCheckpoint:
     tensors: State
     """By our own names."""
     skipped: tuple[TensorRecord, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_tokenizer(path: Path) -> TokenizerCheckpoint:
@@ -125,14 +126,15 @@ def vq_kd(path: Path, tensors: State, hints: Hints) -> TokenizerCheckpoint:
     codes, target = ours["codebook.codes"], ours.get("decode_task_layer.2.weight")
     if target is None:
         raise UserError(f"{path} is the encoder half of a VQ-KD tokenizer; beitkit reads the whole official file")
+    backbone, notes = describe_backbone(encoder, hints)
     config = VQKDConfig(
-        encoder=describe_backbone(encoder, hints),
+        encoder=backbone,
         decoder_depth=1 + max((int(name.split(".")[2]) for name in ours if name.startswith("decoder.blocks.")), default=0),
         vocabulary=codes.shape[0],
         code_dim=codes.shape[1],
         target_dim=target.shape[0],
     )
-    return TokenizerCheckpoint(path=path, layout="VQ-KD", config=config, tensors=ours, skipped=skipped)
+    return TokenizerCheckpoint(path=path, layout="VQ-KD", config=config, tensors=ours, skipped=skipped, notes=notes)
 
 
 def _as_flag(stored: LazyTensor) -> LazyTensor:

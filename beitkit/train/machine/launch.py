@@ -15,6 +15,9 @@ from beitkit.errors import UserError
 SLURM_PORTS = range(20000, 32000)
 """Below the ports that the system hands out by itself; the number of the job chooses one."""
 
+STEP_SIZES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+"""Where SLURM says how many tasks a step has, the surer place first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
@@ -54,22 +57,24 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             ),
             "RANK and WORLD_SIZE",
         )
-    # A batch script has SLURM_NTASKS too, but only what `srun` starts is a step.
+    # A batch script has SLURM_NTASKS too, but only what `srun` starts is a step. The shell that `salloc` opens is a step of one
+    # task, in a job of many: SLURM_NTASKS is the job's there, SLURM_STEP_NUM_TASKS always the step's.
     is_step = "SLURM_STEP_ID" in environment and "WORLD_SIZE" not in environment
-    if is_step and _number(environment, "SLURM_NTASKS", default=1) > 1:
+    size = next((name for name in STEP_SIZES if name in environment), STEP_SIZES[-1])
+    if is_step and _number(environment, size, default=1) > 1:
         job = _number(environment, "SLURM_JOB_ID", default=0) + _number(environment, "SLURM_STEP_ID", default=0)
         nodes = environment.get("SLURM_STEP_NODELIST") or _text(environment, "SLURM_NODELIST")
         return _checked(
             Rank(
                 rank=_number(environment, "SLURM_PROCID"),
                 local_rank=_number(environment, "SLURM_LOCALID"),
-                world_size=_number(environment, "SLURM_NTASKS"),
+                world_size=_number(environment, size),
                 address=environment.get("MASTER_ADDR") or first_host(nodes),
                 port=_number(environment, "MASTER_PORT", default=SLURM_PORTS[job % len(SLURM_PORTS)]),
                 attempt=_number(environment, "SLURM_RESTART_COUNT", default=0),
                 sees_own_devices=True,
             ),
-            "SLURM_PROCID and SLURM_NTASKS",
+            f"SLURM_PROCID and {size}",
         )
     return Rank()
 
@@ -92,7 +97,7 @@ def _number(environment: Mapping[str, str], name: str, default: int | None = Non
 
 def _text(environment: Mapping[str, str], name: str) -> str:
     if name not in environment:
-        asked = "WORLD_SIZE" if "WORLD_SIZE" in environment else "SLURM_NTASKS"
+        asked = next(asking for asking in ("WORLD_SIZE", *STEP_SIZES) if asking in environment)
         raise UserError(
             f"{asked} asks for {environment[asked]} processes, but the environment variable {name} is not set; "
             f"start with torchrun or srun, or unset {asked}"

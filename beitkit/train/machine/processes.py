@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ Value = TypeVar("Value")
 
 MEETING_TIME = timedelta(minutes=10)
 """How long processes wait for the others to start."""
+SILENT_WAIT = 10.0
+"""Seconds after which a process says that it waits."""
 LONGEST_WAIT = timedelta(days=1)
 """How long processes wait for the main one, which may be evaluating or writing a report."""
 SIGNS_OF_LOSS = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Tt]imed out|recvValue failed|NCCL")
@@ -91,11 +95,28 @@ def join(rank: Rank, device: torch.device) -> Processes:
     """
     if rank.world_size == 1:
         return ALONE
-    if not distributed.is_initialized():
-        _meet(rank, device)
-    host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    with _saying_what_it_waits_for(rank):
+        if not distributed.is_initialized():
+            _meet(rank, device)
+        host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
     assert isinstance(host, ProcessGroup)
     return Processes(rank.rank, rank.world_size, host)
+
+
+@contextmanager
+def _saying_what_it_waits_for(rank: Rank) -> Iterator[None]:
+    """A line on the error output if the block takes long."""
+    line = (
+        f"process {rank.rank} of {rank.world_size} waits for the others at {rank.address}:{rank.port}, for at most "
+        f"{MEETING_TIME.seconds // 60} minutes; start them all with torchrun or srun"
+    )
+    timer = threading.Timer(SILENT_WAIT, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _meet(rank: Rank, device: torch.device) -> None:

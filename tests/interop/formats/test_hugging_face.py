@@ -179,7 +179,7 @@ def test_a_headless_file_becomes_a_classifier(random_images: Any, tmp_path: Path
     ours, images = load(tmp_path, task="classify", num_classes=3), random_images(2, 3, 64, 64)
     expected = theirs(images).last_hidden_state[:, 1:]
     torch.testing.assert_close(ours.backbone(images).patches, expected, **EXACT)
-    assert ours.config.preprocessing == Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_share=1.0)
+    assert ours.config.preprocessing == Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_share=1.0, fit="squeeze")
 
 
 @pytest.mark.parametrize("weights", ["shards", "bin", "old buffers"])
