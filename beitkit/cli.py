@@ -180,9 +180,12 @@ def _one_line(words: str) -> str:
         return f"{short[1]} needs {'a value' if short[2] == '1' else f'{short[2]} values'}"
     if wrong := re.match(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", words):
         return _wrong_choice(wrong[2], wrong[1], re.findall(r"'(.*?)'", wrong[3]))
-    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.*?) could be instantiated from \['(.*?)'\]", words):
+    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.*?) could be instantiated from \[(.*?)\]", words):
+        given = " ".join(re.findall(r"'(.*?)'", wrong[3]))
+        if "{INT INT}" in wrong[2]:
+            return f"{wrong[1]} takes a whole number, or two (the height, then the width), got {given!r}"
         kinds = [str(kind) for kind in re.findall(r"[A-Za-z]\w*", wrong[2]) if kind != "None"]
-        return f"{wrong[1]} takes {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {wrong[3]!r}"
+        return f"{wrong[1]} takes {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {given!r}"
     if wrong := re.match(
         r"Error parsing (--[\w.-]+): (?:invalid literal for (int)|could not convert string to float).*?'(.*)'", words
     ):

@@ -11,6 +11,8 @@ from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 
 Pair = tuple[int, int]
+ImageSize = Annotated[int | Pair, Bounds(ge=1)]
+"""Of images in pixels: the side of squares, or (height, width)."""
 
 
 class Size(NamedTuple):
@@ -258,3 +260,9 @@ class SegmenterConfig:
 def as_pair(size: int | Pair) -> Pair:
     """One number for a square, or (height, width)."""
     return (size, size) if isinstance(size, int) else size
+
+
+def by(size: int | Pair) -> str:
+    """A size in words: 224x320, the height first."""
+    height, width = as_pair(size)
+    return f"{height}x{width}"

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, ShareBelowOne, config
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
-from beitkit.configs.model import BackboneConfig, RelativePositions, SizeName
+from beitkit.configs.model import BackboneConfig, ImageSize, RelativePositions, SizeName
 from beitkit.errors import UserError
 
 EngineName = Literal["local", "ray"]
@@ -40,7 +40,9 @@ class NetworkConfig:
     normalization: Literal["inception", "imagenet"] = "imagenet"
     """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
 
-    def backbone(self, size: SizeName, patch: int, image_size: int, *, drop_path: float, final_norm: bool) -> BackboneConfig:
+    def backbone(
+        self, size: SizeName, patch: int, image_size: ImageSize, *, drop_path: float, final_norm: bool
+    ) -> BackboneConfig:
         """The fine-tuning form of the network that is described, for fresh weights."""
         return BackboneConfig.named(
             f"{size}/{patch}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beitkit.configs.data import Preprocessing
+from beitkit.configs.model import by
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, TokenizerConfig, kind_of_config
@@ -50,7 +51,7 @@ class CheckpointSummary:
                     "network",
                     f"{backbone.depth} blocks, width {backbone.width}, {backbone.heads} heads, MLP {backbone.hidden}, {scale}",
                 ),
-                ("images", f"{_by(backbone.image_size)}, {backbone.channels} channels, patches of {_by(backbone.patch)}"),
+                ("images", f"{by(backbone.image_size)}, {backbone.channels} channels, patches of {by(backbone.patch)}"),
                 ("positions", " and ".join(positions) or "none"),
             ]
         if self.preprocessing is not None:
@@ -102,10 +103,6 @@ def read_any(path: Path) -> Checkpoint | TokenizerCheckpoint:
             return read_tokenizer(path)
         except UserError:
             raise problem from None
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, config
 from beitkit.configs.data import ViewConfig
-from beitkit.configs.model import SizeName
+from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
@@ -37,8 +37,8 @@ class AblateRun:
     """One fine-tuning for each; they draw --labels, the head and the order. Each variant is pre-trained once, with the first."""
     size: SizeName = "base"
     """Size of the network."""
-    image_size: PositiveInt = 224
-    """Side of the square images, in pixels."""
+    image_size: ImageSize = 224
+    """Of the images in pixels: the side of squares, or height and width."""
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     steps: PositiveInt = 10_000

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from beitkit.configs.data import MaskConfig
+from beitkit.configs.model import by
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.interop.load import load_tokenizer
 from beitkit.report.charts import Dots, dot_chart
@@ -173,7 +174,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     labels = "all" if config.labels is None else f"{config.labels:,}"
     report.facts(
         [
-            ("Network", f"{config.size}/{config.patch} at {config.image_size} pixels"),
+            ("Network", f"{config.size}/{config.patch} at {by(config.image_size)} pixels"),
             ("Pre-training", f"{config.steps:,} steps of {config.batch_size}, once each"),
             ("Fine-tuning", f"{config.finetune_steps:,} steps of {config.batch_size}, labels: {labels}"),
             ("Seeds", " ".join(map(str, config.seeds))),

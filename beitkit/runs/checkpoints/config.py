@@ -8,6 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import config
+from beitkit.configs.model import ImageSize
 from beitkit.configs.parts import CheckpointFormat, ProgramFormat, Task
 
 
@@ -35,8 +36,8 @@ class ShowLoadRun:
     """What the network is wanted for, if not for what it was saved."""
     num_classes: int | None = None
     """How many classes; other than the file's means a fresh head."""
-    image_size: int | None = None
-    """Side of the images; positions are resized to it."""
+    image_size: ImageSize | None = None
+    """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
 
 
 @config(kw_only=False)
@@ -66,5 +67,5 @@ class ExportRun:
     """onnx and torch (.pt2) are programs that run by themselves; the others are checkpoints."""
     out: Path
     """What to write; must not be there yet."""
-    image_size: int | None = None
-    """Side of the images, if not the checkpoint's."""
+    image_size: ImageSize | None = None
+    """Of the images in pixels, the side of squares or height and width, if not the checkpoint's."""

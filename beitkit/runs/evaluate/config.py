@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, config
 from beitkit.configs.data import ReadConfig
+from beitkit.configs.model import ImageSize
 from beitkit.configs.parts import Flat
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -26,8 +27,8 @@ class EvaluateRun:
     """Run folders or checkpoints with the same classes; several are compared side by side."""
     out: Path | None = None
     """Where to write report.html, evaluation.json and predictions.csv (images.csv); nothing is written without it."""
-    image_size: PositiveInt | None = None
-    """Side of the images in pixels, with positions resized; None takes what each model was trained for."""
+    image_size: ImageSize | None = None
+    """Of the images in pixels, the side of squares or height and width; None takes what each model was trained for."""
     crop_share: PositiveShare | None = None
     """Share of the resized image's side that the center crop keeps; None takes what each model was trained for."""
     batch_size: PositiveInt = 64

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from beitkit.configs.choices import Choices, narrowness
 from beitkit.configs.data import PAPER_AUGMENT
-from beitkit.configs.model import Pair
+from beitkit.configs.model import ImageSize, Pair, as_pair
 from beitkit.configs.train import DeviceKind, resolved
 from beitkit.runs.finetune.config import FinetuneRun
 
@@ -72,7 +72,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
     choices = Choices()
     is_pretrained = not run.scratch
     image_size, crop_share = _shown(choices, run, found)
-    side = image_size or max(found.image_size or (0,))
+    side = max(found.image_size or (0,)) if image_size is None else max(as_pair(image_size))
     batch_size = choices.pick(run.train.batch_size, "--batch-size", _batch_size(found, side))
     per_epoch = found.images / (batch_size * (run.loop.accumulate or 1))
     epochs = run.train.epochs
@@ -114,15 +114,15 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
     return Chosen(config, tuple(choices.lines))
 
 
-def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[int | None, float]:
+def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[ImageSize | None, float]:
     """Image size (None keeps a checkpoint's, which may be no square) and crop share."""
     size = run.image_size
-    if found.image_size is None:
+    if size is None and found.image_size is None:
         patch = found.patch
         nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
-        size = choices.pick(size, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
-    is_kept = size is None or (size, size) == found.image_size
-    if is_kept or resolved(size) < UNCROPPED:
+        size = choices.pick(None, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
+    is_kept = size is None or as_pair(size) == found.image_size
+    if is_kept or min(as_pair(size)) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.data import AugmentConfig, ReadConfig, ViewConfig
-from beitkit.configs.model import SizeName
+from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
 
@@ -39,8 +39,8 @@ class FinetuneRun:
     """Side of a patch in pixels, from scratch without --model; None takes 16."""
     pooling: Literal["mean", "cls"] | None = None
     """From scratch without --model: the head sees the mean of the patches (None takes it) or the class token."""
-    image_size: PositiveInt | None = None
-    """Side of the square images, in pixels; positions are resized to it."""
+    image_size: ImageSize | None = None
+    """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
     labels: PositiveInt | None = None

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from beitkit.configs.model import ClassifierConfig
+from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch
 from beitkit.data.sources.image_list import ImageList
 from beitkit.report.charts import Dots, dot_chart
@@ -61,7 +61,7 @@ def write_report(
     report.facts(
         [
             ("Start", "fresh weights" if config.scratch else str(config.model)),
-            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {backbone.image_size[0]} pixels"),
+            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
             ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
             ("Device", runtime.describe()),
             *folder.broken_facts(),

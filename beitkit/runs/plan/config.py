@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, config
-from beitkit.configs.model import SizeName
+from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Views
 from beitkit.errors import UserError
 
@@ -29,8 +29,8 @@ class PlanRun:
     """Size of the network; None takes the recipe's, or the one in its name."""
     patch: PositiveInt | None = None
     """Side of a patch, in pixels."""
-    image_size: PositiveInt | None = None
-    """Side of the square images, in pixels."""
+    image_size: ImageSize | None = None
+    """Of the images in pixels: the side of squares, or height and width."""
     batch_size: PositiveInt | None = None
     """Images per forward pass, on each device."""
     accumulate: PositiveInt | None = None

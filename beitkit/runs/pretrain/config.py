@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
 from beitkit.configs.data import MaskConfig, ReadConfig, ViewConfig
-from beitkit.configs.model import SizeName
+from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
 from beitkit.errors import UserError
@@ -31,8 +31,8 @@ class PretrainRun:
     """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     size: SizeName = "base"
     """Size of the network."""
-    image_size: PositiveInt = 224
-    """Side of the square images, in pixels."""
+    image_size: ImageSize = 224
+    """Of the images in pixels: the side of squares, or height and width."""
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     target: Literal["tokens", "pixels"] = "tokens"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from beitkit.configs.model import by
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
@@ -50,7 +51,7 @@ def write_report(
     report = Report("Pre-training", str(folder.path))
     report.facts(
         [
-            ("Network", f"{config.size}/{config.patch} at {config.image_size} pixels"),
+            ("Network", f"{config.size}/{config.patch} at {by(config.image_size)} pixels"),
             ("Targets", targets_of(setup)),
             ("Mask", mask_of(setup)),
             ("Images", f"{len(setup.files):,}, no labels used"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beitkit.configs.model import by
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.data.stream import evaluation_stream, with_limit_on_broken
@@ -101,7 +102,7 @@ def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, run
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "" if config.recipe is None else f" by the recipe {config.recipe}"
     return (
-        f"pre-training{recipe}: {config.size}/{config.patch} at {config.image_size} ({parameters / 1e6:.1f} M parameters), "
+        f"pre-training{recipe}: {config.size}/{config.patch} at {by(config.image_size)} ({parameters / 1e6:.1f} M parameters), "
         f"mask {mask_of(setup)}, targets {targets_of(setup)}; "
         f"{len(setup.files)} images, {schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr "
         f"{schedule.lr:.3g} ({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from beitkit.configs.data import ViewConfig
-from beitkit.configs.model import BackboneConfig, ClsBranchConfig, MaskedImageModelConfig
+from beitkit.configs.model import BackboneConfig, ClsBranchConfig, ImageSize, MaskedImageModelConfig, as_pair, by
 from beitkit.configs.train import TrainConfig
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
@@ -127,12 +127,12 @@ class Setup:
         return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
 
 
-def view_options(view: ViewConfig, image_size: int, patch: int, seed: int) -> str:
+def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int) -> str:
     """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
     given: list[tuple[str, object]] = [
         (f"--{name}", value)
         for name, value, default in (
-            ("image-size", image_size, PretrainRun.image_size),
+            ("image-size", " ".join(map(str, dict.fromkeys(as_pair(image_size)))), str(PretrainRun.image_size)),
             ("patch", patch, PretrainRun.patch),
             ("seed", seed, TrainConfig.seed),
         )
@@ -179,7 +179,7 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     )
     if min(backbone.grid) < 2:
         raise UserError(
-            f"--image-size {config.image_size} holds {backbone.grid[0]}x{backbone.grid[1]} patches of --patch {config.patch}; "
+            f"`image_size` {by(config.image_size)} holds {by(backbone.grid)} patches of `patch={config.patch}`; "
             "at least 2x2 are needed"
         )
     if config.cls_branch is not None and config.cls_branch > backbone.depth:

@@ -58,7 +58,7 @@ class ChosenScenes(NamedTuple):
 def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
     """`run` with every open value decided; the same facts always give the same values."""
     choices = Choices()
-    image_size = choices.pick(run.image_size, "--image-size", _image_size(found))
+    image_size = choices.pick(None, "--image-size", _image_size(found)) if run.image_size is None else run.image_size
     batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.images), found.device))
     per_epoch = found.images / (batch_size * (run.loop.accumulate or 1))
     steps = run.train.steps

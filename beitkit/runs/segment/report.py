@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from beitkit.configs.model import SegmenterConfig
+from beitkit.configs.model import SegmenterConfig, by
 from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
 from beitkit.report.charts import Dots, dot_chart
@@ -56,7 +56,7 @@ def write_report(
         [
             ("Start", "fresh weights" if config.scratch else f"{config.model}{', frozen' if config.freeze else ''}"),
             ("Network", f"width {backbone.width}, {backbone.depth} blocks, {network.head} head"),
-            ("Crops", f"{backbone.image_size[0]}x{backbone.image_size[1]} pixels"),
+            ("Crops", f"{by(backbone.image_size)} pixels"),
             ("Images", f"{audited.pairs:,} of {len(audited.classes)} classes"),
             ("Device", runtime.describe()),
             *folder.broken_facts(),

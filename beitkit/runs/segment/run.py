@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.data import IMAGENET, INCEPTION
-from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
@@ -158,8 +158,9 @@ def result_of(folder: Path, val_digest: str) -> SegmentResult:
 
 def _announcement(config: SegmentRun, origin: Start, images: str, schedule: Schedule) -> str:
     weights = f"from {config.model}" if origin != "scratch" else "from scratch"
+    crops = by(resolved(config.image_size))
     return (
-        f"segmentation {weights}: {images}; crops of {config.image_size}, {config.head} head; {schedule.steps} steps of "
+        f"segmentation {weights}: {images}; crops of {crops}, {config.head} head; {schedule.steps} steps of "
         f"{schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, layer decay "
         f"{resolved(config.optim.layer_decay):g}"
     )
@@ -184,7 +185,7 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Seg
     side = resolved(config.image_size)
     if config.model is None:
         found = None
-        sized = replace(backbone, image_size=(side, side), drop_path=resolved(config.drop_path))
+        sized = replace(backbone, image_size=as_pair(side), drop_path=resolved(config.drop_path))
         start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing)
     else:
         found = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, Seed, config
 from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import EngineName, Flat, Views, shard_of
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
@@ -28,8 +29,8 @@ class TokenizeRun:
     """Folder of the token cache to make or to complete. The same command continues it."""
     views: Views
     """Stored views of an image."""
-    image_size: int = 224
-    """Side of the square images that will be pre-trained on, in pixels."""
+    image_size: ImageSize = 224
+    """Of the images that will be pre-trained on, in pixels: the side of squares, or height and width."""
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     seed: Seed = 0
@@ -47,5 +48,5 @@ class TokenizeRun:
 
     def __post_init__(self) -> None:
         shard_of(self.shard)
-        if self.patch > self.image_size // 2:
-            raise UserError(f"`image_size={self.image_size}` must hold at least 2x2 patches of `patch={self.patch}`")
+        if self.patch > min(as_pair(self.image_size)) // 2:
+            raise UserError(f"`image_size` {by(self.image_size)} must hold at least 2x2 patches of `patch={self.patch}`")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from beitkit.configs.model import as_pair, by
 from beitkit.configs.parts import shard_of
 from beitkit.contracts import Batch, precision_name
 from beitkit.data.dataset import ImageDataset
@@ -40,12 +41,12 @@ SECONDS_PER_LINE = 10.0
 
 def run(config: TokenizeRun) -> Path:
     """Make a token cache, a shard of one, or complete it; returns its folder."""
-    if config.image_size % config.patch:
-        raise UserError(f"--image-size {config.image_size} is not a whole number of patches of --patch {config.patch}")
+    image_size, patch = as_pair(config.image_size), as_pair(config.patch)
+    if any(side % config.patch for side in image_size):
+        raise UserError(f"`image_size` {by(image_size)} is not a whole number of patches of --patch {config.patch}")
     if config.engine == "ray":
         import_ray()
     tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images)
-    image_size, patch = (config.image_size, config.image_size), (config.patch, config.patch)
     key = CacheKey.of(files, tokenizer, config.view, image_size, patch, config.seed, config.views)
     _make_place(config, files)
     runtime = start_runtime(config.machine)

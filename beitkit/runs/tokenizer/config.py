@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import config
 from beitkit.configs.data import ReadConfig, ViewConfig
+from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
@@ -25,8 +26,8 @@ class TokenizerRun:
     _: KW_ONLY
     out: Path
     """Run folder to make or to continue."""
-    image_size: int = 112
-    """Side of the square images it is trained on, in pixels; it can encode other sizes later."""
+    image_size: ImageSize = 112
+    """Of the images it is trained on, in pixels: the side of squares, or height and width; it can encode other sizes later."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()
@@ -38,7 +39,7 @@ class TokenizerRun:
 
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)
-        if self.image_size < self.dvae.stride:
-            raise UserError(f"`image_size` must be at least `dvae.stride`, got {self.image_size} and {self.dvae.stride}")
+        if min(as_pair(self.image_size)) < self.dvae.stride:
+            raise UserError(f"`image_size` must be at least `dvae.stride`, got {by(self.image_size)} and {self.dvae.stride}")
         if self.optim.layer_decay not in (None, 1.0):
             raise UserError(f"`optim.layer_decay={self.optim.layer_decay:g}` has no meaning for a tokenizer; leave it out")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from beitkit.configs.data import Preprocessing
-from beitkit.configs.model import as_pair
+from beitkit.configs.model import as_pair, by
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.find import find_images
@@ -42,11 +42,9 @@ def run(config: TokenizerRun) -> Path:
     """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads."""
     config, runtime = start_run(config)
     size, stride, channels = as_pair(config.image_size), config.dvae.stride, config.dvae.channels
-    if config.image_size % stride:
-        nearest = max(1, round(config.image_size / stride)) * stride
-        raise UserError(
-            f"--image-size {config.image_size} is not a multiple of the tokenizer's stride {stride}; nearest: {nearest}"
-        )
+    if any(side % stride for side in size):
+        nearest = tuple(max(1, round(side / stride)) * stride for side in size)
+        raise UserError(f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by(nearest)}")
     files = find_images(config.images)
     pinned = {"pictures": files.digest}
     session = Session.begin("tokenizer", config, runtime, pinned, images=len(files), default_epochs=DEFAULT_EPOCHS)
@@ -56,8 +54,8 @@ def run(config: TokenizerRun) -> Path:
     objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
     tokenizer, schedule = objective.tokenizer, session.training.schedule
     session.say(
-        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {stride}; {len(files)} images, "
-        f"{schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
+        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {stride}, at {by(size)}; "
+        f"{len(files)} images, {schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
     view, seed = PretrainView(config.view, size, None), config.train.seed
     dataset = ImageDataset(files, view, channels=channels, seed=seed, smallest=as_pair(stride))
