@@ -1,6 +1,6 @@
-"""The conventions and small types that every layer shares.
+"""Conventions and small types that the whole package shares.
 
-Conventions, once: masks are bool and True means hidden; sizes are (height, width); images are uint8 (c, h, w) in the
+Conventions: masks are bool and True means hidden; sizes are (height, width); images are uint8 (c, h, w) in the
 data layer, float in [0, 1] for tokenizers and normalized float for backbones; token ids are int64 in raster order; an
 ignored label in a label map is 255; the class token is never among the patches.
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from beitkit.configs.data import Triple
+
 IGNORED = 255
-"""In a label map: a pixel that neither trains nor counts."""
+"""Ignore index of label maps: such pixels count neither in the loss nor in metrics."""
 Batch = dict[str, Tensor]
 """What a stream yields and an objective takes, by key; a stage that has no more use for a key leaves it out.
 
@@ -47,24 +50,38 @@ Batch = dict[str, Tensor]
 """
 
 ImageInput = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
-"""One image: a file, or what a program holds of it (see `data.reader` for shapes and ranges)."""
+"""One image: a path, a Pillow image, or an array or tensor (see `data.reader` for shapes and ranges)."""
 
 Precision = Literal["float32", "bfloat16"]
-"""What matrix products are computed in."""
+"""Precision of matrix products."""
+
+
+Autocast = Callable[[], AbstractContextManager[None]]
+"""Makes the autocast context of a run, such as `Runtime.precision`."""
 
 
 def precision_name(autocast: torch.dtype | None) -> Precision:
-    """The precision of a run in words; None is a run without autocast."""
+    """Name of the autocast type; float32 without autocast."""
     return "float32" if autocast is None else "bfloat16"
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
-    """What autocast computes in for a precision in words; None is no autocast. The inverse of `precision_name`."""
+    """The autocast type of a precision; None: no autocast. The inverse of `precision_name`."""
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
+def pixel_statistics(
+    mean: Triple, std: Triple, channels: int, like: Tensor
+) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
+    """Mean and standard deviation per channel, on the device of `like`; gray images take the average over the three channels."""
+    statistics = torch.tensor([mean, std], dtype=like.dtype, device=like.device)
+    if channels == 1:
+        statistics = statistics.mean(1, keepdim=True)
+    return statistics[0, :, None, None], statistics[1, :, None, None]
+
+
 class Loss(NamedTuple):
-    """What an objective returns: `total` is differentiated, `parts` are logged and carry no graph."""
+    """What an objective returns: `total` is backpropagated, `parts` are detached and logged."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -95,7 +112,7 @@ class Tokenizer(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Digest of weights and geometry: the same ids come from the same fingerprint."""
+        """Digest of config and weights: equal fingerprints give equal ids."""
         ...
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
@@ -118,7 +135,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Knows a metric and its data; knows the model only as a prediction function."""
+    """A metric and its data; it knows the model only as a prediction function."""
 
     name: str
 
@@ -132,26 +149,26 @@ Fate = Literal["kept", "split", "merged", "expanded", "resized", "dropped", "fre
 
 
 class TensorRecord(NamedTuple):
-    """One tensor's way from a file into a network (or from a network into a file)."""
+    """How one tensor got from a file into a network, or from a network into a file."""
 
     name: str
-    """Name where it arrived; where it came from if it was dropped."""
+    """Name at the destination; at the source if it was dropped."""
     fate: Fate
     sources: tuple[str, ...]
-    """Names where it came from; none for a fresh one."""
+    """Names at the source; none for a fresh one."""
     shape: tuple[int, ...]
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What happened to every tensor; there is no tensor that it does not name."""
+    """What happened to every tensor."""
 
     source: str
     """What was read: path and layout."""
     records: tuple[TensorRecord, ...]
     notes: tuple[str, ...] = ()
-    """What was decided without a tensor: the input statistics, say, and why."""
+    """What was decided without a tensor, such as the pixel statistics, and why."""
 
     def counts(self) -> dict[Fate, int]:
         """Tensors per fate, those that occur, in the order of `Fate`."""

@@ -1,4 +1,4 @@
-"""What is asked of the operating system: files that are whole whenever the process dies, the cores and the memory one uses."""
+"""Atomic file writes, usable cores, memory statistics and heap settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
 def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write a file beside its place, flush it to the disk, then move it there; creates the folder."""
+    """Write to a temporary file, fsync it, then rename it to `path`; creates the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -36,24 +36,24 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
 
 
 def quoted(path: Path) -> str:
-    """A path as it can be pasted into a shell."""
+    """A path quoted for the shell."""
     return shlex.quote(str(path))
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which can be fewer than the machine has: its share where torchrun started several."""
+    """CPU cores available to this process: its affinity mask, divided by LOCAL_WORLD_SIZE under torchrun."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, cores // int(sharing)) if sharing.isdecimal() and int(sharing) else cores
 
 
 def resident_bytes() -> int | None:
-    """Memory that this process holds now; known on Linux only."""
+    """Resident memory of this process; None except on Linux."""
     return _kilobytes("VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory that this process held, since `reset_peak_memory` if that was called; known on Linux only.
+    """Peak resident memory of this process, since `reset_peak_memory` if that was called; None except on Linux.
 
     It is not `ru_maxrss`, which a new process inherits from the one that started it.
     """
@@ -61,7 +61,7 @@ def peak_resident_bytes() -> int | None:
 
 
 def reset_peak_memory() -> None:
-    """Let the peak fall to what is resident now, where the system allows it (man 5 proc)."""
+    """Reset the peak to the memory resident now, where the kernel allows it (man 5 proc)."""
     if sys.platform == "linux":
         _RESET.write_text("5")
 
@@ -74,11 +74,10 @@ def _kilobytes(key: str) -> int | None:
 
 
 def keep_heap(is_kept: bool = True) -> None:
-    """Let the C library keep memory that is freed for the next tensor, or give it back to the system as it does by itself.
+    """Let malloc keep freed memory for the next tensor, or return it to the system as by default.
 
-    By itself glibc gives every large block back at once, and the system then fills the next one with zeros page by page: a
-    network on a CPU spends much of its time on that (docs/performance.md). Does nothing where the C library is another one, or
-    where the environment has settings of the user's own.
+    By default glibc returns every large block at once, and the kernel zeroes the next one page by page, which costs much of a
+    step on a CPU (docs/performance.md). Does nothing with another C library, or if the user has set malloc variables.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -86,14 +85,14 @@ def keep_heap(is_kept: bool = True) -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function; TypeError: Windows has no library without a name
         return
-    # What glibc settles at by itself once large blocks were freed; it settles no more after the first of these calls.
+    # What glibc adapts to by itself once large blocks were freed; after the first mallopt call it no longer adapts.
     settled = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
     for parameter, value in ({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1} if is_kept else settled).items():
         mallopt(parameter, value)
 
 
 def trim_heap() -> None:
-    """Let glibc give the system what is free of its heap now; nothing with another C library."""
+    """Return free heap memory to the system now (glibc only)."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):

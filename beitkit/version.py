@@ -1,3 +1,3 @@
-"""The version of the package, for whoever writes it into a file."""
+"""Version of the package, importable from every layer."""
 
 __version__ = "0.1.0"

@@ -1,1 +1,1 @@
-"""The project's instruments, each of them a command: `python -m benchmarks.NAME`, started at the root of the repository."""
+"""Benchmarks of the project, each a command: `python -m benchmarks.NAME`, started at the root of the repository."""

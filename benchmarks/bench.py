@@ -1,4 +1,4 @@
-"""How fast this machine is with beitkit, and with other software: candidates that take turns in one process.
+"""Speed of beitkit and other libraries on this machine: candidates take turns in one process.
 
     python -m benchmarks.bench --what pretraining --against transformers [--size base] [--rounds 5] [--out bench]
 

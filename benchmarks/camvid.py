@@ -1,4 +1,4 @@
-"""The segmentation run of docs/results.md: CamVid's street scenes, from unlabeled images to the table, by the verbs alone.
+"""The CamVid segmentation run of docs/results.md, from unlabeled images to the table, by beitkit commands only.
 
     python -m benchmarks.camvid CAMVID_FOLDER PHOTOS_FOLDER --out runs/camvid
 

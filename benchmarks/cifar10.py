@@ -1,4 +1,4 @@
-"""The color run of docs/results.md: CIFAR-10 from images to the verdict, by the verbs alone.
+"""The CIFAR-10 run of docs/results.md, by beitkit commands only.
 
     python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10
 

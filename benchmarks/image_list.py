@@ -1,4 +1,4 @@
-"""What a list of ten million images costs to open and to read from: the figures of docs/guide/data.md.
+"""Time and memory of opening and reading a list of ten million images: the figures of docs/guide/data.md.
 
     python -m benchmarks.image_list [--images 10000000] [--workers 4]
 

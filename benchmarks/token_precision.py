@@ -1,4 +1,4 @@
-"""How many tokens a tokenizer in bfloat16 finds as in float32, and how fast it is in both: figures of docs/performance.md.
+"""Agreement and speed of a tokenizer in bfloat16 and float32: figures of docs/performance.md.
 
     python -m benchmarks.token_precision PHOTOS --tokenizer runs/tok [runs/other ...] [--images 64] [--size 112]
 

@@ -1,4 +1,4 @@
-"""What K stored views cost in accuracy against fresh views in every epoch: the table of docs/results.md.
+"""Accuracy with K stored views compared with new views in every epoch: the table of docs/results.md.
 
     python -m benchmarks.views CIFAR10_FOLDER --tokenizer runs/tok --out runs/views
 

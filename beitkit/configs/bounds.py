@@ -1,10 +1,10 @@
-"""What a config is: a frozen dataclass whose numbers have bounds, declared in the types of its fields.
+"""Frozen config dataclasses with bounds of numbers declared in the types of their fields.
 
     @config("mask")
     class MaskConfig:
         ratio: Annotated[float, Bounds(gt=0, lt=1)] = 0.4
 
-refuses a ratio of 1.5 by "`mask.ratio` must lie in (0, 1), got 1.5". What relates several fields is code in `__post_init__`.
+refuses a ratio of 1.5 by "`mask.ratio` must lie in (0, 1), got 1.5". Conditions on several fields are checked in `__post_init__`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options that were chosen from the data instead of given, each with its reason."""
+"""Options chosen from the data, each with its reason."""
 
 from __future__ import annotations
 

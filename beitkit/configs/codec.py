@@ -1,4 +1,4 @@
-"""Config dataclasses as JSON and back, strictly: what cannot be understood is an error that names the key.
+"""Config dataclasses to JSON and back, strictly: unknown or invalid values are errors that name the key.
 
 `to_json` writes every field, so that a file is complete on its own; `from_json` accepts exactly the fields of the class. A field
 that files from before do not have is declared with `later`: it is written only where it does not hold its default.

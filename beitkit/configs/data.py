@@ -1,4 +1,4 @@
-"""What the network sees: masks, views of an image, normalization, and how files are read."""
+"""Configs of masking, image views, normalization and reading of files."""
 
 from __future__ import annotations
 

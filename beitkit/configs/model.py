@@ -1,4 +1,4 @@
-"""What a network is: sizes as data, and the frozen description that a checkpoint stores and rebuilds it from."""
+"""Network configs, as stored in checkpoints, and the published sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
-from beitkit.configs.segmentation import InferenceConfig
+from beitkit.configs.segmentation import Color, InferenceConfig, default_palette
 from beitkit.errors import UserError
 
 Pair = tuple[int, int]
@@ -212,7 +212,7 @@ class SegmenterConfig:
     auxiliary head the third."""
     inference: InferenceConfig = InferenceConfig()
     """How whole images are labeled, unless something else is asked for."""
-    palette: tuple[tuple[int, int, int], ...] | None = None
+    palette: tuple[Color, ...] | None = None
     """Color (red, green, blue, 0 to 255) of every class, for images of predictions."""
     preprocessing: Preprocessing = IMAGENET
 
@@ -255,6 +255,11 @@ class SegmenterConfig:
     def pyramid_scales(self) -> tuple[float, float, float, float]:
         """Size of each pyramid level relative to the patch grid: strides 4, 8, 16, 32 pixels for patches of 16 or of 8 pixels."""
         return (4.0, 2.0, 1.0, 0.5) if max(self.backbone.patch) > 8 else (2.0, 1.0, 0.5, 0.25)
+
+    @property
+    def colors(self) -> tuple[Color, ...]:
+        """In which each class is shown, `palette` or the rule."""
+        return self.palette or default_palette(len(self.classes))
 
 
 def as_pair(size: int | Pair) -> Pair:

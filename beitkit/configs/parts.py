@@ -1,4 +1,4 @@
-"""What several verbs share: options without a prefix, the network's details, a check."""
+"""Option groups shared by several verbs."""
 
 from __future__ import annotations
 

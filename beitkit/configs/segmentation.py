@@ -1,15 +1,18 @@
-"""How a segmenter is trained and used: its loss, and the windows, scales and flips with which whole images are labeled."""
+"""How a segmenter is trained and used: its loss, how whole images are labeled, and the colors of its classes."""
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import fields, replace
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, config
 from beitkit.errors import UserError
 
-OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""The scales of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+HUE_STEP = 0.6180339887498949  # golden ratio - 1: neighbors in the list of classes get hues far apart
 
 
 @config("loss")
@@ -64,3 +67,13 @@ class InferenceConfig:
 
 def _listed(numbers: tuple[float, ...]) -> str:
     return " ".join(f"{number:g}" for number in numbers) or "none"
+
+
+def default_palette(count: int) -> tuple[Color, ...]:
+    """Colors for classes that have none of their own: the same for the same number everywhere, none of them black."""
+    colors = []
+    for index in range(count):
+        lightness, saturation = (0.45, 0.65, 0.3)[index % 3], (0.75, 0.6)[index % 2]
+        red, green, blue = colorsys.hls_to_rgb(0.03 + index * HUE_STEP % 1, lightness, saturation)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)

@@ -1,4 +1,4 @@
-"""What describes a tokenizer: discrete VAEs, VQ-KD, and how a discrete VAE is trained."""
+"""Configs of tokenizers: discrete VAEs, VQ-KD, and training of a discrete VAE."""
 
 from __future__ import annotations
 
@@ -110,3 +110,6 @@ class ReconstructConfig:
     """Share of the run during which codes are revived; the rest lets them settle."""
     dead_share: Share = 0.05
     """A code is unused when it is chosen less often than this share of the average."""
+
+
+TokenizerConfig = DVAEConfig | VQKDConfig

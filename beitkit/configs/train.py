@@ -1,4 +1,4 @@
-"""How long, how fast, on what: the length of a run, the optimizer, the loop and the machine."""
+"""Configs of training: length, optimizer, loop and machine."""
 
 from __future__ import annotations
 

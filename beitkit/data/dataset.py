@@ -1,4 +1,4 @@
-"""Samples by position: which image, in which view, under which mask."""
+"""Map-style dataset: position to sample (image, view and mask)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class ImageDataset:
 
     For training the order is endless: position p is the (p mod N)-th image of a permutation drawn for epoch p // N, and
     an image that cannot be read is replaced by the next one in the list that can. With `repeats` each image of the
-    permutation fills that many positions, and an epoch ends after N positions all the same (repeated augmentation). With
-    `balanced` the epoch's images are drawn so that every class fills as many positions. For evaluation position p is image p,
-    and an image that cannot be read is black, so that the batch keeps its shape; whoever evaluates drops samples whose
-    `broken` is not -1.
+    permutation fills that many positions, and an epoch still ends after N positions (repeated augmentation). With
+    `balanced` every class fills the same number of positions. For evaluation position p is image p,
+    and an image that cannot be read is black, so that the batch keeps its shape; evaluators drop samples whose `broken` is not
+    -1.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ImageDataset:
 
         Args:
             files: the images.
-            view: what is shown of an image.
-            masker: draws the mask, where there is one.
+            view: the transform.
+            masker: draws the mask; None for no mask.
             channels: 1 (gray) or 3 (RGB).
             seed: of order, views and masks.
             kind: an endless shuffled order, or one ordered pass.
@@ -65,8 +65,8 @@ class ImageDataset:
             label_map: the label map of an image by its index; the view is then called as `view(image, label_map, rng)`. It
                 may raise `BrokenImage`, which makes the pair count as unreadable.
             repeats: how many positions in a row an image of the order fills.
-            balanced: whether every class gets as many positions of an epoch; needs one label an image.
-            views: how many views an image has (decision 005); None draws another one every epoch.
+            balanced: whether every class gets the same number of positions; needs single labels.
+            views: number of stored views per image (decision 005); None draws a new view every epoch.
         """
         if not len(files):
             raise UserError(f"the list of images in {files.root} is empty")
@@ -88,11 +88,11 @@ class ImageDataset:
         self._last: tuple[int, Image.Image | StoredImage] | None = None
 
     def __len__(self) -> int:
-        """Images in the list, and so samples in an epoch."""
+        """Images in the list, which is the number of samples in an epoch."""
         return len(self.files)
 
     def locate(self, position: int) -> Key:
-        """Which epoch a position lies in, which image is there, and how often the epoch has shown it before."""
+        """Epoch of a position, its image, and how often the epoch has shown that image before."""
         if self.kind == "evaluate":
             return 0, position, 0
         epoch, place = divmod(position, len(self))
@@ -112,11 +112,11 @@ class ImageDataset:
         return balanced_order(torch.from_numpy(self.files.labels), generator)
 
     def sample(self, position: int) -> dict[str, Tensor]:
-        """The sample at a position of the order."""
+        """The sample at a position."""
         return self.read(*self.locate(position))
 
     def read(self, epoch: int, index: int, repeat: int = 0) -> dict[str, Tensor]:
-        """One image as an epoch shows it for the first or a repeated time, or its replacement."""
+        """Sample of one image in an epoch, or of its replacement."""
         shown_before = (repeat,) if repeat else ()
         shown, sample = self._viewed(epoch, index, shown_before)
         is_broken = shown != index or sample is None
@@ -131,7 +131,7 @@ class ImageDataset:
         return sample | {"index": torch.tensor(shown), "broken": torch.tensor(index if is_broken else -1)}
 
     def view_number(self, epoch: int, index: int) -> int:
-        """Which of its stored views an image has in an epoch: all of them, in another order every `views` epochs."""
+        """Number of the stored view in an epoch: all of them in turn, in a new order every `views` epochs."""
         assert self.views is not None
         turn, place = divmod(epoch, self.views)
         return random.Random(derived_seed(self.seed, "views", turn, index)).sample(range(self.views), self.views)[place]
@@ -141,7 +141,7 @@ class ImageDataset:
     ) -> dict[str, Tensor]:
         """The view of the image `shown` in place of `index`; of stored views also its number.
 
-        The view has its own generator: a stored view comes again, each time under another mask.
+        The view has a generator of its own: a stored view recurs, each time with a new mask.
         """
         if self.views is None:
             return self.view(*inputs, random.Random(derived_seed(self.seed, "view", epoch, index, *shown_before)))
@@ -172,7 +172,7 @@ class ImageDataset:
         return True
 
     def reason(self, index: int) -> str:
-        """Why an image cannot be read, found by trying once more: batches carry numbers only."""
+        """Why an image cannot be read, by trying again: batches carry numbers only."""
         try:
             self._decode(index)
         except BrokenImage as error:
@@ -185,14 +185,14 @@ class ImageDataset:
                 part.decoded()
 
     def _inputs(self, index: int) -> tuple[Image.Image | StoredImage, ...]:
-        """What the view takes: the image, and, decoded as it is, its label map where there is one."""
+        """Arguments of the view: the image and, if there are label maps, its label map."""
         image = self._image(index)
         if self.label_map is None:
             return (image,)
         return image.decoded() if isinstance(image, StoredImage) else image, self.label_map(index)
 
     def _blank(self) -> tuple[Image.Image, ...]:
-        """In place of what cannot be read: black, and a label map in which every pixel is ignored."""
+        """Replacement for an unreadable image: black, with every pixel of its label map ignored."""
         image = Image.new(self._mode, (8, 8))
         return (image,) if self.label_map is None else (image, Image.new("L", (8, 8), IGNORED))
 
@@ -216,7 +216,7 @@ class ImageDataset:
 
 
 def balanced_order(labels: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Tensor, " n"]:
-    """An order of n images in which every class has its equal share (one more for some, where n is not divisible).
+    """A permutation-like order of n images with the same number from every class (one more for some if n is not divisible).
 
     Within a class no image comes again before all others came. An entry is index + n * how often the image came before.
     """

@@ -1,4 +1,4 @@
-"""From an image in any form that people have it in to what one network is shown, exactly as in an evaluation."""
+"""Image reader: from a path, Pillow image, array or tensor to the input of a network, as in its evaluation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageReader:
                 (c, h, w) with 1, 3 or 4 channels; where both could be meant, arrays are (h, w, c) and tensors (c, h, w).
 
         Raises:
-            UserError: a file that cannot be read, or an array that is no image.
+            UserError: a file that cannot be read, or an array that is not an image.
         """
         pixels = []
         for image in images:
@@ -64,7 +64,7 @@ class ImageReader:
 
         Raises:
             BrokenImage: a file that cannot be read.
-            UserError: an array that is no image.
+            UserError: an array that is not an image.
         """
         loaded = opened(image, self.channels, self.patch)
         return EvaluationView(self.preprocessing, self.image_size)(loaded, random.Random(0))["images"]
@@ -84,7 +84,7 @@ class WholeReader:
         """The pixels of an image in any form that `ImageReader` takes.
 
         Raises:
-            UserError: a file that cannot be read, or an array that is no image.
+            UserError: a file that cannot be read, or an array that is not an image.
         """
         try:
             return to_tensor(opened(image, self.channels))
@@ -97,7 +97,7 @@ def opened(image: ImageInput, channels: int, smallest: Pair = (1, 1)) -> Image.I
 
     Raises:
         BrokenImage: a file that cannot be read, or is smaller than `smallest` (height, width).
-        UserError: an array that is no image.
+        UserError: an array that is not an image.
     """
     if isinstance(image, str | bytes | os.PathLike):
         return open_image(Path(os.fsdecode(image)), channels, smallest=smallest)

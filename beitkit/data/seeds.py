@@ -1,4 +1,4 @@
-"""Seeds and generators of random numbers by position: what is drawn depends on what it is for, not on when it is drawn."""
+"""Seeds and generators derived from a position, so that draws do not depend on the order of computation."""
 
 from __future__ import annotations
 

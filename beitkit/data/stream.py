@@ -1,12 +1,12 @@
-"""From a list of images to batches on a device, as a chain of plain generators.
+"""From a list of images to batches on a device, as a chain of generators.
 
     dataset = ImageDataset(files, view, masker=masker, channels=3, seed=0)
     stream = training_stream(dataset, batch_size=64, workers=2, start_batch=step)
     stream = with_limit_on_broken(stream, dataset, limit_share=0.01, report=..., list_file=...)
     stream = normalized(tokenized(to_device(stream, device), encode, grid), mean, std)
 
-What a sample looks like depends on (seed, epoch, image, repeat) only, and batch i of a stream on (seed, i) only: never on the
-number of worker processes, on what was read before, or on where a run was cut. Resuming is an index, not a replay.
+A sample depends on (seed, epoch, image, repeat) only, and batch i of a stream on (seed, i) only: not on the number of workers,
+on what was read before, or on where a run was interrupted. Resuming is an index, not a replay.
 
 The keys of a batch are listed at `contracts.Batch`.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from beitkit.configs.data import Preprocessing, Triple
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import EvaluationView
@@ -56,7 +56,7 @@ def training_stream(
     """Endless batches; the first is number `start_batch`. Batch i of a process depends only on (seed, i, rank, world).
 
     The processes of a step share positions i * batch_size * world and following, in the order of their ranks, so that
-    `world` processes see together what one process with `world` times the batch would see. Close the generator to end
+    `world` processes see together what one process with `world` times the batch would see. Close the generator to stop
     the workers; -1 workers are `default_workers()`.
 
     Raises:
@@ -93,7 +93,7 @@ def stored_views_stream(
 
 
 def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches moved to a device; to CUDA through page-locked memory, without waiting for the copy."""
+    """Batches moved to a device; to CUDA through pinned memory, asynchronously."""
     is_cuda = device.type == "cuda"
     for batch in stream:
         yield {key: (value.pin_memory() if is_cuda else value).to(device, non_blocking=is_cuda) for key, value in batch.items()}
@@ -101,14 +101,12 @@ def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[Batch]:
     """Batches whose `images` are float32, (x / 255 - mean) / std per channel; gray ones take the average over channels."""
-    constants: tuple[Tensor, Tensor] | None = None
+    statistics: tuple[Tensor, Tensor] | None = None
     for batch in stream:
-        images = batch["images"]
-        if constants is None:
-            values = torch.tensor([mean, std], device=images.device)
-            values = values.mean(dim=1, keepdim=True) if images.shape[1] == 1 else values
-            constants = values[0].view(-1, 1, 1), values[1].view(-1, 1, 1)
-        yield batch | {"images": images.float().div_(255).sub_(constants[0]).div_(constants[1])}
+        images = batch["images"].float().div_(255)
+        if statistics is None:
+            statistics = pixel_statistics(mean, std, images.shape[1], images)
+        yield batch | {"images": images.sub_(statistics[0]).div_(statistics[1])}
 
 
 def tokenized(stream: Iterable[Batch], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Iterator[Batch]:
@@ -143,7 +141,7 @@ def with_limit_on_broken(
 ) -> Iterator[Batch]:
     """The same batches; `report(path, reason)` is called once for each image of `dataset` that could not be read.
 
-    Put it before `to_device`, so that looking at `broken` does not make the device wait.
+    Put it before `to_device`, so that reading `broken` does not synchronize with the device.
 
     Raises:
         UserError: more than `limit_share` of the files could not be read; names `list_file`, where `report` writes them

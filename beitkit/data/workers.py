@@ -1,6 +1,6 @@
-"""Samples to batches, read here or by worker processes.
+"""Batches of samples, read in this process or by workers.
 
-A batch is addressed by the keys of its samples, so that workers hold no order and no sampler, and their number changes nothing.
+A batch is addressed by the keys of its samples, so workers need no sampler, and their number does not change the result.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Read = Callable[[int, int, int], dict[str, Tensor]]
 
 
 def default_workers(cores: int | None = None) -> int:
-    """Worker processes for a number of cores: all but one of them, at most 16.
+    """Default number of workers: one less than the cores, at most 16.
 
-    On one or two cores none: there they only compete with the arithmetic (two cores computing on small images were slower
-    with one worker and with two than with none).
+    On one or two cores none: workers would compete with training (on two cores with small images, one or two workers were slower
+    than none).
     """
     cores = usable_cores() if cores is None else cores
     return 0 if cores <= 2 else min(cores - 1, 16)
 
 
 def read_batches(read: Read, keys: Iterable[list[Key]], workers: int) -> Generator[Batch, None, None]:
-    """The batches of these keys, in their order, read here or by worker processes; -1 workers are `default_workers()`.
+    """The batches of these keys, in order, read in this process or by workers; -1 workers are `default_workers()`.
 
     Raises:
         UserError: what `read` raises, or a worker process that died.

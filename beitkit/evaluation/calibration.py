@@ -1,4 +1,4 @@
-"""Whether a classifier's probabilities mean what they say: of all images named with 80% certainty, 80% should be right."""
+"""Calibration of a classifier: of all predictions with a confidence of 80%, 80% should be right."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ NUM_BINS = 15
 
 
 class Bin(NamedTuple):
-    """Images whose certainty, the probability of the class they were given, lies in (low, high]."""
+    """Images whose confidence, the probability of the predicted class, lies in (low, high]."""
 
     low: float
     high: float
     images: int
     certainty: float
-    """Mean probability of the named class; NaN without images."""
+    """Mean confidence; NaN without images."""
     accuracy: float
-    """Share named right; NaN without images."""
+    """Accuracy; NaN without images."""
 
 
 def reliability(certainty: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins: int = NUM_BINS) -> list[Bin]:
-    """Bins of equal width over (0, 1], each with its mean certainty and its accuracy."""
+    """Bins of equal width over (0, 1], each with mean confidence and accuracy."""
     place = (certainty.double() * bins).ceil().long().sub(1).clamp(0, bins - 1)
     counts = torch.bincount(place, minlength=bins)
     certainties = torch.bincount(place, weights=certainty.double(), minlength=bins) / counts  # 0 / 0 is NaN
@@ -37,6 +37,6 @@ def reliability(certainty: Float[Tensor, " n"], right: Bool[Tensor, " n"], bins:
 
 
 def calibration_error(bins: list[Bin]) -> float:
-    """Expected calibration error: |accuracy - certainty| of each bin, averaged over the images (arXiv 1706.04599, eq. 3)."""
+    """Expected calibration error: |accuracy - confidence| of each bin, averaged over the images (arXiv 1706.04599, eq. 3)."""
     total = sum(one.images for one in bins)
     return sum(one.images * abs(one.accuracy - one.certainty) for one in bins if one.images) / total

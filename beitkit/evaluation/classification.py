@@ -1,4 +1,4 @@
-"""How often a classifier is right."""
+"""Accuracy and average precision of classifiers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,32 @@ class Accuracy:
 
 
 @torch.no_grad()
+def collect_answers(
+    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch], key: str
+) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
+    """The logits of every network on the images that can be read, and what the batches hold of these. All on the CPU.
+
+    Args:
+        predicts: per network normalized images (b, c, h, w) to logits (b, classes).
+        batches: an ordered pass; batches hold images, broken and `key`.
+        key: labels, targets or index.
+    """
+    logits: list[list[Tensor]] = [[] for _ in predicts]
+    values = []
+    for batch in batches:
+        readable = batch["broken"] < 0
+        for kept, predict in zip(logits, predicts, strict=True):
+            kept.append(predict(batch["images"]).float()[readable].cpu())
+        values.append(batch[key][readable].cpu())
+    return [torch.cat(kept) for kept in logits], torch.cat(values)
+
+
 def collect_logits(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
     """Logits and labels of every readable image, on the CPU."""
-    logits, labels = [], []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        logits.append(predict(batch["images"]).float()[readable].cpu())
-        labels.append(batch["labels"][readable].cpu())
-    return torch.cat(logits), torch.cat(labels)
+    (logits,), labels = collect_answers([predict], batches, "labels")
+    return logits, labels
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
@@ -57,13 +73,13 @@ def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int)
 
 
 def confusion(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "classes classes"]:
-    """How many images of each class (row) were given each name (column)."""
+    """Confusion matrix: images of each true class (row) by predicted class (column)."""
     classes = logits.shape[1]
     return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)
 
 
 def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> list[tuple[int, float]]:
-    """For each class how many images there are, and the share of them named right (NaN where there are none)."""
+    """Number of images and accuracy (NaN without images) of each class."""
     counts = confusion(logits, labels)
     totals = counts.sum(1)
     shares = counts.diagonal() / totals  # 0 / 0 is NaN
@@ -71,7 +87,7 @@ def per_class(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> 
 
 
 def balanced_accuracy(classes: Sequence[tuple[int, float]]) -> float:
-    """Mean over the classes that have images of the share named right, from what `per_class` returns."""
+    """Mean accuracy over the classes that have images, from the result of `per_class`."""
     shares = [share for count, share in classes if count]
     return sum(shares) / len(shares)
 
@@ -91,12 +107,12 @@ def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> 
 
 
 def class_precisions(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[float]:
-    """`average_precision` of every class; NaN for one that no image shows."""
+    """`average_precision` of every class; NaN for a class without images."""
     return [average_precision(scores, hits) for scores, hits in zip(logits.T, targets.T, strict=True)]
 
 
 def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
-    """Mean of `average_precision` over the classes that any image shows."""
+    """Mean of `average_precision` over the classes that have images."""
     return torch.tensor(class_precisions(logits, targets), dtype=torch.float64).nanmean().item()
 
 
@@ -117,14 +133,9 @@ class MeanAveragePrecision:
         yield "loss", F.binary_cross_entropy_with_logits(logits, targets.float()).item()
 
 
-@torch.no_grad()
 def collect_targets(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
     """Logits of every readable image, and which classes it shows, on the CPU."""
-    logits, targets = [], []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        logits.append(predict(batch["images"]).float()[readable].cpu())
-        targets.append(batch["targets"][readable].cpu() > 0.5)
-    return torch.cat(logits), torch.cat(targets)
+    (logits,), targets = collect_answers([predict], batches, "targets")
+    return logits, targets > 0.5

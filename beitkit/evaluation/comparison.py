@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat
-from beitkit.contracts import Batch
 from beitkit.errors import UserError
+from beitkit.evaluation.scene_sheets import SceneScores
 from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
 from beitkit.evaluation.statistics import LUCK, Spread, mcnemar, spread
 
+Kind = TypeVar("Kind")
+AnyScores = Scores | MultilabelScores | SceneScores
 SEEDS = ("seed", "train.seed")
 """What a run calls its seed."""
 
@@ -27,27 +28,12 @@ class ModelResult(NamedTuple):
     name: str
     """What tells it apart: the last part of its path, or all of it."""
     path: Path
-    scores: Scores | MultilabelScores
+    scores: AnyScores
 
     @property
     def headline(self) -> float:
-        """The one number to compare: top-1, or with several labels an image the mean average precision."""
-        return self.scores.top1 if isinstance(self.scores, Scores) else self.scores.mean_average_precision
-
-
-@runtime_checkable
-class Headlined(Protocol):
-    """What was measured of one network, with the one number to compare."""
-
-    @property
-    def name(self) -> str:
-        """What tells it apart."""
-        ...
-
-    @property
-    def headline(self) -> float:
-        """The number."""
-        ...
+        """The one number to compare: top-1; with several labels an image the mean average precision; of label maps mIoU."""
+        return self.scores.measures[0].value
 
 
 class ModelPair(NamedTuple):
@@ -59,7 +45,7 @@ class ModelPair(NamedTuple):
     """Images that only the first has right (with several labels an image: all of its labels)."""
     only_second: int
     p_value: float
-    """Of McNemar's exact test: the probability of a split at least as uneven if the two were equally good."""
+    """p-value of McNemar's exact test: probability of a split at least as uneven if both were equally good."""
 
     @property
     def sentence(self) -> str:
@@ -74,7 +60,7 @@ class ModelPair(NamedTuple):
 
 
 class SeedGroup(NamedTuple):
-    """Runs of one set-up that differ in nothing but their seed."""
+    """Runs whose configs differ only in their seed."""
 
     models: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -92,7 +78,7 @@ class SeedGroup(NamedTuple):
 class Evaluation(NamedTuple):
     """What was measured, of one network or of several on the same images.
 
-    Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly.
+    Of a single network `top1`, `top5`, `loss` and `classes` can be asked for directly, of a single segmenter `mean_iou`.
     """
 
     where: str
@@ -102,62 +88,48 @@ class Evaluation(NamedTuple):
     """Images that could not be read and do not count."""
     models: tuple[ModelResult, ...]
     pairs: tuple[ModelPair, ...]
-    """Every pair of networks, in their order."""
+    """Every pair of classifiers, in their order."""
     seeds: tuple[SeedGroup, ...]
 
     @property
     def top1(self) -> float:
         """Share named right."""
-        return self._only().top1
+        return self._single(Scores).top1
 
     @property
     def top5(self) -> float | None:
         """Share whose label is among the five most probable; None with five classes or fewer."""
-        return self._only().top5
+        return self._single(Scores).top5
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy, of several labels an image the binary one."""
-        return self.single.loss
+        return self._single(Scores, MultilabelScores).loss
 
     @property
     def classes(self) -> Mapping[str, ClassShare | ClassScores]:
         """Scores by the name of the class."""
-        return self.single.classes
+        return self._single(Scores, MultilabelScores).classes
 
     @property
-    def single(self) -> Scores | MultilabelScores:
+    def mean_iou(self) -> float:
+        """Mean intersection over union."""
+        return self._single(SceneScores).scores.mean_iou
+
+    @property
+    def single(self) -> AnyScores:
         """The scores, where there is one network."""
         (*others, last) = self.models
         if others:
             raise UserError(f"{len(self.models)} models were evaluated; ask models[0].scores, models[1].scores and so on")
         return last.scores
 
-    def _only(self) -> Scores:
+    def _single(self, *kinds: type[Kind]) -> Kind:
         scores = self.single
-        if not isinstance(scores, Scores):
-            raise UserError("with several labels an image there is no top-1; ask for single.mean_average_precision")
+        if not isinstance(scores, kinds):
+            measured = ", ".join(one.name for one in scores.measures)
+            raise UserError(f"such a network is not measured by this, but by {measured}; ask for single")
         return scores
-
-
-@torch.no_grad()
-def collect_answers(
-    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch]
-) -> tuple[list[Float[Tensor, "n classes"]], Int[Tensor, " n"]]:
-    """The logits of every network, and which images they are of; unreadable ones are left out. All on the CPU.
-
-    Args:
-        predicts: per network normalized images (b, c, h, w) to logits (b, classes).
-        batches: an ordered pass; batches hold images, index and broken.
-    """
-    logits: list[list[Tensor]] = [[] for _ in predicts]
-    indices = []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        for kept, predict in zip(logits, predicts, strict=True):
-            kept.append(predict(batch["images"]).float()[readable].cpu())
-        indices.append(batch["index"][readable].cpu())
-    return [torch.cat(kept) for kept in logits], torch.cat(indices)
 
 
 def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple[ModelPair, ...]:
@@ -169,13 +141,13 @@ def compared(names: Sequence[str], right: Sequence[Bool[Tensor, " n"]]) -> tuple
     return tuple(pairs)
 
 
-def seed_groups(models: Sequence[Headlined], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
+def seed_groups(models: Sequence[ModelResult], configs: Sequence[Mapping[str, Any] | None]) -> tuple[SeedGroup, ...]:
     """Networks whose runs were given the same options but for the seed, with the spread of their headline numbers.
 
-    `configs` holds the content of each run's config.json, or None for what is no run; options that do not change what comes
+    `configs` holds the content of each run's config.json, or None for what is not a run; options that do not change what comes
     out (`NOT_PART_OF_A_RUN`) are not compared.
     """
-    set_ups: dict[str, list[tuple[int, Headlined]]] = {}
+    set_ups: dict[str, list[tuple[int, ModelResult]]] = {}
     for model, config in zip(models, configs, strict=True):
         values = {} if config is None else flat(dict(config))
         seed = next((values[key] for key in SEEDS if key in values), None)

@@ -1,4 +1,4 @@
-"""How well masked patches are predicted, on images whose views and masks stay the same."""
+"""Accuracy or error of masked-patch prediction, on images with fixed views and masks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class MaskedAccuracy:
-    """Share of masked patches (or of all) whose token is predicted exactly, and the cross-entropy, over one pass."""
+    """Token accuracy and cross-entropy on masked patches (or on all), over one pass."""
 
     predict: Predict
     batches: Callable[[], Iterator[Batch]]
     """A fresh pass; batches hold images, mask, tokens and broken."""
     recover_all: bool = False
-    """Whether visible patches are judged as well."""
+    """Whether visible patches are evaluated as well."""
     name: str = "fixed"
 
     @torch.no_grad()
     def run(self) -> Iterator[tuple[str, float]]:
-        """Yield accuracy (a share) and loss, both means over the judged patches of readable images."""
+        """Yield accuracy and loss, means over the evaluated patches of readable images."""
         right = loss = 0.0
         count = 0
         for batch, at in _readable(self.batches(), self.recover_all):
@@ -52,7 +52,7 @@ class MaskedError:
     """A fresh pass; batches hold images, mask and broken."""
     patch: Pair
     recover_all: bool = False
-    """Whether visible patches are judged as well."""
+    """Whether visible patches are evaluated as well."""
     name: str = "fixed"
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class MaskedError:
 
 
 def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Batch, Tensor]]:
-    """Batches without the images that could not be read, and where their predictions are judged."""
+    """Batches without unreadable images, and the positions that are evaluated."""
     for batch in batches:
         readable = batch["broken"] < 0
         if readable.any():

@@ -1,17 +1,16 @@
-"""How good frozen features are: nearest neighbors and a linear classifier on the output of every block.
+"""Evaluate frozen features of every block: nearest neighbors and linear classifiers.
 
-Either the features of every image are computed once, and neighbors and logistic regression judge them; or, as the official
-script and the paper do, linear layers (`objectives.probe`) learn from random crops, whose features are a stage of the stream.
+Either the features of every image are computed once, for nearest neighbors and logistic regression; or, as in the official script
+and the paper, linear layers (`objectives.probe`) are trained on random crops, whose features are a stage of the stream.
 
-BEiT's last block is trained to predict tokens; the features that name things are in the middle (arXiv 2106.08254, table 9
-uses the 9th of 12 blocks). So every block is probed, and the block is chosen on images held out of the training set,
-never on the images that are reported.
+BEiT's last block is trained to predict tokens; the most semantic features are in the middle (arXiv 2106.08254, table 9 uses the
+9th of 12 blocks). So every block is probed, and the block is selected on images held out of the training set, never on the
+images that are reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,19 +19,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.contracts import Batch
+from beitkit.contracts import Autocast, Batch
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
-Autocast = Callable[[], AbstractContextManager[None]]
-"""Autocast of a run, see `train.machine.runtime.Runtime.precision`."""
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out images."""
 HELD_OUT = 5
-"""Every fifth image of each class chooses the block and the penalty."""
+"""Every fifth image of each class is held out to select the block and the penalty."""
 
 
 class BlockFeatures(NamedTuple):
@@ -46,7 +43,7 @@ class ProbeResult(NamedTuple):
     """Accuracies (shares) of one kind of probe."""
 
     chosen: int
-    """Position in the lists of the block that was best on the held-out part of the training images."""
+    """Index of the block that is best on the held-out part of the training images."""
     held_out: list[float]
     """Per block, on the held-out part."""
     test: list[float]
@@ -139,12 +136,12 @@ def block_accuracies(predict: Callable[[Tensor], Tensor], images: BlockFeatures)
 
 
 def nearest_neighbors(train: BlockFeatures, test: BlockFeatures, classes: int, neighbors: int = NEIGHBORS) -> ProbeResult:
-    """Weighted vote of the nearest training images by cosine similarity."""
+    """k-nearest-neighbor vote, weighted by cosine similarity."""
     return _probe(train, test, lambda fit, ask: _vote(fit, ask, classes, neighbors))
 
 
 def linear_probe(train: BlockFeatures, test: BlockFeatures, classes: int) -> ProbeResult:
-    """Multinomial logistic regression on standardized features; its penalty, too, is chosen on the held-out part."""
+    """Multinomial logistic regression on standardized features; the penalty is selected on the held-out part."""
     kept, out = held_out_split(train.labels)
     penalties = []
     for features in train.features:

@@ -1,4 +1,4 @@
-"""What a pre-trained network fills in: predicted tokens, turned into pixels by the tokenizer's decoder, or predicted pixels."""
+"""Images reconstructed from predictions: predicted tokens decoded by the tokenizer, or predicted pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from beitkit.contracts import Batch, Tokenizer
+from beitkit.contracts import Batch, Tokenizer, pixel_statistics
 from beitkit.data.views.masking import predicted_patches
 from beitkit.errors import UserError
 from beitkit.nn.models import MaskedImageModel
@@ -58,15 +58,13 @@ def pixel_columns(
 
 
 def _given(model: MaskedImageModel, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> dict[str, Tensor]:
-    """The columns that show what the network was given: the original, and what it sees of it."""
+    """The input columns: original and masked image."""
     originals = _unnormalized(model, images).cpu()
     masked = [masked_image(*pair, model.config.backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
     return {"original": originals, "masked": torch.stack(masked)}
 
 
 def _unnormalized(model: MaskedImageModel, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    statistics = torch.tensor([model.config.preprocessing.mean, model.config.preprocessing.std], device=images.device)
-    if images.shape[1] == 1:  # gray images are normalized by the average over channels
-        statistics = statistics.mean(1, keepdim=True)
-    mean, std = statistics.unsqueeze(-1).unsqueeze(-1)  # each (c, 1, 1)
+    preprocessing = model.config.preprocessing
+    mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, images.shape[1], images)
     return (images * std + mean).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Judging label maps, for `segment` and `evaluate`: the numbers, and sheets of image, truth, prediction and error."""
+"""Segmentation metrics and sheets of image, truth, prediction and error, for `segment` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from beitkit.configs.segmentation import Color
 from beitkit.data.scenes.reading import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
+from beitkit.evaluation.statistics import Measure
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.images import stacked
-from beitkit.report.overlays import Color, colored, error_map, overlay
+from beitkit.report.overlays import colored, error_map, overlay
+from beitkit.report.table import Column, Table, percent
 
 WORST = 6
 """Images that are shown, those with the smallest mean intersection over union."""
 SHEET_SIDE = 240
 """Long side in pixels of the images that are kept for a sheet."""
 CONFUSION_CLASSES = 24
-"""More classes than this make a table nobody can read."""
+"""Most classes in the table of confusions."""
 SHEET_EXPLANATION = (
     "The images with the smallest mean IoU, worst first. Error: red where the prediction is wrong, gray where nothing counts."
 )
@@ -37,7 +40,7 @@ class Shown(NamedTuple):
 
 
 class SceneScores(NamedTuple):
-    """What an evaluation of label maps found."""
+    """Result of evaluating label maps."""
 
     scores: SegmentationScores
     class_iou: dict[str, float | None]
@@ -49,13 +52,26 @@ class SceneScores(NamedTuple):
     worst: tuple[Shown, ...]
     palette: tuple[Color, ...]
 
-    def rows(self) -> list[list[str]]:
-        """A table: class, its share of the counted pixels, IoU, share of its pixels named right."""
-        totals = self.confusion.sum(1)
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
         return [
-            [name, f"{float(total / totals.sum()):.1%}", _percent(iou), _percent(accuracy)]
-            for name, total, iou, accuracy in zip(self.class_iou, totals, self.scores.iou, self.scores.accuracy, strict=True)
+            Measure("mIoU", self.scores.mean_iou),
+            Measure("mean accuracy", self.scores.mean_accuracy),
+            Measure("pixels named right", self.scores.pixel_accuracy),
+            Measure("IoU weighed by frequency", self.scores.weighted_iou),
         ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        totals = self.confusion.sum(1)
+        shares = (totals / totals.sum()).tolist()
+        return Table(
+            ["class", *(Column(name, percent) for name in ("share of pixels", "IoU", "named right"))],
+            list(zip(self.class_iou, shares, self.scores.iou, self.scores.accuracy, strict=True)),
+            "Validation pixels. IoU is intersection over union, summed over all images before it is divided.",
+        )
 
 
 def evaluate_scenes(
@@ -85,13 +101,9 @@ def evaluate_scenes(
 
 
 def scene_sections(report: Report, scene_scores: SceneScores) -> None:
-    """The parts of a report that show a verdict: classes, what is taken for what, the worst images."""
+    """Report sections of an evaluation: classes, confusions, worst images."""
     report.section("Classes")
-    report.table(
-        ["class", "share of pixels", "IoU", "named right"],
-        scene_scores.rows(),
-        "Validation pixels. IoU is intersection over union, summed over all images before it is divided.",
-    )
+    report.table(scene_scores.class_table)
     if len(scene_scores.class_iou) <= CONFUSION_CLASSES:
         report.figure(
             heat_map(
@@ -130,7 +142,3 @@ def _reduced(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 sh sw"]:
     factor = min(1.0, SHEET_SIDE / max(height, width))
     size = max(1, round(height * factor)), max(1, round(width * factor))
     return F.interpolate(image[None], size=size, mode="area")[0]
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{share:.1%}"

@@ -1,4 +1,4 @@
-"""All that one pass over labeled images says about a classifier: of one label an image, or of several."""
+"""Classification metrics of one evaluation pass, single- or multi-label."""
 
 from __future__ import annotations
 
@@ -11,22 +11,31 @@ from torch import Tensor
 
 from beitkit.evaluation.calibration import Bin, calibration_error, reliability
 from beitkit.evaluation.classification import balanced_accuracy, class_precisions, confusion, per_class, top_k
-from beitkit.evaluation.statistics import Interval, wilson
+from beitkit.evaluation.statistics import Interval, Measure, wilson
+from beitkit.report.table import Column, Table, percent, thousands
 
+nats = "{:.4f}".format
+"""A loss as people read it."""
+INTERVALS = "Intervals are Wilson's score intervals at 95%."
 THRESHOLD = 0.5
-"""A class counts as named where its probability is larger, in networks for several labels an image."""
+"""Multi-label: a class is predicted if its probability is larger."""
 
 
 class ClassShare(NamedTuple):
-    """One class among those of which an image shows exactly one."""
+    """Scores of one class, single-label."""
 
     images: int
     top1: float
-    """Share of them named right; NaN without images."""
+    """Accuracy; NaN without images."""
+
+    @property
+    def text(self) -> str:
+        """The share with its interval."""
+        return f"{self.top1:.1%} {wilson(round(self.top1 * self.images), self.images)}" if self.images else "-"
 
 
 class Scores(NamedTuple):
-    """A classifier with one label an image; accuracies are shares."""
+    """Scores of a single-label classifier; accuracies are in [0, 1]."""
 
     images: int
     top1: float
@@ -35,19 +44,37 @@ class Scores(NamedTuple):
     """None with five classes or fewer."""
     top5_interval: Interval | None
     balanced: float
-    """Mean over the classes that have images of the share named right: every class counts the same."""
+    """Balanced accuracy: mean of the class accuracies, over classes that have images."""
     loss: float
     """Mean cross-entropy, in nats."""
     calibration_error: float
     bins: list[Bin]
-    """What the calibration error is made of, for a reliability diagram."""
+    """Bins of the calibration error, for a reliability diagram."""
     classes: dict[str, ClassShare]
     confusion: list[list[int]]
-    """How many images of each class (row) were given each name (column)."""
+    """Confusion matrix: images of each true class (row) by predicted class (column)."""
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
+        top5 = [] if self.top5 is None else [Measure("top-5", self.top5, self.top5_interval)]
+        return [
+            Measure("top-1", self.top1, self.top1_interval),
+            *top5,
+            Measure("balanced accuracy", self.balanced),
+            Measure("loss", self.loss, text=nats),
+            Measure("calibration error", self.calibration_error),
+        ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        rows = [[name, one.images, one.text] for name, one in self.classes.items()]
+        return Table(["class", Column("images", thousands), "named right"], rows, INTERVALS)
 
 
 class Mistake(NamedTuple):
-    """One cell beside the diagonal of the confusion matrix."""
+    """One off-diagonal cell of the confusion matrix."""
 
     label: str
     named: str
@@ -57,36 +84,54 @@ class Mistake(NamedTuple):
 
 
 class ClassScores(NamedTuple):
-    """One class among several labels an image."""
+    """Scores of one class, multi-label."""
 
     images: int
-    """Images that show it."""
+    """Images with this label."""
     average_precision: float
     """NaN where there are none."""
     f1: float
-    """Of the yes or no at a probability of 0.5; NaN where the class is neither shown nor named."""
+    """F1 at a probability of 0.5; NaN if the class is neither a label nor predicted."""
 
 
 class MultilabelScores(NamedTuple):
-    """A classifier with several labels an image; shares in [0, 1]."""
+    """Scores of a multi-label classifier, in [0, 1]."""
 
     images: int
     mean_average_precision: float
     """Mean over the classes that have images."""
     micro_f1: float
-    """F1 of all (image, class) decisions together."""
+    """Micro F1: over all (image, class) decisions."""
     macro_f1: float
-    """Mean F1 over the classes that are shown or named at least once."""
+    """Macro F1: mean over the classes that are a label or predicted at least once."""
     subset_accuracy: float
-    """Share of images whose labels are all right, and no other class named."""
+    """Subset accuracy: share of images whose predicted classes are exactly their labels."""
     subset_interval: Interval
     loss: float
     """Mean binary cross-entropy over images and classes, in nats."""
     classes: dict[str, ClassScores]
 
+    @property
+    def measures(self) -> list[Measure]:
+        """The numbers over all images; the first is the one to compare."""
+        return [
+            Measure("mAP", self.mean_average_precision),
+            Measure("micro F1", self.micro_f1),
+            Measure("macro F1", self.macro_f1),
+            Measure("all labels right", self.subset_accuracy, self.subset_interval),
+            Measure("loss", self.loss, text=nats),
+        ]
+
+    @property
+    def class_table(self) -> Table:
+        """One row per class."""
+        columns = ["class", Column("images", thousands), Column("average precision", percent), Column("F1", percent)]
+        rows = [[name, *one] for name, one in self.classes.items()]
+        return Table(columns, rows, f"F1 counts a class as named above a probability of {THRESHOLD:g}.")
+
 
 def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...]) -> Scores:
-    """Scores of logits against one label an image."""
+    """Single-label scores of logits."""
     total, right = len(labels), logits.argmax(1) == labels
     has_top5 = logits.shape[1] > 5
     top5 = top_k(logits, labels, 5) if has_top5 else None
@@ -108,7 +153,7 @@ def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, 
 
 
 def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
-    """The commonest mistakes, most images first, those of equal number in the order of the classes."""
+    """The most frequent confusions, most images first, ties in the order of the classes."""
     names = list(scores.classes)
     mistakes = [
         Mistake(names[label], names[named], count, count / sum(row))
@@ -122,7 +167,7 @@ def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
 def multilabel_scores(
     logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], names: tuple[str, ...]
 ) -> MultilabelScores:
-    """Scores of logits, each a yes or no of its own (sigmoid), against any number of labels an image."""
+    """Multi-label scores of logits (a sigmoid per class)."""
     named = logits.sigmoid() > THRESHOLD
     hits, shown, said = (table.sum(0).double() for table in (named & targets, targets, named))
     f1 = 2 * hits / (shown + said)  # 0 / 0 is NaN

@@ -1,8 +1,7 @@
-"""How well label maps agree with the true ones: intersection over union, and its relatives (method 7.5).
+"""Segmentation metrics: mIoU, pixel accuracies and relatives (method 7.5).
 
-Everything is derived from one table: how many pixels of each true class were given each name, ignored pixels left out. It is
-summed over all images before anything is divided, as mmsegmentation and the ADE20K benchmark do; a mean of the images'
-own values would be another number.
+Everything is derived from one confusion matrix of pixels, without ignored ones, summed over all images before dividing, as in
+mmsegmentation and the ADE20K benchmark; the mean of per-image values would be another number.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ LabeledImage = tuple[Tensor, Tensor]
 
 
 class SegmentationScores(NamedTuple):
-    """What was measured; all values are shares. NaN stands for a class or image of which nothing was there to measure."""
+    """Segmentation scores in [0, 1]. NaN: no pixels of this class or image."""
 
     iou: tuple[float, ...]
     """Intersection over union of each class; NaN for one that is in no label map and was never predicted."""
     accuracy: tuple[float, ...]
-    """Share of each class's pixels that were named right; NaN for one that is in no label map."""
+    """Accuracy on each class's pixels; NaN for a class that is in no label map."""
     mean_iou: float
     """mIoU: the mean over classes that are not NaN."""
     mean_accuracy: float
     """mAcc: the mean over classes that are not NaN."""
     pixel_accuracy: float
-    """aAcc: share of all labeled pixels that were named right."""
+    """aAcc: accuracy on all labeled pixels."""
     weighted_iou: float
-    """Intersection over union, classes weighed by their share of the labeled pixels."""
+    """Frequency-weighted IoU: classes weighted by their share of the labeled pixels."""
     unseen: int
     """Classes that are in no label map and were never predicted; the means leave them out."""
     pixels: int
@@ -52,7 +51,7 @@ class SegmentationScores(NamedTuple):
 
 
 class ConfusionTable:
-    """Counts pixels by true and by predicted class, one image after the other."""
+    """Accumulates the confusion matrix of pixels, image by image."""
 
     def __init__(self, classes: int) -> None:
         self.counts = torch.zeros(classes, classes, dtype=torch.int64)
@@ -60,10 +59,10 @@ class ConfusionTable:
         self._image_iou: list[float] = []
 
     def add(self, prediction: UInt8[Tensor, "h w"], label_map: UInt8[Tensor, "true_h true_w"]) -> float:
-        """Count one image in; returns its own mean intersection over union.
+        """Add one image; returns its own mIoU.
 
         Raises:
-            UserError: if the two differ in size, or hold an id that is no class.
+            UserError: if the two differ in size, or hold an id that is not a class.
         """
         number, classes = len(self._image_iou), len(self.counts)
         if prediction.shape != label_map.shape:
@@ -85,7 +84,7 @@ class ConfusionTable:
         return self._image_iou[-1]
 
     def scores(self) -> SegmentationScores:
-        """What has been measured so far."""
+        """The scores so far."""
         iou, right, labeled = _iou(self.counts), self.counts.diagonal().double(), self.counts.sum(1).double()
         accuracy = right / labeled  # 0 / 0 is NaN
         pixels = int(self.counts.sum())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist, mean, stdev
 from typing import NamedTuple
 
+from beitkit.report.table import percent
+
 CONFIDENCE = 0.95
-"""Share of repetitions in which an interval holds the true value."""
+"""Confidence level of the intervals."""
 LUCK = 0.05
-"""A difference whose p-value is at least this can well be luck."""
+"""A difference with a p-value of at least this is not significant."""
 
 
 class Interval(NamedTuple):
@@ -19,9 +21,31 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"({100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+class Measure(NamedTuple):
+    """A number that was measured, with its name and how it is written."""
+
+    name: str
+    value: float
+    interval: Interval | None = None
+    text: Callable[[float], str] = percent
+
+    @property
+    def with_interval(self) -> str:
+        """The number, and how far it can be trusted where that is known."""
+        return self.short if self.interval is None else f"{self.short} {self.interval}"
+
+    @property
+    def short(self) -> str:
+        """The number alone."""
+        return self.text(self.value)
+
 
 class Spread(NamedTuple):
-    """A number over repetitions."""
+    """Mean and standard deviation over repetitions."""
 
     mean: float
     deviation: float
@@ -32,7 +56,7 @@ class Spread(NamedTuple):
 def wilson(right: int, total: int) -> Interval:
     """Wilson's score interval (95%) of a share that was measured as `right` of `total` (E. B. Wilson, JASA 22, 1927).
 
-    It stays inside [0, 1] and is not empty at 0 and at all, where the usual plus-minus is.
+    It stays inside [0, 1] and has a width at 0 and 1, unlike the normal approximation.
     """
     assert 0 <= right <= total, f"{right} of {total} is no share"
     assert total, "an interval needs at least one image"

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on held-out images: fidelity of its reconstructions, and the use of its codes."""
+"""Tokenizer metrics on held-out images: PSNR of reconstructions and codebook usage."""
 
 from __future__ import annotations
 

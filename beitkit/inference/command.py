@@ -1,4 +1,4 @@
-"""What `predict` and `embed` say about themselves: what their result depends on, which file it goes to, how far it is."""
+"""Shared by `predict` and `embed`: the key of a result, its files, progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from beitkit.tokenizers.fingerprint import digest_of
 def command_of(
     verb: str, model: Network, files: ImageList, machine: MachineConfig, settings: dict[str, Setting]
 ) -> dict[str, Setting]:
-    """All that the result of a command depends on: a command that differs in it does not continue another's parts."""
+    """Everything a result depends on: a command only resumes parts with an equal key."""
     return {
         "verb": verb,
         "model": digest_of(model.config, model.state_dict()),
@@ -27,5 +27,5 @@ def command_of(
 
 
 def shard_path(out: Path, number: int, shards: int, *, is_whole: bool) -> Path:
-    """The file of a shard: `new-00003-of-00008.csv` for `new.csv`; `out` itself where it is the whole."""
+    """The file of a shard: `new-00003-of-00008.csv` for `new.csv`; `out` itself without shards."""
     return out if is_whole else out.with_name(f"{out.stem}-{number:05d}-of-{shards:05d}{out.suffix}")

@@ -1,4 +1,4 @@
-"""Who computes: this process with its readers, or the actors of a Ray cluster. Both give the same rows in the same order."""
+"""Inference engines: this process with its readers, or the actors of a Ray cluster, with equal rows in equal order."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from beitkit.interop.kinds import Network
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 BATCHES_PER_BLOCK = 16
-"""A part of the result, and what shards take in turn: large enough to cost nothing, small enough to compute again."""
+"""Images per part of a result, the unit that is written, resumed and sharded."""
 
 Engine = Callable[[ImageList], Iterator[Rows]]
-"""From images to their results, in order."""
+"""From images to their results, in input order."""
 
 
 def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, batch_size: int) -> Engine:
     """The engine of this name for a computation, whose network `model` has been read.
 
     Raises:
-        UserError: Ray is not installed, or the machine lacks what was asked for.
+        UserError: Ray is not installed, or the machine lacks the device or precision.
     """
     if name == "ray":
         import_ray()
@@ -44,9 +44,9 @@ def chosen_engine(name: EngineName, computation: BatchComputation, model: Networ
 
 
 def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Written:
-    """Compute the parts of a result that are missing, each of `block` images, and join them.
+    """Compute the missing parts of a result, of `block` images each, and join them.
 
-    `report(done, total)` is called after each with the number of parts that are there and that there will be.
+    `report(done, total)` is called after each part with the numbers of parts.
 
     Raises:
         Interrupted: after Ctrl-C; the complete parts are kept.
@@ -81,7 +81,7 @@ def shard(files: ImageList, block: int, number: int, shards: int) -> ImageList:
 def local_results(
     files: ImageList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
 ) -> Iterator[Rows]:
-    """Results by this process, a batch at a time; `model` is on the runtime's device, and its weights are rounded for it."""
+    """Results computed in this process, batch by batch; `model` is on the runtime's device, its weights are cast for it."""
     cast_weights_(model, runtime.autocast)
     preprocessing = model.config.preprocessing
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)

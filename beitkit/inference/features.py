@@ -14,13 +14,13 @@ import numpy as np
 from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
 from beitkit.inference.parquet import encode_table, join_tables
-from beitkit.inference.part import Rows, Table, text_of
+from beitkit.inference.part import OutputFile, Rows, text_of
 from beitkit.inference.predictions import append_all
 
 FeatureType = Literal["float32", "float16"]
 
 
-def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dict[Path, Table]:
+def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dict[Path, OutputFile]:
     """The files that features are written to, `out` last.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is computed for a batch of images: the probabilities of their classes, or their features."""
+"""Computations on a batch of images: class probabilities or features."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from beitkit.nn.models import Classifier
 
 @runtime_checkable
 class Computation(Protocol):
-    """From normalized images to one array of numbers for each; picklable."""
+    """From normalized images to one array per image; picklable."""
 
     def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b ..."]:
-        """The numbers, in float32."""
+        """One array per image, in float32."""
         ...
 
     def shape(self, model: Network) -> tuple[int, ...]:
-        """Shape of the numbers of one image.
+        """Shape of the array of one image.
 
         Raises:
             UserError: if the network cannot compute them.

@@ -1,4 +1,4 @@
-"""Results of some consecutive images, and what a file of the whole is made from them by."""
+"""Results of consecutive images, and how parts are joined to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Rows(NamedTuple):
-    """Consecutive images, and what was computed for them."""
+    """Consecutive images and their results."""
 
     paths: list[Path]
     errors: list[str]
@@ -26,7 +26,7 @@ class Rows(NamedTuple):
 
 
 @runtime_checkable
-class Table(Protocol):
+class OutputFile(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 
     def encode(self, part: Rows) -> bytes:

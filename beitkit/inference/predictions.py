@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,25 +18,25 @@ from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
 from beitkit.inference.parquet import encode_table, join_tables
-from beitkit.inference.part import Rows, Table, text_of
+from beitkit.inference.part import OutputFile, Rows, text_of
 
 SURE = 0.5
-"""Where an image may show several classes, those of at least this probability are predicted."""
+"""Multi-label: classes with at least this probability are predicted."""
 
 
 class PredictionRow(NamedTuple):
-    """What is said about one image."""
+    """Prediction for one image."""
 
     path: Path
     predicted: str
     best: list[tuple[str, float]]
-    """Classes and their probabilities, best first; none where the image cannot be read."""
+    """Classes and probabilities, best first; empty if the image cannot be read."""
     error: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """How probabilities become names."""
+    """How probabilities become predicted classes."""
 
     classes: tuple[str, ...]
     multilabel: bool
@@ -45,7 +45,7 @@ class Naming:
 
     @classmethod
     def of(cls, config: ClassifierConfig, top: int) -> Naming:
-        """The naming of a classifier."""
+        """The naming rule of a classifier."""
         return cls(classes=config.classes, multilabel=config.multilabel, top=min(top, len(config.classes)))
 
     def predicted(self, probabilities: NDArray[np.float32]) -> str:
@@ -66,7 +66,7 @@ class Naming:
         return rows
 
 
-def prediction_table(out: Path, naming: Naming) -> Table:
+def prediction_table(out: Path, naming: Naming) -> OutputFile:
     """How predictions are written to a file of this name.
 
     Raises:
@@ -94,12 +94,12 @@ class CsvPredictions:
         for row in self.naming.rows(part, self.naming.top):
             pairs = [cell for guess in row.best for cell in guess] or [""] * (2 * self.naming.top)
             rows.append([str(row.path), row.predicted, pairs[1], *pairs, row.error])
-        return _csv(rows)
+        return csv_bytes(rows)
 
     def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
         """The header, and all rows."""
         pairs = [f"{name}_{rank}" for rank in range(1, self.naming.top + 1) for name in ("name", "probability")]
-        file.write(_csv([["path", "predicted", "probability", *pairs, "error"]]))
+        file.write(csv_bytes([["path", "predicted", "probability", *pairs, "error"]]))
         append_all(parts, file)
 
 
@@ -162,7 +162,8 @@ def append_all(parts: Sequence[Path], file: IO[bytes]) -> None:
         file.write(path.read_bytes())
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> bytes:
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """The rows as a CSV file; paths are written byte for byte."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")

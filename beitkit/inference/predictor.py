@@ -1,6 +1,6 @@
-"""`Predictor` and `Embedder`: from a batch of paths or arrays to a batch of results, for engines that ship objects to processes.
+"""`Predictor` and `Embedder`: picklable batch inference for Ray, Spark and other engines with worker processes.
 
-Both are small and picklable; a process loads the network at the first batch that it is given, and keeps it.
+A worker process loads the network at its first batch and keeps it.
 
     predictor = beitkit.Predictor("runs/cls")
     predictor({"path": ["a.jpg", "b.jpg"]})["predicted"]
@@ -36,7 +36,7 @@ Column = NDArray[np.generic] | Sequence[ImageInput]
 
 
 class Loaded(NamedTuple):
-    """A network on its device, and how its images are prepared."""
+    """A network on its device, and its image reader."""
 
     model: Network
     runtime: Runtime
@@ -45,7 +45,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BatchComputation:
-    """Any computation on batches of paths or arrays; what `Predictor` and `Embedder` are made of."""
+    """A computation on batches of paths or arrays, shared by `Predictor` and `Embedder`."""
 
     model: Path
     compute: Computation
@@ -55,7 +55,7 @@ class BatchComputation:
         """The batch without `image`, `values` float32 (b, ...), NaN where an image cannot be read, and `error`, else empty.
 
         Raises:
-            UserError: neither `path` nor `image` in the batch, or a checkpoint that does not serve.
+            UserError: neither `path` nor `image` in the batch, or an unsuitable checkpoint.
         """
         column = next((batch[name] for name in ("path", "image") if name in batch), None)
         if column is None:
@@ -78,13 +78,13 @@ class BatchComputation:
         return passed_on | {"values": values, "error": np.array(errors, dtype=object)}
 
     def loaded(self) -> Loaded:
-        """The network, read once for each process."""
+        """The network, loaded once per process."""
         return _loaded(self.model, self.machine, self.model.stat().st_mtime_ns if self.model.exists() else 0)
 
 
 @functools.lru_cache(maxsize=1)
 def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
-    """A network; `modified` is in the key, so that a checkpoint that was written anew is read anew."""
+    """The network of a checkpoint; `modified` is part of the cache key, so that a changed file is read again."""
     model = load(path)
     runtime = start_runtime(machine)
     cast_weights_(model.to(runtime.device), runtime.autocast)
@@ -95,11 +95,11 @@ class Predictor:
     """A classifier for batches of paths or arrays."""
 
     def __init__(self, model: str | Path, *, machine: MachineConfig = MachineConfig()) -> None:
-        """A predictor with the checkpoint `model`, read at the first batch; `machine` chooses device, precision and threads."""
+        """A predictor with the checkpoint `model`, loaded at the first batch; `machine` chooses device, precision and threads."""
         self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
-        """The batch with what its images show.
+        """The batch with its predictions.
 
         Args:
             batch: `path` (text or bytes) or `image` (arrays as `model.predict` takes them); other names are passed on.
@@ -110,7 +110,7 @@ class Predictor:
             NaN.
 
         Raises:
-            UserError: neither `path` nor `image` in the batch, or a checkpoint that is no classifier.
+            UserError: neither `path` nor `image` in the batch, or a checkpoint that is not a classifier.
         """
         result = self._batches(batch)
         model = self._batches.loaded().model
@@ -129,7 +129,7 @@ class Embedder:
     def __init__(
         self, model: str | Path, *, embedding: Embedding = Embedding(), machine: MachineConfig = MachineConfig()
     ) -> None:
-        """An embedder with the checkpoint `model`, read at the first batch."""
+        """An embedder with the checkpoint `model`, loaded at the first batch."""
         self._batches = BatchComputation(model=Path(model), compute=embedding, machine=machine)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:

@@ -1,4 +1,4 @@
-"""Results by the actors of a Ray cluster; Ray is imported where it is used only."""
+"""Inference on a Ray cluster; Ray is imported on first use."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ BATCHES_PER_TABLE = 16
 
 
 def ray_results(files: ImageList, computation: BatchComputation, *, batch_size: int) -> Iterator[Rows]:
-    """Results by actors on the Ray cluster of RAY_ADDRESS, else on one that is started on this machine and ended after.
+    """Results from actors on the Ray cluster of RAY_ADDRESS, or on a local one that is started and stopped here.
 
-    Each GPU of the cluster, or each `threads` cores where it has none, is given an actor with a network of its own. Files are
-    opened by their absolute paths, so all machines have to see them, and the checkpoint, at the same place.
+    There is one actor per GPU of the cluster, or per `threads` cores if it has none. Files are opened by absolute path, so all
+    machines need the images and the checkpoint at the same paths.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached or cannot read the checkpoint.
@@ -58,7 +58,7 @@ def ray_tokens(files: ImageList, wanted: Sequence[tuple[int, list[int]]], comput
 def _by_actors(
     tables: list[Any], computation: BatchComputation | ViewTokens, machine: MachineConfig, batch_size: int
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """What a computation makes of batches of the rows of tables, in their order."""
+    """Map a computation over batches of table rows, in order."""
     ray = import_ray()
     if not tables:
         return
@@ -88,7 +88,7 @@ def import_ray() -> Any:
     Raises:
         UserError: it is not installed.
     """
-    # Read by Ray when it starts: nothing is reported to anybody, and its own processes' logs stay in their files.
+    # Read by Ray when it starts: no usage statistics, and the logs of its processes stay in files.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
@@ -101,7 +101,7 @@ def import_ray() -> Any:
 
 @contextmanager
 def _cluster(ray: Any) -> Iterator[None]:
-    """Connected to a cluster, with nothing printed; one that was connected before stays so."""
+    """Connect to a cluster quietly; an existing connection is kept."""
     was_connected = ray.is_initialized()
     if not was_connected:
         try:
@@ -125,7 +125,7 @@ def _cluster(ray: Any) -> Iterator[None]:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Nothing on stderr, not even from C++, which says there that it was told to be silent."""
+    """Redirect fd 2 to /dev/null, which also silences C++."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -138,7 +138,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _tables(files: ImageList, indices: Sequence[int], rows: int, views: Sequence[list[int]] | None = None) -> list[Any]:
-    """Images as tables (index, path) of so many rows, or (index, path, views); paths are bytes: they need not be valid text."""
+    """Images as tables (index, path[, views]) of `rows` rows; paths are bytes, as they need not be valid UTF-8."""
     import pyarrow  # comes with Ray
 
     if files.members is not None:
@@ -158,5 +158,5 @@ def _tables(files: ImageList, indices: Sequence[int], rows: int, views: Sequence
 
 
 def _array(column: NDArray[Any]) -> NDArray[Any]:
-    """A column of arrays of one shape as one array."""
+    """Stack a column of arrays of equal shape."""
     return np.array(column.tolist()) if column.dtype == object else column

@@ -1,7 +1,7 @@
-"""A result that is written part by part, so that a command that was killed goes on where it stopped.
+"""A resumable result, written in parts.
 
-Beside the output `new.csv` lie `new.csv.command.json`, which says what is computed, and, while it is, the folder
-`new.csv.parts`. Parts are written whole or not at all, and the last file of a part says that it is complete.
+Beside the output `new.csv` are `new.csv.command.json`, the key of the command, and, until it is finished, the folder
+`new.csv.parts`. Parts are written atomically, and the last file of a part marks it as complete.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beitkit.errors import UserError
-from beitkit.inference.part import Rows, Table
+from beitkit.inference.part import OutputFile, Rows
 from beitkit.system import write_atomically
 from beitkit.train.folder import locked
 
@@ -21,27 +21,42 @@ Setting = str | int | None
 
 
 class Written(NamedTuple):
-    """How a command over images ended."""
+    """Outcome of a command over images."""
 
     images: int
     unreadable: int
     out: Path | None
-    """What was written."""
+    """The files written."""
+
+    @property
+    def words(self) -> str:
+        """The images and the unreadable ones among them."""
+        unreadable = f", {self.unreadable} of them unreadable" if self.unreadable else ""
+        return f"{self.images} image{'' if self.images == 1 else 's'}{unreadable}"
+
+    def as_json(self) -> str:
+        """The counts, and what was written."""
+        return json.dumps(self._asdict() | {"out": str(self.out)})
+
+    def check(self) -> None:
+        """Raise a `UserError` if there are images of which not one can be read."""
+        if self.images and self.unreadable == self.images:
+            raise UserError(f"none of the {self.images} images can be read; the reasons are named above")
 
 
 class PartedOutput:
-    """The files of one command, its parts, and what it was asked for."""
+    """The output files of one command, its parts and its key."""
 
-    def __init__(self, tables: Mapping[Path, Table], command: Mapping[str, Setting], parts: int) -> None:
+    def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
         """Begin a result, or open it to continue; holds a lock while the process lives.
 
         Args:
             tables: the files of the result; the last is the one that the user named.
-            command: all that what comes out depends on.
+            command: everything the result depends on.
             parts: how many there are.
 
         Raises:
-            UserError: something else lies there, or the parts of another command, or another process is writing there.
+            UserError: the path holds other files or the parts of another command, or another process is writing to it.
         """
         self._tables = dict(tables)
         self.out = list(tables)[-1]
@@ -49,7 +64,7 @@ class PartedOutput:
         self.parts = parts
         self._record = self.out.with_name(self.out.name + ".command.json")
         self.folder = self.out.with_name(self.out.name + ".parts")
-        """Where the parts are, until all are there."""
+        """Folder of the parts, until they are joined."""
         self.written = self._recorded()
         if self.written is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +72,7 @@ class PartedOutput:
             self._note(None)
 
     def missing(self) -> list[int]:
-        """The parts that are not there yet."""
+        """The parts still to compute."""
         return [number for number in range(self.parts) if not self._marker(number).exists()]
 
     def write(self, number: int, part: Rows) -> None:
@@ -71,7 +86,7 @@ class PartedOutput:
         """Join the parts and remove them.
 
         Raises:
-            UserError: not one image could be read; nothing is kept.
+            UserError: no image could be read; nothing is kept.
         """
         counts = [json.loads(self._marker(number).read_text()) for number in range(self.parts)]
         images, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
@@ -87,7 +102,7 @@ class PartedOutput:
         return Written(images, unreadable, self.out)
 
     def _recorded(self) -> Written | None:
-        """The outcome if this command has been finished before."""
+        """The outcome, if this command has already finished."""
         is_begun = self.folder.exists() and any(self.folder.glob("part-*.json"))
         if not is_begun and not any(path.exists() for path in self._tables):
             return None
@@ -110,7 +125,7 @@ class PartedOutput:
             )
         if outcome is None or not all(path.exists() for path in self._tables):
             return None
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a process that was killed after it had finished
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by a process that was killed after it had finished
         return Written(outcome["pictures"], outcome["unreadable"], self.out)
 
     def _note(self, outcome: dict[str, int] | None) -> None:

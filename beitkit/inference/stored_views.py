@@ -1,4 +1,4 @@
-"""The tokens of stored views from a batch of paths, for engines that ship objects to processes."""
+"""Tokens of stored views from a batch of paths; picklable, for engines with worker processes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from beitkit.train.machine.runtime import Runtime, start_runtime
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTokens:
-    """Small and picklable; a process loads the tokenizer at the first batch that it is given, and keeps it."""
+    """A worker process loads the tokenizer at its first batch and keeps it."""
 
     tokenizer: Path
     key: CacheKey
-    """What the tokens are stored for."""
+    """Key of the token cache."""
     batch_size: int
-    """Images that the tokenizer is given at once."""
+    """Images per call of the tokenizer."""
     machine: MachineConfig = MachineConfig()
-    """Its precision is the tokenizer's, which the one who asks has chosen."""
+    """Device and threads; its precision is that of the tokenizer."""
 
     def __call__(self, batch: Mapping[str, Sequence[Any] | NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
         """A row for each view, or one for an image that cannot be read.
@@ -88,7 +88,7 @@ class ViewTokens:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(path: Path, machine: MachineConfig) -> tuple[Encoder, str, Runtime]:
-    """The tokenizer in the machine's precision, its fingerprint, and where it computes."""
+    """The tokenizer in the machine's precision, its fingerprint and device."""
     tokenizer, runtime = load_tokenizer(path), start_runtime(machine)
     fingerprint = tokenizer.fingerprint
     return Encoder.laid_out(tokenizer.to(runtime.device), runtime.autocast), fingerprint, runtime

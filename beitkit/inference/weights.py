@@ -1,4 +1,4 @@
-"""The weights of a network that only predicts."""
+"""Casting weights for inference."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def cast_weights_(model: Module, precision: torch.dtype | None) -> Module:
-    """The same network, whose linear layers and convolutions hold their weights in the precision that autocast computes in.
+    """Cast the weights of linear layers and convolutions to the autocast type in place; returns the network.
 
-    Autocast would round them to it for every batch, so under autocast nothing changes in what comes out; the weights take half
-    the memory, and the rounding no time. None, for a run without autocast, leaves them as they are.
+    Autocast would cast them for every batch, so results do not change; the weights take half the memory, and casting no time.
+    None (no autocast) leaves them unchanged.
     """
     for module in model.modules():
         if precision is not None and isinstance(module, nn.Linear | nn.Conv2d):

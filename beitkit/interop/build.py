@@ -1,4 +1,4 @@
-"""From a config and unread tensors to a network, strictly: every tensor has its place, and every place its tensor."""
+"""Build a network from a config and lazy tensors, strictly: no tensor may be missing or left over."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.model import ClassifierConfig, SegmenterConfig
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, AnyNetworkConfig, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State
 
 LISTED = 8
-"""Names that an error message spells out; the number of the rest follows."""
+"""Names listed in an error message before "and N more"."""
 
 
 def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Collection[str] = ()) -> nn.Module:
@@ -23,7 +24,7 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
     Args:
         config: what to build.
         tensors: the tensors by our own names, read here.
-        fresh: names that are drawn anew instead.
+        fresh: names that are freshly initialized instead.
 
     Raises:
         UserError: listing the tensors that are missing, too many or of another shape.
@@ -40,7 +41,7 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
 
 
 def shell(config: AnyNetworkConfig | TokenizerConfig) -> nn.Module:
-    """The network without memory for its weights: names and shapes only."""
+    """The network without allocated weights: names and shapes only."""
     with torch.device("meta"):
         return KINDS[kind_of_config(config)][0](config)
 
@@ -79,7 +80,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _fresh_tensors(config: AnyNetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
-    """Newly drawn tensors. They are never part of the backbone, so a network with as few blocks as possible provides them."""
+    """Freshly initialized tensors. They are never part of the backbone, so they come from a network with the fewest blocks."""
     assert isinstance(config, ClassifierConfig | SegmenterConfig)
     assert not any(name.startswith("backbone.") for name in names)
     if isinstance(config, SegmenterConfig):

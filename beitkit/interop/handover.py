@@ -1,8 +1,8 @@
-"""What a checkpoint becomes: the network that is wanted, and each tensor's way there.
+"""Hand a checkpoint over to another task or size: the target config, and how each tensor gets there.
 
-A pre-training file becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the position
-table that all blocks shared is copied into every block, what served the old task is left out, the new head starts afresh.
-Another image size resizes the positions. Nothing else changes, and anything unforeseen is an error.
+A pre-training checkpoint becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the
+shared position table is copied into every block, the old head is dropped, the new one is freshly initialized. Positions are
+resized for another image size. Nothing else changes, and anything unforeseen is an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
 
 
 class Target(NamedTuple):
-    """What the caller of `load` asked for; None leaves it as the file has it."""
+    """Arguments of `load`; None keeps the value of the file."""
 
     task: Task | None = None
     num_classes: int | None = None
@@ -47,14 +47,14 @@ class Target(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """Which network, and how each of its tensors comes about."""
+    """The target network and its tensors."""
 
     config: AnyNetworkConfig
     tensors: State
-    """By our own names."""
+    """By beitkit's names."""
     fresh: tuple[str, ...]
     records: tuple[TensorRecord, ...]
-    """What became of every tensor, the dropped ones last."""
+    """A record for every tensor, the dropped ones last."""
 
 
 def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: Target) -> Handover:
@@ -81,7 +81,7 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
     """The config of the target network.
 
     Raises:
-        UserError: if this file cannot become it.
+        UserError: if the checkpoint cannot be handed over to it.
     """
     before, backbone = _kind(found), found.backbone
     if target.task not in (None, *get_args(Task)):
@@ -115,7 +115,7 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
 
 
 def target_classes(target: Target) -> tuple[str, ...] | None:
-    """Names of the classes; numbers where only their count is given."""
+    """Class names; numbers if only their count is given."""
     if target.classes is None:
         if target.num_classes is not None and target.num_classes < 1:
             raise UserError(f"num_classes must be at least 1, got {target.num_classes}")
@@ -148,7 +148,7 @@ def _kind(found: AnyNetworkConfig | BareBackbone) -> str:
 
 
 def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
-    """Whether the file's head is of no use. Classes that had only numbers may be given names without losing the head."""
+    """Whether the file's head cannot be reused. Naming classes that had only numbers keeps the head."""
     if not isinstance(found, ClassifierConfig | SegmenterConfig) or not isinstance(config, ClassifierConfig | SegmenterConfig):
         return False
     are_only_named = found.classes == numbered(len(found.classes)) and len(found.classes) == len(config.classes)
@@ -156,7 +156,7 @@ def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkC
 
 
 def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
-    """Take out what the target network has no use for, and say why."""
+    """Drop tensors that the target network does not have, with reasons."""
     if before != kind:
         unused, reason = OWN_TENSORS[before], f"for {TASKS[before]}"
     else:
@@ -183,7 +183,7 @@ def _expand(tensors: State, depth: int) -> None:
 
 
 def _resize(tensors: State, old: Pair, new: Pair) -> None:
-    """Bring positions to another grid of patches."""
+    """Resize positions to another patch grid."""
     reason = f"grid {old[0]}x{old[1]} to {new[0]}x{new[1]}"
     for name, stored in tensors.items():
         if name == SHARED_TABLE or BLOCK_TABLE.fullmatch(name):

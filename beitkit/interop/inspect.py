@@ -1,4 +1,4 @@
-"""What is this file? A summary of any checkpoint, without reading its numbers."""
+"""Summarize a checkpoint without reading its tensors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import by
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, kind_of_config
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint, read_tokenizer
 from beitkit.interop.reading.understood import Checkpoint
@@ -18,12 +19,12 @@ from beitkit.interop.reading.understood import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSummary:
-    """What a checkpoint is."""
+    """Summary of a checkpoint."""
 
     path: Path
     layout: str
     task: str
-    """In words: masked-image modeling, classification, ..."""
+    """Masked-image modeling, classification, ..."""
     config: AnyNetworkConfig | TokenizerConfig | BareBackbone
     parameters: int
     """Numbers in the tensors that are used."""
@@ -37,7 +38,7 @@ class CheckpointSummary:
         return getattr(self.config, "preprocessing", None)
 
     def lines(self) -> list[tuple[str, str]]:
-        """What to show of it, as (name, value)."""
+        """The summary as (name, value) pairs."""
         shown = [("path", str(self.path)), ("layout", self.layout), ("for", self.task), ("parameters", f"{self.parameters:,}")]
         if not isinstance(self.config, TokenizerConfig):
             backbone = self.config.backbone
@@ -71,7 +72,7 @@ class CheckpointSummary:
 
 
 def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
-    """What the checkpoint at a path is, network or tokenizer.
+    """Summarize the checkpoint at a path, network or tokenizer.
 
     Raises:
         UserError: if it is neither; the message is the one that loading it as a network gives.

@@ -1,4 +1,4 @@
-"""The networks that are kept in files: their class, their config, and which tensors are theirs alone."""
+"""Kinds of stored networks: class, config, and task-specific tensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
 
 OUR_NOTE = "beitkit"
-"""Key under which our own files in the official layout carry their whole config."""
+"""Key of the config in official-layout files written by beitkit."""
 
 MULTILABEL = "multi_label_classification"
 """transformers' `problem_type` of a classifier that gives each class a yes or no of its own; we write it for timm, too."""
 
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter
-TokenizerConfig = DVAEConfig | VQKDConfig
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),
@@ -31,7 +30,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "dvae": (DiscreteVAE, DVAEConfig),
     "vqkd": (VQKD, VQKDConfig),
 }
-"""Name in `model.json`, class, and the config that the class is built from."""
+"""By name in `model.json`: class and config class."""
 
 TASKS: dict[str, str] = {
     "masked": "masked-image modeling",
@@ -41,7 +40,7 @@ TASKS: dict[str, str] = {
     "dvae": "tokenizing with a discrete VAE",
     "vqkd": "tokenizing with VQ-KD",
 }
-"""What each kind is for, in words."""
+"""Description of each kind."""
 
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
@@ -49,25 +48,25 @@ OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
     "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
 }
-"""Beginnings of the official names of what serves a task alone; all else is the backbone, which is handed over."""
+"""Prefixes of the official names of task-specific tensors; all others belong to the backbone, which is handed over."""
 
 CLASS_TENSORS: dict[str, tuple[str, ...]] = {
     "classify": ("head.",),
     "segment": ("decode_head.conv_seg.", "auxiliary_head.conv_seg."),
 }
-"""What depends on the classes, and starts afresh with other classes."""
+"""Tensors that depend on the classes, and are freshly initialized for other ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BareBackbone:
-    """What a file without any head describes: a backbone, which needs a task before it is a network."""
+    """Config of a checkpoint without a head; it needs a task to become a network."""
 
     backbone: BackboneConfig
     preprocessing: Preprocessing
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names for classes that have none: their numbers."""
+    """Default class names: their numbers."""
     return tuple(str(index) for index in range(count))
 
 

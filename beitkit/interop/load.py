@@ -1,4 +1,4 @@
-"""`beitkit.load`: a network from a checkpoint of any layout, exactly as it was or handed over to another task or size."""
+"""`beitkit.load`: a network from a checkpoint of any layout, as saved or handed over to another task or image size."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def load(
     image_size: int | Pair | None = None,
     drop_path: float | None = None,
 ) -> Network:
-    """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` says what became of every tensor.
+    """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
     Args:
         path: a run folder, a Hugging Face or timm folder, or a file: official `.pth`, safetensors, `.bin`.
-        task: what the network is for, if not for what it was saved; the head is then fresh.
-        num_classes: how many classes; other than the file's means a fresh head.
+        task: another task than the one it was saved for; the head is then freshly initialized.
+        num_classes: number of classes; if other than the file's, the head is freshly initialized.
         classes: their names; other than the file's means a fresh head, unless the file has only numbers.
         image_size: side, or (height, width), of the images; positions are resized by the official rule.
-        drop_path: stochastic depth of the last block, for training on; None keeps what the file says.
+        drop_path: stochastic depth of the last block, for further training; None keeps the value of the file.
 
     Raises:
         UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot

@@ -1,4 +1,4 @@
-"""`beitkit.save`, and checkpoints from one format into another without building the network."""
+"""`beitkit.save`, and conversion between checkpoint formats without building the network."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A tensor that lies in a file and is read when it is wanted, and the safetensors files that hold such tensors.
+"""Lazy tensors, which are read from their file on demand, and safetensors files of them.
 
-Checkpoints are understood, checked and converted by names, shapes and types alone; the numbers are read last, one tensor
-at a time, straight from their place in the file. So looking into a file costs nothing, and loading it needs memory once.
+Checkpoints are identified, checked and converted by names, shapes and types alone; the values are read last, one tensor at a
+time. So inspecting a file is cheap, and loading it needs its memory only once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read_slice(
 
 
 def of_tensors(tensors: dict[str, Tensor]) -> State:
-    """Tensors in memory as if they were stored."""
+    """Tensors in memory as lazy tensors."""
     return {
         name: LazyTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda tensor=tensor: tensor, sources=(name,))
         for name, tensor in tensors.items()
@@ -84,7 +84,7 @@ def _entry(path: Path, name: str, about: Any) -> LazyTensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The library's file, whose errors are one line for people."""
+    """Open a safetensors file; its errors become one-line `UserError`s."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file

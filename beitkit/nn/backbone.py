@@ -1,4 +1,4 @@
-"""The vision Transformer of BEiT, every variant in one class: v1 and v2, pre-training and fine-tuning form.
+"""BEiT vision Transformer: one class for v1 and v2, in pre-training and fine-tuning form.
 
 Parameter names are the official ones (`blocks.0.attn.q_bias`, `rel_pos_bias.relative_position_bias_table`, ...), so that
 official checkpoints need no renaming.
@@ -110,7 +110,7 @@ class Backbone(nn.Module):
         return self.config.depth
 
     def forward(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"] | None = None) -> Features:
-        """Features after the last block (and the final norm, where there is one).
+        """Features after the last block, and after the final norm if there is one.
 
         Args:
             images: normalized, of the configured size.
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
     def embed(
         self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"] | None
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "1 k t t"] | None]:
-        """Tokens before the first block, class token first, and the bias that all blocks share."""
+        """Tokens before the first block, class token first, and the position bias shared by all blocks."""
         if tuple(images.shape[1:]) != (self.config.channels, *self.config.image_size):
             channels, (height, width) = self.config.channels, self.config.image_size
             raise UserError(
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         return self.split(x if self.norm is None else self.norm(x))
 
     def split(self, x: Float[Tensor, "b t d"]) -> Features:
-        """Class token and patches apart."""
+        """Split into class token and patches."""
         return Features(x[:, 0], x[:, 1:], self.config.grid)
 
     def each_block(self) -> list[Block]:
@@ -185,10 +185,10 @@ class Backbone(nn.Module):
         return 0 if name in ("cls_token", "mask_token", "pos_embed") or name.startswith("patch_embed.") else self.depth + 1
 
     def no_decay(self, name: str) -> bool:
-        """Whether a parameter is free of weight decay by name (one-dimensional ones are too, method 4.1)."""
+        """Whether a parameter is exempt from weight decay by name (one-dimensional ones always are, method 4.1)."""
         return name in ("cls_token", "pos_embed")
 
 
 def truncated_normal_(tensor: Tensor, cut: float) -> None:
-    """Fill with a normal of mean 0 and deviation 0.02, cut at +-`cut` (an absolute bound)."""
+    """Fill from a normal with mean 0 and std 0.02, truncated at +-`cut` (an absolute bound)."""
     nn.init.trunc_normal_(tensor, std=INIT_STD, a=-cut, b=cut)

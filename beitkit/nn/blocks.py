@@ -1,4 +1,4 @@
-"""The parts of a BEiT Transformer block: attention with position bias, MLP, LayerScale, stochastic depth."""
+"""BEiT Transformer block: attention with position bias, MLP, LayerScale, stochastic depth."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NORM_EPS = 1e-6  # official code, not PyTorch's 1e-5; it is not stored in checkp
 
 
 def kept_branches(rate: float, batch: int, device: torch.device) -> Float[Tensor, "b 1 1"]:
-    """Factors of stochastic depth: 0 with probability `rate`, which drops a sample's whole branch, else 1 / (1 - rate).
+    """Stochastic-depth factors: 0 with probability `rate`, which drops a sample's whole branch, else 1 / (1 - rate).
 
-    The expectation stays what it would be without.
+    This keeps the expectation unchanged.
     """
     keep = 1 - rate
     return torch.rand(batch, 1, 1, device=device).add_(keep).floor_() / keep
@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(d / k) + bias) value, each (b, k, t, d / k), by the fastest way there is."""
+    """softmax(query key^T / sqrt(d / k) + bias) value, each (b, k, t, d / k), by the fastest available kernel."""
     has_gradient = bias is not None and bias.requires_grad
     if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or has_gradient):
         # PyTorch's fused kernel for CPUs has no gradient for the bias, and what it falls back to is slower than this; in bfloat16
@@ -94,7 +94,7 @@ class Block(ShardingUnit):
     """Pre-norm Transformer block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
 
     recompute = False
-    """Whether training keeps only the input of the block, and computes the rest again for the gradients."""
+    """Activation checkpointing: keep only the input of the block and recompute the rest in the backward pass."""
     compiled: Callable[..., Tensor] | None = None
     """`branches` as `torch.compile` made it, for training; see `compile_training`."""
 
@@ -114,12 +114,12 @@ class Block(ShardingUnit):
             self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale))
 
     def forward(self, x: Float[Tensor, "b t d"], shared_bias: Float[Tensor, "1 k t t"] | None) -> Float[Tensor, "b t d"]:
-        """The tokens after both residual branches, which training drops with probability `drop_path` each (stochastic depth)."""
+        """The tokens after both residual branches; in training each is dropped with probability `drop_path`."""
         if not self.training:
             return self.branches(x, shared_bias, None, None)
         kept = [None, None]
         if self.drop_path:
-            # Drawn here, so that what is compiled, or computed a second time, draws nothing.
+            # Drawn outside the compiled and recomputed part, so that recomputation sees the same draws.
             kept = [kept_branches(self.drop_path, len(x), x.device).to(x.dtype) for _ in range(2)]
         branches = self.branches if self.compiled is None else partial(self.compiled, self)
         if self.recompute:
@@ -127,7 +127,7 @@ class Block(ShardingUnit):
         return branches(x, shared_bias, *kept)
 
     def compile_training(self) -> None:
-        """Compile what training computes, once for blocks of the same shape; evaluation, whose shapes vary, stays as it is."""
+        """Compile the training forward, once for blocks of the same shape; evaluation stays eager, as its shapes vary."""
         # Not bound to this block, so that a copy of it (of which weights are sharded) computes with its own weights.
         self.compiled = torch.compile(Block.branches, dynamic=False)
 
@@ -138,13 +138,13 @@ class Block(ShardingUnit):
         attention_kept: Float[Tensor, "b 1 1"] | None,
         mlp_kept: Float[Tensor, "b 1 1"] | None,
     ) -> Float[Tensor, "b t d"]:
-        """The tokens after both branches, each times its factors where there are any."""
+        """The tokens after both branches, each scaled by its stochastic-depth factors, if any."""
         x = x + _scaled(self.attn(self.norm1(x), shared_bias), self.gamma_1, attention_kept)
         return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, mlp_kept)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
-    """Let every block keep its input only, or everything."""
+    """Turn activation checkpointing on or off in every block."""
     for module in network.modules():
         if isinstance(module, Block):
             module.recompute = recompute

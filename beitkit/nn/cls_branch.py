@@ -1,8 +1,8 @@
-"""BEiT v2's patch aggregation: a second prediction that has to go through the class token.
+"""BEiT v2's patch aggregation: a second prediction through the class token.
 
-The branch sees the patches only as they were after an early block, and the class token as it is after the last one. To
-predict well, the class token must bring along what the late blocks found out about the whole image; so it becomes a good
-summary of it. The branch serves pre-training alone and is thrown away afterward (arXiv 2208.06366, section 2.3.1).
+The branch gets the patches of an early block and the class token of the last one. To predict well, the class token has to
+carry what the late blocks know about the whole image, which makes it a good summary. The branch is used in pre-training only
+(arXiv 2208.06366, section 2.3.1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The finished networks: a backbone with the head of its task."""
+"""Networks: a backbone with the head of its task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MaskedImageModel(nn.Module):
     """Predicts the visual tokens of masked patches (arXiv 2106.08254, equation 2), or their pixels (its ablation)."""
 
     load_report: LoadReport | None = None
-    """What became of every tensor, when the network was loaded from a checkpoint."""
+    """Report on every tensor, if loaded from a checkpoint."""
 
     def __init__(self, config: MaskedImageModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MaskedImageModel(nn.Module):
         return self.predict(images, mask, mask)
 
     def predict(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"], at: Positions) -> Float[Tensor, "m v"]:
-        """What `forward` gives, at other positions, hidden or not."""
+        """As `forward`, at any positions, masked or not."""
         return self.lm_head(take_patches(self.backbone(images, mask).patches, at))
 
     def both_logits(
@@ -80,10 +80,10 @@ class MaskedImageModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Names what an image shows (arXiv 2106.08254, section 2.6; the released code's mean pooling)."""
+    """Image classifier (arXiv 2106.08254, section 2.6; mean pooling as in the released code)."""
 
     load_report: LoadReport | None = None
-    """What became of every tensor, when the network was loaded from a checkpoint."""
+    """Report on every tensor, if loaded from a checkpoint."""
     reader: Reader | None = None
     """Prepares images for `predict`; `beitkit.load` sets it."""
 
@@ -98,14 +98,14 @@ class Classifier(nn.Module):
         self.reset_head(head_scale)
 
     def reset_head(self, head_scale: float = 0.001) -> None:
-        """Draw the head anew."""
+        """Initialize the head."""
         truncated_normal_(self.head.weight, 2.0)
         nn.init.zeros_(self.head.bias)
         with torch.no_grad():
             self.head.weight.mul_(head_scale)
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features, what the head sees."""
+        """Pooled features, the input of the head."""
         features = self.backbone(images)
         return features.cls if self.fc_norm is None else self.fc_norm(features.patches.mean(1))
 
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Softmax of logits in float32; the sigmoid of each where an image may show several classes."""
+        """Softmax of the logits in float32; sigmoid if multi-label."""
         return logits.float().sigmoid() if self.config.multilabel else logits.float().softmax(dim=1)
 
     @overload
@@ -127,7 +127,7 @@ class Classifier(nn.Module):
     def predict(
         self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5
     ) -> Prediction | list[Prediction]:
-        """What an image shows, or what each of several does.
+        """Predict the classes of one image or of a batch.
 
         Args:
             images: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or

@@ -1,4 +1,4 @@
-"""Images cut into patches and put together again, and some patches of a batch picked out."""
+"""Images to patches and back, and selecting some patches of a batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from beitkit.configs.model import Pair
 
 Positions = Bool[Tensor, "b n"] | Int64[Tensor, " m"]
-"""Which patches of a batch: True where, or their places in the flattened batch, ascending. The second says how many there are
-without looking, which on a GPU would mean to wait for it."""
+"""Which patches of a batch: a bool mask, or ascending indices into the flattened batch. Indices avoid a device sync to learn
+their number."""
 
 
 def take_patches(values: Shaped[Tensor, "b n ..."], at: Positions) -> Shaped[Tensor, "m ..."]:
@@ -25,6 +25,6 @@ def to_patches(images: Float[Tensor, "b c h w"], patch: Pair) -> Float[Tensor, "
 
 
 def from_patches(patches: Float[Tensor, "b n p"], grid: Pair, patch: Pair) -> Float[Tensor, "b c h w"]:
-    """The images that `to_patches` cut up."""
+    """The inverse of `to_patches`."""
     cells = patches.unflatten(2, (-1, *patch)).unflatten(1, grid)  # (b, gh, gw, c, patch height, patch width)
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

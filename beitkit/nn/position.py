@@ -1,4 +1,4 @@
-"""Where a patch is: relative position bias, its index table, and the truncated normal that positions start from.
+"""Relative position bias and its index table.
 
 A bias table has (2 gh - 1)(2 gw - 1) + 3 rows and one column per head: one row for every offset between two patches, and
 three for the class token (to a patch, from a patch, to itself). The index table says which row each pair of tokens uses.
@@ -33,8 +33,8 @@ def relative_position_index(grid: Pair) -> Int[Tensor, "tokens tokens"]:
         index = torch.empty(height * width + 1, height * width + 1, dtype=torch.int64, device="cpu")
     index[1:, 1:] = offset_down * (2 * width - 1) + offset_right
     last = table_rows(grid) - 1
-    index[0, 1:] = last - 2  # class token asks, a patch answers
-    index[1:, 0] = last - 1  # a patch asks, the class token answers
+    index[0, 1:] = last - 2  # query: class token, key: patch
+    index[1:, 0] = last - 1  # query: patch, key: class token
     index[0, 0] = last
     return index
 

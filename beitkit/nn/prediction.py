@@ -1,4 +1,4 @@
-"""What a network says about one image."""
+"""Predictions for one image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 class Guess(NamedTuple):
-    """A class, and how probable it is."""
+    """A class and its probability."""
 
     name: str
     probability: float
 
 
 class Prediction(NamedTuple):
-    """The classes of one image."""
+    """Class probabilities of one image."""
 
     best: tuple[Guess, ...]
     """The most probable classes, best first."""
@@ -38,24 +38,24 @@ class Prediction(NamedTuple):
 
     @property
     def probability(self) -> float:
-        """How probable it is."""
+        """Its probability."""
         return self.best[0].probability
 
 
 class ScenePrediction(NamedTuple):
-    """The classes of every pixel of one image."""
+    """Label map of one image."""
 
     classes: tuple[str, ...]
     """Names, by id."""
     label_map: UInt8[Tensor, "h w"]
     """Class ids, at the image's size."""
     area: Float[Tensor, " classes"]
-    """Share of the pixels that each class was given."""
+    """Share of the pixels assigned to each class."""
     confidence: Float[Tensor, " classes"]
-    """Mean probability of a class over the pixels it was given; NaN where there are none."""
+    """Mean probability of a class over its pixels; NaN if it has none."""
 
     @property
     def areas(self) -> dict[str, float]:
-        """Share of the pixels by class, those that occur, largest first."""
+        """Share of the pixels by class, largest first, without classes that do not occur."""
         order = self.area.argsort(descending=True, stable=True).tolist()
         return {self.classes[index]: self.area[index].item() for index in order if self.area[index] > 0}

@@ -1,10 +1,10 @@
-"""Positions for another grid of patches: the official resizing of relative position tables and of absolute positions.
+"""Resize relative position tables and absolute positions to another patch grid, as the official code does.
 
 A relative table has one row per offset between two patches. Stretching it like an image would blur the offsets that matter
-most, the short ones, and is known to cost segmentation dearly. So the old offsets are laid out at distances that grow
+most, the short ones, and costs much accuracy in segmentation. So the old offsets are laid out at distances that grow
 geometrically outwards (1, 1 + q, 1 + q + q^2, ...) until they reach the edge of the new table: near the center nothing
 changes, and what has to be stretched is far away. A cubic spline then gives the values at the whole-numbered new offsets
-(method 1.4). Each axis has its own q, so rectangles are right too.
+(method 1.4). Each axis has its own q, so rectangular grids work too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEGREE = 3
 def resize_relative_positions(table: Float[Tensor, "rows k"], old: Pair, new: Pair) -> Float[Tensor, "new_rows k"]:
     """A relative position table for the patch grid `new`, from one for `old`; both are (height, width).
 
-    An axis whose length does not change is left alone. A shorter axis keeps the near offsets and loses the far ones.
+    An axis whose length does not change is copied. A shorter axis keeps the near offsets and loses the far ones.
     """
     if len(table) != table_rows(old):
         raise ValueError(f"a grid of {old[0]}x{old[1]} has {table_rows(old)} offsets, the table has {len(table)} rows")

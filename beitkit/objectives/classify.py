@@ -1,4 +1,4 @@
-"""Classification: one label an image, several, or shares of them where images were mixed."""
+"""Classification loss: single-label, multi-label, or soft targets of mixed images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from beitkit.nn.models import Classifier
 class Classify(nn.Module):
     """Cross-entropy with label smoothing: (1 - e) on the label, e spread evenly over all classes.
 
-    Of a classifier for several labels an image it is the binary cross-entropy, mean over classes, and smoothing draws every
-    answer toward 1/2: (1 - e) on yes or no, e spread evenly over both.
+    Multi-label: binary cross-entropy, mean over classes, where smoothing moves every target toward 1/2: (1 - e) on yes or no,
+    e spread evenly over both.
     """
 
     def __init__(self, model: Classifier, label_smoothing: float) -> None:
@@ -25,7 +25,7 @@ class Classify(nn.Module):
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss of `images` (normalized) and `targets` (b, classes) or else `labels` (b,); `progress` is not used.
 
-        The logged accuracy is how often the class named first is a right one; of a mixed image, one with the largest share.
+        The logged accuracy is the share of images whose top-1 class is a label; of a mixed image, the one with the largest share.
         """
         logits = self.model(batch["images"]).float()
         if "targets" not in batch:

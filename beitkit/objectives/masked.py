@@ -1,4 +1,4 @@
-"""Masked image modeling: predict what the patches hold that the network cannot see, as visual tokens or as pixels."""
+"""Masked image modeling: predict masked patches, as visual tokens or as pixels."""
 
 from __future__ import annotations
 
@@ -59,13 +59,12 @@ class MaskedPixels(nn.Module):
         at = _predicted(batch, self.recover_all)
         targets = take_patches(to_patches(images, self.model.config.backbone.patch), at)  # (m, pixels)
         loss = F.mse_loss(self.model.predict(images, mask, at).float(), targets)
-        spread = targets.var(0, correction=0).mean()  # what always predicting the batch's mean patch would cost
+        spread = targets.var(0, correction=0).mean()  # the loss of always predicting the batch's mean patch
         return Loss(loss, {"explained": 1 - loss.detach() / spread.clamp_min(torch.finfo(spread.dtype).eps)})
 
 
 def _predicted(batch: Batch, recover_all: bool) -> Positions:
-    """Where something is predicted: found by `data.views.masking.with_positions` before the batch was moved to the device, if it
-    did."""
+    """The predicted positions: from `data.views.masking.with_positions`, if the stream used it, else from the mask."""
     return batch["positions"] if "positions" in batch else predicted_patches(batch["mask"], recover_all)
 
 

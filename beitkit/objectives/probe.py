@@ -13,14 +13,14 @@ INIT_STD = 0.01
 
 
 class LinearProbes(nn.Module):
-    """One linear layer per block, trained apart: their cross-entropies are summed and share no parameter (method 6.2).
+    """One linear layer per block, trained independently: their cross-entropies are summed, no parameter is shared (method 6.2).
 
-    There are two sets of them. The first learns from every training image and is what is reported; the second never sees
-    the held-out ones, so that these can choose the block.
+    There are two sets. The first is trained on every training image and is reported; the second never sees the held-out
+    ones, so that these can choose the block.
     """
 
     def __init__(self, blocks: int, features: int, classes: int) -> None:
-        """Weights from a normal of deviation 0.01, biases 0, of both sets."""
+        """Both sets start from a normal with std 0.01, biases 0."""
         super().__init__()
         self.weight = nn.Parameter(torch.empty(2, blocks, classes, features))
         self.bias = nn.Parameter(torch.zeros(2, blocks, classes))

@@ -1,8 +1,8 @@
 """Training a discrete VAE: reconstruct the image through a relaxed choice of codes (arXiv 2102.12092, section 2.1).
 
-The codes at each place are weighted by a Gumbel-softmax whose temperature falls during training, so that the weighting
-becomes a choice; a KL term to the uniform distribution may keep the encoder from being certain too early. Reconstruction is
-measured by squared error, or by DALL-E's logit-Laplace likelihood. Codes are started from data and revived
+The codes at each position are weighted by a Gumbel-softmax whose temperature is annealed toward a hard choice; a KL term to the
+uniform distribution can keep the encoder from committing too early. Reconstruction loss is squared error or DALL-E's
+logit-Laplace likelihood. Codes are started from data and revived
 (`tokenizers.revival`) on the first forward pass of a step: the gradients of a step belong to the same codes, however many passes
 and processes share it. Batches hold `images` in [0, 1], without normalization.
 """
@@ -28,7 +28,7 @@ background would have unbounded likelihood."""
 
 
 class Reconstruct(nn.Module):
-    """The discrete VAE with its training loss; `tokenizer` is what is kept of it afterward."""
+    """The discrete VAE with its training loss; only `tokenizer` is kept afterward."""
 
     is_started: Tensor
 
@@ -46,7 +46,7 @@ class Reconstruct(nn.Module):
         temperature = anneal(self.config.temperature, progress, self.config.temperature_share)
         kl_weight = anneal(self.config.kl_weight, progress, self.config.kl_share)
         features = tokenizer.features(images)
-        # A step that is not finite is not applied by the loop; nothing of it may stay in the codes and counters either.
+        # The loop skips a step that is not finite; nothing of it may stay in codes and counters either.
         is_sound = self.training and bool(features.detach().isfinite().all())
         if self.training and progress != self._tended_at:
             self._tended_at = progress
@@ -83,7 +83,7 @@ class Reconstruct(nn.Module):
     def _tend_codes(self, features: Float[Tensor, "b d gh gw"], progress: float) -> None:
         """Start the codes on the first batch; revive unused ones when a window is full."""
         window = self.config.revive_every
-        # Without autocast: it would keep a half-precision copy of the rows from before they are changed.
+        # Without autocast, which would cache a half-precision copy of the rows from before the change.
         with torch.autocast(features.device.type, enabled=False):
             if not self.is_started:
                 start_codes(self.tokenizer, features.float())
@@ -93,17 +93,17 @@ class Reconstruct(nn.Module):
 
 
 def anneal(ends: tuple[float, float], progress: float, share: float) -> float:
-    """From the first value to the second by half a cosine over a share of the run, then constant (DALL-E, appendix A.2)."""
+    """Half-cosine from the first value to the second over a share of the run, then constant (DALL-E, appendix A.2)."""
     position = min(1.0, progress / share) if share else 1.0
     first, last = ends
     return last + (first - last) * 0.5 * (1 + math.cos(math.pi * position))
 
 
 def gumbel_softmax(logits: Float[Tensor, "b v gh gw"], temperature: float) -> Float[Tensor, "b v gh gw"]:
-    """A relaxed draw of one code at each place: softmax((logits + Gumbel noise) / temperature), over the codes.
+    """Gumbel-softmax over the codes: softmax((logits + Gumbel noise) / temperature).
 
-    The noise is made from uniform numbers; PyTorch's own function draws exponential ones, which took a quarter of a training
-    step on a CPU.
+    The noise is drawn from uniform numbers; `F.gumbel_softmax` draws exponential ones, which took a quarter of a training step
+    on a CPU.
     """
     uniform = torch.rand_like(logits).clamp_(min=1e-9)
     return F.softmax((logits - torch.log(-torch.log(uniform))) / temperature, dim=1)

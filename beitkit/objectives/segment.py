@@ -1,4 +1,4 @@
-"""Semantic segmentation: every pixel that has a label is named."""
+"""Semantic segmentation: pixel-wise cross-entropy."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Segment(nn.Module):
 def segmentation_loss(
     logits: SegmentationLogits, label_map: UInt8[Tensor, "b h w"], config: SegmentationLossConfig = SegmentationLossConfig()
 ) -> Loss:
-    """The weighed cross-entropies of both heads, whose logits are first brought to the size of the label map.
+    """Weighted cross-entropy of both heads, whose logits are first upsampled to the label map.
 
-    A batch without any labeled pixel has the loss 0 and gradients of 0: every process still goes backward through every
-    layer, which those that exchange statistics rely on.
+    A batch without any labeled pixel has loss 0 and zero gradients: every rank still runs backward through every layer, which
+    synchronized batch norm relies on.
 
     Args:
         logits: of the decoder and the auxiliary head, each at its own resolution.
@@ -41,7 +41,7 @@ def segmentation_loss(
 
     Returns:
         The loss; its parts are `main`, `auxiliary` (where there is one, before its weight), and `accuracy`, the share of
-        pixels that the decoder names right, of the same pixels that the loss is a mean over.
+        pixels that the decoder gets right, among those that the loss is a mean over.
     """
     labels = label_map.long()
     is_labeled = labels != IGNORED

@@ -1,4 +1,4 @@
-"""A whole run from its parts: operations and seconds of all steps, of tokenizing and of evaluations, on several devices."""
+"""Estimate FLOPs and time of a whole run from its parts: steps, tokenizing, evaluations, data parallelism."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Floating-point operations of one image: what PyTorch's counter counts while our own modules run on tensors without content.
+"""FLOPs of one image, by PyTorch's counter on fake tensors.
 
-That is 2 for each multiply-add of a matrix product or a convolution; tests compare with closed forms. Everything else (norms,
-softmax, GELU, resizing, the optimizer) is left out, as is usual; it takes time, but under a hundredth of the operations.
-A kernel that computes attention scores again in its backward pass does more than is counted here, and so does recomputation of
-whole blocks, which is a part of its own.
+2 per multiply-add of a matrix product or a convolution; tests compare with closed forms. Everything else (norms, softmax, GELU,
+resizing, the optimizer) is not counted, as usual; it takes time, but is less than 1% of the operations. Recomputation inside a
+fused attention kernel is not counted; activation checkpointing is counted separately.
 """
 
 from __future__ import annotations

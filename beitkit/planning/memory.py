@@ -1,8 +1,8 @@
-"""Bytes that a training step holds, found by running one on tensors without content.
+"""Memory of a training step, traced by running one on fake tensors.
 
-The real objective goes forward and backward in the real precision on fake tensors, which have shapes, types and storages
-but no memory. Every storage that is made is counted until it is freed. So activations kept for the backward pass, autocast's
-copies of the weights, gradients as they appear and what exists only in passing are all as they will be.
+The real objective runs forward and backward in the real precision on fake tensors, which have shapes, types and storages but no
+memory. Every storage is counted until it is freed. So activations, autocast's copies of the weights, gradients and temporaries
+are counted exactly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast the parts of a step go: measured here in some seconds, or given for hardware that is elsewhere."""
+"""Speed of the parts of a step: measured here in some seconds, or given for other hardware."""
 
 from __future__ import annotations
 

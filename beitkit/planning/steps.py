@@ -1,4 +1,4 @@
-"""Real steps of a run on images that are noise, through the code that the run goes through."""
+"""Real training steps on noise images, through the code of a run."""
 
 from __future__ import annotations
 

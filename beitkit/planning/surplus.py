@@ -1,9 +1,9 @@
-"""What the system's allocator holds beyond the tensors: freed pieces that the next tensors do not fit into.
+"""Fragmentation of the CPU heap: memory that the allocator holds beyond the tensors.
 
-On a CPU most tensors come from a heap, whose holes stay with the process. glibc would hand every large tensor back at once if
-told to (`MALLOC_MMAP_THRESHOLD_`), but then every step waits for the system to clear the same memory again (docs/guide/plan.md).
-How large the holes are depends on the order in which a step makes and frees tensors, so it is measured on whole steps against
-their trace; of a network that takes long, on two with fewer blocks.
+On a CPU most tensors are on the heap, whose holes stay with the process. glibc could return every large tensor at once
+(`MALLOC_MMAP_THRESHOLD_`), but then the kernel zeroes the same memory again in every step (docs/guide/plan.md). The size of the
+holes depends on the order of allocations, so it is measured on real steps against their trace; for a slow network, on two with
+fewer blocks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run computes, described without its images: the network, its objective and a batch of the right shapes."""
+"""Workload of a run without its images: network, objective, and a batch of the right shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, TokenizerConfig
 from beitkit.contracts import Batch
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -29,7 +29,6 @@ from beitkit.tokenizers.vqkd import VQKD
 
 CPU = torch.device("cpu")
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
-TokenizerConfig = DVAEConfig | VQKDConfig
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,9 +26,8 @@ from torch import Tensor
 
 from beitkit.report.images import CELL, check_columns, fit, png_bytes
 from beitkit.report.normal import Level, Line
+from beitkit.report.table import Table
 from beitkit.system import write_atomically
-
-Align = Literal["left", "right"]
 
 _COLUMNS_SIDE_BY_SIDE = 8
 
@@ -108,19 +107,10 @@ class Report:
         tables = [cells[start : start + per_part] for start in range(0, rows, per_part)]
         self._add("images", columns=columns, tables=tables, width=cell - 4, caption=caption)
 
-    def table(
-        self, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str, align: Sequence[Align] | None = None
-    ) -> None:
-        """A table of text; `align` per column is left for the first and right for all others unless given."""
-        sides = align or ["left", *["right"] * (len(header) - 1)]
-        for row in [*rows, sides]:
-            if len(row) != len(header):
-                raise ValueError(f"the table has {len(header)} columns, but a row or the alignment has {len(row)}: {list(row)}")
-        self._add("table", header=header, rows=rows, sides=sides, caption=caption)
-
-    def key_values(self, pairs: Sequence[tuple[str, str]], caption: str = "") -> None:
-        """Names and values, such as the settings of a run."""
-        self._add("key_values", items=pairs, caption=caption)
+    def table(self, table: Table) -> None:
+        """A table with its caption."""
+        sides = ["left", *(column.align for column in table.whole_columns[1:])]
+        self._add("table", header=table.header, rows=table.cells, sides=sides, caption=table.caption)
 
     def html(self) -> str:
         """The whole page."""

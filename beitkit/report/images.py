@@ -1,7 +1,7 @@
-"""Tensors to images people look at: masked patches, token maps, PNG files, and sheets with labeled columns.
+"""Tensors to images for reports: masked patches, token maps, PNG files, and sheets with labeled columns.
 
-Images are float (c, h, w) in [0, 1], gray (c = 1) or RGB (c = 3). Small ones are enlarged by whole factors with hard pixel
-edges, so that what is seen is what the network was given; large ones are reduced.
+Images are float (c, h, w) in [0, 1], gray (c = 1) or RGB (c = 3). Small ones are enlarged by whole factors with nearest
+neighbor, so that the pixels of the network's input are visible; large ones are reduced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Reads a run's journal.jsonl back: one JSON object per line, written while the run goes on.
+"""Reads a run's journal.jsonl: one JSON object per line, written during the run.
 
-A run can be killed in the middle of a line and started again, so a journal may hold torn lines, and steps that were logged
-twice (once before the kill, once more after going on from the last checkpoint). Both are normal and are handled here.
+A run can be killed in the middle of a line and resumed, so a journal may contain incomplete lines, and steps that were logged
+twice (before the kill, and after resuming from the last checkpoint). Both are handled here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ class Event:
     kind: str
     """"train", "evaluate" or "note"."""
     step: int
-    epoch: float
     numbers: dict[str, float]
-    """Everything else that is a number: loss, accuracy, lr, grad_norm, images_per_second, data_wait, seconds, ...; NaN for one
-    that was not finite."""
+    """Everything else that is a number: epoch, loss, accuracy, lr, grad_norm, images_per_second, data_wait, seconds, ...; NaN for
+    one that was not finite."""
     texts: dict[str, str]
     """Everything else that is text: a note's message."""
 
@@ -70,15 +69,15 @@ def _parse(line: str) -> Event | None:
         return None
     if not isinstance(found, dict):
         return None
-    kind, step, epoch = found.pop("kind", None), found.pop("step", None), found.pop("epoch", 0.0)
-    if not isinstance(kind, str) or not isinstance(step, int) or not _is_number(epoch):
+    kind, step = found.pop("kind", None), found.pop("step", None)
+    if not isinstance(kind, str) or not isinstance(step, int):
         return None
     # The journal writes null for a number that is not finite, which JSON cannot express.
     numbers = {
         key: math.nan if value is None else float(value) for key, value in found.items() if value is None or _is_number(value)
     }
     texts = {key: value for key, value in found.items() if isinstance(value, str)}
-    return Event(kind=kind, step=step, epoch=float(epoch), numbers=numbers, texts=texts)
+    return Event(kind=kind, step=step, numbers=numbers, texts=texts)
 
 
 def _is_number(value: object) -> bool:

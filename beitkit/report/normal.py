@@ -1,7 +1,7 @@
-"""Is this normal? Plain sentences about the numbers of a run, with what to do when one of them is not as it should be.
+"""Is this normal? Sentences about the numbers of a run, with what to do if one of them is off.
 
 Every function takes plain numbers and returns lines, each with a state: "ok" is as it should be, "note" is worth knowing,
-"warn" wants action. Limits without a source are ours, named below, and meant to catch what is plainly wrong. Shares and
+"warn" wants action. Limits without a source are our own, named below, and meant to catch obvious problems. Shares and
 accuracies are in [0, 1], losses and entropies in nats.
 """
 
@@ -106,7 +106,9 @@ def tokenizer_lines(
         lines.append(Line("ok", f"{codes_used:,} of {vocabulary:,} codes are in use ({codes_used / vocabulary:.0%})."))
     if "one token dominates" not in named:
         as_varied = f"as varied as {perplexity:,.0f} equally common ones would be (perplexity {perplexity:,.1f})"
-        lines.append(Line("ok", f"The codes are {as_varied}; the commonest makes up {_percent(commonest_share)} of all tokens."))
+        lines.append(
+            Line("ok", f"The codes are {as_varied}; the commonest makes up {_small_percent(commonest_share)} of all tokens.")
+        )
     if "reconstruction poor" not in named:
         lines.append(Line("ok", f"Images decoded from their own tokens reach {psnr:.1f} dB PSNR."))
     return lines
@@ -241,18 +243,21 @@ def _loss_line(vocabulary: int, loss: Number, token_entropy: Number) -> Line:
 
 def _token_accuracy_lines(vocabulary: int, accuracy: Number, commonest_share: Number) -> list[Line]:
     chance = 1 / vocabulary
-    levels = f"guessing evenly scores {_percent(chance)}, always naming the commonest token {_percent(commonest_share)}"
+    levels = (
+        f"guessing evenly scores {_small_percent(chance)}, always naming the commonest token {_small_percent(commonest_share)}"
+    )
     if accuracy <= commonest_share * 1.05:
         advice = "train longer" if accuracy >= chance else "something is wrong with the targets or the learning rate"
-        lines = [Line("warn", f"Token accuracy {_percent(accuracy)} is no better than guessing ({levels}); {advice}.")]
+        lines = [Line("warn", f"Token accuracy {_small_percent(accuracy)} is no better than guessing ({levels}); {advice}.")]
     else:
         lines = [
             Line(
-                "ok", f"Token accuracy {_percent(accuracy)} is {accuracy / commonest_share:.1f} times the best guess ({levels})."
+                "ok",
+                f"Token accuracy {_small_percent(accuracy)} is {accuracy / commonest_share:.1f} times the best guess ({levels}).",
             )
         ]
     if vocabulary >= 1024 and accuracy < 0.2:
-        official = f"{_percent(OFFICIAL_ACCURACY)} (loss {OFFICIAL_LOSS:.2f}) with {OFFICIAL_VOCABULARY:,} tokens"
+        official = f"{_small_percent(OFFICIAL_ACCURACY)} (loss {OFFICIAL_LOSS:.2f}) with {OFFICIAL_VOCABULARY:,} tokens"
         lines.append(Line("note", f"Low figures are normal here: BEiT-B after 300 epochs on ImageNet-1k ended at {official}."))
     return lines
 
@@ -291,5 +296,5 @@ def _count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def _percent(share: Number) -> str:
+def _small_percent(share: Number) -> str:
     return f"{share:.1%}" if share >= 0.01 else f"{share:.2%}"

@@ -1,11 +1,10 @@
-"""Label maps as images people look at: class colors, overlays, where a prediction is wrong, a legend.
+"""Label maps as images people look at: in the colors of their classes, overlays, where a prediction is wrong, a legend.
 
-Label maps are uint8 (h, w): class ids, 255 where a pixel does not count. Colors are (red, green, blue), 0 to 255.
+Label maps are uint8 (h, w): class ids; 255 is ignored. Colors are (red, green, blue), 0 to 255.
 """
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 
 import torch
@@ -13,29 +12,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from beitkit.configs.segmentation import Color
 from beitkit.contracts import IGNORED
-
-Color = tuple[int, int, int]
 
 IGNORED_COLOR: Color = (0, 0, 0)
 RIGHT, WRONG, UNCOUNTED = (0.86, 0.93, 0.87), (0.84, 0.15, 0.16), (0.45, 0.45, 0.45)
 """Colors of an error map, RGB in [0, 1]."""
-HUE_STEP = 0.6180339887498949  # golden ratio - 1: neighbors in the list of classes get hues far apart
-
-
-def class_colors(count: int) -> tuple[Color, ...]:
-    """Colors for classes that have none of their own: the same for the same number everywhere."""
-    colors = []
-    for index in range(count):
-        lightness, saturation = (0.45, 0.65, 0.3)[index % 3], (0.75, 0.6)[index % 2]
-        red, green, blue = colorsys.hls_to_rgb(0.03 + index * HUE_STEP % 1, lightness, saturation)
-        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colors)
-
-
-def palette_of(classes: Sequence[str], palette: Sequence[Color] | None) -> tuple[Color, ...]:
-    """The palette of a network, or colors made for its classes."""
-    return class_colors(len(classes)) if palette is None else tuple(palette)
 
 
 def colored(label_map: UInt8[Tensor, "h w"], palette: Sequence[Color]) -> Float[Tensor, "3 h w"]:

@@ -1,10 +1,11 @@
-"""The sections that every training's report has: its curves, and what holds of any training."""
+"""The sections that trainings' reports share: curves, what holds of any training, and another run beside this one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from beitkit.report.charts import Reference, Series, Unit, line_chart
+from beitkit.report.charts import Dots, Reference, Series, Unit, dot_chart, line_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, series
 from beitkit.report.normal import Line, training_lines
@@ -55,6 +56,20 @@ def normal_training(events: Sequence[Event]) -> list[Line]:
         data_wait=sum(waits) / len(waits) if waits else 0.0,
         bad_steps=sum("not applied" in event.texts.get("text", "") for event in events),
     )
+
+
+def beside_another_run(report: Report, measure: str, here: tuple[Path, float], other: tuple[Path, float]) -> None:
+    """The result of this run and that of another, by the same measure: folder and share of each."""
+    (folder, share), (other_folder, other_share) = here, other
+    report.verdict(
+        f"{measure} {share:.1%} here, {other_share:.1%} in {other_folder}: {100 * (share - other_share):+.1f} points",
+        None,
+        "One run each. Repeat both with other values of --seed before you believe a small difference.",
+    )
+    dots = [Dots(measure, [[share], [other_share]])]
+    names = [folder.name, other_folder.name]
+    chart = dot_chart(dots, names, title="Side by side", x_label="run", y_label=measure)
+    report.figure(chart, f"This run and {other_folder}.")
 
 
 def last(events: Sequence[Event], key: str, kind: str = "train") -> float:

@@ -1,9 +1,8 @@
-"""A codebook of unit vectors, learned by moving averages: the quantizer of BEiT v2's tokenizer (arXiv 2208.06366, section 2.2).
+"""Codebook of unit vectors, updated by EMA: the quantizer of BEiT v2's tokenizer (arXiv 2208.06366, section 2.2).
 
-A vector is replaced by the code that points most nearly the same way. No gradient reaches the codes: in training, each
-moves a little toward the mean direction of the vectors that chose it. The gradient of what is made from the codes is handed
-to the vectors as if nothing had been replaced (straight-through), and the commitment loss keeps them near their codes.
-In eval mode nothing changes, not even the usage counts.
+A vector is replaced by the code with the largest cosine similarity. The codes get no gradient: in training, each moves a little
+toward the mean direction of the vectors assigned to it (EMA). The vectors get the gradient of their codes (straight-through),
+and the commitment loss keeps them near their codes. In eval mode nothing changes, not even the usage counts.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from beitkit.nn.collectives import all_reduce_, broadcast_
 
 KMEANS_STEPS = 10  # official code
 MAX_SCORES = 2**24
@@ -21,7 +22,7 @@ MAX_SCORES = 2**24
 
 
 class Quantized(NamedTuple):
-    """What a codebook makes of a map of vectors."""
+    """Output of the codebook for a map of vectors."""
 
     vectors: Float[Tensor, "b d gh gw"]
     """The chosen codes; their gradient goes to the input."""
@@ -38,7 +39,7 @@ class Codebook(nn.Module):
     is_started: Tensor
 
     def __init__(self, vocabulary: int, dim: int, *, decay: float, start_from_data: bool) -> None:
-        """With `start_from_data` the random first codes are replaced by k-means of the first training batch."""
+        """`start_from_data`: initialize the codes by k-means of the first training batch."""
         super().__init__()
         self.decay = decay
         self.register_buffer("codes", F.normalize(torch.randn(vocabulary, dim), dim=1))
@@ -47,12 +48,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def lookup(self, x: Float[Tensor, "b d gh gw"]) -> Int[Tensor, "b gh gw"]:
-        """The id of the code nearest in direction at every place, the first of equals."""
+        """Id of the nearest code by cosine similarity at every position; ties go to the lowest id."""
         b, _, height, width = x.shape
         return nearest_codes(_as_points(x), self.codes).view(b, height, width)
 
     def forward(self, x: Float[Tensor, "b d gh gw"]) -> Quantized:
-        """The codes chosen for every place; in training mode they then move toward what chose them."""
+        """The nearest code at every position; in training mode the codes are updated afterward."""
         points = _as_points(x)  # (m, d)
         with torch.no_grad():
             if self.training and not self.is_started:
@@ -68,17 +69,14 @@ class Codebook(nn.Module):
 
     def _start(self, points: Float[Tensor, "m d"]) -> None:
         self.codes.copy_(directional_kmeans(points, len(self.codes)))
-        if _has_processes():
-            # Every process saw other images; without this they would train against different codebooks.
-            distributed.broadcast(self.codes, src=0)
+        # Ranks see different images; without this they would train against different codebooks.
+        broadcast_(self.codes)
         self.is_started.fill_(True)
 
     def _follow(self, points: Float[Tensor, "m d"], ids: Int[Tensor, " m"]) -> None:
         counts, sums = _gather_by_code(points, ids, len(self.codes))
-        if _has_processes():
-            distributed.all_reduce(counts)
-            distributed.all_reduce(sums)
-        # A code that nothing chose is its own mean, so it stays.
+        all_reduce_(counts, sums)
+        # A code without vectors is its own mean, so it stays.
         means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), self.codes)
         self.codes.copy_(F.normalize(self.decay * self.codes + (1 - self.decay) * means, dim=1))
         self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -91,7 +89,7 @@ def nearest_codes(points: Float[Tensor, "m d"], codes: Float[Tensor, "v d"]) -> 
 
 
 def directional_kmeans(points: Float[Tensor, "m d"], num_codes: int) -> Float[Tensor, "v d"]:
-    """Unit centers of unit points by k-means under the cosine, from randomly drawn points; an empty center stays where it is."""
+    """Spherical k-means of unit points, started from random points; an empty center stays where it is."""
     if len(points) >= num_codes:
         drawn = torch.randperm(len(points), device=points.device)[:num_codes]
     else:
@@ -104,14 +102,10 @@ def directional_kmeans(points: Float[Tensor, "m d"], num_codes: int) -> Float[Te
 
 
 def _gather_by_code(points: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """How many points chose each code (v), and their sums (v, d)."""
+    """Number of points per code (v), and their sums (v, d)."""
     counts = points.new_zeros(num_codes).index_add_(0, ids, points.new_ones(len(ids)))
     return counts, points.new_zeros(num_codes, points.shape[1]).index_add_(0, ids, points)
 
 
 def _as_points(x: Tensor) -> Tensor:
     return F.normalize(x.permute(0, 2, 3, 1).flatten(0, 2), dim=1)  # (b * gh * gw, d)
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

@@ -1,16 +1,12 @@
-"""The discrete VAE: an image becomes a grid of codes out of a vocabulary, and a grid of codes becomes an image.
+"""The discrete VAE: maps an image to a grid of codes and a grid of codes to an image.
 
-The encoder scores every code at every place of the grid; the best one is the visual token that BEiT's pre-training
-predicts. While it is trained (`objectives.reconstruct`) the choice is relaxed to a weighting over codes, so gradients pass
-from the image to the encoder (arXiv 2102.12092, section 2.1). Images are floats in [0, 1] outside; what a network wants
-inside (dalle: 0.8 x + 0.1; beit and light: [-1, 1]) happens here.
+The encoder gives logits over the codes at every position of the grid; the argmax is the visual token that BEiT's pre-training
+predicts. In training (`objectives.reconstruct`) a Gumbel-softmax over codes replaces the argmax, so gradients reach the
+encoder (arXiv 2102.12092, section 2.1). Images are floats in [0, 1]; the scaling that a geometry needs (dalle: 0.8 x + 0.1;
+beit and light: [-1, 1]) happens here.
 """
 
 from __future__ import annotations
-
-import hashlib
-import json
-from dataclasses import asdict
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +15,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
+from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.tokenizers.geometries import build_parts, initialize, layers_of, without_autocast
 
 LAPLACE_EPSILON = 0.1  # DALL-E, appendix A.3: logit-Laplace sees pixels in (0.1, 0.9), where the logit is finite
@@ -56,20 +53,16 @@ class DiscreteVAE(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Digest (32 hex digits) of config and weights, computed again only after a weight has changed."""
+        """Digest (32 hex digits) of config and weights; recomputed only after a weight has changed."""
         state = self.state_dict(keep_vars=True)
         key = tuple((id(tensor), tensor._version) for tensor in state.values())
         if self._fingerprint is None or self._fingerprint[0] != key:
-            digest = hashlib.blake2b(json.dumps(asdict(self.config), sort_keys=True).encode(), digest_size=16)
-            for name, tensor in state.items():
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            self._fingerprint = (key, digest.hexdigest())
+            self._fingerprint = (key, digest_of(self.config, state))
         return self._fingerprint[1]
 
     @property
     def code_layer(self) -> nn.Conv2d:
-        """The 1x1 convolution that scores the codes: row i of its weight (vocabulary, width, 1, 1) belongs to code i."""
+        """The 1x1 convolution that gives the logits: row i of its weight (vocabulary, width, 1, 1) belongs to code i."""
         layer = list(layers_of(self.encoder))[-1]
         assert isinstance(layer, nn.Conv2d)
         assert layer.kernel_size == (1, 1)
@@ -77,13 +70,13 @@ class DiscreteVAE(nn.Module):
 
     @property
     def embeddings(self) -> Float[Tensor, "v d"]:
-        """What the decoder is given for each code; a view of the parameter, so it can be written to."""
+        """The decoder's embedding of each code; a view of the parameter, so it can be written to."""
         if self.codebook is not None:
             return self.codebook.weight
         return self._first_decoder_layer().weight[:, :, 0, 0].T
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
-        """What the code layer scores, of images in [0, 1]."""
+        """Input of the code layer, from images in [0, 1]."""
         self._check(images)
         first, *between, _ = layers_of(self.encoder)
         x = without_autocast(first, self.normalize(images))
@@ -92,14 +85,14 @@ class DiscreteVAE(nn.Module):
         return x
 
     def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b v gh gw"]:
-        """Scores of the codes at every place of the grid, of images in [0, 1]."""
+        """Logits over the codes at every position of the grid, from images in [0, 1]."""
         return self.code_layer(self.features(images))
 
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
-        """The visual tokens of images in [0, 1]: the best code at each place, the first of equals.
+        """The visual tokens of images in [0, 1]: the argmax at each position; ties go to the lowest id.
 
-        Under autocast the codes are still scored in the precision of the weights: near codes could not be told apart otherwise.
+        The logits are computed in the precision of the weights even under autocast, because near codes would tie in bfloat16.
         """
         return without_autocast(self.code_layer, self.features(images)).argmax(1)
 
@@ -118,7 +111,7 @@ class DiscreteVAE(nn.Module):
         return self.pixels(self._decode_embedded(embedded))
 
     def decode_relaxed(self, weights: Float[Tensor, "b v gh gw"]) -> Float[Tensor, "b o h w"]:
-        """The decoder's raw output for a weighting over codes at each place; `pixels` and the likelihoods read it.
+        """The decoder's raw output for weights over the codes at each position; input of `pixels` and the likelihoods.
 
         o is the number of channels, or twice it for logit-Laplace (locations, then log-scales).
         """
@@ -127,7 +120,7 @@ class DiscreteVAE(nn.Module):
         return self._decode_embedded(torch.einsum("bvhw,vd->bdhw", weights, self.codebook.weight))
 
     def pixels(self, output: Float[Tensor, "b o h w"]) -> Float[Tensor, "b c h w"]:
-        """The image in [0, 1] that a raw output of the decoder means."""
+        """The image in [0, 1] from a raw output of the decoder."""
         if self.config.reconstruction == "logit_laplace":
             x = torch.sigmoid(output[:, : self.channels])
             return ((x - LAPLACE_EPSILON) / (1 - 2 * LAPLACE_EPSILON)).clamp(0, 1)
@@ -138,7 +131,7 @@ class DiscreteVAE(nn.Module):
         return self._pixel_scale * images + self._pixel_shift
 
     def _first_decoder_layer(self) -> nn.Conv2d:
-        """The layer that is the codebook where there is no other."""
+        """The layer that serves as the codebook if there is no `codebook`."""
         layer = next(layers_of(self.decoder))
         assert self.codebook is None
         assert isinstance(layer, nn.Conv2d)

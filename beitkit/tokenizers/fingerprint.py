@@ -1,4 +1,4 @@
-"""The digest that says whether two tokenizers give the same ids."""
+"""Digest of a config and its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from beitkit.configs.codec import to_json
 
 
 def digest_of(config: object, state: Mapping[str, Tensor]) -> str:
-    """32 hex digits over a config dataclass and the names, types, shapes and values of tensors."""
+    """Digest (32 hex digits) of a config dataclass and the names, types, shapes and values of tensors."""
     digest = hashlib.blake2b(json.dumps(to_json(config), sort_keys=True).encode(), digest_size=16)
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,7 +1,7 @@
-"""In which precision a frozen tokenizer computes: the fast one where it finds the tokens that float32 finds, else float32.
+"""A frozen tokenizer, in bfloat16 if that gives the tokens of float32, else in float32.
 
-A token is the best of thousands of codes, and where two are nearly as good rounding decides. So whether bfloat16 will do
-depends on the tokenizer and on the images; it is measured on some of these when a run starts.
+A token is the argmax over thousands of codes, and rounding can decide between two close ones. So whether bfloat16 is good
+enough depends on the tokenizer and the images; it is measured on a few of them when a run starts.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ TRIED_IMAGES = 16
 """The fast precision is tried on this many images, evenly spread over the list: 3,136 tokens of 14x14 each."""
 
 LEAST_AGREEMENT = 0.995
-"""Share of positions at which the fast precision must find the token of float32."""
+"""Least share of tokens that have to agree with float32."""
 
 TokenizerNetwork = DiscreteVAE | VQKD
 
 
 class Encoder(NamedTuple):
-    """A tokenizer on its device, and how it is to be used; make one with `laid_out` or `encoder_of`."""
+    """A tokenizer on its device with its precision; make one with `laid_out` or `encoder_of`."""
 
     tokenizer: Tokenizer
     precision: torch.dtype | None
     """Of matrix products and convolutions; None is float32."""
     agreement: float | None = None
-    """Share of positions at which the fast precision found the token of float32, where it was tried."""
+    """Share of tokens that agreed with float32; None if only float32 was considered."""
 
     @classmethod
     def laid_out(cls, tokenizer: Tokenizer, precision: torch.dtype | None = None) -> Encoder:
-        """The tokenizer in this precision, its convolutions channels last, which is what their kernels read fastest."""
+        """The tokenizer in this precision, its convolutions in channels-last layout, the fastest for their kernels."""
         if isinstance(tokenizer, nn.Module):
             tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
         return cls(tokenizer, precision)
@@ -55,7 +55,7 @@ class Encoder(NamedTuple):
             return self.tokenizer.encode(scaled)
 
     def describe(self) -> str:
-        """How it computes, in words; empty for float32 that nobody tried to replace."""
+        """Precision in words; empty if only float32 was considered."""
         if self.agreement is None:
             return ""
         if self.precision is None:
@@ -76,20 +76,19 @@ def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision
 def token_encoder(
     tokenizer: TokenizerNetwork, files: ImageList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
 ) -> Encoder:
-    """The tokenizer, moved to the device; every process and every start of a run decides alike, on the same views.
+    """The tokenizer, moved to the device; all ranks, and all starts of a run, decide on the same views.
 
     Args:
         tokenizer: the one of the key.
         files: the images of the run.
         key: what its tokens depend on; the number of views and the precision do not matter.
         runtime: device and precision.
-        begun: key of the token cache that is read or completed, if it is there: its precision is kept.
+        begun: key of an existing token cache; its precision is kept.
     """
     tokenizer.to(runtime.device)
     if begun is not None:
         return Encoder.laid_out(tokenizer, autocast_type(begun.precision))
-    count = min(TRIED_IMAGES, len(files))
-    chosen = files.subset([index * len(files) // count for index in range(count)])
+    chosen = files.evenly_spread(TRIED_IMAGES)
     dataset = ImageDataset(
         chosen,
         PretrainView(key.view, key.image_size, key.token_size, only_tokens=True),
@@ -98,5 +97,5 @@ def token_encoder(
         kind="evaluate",
         smallest=key.patch,
     )
-    images = torch.cat([batch["token_images"] for batch in evaluation_stream(dataset, count)])
+    images = torch.cat([batch["token_images"] for batch in evaluation_stream(dataset, len(chosen))])
     return encoder_of(tokenizer, images.to(runtime.device), runtime.autocast)

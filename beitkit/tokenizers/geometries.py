@@ -1,8 +1,8 @@
-"""The three network shapes of the discrete VAE, as parts: pixels -> scores of the codes, and embedded codes -> pixels.
+"""The three architectures of the discrete VAE: encoder (pixels to code logits) and decoder (embedded codes to pixels).
 
-Every encoder is a (nested) `nn.Sequential` whose last layer is the 1x1 convolution that scores the codes; every decoder is
-one that starts from embedded codes. `DiscreteVAE` and the care for dying codes need nothing else of a geometry. Module
-paths are those of the files they come from: DALL-E's `encoder.blocks.group_1.block_1.res_path.conv_1` (its `w` and `b` are
+Every encoder is a (nested) `nn.Sequential` whose last layer is the 1x1 convolution that gives the logits; every decoder is
+one that starts from embedded codes. `DiscreteVAE` and `CodeRevival` need nothing else of a geometry. Module
+paths are those of the original checkpoints: DALL-E's `encoder.blocks.group_1.block_1.res_path.conv_1` (its `w` and `b` are
 our `weight` and `bias`), and BEiT's own `DiscreteVAE` with `encoder.0.0`, `encoder.1.net.0`, ...
 
 - `dalle`: DALL-E's encoder and decoder (arXiv 2102.12092, appendix A; the published code), stride 8.
@@ -25,7 +25,7 @@ from beitkit.configs.tokenizer import DVAEConfig
 
 
 class Parts(NamedTuple):
-    """The networks of one geometry, and how they see pixels."""
+    """The networks of one geometry, and its pixel scaling."""
 
     encoder: nn.Sequential
     decoder: nn.Sequential
@@ -51,15 +51,15 @@ def layers_of(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def output_channels(config: DVAEConfig) -> int:
-    """Channels the decoder puts out: the pixels, and for logit-Laplace their log-scales after them."""
+    """Output channels of the decoder: the pixels, for logit-Laplace followed by their log-scales."""
     return config.channels * (2 if config.reconstruction == "logit_laplace" else 1)
 
 
 def without_autocast(layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's output in the precision of its weights, whatever autocast says.
+    """The layer's output in the precision of its weights, with autocast off.
 
-    The tokens of a network in bfloat16 are those of float32 only if what its residual blocks add to is not rounded: the stream
-    from the first layer to the scores of the codes (docs/performance.md).
+    In bfloat16 a network gives the tokens of float32 only if its residual stream, from the first layer to the logits, is not
+    rounded (docs/performance.md).
     """
     if not torch.amp.is_autocast_available(x.device.type):  # the device "meta", on which shapes are planned
         return layer(x)
@@ -180,8 +180,8 @@ def _beit(config: DVAEConfig) -> Parts:
 def _light(config: DVAEConfig) -> Parts:
     """Widths double from the pixels (at least 16) up to `hidden` on the token grid.
 
-    The encoder looks little beyond a token's own cell (10 pixels across at stride 4): a code then says what is *there*, empty
-    background is one code wherever it lies, and encoding costs little. The decoder sees the neighboring tokens.
+    The encoder's receptive field is little more than a token's own cell (10 pixels across at stride 4): a code then describes
+    what is *there*, empty background is one code everywhere, and encoding is cheap. The decoder sees the neighboring tokens.
     """
     num_layers = config.stride.bit_length() - 1
     widths = [max(16, config.hidden >> (num_layers - 1 - i)) for i in range(num_layers)]
@@ -203,7 +203,7 @@ def _codebook(config: DVAEConfig) -> nn.Embedding:
 
 @torch.no_grad()
 def initialize(parts: Parts, config: DVAEConfig) -> None:
-    """Draw all weights.
+    """Initialize all weights.
 
     | geometry | parameter | distribution | why |
     |---|---|---|---|
@@ -216,7 +216,7 @@ def initialize(parts: Parts, config: DVAEConfig) -> None:
     | light | biases | 0 | |
     | light | codebook | normal, std 1 | |
 
-    The layer that scores the codes is drawn anew from the first images of a training run (`revival.start_codes`).
+    The layer that gives the logits is initialized again from the first images of a training run (`revival.start_codes`).
     """
     if config.geometry == "beit":
         return

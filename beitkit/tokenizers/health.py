@@ -1,7 +1,7 @@
-"""Is a tokenizer well? How its codes are used over many images, and named diagnoses with what to do about each.
+"""Codebook usage statistics of a tokenizer, and diagnoses with what to do about each.
 
-A masked-image model can learn only what the tokens say: with few codes in use, or one that is nearly always right, there is
-little to predict; with very many codes for few images, most are seen too seldom to be learned.
+A masked-image model can learn only what the tokens carry: with few codes in use, or one that is nearly always right, there is
+little to predict; with very many codes for few images, most are too rare to be learned.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor
 
 MIN_USED_SHARE = 0.75
 MAX_COMMONEST_SHARE = 0.6
-"""Half of Fashion-MNIST is empty background, which one code should say; above this, guessing it is too good an answer."""
+"""Half of Fashion-MNIST is empty background, which should be one code; above this share, always predicting it is too good."""
 MIN_PSNR = 16.0
-"""Decibels; the mean color of each cell alone gives about that at stride 4."""
+"""In dB; the mean color of each cell alone gives about that at stride 4."""
 MIN_TOKENS_PER_CODE = 50
 
 
 class UsageStatistics(NamedTuple):
-    """How the codes were used over a number of tokens."""
+    """Usage of the codes over a number of tokens."""
 
     vocabulary: int
     tokens: int
@@ -70,7 +70,7 @@ class CodeUsage:
 
 
 class Diagnosis(NamedTuple):
-    """Something wrong with a tokenizer, by name, in one sentence, and what to do."""
+    """A problem of a tokenizer: its name, one sentence, and what to do."""
 
     name: Literal["codes dead", "one token dominates", "reconstruction poor", "vocabulary too large for so few patches"]
     finding: str
@@ -78,7 +78,7 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
-    """What is wrong with a tokenizer of this code usage and reconstruction quality (dB); empty when all is well."""
+    """Problems of a tokenizer with this code usage and reconstruction quality (dB); empty if there are none."""
     found: list[Diagnosis] = []
     if statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary:
         found.append(

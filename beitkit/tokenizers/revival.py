@@ -1,38 +1,39 @@
-"""Why no code dies: codes start on the images' own features, and unused ones are given part of an overburdened code's work.
+"""Against dead codes: codes are initialized from image features, and unused ones are split off codes with a large error.
 
-A relaxed vector quantizer that starts from random weights gives most codes no reason to be chosen, ever: on small data a
-large part of the vocabulary stays unused. Two things are done about it, the same for every geometry, through the two rows
-that a code consists of (one of the layer that scores it, one of the embeddings that the decoder reads):
+With random initialization most codes are never chosen: on small data a large part of the vocabulary stays unused. Two things
+are done about it, the same for every geometry, by writing the two rows that belong to a code (one of the layer that gives the
+logits, one of the decoder's embeddings):
 
 1. **Start** (`start_codes`): on the first batch, k-means finds centers c in the features f that the code layer sees, and
-   its rows are set so that a code's score is a multiple of -|f - c|^2 (less |f|^2, which no comparison notices).
-2. **Revival** (`CodeRevival`): over a window of batches it is counted how often each code is chosen, and how much squared
-   error of reconstruction falls on it. A code with hardly any use becomes a twin of one with the most error, and the pair is
-   told apart along a direction in which that code's own features vary. Error, not use, says who is split: the one code of an
-   empty background is chosen all the time and has nothing to gain from a twin.
+   its rows are set so that a code's logit is a multiple of -|f - c|^2 (up to |f|^2, which is the same for all codes).
+2. **Revival** (`CodeRevival`): over a window of batches, count how often each code is chosen and how much squared
+   reconstruction error falls on it. A code with hardly any use becomes a twin of the one with the most error, and the two are
+   separated along a direction in which that code's features vary. Codes are split by error, not by use: the one code of an
+   empty background is chosen all the time and gains nothing from a twin.
 
-All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly. Of several
-processes, all count together, and process 0 starts and revives the codes of all from its own images.
+All randomness comes from torch's global generator and all counts are buffers, so a resumed run continues exactly. With several
+ranks the counts are summed, and rank 0 starts and revives the codes for all from its own images.
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from beitkit.nn.collectives import all_reduce_, broadcast_, is_distributed, is_rank_zero
+from beitkit.tokenizers.codebook import KMEANS_STEPS
 from beitkit.tokenizers.dvae import DiscreteVAE
 
 START_MARGIN = 3.0
-"""Mean lead in score of a feature's nearest center over the second nearest at the start; Gumbel noise has std 1.28."""
+"""Mean logit margin of a feature's nearest center over the second nearest at the start; Gumbel noise has std 1.28."""
 SPLIT_MARGIN = 2.0
-"""Standard deviation, over a split code's features, of the difference of the twins' scores."""
-KMEANS_STEPS = 10
+"""Standard deviation, over a split code's features, of the difference of the twins' logits."""
 MAX_POINTS = 32768
-"""Features that k-means looks at."""
+"""At most this many features are used by k-means."""
 
 
-def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_STEPS) -> Float[Tensor, "v d"]:
+def kmeans(points: Float[Tensor, "m d"], num_centers: int) -> Float[Tensor, "v d"]:
     """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii, 2007).
 
     With fewer distinct points than centers, the surplus centers repeat points.
@@ -47,7 +48,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
         # The tiny constant leaves a choice where every point coincides with a seed.
         chosen = torch.multinomial(nearest + 1e-12, 1)
     centers = torch.cat(seeds)
-    for _ in range(steps):
+    for _ in range(KMEANS_STEPS):
         owners = torch.cdist(points, centers).argmin(1)
         sums = torch.zeros_like(centers).index_add_(0, owners, points)
         counts = torch.zeros(num_centers, device=points.device).index_add_(0, owners, torch.ones_like(nearest))
@@ -57,8 +58,8 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int, steps: int = KMEANS_S
 
 @torch.no_grad()
 def start_codes(tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> None:
-    """Set the code layer, and the embeddings along with it, from k-means of features of real images (process 0's)."""
-    if _is_first():
+    """Initialize code layer and embeddings by k-means of image features (of rank 0)."""
+    if is_rank_zero():
         _place_codes(tokenizer, features)
     _share_codes(tokenizer)
 
@@ -86,39 +87,29 @@ def _place_codes(tokenizer: DiscreteVAE, features: Tensor) -> None:
 
 
 def is_so_first(claim: bool, device: torch.device) -> bool:
-    """Whether the claim holds in process 0 of several; the same answer in all of them."""
-    if not _has_processes():
-        return claim
+    """The claim of rank 0, on all ranks."""
+    if not is_distributed():
+        return claim  # without a device sync
     told = torch.tensor(float(claim), device=device)
-    distributed.broadcast(told, src=0)
+    broadcast_(told)
     return bool(told)
 
 
 def _share_codes(tokenizer: DiscreteVAE) -> None:
-    """Give all processes the rows of process 0."""
+    """Broadcast the rows of rank 0."""
     assert tokenizer.code_layer.bias is not None
-    if _has_processes():
-        for rows in (tokenizer.code_layer.weight, tokenizer.code_layer.bias, tokenizer.embeddings):
-            distributed.broadcast(rows, src=0)
-
-
-def _is_first() -> bool:
-    return not _has_processes() or distributed.get_rank() == 0
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    broadcast_(tokenizer.code_layer.weight, tokenizer.code_layer.bias, tokenizer.embeddings)
 
 
 class CodeRevival(nn.Module):
-    """Counts what each code does over a window of batches, and splits overburdened codes onto unused ones."""
+    """Counts use and error of each code over a window of batches, and splits codes with a large error onto unused ones."""
 
     usage: Tensor
     error: Tensor
     batches: Tensor
 
     def __init__(self, vocabulary: int, dead_share: float) -> None:
-        """A code counts as dead when it is chosen less than `dead_share` times as often as codes are on average."""
+        """A code is dead if it is chosen less than `dead_share` times as often as the average code."""
         super().__init__()
         self.dead_share = dead_share
         self.register_buffer("usage", torch.zeros(vocabulary, dtype=torch.int64))
@@ -127,9 +118,9 @@ class CodeRevival(nn.Module):
 
     @torch.no_grad()
     def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"], *, is_sound: bool = True) -> None:
-        """Count one batch of every process: the chosen codes, and the squared error of reconstruction at each of them.
+        """Count one batch of every rank: the chosen codes, and the squared reconstruction error at each of them.
 
-        One that is not sound counts nothing, but its process still adds up with the others.
+        A batch that is not sound counts as zero, but its rank still takes part in the all-reduce.
         """
         flat = ids.flatten()
         usage = torch.bincount(flat, minlength=len(self.usage))
@@ -137,18 +128,17 @@ class CodeRevival(nn.Module):
         batches = torch.ones_like(self.batches)
         for total, seen in ((self.usage, usage), (self.error, summed), (self.batches, batches)):
             counted = seen if is_sound else torch.zeros_like(seen)
-            if _has_processes():
-                distributed.all_reduce(counted)
+            all_reduce_(counted)
             total += counted
 
     @torch.no_grad()
     def revive(self, tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> int:
-        """Turn dead codes into twins of those with the most error, begin a new window, return how many this process revived.
+        """Turn dead codes into twins of those with the most error and reset the counts; returns how many this rank revived.
 
-        `features` are of the present batch; only codes chosen at two different places in it can be split. Process 0 does it
-        for all.
+        `features` are of the present batch; only codes chosen at two different positions in it can be split. Rank 0
+        does it for all.
         """
-        revived = self._split(tokenizer, features) if _is_first() else 0
+        revived = self._split(tokenizer, features) if is_rank_zero() else 0
         _share_codes(tokenizer)
         self.usage.zero_()
         self.error.zero_()
@@ -173,7 +163,7 @@ class CodeRevival(nn.Module):
             mean = members.mean(0)
             direction = members[torch.randint(len(members), (1,), device=members.device)][0] - mean
             spread = ((members - mean) @ direction).std()
-            if spread <= 1e-6 * members.square().mean():  # the same features everywhere: nothing to tell twins apart by
+            if spread <= 1e-6 * members.square().mean():  # the same features everywhere: nothing to separate twins by
                 continue
             twin = dead[revived]
             tilt = SPLIT_MARGIN / spread * direction

@@ -1,7 +1,7 @@
-"""BEiT v2's tokenizer: codes good enough for a small decoder to predict a teacher network's features from them.
+"""VQ-KD, BEiT v2's tokenizer: codes from which a small decoder predicts a teacher network's features.
 
-A discrete VAE learns codes that rebuild pixels; VQ-KD (vector-quantized knowledge distillation, arXiv 2208.06366, section 2.2)
-learns codes that rebuild what CLIP or DINO sees in each patch, so they stand for things rather than for colors. Encoder and
+A discrete VAE learns codes that reconstruct pixels; VQ-KD (vector-quantized knowledge distillation, arXiv 2208.06366, section
+2.2) learns codes that reconstruct the patch features of CLIP or DINO, so they are semantic rather than about color. Encoder and
 decoder are backbones; the decoder's "image" is the grid of codes, with patches of one cell.
 
 Parameter names are the official ones with two exceptions: the backbones' `fc_norm`, applied to every patch, is their final
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beitkit.configs.tokenizer import VQKDConfig
+from beitkit.contracts import pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone, Features, truncated_normal_
 from beitkit.tokenizers.codebook import Codebook, Quantized
@@ -25,7 +26,7 @@ from beitkit.tokenizers.fingerprint import digest_of
 
 
 class Distilled(NamedTuple):
-    """What VQ-KD is trained by: predicted teacher features, and the codebook's part of the loss."""
+    """Output in training: predicted teacher features, and the commitment loss."""
 
     features: Float[Tensor, "b n t"]
     ids: Int[Tensor, "b gh gw"]
@@ -33,7 +34,7 @@ class Distilled(NamedTuple):
 
 
 class VQKD(nn.Module):
-    """Encoder, codebook and decoder; a `contracts.Tokenizer` that cannot paint images."""
+    """Encoder, codebook and decoder; a `contracts.Tokenizer` that cannot decode to pixels."""
 
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class VQKD(nn.Module):
             return self.codebook.lookup(self._code_vectors(patches))
 
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
-        """Nothing: there is no way back to pixels.
+        """Not supported: the codes cannot be decoded to pixels.
 
         Raises:
             UserError: always.
@@ -87,9 +88,9 @@ class VQKD(nn.Module):
         )
 
     def quantize(self, images: Float[Tensor, "b c h w"]) -> Quantized:
-        """The codes of images in [0, 1], as vectors and as ids; in training mode the codebook follows them."""
+        """The codes of images in [0, 1], as vectors and as ids; in training mode the codebook is updated."""
         patches = self.encoder(self._normalize(images))
-        # In bfloat16 near codes could not be told apart, so from here on everything is as precise as the weights (official code).
+        # Near codes would tie in bfloat16, so from here on everything is in the precision of the weights (official code).
         with torch.autocast(images.device.type, enabled=False):
             return self.codebook(self._code_vectors(patches))
 
@@ -107,10 +108,8 @@ class VQKD(nn.Module):
         return self.encode_task_layer(patches).transpose(1, 2).unflatten(2, features.grid)  # (b, d, gh, gw)
 
     def _normalize(self, images: Tensor) -> Tensor:
-        expected = torch.tensor([self.config.preprocessing.mean, self.config.preprocessing.std])
-        if self.channels != 3:
-            expected = expected.mean(1, keepdim=True)
-        mean, std = expected.to(images)[:, :, None, None]
+        preprocessing = self.config.preprocessing
+        mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, self.channels, images)
         return (images - mean) / std
 
 

@@ -1,7 +1,7 @@
-"""A run's folder: what was asked for, on what machine, how far it is, and what came out.
+"""Run folder: config, environment, journal, checkpoints and results.
 
-The same command in the same folder continues the run; another command there is refused, and nothing is overwritten. Of
-several processes only the main one writes; the others wait until it has, and read.
+The same command in the same folder resumes the run; a different command is an error, and nothing is overwritten. Only rank 0
+writes; the other ranks wait for it, then read.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
@@ -29,14 +30,14 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """The folder of one run; made on first use, checked on every other, and locked while the process lives."""
+    """The folder of one run: created or checked on start, and locked while the process lives."""
 
     def __init__(self, path: Path, verb: str, config: Any, processes: Processes = ALONE) -> None:
-        """Make the folder or open it to continue; all processes of a run together.
+        """Create the folder or open it to resume; collective.
 
         Raises:
-            UserError: if another command's run is there, or files that are no run, or the folder cannot be made, or another
-                run is writing to it, or the processes do not see the same folder.
+            UserError: if the folder holds another command's run or other files, cannot be created, is in use by another run,
+                or is not the same on all ranks.
         """
         self.path = path
         self.processes = processes
@@ -69,10 +70,10 @@ class RunFolder:
             raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
 
     def pin(self, **inputs: str) -> None:
-        """Note digests of what the run reads, or compare them with those of its beginning.
+        """Store digests of the inputs on the first start; compare with them on every other.
 
         Raises:
-            UserError: if an input is no longer what the run began with.
+            UserError: if an input has changed since the first start.
         """
         for rank, others in enumerate(self.processes.all_gather(inputs)):
             for name, digest in others.items():
@@ -96,43 +97,43 @@ class RunFolder:
 
     @property
     def journal(self) -> Path:
-        """Where events are logged."""
+        """Path of the event log."""
         return self.path / "journal.jsonl"
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The training states."""
+        """Folder of the checkpoints."""
         return Checkpoints(self.path / "checkpoints", self.processes)
 
     @property
     def best(self) -> Path:
-        """Folder of the model that was best at an evaluation."""
+        """Folder of the best model by the evaluations."""
         return self.path / "checkpoints" / "best"
 
     @property
     def broken_list(self) -> Path:
-        """Where files that could not be read are listed, one JSON object a line."""
+        """List of unreadable files, one JSON object per line."""
         return self.path / "broken_files.jsonl"
 
     def is_finished(self) -> bool:
-        """Whether the finished model is there."""
+        """Whether the finished model has been written."""
         return (self.path / "model.json").exists()
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a file of the folder, whole or not at all."""
+        """Write a JSON file of the folder atomically."""
         write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def note_broken(self, file: Path, reason: str) -> None:
-        """Add a file to the list of those that could not be read, and say so, once."""
+        """Add an unreadable file to the list and report it, once."""
         line = json.dumps({"path": str(file), "reason": reason}) + "\n"
         if line in self._broken_lines():
             return
-        print(f"skipped {file}: {reason}", file=sys.stderr)
+        say_skipped(file, reason)
         with self.broken_list.open("a", encoding="utf-8") as listing:
             listing.write(line)
 
     def broken_facts(self) -> list[tuple[str, str]]:
-        """For the head of a report: how many files could not be read, if any."""
+        """For the header of a report: number of unreadable files, if any."""
         count = len(self._broken_lines())
         return [("Unreadable files", f"{count:,}, listed in {self.broken_list.name}")] if count else []
 
@@ -140,7 +141,7 @@ class RunFolder:
         return self.broken_list.read_text(encoding="utf-8").splitlines(keepends=True) if self.broken_list.exists() else []
 
     def _record_start(self) -> None:
-        """Keep the environment of the first start, and of each that continued the run."""
+        """Store the environment of the first start and of every resume."""
         if self.is_finished():
             return
         path = self.path / "environment.json"
@@ -182,12 +183,12 @@ def _git_revision() -> str | None:
 
 
 def _is_left_over(entry: Path) -> bool:
-    """Whether a file is what a start leaves behind that was refused, or killed, before its first step."""
+    """Whether a file is left behind by a start that failed before its first step."""
     return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 
 
 def locked(path: Path, option: str = "--out") -> int:
-    """A lock that ends with this process, so that two starts of one command do not write over each other."""
+    """Lock a folder until this process ends, so that two runs do not write to it."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(lock, False)
     try:
@@ -199,7 +200,7 @@ def locked(path: Path, option: str = "--out") -> int:
 
 
 def _in_words(pinned: str) -> str:
-    """What messages call an input; `inputs.json` calls images pictures."""
+    """Name of an input in messages; `inputs.json` calls images pictures."""
     return pinned.replace("pictures", "images")
 
 

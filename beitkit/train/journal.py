@@ -1,4 +1,4 @@
-"""What a run says while it works: one JSON object per event in `journal.jsonl`, and lines for people on stderr."""
+"""Logging of a run: one JSON object per event in `journal.jsonl`, and progress on stderr."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import TextIO, TypeVar
 from beitkit.system import write_atomically
 
 SECONDS_PER_LINE = 0.5
-"""A terminal's progress line is redrawn no more often than this."""
+"""Minimum interval between updates of the progress line on a terminal."""
 Item = TypeVar("Item")
 
 
 class Journal:
     """The log of one run. Events have a kind (train, evaluate, note), a step, and numbers or a sentence.
 
-    Of the processes of a run only the main one keeps it; what the others have to say is dropped.
+    Only rank 0 logs; calls on other ranks do nothing.
     """
 
     def __init__(self, path: Path, *, quiet: bool = False, stream: TextIOBase | None = None, is_main: bool = True) -> None:
@@ -38,7 +38,7 @@ class Journal:
         self._last_drawn = 0.0
 
     def rewind(self, step: int) -> None:
-        """Forget events after `step`: a run that continues from a checkpoint writes them again."""
+        """Remove events after `step`: a run that resumes from a checkpoint writes them again."""
         if not self.is_main or not self.path.exists():
             return
         kept = []
@@ -46,7 +46,7 @@ class Journal:
             try:
                 is_kept = line.endswith("\n") and json.loads(line)["step"] <= step
             except (ValueError, KeyError, TypeError):
-                is_kept = False  # a line torn by a kill
+                is_kept = False  # an incomplete line of a killed run
             if is_kept:
                 kept.append(line)
         write_atomically(self.path, "".join(kept).encode())
@@ -77,7 +77,7 @@ class Journal:
 
     @contextmanager
     def open_line(self) -> Iterator[None]:
-        """Whatever ends the work inside, the progress line is ended before anybody else writes."""
+        """End the progress line on exit, so that other output starts on a new line."""
         try:
             yield
         finally:
@@ -92,11 +92,11 @@ class Journal:
             self.stream.write(text)
             self.stream.flush()
         except BrokenPipeError:
-            self.quiet = True  # nobody listens any more; the work goes on
+            self.quiet = True  # the reader is gone; the run goes on
 
 
 class WaitMeter:
-    """Adds up the time a consumer spends waiting for the stream below it."""
+    """Measures the time spent waiting for a stream."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -114,8 +114,13 @@ class WaitMeter:
             yield item
 
 
+def say_skipped(file: Path, reason: str) -> None:
+    """Print on stderr that a file cannot be read."""
+    print(f"skipped {file}: {reason}", file=sys.stderr)
+
+
 def duration(seconds: float) -> str:
-    """A length of time for people: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    """A duration in words: 42 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

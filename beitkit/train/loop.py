@@ -1,11 +1,11 @@
-"""The one training loop: tokenizer, pre-training and fine-tuning all pass through `fit`.
+"""The training loop, `fit`, shared by tokenizer training, pre-training, fine-tuning, segmentation and probes.
 
-The job is a module with one forward, `objective(batch, progress) -> Loss`; targets arrive in the batch; evaluators yield
-numbers. Step k's batches and random numbers depend only on (seed, k), so a run that was cut continues as if it had not
-been: nothing is replayed and no generator state is stored.
+The objective is a module, `objective(batch, progress) -> Loss`; targets are part of the batch; evaluators yield metrics. Batches
+and random numbers of step k depend only on (seed, k), so a resumed run continues as if it had not stopped: nothing is
+replayed and no generator state is stored.
 
-Forward passes are numbered through the run. Of W processes, process r makes passes r, r + W, r + 2 W and so on, each with the
-images and the random numbers of its pass, so W decides who does the work and not what comes out, but for rounding.
+Forward passes are numbered through the run. Of W ranks, rank r computes passes r, r + W, r + 2 W and so on, each with the images
+and random numbers of its pass, so up to rounding the result does not depend on W.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from beitkit.train.schedule import Schedule, is_due
 from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 READ_LATE = {"cuda": 1}
-"""How many steps later than its own the host reads what became of a step, by device: meanwhile the device has work."""
+"""By device, how many steps later the host reads the result of a step, so that the device always has work."""
 
 
 class Best:
-    """The best weights so far by one metric, written whenever an evaluation beats all before it."""
+    """Keeps the best weights by one metric: writes them whenever an evaluation beats all earlier ones."""
 
     def __init__(self, metric: str, write: Callable[[], object]) -> None:
-        """`metric` is an evaluation's name, larger is better; `write` stores the weights as they are when it is called."""
+        """`metric`: name of a metric, larger is better; `write` stores the current weights."""
         self.metric = metric
         self.write = write
         self.value = -math.inf
@@ -53,20 +53,20 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a run trains, whatever its objective is: how long and by which rules, on what, and where it keeps what it did."""
+    """Settings of a training run besides the objective: schedule, loop, optimizer, runtime, outputs."""
 
     schedule: Schedule
     """Length and learning rates in steps."""
     loop: LoopConfig
-    """How often to log, evaluate and save, and what to do about steps that are not finite."""
+    """How often to log, evaluate and save, and how many steps may be non-finite."""
     optim: OptimConfig
     """The optimizer's constants."""
     runtime: Runtime
-    """Device, precision and processes; several call `fit` together, and the main one writes and evaluates."""
+    """Device, precision and ranks; all ranks call `fit`, rank 0 writes and evaluates."""
     journal: Journal
-    """Where events go."""
+    """The event log."""
     checkpoints: Checkpoints
-    """Where the state goes; a state found there is continued."""
+    """Where the state is saved, and resumed from."""
     waited: WaitMeter = field(default_factory=WaitMeter)
     """Meter inside the stream, for the share of time spent waiting for data."""
 
@@ -79,22 +79,22 @@ def fit(
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
 ) -> None:
-    """Train `objective` in place; afterward it holds the finished weights (the averaged ones with `loop.ema`).
+    """Train `objective` in place; afterward it holds the final weights (the averaged ones with `loop.ema`).
 
-    Where weights are sharded, the main process's objective holds them while it evaluates and afterward; it is empty at all
-    other times, and in all other processes from the beginning to the end.
+    With sharded weights, the objective of rank 0 holds them during evaluations and at the end; at all other times, and on all
+    other ranks, it is empty.
 
     Args:
         objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`; it is moved to the device.
-        batches: first batch index -> endless stream, so that a continued run needs no replay. Several processes count each
-            its own batches (`data.stream.training_stream` with their rank and world).
+        batches: first batch index -> endless stream, so that resuming needs no replay. Every rank counts its own batches
+            (`data.stream.training_stream` with its rank and world).
         groups: parameters with their learning-rate factors and weight decay.
-        training: everything else that the run goes by.
+        training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
 
     Raises:
-        ProcessLost: if another process ended.
+        ProcessLost: if another rank died.
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
         Interrupted: after a signal, with everything saved.
     """
@@ -143,7 +143,7 @@ def fit(
                     with window.paused(), trainer.full_weights():
                         if processes.is_main:
                             _evaluate(objective, evaluators, best, journal, state.done)
-            finally:  # images that cannot be evaluated must not cost the steps since the last save
+            finally:  # a failing evaluation must not lose the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
                         state.save(training.checkpoints)
@@ -160,7 +160,7 @@ def fit(
 
 
 class _State:
-    """What training changes, and a checkpoint holds."""
+    """The training state, as stored in a checkpoint."""
 
     def __init__(self, trainer: Trainer, best: Best | None) -> None:
         self.trainer = trainer
@@ -169,7 +169,7 @@ class _State:
         self.bad_steps = 0
 
     def restore(self, checkpoints: Checkpoints) -> bool:
-        """Continue the stored state, if there is one; whether there is."""
+        """Load the stored state; returns whether there was one."""
         stored = checkpoints.restore()
         if stored is None:
             return False
@@ -180,14 +180,14 @@ class _State:
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Store all of it."""
+        """Save it."""
         numbers = {"bad_steps": float(self.bad_steps)}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
         checkpoints.save(self.done, self.trainer.state(), numbers)
 
     def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:
-        """Say that a step was not applied because it was not finite; raise a `NumericalError` if it is the `most`-th in a row."""
+        """Report a skipped non-finite step; raise a `NumericalError` if it is the `most`-th in a row."""
         if numbers.is_applied:
             self.bad_steps = 0
             return
@@ -203,7 +203,7 @@ class _State:
 
 
 def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journal: Journal) -> None:
-    """Record what happened since the last log line, and show it."""
+    """Log the metrics since the last log line."""
     values = window.close(done)
     values.update(lr=schedule.lr_at(done - 1), grad_norm=grad_norm, epoch=done / schedule.steps_per_epoch)
     values["images_per_second"] = values.pop("steps_per_second") * schedule.images_per_step
@@ -212,7 +212,7 @@ def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journ
 
 
 class _Window:
-    """What happened since the last log line; values stay on the device until the line is due."""
+    """Metrics since the last log line; values stay on the device until the line is due."""
 
     def __init__(self, step: int, waited: WaitMeter, processes: Processes) -> None:
         self.waited = waited
@@ -220,7 +220,7 @@ class _Window:
         self._restart(step)
 
     def add(self, result: StepResult) -> None:
-        """Count the forward passes of a step, if it was applied."""
+        """Add the losses of a step, if it was applied."""
         for loss in result.losses:
             for name, value in {"passes": torch.ones_like(loss.total), "loss": loss.total, **loss.parts}.items():
                 applied = torch.where(result.is_finite, value.detach(), 0)
@@ -240,7 +240,7 @@ class _Window:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
+        """Exclude the time spent inside from the speed."""
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start
@@ -264,7 +264,7 @@ def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best 
 
 
 def _line(done: int, schedule: Schedule, values: dict[str, float]) -> str:
-    """The progress line: where we are, how it goes, how fast, how long still."""
+    """The progress line: step, metrics, speed and remaining time."""
     hidden = ("lr", "grad_norm", "epoch", "images_per_second", "data_wait")
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in hidden)
     speed = values["images_per_second"]

@@ -1,4 +1,4 @@
-"""AdamW with BEiT's parameter groups: no decay on vectors, and a learning rate that falls with depth."""
+"""AdamW with BEiT's parameter groups: no weight decay on vectors, layer-wise learning-rate decay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from beitkit.configs.train import OptimConfig
 
 
 class Group(TypedDict):
-    """Parameters that share a factor on the learning rate and a weight decay."""
+    """Parameters with the same learning-rate factor and weight decay."""
 
     params: list[nn.Parameter]
     lr_scale: float
@@ -21,24 +21,24 @@ class Group(TypedDict):
 
 @runtime_checkable
 class Layered(Protocol):
-    """A module that knows which layer each of its parameters is in."""
+    """A module that assigns a layer to each of its parameters."""
 
     def layer_of(self, name: str) -> int:
         """0 for the embeddings, i + 1 for block i, depth + 1 above."""
         ...
 
     def no_decay(self, name: str) -> bool:
-        """Whether a parameter is free of weight decay by name."""
+        """Whether a parameter is exempt from weight decay by name."""
         ...
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """Two groups: matrices decay, vectors (biases, norms) do not."""
+    """Two groups: weight decay on matrices, none on vectors (biases, norms)."""
     return _grouped(model, weight_decay, lambda name: 1.0, lambda name: False)
 
 
 def layered_groups(model: nn.Module, layers: Layered, optim: OptimConfig) -> list[Group]:
-    """Groups by layer and decay (method 4.1, 4.2): layer j of L + 2 learns at layer_decay ** (L + 1 - j) of the rate."""
+    """Groups by layer and weight decay (method 4.1, 4.2): layer j of L + 2 has lr_scale = layer_decay ** (L + 1 - j)."""
     top = max(layers.layer_of(name) for name, _ in model.named_parameters())
     decay = 1.0 if optim.layer_decay is None else optim.layer_decay
     return _grouped(model, optim.weight_decay, lambda name: decay ** (top - layers.layer_of(name)), layers.no_decay)
@@ -59,5 +59,5 @@ def _grouped(
 
 
 def make_optimizer(groups: list[Group], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the groups, fused into one pass over the parameters."""
+    """Fused AdamW over the groups."""
     return torch.optim.AdamW([dict(group) for group in groups], betas=optim.betas, eps=optim.eps, fused=True)

@@ -1,8 +1,8 @@
-"""How the processes of a run hold its weights: each all of them, or each its share.
+"""Data parallelism: replicated weights (DDP) or sharded weights (FSDP2).
 
-Whatever way it is, the optimizer sees plain tensors: the parameters themselves (`Replicas`), or this process's rows of them
-(`Shards`), in the very memory from which FSDP2 gathers the blocks it is about to compute. So clipping, AdamW, weight averages
-and checkpoints are the same code for both, and nothing of them goes through DTensor.
+In both cases the optimizer sees plain tensors: the parameters themselves (`Replicas`), or this rank's rows of them (`Shards`), in
+the memory from which FSDP2 gathers blocks. So clipping, AdamW, EMA and checkpoints are the same code for both, and none of it
+uses DTensor.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ SHARDED_FROM = 300_000_000
 
 
 class Replicas:
-    """Every process holds all weights; gradients are averaged over processes (DDP), where there are several."""
+    """Every rank holds all weights; gradients are averaged over ranks by DDP, if there are several."""
 
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
-        """Move the objective to the device; buffers become those of process 0, so what counts must count for all processes."""
+        """Move the objective to the device; DDP broadcasts buffers from rank 0, so counters must be the same on all ranks."""
         self.objective = objective.to(runtime.device)
         self.module: nn.Module = objective
-        """What computes the loss."""
+        """The module that computes the loss."""
         if runtime.world_size > 1:
-            # A 1x1 convolution's gradient may come with the strides of a matrix: the same numbers, nothing to do about it.
+            # A 1x1 convolution's gradient may have other strides than its bucket view, which is harmless.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
             self.module = DistributedDataParallel(objective)
         self.parameters: dict[str, nn.Parameter] = dict(objective.named_parameters())
-        """What this process updates, by name."""
+        """The optimizer's parameters, by name."""
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Buffers that are part of the state, by name; the same in all processes."""
+        """Persistent buffers, by name; equal on all ranks."""
         return _kept_buffers(self.objective)
 
     def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Where gradients of a pass are only added up, until those of a step's last pass are averaged over processes too."""
+        """Gradient accumulation without all-reduce, except in the last pass of a step."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not is_last else nullcontext()
 
     def take_gradients(self) -> None:
-        """Give `parameters` the gradients of the step's passes, of which they have them already."""
+        """No-op: under DDP the gradients are already on `parameters`."""
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Total norm of the gradients, shape ()."""
         return nn.utils.get_total_norm(gradients, foreach=True)
 
     def sum(self, number: Tensor) -> Tensor:
-        """The number, which every process counted in all there is."""
+        """The number unchanged: every rank counted all weights."""
         return number
 
     def shard_of(self, name: str, tensor: Tensor) -> Piece:
-        """A tensor that belongs to the parameter of a name, as what this process holds of it."""
+        """This rank's piece of a tensor that belongs to the named parameter."""
         return Piece(tensor, tuple(tensor.shape))
 
     @torch.no_grad()
     def gather_weights(self, weights: dict[str, Tensor]) -> None:
-        """Let the objective hold `weights`, one for every parameter; the same tensors hold what it held."""
+        """Swap the parameters with `weights` in place."""
         for name, parameter in self.parameters.items():
             if weights[name] is not parameter:
                 kept = parameter.clone()
@@ -81,18 +81,18 @@ class Replicas:
 
 
 class Shards:
-    """Every process holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
+    """Every rank holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
 
-    A twin of the objective computes: each `ShardingUnit`, and the rest of it as one more, is gathered shortly before it is used,
-    and in the forward pass released after. The objective itself is empty, except between `gather_weights` and `release_weights`,
-    when that of the main process holds everything: it can be evaluated and stored there as if nothing were sharded.
+    A sharded twin of the objective computes: each `ShardingUnit`, and the rest as one more unit, is gathered shortly before use
+    and freed after it in the forward pass. The objective itself is empty, except between `gather_weights` and `release_weights`,
+    when that of rank 0 holds all weights and can be evaluated and saved as usual.
     """
 
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
-        """Share out an objective that is on the CPU, and the same in all processes; its weights go to the device unit by unit."""
+        """Shard an objective that is on the CPU and equal on all ranks; its weights move to the device unit by unit."""
         self.objective = objective
         self._processes = runtime.processes
-        # The twin's parameters are the objective's memory until its unit is sharded; no process ever has two copies.
+        # The twin shares the objective's memory until its unit is sharded; no rank ever has two copies.
         memo: dict[int, object] = {
             id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad) for parameter in objective.parameters()
         }
@@ -103,7 +103,7 @@ class Shards:
             fully_shard(unit, mesh=mesh)
         fully_shard(twin, mesh=mesh)
         self.module: nn.Module = twin
-        """What computes the loss."""
+        """The module that computes the loss."""
         self._sharded = {name: parameter for name, parameter in twin.named_parameters() if isinstance(parameter, DTensor)}
         names = [name for name, _ in objective.named_parameters()]
         assert list(self._sharded) == names, "a parameter is shared between units"
@@ -111,39 +111,39 @@ class Shards:
             name: nn.Parameter(parameter.to_local().detach(), parameter.requires_grad)
             for name, parameter in self._sharded.items()
         }
-        """What this process updates, by name: its rows of every parameter."""
+        """The optimizer's parameters, by name: this rank's rows of each."""
         self._empty()
         objective.to(runtime.device)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Buffers that are part of the state, by name; the same in all processes."""
+        """Persistent buffers, by name; equal on all ranks."""
         return _kept_buffers(self.module)
 
     def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Where gradients of a pass are only added up, until those of a step's last pass are averaged and shared out."""
+        """Gradient accumulation without reduce-scatter, except in the last pass of a step."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(is_last)
         self.module.set_is_last_backward(is_last)
         return nullcontext()
 
     def take_gradients(self) -> None:
-        """Give `parameters` the gradients of the step's passes."""
+        """Put the gradients of the step on `parameters`."""
         for name, parameter in self._sharded.items():
             if isinstance(parameter.grad, DTensor):
                 self.parameters[name].grad = parameter.grad.to_local()
                 parameter.grad = None
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Total norm of the gradients of which each process has its rows, shape ()."""
+        """Total norm of the sharded gradients, shape ()."""
         return self._processes.all_reduce(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
 
     def sum(self, number: Tensor) -> Tensor:
-        """The sum of what every process counted in its rows."""
+        """The sum over ranks, each of which counted its rows."""
         return self._processes.all_reduce(number)
 
     def shard_of(self, name: str, tensor: Tensor) -> Piece:
-        """A tensor that belongs to the parameter of a name, as what this process holds of it."""
+        """This rank's piece of a tensor that belongs to the named parameter."""
         whole = tuple(self._sharded[name].shape)
         if tensor.ndim != len(whole):  # AdamW's count of steps
             return Piece(tensor, tuple(tensor.shape))
@@ -152,9 +152,9 @@ class Shards:
 
     @torch.no_grad()
     def gather_weights(self, weights: dict[str, Tensor]) -> None:
-        """Let the main process's objective hold `weights`, of which there are rows for every parameter; called by all.
+        """Gather `weights` (rows of every parameter) into the objective of rank 0; collective.
 
-        One tensor is gathered after the other, so that only the main process ever has more than one of them whole.
+        Tensors are gathered one at a time, so that only rank 0 ever holds more than one of them whole.
         """
         for name, parameter in self.objective.named_parameters():
             like = self._sharded[name]
@@ -168,7 +168,7 @@ class Shards:
             buffer.copy_(self.module.get_buffer(name))
 
     def release_weights(self, weights: dict[str, Tensor]) -> None:
-        """Empty the objective again."""
+        """Free the gathered weights."""
         self._empty()
 
     def _empty(self) -> None:
@@ -180,16 +180,16 @@ Parallel = Replicas | Shards
 
 
 def parallel(objective: nn.Module, runtime: Runtime) -> Parallel:
-    """The objective, the same in all processes, held by them in the way that `runtime.sharding` asks for.
+    """Wrap the objective, which is equal on all ranks, as `runtime.sharding` asks for: replicated or sharded.
 
     Raises:
-        UserError: if weights are to be sharded of a network without a `ShardingUnit`.
+        UserError: if weights are to be sharded and the network has no `ShardingUnit`.
     """
     return Shards(objective, runtime) if shares_out(objective, runtime) else Replicas(objective, runtime)
 
 
 def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
-    """Whether each process is to hold only its share of an objective's weights (see `parallel`)."""
+    """Whether to shard an objective's weights (see `parallel`)."""
     has_units = len(sharding_units(objective)) > 0
     if runtime.sharding == "full" and not has_units:
         raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
@@ -199,7 +199,7 @@ def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
 
 
 def sharding_units(objective: nn.Module) -> list[ShardingUnit]:
-    """The parts of an objective that are gathered one at a time."""
+    """The sharding units of an objective."""
     return [module for module in objective.modules() if isinstance(module, ShardingUnit)]
 
 

@@ -1,4 +1,4 @@
-"""How long a run is, and what the learning rate is at each of its steps."""
+"""Length of a run and learning rate of each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig, resolved
 from beitkit.errors import UserError
 
 WARMUP_START = 1e-6
-"""Share of the rate at the first step of a linear schedule's warm-up (official segmentation configs)."""
+"""Factor on the learning rate at the first step of the linear schedule's warm-up (official segmentation configs)."""
 
 
 class Schedule(NamedTuple):
@@ -24,8 +24,7 @@ class Schedule(NamedTuple):
     seed: int
     shape: Literal["cosine", "linear"] = "cosine"
     epochs_held: int | None = None
-    """If set, the rate changes once an epoch, without a warm-up; the value is the number of epochs. None: it changes every
-    step."""
+    """If set, the rate changes once per epoch (no warm-up); the value is the number of epochs."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -37,7 +36,7 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, images: int, *, default_epochs: int) -> Schedule:
-    """Turn epochs into steps and scale the learning rate to the batch, at this one place."""
+    """Convert epochs to steps and scale the learning rate to the batch size."""
     batch_size, lr = resolved(train.batch_size), resolved(train.lr)
     if batch_size > images:
         raise UserError(f"--batch-size {batch_size} is more than there are images; give at most {images}")
@@ -66,10 +65,10 @@ def cosine(step: int, steps: int, warmup: int, base: float, final: float) -> flo
 
 
 def linear(step: int, steps: int, warmup: int, base: float, final: float) -> float:
-    """A straight line from `base` at step 0 to `final` after the last one, times a linear warm-up from a millionth to 1.
+    """Linear from `base` at step 0 to `final` after the last one, times a linear warm-up from 1e-6 to 1.
 
-    mmsegmentation's "poly" policy of power 1 with its linear warm-up (method 7.4): unlike with `cosine`, the line falls from the
-    first step on, the warm-up included.
+    mmsegmentation's "poly" policy of power 1 with its linear warm-up (method 7.4): unlike with `cosine`, the decay starts at
+    the first step, during the warm-up.
     """
     rate = final + (base - final) * (1 - step / steps)
     return rate if step >= warmup else rate * (1 - (1 - step / warmup) * (1 - WARMUP_START))

@@ -1,7 +1,7 @@
-"""The three parts of an optimizer step: forward and backward, clipping, the update of the weights and of their average.
+"""The three parts of an optimizer step: forward and backward passes, gradient clipping, update of weights and EMA.
 
-Nothing here waits for the device. Whether a step's loss and gradient are finite is decided there, and the update left out
-there; the host reads what became of a step from a `StepResult` when it likes.
+Nothing here synchronizes with the device. Whether loss and gradients are finite is checked on the device, which skips the update
+if not; the host reads the result of a step from a `StepResult` later.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from beitkit.train.parallel import Parallel, parallel
 from beitkit.train.schedule import Schedule
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
-"""Sets the random numbers of runs with neighboring seeds far apart."""
+"""Keeps the random streams of neighboring seeds apart."""
 
 
 class WeightAverage:
-    """Exponential moving average of parameters, or of what this process holds of them."""
+    """Exponential moving average (EMA) of parameters, or of this rank's rows of them."""
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
         self.parameters = parameters
@@ -43,7 +43,7 @@ class WeightAverage:
 
 
 class StepNumbers(NamedTuple):
-    """What became of a step, on the host, the same in all processes."""
+    """Result of a step, on the host, equal on all ranks."""
 
     number: int
     """The step, counted from 1."""
@@ -52,16 +52,16 @@ class StepNumbers(NamedTuple):
     grad_norm: float
     """Total norm of the gradients before clipping."""
     signal_number: int | None
-    """A signal that asks to stop and had arrived in some process."""
+    """A signal to stop that has arrived on some rank."""
 
     @property
     def is_applied(self) -> bool:
-        """Whether loss and gradient were finite; else the step changed nothing."""
+        """Whether loss and gradients were finite; else the step was skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class StepResult:
-    """What became of a step, still on the device; reading it does not wait for steps that were begun later."""
+    """Result of a step, still on the device; reading it does not wait for later steps."""
 
     def __init__(self, number: int, losses: Sequence[Loss], values: Tensor) -> None:
         """`values` are the mean loss, the gradient norm, and how often each of `SIGNALS` had arrived; shape (2 + signals,)."""
@@ -77,7 +77,7 @@ class StepResult:
         self._values = values
 
     def read(self) -> StepNumbers:
-        """The numbers; waits until the step is done."""
+        """Copy to the host; waits until the step is done."""
         if self._copied is not None:
             self._copied.synchronize()
         loss, grad_norm, *counts = self._values.tolist()
@@ -86,7 +86,7 @@ class StepResult:
 
 
 class Trainer:
-    """An objective and what trains it."""
+    """An objective with its optimizer, schedule and EMA."""
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class Trainer:
             schedule: learning rates by step, the length of the run, and the seed.
             optim: the optimizer's constants.
             runtime: device, precision and processes.
-            accumulation_steps: forward passes of a step, of all processes together.
-            ema: decay of the average of the weights; none is kept for 0 or None.
+            accumulation_steps: forward passes per step, over all ranks.
+            ema: decay of the EMA of the weights; 0 or None: no EMA.
         """
         name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
         names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
@@ -121,49 +121,49 @@ class Trainer:
         self.average = WeightAverage(held, ema) if ema else None
         self.accumulation_steps = accumulation_steps
         self.own_accumulation_steps = accumulation_steps // runtime.world_size
-        """Forward passes of a step in this process."""
+        """Forward passes per step on this rank."""
         self.learning = {name: held[name] for chosen in names for name in chosen}
-        """What the optimizer updates, by name."""
+        """The optimizer's parameters, by name."""
         self._limit = math.inf if optim.clip is None else optim.clip
         self._schedule, self._runtime = schedule, runtime
 
     def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """The losses of this process's forward passes, whose gradients the parameters then have.
+        """Forward and backward passes of this rank; returns their losses, gradients are on the parameters.
 
         Args:
-            stream: this process's batches, from those of this step on.
+            stream: this rank's batches, starting with those of this step.
             done: steps before this one.
         """
         processes, losses = self._runtime.processes, []
         for own in range(self.own_accumulation_steps):
             batch = next(stream)
             number = done * self.accumulation_steps + own * processes.world_size + processes.rank
-            # What a forward pass draws (drop path, Gumbel noise) depends on the seed and its number alone.
+            # Random draws of a forward pass (drop path, Gumbel noise) depend on the seed and its number only.
             torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
             with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
                 with self._runtime.precision():
                     loss = self.parallel.module(batch, done / self._schedule.steps)
-                # Gradients are then averaged over processes, so each scales by its own share of the passes.
+                # Gradients are averaged over ranks afterward, so each rank divides by its own number of passes.
                 (loss.total / self.own_accumulation_steps).backward()
             losses.append(loss)
         self.parallel.take_gradients()
         return losses
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the largest norm that is allowed; returns their total norm before that, shape ()."""
+        """Clip the gradients by total norm; returns the norm before clipping, shape ()."""
         learning = self.learning.values()
         norm = self.parallel.norm([parameter.grad for parameter in learning if parameter.grad is not None])
         nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
         return norm
 
     def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:
-        """AdamW's step and the average's; they change nothing where the loss or the gradient of any process is not finite.
+        """Update weights (AdamW) and EMA; skipped if loss or gradients are not finite on any rank.
 
         Args:
             losses: of `forward_backward`.
             norm: of `clip`.
             done: steps before this one.
-            stop: what asks this process to stop, to be heard by all.
+            stop: signals that this process has received, which are sent to all ranks.
         """
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])
@@ -171,7 +171,7 @@ class Trainer:
         result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
         for group in self.optimizer.param_groups:
             group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
-        # Fused AdamW leaves parameters, moments and its own count of steps as they are where this is 1.
+        # Fused AdamW skips parameters, moments and its step count if this is 1.
         self.optimizer.found_inf = (~result.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
@@ -181,22 +181,22 @@ class Trainer:
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """Inside, the objective of the main process has the weights that the run would end with here; entered by all.
+        """Inside, the objective of rank 0 has the weights that the run would end with here (the EMA, if any); collective.
 
-        Where weights are sharded, those of the other processes have none, before and after as well.
+        With sharded weights the objectives of other ranks stay empty.
         """
         self.finish()
         try:
             yield
-        finally:  # what is saved after a failure must be the weights that train, not their averages
+        finally:  # a save after a failure must store the training weights, not their EMA
             self.parallel.release_weights(self._result)
 
     def finish(self) -> None:
-        """Leave the objective of the main process with the result: all weights, averaged where an average is kept."""
+        """Leave the final weights, the EMA if there is one, in the objective of rank 0."""
         self.parallel.gather_weights(self._result)
 
     def is_finite(self) -> bool:
-        """Whether all weights of the result are finite; called by all."""
+        """Whether all final weights are finite; collective."""
         bad = [(~tensor.isfinite()).sum() for tensor in self._result.values()]
         return self.parallel.sum(torch.stack(bad).sum().float()).item() == 0
 
@@ -205,7 +205,7 @@ class Trainer:
         return {**self.parallel.parameters} if self.average is None else self.average.averages
 
     def state(self) -> dict[str, Piece]:
-        """All that training changes, by name: what this process holds of it, in the memory where it is used."""
+        """The training state by name: this rank's piece of every tensor, not copied."""
         pieces = {f"buffer.{name}": Piece(buffer, tuple(buffer.shape)) for name, buffer in self.parallel.buffers.items()}
         for name, parameter in self.parallel.parameters.items():
             pieces[f"parameter.{name}"] = self.parallel.shard_of(name, parameter.detach())
@@ -217,7 +217,7 @@ class Trainer:
         return pieces
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """AdamW's state of a parameter; before the first step, what it would begin with."""
+        """AdamW's state of a parameter; before the first step, its initial state."""
         state = self.optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.bench` takes."""
+"""Options of `python -m benchmarks.bench`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way from a JPEG file to the two views of pre-training, on one core: ours, and what a plain pipeline of Pillow does.
+"""From a JPEG file to the two views of pre-training on one core: beitkit and a plain Pillow pipeline.
 
 The plain one decodes the whole image, jitters it, crops, and resizes with Pillow, as the official code does.
 """

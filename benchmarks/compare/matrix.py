@@ -1,4 +1,4 @@
-"""What the machine can do: the rate of plain matrix products of the shapes that a network has, taking turns with the rest."""
+"""Peak rate of the machine: plain matrix products of a network's shapes, in turns with the candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a candidate takes at most, in a process in which it is alone: `python -m benchmarks.compare.memory REQUEST`."""
+"""Peak memory of a candidate in a process of its own: `python -m benchmarks.compare.memory REQUEST`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, operator by operator, as PyTorch's profiler sees it."""
+"""Time of a step by operator, from PyTorch's profiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop of a plain script around somebody else's network: autocast, PyTorch's AdamW with its defaults, nothing clever."""
+"""Plain training loop for other libraries' networks: autocast and PyTorch's AdamW with its defaults."""
 
 from __future__ import annotations
 

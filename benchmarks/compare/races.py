@@ -1,4 +1,4 @@
-"""The races there are: for a job, the candidates that do it on the same network, their work, and which are compared."""
+"""Races: for each job the candidates, their work on the same network, and the pairs that are compared."""
 
 from __future__ import annotations
 

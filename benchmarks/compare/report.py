@@ -1,14 +1,15 @@
-"""What people see of a benchmark: tables on the terminal, and a page with a chart for every job."""
+"""Report of a benchmark: tables on the terminal, and a page with a chart for every job."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as TerminalTable
 
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.report.table import Table
 from benchmarks.compare.result import BenchResult, Comparison, JobResult, Measured
 
 HEADER = ("", "images/s", "s/step", "quartiles", "matrix rate", "memory")
@@ -30,9 +31,9 @@ def print_result(result: BenchResult) -> None:
         console.print(f"matrix product, {precision}: {rate / 1e9:,.0f} GFLOP/s ({_best_product(result, precision)})")
     for job in result.jobs:
         console.print(f"\n{title(job)}")
-        console.print(_table(HEADER, [row(one) for one in job.contestants]))
+        console.print(_on_terminal(_speeds(job)))
         if job.comparisons:
-            console.print(_table(COMPARED, [compared_row(one) for one in job.comparisons]))
+            console.print(_on_terminal(_ratios(job)))
 
 
 def write_page(result: BenchResult, path: Path) -> None:
@@ -54,14 +55,13 @@ def _add_job(report: Report, job: JobResult) -> None:
     dots = [Dots(one.name, [[job.batch_size / seconds for seconds in one.seconds]]) for one in job.contestants]
     chart = dot_chart(dots, [f"{job.batch_size} images a step"], title="Speed", x_label="", y_label="images/s", unit="plain")
     report.figure(chart, "Images a second; higher is better. Numbers over the dots are means, the table has medians.")
-    report.table(HEADER, [row(one) for one in job.contestants], CAPTION)
-    rows = [compared_row(one) for one in job.comparisons]
-    report.table(COMPARED, rows, "Ratio of the medians, and median and range of the ratios within a round.")
+    report.table(_speeds(job))
+    report.table(_ratios(job))
     for rival, difference in job.parity.items():
         report.paragraph(f"The same network: float32 outputs of {rival} differ from ours by {difference:.1e} of the largest.")
     if job.products:
         rates = [(name, f"{rate / 1e9:,.0f}") for name, rate in job.products.items()]
-        report.table(("matrix product", "GFLOP/s"), rates, "Measured in the same rounds.")
+        report.table(Table(["matrix product", "GFLOP/s"], rates, "Measured in the same rounds."))
 
 
 def title(job: JobResult) -> str:
@@ -98,10 +98,20 @@ def _best_product(result: BenchResult, precision: str) -> str:
     return max(rates, key=lambda name: rates[name]).rpartition(", ")[0]
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for place, name in enumerate(header):
-        table.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for cells in rows:
-        table.add_row(*cells)
-    return table
+def _speeds(job: JobResult) -> Table:
+    return Table(HEADER, [row(one) for one in job.contestants], CAPTION)
+
+
+def _ratios(job: JobResult) -> Table:
+    rows = [compared_row(one) for one in job.comparisons]
+    return Table(COMPARED, rows, "Ratio of the medians, and median and range of the ratios within a round.")
+
+
+def _on_terminal(table: Table) -> TerminalTable:
+    """With numbers set right, in wide lines."""
+    shown = TerminalTable(box=None, padding=(0, 2, 0, 0))
+    for place, name in enumerate(table.header):
+        shown.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for cells in table.cells:
+        shown.add_row(*cells)
+    return shown

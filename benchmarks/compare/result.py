@@ -1,4 +1,4 @@
-"""What came of a benchmark, as `bench.json` holds it: dataclasses whose field names are the keys."""
+"""Result of a benchmark, as stored in `bench.json`: dataclasses whose field names are the keys."""
 
 from __future__ import annotations
 

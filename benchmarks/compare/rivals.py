@@ -1,4 +1,4 @@
-"""Other software that has BEiT: which of it can be imported here."""
+"""Other libraries with BEiT that can be imported here."""
 
 from __future__ import annotations
 

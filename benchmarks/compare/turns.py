@@ -1,4 +1,4 @@
-"""Candidates that take turns: A, B, C, A, B, C, ... in one process, so that whatever else the machine does slows all alike."""
+"""Candidates that take turns: A, B, C, A, B, C, ... in one process, so that other load on the machine slows all alike."""
 
 from __future__ import annotations
 

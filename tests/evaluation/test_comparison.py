@@ -7,7 +7,8 @@ import torch
 from scipy.stats import binomtest
 
 from beitkit.errors import UserError
-from beitkit.evaluation.comparison import Evaluation, ModelResult, collect_answers, compared, seed_groups
+from beitkit.evaluation.classification import collect_answers
+from beitkit.evaluation.comparison import Evaluation, ModelResult, compared, seed_groups
 from beitkit.evaluation.scores import single_label_scores
 
 
@@ -70,7 +71,7 @@ def test_answers_come_in_the_order_of_the_images_without_the_unreadable() -> Non
         "index": torch.tensor([4, 5, 6]),
         "broken": torch.tensor([-1, 5, -1]),
     }
-    (same, twice), index = collect_answers([lambda x: x, lambda x: 2 * x], iter([batch, batch]))
+    (same, twice), index = collect_answers([lambda x: x, lambda x: 2 * x], iter([batch, batch]), "index")
     assert index.tolist() == [4, 6, 4, 6]
     assert same.tolist() == [[0, 1], [4, 5], [0, 1], [4, 5]]
     assert torch.equal(twice, 2 * same)

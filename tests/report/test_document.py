@@ -14,6 +14,7 @@ from PIL import Image
 from beitkit.report.charts import Series, line_chart
 from beitkit.report.document import Report
 from beitkit.report.normal import Line
+from beitkit.report.table import Column, Table, percent
 
 VOID = {"meta", "link", "img", "path"}
 
@@ -59,7 +60,7 @@ def full_report(text: str = "plain") -> Report:
     report.figure(line_chart([Series(text, [0, 1], [1, 2])], title=text, x_label=text, y_label=text), text)
     report.section(text)
     report.images({text: torch.rand(2, 3, 4, 4)}, text)
-    report.table([text, text], [[text, text]], text)
+    report.table(Table([text, text], [[text, text]], text))
     report.key_values([(text, text)], text)
     return report
 
@@ -143,12 +144,13 @@ def test_long_sheets_are_set_in_two_halves(rows: int, columns: int, tables: int)
 
 def test_tables_align_and_check_their_rows() -> None:
     report = Report("t")
-    report.table(["labels", "accuracy"], [["50", "31.5%"]], "c")
+    report.table(Table(["labels", Column("accuracy", percent)], [["50", 0.315]], "c"))
     page = Page(report.html())
     assert [cell["class"] for cell in page.all("td")] == ["right"]
+    assert "31.5%" in page.text
     assert [cell["scope"] for cell in page.all("th")] == ["col", "col", "row"]
-    with pytest.raises(ValueError, match="2 columns, but a row or the alignment has 3"):
-        report.table(["a", "b"], [["1", "2", "3"]], "c")
+    with pytest.raises(ValueError, match="2 columns, but a row has 3"):
+        report.table(Table(["a", "b"], [["1", "2", "3"]], "c"))
 
 
 def test_options_are_set_as_code() -> None:

@@ -22,11 +22,12 @@ def test_events_keep_numbers_and_texts_apart(tmp_path: Path) -> None:
         '{"kind": "note", "step": 21, "text": "resumed", "is_best": true}\n',
     )
     train, note = read_journal(path)
-    assert (train.kind, train.step, train.epoch, train.texts) == ("train", 20, 0.5, {})
-    assert train.numbers.keys() == {"loss", "lr", "grad_norm"}
+    assert (train.kind, train.step, train.texts) == ("train", 20, {})
+    assert train.numbers.keys() == {"epoch", "loss", "lr", "grad_norm"}
+    assert train.numbers["epoch"] == 0.5
     assert train.numbers["loss"] == 4.0
     assert math.isnan(train.numbers["grad_norm"])
-    assert (note.epoch, note.numbers, note.texts) == (0.0, {}, {"text": "resumed"})
+    assert (note.numbers, note.texts) == ({}, {"text": "resumed"})
 
 
 def test_every_cut_of_the_last_line_keeps_the_lines_before_it(tmp_path: Path) -> None:

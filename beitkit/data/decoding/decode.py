@@ -1,13 +1,11 @@
-"""From a file to an upright image of 1 or 3 channels, or to one `BrokenImage` that says why not.
+"""Decode a file to an upright image of 1 or 3 channels; raises `BrokenImage` with the reason if it cannot.
 
-This is the only place where images are decoded. Whatever a file contains, the result is either an 8-bit Pillow image in
-mode "RGB" (3 channels) or "L" (1 channel), or the exception; a file larger than the pixel limit is refused by its header,
-before any memory is spent on it.
+All images are decoded here. The result is an 8-bit Pillow image in mode "RGB" (3 channels) or "L" (1 channel). An image above
+the pixel limit is rejected by its header, before memory is allocated.
 
-How kinds of images are read: EXIF orientation is applied; of an animation or a document the first frame is taken;
-16-bit and float values are scaled to 8 bits, not clipped; whatever is transparent shows white. (The original drops the
-alpha channel and so shows the color that the editor left under transparent pixels; black drawings on a transparent ground,
-the most usual kind, would become black all over.)
+EXIF orientation is applied; the first frame of an animation or document is used; 16-bit and float values are scaled to 8 bits,
+not clipped; transparent pixels become white. (The official code drops the alpha channel and so shows the color under transparent
+pixels; black drawings on a transparent ground, the most common kind, would become all black.)
 """
 
 from __future__ import annotations
@@ -144,16 +142,14 @@ def _possible(reduction: int) -> int:
     return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
-def image_to_crop(
-    source: Path | Encoded, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)
-) -> Image.Image | StoredImage:
+def image_to_crop(source: Path | Encoded, channels: int, smallest: Pair = (1, 1)) -> Image.Image | StoredImage:
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
     path = _display_name(source)
     with opened_image(source) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise BrokenImage(path, f"{width}x{height} pixels, more than {max_pixels / 1e6:g} million")
+        if width * height > MAX_PIXELS:
+            raise BrokenImage(path, f"{width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} million")
         if min(image.size) < min(smallest) or max(image.size) < max(smallest):
             raise BrokenImage(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
         if image.format not in ("JPEG", "MPO"):
@@ -163,15 +159,15 @@ def image_to_crop(
         return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
-def open_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS, smallest: Pair = (1, 1)) -> Image.Image:
+def open_image(path: Path, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
     """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenImage: the file is no image, damaged, cut short, has more than `max_pixels` pixels, or is lower or narrower
+        BrokenImage: the file is not an image, damaged, cut short, has more than `MAX_PIXELS` pixels, or is lower or narrower
             than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
-    image = image_to_crop(path, channels, max_pixels, smallest)
+    image = image_to_crop(path, channels, smallest)
     return image.decoded() if isinstance(image, StoredImage) else image
 
 

@@ -1,4 +1,4 @@
-"""Which files are read as images, by their endings."""
+"""Image formats and their file extensions."""
 
 from __future__ import annotations
 

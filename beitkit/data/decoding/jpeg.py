@@ -1,7 +1,7 @@
-"""JPEG by simplejpeg, where it is installed (`pip install 'beitkit[fast]'`): the pixels of Pillow, sooner.
+"""JPEG decoding by simplejpeg, if installed (`pip install 'beitkit[fast]'`): the same pixels as Pillow, faster.
 
-Both are wrappers of libjpeg-turbo. What simplejpeg cannot do as Pillow does it is left to Pillow, so no pixel and no refusal
-depends on whether it is installed (`tests/data/decoding/test_jpeg.py`).
+Both wrap libjpeg-turbo. Where simplejpeg would differ, Pillow is used, so neither pixels nor errors depend on whether it is
+installed (`tests/data/decoding/test_jpeg.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Looking at label maps before training on them: what cannot be trained on is refused, the rest is counted.
+"""Audit of label maps before training: errors for unusable masks, statistics of the rest.
 
-Every mask is read (of more than 4000 a sample, drawn by a seed), decoded and compared with its image's size. A mask that
-cannot be used ends the audit with its name; what is only odd, a class that never occurs or an image without a mask, is told.
+Every mask is decoded and compared with its image's size (of more than 4000 masks, a random sample). An unusable mask is an error
+that names it; anomalies, such as a class that never occurs or an image without a mask, are reported.
 """
 
 from __future__ import annotations

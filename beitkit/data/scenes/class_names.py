@@ -1,4 +1,4 @@
-"""Classes of the public data sets for segmentation that are recognized by themselves, in their official order."""
+"""Classes of the segmentation data sets that are recognized automatically, in their official order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the pixels of masks mean: the class of a value or a color, from a `classes.json`, a known data set, or what occurs.
+"""Mapping from mask values or colors to classes: from `classes.json`, a known data set, or the values that occur.
 
-A label map is an array or a Pillow image in mode "L" of class ids, 255 where nothing counts.
+A label map is an array or a Pillow image in mode "L" of class ids; 255 is ignored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.configs.model import MAX_CLASSES
+from beitkit.configs.segmentation import Color, default_palette
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage
-from beitkit.data.scenes.masks import NUM_VALUES, Color, Mask, packed, unpacked
+from beitkit.data.scenes.masks import NUM_VALUES, Mask, packed, unpacked
 from beitkit.errors import UserError
 
 UNKNOWN = -1  # in a lookup table: a value that nobody has declared
@@ -188,11 +189,6 @@ def plain_code(
         palette=tuple(palette) or default_palette(len(names)),
         source=source,
     )
-
-
-def default_palette(count: int) -> tuple[Color, ...]:
-    """Colors for classes that have none of their own: Pascal VOC's but the first, which is black like what is ignored."""
-    return voc_palette(count + 1)[1:]
 
 
 def voc_palette(count: int) -> tuple[Color, ...]:

@@ -1,4 +1,4 @@
-"""Which images and masks belong together, told from the names of folders and files alone; no image is opened here."""
+"""Pairing of images and masks by the names of folders and files; no image is opened."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Reading mask files: the values or colors of their pixels, exactly as they are stored.
+"""Reading mask files: pixel values or colors exactly as stored.
 
 A mask file is an index image (gray, 1 to 16 bits: the value is the id), a palette image (the index is the id, the
-palette only colors it) or an RGB image (a table says which color is which class). What values and colors mean is the
-business of `label_codes`.
+palette only colors it) or an RGB image (a table says which color is which class). See `label_codes`
+for what values and colors mean.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
+from beitkit.configs.segmentation import Color
 from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage, opened_image
-
-Color = tuple[int, int, int]
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that keep every value; JPEG and WebP do not
 MODES = ("1", "L", "P", "RGB", "I", "I;16", "I;16B")

@@ -1,4 +1,4 @@
-"""One ordered pass over images and label maps at their own sizes, for evaluation and for images in reports."""
+"""One ordered pass over images and label maps at their own sizes, for evaluation and reports."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Images with label maps: found, paired, read, and divided into a training and a validation part.
+"""Images with label maps: find, pair, read and split them into training and validation.
 
 Images and masks lie in two folders (`images/` and `masks/`, or other usual names), flat, divided into `train/` and `val/`
-below both, or the other way round (`train/images/`); Pascal VOC, ADE20K and tables of pairs are read too. What the pixels of
-masks mean is read from `classes.json`, known from the data set, or found by looking at which values occur.
+below both, or the other way round (`train/images/`); Pascal VOC, ADE20K and tables of pairs are read too. Classes come from
+`classes.json`, the known data set, or the values that occur.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images in archives: a folder of them, one, several by a pattern, local or behind a URL, become an `ImageList`.
+"""Images in archives, given as a folder, file, pattern or URL, as an `ImageList`.
 
 Of tar archives (WebDataset's layout) every regular member with the ending of an image counts, in the order of the archives and
 of the members in them; its label is in the member `NAME.cls` beside it. Parquet files are described in `data.sources.parquet`.

@@ -1,4 +1,4 @@
-"""Finding images: a folder, class folders, a list of files, archives or an index become an `ImageList`."""
+"""Find images in a folder, class folders, a list of files, archives or an index, as an `ImageList`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which files of a folder are images: the walk through nested folders.
+"""Walk nested folders for image files.
 
-Only regular files count; a pipe, a device or a folder called `x.jpg` is left out, so that nothing blocks on it later. Names
-are bytes here: they need not be valid UTF-8, and are kept as they are.
+Only regular files count; a pipe, a device or a folder named `x.jpg` is skipped, so that nothing blocks on it later. Names are
+bytes, as they need not be valid UTF-8.
 """
 
 from __future__ import annotations

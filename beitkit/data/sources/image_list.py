@@ -1,8 +1,8 @@
-"""The list of images that everything reads from: flat, indexed, with labels where there are any.
+"""`ImageList`: an indexed list of images, with or without labels.
 
-All names are one block of bytes, not a Python list: worker processes share it without copying, and ten million names cost
-their bytes and eight more each. Names that are not valid UTF-8 are kept as they are. The arrays may be mapped from an index
-file (`data.sources.index`); then they cost no memory at all.
+All names are one array of bytes, not a Python list: workers share it without copying, and each name costs its bytes and eight
+more. Names that are not valid UTF-8 are kept as they are. The arrays may be memory-mapped from an index file
+(`data.sources.index`).
 """
 
 from __future__ import annotations
@@ -102,6 +102,11 @@ class ImageList:
         targets = None if self.targets is None else self.targets[chosen]
         members = None if self.members is None else self.members.subset(chosen)
         return ImageList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
+
+    def evenly_spread(self, count: int) -> ImageList:
+        """`count` images at equal distances in the list, the first among them; all where there are not more."""
+        count = min(count, len(self))
+        return self.subset([index * len(self) // count for index in range(count)])
 
     def with_targets(self) -> ImageList:
         """The same images with `targets` in place of `labels`: one class each, as if there could be several."""

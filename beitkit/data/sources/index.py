@@ -1,4 +1,4 @@
-"""An index: one safetensors file that holds a list of images, made once and mapped into memory by every process that reads it.
+"""Index of a list of images: one safetensors file, written once and memory-mapped by every process.
 
 Its tensors are the arrays of `ImageList` and `Members`: `names` (all, one after the other), `offsets`, `labels`, and of archives
 `archive` and `places`. What else there is to a list is JSON in the metadata. That holds the checksums of the tensors, which are

@@ -1,6 +1,6 @@
-"""The rows of a list, as the three kinds of list write them: text, CSV and JSON lines.
+"""Parse the rows of an image list: text, CSV or JSON lines.
 
-Only the writing is checked here: columns and keys, types, numbers of cells. What a row says is checked by `data.sources.lists`.
+Only the syntax is checked here: columns and keys, types, numbers of cells. `data.sources.lists` checks the content.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists of images: text, CSV and JSON lines, read into one table of columns.
+"""Lists of images (text, CSV, JSON lines), read into a table of columns.
 
 A text list has one path a line; empty lines and lines that begin with `#` are skipped. A CSV table has a header with the
 column `path` and, where there are any, `label` or `labels`, and `split`. JSON lines have one object a line with the same

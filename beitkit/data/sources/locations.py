@@ -1,4 +1,4 @@
-"""Where archives lie: on this machine, or behind any URL that fsspec understands."""
+"""Local paths and fsspec URLs of archives."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Images inside archives: members of tar archives, rows of Parquet files.
 
-Only numbers are kept of each image, and an archive is opened when one is read, in whichever process that is.
+Only positions are stored; an archive is opened when an image is read, in the process that reads it.
 """
 
 from __future__ import annotations

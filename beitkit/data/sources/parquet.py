@@ -1,7 +1,7 @@
-"""Images in Parquet files, as Hugging Face's datasets write them; pyarrow is imported where it is used only.
+"""Images in Parquet files, as written by Hugging Face datasets; pyarrow is imported on first use.
 
-The column `image` is a struct of `bytes` and `path`, or plain binary. One image is read by decoding its row group, of which
-each process keeps the last few.
+The column `image` is a struct of `bytes` and `path`, or plain binary. An image is read by decoding its row group; each
+process caches the last few.
 """
 
 from __future__ import annotations

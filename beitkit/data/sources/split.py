@@ -1,7 +1,7 @@
-"""Choosing among labeled images: a validation part, or a few labels per class, the same way every time.
+"""Reproducible splits of labeled images: a validation set, or a few labels per class.
 
-What is set aside is decided by a hash of (seed, name), ranked within each class: the same images are always divided the
-same way, and an image that is added or removed moves hardly any other.
+Images are ranked within each class by a hash of (seed, name): the same images are always split the same way, and adding or
+removing an image moves hardly any other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the regular members of tar archives lie, found by the standard library's `tarfile`.
+"""Positions of the regular members of tar archives, by the standard library's `tarfile`.
 
 Nothing is ever extracted, so names are only names. Regular members count (ustar, pax and GNU headers, long names, sizes in
 base 256); links, devices, pipes, folders and sparse members are passed over. Archives come from anywhere: `tarfile` takes damage

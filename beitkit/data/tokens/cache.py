@@ -1,12 +1,12 @@
-"""The visual tokens of stored views, kept on disk: computed once, then read.
+"""Token cache: the visual tokens of stored views on disk, computed once, then read.
 
-A cache is a folder of four files. `cache.json` holds the key: all that tokens depend on. `contents.npy` says what bytes the
-images had. `tokens.npy` is an array (images, views, n) of 16-bit numbers (8-bit ones up to 256 codes), and `states.npy`
-(images, views) says of each row whether it is there. Both arrays are mapped into memory, so that opening costs nothing.
+A cache is a folder of four files. `cache.json` holds the key: everything that tokens depend on. `contents.npy` holds digests of
+the images. `tokens.npy` is an array (images, views, n) of uint16 (uint8 up to 256 codes), and `states.npy` (images, views) marks
+the rows that are stored. Both arrays are memory-mapped.
 
-A row is written, flushed to the disk, and only then marked: whenever the process dies, what is marked is right, and what is not
-is computed again. Several machines fill a cache each of their own, of consecutive images (a `Shard`): pages of one mapped file
-that two machines write would overwrite each other. `join_caches` makes one of them.
+A row is written, flushed to disk, and only then marked: whenever the process dies, marked rows are valid, and others are computed
+again. Several machines each fill a cache of consecutive images (a `Shard`), because pages of one mapped file would overwrite each
+other. `join_caches` joins them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ VERSION = 2
 HEADER, CONTENTS, TOKENS, STATES = "cache.json", "contents.npy", "tokens.npy", "states.npy"
 MISSING, STORED, UNREADABLE = 0, 1, 2
 ROWS_PER_FLUSH = 4096
-"""Rows are flushed and marked together: a flush for every batch would make training wait for the disk."""
+"""Rows are flushed and marked together, as a flush per batch would stall training."""
 
 
 class Shard(NamedTuple):
-    """One of several caches of consecutive images, which several machines fill and which are joined then."""
+    """One of several caches of consecutive images, filled by several machines and joined afterward."""
 
     number: int
     """From 1."""
@@ -72,7 +72,7 @@ WHAT: dict[str, tuple[str, str]] = {
 
 
 class TokenCache:
-    """The tokens of stored views; at most one process writes to it (the caller holds a lock), others read what is complete."""
+    """The tokens of stored views; at most one process writes (the caller holds a lock), others read complete rows."""
 
     def __init__(self, path: Path, key: CacheKey, *, is_writable: bool, first: int = 0) -> None:
         """A cache that is there, of the images from number `first` on; see `open_cache` for one that is checked or made."""
@@ -84,7 +84,7 @@ class TokenCache:
         self._marks = np.load(path / STATES, mmap_mode=mode)
         self._states = np.array(self._marks)  # includes what is written and not yet marked
         if is_writable:
-            self._states[self._states == UNREADABLE] = MISSING  # perhaps the disk was away; it is tried once more
+            self._states[self._states == UNREADABLE] = MISSING  # the disk may have been unavailable; try again
         self._num_missing = int((self._states == MISSING).sum())
         self._unmarked: list[tuple[int, int]] = []
 
@@ -127,7 +127,7 @@ class TokenCache:
             self.flush()
 
     def set_unreadable(self, index: int) -> None:
-        """Wait no longer for the views of an image that cannot be read."""
+        """Mark an image as unreadable, so that its views are no longer missing."""
         row = index - self._first
         is_missing = self._states[row] == MISSING
         self._num_missing -= int(is_missing.sum())
@@ -135,7 +135,7 @@ class TokenCache:
         self._unmarked += [(row, int(view)) for view in is_missing.nonzero()[0]]
 
     def flush(self) -> None:
-        """Bring what was put to the disk, then mark it."""
+        """Flush the stored rows to disk, then mark them."""
         if not self._unmarked:
             return
         self._tokens.flush()

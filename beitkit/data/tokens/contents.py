@@ -1,7 +1,7 @@
-"""Whether images still have the content that something was computed from.
+"""Detect images whose content has changed since something was computed from them.
 
-Of each image 24 bytes are kept: a digest of its bytes, its size and its time of change. Size and time are asked of the file
-system; only where they differ is the file read again, as make and rsync do it. In archives an image's time is the archive's.
+24 bytes are stored per image: digest, size and mtime. The file is read again only if size or mtime differ, as in make and rsync.
+Images in archives have the mtime of the archive.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from beitkit.data.sources.locations import stamp_of
 from beitkit.system import usable_cores
 
 BYTES_PER_IMAGE = 24
-"""Digest, size and time of change, 8 bytes each."""
+"""Digest, size and mtime, 8 bytes each."""
 AT_ONCE = 4096  # files that are handed to the threads together: millions of waiting tasks would only take memory
 
 
 def contents_of(files: ImageList) -> NDArray[np.int64]:
-    """Digest, size (-1 where there is no file) and time of change (ns) of every image, (images, 3); reads every file once."""
+    """Digest, size (-1 without a file) and mtime (ns) of every image, (images, 3); reads every file once."""
     contents = np.zeros((len(files), 3), dtype=np.int64)
 
     stamps = _Stamps(files)
@@ -38,7 +38,7 @@ def contents_of(files: ImageList) -> NDArray[np.int64]:
 
 
 def first_changed(files: ImageList, before: NDArray[np.int64]) -> int | None:
-    """The first image whose content is no longer what it was; None if all are the same."""
+    """The first image whose content has changed; None if there is none."""
     suspects: list[int] = []
     stamps = _Stamps(files)
 

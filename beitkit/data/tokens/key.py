@@ -1,4 +1,4 @@
-"""What the tokens of a cache depend on."""
+"""Key of a token cache: everything that its tokens depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage of a batch stream that takes tokens from a cache, and fills what is missing."""
+"""Stream stage that reads tokens from a cache and computes missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from beitkit.errors import UserError
 
 
 class CachedTokens:
-    """Tokens from a cache where it has them, else from the tokenizer; counts both."""
+    """Tokens from a cache, else from the tokenizer; counts both."""
 
     def __init__(self, cache: TokenCache, encode: Callable[[Tensor], Tensor], batch_size: int) -> None:
         """`encode` makes ids (b, n) of uint8 images, which it is given by `batch_size` at once, whatever is missing."""
@@ -81,8 +81,8 @@ class CachedTokens:
 def encoded_whole(images: UInt8[Tensor, "m c h w"], encode: Callable[[Tensor], Tensor], batch_size: int) -> Int64[Tensor, "m n"]:
     """Ids on the CPU of at least one image.
 
-    The tokenizer always sees `batch_size` images, repeated where there are fewer: kernels for other shapes may round
-    otherwise, and tokens must not depend on what happened to be missing.
+    The tokenizer always gets `batch_size` images, padded by repeating: kernels for other shapes may round differently, and tokens
+    must not depend on which ones were missing.
     """
     filled = images[torch.arange(max(batch_size, len(images))) % len(images)]
     return encode(filled)[: len(images)].cpu()

@@ -1,8 +1,8 @@
-"""What the networks are shown of an image: crops, flips, color jitter and resizing, each drawn from a given generator.
+"""Image transforms: crops, flips, color jitter and resizing, each drawn from a given generator.
 
 A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
-uint8 tensors (c, h, w). A `StoredImage` can take the image's place: it is decoded once the crop is known, as finely as the
-crop needs (decision 007). A view never changes the image it is given, and equal generators give equal views. `PretrainView` makes
+uint8 tensors (c, h, w). The image may be a `StoredImage`, which is decoded once the crop is known, at the resolution that the
+crop needs (decision 007). A view never modifies its image, and equal generators give equal views. `PretrainView` makes
 one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
 classification.
 """
@@ -30,7 +30,7 @@ from beitkit.data.views.augment import RandAugment, draw_erasing
 View = Callable[..., dict[str, Tensor]]
 """Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
 
-SMALL = 32  # up to this size, images are small enough to be seen whole (timm's rule, which BEiT's fine-tuning follows)
+SMALL = 32  # up to this size images are not cropped (timm's rule, which BEiT's fine-tuning follows)
 PADDING = 4  # pixels of black around small images before a training crop, as usual on CIFAR
 ATTEMPTS = 10  # random crops tried before the central one
 MAX_ASPECT = 16  # longer images lose their ends before they are resized for evaluation
@@ -44,7 +44,7 @@ Jitter = Literal["brightness", "contrast", "saturation"]
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A box in pixels."""
 
     top: int
     left: int
@@ -65,7 +65,7 @@ class PretrainView:
     image_size: Pair
     token_size: Pair | None
     only_tokens: bool = False
-    """Whether `images` is left out; `image_size` still has its part in how far a JPEG is decoded."""
+    """Whether `images` is left out; `image_size` still affects the resolution at which a JPEG is decoded."""
 
     def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
@@ -91,15 +91,15 @@ class TrainView:
     """Training of a classifier: a random crop resized with a bicubic filter, a flip, and RandAugment or else jitter.
 
     Networks for images of at most 32 pixels see the whole image, shifted by up to 4 pixels, instead of a crop (the
-    original's rule); `crop_scale` and `crop_ratio` do not matter to them.
+    original's rule); `crop_scale` and `crop_ratio` are not used then.
     """
 
     view: ViewConfig
     image_size: Pair
     augment: RandAugment | None = None
-    """With it the jitter is left out (method 5.1)."""
+    """Replaces the jitter (method 5.1)."""
     erasing: float = 0.0
-    """Probability that a box is to be erased, once the image is normalized."""
+    """Probability of random erasing, which happens after normalization."""
 
     def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
@@ -167,7 +167,7 @@ def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
 def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
     """A random crop of an image (height, width): area share from `scale`, width / height log-uniform from `ratio`.
 
-    When ten draws do not fit, the central crop whose aspect is nearest to the wanted ones.
+    If ten draws do not fit, the central crop with the nearest aspect ratio.
     """
     height, width = image
     for _ in range(ATTEMPTS):
@@ -200,10 +200,10 @@ def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple
 
 
 def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
-    """A part of an image as it is when the whole image is jittered.
+    """A crop of the jittered image, computed for the crop only.
 
-    Brightness and contrast change each of the 256 values in one way, so they are applied to a table of these, and by it to the
-    pixels: the same arithmetic, once for each value.
+    Brightness and contrast are functions of the pixel value, so they are applied to a table of 256 values and looked up: the same
+    arithmetic, once per value.
     """
     if not jitters:
         return part
@@ -221,8 +221,7 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
 def _mean_gray(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
     """The center of contrast: the mean gray of an image after the jitters that come before it.
 
-    It is that of a regular grid of pixels, which jitters change as they change all: it was off by 0.13 levels in the mean of
-    150 photographs (decision 007).
+    Estimated on a regular grid of pixels: off by 0.13 levels on average over 150 photographs (decision 007).
     """
     step = max(1, max(whole.size) // GRAY_SIDE)
     size = max(1, whole.width // step), max(1, whole.height // step)
@@ -234,7 +233,7 @@ def _mean_gray(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
 
 
 def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
-    """The image with every value v of its pixels replaced by the one at v."""
+    """The image with every pixel value looked up in a table."""
     return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
 
 
@@ -264,10 +263,10 @@ def _decoded(image: Image.Image | StoredImage) -> Image.Image:
 def _decoded_for(
     image: Image.Image | StoredImage, box: Box, height: int, width: int, *, as_image: bool = False
 ) -> tuple[Image.Image | Pixels, Box]:
-    """The whole image as finely as a crop that is shown at (height, width) needs it, and the crop's box in it.
+    """The whole image decoded at the resolution that a crop shown at (height, width) needs, and the crop's box in it.
 
-    What is decoded at a half, a quarter or an eighth still has twice the size that is shown, so that the filter decides how
-    the view looks, and the box, rounded to whole pixels, is off by at most a quarter of a pixel that is shown.
+    Decoded at a half, a quarter or an eighth, it still has at least twice the shown size, so that the resize filter determines
+    the result, and rounding the box to whole pixels shifts it by at most a quarter of a shown pixel.
     """
     if isinstance(image, Image.Image):
         return image, box
@@ -310,13 +309,13 @@ def _flipped(image: Image.Image, probability: float, rng: random.Random) -> Imag
 
 
 def _shifted(image: Image.Image, rng: random.Random) -> Image.Image:
-    """The image moved by up to `PADDING` pixels along each axis, black where it has left."""
+    """The image shifted by up to `PADDING` pixels along each axis, padded with black."""
     across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
     return image.crop((across, down, across + image.width, down + image.height))
 
 
 def _shortened(image: Image.Image) -> Image.Image:
-    """The middle of a very long image: scaled whole, one of 1x20000 pixels would take gigabytes and hardly any be kept."""
+    """The middle of a very long image: resizing all of a 1x20000 image would take gigabytes and keep hardly any of it."""
     height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
     if (height, width) == (image.height, image.width):
         return image

@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden from the network.
+"""Masking: which patches of an image are hidden.
 
 `masker(config, grid)` checks a `MaskConfig` against the patch grid and returns a function from a `random.Random` to a mask.
 BEiT hides blocks rather than single patches (arXiv 2106.08254, Algorithm 1), so that a hidden patch cannot be guessed from

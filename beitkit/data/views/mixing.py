@@ -1,6 +1,6 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image of a batch is mixed with its mirror place in the batch.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): each image of a batch is mixed with the one at the mirrored position.
 
-One draw for a whole batch, by the number of the batch, so that a run that continues mixes as one that was never cut.
+One draw per batch, from the number of the batch, so that a resumed run mixes as an uninterrupted one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a segmentation network is shown in training: an image and its label map, resized, cropped and flipped as one.
+"""Training transforms of segmentation: image and label map resized, cropped and flipped together.
 
 A view is called as `view(image, label_map, rng)` with upright Pillow images of equal size, the image in mode "RGB" or "L"
 and class ids in mode "L", and a `random.Random`. Images are resized with a bilinear filter, label maps always by taking the

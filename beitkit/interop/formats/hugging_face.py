@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder beside the weights: `config.json`, `preprocessor_config.json` and the model card."""
+"""Files of a Hugging Face folder besides the weights: `config.json`, `preprocessor_config.json` and the model card."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
 
 
 def model_card(config: AnyNetworkConfig, name: str) -> str:
-    """The README of a model folder: what it is and how it is loaded."""
+    """The model card of a folder."""
     kind, backbone = kind_of_config(config), config.backbone
     height, width = backbone.image_size
     fitted = "whole image squeezed" if config.preprocessing.fit == "squeeze" else "short side resized"

@@ -1,7 +1,7 @@
 """The layouts that BEiT checkpoints come in, as name tables: official, Hugging Face, timm, OpenMMLab, Detectron2, ours.
 
-A layout has one table per kind of network. A file is in the first layout of which one table knows all its names; nothing
-else decides. To add a layout is to add its tables here.
+A layout has one table per kind of network. The layout of a file is the first one with a table that knows all its names. To add a
+layout, add its tables here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SKIPPED = {
     "proposal_generator.*": "a detector's head, not the backbone",
     "roi_heads.*": "a detector's head, not the backbone",
 }
-"""Tensors that are in some files and in no network of ours, and why they are not needed."""
+"""Tensors in some files that no network here has, and why they are not needed."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _hugging_face(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
 
 
 def _hugging_face_5(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
-    """The backbone as transformers 5 names it in memory; in files only where somebody saved a bare state dict."""
+    """The backbone as transformers 5 names it in memory; in files only if a bare state dict was saved."""
     layer = f"{prefix}layers.{{i}}."
     return (
         *(rule for rule in _hugging_face(prefix) if not rule[0].startswith(("blocks.", "rel_pos_bias."))),
@@ -252,7 +252,7 @@ FOREIGN = (MICROSOFT, HUGGING_FACE, HUGGING_FACE_5, DATA2VEC_VISION, MMPRETRAIN,
 
 DALLE_ENCODER = table(("encoder.{rest}.weight", "{rest}.w"), ("encoder.{rest}.bias", "{rest}.b"))
 DALLE_DECODER = table(("decoder.{rest}.weight", "{rest}.w"), ("decoder.{rest}.bias", "{rest}.b"))
-"""DALL-E's two files; "official" here means our own names of `tokenizers.dvae`."""
+"""DALL-E's two files; "official" here means the names of `tokenizers.dvae`."""
 DISCRETE_VAE = table(*_same("codebook.weight", "encoder.{rest}", "decoder.{rest}"))
 """BEiT's own discrete VAE."""
 VQ_KD = table(
@@ -264,7 +264,7 @@ VQ_KD = table(
     ("codebook.usage", "quantize.cluster_size"),
     ("codebook.is_started", "quantize.embedding.initted"),
 )
-"""BEiT v2's tokenizer, in our names of `tokenizers.vqkd`."""
+"""BEiT v2's tokenizer; "official" here means the names of `tokenizers.vqkd`."""
 VQ_KD_SKIPPED = {
     "quantize.embedding.cluster_size": "never used",
     "quantize.embedding.embed_avg": "never used",

@@ -1,8 +1,8 @@
-"""Name tables: what a tensor is called in our networks, officially, and in every other layout, as data for both directions.
+"""Name tables between official and other tensor names, used in both directions.
 
 A rule pairs an official name with a foreign one. `{i}` and `{j}` stand for a number, `{p}` for `weight` or `bias`, `{rest}`
-for anything, `{name}` for letters. A rule with several foreign names says that the official tensor is theirs, one below the
-other (dimension 0). Official names are those of the classification and masked-image networks of BEiT's release, without any
+for anything, `{name}` for letters. A rule with several foreign names: the official tensor is their concatenation
+along dimension 0. Official names are those of the classification and masked-image networks of BEiT's release, without any
 prefix; the feature pyramid of a segmentation network counts as `fpn1...` and `fpn2...`.
 """
 
@@ -25,7 +25,7 @@ class Rule(NamedTuple):
 
 
 class OfficialPart(NamedTuple):
-    """Where a foreign tensor belongs: the official name, and which of how many parts it is."""
+    """Official name of a foreign tensor, and which of how many parts it is."""
 
     official: str
     part: int
@@ -39,7 +39,7 @@ class NameTable:
     rules: tuple[Rule, ...]
 
     def to_official(self, foreign: str) -> OfficialPart | None:
-        """Where a foreign name belongs; None if no rule knows it."""
+        """Official name of a foreign name; None if no rule matches."""
         for rule in self.rules:
             for part, template in enumerate(rule.foreign):
                 match = _pattern(template).fullmatch(foreign)

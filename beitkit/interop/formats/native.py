@@ -1,16 +1,16 @@
-"""Our own files: `model.safetensors` with the weights, and `model.json` with all that is needed to rebuild the network."""
+"""beitkit's own format: `model.safetensors` with the weights, and `model.json` to rebuild the network."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
-from beitkit.interop.build import build
-from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, TokenizerConfig, kind_of_config
+from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
 from beitkit.interop.stored import State, read_safetensors
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import TokenizerNetwork
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 
 def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
-    """Write a network to `folder`, which is made if need be; each file is written whole or not at all."""
+    """Write a network to `folder`, which is created; each file is written atomically."""
     write_native(model.config, model.state_dict(), Path(folder))
 
 
@@ -31,8 +31,8 @@ def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, 
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
     write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
-    # The description comes last: where it is, the weights are. A crash between the two leaves a pair that a strict load refuses
-    # unless it fits.
+    # The description is written last: if it is there, the weights are. After a crash between the two, a strict load refuses a
+    # pair that does not fit.
     description = {
         "format_version": FORMAT_VERSION,
         "beitkit": __version__,
@@ -47,7 +47,7 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
     """The config and the unread tensors of a folder that `save_native` wrote.
 
     Raises:
-        UserError: if a file is missing or damaged, or was written by a newer version.
+        UserError: if a file is missing or damaged, or is from a newer version.
     """
     path = folder / DESCRIPTION
     try:
@@ -62,9 +62,3 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
     return from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
-
-
-def load_native(folder: Path | str) -> nn.Module:
-    """The network or tokenizer that `save_native` wrote, as it was, in eval mode."""
-    config, tensors = read_native(Path(folder))
-    return build(config, tensors)

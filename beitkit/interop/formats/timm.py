@@ -10,7 +10,7 @@ from beitkit.errors import UserError
 from beitkit.interop.kinds import MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURE = "beit_base_patch16_224"
-"""timm has a few registered networks; every other one is this one with other arguments."""
+"""The registered timm model that other sizes are built from, with other arguments."""
 
 
 def refuse_for_timm(config: AnyNetworkConfig) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Networks into files that other software reads: official `.pth`, Hugging Face folders, timm folders, and our own.
+"""Write networks in any format: official `.pth`, Hugging Face folders, timm folders, and beitkit's own.
 
-A format is a layout (the name tables that reading uses, too) and a function that puts the renamed tensors into files. What a
-format has no place for is refused, or is named in the report where leaving it out changes nothing of what is used.
+A format is a layout (the name tables, shared with reading) and a function that writes the renamed tensors. What a format cannot
+hold is an error, or is listed in the report if it is not needed.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Output(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """A format: where names come from, what it cannot hold, and how its files are made."""
+    """A format: its layout, what it cannot hold, and how its files are written."""
 
     layout: Layout
     refuse: Callable[[AnyNetworkConfig], tuple[str, ...]]
     """Raises a `UserError` for a network that the format cannot hold; returns notes on what is lost."""
     write: Callable[[AnyNetworkConfig, Tensors, Path], None]
     left_out: tuple[str, ...] = ()
-    """Beginnings of official names that the format has no place for and can do without."""
+    """Prefixes of official names that the format drops."""
 
 
 def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFormat) -> Output:
-    """How tensors under our own names will be called and cut in a format; nothing is read or written.
+    """Names and splits of tensors in a format; nothing is read or written.
 
     Raises:
         UserError: if the format cannot hold this network.
@@ -89,7 +89,7 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
 
 
 def write(config: AnyNetworkConfig, output: Output, path: Path, file_format: CheckpointFormat) -> None:
-    """Read the tensors and write the files; each is written whole or not at all."""
+    """Read the tensors and write the files, each atomically."""
     tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     WRITERS[file_format].write(config, floats, path)

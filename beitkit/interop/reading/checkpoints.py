@@ -1,4 +1,4 @@
-"""Which reader a path belongs to: run folders, Hugging Face and timm folders, and single files of any layout."""
+"""Read checkpoints: run folders, Hugging Face and timm folders, and single files of any layout."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ WEIGHT_FILES = (
 """Where a folder with a config.json keeps its weights, the preferred first."""
 WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema", "weights")
 """Keys under which training scripts file the weights, the preferred first."""
-MAX_WRAPPERS = 3  # one in another; a file whose wrapper contains itself must not keep us unwrapping
+MAX_WRAPPERS = 3  # depth of nesting; a wrapper that contains itself must not loop forever
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """What the checkpoint at a path holds; no tensor is read yet.
+    """The checkpoint at a path; no tensor is read yet.
 
     Raises:
-        UserError: if there is nothing, or nothing that we know.
+        UserError: if there is no checkpoint of a known layout.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder or a checkpoint")
@@ -97,7 +97,7 @@ def _read_weights(folder: Path) -> State:
 
 
 def read_file(path: Path) -> tuple[State, Hints]:
-    """The tensors of a single file under its own names, wrappers taken off, and what else it says."""
+    """The tensors of a single file by its own names, unwrapped, and its hints."""
     if path.suffix == ".safetensors":
         return read_safetensors(path), hints_of_pickle({}, path)
     unpickled = read_pickled(path)
@@ -113,7 +113,7 @@ def read_file(path: Path) -> tuple[State, Hints]:
 
 
 def _without_prefix(tensors: State, prefix: str) -> State:
-    """Names without what a wrapper put before all of them (`module.`: distributed training)."""
+    """Names without a common prefix of a wrapper (`module.` of DistributedDataParallel)."""
     if not all(name.startswith(prefix) for name in tensors):
         return tensors
     return {name.removeprefix(prefix): stored for name, stored in tensors.items()}

@@ -1,4 +1,4 @@
-"""Which network a set of official tensors belongs to, read off the tensors; what they do not show comes from hints or rules.
+"""Infer the config of a network from official tensors; what they do not show comes from hints or rules.
 
 Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary have left their marks in the
 shapes. What has not: the first value of LayerScale (irrelevant once trained), which block v2's branch starts from, the
@@ -43,10 +43,10 @@ WHOLE_CROP_FROM = 384  # official evaluation: images of this side and larger are
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a file says besides its tensors; None where it says nothing."""
+    """Information besides the tensors; None where a file has none."""
 
     config: AnyNetworkConfig | None = None
-    """Everything; only our own files say it."""
+    """The whole config; only in files written by beitkit."""
     image_size: Pair | None = None
     heads: int | None = None
     classes: tuple[str, ...] | None = None
@@ -78,7 +78,7 @@ def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackb
     """The config of the network, and notes on what was decided by rule.
 
     Raises:
-        UserError: if the tensors are not those of a BEiT network, or leave something open.
+        UserError: if the tensors are not those of a BEiT network, or are ambiguous.
     """
     if hints.config is not None:
         return hints.config, ("config: carried by the file",)
@@ -127,7 +127,7 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
     """The backbone among official tensors, and notes on what was decided by rule.
 
     Raises:
-        UserError: if there is none, or the tensors leave something open.
+        UserError: if there is none, or the tensors are ambiguous.
     """
     needed = ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     absent = [name for name in needed if name not in tensors]
@@ -192,7 +192,7 @@ def _regression(outputs: int, backbone: BackboneConfig) -> str:
 
 
 def _grid(tensors: State, hints: Hints, patch: Pair) -> Pair:
-    """The grid of patches (gh, gw). A file that says its size is believed if its tensors agree; else the grid is a square."""
+    """The grid of patches (gh, gw). The size in the file is used if its tensors agree; else the grid is a square."""
     table = tensors.get(SHARED_TABLE) or tensors.get(BLOCK_TABLE)
     rows = None if table is None else table.shape[0]
     tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else None
@@ -233,7 +233,7 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 
 
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
-    """What the file says of its images; else the rule of method 8.3, and a note of which."""
+    """Pixel statistics of the file; else by the rule of method 8.3, with a note."""
     if hints.preprocessing is not None:
         squeezed = ", squeezed whole to the network's size" if hints.preprocessing.fit == "squeeze" else ""
         return hints.preprocessing, f"images: normalized as the file says{squeezed}"

@@ -1,4 +1,4 @@
-"""What a checkpoint says besides its tensors, in each software's words: sizes, class names, pixel statistics."""
+"""Hints besides the tensors, from each library's metadata: sizes, class names, pixel statistics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
     """From a Hugging Face folder's `config.json` and, where there is one, `preprocessor_config.json`.
 
     Raises:
-        UserError: if the folder holds another network than BEiT, or a BEiT that we do not have.
+        UserError: if the folder holds another network than BEiT, or an unsupported variant.
     """
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -189,7 +189,7 @@ def _per_channel(values: object) -> Triple | None:
 
 
 def _typed(kind: type[T], value: object) -> T | None:
-    """The value if it is of the kind (whole numbers count as numbers), else None."""
+    """The value if it has the type (int counts as float), else None."""
     if kind is float and type(value) is int:
         return kind(value)  # type: ignore[call-arg]
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None

@@ -1,44 +1,43 @@
-"""Tokenizers from files: our folders, DALL-E's two pickles, BEiT's own discrete VAE, and VQ-KD."""
+"""Read tokenizers: beitkit's folders, DALL-E's two pickles, BEiT's own discrete VAE, and VQ-KD."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, TokenizerConfig, VQKDConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import DALLE_DECODER, DALLE_ENCODER, DISCRETE_VAE, NATIVE, VQ_KD, VQ_KD_SKIPPED
 from beitkit.interop.formats.native import DESCRIPTION, read_native
-from beitkit.interop.kinds import TokenizerConfig
 from beitkit.interop.reading.checkpoints import read_file
 from beitkit.interop.reading.describe import Hints, describe_backbone
 from beitkit.interop.reading.understood import split_skipped, to_official
 from beitkit.interop.stored import LazyTensor, State
 
 IN_FOLDERS = ("encoder.pkl", "pytorch_model.bin")
-"""What a folder without our description may hold instead."""
+"""Files looked for in a folder without `model.json`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerCheckpoint:
-    """A tokenizer's file that has been understood; nothing is read yet."""
+    """An identified tokenizer checkpoint; no tensor is read yet."""
 
     path: Path
     layout: str
     config: TokenizerConfig
     tensors: State
-    """By our own names."""
+    """By beitkit's names."""
     skipped: tuple[TensorRecord, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def read_tokenizer(path: Path) -> TokenizerCheckpoint:
-    """What a tokenizer's folder or file holds.
+    """The tokenizer checkpoint at a path.
 
     Raises:
-        UserError: if there is nothing, or no tokenizer that we know.
+        UserError: if there is no tokenizer of a known layout.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a tokenizer's run folder or file")

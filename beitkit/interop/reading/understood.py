@@ -1,4 +1,4 @@
-"""What a reader finds in a checkpoint: which network it is, and its tensors under official names, not read yet."""
+"""An identified checkpoint: config and lazy tensors under official names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from beitkit.interop.stored import LazyTensor, State
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that has been understood."""
+    """An identified checkpoint."""
 
     path: Path
     layout: str
@@ -64,7 +64,7 @@ def to_official(tensors: State, names: NameTable) -> State:
 
 
 def _merged(pieces: list[LazyTensor]) -> LazyTensor:
-    """One tensor of several, one below the other."""
+    """Concatenate tensors along dimension 0."""
     if len(pieces) == 1:
         return pieces[0]
     first = pieces[0]

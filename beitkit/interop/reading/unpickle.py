@@ -1,9 +1,8 @@
-"""PyTorch's pickled files (`.pth`, `.pt`, `.bin`, `.pkl`) read without running anything in them.
+"""Read PyTorch's pickled files (`.pth`, `.pt`, `.bin`, `.pkl`) without executing anything in them.
 
-A pickle is a program: it names functions and calls them. Here every name is looked up in a short list, and what the list
-gives is never the real thing but a stand-in that only remembers what it was given: a tensor becomes a note of where its
-numbers lie in the file, a module a note of its attributes. A name that is not in the list ends the reading before anything
-happened. Stand-ins are made anew for every file, so nothing that a file does to them outlives it.
+A pickle is a program: it names functions and calls them. Here every name is looked up in an allowlist of stand-ins, which only
+record their arguments: a tensor becomes a lazy tensor, a module a record of its attributes. Any other name is an error before
+anything has run. Stand-ins are created per file, so nothing that a file does to them outlives it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from beitkit.errors import UserError
 from beitkit.interop.stored import LazyTensor, State, read_slice
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of PyTorch's format before 1.6
-MAX_DEPTH = 32  # of modules in modules; a module that contains itself must not take us round forever
+MAX_DEPTH = 32  # of modules in modules; a module that contains itself must not loop forever
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -65,7 +64,7 @@ REMEMBERED = (
     ("_codecs", "encode"),
     ("mmengine.logging.history_buffer", "HistoryBuffer"),
 )
-"""What training scripts leave beside the weights: options, paths, numbers. Kept as notes, never made."""
+"""Other objects that training scripts store: options, paths, numbers. Recorded, never created."""
 
 
 class Inert:
@@ -121,7 +120,7 @@ class TensorNote(NamedTuple):
 
 
 class _Call:
-    """Something callable that leads nowhere but to `run`."""
+    """A callable that only calls `run`."""
 
     __slots__ = ("run",)
 
@@ -168,7 +167,7 @@ def read_pickled(path: Path) -> Unpickled:
 
     Raises:
         UserError: if the file names anything but tensors and what usually lies beside them (nothing has been run then), if it is
-            cut off, or if it is no PyTorch checkpoint.
+            cut off, or if it is not a PyTorch checkpoint.
     """
     try:
         with path.open("rb") as file:
@@ -211,7 +210,7 @@ def _tensors_of_module(module: Module, prefix: str, depth: int) -> dict[str, Ten
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's own machine for pickles, with nothing real within its reach."""
+    """Python's unpickler, restricted to stand-ins."""
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(file)
@@ -232,7 +231,7 @@ class _Unpickler(pickle.Unpickler):
         self.names |= {place: _fresh(Inert) for place in REMEMBERED}
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """The stand-in for a name; the one way by which a pickle could get hold of anything."""
+        """The stand-in for a name; the only way a pickle could reach an object."""
         place = ("builtins" if module == "__builtin__" else module, name)
         if place not in self.names:
             raise UserError(
@@ -263,7 +262,7 @@ class _Kind:
 
 
 def _fresh(kind: type) -> type:
-    """A subclass that lives as long as one reading."""
+    """A subclass for one file."""
     return type(kind.__name__, (kind,), {"__slots__": ()})
 
 

@@ -1,6 +1,6 @@
-"""The parts of a segmenter above its backbone: the feature pyramid, the decoders, and the auxiliary head of training.
+"""Parts of a segmenter above its backbone: feature pyramid, decoders, and the auxiliary head used in training.
 
-Every head takes the list of four maps, finest first, and reads those it needs. Parameter names are those of official
+Every head takes the list of four maps, finest first, and uses those it needs. Parameter names are those of official
 segmentation checkpoints (mmsegmentation 0.11), and `conv_seg` is the classifier of every head.
 """
 
@@ -32,12 +32,12 @@ class ConvModule(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
-        """The filtered map."""
+        """The convolved map."""
         return F.relu(self.bn(self.conv(x)))
 
 
 class FeaturePyramid(nn.Module):
-    """Four maps of the patch grid's size to four sizes; strides 4, 8, 16, 32 for patches of 16 pixels (method 7.1)."""
+    """Rescales four maps of the patch grid's size; strides 4, 8, 16, 32 for patches of 16 pixels (method 7.1)."""
 
     def __init__(self, width: int, scales: tuple[float, float, float, float]) -> None:
         """`scales`: size of each level relative to the patch grid, a power of two from 4 down to 1/4."""
@@ -51,7 +51,7 @@ class FeaturePyramid(nn.Module):
 
 
 class UPerHead(nn.Module):
-    """Pyramid pooling on the coarsest level, a top-down path over the finer ones, a classifier on all together (method 7.2)."""
+    """UPerNet: pyramid pooling on the coarsest level, top-down fusion, a classifier on all levels together (method 7.2)."""
 
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """One convolution and a classifier, which give a middle block a gradient of its own in training (method 7.2)."""
+    """Auxiliary FCN head: one convolution and a classifier on a middle level, used in training only (method 7.2)."""
 
     def __init__(self, width: int, channels: int, num_classes: int) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What a segmenter makes of a whole image: a label map at the image's own size, and how sure it is of each class."""
+"""Label map of a whole image at its own size, with the area and mean probability of each class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import ImageInput
+from beitkit.contracts import Autocast, ImageInput, pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
@@ -21,11 +21,9 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
 
 BAND_BYTES = 64 << 20
-"""Scores at the image's size that are in memory at once."""
+"""Limit on the full-resolution scores in memory at once."""
 LONGEST = 4
-"""How many times its short side an image's long side may be after resizing (official configs)."""
-
-Autocast = Callable[[], AbstractContextManager[None]]
+"""Maximum aspect ratio after resizing (official configs)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _score_bands(
     *,
     want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
-    """From top to bottom the first row of a band, and its scores or, wanted or needed for averaging, probabilities."""
+    """Yield bands from top to bottom: first row, and scores (or probabilities, if wanted or averaged)."""
     _check(model, image)
     config = model.config.inference if wished is None else wished
     size, views = map_size(image), _views(model, image, config, precision)
@@ -129,7 +127,7 @@ def _check(model: Segmenter, image: Tensor) -> None:
 def _views(
     model: Segmenter, image: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
-    """One per scale and flip: the scores of the resized image, and whether they are mirrored."""
+    """One per scale and flip: the scores of the resized image, and whether it is mirrored."""
     window = model.config.backbone.image_size
     stride = _stride(config, window)
     score = _scorer(model, precision)
@@ -156,7 +154,7 @@ def _stride(config: InferenceConfig, window: Pair) -> Pair:
 
 
 def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
-    """The sizes that the image is shown at, one per scale."""
+    """Size of the resized image for each scale."""
     if config.mode == "whole":
         return [window]
     short, long = min(size), max(size)
@@ -180,10 +178,7 @@ def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
     """Normalize, pad to the window's size, and run the network as far as its own resolution."""
     weight, (height, width) = model.backbone.cls_token, model.config.backbone.image_size
     preprocessing = model.config.preprocessing
-    statistics = torch.tensor([preprocessing.mean, preprocessing.std], device=weight.device, dtype=weight.dtype)
-    if model.config.backbone.channels == 1:
-        statistics = statistics.mean(dim=1, keepdim=True)
-    mean, std = statistics[:, :, None, None]
+    mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, model.config.backbone.channels, weight)
 
     def score(parts: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
         images = parts.to(weight.device).to(weight.dtype).div_(255).sub_(mean).div_(std)

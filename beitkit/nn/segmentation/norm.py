@@ -1,7 +1,7 @@
-"""Batch norm that has the same statistics on one process as on many.
+"""Synchronized batch norm that also runs on CPUs.
 
-A segmentation network fits few images on a device, often two, so its batch norms must look at the images of all of them.
-PyTorch's SyncBatchNorm does that on GPUs only and refuses to run on a CPU; this one needs nothing but a process group.
+Segmentation fits few images on a device, often two, so batch norm has to use the statistics of all ranks. PyTorch's
+SyncBatchNorm runs on GPUs only; this one needs nothing but a process group.
 """
 
 from __future__ import annotations
@@ -10,35 +10,36 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from beitkit.errors import UserError
+from beitkit.nn.collectives import all_reduce_, is_distributed
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes (arXiv 1502.03167); PyTorch's, with its names, where there is only one.
+    """Batch norm over the batches of all ranks (arXiv 1502.03167); with one rank it is `nn.BatchNorm2d`.
 
-    In training each value counts the same, whichever process it is on: local batches may differ in size. All processes must
-    run forward and backward through the layer equally often, else they wait for each other.
+    Local batches may differ in size: every value has the same weight. All ranks must run forward and backward through the
+    layer equally often, or they deadlock.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The map, normalized per channel, in its own precision.
+        """The map normalized per channel, in the type of the input.
 
         Raises:
             UserError: in training, if a channel has a single value, which has no variance.
         """
-        if self.training and _has_processes():
+        if self.training and is_distributed():
             return self._synchronized(input)
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
             raise UserError("batch norm cannot be trained on one image where its map has one pixel; use --batch-size 2 or more")
         return super().forward(input)
 
     def _synchronized(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        # Sums in float64, so that mean square minus squared mean keeps its digits.
+        # Sums in float64, because mean square minus squared mean cancels.
         count = torch.full((1,), x.shape[0] * x.shape[2] * x.shape[3], dtype=torch.float64, device=x.device)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         sums = (values.sum((0, 2, 3), dtype=torch.float64), values.square().sum((0, 2, 3), dtype=torch.float64))
@@ -52,7 +53,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, count: Tensor, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
-        """Move the running statistics, the variance without bias, as PyTorch does."""
+        """Update the running statistics, with the unbiased variance, as PyTorch does."""
         assert self.momentum is not None
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -63,20 +64,16 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs, because every process uses the result."""
+    """All-reduce sum; its gradient is the sum over all ranks, because every rank uses the result."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:
         total = local.clone()
-        distributed.all_reduce(total)
+        all_reduce_(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
-        distributed.all_reduce(total)
+        all_reduce_(total)
         return total
-
-
-def _has_processes() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -1,9 +1,8 @@
-"""Semantic segmentation: a backbone whose blocks a decoder turns into a map of class scores.
+"""Semantic segmentation network: a backbone and a decoder that maps its blocks to class scores.
 
-A plain Transformer has one resolution; UPerNet (arXiv 1807.10221) wants four. So the outputs of four blocks are brought to
-four sizes by small transposed convolutions and pooling. The decoder looks at the coarsest one through pooling windows of
-several sizes, adds what it saw to the finer ones from top to bottom, and classifies all levels together. The other heads
-(`SegmenterConfig.head`) need no such pyramid.
+A plain Transformer has one resolution; UPerNet (arXiv 1807.10221) needs four. So the outputs of four blocks are rescaled by
+transposed convolutions and pooling. The decoder applies pyramid pooling to the coarsest level, adds it to the finer ones top
+down, and classifies all levels together. The other heads (`SegmenterConfig.head`) need no pyramid.
 
 Parameter names are those of official segmentation checkpoints (mmsegmentation 0.11), except that the pyramid is a part of
 its own here: `pyramid.fpn1.0.weight` is officially called `backbone.fpn1.0.weight`, and so on for `fpn2`.
@@ -36,14 +35,14 @@ from beitkit.nn.segmentation.heads import (
 
 
 class SegmentationLogits(NamedTuple):
-    """Scores of the classes before they are brought to input size, (b, classes, h', w')."""
+    """Class scores before upsampling to the input size, (b, classes, h', w')."""
 
     main: Float[Tensor, "b classes mh mw"]
     auxiliary: Float[Tensor, "b classes ah aw"] | None
 
 
 class Labeler(Protocol):
-    """Labels an image in any form with a network."""
+    """Predicts the label map of an image in any form."""
 
     def __call__(self, model: Segmenter, image: ImageInput, config: InferenceConfig | None) -> ScenePrediction:
         """The label map, areas and confidences."""
@@ -51,10 +50,10 @@ class Labeler(Protocol):
 
 
 class Segmenter(nn.Module):
-    """Names every pixel of an image (arXiv 2106.08254, section 3.2)."""
+    """Assigns a class to every pixel (arXiv 2106.08254, section 3.2)."""
 
     load_report: LoadReport | None = None
-    """What became of every tensor, when the network was loaded from a checkpoint."""
+    """Report on every tensor, if loaded from a checkpoint."""
     labeler: Labeler | None = None
     """Labels images for `predict`; `beitkit.load` sets it."""
 
@@ -75,15 +74,15 @@ class Segmenter(nn.Module):
         return maps if self.pyramid is None else self.pyramid(maps)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
-        """Logits of the classes at every pixel."""
+        """Class logits at every pixel."""
         return resize(self.coarse_logits(images), map_size(images))
 
     def coarse_logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
-        """Logits at the decoder's own resolution, which `forward` brings to that of the images."""
+        """Logits at the decoder's resolution, which `forward` upsamples to that of the images."""
         return self.decode_head(self.features(images))
 
     def predict(self, image: ImageInput, *, inference: InferenceConfig | None = None) -> ScenePrediction:
-        """What every pixel of an image shows, at the image's own size.
+        """Predict the label map of an image at its own size.
 
         Args:
             image: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
@@ -98,7 +97,7 @@ class Segmenter(nn.Module):
         return self.labeler(self, image, inference)
 
     def training_logits(self, images: Float[Tensor, "b c h w"]) -> SegmentationLogits:
-        """Logits of both heads at their own resolution, for a loss that weighs them (official code: 1 and 0.4)."""
+        """Logits of both heads at their own resolution, for a weighted loss (official code: 1 and 0.4)."""
         levels = self.features(images)
         auxiliary = None if self.auxiliary_head is None else self.auxiliary_head(levels)
         return SegmentationLogits(self.decode_head(levels), auxiliary)

@@ -1,9 +1,8 @@
-"""Class scores of an image of any size from a network of one size: overlapping windows, row by row, in bounded memory.
+"""Sliding-window inference: class scores of an image of any size, row by row, in bounded memory.
 
-The scores of a large image with many classes do not fit into memory: 20 megapixels with 150 classes are 12 GB. Nothing
-that is wanted of them needs them all at once, though. So rows are asked for from the top downwards. What is kept are the
-scores of the windows that the next rows can touch, at the resolution of the decoder, which is a small part of the windows'
-own; they are enlarged, summed and averaged for the rows in question only. The result is that of the plain formula.
+The scores of a large image with many classes do not fit into memory: 20 megapixels with 150 classes are 12 GB. But they are
+never needed all at once. So rows are computed from top to bottom. Only the scores of windows that the next rows overlap are
+kept, at the decoder's low resolution; they are upsampled and averaged for the requested rows only. The result is exact.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from beitkit.configs.model import Pair
 from beitkit.nn.segmentation.heads import map_size, resize
 
 ScoreFunction = Callable[[Tensor], Tensor]
-"""Windows (b, c, h, w) to scores (b, classes, h', w') that cover the whole window; narrower images are padded in here."""
+"""Windows (b, c, h, w) to scores (b, classes, h', w') of the whole window; pads images smaller than a window."""
 
 
 class SlidingScores:
@@ -32,14 +31,14 @@ class SlidingScores:
         stride: Pair,
         window_batch: int,
     ) -> None:
-        """Nothing is computed yet.
+        """Set up; windows are scored when rows are requested.
 
         Args:
             score: is given parts of the image, of the window's size or, where the image is smaller, of the image's.
             image: in whatever form `score` expects.
             window: (height, width) of what the network sees.
             stride: from one window to the next, down and across; at most the window.
-            window_batch: windows that `score` is given at once.
+            window_batch: windows per call of `score`.
         """
         self.size = map_size(image)
         self._score, self._image, self._window, self._window_batch = score, image, window, window_batch
@@ -48,7 +47,7 @@ class SlidingScores:
         self._live: dict[int, Tensor] = {}
 
     def rows(self, first: int, end: int) -> Float[Tensor, "classes rows w"]:
-        """The scores of the rows from `first` to before `end`; must not be asked for rows above the last `first`."""
+        """The scores of the rows from `first` to before `end`; call with non-decreasing `first`."""
         self._advance(first, end)
         (height, width), (window_height, window_width) = self.size, self._window
         some = next(iter(self._live.values()))
@@ -66,7 +65,7 @@ class SlidingScores:
         return total.div_(count)
 
     def _advance(self, first: int, end: int) -> None:
-        """Compute the rows of windows that begin above `end`, forget those that end above `first`."""
+        """Score the rows of windows that begin above `end`, drop those that end above `first`."""
         for top in [top for top in self._live if top + self._window[0] <= first]:
             del self._live[top]
         while self._computed < len(self._tops) and self._tops[self._computed] < end:

@@ -1,5 +1,4 @@
-"""Charts as inline SVG: lines over the steps of a run, dots for accuracies with one dot per seed, and what a classifier
-confuses and how far its probabilities can be believed.
+"""Charts as inline SVG: lines over steps, dots with one per seed, confusion matrices and reliability diagrams.
 
 A chart carries no colors of its own: its elements have classes (`s0`, `s1`, ... for the series) that `style.css` colors for a
 light page, a dark page and paper. Its `aria-label` says in words what it shows. Why matplotlib does not draw them: decision 010.

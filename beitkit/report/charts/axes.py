@@ -1,4 +1,4 @@
-"""Where values lie on a chart, and what stands around the data: ticks, names, reference lines and the legend."""
+"""Axes of a chart: scales, ticks, labels, reference lines and the legend."""
 
 from __future__ import annotations
 

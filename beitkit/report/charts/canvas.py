@@ -1,4 +1,4 @@
-"""What a chart is drawn on: an SVG of fixed size, which escapes all text, and how numbers are written on it."""
+"""SVG canvas of fixed size, which escapes all text, and number formats."""
 
 from __future__ import annotations
 

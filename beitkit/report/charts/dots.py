@@ -1,4 +1,4 @@
-"""Dots over categories: one per seed, with the mean and the range."""
+"""Dot chart over categories: one dot per seed, with the mean and the range."""
 
 from __future__ import annotations
 

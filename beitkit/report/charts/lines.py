@@ -1,4 +1,4 @@
-"""Lines over the steps of a run."""
+"""Line chart over the steps of a run."""
 
 from __future__ import annotations
 

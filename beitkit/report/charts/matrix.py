@@ -1,4 +1,4 @@
-"""A square table of counts, such as a confusion matrix, as a heat map."""
+"""Heat map of a square table of counts, such as a confusion matrix."""
 
 from __future__ import annotations
 

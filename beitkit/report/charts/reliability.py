@@ -1,4 +1,4 @@
-"""How far the probabilities of a classifier can be believed."""
+"""Reliability diagram of a classifier."""
 
 from __future__ import annotations
 

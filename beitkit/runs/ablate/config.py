@@ -1,4 +1,4 @@
-"""`beitkit ablate`: what it takes."""
+"""Options of `beitkit ablate`."""
 
 from __future__ import annotations
 

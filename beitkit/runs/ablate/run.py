@@ -1,4 +1,4 @@
-"""`beitkit ablate`: what each part of BEiT is worth on your images, as in the paper's table 4.
+"""`beitkit ablate`: how much each part of BEiT adds on your images, as in the paper's table 4.
 
 Every variant is an ordinary pre-training run that differs from full BEiT by one or two options, and every score an ordinary
 fine-tuning run; each has a folder of its own, and the same command again continues where it was cut.
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.model import by
@@ -20,6 +19,7 @@ from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.interop.load import load_tokenizer
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.report.table import Table
 from beitkit.runs.ablate.config import AblateRun, Variant
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
@@ -142,11 +142,15 @@ def _cells(row: VariantRow, full: VariantRow) -> list[str]:
     ]
 
 
-HEADER = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
 EXPLANATION = (
     "Means over seeds; spread (standard deviation) and differences in points. Paper: BEiT-B, 300 epochs of ImageNet-1k; its row "
     "from scratch is DeiT-B, in another set-up."
 )
+
+
+def _table(rows: list[VariantRow]) -> Table:
+    header = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
+    return Table(header, [_cells(row, rows[0]) for row in rows], EXPLANATION)
 
 
 def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
@@ -160,10 +164,7 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
 
 
 def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
-    table = Table(*HEADER, box=None)
-    for row in rows:
-        table.add_row(*_cells(row, rows[0]))
-    Console(highlight=False, markup=False, width=110).print(table)
+    _table(rows).print()
     print(EXPLANATION)
     best = quoted(out / "finetune" / f"full-{config.seeds[0]}")
     print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
@@ -196,6 +197,6 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
         ),
         "Each dot is one seed of the fine-tuning.",
     )
-    report.table(HEADER, [_cells(row, rows[0]) for row in rows], EXPLANATION)
+    report.table(_table(rows))
     report.paragraph("Every pre-training and fine-tuning left a report of its own, in pretrain/ and finetune/.")
     report.write(out / "report.html")

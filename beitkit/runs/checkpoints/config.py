@@ -1,4 +1,4 @@
-"""`beitkit inspect`, `show-load`, `convert` and `export`: what they take."""
+"""Options of `beitkit inspect`, `show-load`, `convert` and `export`."""
 
 from __future__ import annotations
 

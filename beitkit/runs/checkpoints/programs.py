@@ -1,7 +1,7 @@
-"""Networks as programs that run without beitkit: ONNX files, and PyTorch's own exported programs (`.pt2`).
+"""ONNX and torch.export (`.pt2`) programs of networks, which run without beitkit.
 
-The batch size stays free; image size and weights are fixed. A program is compared with the network it was made from, in
-the very engine that will run it, before its file gets its name. What a program needs to know of its images travels inside.
+The batch size is dynamic; image size and weights are fixed. A program's outputs are compared with those of the network, in the
+engine that will run it, before the file gets its name. Pixel statistics and classes are stored inside.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from beitkit.system import write_atomically
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 CHECKED_BATCHES = (1, 3)
 TOLERANCE = 1e-4
-"""Largest difference to the network, relative to its largest output; other engines add up in another order."""
+"""Tolerance: largest difference to the network relative to its largest output, for other summation orders."""
 OPSET = 20
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -89,7 +89,7 @@ def export(
 
 
 def suffix_of(format: str) -> str:
-    """How the file name of an exported program ends.
+    """File extension of an exported program.
 
     Raises:
         UserError: if there is no such format.

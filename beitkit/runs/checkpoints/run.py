@@ -1,4 +1,4 @@
-"""`beitkit inspect`, `show-load`, `convert` and `export`: checkpoints looked at and written in other formats."""
+"""`beitkit inspect`, `show-load`, `convert` and `export`: inspect checkpoints and write them in other formats."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def convert(config: ConvertRun) -> LoadReport:
 
 
 def export(config: ExportRun) -> Path:
-    """Export, and say how far the result is from the network it was made from."""
+    """Export, and print the largest difference to the network."""
     if config.out.exists():
         raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
     model = load(config.model, image_size=config.image_size)

@@ -1,4 +1,4 @@
-"""`beitkit demo`: what it takes."""
+"""Options of `beitkit demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real images that ship with the package: a part of Fashion-MNIST (Zalando Research, MIT license).
+"""The bundled images: a part of Fashion-MNIST (Zalando Research, MIT license).
 
 14,000 training and 2,000 test images of clothes, 28x28 gray, ten balanced classes, for the demo and the tests; where
 they come from is written beside them in `beitkit/assets/fashion_mnist/PROVENANCE.md`. Only numpy and the standard library

@@ -1,4 +1,4 @@
-"""`beitkit demo`: the whole life cycle on bundled real images, and the verdict on what pre-training bought.
+"""`beitkit demo`: the whole workflow on bundled images, and how much accuracy pre-training adds.
 
 It does for you what you would type for your own images, with sizes chosen so that two CPU cores need minutes. Every step
 is an ordinary run in a folder of its own; the same command again continues where it was cut.
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 
 from beitkit.configs.data import NO_AUGMENT, ViewConfig
 from beitkit.configs.model import SIZES
@@ -23,6 +22,7 @@ from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.sections import curve
+from beitkit.report.table import Column, Table, thousands
 from beitkit.runs.demo.config import DemoRun
 from beitkit.runs.demo.fashion_mnist import load_fashion_mnist
 from beitkit.runs.finetune import run as finetune
@@ -170,20 +170,19 @@ def _claim(scores: dict[int, Score]) -> tuple[str, bool]:
     return (f"Pre-training bought {gains}" if is_clear else f"Pre-training did not clearly pay: {gains}"), is_clear
 
 
-HEADER = ["labels", "from scratch", "pre-trained", "gain", "spread"]
-
-
-def _cells(labels: int, score: Score) -> list[str]:
-    """A row of the table."""
-    starts = [f"{statistics.mean(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in score]
-    return [f"{labels:,}", *starts, f"{100 * score.gain:+.1f}", f"{100 * score.spread:.1f}"]
+def _table(scores: dict[int, Score]) -> Table:
+    rows = []
+    for labels, score in scores.items():
+        starts = [f"{statistics.mean(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in score]
+        rows.append([labels, *starts, 100 * score.gain, 100 * score.spread])
+    columns = [Column("labels", thousands), "from scratch", "pre-trained"]
+    columns += [Column("gain", "{:+.1f}".format), Column("spread", "{:.1f}".format)]
+    caption = "Means over seeds (and each seed); gain and spread (the larger standard deviation) in percentage points."
+    return Table(columns, rows, caption)
 
 
 def _print(out: Path, scores: dict[int, Score], seconds: float) -> None:
-    table = Table(*HEADER, box=None)
-    for labels, score in scores.items():
-        table.add_row(*_cells(labels, score))
-    Console(highlight=False, width=100).print(table)
+    _table(scores).print()
     print(f"{_claim(scores)[0]} (mean of {len(SEEDS)} seeds; spread: standard deviation over seeds, in points).")
     print(f"{duration(seconds)}. Open {out / 'report.html'}. Next: beitkit tokenizer YOUR_IMAGES --out runs/tok")
 
@@ -219,11 +218,7 @@ def _report(config: DemoRun, images: Path, scores: dict[int, Score], probed: pro
         "Each dot is one seed: other labels, other first weights of the head, other order.",
     )
     report.figure(probe.chart(probed), "Frozen features of the pre-trained network, no fine-tuning.")
-    report.table(
-        HEADER,
-        [_cells(labels, score) for labels, score in scores.items()],
-        "Means over seeds (and each seed); gain and spread (the larger standard deviation) in percentage points.",
-    )
+    report.table(_table(scores))
     report.section(
         "What the network learned to fill in",
         "It sees the second column and names a visual token for each hidden patch; the tokenizer's decoder draws them.",

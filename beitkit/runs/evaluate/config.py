@@ -1,4 +1,4 @@
-"""`beitkit evaluate`: what it takes."""
+"""Options of `beitkit evaluate`."""
 
 from __future__ import annotations
 

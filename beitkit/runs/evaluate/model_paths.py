@@ -1,4 +1,4 @@
-"""The models of a command: what their runs were asked for, and short names that tell them apart."""
+"""Models given to a command: the configs of their runs, and short distinct names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What fine-tuning chooses where its user says nothing: the rules, once, as functions of the data, the network and the device.
+"""Defaults of fine-tuning, chosen from the data, the network and the device.
 
-The paper's recipe is for a million images: 100 epochs of 1024 with Mixup and 20 epochs of warm-up. Its values are taken where
-there are enough images (arXiv 2106.08254, table 13; method 5.3); with fewer the rules scale length and augmentation down.
+The paper's recipe is for a million images: 100 epochs of 1024 with Mixup and 20 epochs of warm-up. Its values are used
+if there are enough images (arXiv 2106.08254, table 13; method 5.3); with fewer, length and augmentation are scaled down.
 """
 
 from __future__ import annotations

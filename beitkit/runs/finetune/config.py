@@ -1,4 +1,4 @@
-"""`beitkit finetune`: what it takes."""
+"""Options of `beitkit finetune`."""
 
 from __future__ import annotations
 

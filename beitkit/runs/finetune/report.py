@@ -1,4 +1,4 @@
-"""The report of a fine-tuning run: what the network saw, how it learned, and what it names right."""
+"""The report of a fine-tuning run: inputs, curves and accuracy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from beitkit.configs.model import ClassifierConfig, by
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
-from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import Event, read_journal
 from beitkit.report.normal import Line, finetuning_lines
-from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.sections import beside_another_run, curve, last, normal_training, pace_figures
+from beitkit.report.table import Column, Table, percent, thousands
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
@@ -37,11 +37,12 @@ class FinalScores(NamedTuple):
     """For each class its images, and the share named right or its average precision."""
 
 
-class ComparedClassifier(NamedTuple):
-    """Another run, by the same measure."""
+class FinetuneResult(NamedTuple):
+    """What a fine-tuning run found out."""
 
     folder: Path
-    score: float
+    accuracy: float
+    """Top-1 share on the validation images; where images have several labels, the mean average precision."""
 
 
 def write_report(
@@ -50,7 +51,7 @@ def write_report(
     network: ClassifierConfig,
     train: ImageList,
     outcome: FinalScores,
-    compared: ComparedClassifier | None,
+    compared: FinetuneResult | None,
     runtime: Runtime,
     first: Batch,
 ) -> None:
@@ -68,7 +69,7 @@ def write_report(
         ]
     )
     if compared is not None:
-        _side_by_side(report, folder.path, outcome, compared, "mAP" if network.multilabel else "top-1")
+        beside_another_run(report, "mAP" if network.multilabel else "top-1", (folder.path, outcome.score), compared)
     report.section("Is this normal?")
     lines = [_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, events, config)
     report.normal_lines([*lines, *normal_training(events)])
@@ -76,32 +77,11 @@ def write_report(
     _learning(report, events, network)
     report.section("Classes")
     measure = "average precision" if network.multilabel else "named right"
-    rows = [
-        [name, f"{count:,}", f"{share:.1%}" if count else "-"]
-        for name, (count, share) in zip(train.classes, outcome.classes, strict=True)
-    ]
-    report.table(["class", "images", measure], rows, "Validation images of each class.")
+    columns = ["class", Column("images", thousands), Column(measure, percent)]
+    rows = [[name, *one] for name, one in zip(train.classes, outcome.classes, strict=True)]
+    report.table(Table(columns, rows, "Validation images of each class."))
     pace_figures(report, events)
     report.write(folder.path / "report.html")
-
-
-def _side_by_side(report: Report, path: Path, outcome: FinalScores, compared: ComparedClassifier, measure: str) -> None:
-    difference = outcome.score - compared.score
-    report.verdict(
-        f"{outcome.score:.1%} here, {compared.score:.1%} in {compared.folder}: {100 * difference:+.1f} points",
-        None,
-        "One run each. Repeat both with other values of --seed before you believe a small difference.",
-    )
-    report.figure(
-        dot_chart(
-            [Dots(measure, [[outcome.score], [compared.score]])],
-            [path.name, compared.folder.name],
-            title="Accuracy side by side",
-            x_label="run",
-            y_label=measure,
-        ),
-        f"This run and {compared.folder}, on {outcome.images:,} images.",
-    )
 
 
 def _accuracy_lines(outcome: FinalScores, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
@@ -130,9 +110,7 @@ def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
     """What the network sees of its first images, and what it is told they are."""
     report.section("What the network sees", "Training images after augmentation, and the targets that go with them.")
     images = first["images"][:SHOWN_IMAGES].cpu()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (network.preprocessing.mean, network.preprocessing.std))
-    if images.shape[1] == 1:
-        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    mean, std = pixel_statistics(network.preprocessing.mean, network.preprocessing.std, images.shape[1], images)
     half = max(1, len(images) // 2)
     pixels = (images * std + mean).clamp(0, 1)
     columns = {f"images 1 to {half}": pixels[:half]}
@@ -140,11 +118,8 @@ def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
         columns[f"from {half + 1} on"] = pixels[half : 2 * half]
     report.images(columns, "The beginning of the first batch, top to bottom.")
     targets = first["targets"] if "targets" in first else torch.eye(len(network.classes))[first["labels"].cpu()]
-    rows = [
-        [str(number), named_target(target, network.classes)]
-        for number, target in enumerate(targets[: len(pixels)].cpu(), start=1)
-    ]
-    report.table(["image", "target"], rows, "Before label smoothing.")
+    named = [named_target(target, network.classes) for target in targets[: len(pixels)].cpu()]
+    report.table(Table(["image", "target"], list(enumerate(named, start=1)), "Before label smoothing."))
 
 
 def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""`beitkit finetune`: train a classifier from a pre-trained network, or from scratch in the same set-up."""
+"""`beitkit finetune`: train a classifier from a pre-trained network, or from scratch with the same settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.runs.finetune.report import ComparedClassifier, FinalScores, write_report
+from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
@@ -48,14 +47,6 @@ from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import layered_groups
-
-
-class FinetuneResult(NamedTuple):
-    """What a fine-tuning run found out."""
-
-    folder: Path
-    accuracy: float
-    """Top-1 share on the validation images; where images have several labels, the mean average precision."""
 
 
 def run(config: FinetuneRun) -> FinetuneResult:
@@ -70,13 +61,13 @@ def run(config: FinetuneRun) -> FinetuneResult:
     config = chosen.config
     model = _network(config, train)
     metric = "map" if model.config.multilabel else "top1"
-    compared = None if config.compare is None else _compared(config.compare, val.digest, metric)
+    compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
     session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
     if session is None:
-        return FinetuneResult(config.out, _compared(config.out, val.digest, metric).score)
+        return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule
     if runtime.is_main:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
@@ -118,7 +109,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
-    return FinetuneResult(config.out, _compared(config.out, val.digest, metric).score)
+    return _result_of(config.out, val.digest, metric)
 
 
 @dataclass
@@ -249,7 +240,7 @@ def _has_fresh_head(model: Classifier) -> bool:
     return any(record.name == "head.weight" and record.fate == "fresh" for record in model.load_report.records)
 
 
-def _compared(folder: Path, val_digest: str, metric: str) -> ComparedClassifier:
+def _result_of(folder: Path, val_digest: str, metric: str) -> FinetuneResult:
     """What a finished run found out, on the same validation images."""
     path = folder / "result.json"
     try:
@@ -259,4 +250,4 @@ def _compared(folder: Path, val_digest: str, metric: str) -> ComparedClassifier:
         raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
     if measured_on != val_digest:
         raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
-    return ComparedClassifier(folder, score)
+    return FinetuneResult(folder, score)

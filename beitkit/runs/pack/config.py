@@ -1,4 +1,4 @@
-"""`beitkit pack` and `beitkit index`: what they take."""
+"""Options of `beitkit pack` and `beitkit index`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`beitkit index`: write down once which images there are."""
+"""`beitkit index`: write the index of a list of images."""
 
 from __future__ import annotations
 

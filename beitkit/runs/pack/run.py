@@ -11,6 +11,7 @@ from beitkit.runs.pack.config import PackRun
 from beitkit.runs.pack.shards import PACKING, pack
 from beitkit.system import quoted
 from beitkit.train.folder import locked
+from beitkit.train.journal import say_skipped
 
 MEGABYTE = 10**6
 
@@ -27,13 +28,10 @@ def run(config: PackRun) -> Path:
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another --out") from None
 
-    def report(file: Path, reason: str) -> None:
-        print(f"skipped {file}: {reason}", file=sys.stderr)
-
     def said(done: int) -> None:
         print(f"{done} of {len(files)} images", file=sys.stderr)
 
-    packed = pack(files, out, config.shard_size * MEGABYTE, config.read.max_broken, report, said)
+    packed = pack(files, out, config.shard_size * MEGABYTE, config.read.max_broken, say_skipped, said)
     skipped = f", {packed.skipped} unreadable left out" if packed.skipped else ""
     shards = f"{packed.shards} shard{'' if packed.shards == 1 else 's'}"
     following = f"finetune {quoted(out)} --model ..." if config.labels else f"pretrain {quoted(out)} --tokenizer ..."

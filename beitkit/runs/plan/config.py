@@ -1,4 +1,4 @@
-"""`beitkit plan`: what it takes."""
+"""Options of `beitkit plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`beitkit plan`: what a run will take, before it is begun."""
+"""`beitkit plan`: time, memory and FLOPs of a run before it starts."""
 
 from __future__ import annotations
 

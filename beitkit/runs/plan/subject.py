@@ -1,4 +1,4 @@
-"""What is planned: the run that a recipe or options describe, and its arithmetic."""
+"""The planned run: config and workload, from a recipe or options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan as a table: every figure with where it is from."""
+"""The plan as a table: every figure with its source."""
 
 from __future__ import annotations
 

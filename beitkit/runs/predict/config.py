@@ -1,4 +1,4 @@
-"""`beitkit predict` and `beitkit embed`: what they take."""
+"""Options of `beitkit predict` and `beitkit embed`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as people name them on a command line: files, folders, quoted globs and lists, mixed."""
+"""Image arguments on the command line: files, folders, quoted globs and lists, mixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`beitkit predict` for segmenters: a mask, a colored mask and an overlay for every image, and what each class covers.
+"""`beitkit predict` for segmenters: mask, colored mask and overlay of every image, and class areas.
 
     masks/index/NAME.png     class ids, with the classes' colors as the palette: what `beitkit segment` reads as masks
     masks/color/NAME.png     the colors alone
@@ -7,7 +7,7 @@
     masks/areas.jsonl        a line for each image: share of its pixels and mean probability by class
     masks/sheet.png          some of the images side by side
 
-The line in areas.jsonl is written when an image's files are there, so the same command continues where it was cut.
+The line in areas.jsonl is written after an image's files, so that the same command resumes there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from beitkit.configs.parts import shard_of
 from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
 from beitkit.data.scenes.scenes import CLASSES_FILE
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 from beitkit.inference.command import command_of
-from beitkit.inference.engines import shard
 from beitkit.inference.result import Written
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.images import fit, png_bytes, stacked, to_bytes
-from beitkit.report.overlays import colored, legend, overlay, palette_of
+from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
-from beitkit.runs.predict.inputs import gather_images
+from beitkit.runs.predict.parts import images_of
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
@@ -63,9 +61,7 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
         raise UserError("--engine ray is for classifiers; several machines share the labeling of images by --shard 1/n to n/n")
     if config.out is not None and (config.out.suffix or config.out.is_file()):
         raise UserError(f"--out {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
-    number, shards = shard_of(config.shard)
-    found = gather_images(config.inputs)
-    files = shard(found, 1, number, shards)
+    found, files = images_of(config, 1)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     command = command_of("predict", model, found, config.machine, settings)
     runtime = start_runtime(config.machine)
@@ -74,13 +70,8 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
         return _print(config, model, runtime, files)
     folder = _Folder(config.out, command, config.shard, found, model)
     outcome = folder.complete(config, runtime, files)
-    if config.json:
-        print(json.dumps({"images": outcome.images, "unreadable": outcome.unreadable, "out": str(config.out)}))
-    else:
-        rows = f"{outcome.images} image{'' if outcome.images == 1 else 's'}"
-        unreadable = f", {outcome.unreadable} of them unreadable" if outcome.unreadable else ""
-        print(f"written: {config.out} ({rows}{unreadable}; sheet.png shows some). Next, with masks: beitkit evaluate SCENES "
-              f"--model {quoted(config.model)}")  # fmt: skip
+    after = f"Next, with masks: beitkit evaluate SCENES --model {quoted(config.model)}"
+    print(outcome.as_json() if config.json else f"written: {config.out} ({outcome.words}; sheet.png shows some). {after}")
     return outcome
 
 
@@ -96,7 +87,7 @@ class _Folder:
         self.path = path
         self.model = model
         self.names = _names(found)
-        self.palette = palette_of(model.config.classes, model.config.palette)
+        self.palette = model.config.colors
         part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
         self.areas = path / f"areas{part}.jsonl"
         record = path / f"command{part}.json"
@@ -126,25 +117,16 @@ class _Folder:
                 if time.monotonic() - said > SECONDS_PER_LINE or len(done) == len(files):
                     print(f"{len(done)} of {len(files)} images", file=sys.stderr)
                     said = time.monotonic()
-        unreadable = sum("error" in line for line in done.values())
-        if unreadable == len(files):
-            raise UserError(f"none of the {len(files)} images can be read; the reasons are named above")
+        outcome = Written(len(files), sum("error" in line for line in done.values()), self.path)
+        outcome.check()
         readable = [Path(line["path"]) for line in done.values() if "error" not in line]
-        count = min(ON_SHEET, len(readable))
-        self._draw_sheet([readable[place * len(readable) // count] for place in range(count)])
-        return Written(len(files), unreadable, self.path)
+        if readable:
+            count = min(ON_SHEET, len(readable))
+            self._draw_sheet([readable[place * len(readable) // count] for place in range(count)])
+        return outcome
 
     def _label(self, path: Path, config: PredictRun, runtime: Runtime) -> dict[str, Any]:
-        line: dict[str, Any] = {"path": str(path)}
-        try:
-            image = to_tensor(open_image(path, self.model.config.backbone.channels))
-        except BrokenImage as error:
-            print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
-            line["error"] = error.reason
-        else:
-            prediction = predict_scene(self.model, image, config.inference.over(self.model.config.inference), runtime.precision)
-            self._write(self.names[str(path)], image, prediction)
-            line |= _shares(prediction)
+        line = _line(path, config, self.model, runtime, lambda *labeled: self._write(self.names[str(path)], *labeled))
         with self.areas.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
@@ -184,23 +166,36 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageL
     """Print a line for each image on stdout."""
     unreadable = 0
     for place in range(len(files)):
-        path = files.path(place)
-        try:
-            image = to_tensor(open_image(path, model.config.backbone.channels))
-        except BrokenImage as error:
+        line = _line(files.path(place), config, model, runtime)
+        if "error" in line:
             unreadable += 1
-            print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
-            continue
-        prediction = predict_scene(model, image, config.inference.over(model.config.inference), runtime.precision)
-        if config.json:
-            print(json.dumps({"path": str(path)} | _shares(prediction)))
+        elif config.json:
+            print(json.dumps(line))
         else:
-            print(f"{path}: {', '.join(f'{name} {share:.1%}' for name, share in prediction.areas.items())}")
-    if unreadable == len(files):
-        raise UserError(f"none of the {len(files)} images can be read; the reasons are named above")
+            print(f"{line['path']}: {', '.join(f'{name} {share:.1%}' for name, share in line['areas'].items())}")
+    outcome = Written(len(files), unreadable, None)
+    outcome.check()
     if not config.json:
-        print(f"{len(files) - unreadable} images. Next: keep masks and overlays with --out masks/")
-    return Written(len(files), unreadable, None)
+        print(f"{outcome.words}. Next: keep masks and overlays with --out masks/")
+    return outcome
+
+
+def _line(
+    path: Path,
+    config: PredictRun,
+    model: Segmenter,
+    runtime: Runtime,
+    keep: Callable[[Tensor, ScenePrediction], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """What is said about one image, or why it cannot be read; `keep` is given the image and its prediction."""
+    try:
+        image = to_tensor(open_image(path, model.config.backbone.channels))
+    except BrokenImage as error:
+        print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
+        return {"path": str(path), "error": error.reason}
+    prediction = predict_scene(model, image, config.inference.over(model.config.inference), runtime.precision)
+    keep(image, prediction)
+    return {"path": str(path)} | _shares(prediction)
 
 
 def _shares(prediction: ScenePrediction) -> dict[str, dict[str, float]]:

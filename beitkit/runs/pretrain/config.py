@@ -1,4 +1,4 @@
-"""`beitkit pretrain`: what it takes."""
+"""Options of `beitkit pretrain`."""
 
 from __future__ import annotations
 

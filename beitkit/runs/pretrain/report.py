@@ -1,4 +1,4 @@
-"""The report of a pre-training run: is it normal, what it fills in, how it learned."""
+"""The report of a pre-training run: checks, reconstructions and curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pre-training run works with: images, masks, targets and network, checked against each other."""
+"""Setup of a pre-training run: images, masking, targets and network, checked against each other."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
 
 EVALUATED_IMAGES = 512
-"""Evaluations, and the choice of the best checkpoint, look at this many images, always in the same views."""
+"""Images of an evaluation, always in the same views."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with, checked against each other before anything is written."""
+    """The parts of a run, checked against each other before anything is written."""
 
     config: PretrainRun
     tokenizer: TokenizerNetwork | None
@@ -43,11 +43,11 @@ class Setup:
     draw_mask: Masker
     files: ImageList
     views: int | None
-    """Stored views of an image; None shows another one every epoch."""
+    """Stored views per image; None draws a new view every epoch."""
 
     @classmethod
     def of(cls, config: PretrainRun) -> Setup:
-        """Read the tokenizer, find the images, and refuse what cannot work together."""
+        """Load the tokenizer, find the images, and check that they fit together."""
         tokenizer = _tokenizer(config)
         model = model_of(config, tokenizer)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
@@ -59,18 +59,18 @@ class Setup:
         return self.config.recover == "all"
 
     def inputs(self) -> dict[str, str]:
-        """Digests of what the run reads, by what a person calls it."""
+        """Digests of the inputs, by name."""
         tokenizer = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fingerprint}
         stored = {} if self.views is None else {"stored views": str(self.views)}
         return {"pictures": self.files.digest} | tokenizer | stored
 
     def objective(self) -> MaskedTokens | MaskedPixels:
-        """The objective over a fresh network."""
+        """The objective with a freshly initialized network."""
         kind = MaskedPixels if self.tokenizer is None else MaskedTokens
         return kind(MaskedImageModel(self.model), recover_all=self.recover_all)
 
     def cache_key(self, views: int) -> CacheKey:
-        """What the tokens of this many stored views depend on."""
+        """Key of the tokens of this many stored views."""
         assert self.tokenizer is not None
         backbone = self.model.backbone
         return CacheKey.of(
@@ -98,11 +98,9 @@ class Setup:
 
     def evaluation_dataset(self) -> ImageDataset:
         """Some of the images, evenly spread, each always in the same view and under the same mask."""
-        count = min(EVALUATED_IMAGES, len(self.files))
-        chosen = self.files.subset([index * len(self.files) // count for index in range(count)])
         dataset = self.dataset()
         return ImageDataset(
-            chosen,
+            self.files.evenly_spread(EVALUATED_IMAGES),
             dataset.view,
             masker=self.draw_mask,
             channels=dataset.channels,
@@ -112,13 +110,13 @@ class Setup:
         )
 
     def encoder(self, runtime: Runtime, begun: CacheKey | None) -> Encoder | None:
-        """The tokenizer as the run uses it, on the device, by the token cache that is there; None where pixels are predicted."""
+        """The tokenizer on the device, in the precision of the token cache, if any; None if pixels are predicted."""
         return None if self.tokenizer is None else token_encoder(self.tokenizer, self.files, self.cache_key(1), runtime, begun)
 
     def prepared(
         self, stream: Iterator[Batch], device: torch.device, encoder: Encoder | None, cached: CachedTokens | None = None
     ) -> Iterator[Batch]:
-        """Batches ready for the objective; tokens are taken from the cache where there is one, else made by the encoder."""
+        """Batches for the objective; tokens are read from the cache, if there is one, else computed."""
         statistics = self.model.preprocessing
         if cached is not None:
             stream = cached.tokenized(stream)

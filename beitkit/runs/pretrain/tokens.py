@@ -1,4 +1,4 @@
-"""Where a pre-training run takes its tokens from: the cache that it is given, or the one in its own folder."""
+"""Token cache of a pre-training run: the given one, or one in its own folder."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from beitkit.train.machine.runtime import Runtime
 
 
 def begun_cache(setup: Setup, folder: RunFolder) -> CacheKey | None:
-    """What the token cache of a run was made for, if it is there already.
+    """Key of an existing token cache of the run; None if there is none.
 
     Raises:
-        UserError: if the file that says so cannot be read.
+        UserError: if its key cannot be read.
     """
     path = _path(setup, folder)
     return read_key(path) if setup.views is not None and (path / HEADER).exists() else None
 
 
 def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runtime: Runtime) -> CachedTokens | None:
-    """The run's cached tokens, opened and checked; None where every epoch shows other views.
+    """The run's token cache, opened and checked; None without stored views.
 
     Raises:
-        UserError: if the cache is stale, or not complete and several processes would have to fill it.
+        UserError: if the cache is stale, or incomplete and there are several ranks, which cannot fill it together.
     """
     if setup.views is None or encoder is None:
         return None
@@ -57,7 +57,7 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
 
 
 def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: Runtime) -> Iterator[Batch]:
-    """A process's endless batches on the CPU, without the tokenizer's view as soon as all tokens are stored."""
+    """Endless batches of this rank on the CPU; without the tokenizer's view once all tokens are stored."""
     machine, batch_size = setup.config.machine, resolved(setup.config.train.batch_size)
     is_stored = cached is not None and cached.cache.is_complete
     while True:
@@ -88,7 +88,7 @@ def described(cache: TokenCache) -> str:
 
 
 def saved_time(cached: CachedTokens, setup: Setup, start: int) -> str:
-    """How many tokens came from the cache, and the tokenizer time which that saved, as a sentence."""
+    """A sentence on how many tokens came from the cache and how much time that saved."""
     if not cached.served + cached.encoded:
         return "no images were shown since the run was last started"
     if not cached.encoded:

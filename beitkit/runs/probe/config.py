@@ -1,4 +1,4 @@
-"""`beitkit probe` and `beitkit evaluate`: what they take."""
+"""Options of `beitkit probe` and `beitkit evaluate`."""
 
 from __future__ import annotations
 

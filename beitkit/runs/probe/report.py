@@ -1,16 +1,14 @@
-"""What `beitkit probe` tells: the table on stdout, JSON, the chart of accuracy by block and the report."""
+"""Output of `beitkit probe`: the table on stdout, JSON, the chart of accuracy by block and the report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.table import Table
-
 from beitkit.evaluation.probe import ProbeResult
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.report.table import Table
 from beitkit.runs.probe.config import Protocol
 from beitkit.runs.probe.training import Optimistic
 
@@ -37,16 +35,6 @@ class Probe(NamedTuple):
     classes: int
 
 
-def as_json(result: Probe) -> dict[str, object]:
-    """The result as plain JSON; `chosen` is a position in `blocks`."""
-    return result._asdict() | {
-        "neighbors": None if result.neighbors is None else result.neighbors._asdict(),
-        "linear": result.linear._asdict(),
-        "optimistic": None if result.optimistic is None else result.optimistic._asdict(),
-        "blocks": list(result.blocks),
-    }
-
-
 def chart(result: Probe) -> str:
     """Accuracy on the test images by block."""
     dots = [Dots("linear probe", [[value] for value in result.linear.test])]
@@ -67,11 +55,7 @@ def chart(result: Probe) -> str:
 
 def print_result(model: str, result: Probe) -> None:
     """The table and what to take from it, on stdout."""
-    header, rows = _table(result)
-    table = Table(*header, box=None)
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    _table(result).print()
     print(
         f"{model}: {_chosen(result)} ({result.train_images} training and {result.test_images} test images; "
         "* chosen on training images held out)"
@@ -100,21 +84,20 @@ def write_report(path: Path, model: str, result: Probe) -> None:
     report.figure(chart(result), f"Accuracy {what} on each block's output.")
     if result.optimistic is not None:
         report.paragraph(_warning(result.optimistic))
-    header, rows = _table(result)
-    report.table(header, rows, f"{_chosen(result)}. * marks the chosen block.")
+    report.table(_table(result))
     report.write(path)
 
 
-def _table(result: Probe) -> tuple[list[str], list[list[str]]]:
+def _table(result: Probe) -> Table:
     columns = [("linear, held out", result.linear.held_out, None), ("linear, test", result.linear.test, result.linear.chosen)]
     if result.neighbors is not None:
         columns.append(("neighbors, held out", result.neighbors.held_out, None))
         columns.append(("neighbors, test", result.neighbors.test, result.neighbors.chosen))
     rows = [
-        [str(block), *(f"{values[place]:.1%}" + (" *" if place == chosen else "  ") for _, values, chosen in columns)]
+        [block, *(f"{values[place]:.1%}" + (" *" if place == chosen else "  ") for _, values, chosen in columns)]
         for place, block in enumerate(result.blocks)
     ]
-    return ["block", *(name for name, _, _ in columns)], rows
+    return Table(["block", *(name for name, _, _ in columns)], rows, f"{_chosen(result)}. * marks the chosen block.")
 
 
 def _chosen(result: Probe) -> str:

@@ -1,4 +1,4 @@
-"""`beitkit probe`: judge frozen features, block by block, with the quick protocol, the official script's or the paper's."""
+"""`beitkit probe`: evaluate frozen features, block by block, with the quick, the official or the paper's protocol."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from beitkit.errors import UserError
 from beitkit.evaluation.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
-from beitkit.runs.probe.report import Probe, as_json, chart, print_result, write_report
-from beitkit.runs.probe.training import Images, say_skipped, train_probes
+from beitkit.runs.probe.report import Probe, chart, print_result, write_report
+from beitkit.runs.probe.training import Images, train_probes
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 EVALUATION_BATCH = 64
@@ -84,10 +86,10 @@ def run(config: ProbeRun) -> Probe:
         classes=len(train.classes),
     )
     if folder is not None:
-        folder.write_json("probe.json", as_json(result))
+        folder.write_json("probe.json", plain(result))
         write_report(folder.path / "report.html", str(config.model), result)
     if config.json:
-        print(json.dumps(as_json(result)))
+        print(json.dumps(plain(result)))
     else:
         print_result(str(config.model), result)
         where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"

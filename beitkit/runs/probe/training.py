@@ -1,8 +1,7 @@
-"""The linear probes of the official script and of the paper: layers on every block that learn from random crops."""
+"""Linear probes of the official script and of the paper: a layer on every block, trained on random crops."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,11 +92,6 @@ def probe_schedule(config: ProbeRun, images: int) -> Schedule:
 def probe_groups(probes: LinearProbes) -> list[Group]:
     """One group: the official script decays biases too."""
     return [Group(params=list(probes.parameters()), lr_scale=1.0, weight_decay=OPTIM.weight_decay)]
-
-
-def say_skipped(file: Path, reason: str) -> None:
-    """Tell on stderr about a file that cannot be read."""
-    print(f"skipped {file}: {reason}", file=sys.stderr)
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""`beitkit recipes`: what it takes."""
+"""Options of `beitkit recipes`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`beitkit recipes`: the published set-ups, in a table or one in full. It needs no torch, so it answers at once."""
+"""`beitkit recipes`: list the published recipes, or show one in full. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What segmentation chooses where its user says nothing: the rules, once, as functions of the images, the start and the device.
+"""Defaults of segmentation, chosen from the images, the initial weights and the device.
 
-The official recipes are for ADE20K's 20,000 images and 160,000 steps (method 7.4). Their values are taken where they fit;
-with fewer images, smaller networks or no GPU the rules scale length, size and rate.
+The official recipes are for ADE20K's 20,000 images and 160,000 steps (method 7.4). Their values are used if they fit;
+for fewer images, smaller networks or CPUs, length, size and learning rate are scaled.
 """
 
 from __future__ import annotations

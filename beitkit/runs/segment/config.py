@@ -1,4 +1,4 @@
-"""`beitkit segment`: what it takes."""
+"""Options of `beitkit segment`."""
 
 from __future__ import annotations
 

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple
 
 from beitkit.configs.model import SegmenterConfig, by
 from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.journal import read_journal
 from beitkit.report.normal import segmentation_lines
-from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.sections import beside_another_run, curve, last, normal_training, pace_figures
+from beitkit.report.table import Column, Table, percent
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
 
 
-@runtime_checkable
-class ComparedSegmenter(Protocol):
-    """Another run's result on the same validation images."""
+class SegmentResult(NamedTuple):
+    """What a segmentation run found out, on the validation images; all values are shares."""
 
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        ...
-
-    @property
-    def mean_iou(self) -> float:
-        """A share."""
-        ...
-
-    @property
-    def class_iou(self) -> dict[str, float | None]:
-        """A share by class; None for one of which there was nothing to measure."""
-        ...
+    folder: Path
+    mean_iou: float
+    """Mean over the classes that occur of intersection / union."""
+    class_iou: dict[str, float | None]
+    """None for a class that neither occurs nor was named."""
 
 
 def write_report(
@@ -45,7 +34,7 @@ def write_report(
     network: SegmenterConfig,
     audited: Audit,
     scene_scores: SceneScores,
-    compared: ComparedSegmenter | None,
+    compared: SegmentResult | None,
     runtime: Runtime,
 ) -> None:
     """Write `report.html` of a finished run."""
@@ -90,37 +79,17 @@ def write_report(
         "Training crops are scaled and distorted, so they are harder than validation images.",
     )
     report.section("The training masks")
-    report.table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training.")
+    report.table(Table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training."))
     for note in audited.notes():
         report.paragraph(note)
     pace_figures(report, events)
     report.write(folder.path / "report.html")
 
 
-def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared: ComparedSegmenter) -> None:
-    here = scene_scores.scores.mean_iou
-    report.verdict(
-        f"mIoU {here:.1%} here, {compared.mean_iou:.1%} in {compared.folder}: {100 * (here - compared.mean_iou):+.1f} points",
-        None,
-        "One run each. Repeat both with other values of --seed before you believe a small difference.",
-    )
+def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared: SegmentResult) -> None:
+    beside_another_run(report, "mIoU", (path, scene_scores.scores.mean_iou), (compared.folder, compared.mean_iou))
     names = [name for name, iou in scene_scores.class_iou.items() if iou is not None]
-    rows = [
-        [name, _percent(scene_scores.class_iou[name]), _percent(compared.class_iou.get(name))]
-        for name in sorted(names, key=lambda name: -(scene_scores.class_iou[name] or 0))
-    ]
-    report.figure(
-        dot_chart(
-            [Dots("mIoU", [[here], [compared.mean_iou]])],
-            [path.name, compared.folder.name],
-            title="Side by side",
-            x_label="run",
-            y_label="mIoU",
-        ),
-        f"This run and {compared.folder}.",
-    )
-    report.table(["class", path.name, compared.folder.name], rows, "IoU of each class.")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None or math.isnan(share) else f"{share:.1%}"
+    names.sort(key=lambda name: -(scene_scores.class_iou[name] or 0))
+    columns = ["class", Column(path.name, percent), Column(compared.folder.name, percent)]
+    rows = [[name, scene_scores.class_iou[name], compared.class_iou.get(name)] for name in names]
+    report.table(Table(columns, rows, "IoU of each class."))

@@ -1,4 +1,4 @@
-"""`beitkit segment`: train a network that names every pixel, from a pre-trained one or from scratch in the same set-up."""
+"""`beitkit segment`: train a semantic segmentation network, from a pre-trained one or from scratch with the same settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +29,9 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
-from beitkit.report.overlays import palette_of
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import write_report
+from beitkit.runs.segment.report import SegmentResult, write_report
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
@@ -45,16 +43,6 @@ from beitkit.train.schedule import Schedule
 
 AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
-
-
-class SegmentResult(NamedTuple):
-    """What a segmentation run found out, on the validation images; all values are shares."""
-
-    folder: Path
-    mean_iou: float
-    """Mean over the classes that occur of intersection / union."""
-    class_iou: dict[str, float | None]
-    """None for a class that neither occurs nor was named."""
 
 
 def run(config: SegmentRun) -> SegmentResult:
@@ -120,7 +108,7 @@ def run(config: SegmentRun) -> SegmentResult:
     groups = layered_groups(model, model, config.optim)
     fit(objective, batches, groups, session.training, [evaluator], session.best("val/miou", model))
     if runtime.is_main:
-        scored = evaluate_scenes(predict, scenes(), train.classes, palette_of(train.classes, model.config.palette))
+        scored = evaluate_scenes(predict, scenes(), train.classes, model.config.colors)
         result = {
             "miou": scored.scores.mean_iou,
             "macc": scored.scores.mean_accuracy,

@@ -1,4 +1,4 @@
-"""`beitkit tokenize`: what it takes."""
+"""Options of `beitkit tokenize`."""
 
 from __future__ import annotations
 

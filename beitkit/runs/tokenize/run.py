@@ -1,4 +1,4 @@
-"""`beitkit tokenize`: compute the visual tokens of stored views once."""
+"""`beitkit tokenize`: compute the visual tokens of stored views in advance."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ from beitkit.runs.tokenize.shards import found_shards, join_shards
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder, token_encoder
 from beitkit.train.folder import locked
+from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 SECONDS_PER_LINE = 10.0
-"""How often it is said how far it is."""
+"""Interval of progress lines."""
 
 
 def run(config: TokenizeRun) -> Path:
@@ -82,7 +83,7 @@ def _place(config: TokenizeRun) -> tuple[Path, Shard, Path]:
 
 
 def _begun(config: TokenizeRun) -> CacheKey | None:
-    """What the cache that is there was made for, or the shards of which it will be joined, and whose precision is kept."""
+    """Key of an existing cache or of its shards; its precision is kept."""
     if config.machine.precision == "float32":
         return None  # then one in bfloat16 is another
     out, _, path = _place(config)
@@ -128,14 +129,14 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _is_foreign(entry: Path) -> bool:
-    """Whether a file is none that a start leaves behind which was killed before the cache was made."""
+    """Whether a file is not left over from a start that was killed before the cache was created."""
     return entry.name != ".lock" and entry.suffix not in (".npy", ".tmp")
 
 
 def _computed_here(
     cache: TokenCache, dataset: ImageDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
-    """What is missing, computed by this process and stored."""
+    """Compute missing tokens in this process and store them."""
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return token_ids(images.to(runtime.device), encoder, cache.key.grid)
@@ -148,7 +149,7 @@ def _computed_here(
 
 
 def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
-    """What is missing, computed by the actors of a Ray cluster and stored by this process, the only one that writes."""
+    """Compute missing tokens on a Ray cluster and store them in this process, the only writer."""
     machine = replace(config.machine, precision=cache.key.precision)
     compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
     wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
@@ -162,14 +163,11 @@ def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeR
 
 
 def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
-    def report(file: Path, reason: str) -> None:
-        print(f"skipped {file}: {reason}", file=sys.stderr)
-
-    return with_limit_on_broken(stream, dataset, config.read.max_broken, report, None)
+    return with_limit_on_broken(stream, dataset, config.read.max_broken, say_skipped, None)
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
-    """Go through what is computed and stored, and say from time to time how far it is."""
+    """Consume the batches and report progress."""
     total, before = views * cache.num_images, cache.num_stored
     start = said = time.monotonic()
     try:
@@ -184,7 +182,7 @@ def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
 
 
 def _next(config: TokenizeRun) -> str:
-    """The command that goes on from here."""
+    """The next command."""
     if config.shard is not None:
         return "when all shards are done, the same command without --shard joins them"
     options = view_options(config.view, config.image_size, config.patch, config.seed)

@@ -1,4 +1,4 @@
-"""Token caches that several machines fill, each one of its own, and what `beitkit tokenize` makes of them in the end."""
+"""Token caches filled by several machines, one shard each, and joining them."""
 
 from __future__ import annotations
 

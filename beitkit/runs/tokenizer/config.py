@@ -1,4 +1,4 @@
-"""`beitkit tokenizer`: what it takes."""
+"""Options of `beitkit tokenizer`."""
 
 from __future__ import annotations
 

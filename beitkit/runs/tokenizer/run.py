@@ -59,8 +59,7 @@ def run(config: TokenizerRun) -> Path:
     )
     view, seed = PretrainView(config.view, size, None), config.train.seed
     dataset = ImageDataset(files, view, channels=channels, seed=seed, smallest=as_pair(stride))
-    count = min(EVALUATED_IMAGES, len(files))
-    evaluated = files.subset([index * len(files) // count for index in range(count)])
+    evaluated = files.evenly_spread(EVALUATED_IMAGES)
     evaluation = ImageDataset(evaluated, EvaluationView(UNIT_RANGE, size), channels=channels, kind="evaluate")
 
     def batches(first: int) -> Iterator[Batch]:

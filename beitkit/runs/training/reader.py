@@ -1,4 +1,4 @@
-"""How the training verbs read their images: this process's share of the batches, counted, timed and on the device."""
+"""Batches of a training run on this rank: limits on unreadable images, waiting time, transfer to the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from beitkit.train.journal import WaitMeter
 from beitkit.train.machine.runtime import Runtime
 
 SAMPLE = 64
-"""Images whose headers are read."""
+"""Images in the sample for the median side."""
 
 
 def training_batches(dataset: ImageDataset, first: int, reading: Reading, runtime: Runtime, waited: WaitMeter) -> Iterator[Batch]:

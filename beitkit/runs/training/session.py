@@ -1,4 +1,4 @@
-"""What all training verbs do alike: begin or continue a run in its folder, read its images, and end it."""
+"""Session of a training run: start or resume it in its folder, read its images, and finish it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a training run computes its Transformer blocks: compiled or not, keeping or recomputing what the gradients need."""
+"""Compilation and activation checkpointing of Transformer blocks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ COMPILED_UP_TO = {"cpu": 2e10, "cuda": math.inf}
 
 
 def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, schedule: Schedule) -> str:
-    """Set the blocks of an objective up for training, and say how, to be put after `Runtime.describe`.
+    """Compile blocks or turn on activation checkpointing; returns words to put after `Runtime.describe`.
 
     Raises:
-        UserError: if compiling is asked for and there is nothing to compile with.
+        UserError: if compiling is asked for and there is no compiler.
     """
     blocks = [module for module in objective.modules() if isinstance(module, Block)]
     set_recompute(objective, config.recompute)
@@ -36,7 +36,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, sche
     if config.compile == "on" and (missing := _missing(runtime.kind)) is not None:
         raise UserError(f"--speed.compile on needs {missing}; install it, or give --speed.compile off")
     if is_compiled:
-        # What PyTorch says of its own insides; there is nothing a user could do about it.
+        # PyTorch's internal warnings, which a user cannot act on.
         warnings.filterwarnings("ignore", module=r"torch\.(_inductor|_dynamo|_functorch)\b.*")
         # What earlier runs of this process compiled counts against PyTorch's limit of shapes, past which it stops in silence.
         torch.compiler.reset()
@@ -59,7 +59,7 @@ def _pays(objective: nn.Module, runtime: Runtime, schedule: Schedule) -> bool:
 
 
 def _missing(kind: str) -> str | None:
-    """What compiling for a device lacks on this machine, if anything."""
+    """What is missing on this machine to compile for a device, if anything."""
     if kind == "mps":
         return "a CUDA GPU or a CPU"
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]

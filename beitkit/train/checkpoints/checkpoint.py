@@ -1,9 +1,9 @@
-"""Training state on disk: written whole or not at all, checked when read, the last ones kept.
+"""Checkpoints of the training state: atomic, verified when read, the newest two kept.
 
-A checkpoint is what each process wrote of it, `step-00000500.0.safetensors` and so on, and `step-00000500.json`: a manifest that
-says which rows of which tensor are in which file, and the size and digest of each file. It is written last, when all files are
-there. A checkpoint with a file that is missing or does not match, or without a manifest, is passed over, and the one before it
-is used. Files are read by whatever number of processes there is, each only the rows that it needs; nothing is unpickled.
+A checkpoint consists of one file per rank, `step-00000500.0.safetensors` and so on, and `step-00000500.json`: a manifest of which
+rows of which tensor are in which file, with the size and digest of each file. The manifest is written last. A checkpoint without
+a manifest, or with a missing or damaged file, is skipped in favor of the one before it. It can be read with another number of
+ranks, each reading only the rows that it needs; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE, digest_of_file,
 from beitkit.train.machine.processes import ALONE, Processes
 
 KEEP = 2
-"""How many checkpoints stay: the newest, and the one before it in case the newest is torn."""
+"""Checkpoints kept: the newest, and the one before it in case the newest is damaged."""
 
 
 class Checkpoints:
-    """The checkpoints of one run; all processes of the run call its methods together."""
+    """The checkpoints of one run; its methods are collective: all ranks call them."""
 
     def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
         self.folder = folder
         self.processes = processes
 
     def save(self, step: int, pieces: Mapping[str, Piece], numbers: Mapping[str, float]) -> None:
-        """Write the state after `step` steps, then remove the oldest ones and what a killed run left half-written.
+        """Write the state after `step` steps, then remove older checkpoints and incomplete files of a killed run.
 
         Args:
             step: number of the checkpoint.
-            pieces: tensors by name; those that every process holds whole are written by the main one.
-            numbers: what else is to be remembered.
+            pieces: tensors by name; those that every rank holds whole are written by rank 0.
+            numbers: values stored in the manifest.
         """
         own = {name: piece for name, piece in pieces.items() if self._is_mine(piece)}
         rank = self.processes.rank
@@ -54,10 +54,10 @@ class Checkpoints:
         self.processes.barrier()
 
     def restore(self) -> Restored | None:
-        """The newest state that is whole, or None for a run that has not saved yet.
+        """The newest complete checkpoint; None if the run has not saved yet.
 
         Raises:
-            UserError: if there are checkpoints and none of them is whole, or processes see different ones.
+            UserError: if none of the existing checkpoints is complete, or ranks see different ones.
         """
         steps = self._newest_first()
         for rank, seen in enumerate(self.processes.all_gather(steps)):
@@ -100,7 +100,7 @@ class Checkpoints:
         return manifest if manifest.step == step else None
 
     def _files_match(self, manifest: Manifest) -> bool:
-        """Whether the files are those of the manifest; each process looks at its share of them."""
+        """Whether the files match the manifest; each rank checks its share of them."""
         for number, stored in manifest.files.items():
             path = self.file(manifest.step, number)
             try:
@@ -113,12 +113,12 @@ class Checkpoints:
         return True
 
     def _newest_first(self) -> list[int]:
-        """Steps of which there is a manifest; files without one are what a killed save left."""
+        """Steps with a manifest; files without one are left from a killed save."""
         found = (_step_of(path) for path in self.folder.glob("step-*.json"))
         return sorted((step for step in found if step is not None), reverse=True)
 
     def _clean(self, manifest: Manifest) -> None:
-        """Keep this checkpoint and those before it; later ones were torn, or the run would have continued there."""
+        """Keep this checkpoint and those before it; later ones are damaged, or the run would have continued there."""
         before = [step for step in self._newest_first() if step < manifest.step]
         kept = [manifest.step, *before][:KEEP]
         own = {self._manifest(manifest.step), *(self.file(manifest.step, number) for number in manifest.files)}
@@ -130,21 +130,21 @@ class Checkpoints:
 
 
 class Restored(NamedTuple):
-    """A checkpoint that is whole, not read yet."""
+    """A complete checkpoint, not read yet."""
 
     checkpoints: Checkpoints
     manifest: Manifest
 
     @property
     def numbers(self) -> dict[str, float]:
-        """What was remembered beside the tensors."""
+        """The values stored beside the tensors."""
         return self.manifest.numbers
 
     def fill(self, pieces: Mapping[str, Piece]) -> None:
-        """Copy the stored values into the pieces that this process holds, reading no other rows.
+        """Copy the stored values into the pieces that this rank holds; reads no other rows.
 
         Raises:
-            UserError: if other tensors are stored, or tensors of other shapes or types.
+            UserError: if names, shapes or types of the tensors differ.
         """
         tensors = self.manifest.tensors
         if tensors.keys() != pieces.keys() or not all(tensors[name].fits(piece) for name, piece in pieces.items()):
@@ -166,6 +166,6 @@ def _named(steps: list[int]) -> str:
 
 
 def _step_of(path: Path) -> int | None:
-    """The step of a file of a checkpoint; None for one that is not, or only half."""
+    """The step of a checkpoint file; None for other and incomplete files."""
     match = re.fullmatch(r"step-(\d{8,})(\.\d+\.safetensors|\.json)", path.name)
     return int(match[1]) if match else None

@@ -1,7 +1,6 @@
-"""What a checkpoint consists of, as JSON: which rows of which tensor are in which file, and what each file must look like.
+"""Manifest of a checkpoint, as JSON: which rows of which tensor are in which file, with size and digest of each file.
 
-A manifest names no paths: its files have numbers. What is read is checked before anything is done with it, so that a torn or a
-hostile one is refused, whatever it says.
+A manifest contains no paths: files are numbered. It is validated before use, so that a damaged or hostile one is rejected.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE
 
 FORMAT_VERSION = 1
 MAX_BYTES = 2**28
-"""Of a manifest; that of a thousand processes for the largest network is far smaller."""
+"""Size limit of a manifest; that of a thousand ranks and the largest network is far smaller."""
 
 
 class Piece(NamedTuple):
-    """What one process holds of a tensor: some of its rows, counted along the first axis, or all of it."""
+    """The part of a tensor that one rank holds: some rows along the first axis, or all of it."""
 
     rows: Tensor
     shape: tuple[int, ...]
     """Of the whole tensor."""
     first: int = 0
-    """The row of the whole tensor with which `rows` begins."""
+    """Index of the first row in the whole tensor."""
 
     @property
     def is_whole(self) -> bool:
@@ -41,10 +40,10 @@ class Piece(NamedTuple):
 
 
 class RowRange(NamedTuple):
-    """Some rows of a tensor, counted along its first axis; a scalar has one."""
+    """Rows of a tensor along its first axis; a scalar has one."""
 
     file: int
-    """Number of the file that has them."""
+    """Number of the file that holds them."""
     first: int
     end: int
     """The row after the last one."""
@@ -56,7 +55,7 @@ class RowRange(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a checkpoint, or what one process stores of it."""
+    """A tensor of a checkpoint, or the part that one rank stores."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -70,14 +69,14 @@ class StoredTensor(NamedTuple):
 
 
 class StoredFile(NamedTuple):
-    """What a file must look like."""
+    """Expected size and digest of a file."""
 
     bytes: int
     blake2b: str
 
 
 class Manifest(NamedTuple):
-    """All of a checkpoint but the values of its tensors."""
+    """Everything of a checkpoint except the values of its tensors."""
 
     step: int
     numbers: dict[str, float]
@@ -88,7 +87,7 @@ class Manifest(NamedTuple):
     def of(
         cls, step: int, numbers: dict[str, float], written: Sequence[tuple[StoredFile | None, Mapping[str, StoredTensor]]]
     ) -> Manifest:
-        """The manifest of what each process wrote, in the order of their ranks."""
+        """The manifest of the files that the ranks wrote, in rank order."""
         files = {number: file for number, (file, _) in enumerate(written) if file is not None}
         tensors: dict[str, StoredTensor] = {}
         for _, parts in written:
@@ -98,7 +97,7 @@ class Manifest(NamedTuple):
         return cls(step, numbers, files, tensors)
 
     def encode(self) -> bytes:
-        """The manifest as it is written."""
+        """Serialize the manifest."""
         content = {
             "format": FORMAT_VERSION,
             "step": self.step,
@@ -110,10 +109,10 @@ class Manifest(NamedTuple):
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """The manifest that was written.
+    """Parse a manifest.
 
     Raises:
-        ValueError: if it is not one, or contradicts itself.
+        ValueError: if it is not a manifest, or is inconsistent.
     """
     if len(data) > MAX_BYTES:
         raise ValueError("too large for a manifest")

@@ -1,8 +1,7 @@
-"""Tensors in safetensors files, written one after the other, and read a few rows at a time.
+"""Safetensors files, written one tensor at a time, and read a few rows at a time.
 
-The library writes a file from tensors that all lie in the host's memory, copies all of them twice on the way, and would have the
-file read again for its digest. Here a tensor is copied from the device when its turn comes, and hashed as it is written. Reading
-is the library's.
+The safetensors library needs all tensors in host memory, copies them twice, and the file would have to be read again for its
+digest. Here each tensor is copied from the device when it is written, and hashed on the way. Reading uses the library.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ ALIGNMENT = 8
 
 
 def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write a safetensors file, with what else it is to say of itself; returns its digest."""
-    # Wide types first, so that each begins at a multiple of its own width.
+    """Write a safetensors file with metadata; returns its digest."""
+    # Wide types first, so that every tensor is aligned.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
     header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
@@ -49,7 +48,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def read_rows(path: Path, wanted: Sequence[tuple[str, int, Tensor]]) -> None:
-    """Copy rows of tensors of a file into tensors: (name, first row, where to).
+    """Copy rows of a file into tensors: (name, first row, destination).
 
     Raises:
         UserError: if the file does not hold them.
@@ -66,7 +65,7 @@ def read_rows(path: Path, wanted: Sequence[tuple[str, int, Tensor]]) -> None:
 
 
 def digest_of_file(path: Path) -> str:
-    """What `write_tensors` returned for a file that has not changed since."""
+    """Digest of a file, as returned by `write_tensors`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, _hash).hexdigest()
 

@@ -1,6 +1,6 @@
-"""Which process of how many this one is, read from what `torchrun` or SLURM's `srun` put into the environment.
+"""Rank, world size and rendezvous address, from torchrun's or SLURM's environment.
 
-Nothing here imports torch: the command line asks before it loads anything.
+Nothing here imports torch: the command line needs the rank before it loads anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from beitkit.errors import UserError
 
 SLURM_PORTS = range(20000, 32000)
-"""Below the ports that the system hands out by itself; the number of the job chooses one."""
+"""First of the ports to choose from by job id; below the system's ephemeral ports."""
 
 STEP_SIZES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 """Where SLURM says how many tasks a step has, the surer place first."""
@@ -21,28 +21,28 @@ STEP_SIZES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """A process among those of a run, and where they meet."""
+    """Rank, world size and rendezvous address of a process."""
 
     rank: int = 0
     local_rank: int = 0
-    """Its number among those of its machine."""
+    """Rank on its machine."""
     world_size: int = 1
-    """How many processes there are."""
+    """Number of processes."""
     address: str = ""
     port: int = 0
     is_meeting_served: bool = False
-    """Whether the launcher listens at the address; otherwise process 0 does."""
+    """Whether the launcher serves the store at the address; otherwise rank 0 does."""
     attempt: int = 0
     """How often the launcher has restarted the processes."""
     sees_own_devices: bool = False
-    """Whether a GPU that is the only visible one belongs to this process alone (SLURM's --gpus-per-task)."""
+    """Whether a single visible GPU belongs to this process alone (SLURM's --gpus-per-task)."""
 
 
 def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
-    """This process's place: the launcher's, or that of a single process where there is none.
+    """The rank that the launcher has set; a single process without a launcher.
 
     Raises:
-        UserError: if a launcher's variables are missing or contradict each other.
+        UserError: if the launcher's variables are missing or inconsistent.
     """
     if _number(environment, "WORLD_SIZE", default=1) > 1:
         return _checked(

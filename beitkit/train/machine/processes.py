@@ -1,8 +1,8 @@
-"""The processes of one run: they meet here, wait for each other, and add up what they found.
+"""The process group of a run: rendezvous, barriers and collectives.
 
-Process 0 is the main one: it alone writes and prints. What the host exchanges (waiting, small values) goes over gloo, where
-the end of a process is noticed by all others at once; gradients go over NCCL on GPUs, where it may not be, and where the
-launcher ends the others (torchrun always does, srun with --kill-on-bad-exit).
+Only rank 0 writes and prints. Barriers and small host values use gloo, where all ranks notice at once that one has died.
+Gradients on GPUs use NCCL, where they may not notice; there the launcher ends the others (torchrun always does, srun with
+--kill-on-bad-exit).
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ MEETING_TIME = timedelta(minutes=10)
 SILENT_WAIT = 10.0
 """Seconds after which a process says that it waits."""
 LONGEST_WAIT = timedelta(days=1)
-"""How long processes wait for the main one, which may be evaluating or writing a report."""
+"""Timeout of collectives: rank 0 may be evaluating or writing a report."""
 SIGNS_OF_LOSS = re.compile(r"[Cc]onnection (was )?(closed|reset|refused)|[Bb]roken pipe|[Tt]imed out|recvValue failed|NCCL")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others; collective methods must be called by all of them, in the same order."""
+    """Rank and process group; collective methods must be called by all ranks, in the same order."""
 
     rank: int = 0
     world_size: int = 1
     host: ProcessGroup | None = None
-    """The group over which hosts talk; None for a single process."""
+    """The gloo group of host collectives; None for a single process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Return when all processes are here."""
+        """Wait until all ranks are here."""
         if self.world_size > 1:
             with self.watched():
                 distributed.barrier(group=self.host)
 
     def all_gather(self, value: Value) -> list[Value]:
-        """Every process's value, in the order of the ranks."""
+        """The values of all ranks, in rank order."""
         values = [value] * self.world_size
         if self.world_size > 1:
             with self.watched():
@@ -64,14 +64,14 @@ class Processes:
         return values
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The tensor, which now holds the sum over processes."""
+        """Sum the tensor over all ranks in place; returns it."""
         if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Raise `ProcessLost` where the end of another process is what failed."""
+        """Turn the error of a dead peer into `ProcessLost`."""
         try:
             yield
         except RuntimeError as error:
@@ -88,10 +88,10 @@ ALONE = Processes()
 
 
 def join(rank: Rank, device: torch.device) -> Processes:
-    """Meet the other processes of the run; a group that this process is already in is used as it is.
+    """Join the process group of the run; an existing one is reused.
 
     Raises:
-        UserError: if they do not meet.
+        UserError: if the rendezvous fails.
     """
     if rank.world_size == 1:
         return ALONE

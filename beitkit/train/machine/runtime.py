@@ -1,4 +1,4 @@
-"""The machine: which device, which precision, how many threads and processes, and what to do when somebody presses Ctrl-C."""
+"""Device, precision, CPU threads, ranks, and handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.train.machine.processes import ALONE, Processes, join
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
-"""What asks a run to stop; SIGUSR1 is SLURM's warning before the time is up."""
+"""Signals that stop a run after its step; SIGUSR1 is SLURM's warning before the time limit."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and in which precision a run computes."""
+    """Device, precision and rank of a run."""
 
     device: torch.device
     autocast: torch.dtype | None
     """Precision of matrix products, or None for float32 throughout."""
     processes: Processes = ALONE
-    """This process among those of the run."""
+    """The ranks of the run."""
     sharding: Sharding = "none"
-    """Whether weights, gradients and moments are shared out over the processes."""
+    """Whether weights, gradients and moments are sharded over the ranks."""
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """Rank of this process."""
         return self.processes.rank
 
     @property
@@ -45,7 +45,7 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """Whether this is rank 0, which writes and prints."""
         return self.processes.is_main
 
     @property
@@ -60,7 +60,7 @@ class Runtime:
             yield
 
     def describe(self) -> str:
-        """One line for people."""
+        """Device, precision and ranks in one line."""
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
@@ -69,10 +69,10 @@ class Runtime:
 
 
 def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime:
-    """Choose the device and precision, set the number of CPU threads, and meet the other processes where a launcher started some.
+    """Choose device and precision, set the number of CPU threads, and join the process group if there is a launcher.
 
     Raises:
-        UserError: if a device or precision was asked for that this machine does not have, or the processes do not meet.
+        UserError: if the machine does not have the device or precision, or the rendezvous fails.
     """
     rank = rank_from_environment()
     torch.set_num_threads(config.threads or usable_cores())
@@ -92,7 +92,7 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
 
 
 def _own_device(device: torch.device, rank: Rank) -> torch.device:
-    """The GPU of one process among several, made the current one; a CPU is shared."""
+    """The GPU of this local rank, made the current device; a CPU is shared."""
     if device.type == "mps":
         raise UserError(f"--device mps works in one process only, got {rank.world_size}; try --device cpu")
     if device.type == "cpu":
@@ -122,7 +122,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 class StopRequest:
-    """Remembers that a signal arrived, so that the loop can finish its step and save; a second Ctrl-C stops at once."""
+    """Records a signal, so that the loop can finish its step and save; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -132,7 +132,7 @@ class StopRequest:
         """Listen to SIGINT, SIGTERM and SIGUSR1 (SLURM's warning) while inside; the main thread only."""
         try:
             before = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        except ValueError:  # not the main thread: somebody else owns the signals
+        except ValueError:  # only the main thread can set signal handlers
             before = {}
         try:
             yield self

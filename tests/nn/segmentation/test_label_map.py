@@ -12,10 +12,13 @@ from torch.nn import functional as F
 import beitkit.nn.segmentation.label_map as module
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
-from beitkit.configs.segmentation import OFFICIAL_SCALES, InferenceConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.label_map import predict_label_map, predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter
+
+OFFICIAL_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Of the official multi-scale evaluation, each with and without a flip (method 7.5)."""
 
 
 def network(size: tuple[int, int] = (16, 16), channels: int = 3) -> Segmenter:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import IMAGENET
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
+from beitkit.configs.segmentation import default_palette
 from beitkit.errors import UserError
 from beitkit.nn.segmentation.heads import ConvModule, resize
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -264,6 +265,12 @@ def test_config_survives_json() -> None:
     config = small(taps=(0, 1, 2, 3), palette=tuple((index, 0, 255) for index in range(7)))
     assert from_json(SegmenterConfig, to_json(config)) == config
     assert config.preprocessing == IMAGENET
+
+
+def test_classes_have_the_colors_of_the_palette_or_made_up_ones() -> None:
+    palette = tuple((index, 0, 255) for index in range(7))
+    assert small(palette=palette).colors == palette
+    assert small().colors == default_palette(7)
 
 
 @pytest.mark.parametrize(

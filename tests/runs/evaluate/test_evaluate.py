@@ -17,6 +17,7 @@ from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageM
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.sources.image_list import ImageList
 from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.runs.evaluate import classifiers
 from beitkit.runs.evaluate import run as evaluate
 from beitkit.runs.evaluate.config import EvaluateRun
 
@@ -147,8 +148,8 @@ def test_several_models_of_other_sizes_and_orders(world: Path, tmp_path: Path, c
 
 def test_models_of_one_input_share_one_reading(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    stream = evaluate.evaluation_batches
-    monkeypatch.setattr(evaluate, "evaluation_batches", lambda *args, **rest: passes.append(1) or stream(*args, **rest))
+    stream = classifiers.evaluation_batches
+    monkeypatch.setattr(classifiers, "evaluation_batches", lambda *args, **rest: passes.append(1) or stream(*args, **rest))
     beitkit.evaluate(world / "images", model=[world / name for name in ("a", "b", "large", "turned")], **ALSO)
     assert len(passes) == 2
 

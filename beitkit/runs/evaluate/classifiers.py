@@ -1,0 +1,223 @@
+"""Classifiers measured on labeled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from beitkit.configs.data import Preprocessing
+from beitkit.configs.segmentation import InferenceConfig
+from beitkit.contracts import Batch
+from beitkit.data.sources.find import LabeledList, labeled_source
+from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.list_rows import SEPARATOR
+from beitkit.data.sources.split import set_aside_before
+from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
+from beitkit.errors import UserError
+from beitkit.evaluation.classification import collect_answers
+from beitkit.evaluation.comparison import compared
+from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
+from beitkit.nn.models import Classifier
+from beitkit.runs.evaluate.config import EvaluateRun
+from beitkit.runs.evaluate.model_paths import run_on, short_names
+from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
+from beitkit.system import quoted
+from beitkit.train.machine.runtime import Runtime
+
+NAMED_IN_A_REFUSAL = 3
+
+
+def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
+    """The measuring of classifiers with the same classes.
+
+    Raises:
+        UserError: networks that cannot be compared, options that are for segmenters, or no images for them.
+    """
+    if (config.inference, config.classes) != (InferenceConfig(), None):
+        raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
+    models = _classifiers(config.model, networks)
+    files, where = _images(config, models[0].config.classes)
+    if files.targets is not None and not models[0].config.multilabel:
+        raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
+    return Prepared(
+        where=where,
+        measure=partial(_measure, config, models, files),
+        file="predictions.csv",
+        facts=[],
+        following=f"beitkit export --model {quoted(config.model[0])} --format onnx --out model.onnx",
+    )
+
+
+def _measure(
+    config: EvaluateRun, models: Sequence[Classifier], files: ImageList, runtime: Runtime, note: ReportBroken
+) -> Findings:
+    classes, is_multilabel = models[0].config.classes, models[0].config.multilabel
+    reading = Reading(
+        batch_size=config.batch_size,
+        workers=config.machine.workers,
+        device=runtime.device,
+        max_broken=config.read.max_broken,
+        report=note,
+        list_file=None,
+    )
+    logits, index = _answers(models, files, reading, runtime, config.crop_share)
+    targets = _targets(files)[index]
+    names = short_names(config.model)
+    scores, right = zip(*(_scored(answer, targets, classes, is_multilabel) for answer in logits), strict=True)
+    paths = [files.path(place) for place in index.tolist()]
+    rows = _predictions(dict(zip(names, logits, strict=True)), paths, targets, classes, is_multilabel=is_multilabel)
+    return Findings(images=len(index), scores=scores, pairs=compared(names, right), rows=rows)
+
+
+def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Classifier]:
+    """The networks, if all are classifiers of the same classes (in any order)."""
+    models: list[Classifier] = []
+    for path, network in zip(paths, networks, strict=True):
+        if not isinstance(network, Classifier):
+            raise UserError(f"{path} holds a {type(network).__name__}, not a classifier; make one with beitkit finetune")
+        first = models[0].config if models else network.config
+        if network.config.multilabel != first.multilabel:
+            kinds = ["several labels" if one.multilabel else "one label" for one in (network.config, first)]
+            raise UserError(f"{path} gives {kinds[0]} an image, {paths[0]} {kinds[1]}; evaluate them one by one")
+        if set(network.config.classes) != set(first.classes):
+            lacking = _listed(set(first.classes) - set(network.config.classes))
+            surplus = _listed(set(network.config.classes) - set(first.classes))
+            raise UserError(
+                f"{path} and {paths[0]} name other classes (only the second: {lacking}; only the first: {surplus}); "
+                "compare models with the same classes"
+            )
+        models.append(network)
+    return models
+
+
+def _listed(names: set[str]) -> str:
+    more = f" and {len(names) - NAMED_IN_A_REFUSAL} more" if len(names) > NAMED_IN_A_REFUSAL else ""
+    return (", ".join(sorted(names)[:NAMED_IN_A_REFUSAL]) or "none") + more
+
+
+def _answers(
+    models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime, crop_share: float | None
+) -> tuple[list[Tensor], Tensor]:
+    """Logits (n, classes) of every model, columns in the first one's order, and which n images they are of.
+
+    Models that take the same input share one reading of the images. An image counts if every model can read it: one that
+    is smaller than a patch is unreadable to that model.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, model in enumerate(models):
+        backbone = model.config.backbone
+        key = backbone.image_size, backbone.channels, backbone.patch, model.config.preprocessing
+        groups.setdefault(key, []).append(place)
+    logits: dict[int, Tensor] = {}
+    readable: dict[int, Tensor] = {}
+    for places in groups.values():
+        members = [models[place].to(runtime.device) for place in places]
+        stream = _stream(members[0], files, reading, crop_share)
+        predicts = [_predict(member, runtime.precision) for member in members]
+        answers, index = collect_answers(predicts, stream, "index")
+        for place, member, answer in zip(places, members, answers, strict=True):
+            order = [member.config.classes.index(name) for name in models[0].config.classes]
+            logits[place], readable[place] = answer[:, order], index
+            member.cpu()
+    common = readable[0]
+    for index in readable.values():
+        common = common[torch.isin(common, index)]
+    if not len(common):
+        raise UserError(f"none of the {len(files)} images can be read, so there is nothing to measure")
+    return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
+
+
+def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
+    preprocessing: Preprocessing = model.config.preprocessing
+    if crop_share is not None:
+        preprocessing = replace(preprocessing, crop_share=crop_share)
+    dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
+    return evaluation_batches(dataset, preprocessing, reading)
+
+
+def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[None]]) -> Callable[[Tensor], Tensor]:
+    def predict(images: Tensor) -> Tensor:
+        with precision():
+            return model(images)
+
+    return predict
+
+
+def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:
+    """Which classes each image shows."""
+    if files.targets is not None:
+        return torch.from_numpy(files.targets)
+    assert files.labels is not None
+    targets = torch.zeros(len(files), len(files.classes), dtype=torch.bool)
+    targets[torch.arange(len(files)), torch.from_numpy(files.labels)] = True
+    return targets
+
+
+def _scored(
+    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], classes: tuple[str, ...], is_multilabel: bool
+) -> tuple[Scores | MultilabelScores, Bool[Tensor, " n"]]:
+    """Scores, and which images are right altogether."""
+    if is_multilabel:
+        return multilabel_scores(logits, targets, classes), ((logits.sigmoid() > THRESHOLD) == targets).all(1)
+    labels: Int[Tensor, " n"] = targets.int().argmax(1)
+    return single_label_scores(logits, labels, classes), logits.argmax(1) == labels
+
+
+def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, str]:
+    """What to measure, and its name: never images the model was trained on without saying so."""
+    source = labeled_source(config.images)
+    if "train" in source.splits or isinstance(source, LabeledList):
+        for split in ("val", "test"):
+            if split in source.splits:
+                return source.read(split, classes), f"the {split} part of {config.images}"
+    runs = {model: run for model in config.model if (run := run_on(model, config.images)) is not None}
+    asides = [model / "split.csv" for model, run in runs.items() if run["val"] is None]
+    if asides:
+        lists = [set_aside_before(aside, source, classes) for aside in asides]
+        other = next((aside for aside, one in zip(asides, lists, strict=True) if one.digest != lists[0].digest), None)
+        if other is not None:
+            raise UserError(
+                f"{asides[0].parent} and {other.parent} set aside different images of {config.images} for validation; "
+                "give images that neither was trained on, or evaluate them one by one"
+            )
+        return lists[0], f"the part of {config.images} that was set aside for validation"
+    is_for_training = bool(runs) or "train" in source.splits
+    files = source.read("train" if "train" in source.splits else None, classes)
+    return files, str(config.images) + (" (training images)" if is_for_training else "")
+
+
+def _predictions(
+    logits: Mapping[str, Tensor], paths: Sequence[Path], targets: Tensor, classes: tuple[str, ...], *, is_multilabel: bool
+) -> Iterator[list[object]]:
+    """One row per network and image.
+
+    One label an image: model, path, label, predicted, and the probabilities of the predicted class and of the label. Several:
+    model, path, labels and predicted (joined by |), and one probability per class.
+    """
+    if is_multilabel:
+        yield ["model", "path", "labels", "predicted", *(f"probability of {name}" for name in classes)]
+    else:
+        yield ["model", "path", "label", "predicted", "probability", "label_probability"]
+    for model, answers in logits.items():
+        probabilities = answers.sigmoid() if is_multilabel else answers.softmax(1)
+        for path, shown, row in zip(paths, targets, probabilities, strict=True):
+            if is_multilabel:
+                yield [model, path, _joined(classes, shown), _joined(classes, row > THRESHOLD), *map(_digits, row)]
+            else:
+                label, named = int(shown.int().argmax()), int(row.argmax())
+                yield [model, path, classes[label], classes[named], _digits(row[named]), _digits(row[label])]
+
+
+def _joined(classes: tuple[str, ...], shown: Tensor) -> str:
+    return SEPARATOR.join(classes[place] for place in torch.nonzero(shown).flatten().tolist())
+
+
+def _digits(probability: Tensor) -> str:
+    return f"{float(probability):.6g}"

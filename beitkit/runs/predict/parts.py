@@ -1,0 +1,64 @@
+"""What `predict` and `embed` have in common: which images they take, and results of batches, written part by part."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from beitkit.configs.parts import shard_of
+from beitkit.data.sources.image_list import ImageList
+from beitkit.inference.command import command_of, shard_path
+from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
+from beitkit.inference.networks import Computation
+from beitkit.inference.part import OutputFile, Rows
+from beitkit.inference.predictor import BatchComputation
+from beitkit.inference.result import PartedOutput, Setting, Written
+from beitkit.interop.kinds import Network
+from beitkit.runs.predict.config import EmbedRun, PredictRun
+from beitkit.runs.predict.inputs import gather_images
+
+
+def images_of(config: PredictRun | EmbedRun, block: int) -> tuple[ImageList, ImageList]:
+    """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
+    number, shards = shard_of(config.shard)
+    found = gather_images(config.inputs)
+    return found, shard(found, block, number, shards)
+
+
+def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
+    """The engine that was asked for; it names the images that cannot be read on stderr."""
+    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine)
+    engine = chosen_engine(config.engine, computation, model, config.batch_size)
+
+    def results(files: ImageList) -> Iterator[Rows]:
+        for part in engine(files):
+            for path, error in zip(part.paths, part.errors, strict=True):
+                if error:
+                    print(f"unreadable: {path}: {error}", file=sys.stderr)
+            yield part
+
+    return results
+
+
+def shard_file(config: PredictRun | EmbedRun, out: Path) -> Path:
+    """The file of the command's shard; `out` itself without one."""
+    return shard_path(out, *shard_of(config.shard), is_whole=config.shard is None)
+
+
+def write_in_parts(
+    config: PredictRun | EmbedRun,
+    verb: str,
+    model: Network,
+    compute: Computation,
+    files: Mapping[Path, OutputFile],
+    settings: dict[str, Setting],
+) -> Written:
+    """Compute what is missing of these files, the last of which the user named; `settings` are what else they depend on."""
+    block = config.batch_size * BATCHES_PER_BLOCK
+    found, images = images_of(config, block)
+    settings = settings | {"batch_size": config.batch_size, "shard": config.shard, "engine": config.engine}
+    command = command_of(verb, model, found, config.machine, settings)
+    engine = engine_of(config, model, compute)
+    result = PartedOutput(files, command, -(-len(images) // block))
+    return complete(result, images, block, engine, lambda done, total: print(f"{done} of {total} parts", file=sys.stderr))
