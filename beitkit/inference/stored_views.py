@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.configs.train import MachineConfig
-from beitkit.data.decoding.decode import BrokenImage, image_to_crop
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.reading import readable_image
 from beitkit.data.seeds import stored_view_generator
 from beitkit.data.stream import token_ids
 from beitkit.data.tokens.key import CacheKey
@@ -23,7 +24,7 @@ from beitkit.data.tokens.stage import encoded_whole
 from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError
 from beitkit.interop.load import load_tokenizer
-from beitkit.tokenizers.frozen import Encoder
+from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 
@@ -71,7 +72,9 @@ class ViewTokens:
         """The tokenizer's views of one image."""
         key = self.key
         view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
-        image = image_to_crop(path, key.channels, smallest=key.patch)
+        tokenizer = _loaded(self.tokenizer, self.machine)[0].tokenizer
+        assert isinstance(tokenizer, TokenizerNetwork)
+        image = readable_image(path, key.channels, tokenizer.value_range, key.patch)
         return [view(image, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 
     def _encoded(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beitkit.configs.data import ValueRange
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.tokenizers.fingerprint import digest_of
@@ -50,6 +51,11 @@ class DiscreteVAE(nn.Module):
     def channels(self) -> int:
         """Channels of the images."""
         return self.config.channels
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The values that are 0 and 1 in the images; None where they have 8 bits."""
+        return self.config.value_range
 
     @property
     def fingerprint(self) -> str:

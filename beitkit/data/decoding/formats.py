@@ -42,7 +42,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "XBM": (".xbm",),
     "XPM": (".xpm",),
 }
-EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() for ending in endings)
+DEEP: dict[str, tuple[str, ...]] = {"NUMPY": (".npy", ".npz"), "DICOM": (".dcm", ".dicom")}
+"""What others than Pillow read, for networks with a value range (`decoding.raw`)."""
+EXTENSIONS: frozenset[str] = frozenset(ending for kinds in (FORMATS, DEEP) for endings in kinds.values() for ending in endings)
 
 
 def has_ending(name: bytes) -> bool:

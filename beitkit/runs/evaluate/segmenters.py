@@ -54,7 +54,8 @@ def _measure(config: EvaluateRun, models: Sequence[Segmenter], scenes: Scenes, r
         def predict(image: Tensor, model: Segmenter = model) -> Tensor:
             return predict_label_map(model, image, config.inference.over(model.config.inference), runtime.precision)
 
-        passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
+        channels, value_range = model.config.backbone.channels, model.config.preprocessing.value_range
+        passed = readable_scenes(scenes, channels, config.read.max_broken, note, value_range)
         found.append(evaluate_scenes(predict, passed, model.config.classes, model.config.colors))
         model.cpu()
     rows = _image_rows(scenes, dict(zip(short_names(config.model), found, strict=True)))

@@ -39,6 +39,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
+from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
@@ -57,9 +58,10 @@ def run(config: FinetuneRun) -> FinetuneResult:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label an image, but those of {config.images} have several; leave it out")
+    pixels = _pixels(config, train)
     chosen = choose(config, _facts(config, train, runtime))
     config = chosen.config
-    model = _network(config, train)
+    model = _network(config, train, pixels)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
@@ -78,7 +80,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
-    for line in chosen.lines:
+    for line in (*pixels.lines, *chosen.lines):
         session.say(line)
     start = "from scratch" if config.scratch else f"from {config.model}"
     session.say(
@@ -134,6 +136,7 @@ class _Streams:
             self.train,
             TrainView(self.config.view, backbone.image_size, randomly, resolved(augment.erasing)),
             channels=backbone.channels,
+            value_range=preprocessing.value_range,
             seed=seed,
             smallest=backbone.patch,
             repeats=augment.repeats,
@@ -192,22 +195,36 @@ def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneF
     )
 
 
-def _network(config: FinetuneRun, files: ImageList) -> Classifier:
+def _pixels(config: FinetuneRun, files: ImageList) -> Pixels:
+    """Channels, range and statistics of the images, given those of the checkpoint or of `--network`."""
+    base, channels, own = config.network.preprocessing, 3, config.network.has_own_statistics
+    if config.model is not None:
+        stored = read_checkpoint(config.model).config
+        base, channels, own = stored.preprocessing, stored.backbone.channels, False
+    return decided_pixels(files, base, channels, channels=config.channels, value_range=config.value_range, own_statistics=own)
+
+
+def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifier:
     """The checkpoint as a classifier of these images, or the network that is described instead."""
     if config.model is None:
-        model = Classifier(_described(config, files.classes))
+        model = Classifier(_described(config, files.classes, pixels.channels))
     else:
         loaded = load(
-            config.model, task="classify", classes=files.classes, image_size=config.image_size, drop_path=config.drop_path
+            config.model,
+            task="classify",
+            classes=files.classes,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            channels=pixels.channels,
         )
         assert isinstance(loaded, Classifier)
         model = loaded
-    shown = replace(model.config.preprocessing, crop_share=resolved(config.crop_share))
+    shown = replace(pixels.preprocessing, crop_share=resolved(config.crop_share))
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
 
 
-def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfig:
+def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> ClassifierConfig:
     """The network that `--size`, `--patch`, `--image-size`, `--pooling` and `--network` ask for."""
     network, pooling = config.network, config.pooling or "mean"
     return ClassifierConfig(
@@ -217,6 +234,7 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
             resolved(config.image_size),
             drop_path=resolved(config.drop_path),
             final_norm=pooling == "cls",
+            channels=channels,
         ),
         classes=classes,
         pooling=pooling,

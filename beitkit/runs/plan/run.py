@@ -12,7 +12,7 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import autocast_type, precision_name
-from beitkit.data.decoding.decode import image_to_crop
+from beitkit.data.decoding.reading import readable_image
 from beitkit.data.sources.find import find_images
 from beitkit.data.views.image import PretrainView
 from beitkit.data.workers import default_workers
@@ -114,7 +114,7 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
 
     def read() -> None:
         number = next(numbers)
-        view(image_to_crop(files.path(number % len(files)), backbone.channels), random.Random(number))
+        view(readable_image(files.path(number % len(files)), backbone.channels), random.Random(number))
 
     return read
 

@@ -30,7 +30,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
+from beitkit.contracts import in_unit_range
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.reading import as_tensor, whole_image
 from beitkit.data.scenes.scenes import CLASSES_FILE
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
@@ -144,7 +146,7 @@ class _Folder:
         """Some images beside their overlays, two pairs a row, below the names of the colors."""
         shown: list[Tensor] = []
         for path in paths:
-            shown.append(_reduced(open_image(path, 3)))
+            shown.append(_reduced(Image.fromarray(to_bytes(in_unit_range(_read(path, self.model))).permute(1, 2, 0).numpy())))
             with Image.open(self.path / "overlay" / f"{self.names[str(path)]}.jpg") as image:
                 shown.append(_reduced(image))
         shown += [torch.ones_like(shown[-1])] * (-len(shown) % ACROSS)
@@ -160,6 +162,11 @@ class _Folder:
         kept = [line for line in self.areas.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         write_atomically(self.areas, "".join(kept).encode())
         yield from map(json.loads, kept)
+
+
+def _read(path: Path, model: Segmenter) -> Tensor:
+    """An image at its own size, as the network takes it."""
+    return as_tensor(whole_image(path, model.config.backbone.channels, model.config.preprocessing.value_range))
 
 
 def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageList) -> Written:
@@ -189,7 +196,7 @@ def _line(
 ) -> dict[str, Any]:
     """What is said about one image, or why it cannot be read; `keep` is given the image and its prediction."""
     try:
-        image = to_tensor(open_image(path, model.config.backbone.channels))
+        image = _read(path, model)
     except BrokenImage as error:
         print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
         return {"path": str(path), "error": error.reason}

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
-from beitkit.data.decoding.decode import BrokenImage, stored_size
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.reading import size_of
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading, to_device, training_stream, with_limit_on_broken
 from beitkit.errors import UserError
@@ -42,7 +43,7 @@ def median_side(files: ImageList, seed: int) -> int:
     sides = []
     for index in random.Random(seed).sample(range(len(files)), min(SAMPLE, len(files))):
         try:
-            sides.append(min(stored_size(files.source(index))))
+            sides.append(min(size_of(files.source(index))))
         except BrokenImage:
             continue  # training counts and names those
     if not sides:

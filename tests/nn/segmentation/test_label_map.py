@@ -197,7 +197,9 @@ def test_wrong_use() -> None:
     model = network()
     with pytest.raises(UserError, match="stride 17 is larger than the network's windows of 16x16"):
         predict_label_map(model, noise_image(20, 20), InferenceConfig(stride=17))
-    with pytest.raises(UserError, match=r"uint8 images of shape \(3, height, width\), got uint8 of shape \(1, 20, 20\)"):
+    with pytest.raises(
+        UserError, match=r"uint8 images of shape \(3, height, width\), or floats in \[0, 1\], got uint8 of shape \(1, 20, 20\)"
+    ):
         predict_label_map(model, noise_image(20, 20, channels=1))
     with pytest.raises(UserError, match=r"model.eval\(\)"):
         predict_label_map(model.train(), noise_image(20, 20))
