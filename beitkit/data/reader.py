@@ -129,11 +129,7 @@ def _as_deep_image(image: Image.Image | NDArray[np.generic] | Tensor, channels: 
         values = channels_first(given)
     else:
         given = _numpy(image)
-        # An axis as long as the network has channels is theirs.
-        first = (
-            isinstance(image, Tensor) if given.ndim == 3 and given.shape[0] == given.shape[2] else given.shape[:1] == (channels,)
-        )
-        values = channels_first(given, first=first)
+        values = channels_first(given, channels, first=isinstance(image, Tensor))
     if values is None or 0 in values.shape or values.dtype.kind not in "uifb":
         raise UserError(f"an array of {given.dtype} and shape {given.shape} is no image; expected (h, w), (h, w, c) or (c, h, w)")
     try:

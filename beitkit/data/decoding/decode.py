@@ -246,9 +246,14 @@ def too_large(width: int, height: int) -> str:
 
 def raw_mode(image: Image.Image) -> str:
     """How Pillow calls the stored pixels of an image that was opened but not decoded, such as `RGB;16B`; empty if it does not."""
-    args = image.tile[0].args if getattr(image, "tile", None) else ""
+    args = _decoder_arguments(image)
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""
+
+
+def _decoder_arguments(image: Image.Image) -> object:
+    tiles = getattr(image, "tile", None)
+    return tiles[0].args if tiles else None
 
 
 def is_plain(image: Image.Image) -> bool:
@@ -278,7 +283,7 @@ def beyond_8_bits(image: Image.Image) -> str | None:
 
 def _has_wide_maximum(image: Image.Image) -> bool:
     """Whether a PPM file has a white above 255."""
-    args = image.tile[0].args if getattr(image, "tile", None) else ()
+    args = _decoder_arguments(image)
     return image.format == "PPM" and isinstance(args, tuple) and len(args) > 1 and isinstance(args[1], int) and args[1] > 255
 
 

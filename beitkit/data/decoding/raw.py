@@ -11,7 +11,7 @@ import io
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -109,7 +109,7 @@ def _start(source: Path | Encoded) -> bytes:
         return file.read(132)
 
 
-def opened_binary(source: Path | Encoded) -> BinaryIO:
+def opened_binary(source: Path | Encoded) -> io.BufferedIOBase:
     """The bytes of a file.
 
     Raises:
@@ -151,13 +151,14 @@ def _checked(raw: RawImage, path: Path) -> RawImage:
 
 def _by_pillow(image: Image.Image, source: Path | Encoded) -> RawImage:
     """Inside of `opened_image`: what Pillow decodes, with all its bits."""
-    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    if is_plain(image):
+    plain, stored = is_plain(image), raw_mode(image)
+    turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))  # after these: it may decode the image, which forgets them
+    if plain:
         image.load()
         pixels = np.asarray(opaque(image, "L" if image.mode in ("1", "L", "LA") else "RGB"))
         raw = RawImage(_channels_first(pixels))
-    elif ";16" in raw_mode(image) and image.mode in ("RGB", "RGBA"):
-        raw = RawImage(_channels_first(_wide(image, source)), has_alpha=image.mode == "RGBA")
+    elif ";16" in stored and image.mode in ("RGB", "RGBA"):
+        raw = RawImage(_channels_first(_wide(source, str(image.format), stored)), has_alpha=image.mode == "RGBA")
     else:
         image.load()
         raw = RawImage(np.asarray(image)[None])
@@ -168,19 +169,19 @@ def _channels_first(pixels: np.ndarray) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _wide(image: Image.Image, source: Path | Encoded) -> np.ndarray:
+def _wide(source: Path | Encoded, format: str, stored: str) -> np.ndarray:
     """The 16 bits of RGB or RGBA of which Pillow keeps the upper 8, (h, w, c).
 
     Its unpackers take one of the two bytes of each number, by the order in which they believe them to be stored: decoded in
     either order, a file gives both.
     """
-    stored = raw_mode(image)
-    if image.format not in ("PNG", "TIFF") or stored.startswith("LA"):
+    if format not in ("PNG", "TIFF") or stored.startswith("LA"):
         raise ValueError("only 8 of its 16 bits can be read; save it as PNG or TIFF, without transparency if it is gray")
     halves = {}
     for order in ("B", "L"):
         with opened_image(source) as again:
-            again.tile = [tile._replace(args=_in_order(tile.args, order)) for tile in again.tile]
+            tiles = again.tile  # type: ignore[attr-defined] - an image that was opened has its tiles
+            again.tile = [tile._replace(args=_in_order(tile.args, order)) for tile in tiles]  # type: ignore[attr-defined]
             again.load()
             halves[order] = np.asarray(again).astype(np.uint16)
     is_big = stored.endswith("B") or (stored.endswith("N") and sys.byteorder == "big")
@@ -228,7 +229,7 @@ def _has_all(image: Image.Image) -> bool:
     return is_plain(image) or kind in ((1, 12, 1), (1, 16, 1), (1, 16, 2), (1, 32, 2), (1, 32, 3))
 
 
-def _by_tifffile(file: BinaryIO, path: Path) -> RawImage:
+def _by_tifffile(file: io.BufferedIOBase, path: Path) -> RawImage:
     with tifffile.TiffFile(file, name=path.name) as tiff:
         page = tiff.pages.first
         if page.imagewidth * page.imagelength > MAX_PIXELS:
@@ -259,7 +260,7 @@ def _inverted(values: np.ndarray) -> np.ndarray:
     return -values if values.dtype.kind == "f" else np.iinfo(values.dtype).max - values
 
 
-def _array(file: BinaryIO, path: Path) -> RawImage:
+def _array(file: io.BufferedIOBase, path: Path) -> RawImage:
     """A NumPy array (h, w), (h, w, c) or (c, h, w), of an .npy file or alone in an .npz; c is the shortest side."""
     loaded = np.load(file, allow_pickle=False)
     if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -272,16 +273,19 @@ def _array(file: BinaryIO, path: Path) -> RawImage:
     return RawImage(values)
 
 
-def channels_first(array: np.ndarray, *, first: bool = False) -> np.ndarray | None:
-    """An array (h, w), (h, w, c) or (c, h, w) as (c, h, w); None for another. Where both could be meant, `first` decides."""
+def channels_first(array: np.ndarray, channels: int | None = None, *, first: bool = False) -> np.ndarray | None:
+    """An array (h, w), (h, w, c) or (c, h, w) as (c, h, w); None for another.
+
+    The axis of channels is the one that has `channels`, else the shorter of the first and the last, else the first if `first`.
+    """
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3:
         return None
-    head, tail = array.shape[0] <= MOST_CHANNELS, array.shape[2] <= MOST_CHANNELS
-    if not head and not tail:
+    head, tail = array.shape[0], array.shape[2]
+    if min(head, tail) > MOST_CHANNELS:
         return None
-    is_first = (head and not tail) or (head and first)
+    is_first = head == channels if (head == channels) != (tail == channels) else head < tail or (head == tail and first)
     return np.ascontiguousarray(array if is_first else array.transpose(2, 0, 1))
 
 
@@ -299,7 +303,7 @@ def _joined(bands: Bands) -> RawImage:
     return _checked(RawImage(np.concatenate(parts)), bands.path)
 
 
-def _dicom(file: BinaryIO, path: Path) -> RawImage:
+def _dicom(file: io.BufferedIOBase, path: Path) -> RawImage:
     """A DICOM image: rescaled by its slope and intercept, MONOCHROME1 turned round, with its window if it has one."""
     try:
         import pydicom

@@ -49,10 +49,11 @@ class SceneTrainView:
         size = training_size((image.height, image.width), self.crop, self.view, rng.uniform(*self.view.scale))
         label_map = label_map.resize((size[1], size[0]), Image.Resampling.NEAREST)
         box = varied_crop(np.asarray(label_map), self.crop, self.view.max_share, rng)
-        image, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
+        shown, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
         if rng.random() < self.view.flip:
-            image, label_map = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, label_map))
-        pixels = distorted(as_tensor(image), self.view, rng)
+            mirror = Image.Transpose.FLIP_LEFT_RIGHT
+            shown, label_map = shown.transpose(mirror), label_map.transpose(mirror)
+        pixels = distorted(as_tensor(shown), self.view, rng)
         height, width = box.height, box.width
         images = pixels.new_zeros((len(pixels), *self.crop))
         images[:, :height, :width] = pixels
