@@ -6,7 +6,7 @@ where mean and deviation are asked for, pixels are read: of up to 512 images, ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -246,19 +246,23 @@ def described(found: Survey, preprocessing: Preprocessing, channels: int) -> lis
 
 
 def other_range(raw: RawImage, ranges: ValueRange) -> str | None:
-    """Why the values of an image are not those that a network knows, if they are not: outside of its range, or hardly any."""
+    """Why the values of an image are not those that a network knows, if they are not.
+
+    That is where most lie outside of its range, where they take up hardly any of it, or where the file has 8 bits and it more.
+    """
     values = fitted(raw.values.reshape(len(raw.values), -1)[: len(raw.values) - raw.has_alpha], len(ranges))
     low, high = np.array(ranges).T[:, :, None]
     outside = float(((values < low) | (values > high)).mean())
     span = float(((values.max(axis=1) - values.min(axis=1)) / (high - low)[:, 0]).max())
-    if outside <= 0.5 and span >= SMALL_SHARE / 2:
+    is_narrower = raw.values.dtype == np.uint8 and max(high for _, high in ranges) > 2 * BYTES[1]
+    if outside <= 0.5 and span >= SMALL_SHARE / 2 and not is_narrower:
         return None
     lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
     return f"holds values {lowest:g} to {highest:g}, the network's images {_ranges(ranges)}"
 
 
-def name_other_ranges(files: ImageList, ranges: ValueRange | None, say: Callable[[str], None]) -> None:
-    """Say which of a sample of images are of another range than a network's; nothing for a network of 8-bit images."""
+def name_other_ranges(files: ImageList, ranges: ValueRange | None) -> None:
+    """Say on stderr which of a sample of images are of another range than a network's; nothing for a network of 8-bit images."""
     if ranges is None:
         return
     named, looked = [], 0
@@ -271,7 +275,10 @@ def name_other_ranges(files: ImageList, ranges: ValueRange | None, say: Callable
         if reason is not None:
             named.append(f"{files.path(index)} {reason}")
     if named:
-        say(f"note: {len(named)} of {looked} images looked at are of another range than the network's: {named[0]}")
+        print(
+            f"note: {len(named)} of {looked} images looked at are of another range than the network's: {named[0]}",
+            file=sys.stderr,
+        )
 
 
 def _counted(channels: int) -> str:

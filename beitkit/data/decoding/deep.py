@@ -80,7 +80,7 @@ class DeepImage:
         self,
         size: tuple[int, int],
         resample: Image.Resampling = Image.Resampling.BICUBIC,
-        box: tuple[float, float, float, float] | None = None,
+        box: tuple[int | float, int | float, int | float, int | float] | None = None,
     ) -> DeepImage:
         """The image, or the part of it in a box, at (width, height) `size`, by the antialiased filters of 8-bit images."""
         if box is None and resample in FILTERS:

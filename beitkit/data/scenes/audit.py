@@ -13,6 +13,7 @@ import numpy as np
 
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage, image_header
+from beitkit.data.decoding.reading import header_of
 from beitkit.data.scenes.scenes import MOST_READ, Scenes, sampled
 from beitkit.errors import UserError
 
@@ -103,7 +104,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
     for index in chosen:
         image = scenes.files.path(index)
         try:
-            header = image_header(image)
+            header = header_of(image)
         except BrokenImage:
             unreadable.append(image)
             continue

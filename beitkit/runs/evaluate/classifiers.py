@@ -20,6 +20,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
+from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
@@ -44,6 +45,8 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
         raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
     models = _classifiers(config.model, networks)
     files, where = _images(config, models[0].config.classes)
+    for ranges in {model.config.preprocessing.value_range for model in models}:
+        name_other_ranges(files, ranges)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
     return Prepared(

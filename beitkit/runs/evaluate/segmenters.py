@@ -12,6 +12,7 @@ from beitkit.data.scenes.label_codes import LabelMapping, read_classes
 from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes
+from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError
 from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
 from beitkit.interop.kinds import numbered
@@ -36,6 +37,8 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
         raise UserError(f"--crop-share is for classifiers, but {config.model[0]} labels whole images; leave it out")
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
+    for ranges in {model.config.preprocessing.value_range for model in models}:
+        name_other_ranges(scenes.files, ranges)
     inferences = {model.config.inference for model in models}
     return Prepared(
         where=where,

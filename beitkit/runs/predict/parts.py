@@ -8,6 +8,7 @@ from pathlib import Path
 
 from beitkit.configs.parts import shard_of
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.survey import name_other_ranges
 from beitkit.inference.command import command_of, shard_path
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Computation
@@ -19,11 +20,16 @@ from beitkit.runs.predict.config import EmbedRun, PredictRun
 from beitkit.runs.predict.inputs import gather_images
 
 
-def images_of(config: PredictRun | EmbedRun, block: int) -> tuple[ImageList, ImageList]:
-    """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
+def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
+    """All images that the command names, and those of its shard, which takes blocks of `block` in turn.
+
+    Images that are of another range than those of the model are named on stderr.
+    """
     number, shards = shard_of(config.shard)
     found = gather_images(config.inputs)
-    return found, shard(found, block, number, shards)
+    files = shard(found, block, number, shards)
+    name_other_ranges(files, model.config.preprocessing.value_range)
+    return found, files
 
 
 def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
@@ -56,7 +62,7 @@ def write_in_parts(
 ) -> Written:
     """Compute what is missing of these files, the last of which the user named; `settings` are what else they depend on."""
     block = config.batch_size * BATCHES_PER_BLOCK
-    found, images = images_of(config, block)
+    found, images = images_of(config, model, block)
     settings = settings | {"batch_size": config.batch_size, "shard": config.shard, "engine": config.engine}
     command = command_of(verb, model, found, config.machine, settings)
     engine = engine_of(config, model, compute)

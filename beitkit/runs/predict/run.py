@@ -47,7 +47,7 @@ def _predict_classes(config: PredictRun, model: Classifier) -> Written:
 
 def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
     """Print a line for each image on stdout."""
-    _, files = images_of(config, config.batch_size * BATCHES_PER_BLOCK)
+    _, files = images_of(config, model, config.batch_size * BATCHES_PER_BLOCK)
     images = unreadable = 0
     for part in engine_of(config, model, Probabilities())(files):
         images += len(part.paths)

@@ -63,7 +63,7 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
         raise UserError("--engine ray is for classifiers; several machines share the labeling of images by --shard 1/n to n/n")
     if config.out is not None and (config.out.suffix or config.out.is_file()):
         raise UserError(f"--out {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
-    found, files = images_of(config, 1)
+    found, files = images_of(config, model, 1)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     command = command_of("predict", model, found, config.machine, settings)
     runtime = start_runtime(config.machine)
