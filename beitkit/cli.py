@@ -15,11 +15,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
 from beitkit.train.machine.launch import Rank, rank_from_environment
-from beitkit.verbs import VERBS
+from beitkit.verbs import VERBS, option_names
 from beitkit.version import __version__
 
 Config = TypeVar("Config")
@@ -30,8 +31,10 @@ USAGE_ERROR = 2
 BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
 WIDEST_HELP = 129
 """Characters: tyro sets help that is wider in columns, with the groups in an order of its own."""
-KINDS = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
+KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
 """tyro's names of types, in words."""
+FIELD = re.compile(r"`([a-z_.]+)(?:=['\"]?([^`'\"]*)['\"]?)?`")
+"""A field of a config in a message, alone or with a value: `read.max_broken`, `precision='float32'`."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -64,11 +67,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         VERBS[verb].function()(config)
         sys.stdout.flush()
     except UserError as error:
-        _fail(str(error), process=rank.rank)
+        _fail(with_options(str(error), VERBS[verb].config_class()), process=rank.rank)
     except Interrupted as error:
-        _leave(str(error), error.exit_code, rank)
+        _leave(with_options(str(error), VERBS[verb].config_class()), error.exit_code, rank)
     except (NumericalError, ProcessLost) as error:
-        _leave(str(error), 1, rank)
+        _leave(with_options(str(error), VERBS[verb].config_class()), 1, rank)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -121,12 +124,53 @@ def parse(config: type[Config], arguments: list[str], program: str, default: Any
                 args=arguments,
                 default=default,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
+                registry=_help_registry(config) if {"-h", "--help"} & {*arguments} else None,
             )
     except SystemExit as stop:
         if stop.code != USAGE_ERROR:
             raise
     words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
-    raise UserError(f"{_one_line(words)}; see {program} --help")
+    raise UserError(f"{with_options(_one_line(words), config)}; see {program} --help")
+
+
+def with_options(text: str, config: type[Any]) -> str:
+    """A text with options where it names fields of a verb's config: --read.max-broken for `read.max_broken`.
+
+    Messages and help are written for Python callers, who set fields. What is no field of this config stays as it is.
+    """
+    options = option_names(config)
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in options:
+            return found[0]
+        return options[name] if value in (None, "True") else f"{options[name]} {value}"
+
+    return FIELD.sub(typed, text)
+
+
+def _help_registry(config: type[Any]) -> Any:
+    """tyro's rules for dataclasses, whose help then names options where docstrings name fields."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    registry = ConstructorRegistry()
+    is_inner = False
+
+    def translated(field: StructFieldSpec) -> StructFieldSpec:
+        text = field.helptext() if callable(field.helptext) else field.helptext
+        return replace(field, helptext=text and with_options(text, config))
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal is_inner
+        if is_inner:
+            return None  # asked by the line below: tyro's own rule is wanted
+        is_inner = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        is_inner = False
+        return replace(spec, fields=tuple(map(translated, spec.fields))) if isinstance(spec, StructConstructorSpec) else None
+
+    return registry
 
 
 def _from_recipe(verb: str, arguments: list[str]):
@@ -170,12 +214,14 @@ def _one_line(words: str) -> str:
     words = re.sub(rf"^({titles}) (?=\S)", "", words)
     if unknown := re.match(r"Unrecognized options: ([^,\s]+)", words):
         if not unknown[1].startswith("-"):
-            return f"{unknown[1]!r} is one argument too many"
+            return f"unexpected argument {unknown[1]!r}"
         meant = re.search(r"Perhaps you meant: (--[\w.-]+)", words)
         return f"there is no option {unknown[1]}" + (f", did you mean {meant[1]}?" if meant else "")
     if missing := re.match(r"Missing from [^:]+: (.*)\(required\)", words):
         names = [entry.split()[0] for entry in missing[1].split("(required)")]
-        return f"this is required: {', '.join(name if name[0] == '-' else f'{name} (before the options)' for name in names)}"
+        what = "option" if all(name[0] == "-" for name in names) else "argument"
+        listed = ", ".join(name if name[0] == "-" else f"{name} (before the options)" for name in names)
+        return f"missing required {what}{'s' if len(names) > 1 else ''} {listed}"
     if short := re.match(r"Missing value for argument '(.*?)'. Expected (\d+) values", words):
         return f"{short[1]} needs {'a value' if short[2] == '1' else f'{short[2]} values'}"
     if wrong := re.match(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", words):
@@ -189,15 +235,15 @@ def _one_line(words: str) -> str:
     if wrong := re.match(
         r"Error parsing (--[\w.-]+): (?:invalid literal for (int)|could not convert string to float).*?'(.*)'", words
     ):
-        return f"{wrong[1]} takes {KINDS['INT' if wrong[2] else 'FLOAT']}, got {wrong[3]!r}"
+        return f"{wrong[1]} expects {KINDS['INT' if wrong[2] else 'FLOAT']}, got {wrong[3]!r}"
     return re.sub(r"^Error parsing \w+: ", "", words).rstrip(".")
 
 
 def _wrong_choice(option: str, given: str, choices: list[str]) -> str:
-    """What an option takes instead; tyro names the choices in no order."""
+    """What an option expects instead; tyro names the choices in no order."""
     close = difflib.get_close_matches(given, choices, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{option} takes one of {', '.join(sorted(set(choices) - {'None'}))}, got {given!r}{meant}"
+    return f"{option} expects one of {', '.join(sorted(set(choices) - {'None'}))}, got {given!r}{meant}"
 
 
 def _kept(verb: str) -> str:
@@ -215,7 +261,7 @@ def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
 
 
 def _leave(message: str, code: int, rank: Rank) -> NoReturn:
-    """End as all processes of the run do; the main one says why."""
+    """Exit; only rank 0 prints the message."""
     if rank.rank:
         sys.exit(code)
     _fail(message, code)

@@ -6,8 +6,9 @@ from __future__ import annotations
 class UserError(ValueError):
     """A mistake in what the user asked for: a path, an option, a file's content.
 
-    The message is one line that says what was found, what was expected, and which option or file to change. The command
-    line prints it after `beitkit: ` and exits with code 2; Python callers catch it as a `ValueError`.
+    The message is one line that says what was found, what was expected, and which field or file to change. It names a field
+    in backticks as a Python caller writes it: `lr`, `read.max_broken`, `precision='float32'`. The command line prints the
+    option in its place, after `beitkit: `, and exits with code 2; Python callers catch the error as a `ValueError`.
     """
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -140,6 +140,31 @@ VERBS = {
     ),
 }
 """All verbs by name, in the order in which one meets them."""
+
+
+def option_names(config: type[Any]) -> dict[str, str]:
+    """What the command line calls the fields of a verb's config, such as `--mask.min-block` for `mask.min_block`.
+
+    The keys are the names by which messages call the fields (see `UserError`). Fields of flat parts, such as `lr`, have no
+    prefix; positional arguments are named as `--help` names them, such as IMAGES for `images`.
+    """
+    from tyro.conf import Positional  # here, because the overview does without
+
+    hints = get_type_hints(config, include_extras=True)
+    names: dict[str, str] = {}
+    for field in fields(config):
+        hint = hints[field.name]
+        if _is_flat(hint):
+            names |= option_names(get_args(hint)[0])
+        elif Positional in get_args(hint):
+            names[field.name] = field.name.upper()
+        else:
+            names[field.name] = f"--{field.name.replace('_', '-')}"
+            inner = option_names(hint) if is_dataclass(hint) and isinstance(hint, type) else {}
+            names |= {
+                f"{field.name}.{name}": f"{names[field.name]}.{option.removeprefix('--')}" for name, option in inner.items()
+            }
+    return names
 
 
 class Verb:

@@ -5,13 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 import beitkit
-from beitkit.cli import main
+from beitkit.cli import main, with_options
+from beitkit.configs import train
+from beitkit.configs.train import OptimConfig
+from beitkit.errors import UserError
 from beitkit.verbs import VERBS
 
 
@@ -66,8 +72,8 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     line = fails(["probe"], capsys)
     assert "--model" in line
     assert "IMAGES (before the options)" in line
-    assert "this is required: --out" in fails(["pretrain", "photos"], capsys)
-    assert "this is required: --tokenizer" in fails(["pretrain", "photos", "--out", "o"], capsys)
+    assert "missing required option --out" in fails(["pretrain", "photos"], capsys)
+    assert "missing required option --tokenizer" in fails(["pretrain", "photos", "--out", "o"], capsys)
 
 
 @pytest.mark.parametrize(
@@ -77,11 +83,11 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         ("--steps", "1.5", "--steps"),
         ("--mask.kind", "blok", "block"),
         ("--mask.ratio", "1.2", "--mask.ratio must lie in (0, 1), got 1.2"),
-        ("--size", "bas", "--size takes one of base, giant, huge, large, nano, small, tiny, got 'bas'; did you mean 'base'?"),
-        ("--lr", "fast", "--lr takes a number, got 'fast'"),
-        ("--seed", "first", "--seed takes a whole number, got 'first'"),
-        ("--mask.ratio", "half", "--mask.ratio takes a number, got 'half'"),
-        ("--cls-branch", "last", "--cls-branch takes a whole number, got 'last'"),
+        ("--size", "bas", "--size expects one of base, giant, huge, large, nano, small, tiny, got 'bas'; did you mean 'base'?"),
+        ("--lr", "fast", "--lr expects a number, got 'fast'"),
+        ("--seed", "first", "--seed expects an integer, got 'first'"),
+        ("--mask.ratio", "half", "--mask.ratio expects a number, got 'half'"),
+        ("--cls-branch", "last", "--cls-branch expects an integer, got 'last'"),
         ("--optim.clip", "-1", "--optim.clip must be positive"),
     ],
 )
@@ -96,13 +102,13 @@ def test_an_impossible_value_says_what_is_possible(
     [
         (["finetune", "labeled", "--out", "o", "--recipe"], "--recipe needs a value"),
         (["finetune", "labeled", "--out", "o", "--optim.betas", "0.9"], "--optim.betas needs 2 values"),
-        (["finetune", "labeled", "more", "--out", "o"], "'more' is one argument too many"),
-        (["probe", "labeled", "--model", "m", "--blocks", "last"], "--blocks takes a whole number, got 'last'"),
+        (["finetune", "labeled", "more", "--out", "o"], "unexpected argument 'more'"),
+        (["probe", "labeled", "--model", "m", "--blocks", "last"], "--blocks expects an integer, got 'last'"),
         (
             ["embed", "new", "--model", "m", "--out", "o.npy", "--block", "last"],
-            "--block takes a whole number or all, got 'last'",
+            "--block expects an integer or all, got 'last'",
         ),
-        (["finetune", "--scratch"], "this is required: IMAGES (before the options), --out"),
+        (["finetune", "--scratch"], "missing required arguments IMAGES (before the options), --out"),
     ],
 )
 def test_what_is_missing_or_too_much_is_said_in_words(
@@ -124,6 +130,17 @@ def test_help_begins_with_what_people_change(
     groups = ("positional arguments", "-h, --help", "network options", "augment options")
     positions = [printed.index(words) for words in groups]
     assert positions == sorted(positions)
+
+
+def test_help_names_options_where_docstrings_name_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--help"])
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Optimizer steps, instead of --epochs." in printed
+    assert "at a batch of --optim.lr-batch images" in printed
+    assert "Needed for --target tokens." in printed
+    assert "(needs --recover all)" in printed
+    assert "instead of `epochs`." in Path(train.__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("verb", ["predict", "embed"])
@@ -195,6 +212,48 @@ def test_a_signal_saves_and_says_how_to_continue(images: Path, tmp_path: Path, n
     assert "Traceback" not in printed
     assert "everything is saved, the same command continues" in printed.splitlines()[-1]
     assert list((out / "checkpoints").glob("step-*.json"))
+
+
+@pytest.mark.parametrize(
+    ("field", "option", "value"),
+    [
+        ("batch_size", "--batch-size", 64),  # of a flat part
+        ("image_size", "--image-size", 15),  # of the verb itself
+        ("optim.warmup_steps", "--optim.warmup-steps", 9),  # of a part that is given as a config
+    ],
+)
+def test_python_reads_the_field_and_the_command_line_the_option(
+    field: str, option: str, value: int, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small: dict[str, Any] = {"image_size": 16, "batch_size": 4, "steps": 1}
+    part, _, name = field.partition(".")
+    given: dict[str, Any] = {part: replace(OptimConfig(), **{name: value}) if name else value}
+    with pytest.raises(UserError) as raised:
+        beitkit.tokenizer(images, out=tmp_path / "run", **{**small, **given})
+    assert f"`{field}`" in str(raised.value)
+    options = {"--image-size": 16, "--batch-size": 4, "--steps": 1} | {option: value}
+    line = fails(["tokenizer", str(images), "--out", str(tmp_path / "run"), *map(str, chain(*options.items()))], capsys)
+    assert line == f"beitkit: {str(raised.value).replace(f'`{field}`', option)}\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "message", "typed"),
+    [
+        ("finetune", "repair them, or raise `read.max_broken`", "repair them, or raise --read.max-broken"),
+        ("finetune", "lower `lr`, or use `precision='float32'`", "lower --lr, or use --precision float32"),
+        ("finetune", "give `model`, or `scratch=True`", "give --model, or --scratch"),
+        ("finetune", "was made for another `images`", "was made for another IMAGES"),
+        ("pretrain", "was made for another `view`; `view.flip=0.5`", "was made for another --view; --view.flip 0.5"),
+        (
+            "demo",
+            "raise `workers` or `read.max_broken` in `load_tokenizer`",
+            "raise --workers or `read.max_broken` in `load_tokenizer`",
+        ),
+        ("show-load", "`num_classes` of `path`", "--num-classes of PATH"),
+    ],
+)
+def test_fields_of_the_verb_become_its_options(verb: str, message: str, typed: str) -> None:
+    assert with_options(message, VERBS[verb].config_class()) == typed
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ class MaskConfig:
 
     kind: Literal["block", "official", "random", "none"] = "block"
     """block: BEiT's Algorithm 1 with an exact count; official: the original code bit for bit (the count may fall short);
-    random: uniform over patches; none: hide nothing (needs --recover all). The last two are for ablations."""
+    random: uniform over patches; none: hide nothing (needs `recover='all'`). The last two are for ablations."""
     ratio: Annotated[float, Bounds(gt=0, lt=1)] = 0.4
     """Share of patches to mask; the original's 75 of 196 is 0.3827."""
     min_block: PositiveShare = 16 / 196

@@ -25,7 +25,7 @@ DEFAULT_PATCH = 16
 Views = Annotated[int, Bounds(ge=1, le=4096)]
 """Stored views of an image; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
-"""Options of this part are written without a prefix: `--lr`, not `--train.lr`."""
+"""The command line writes the fields of this part without a prefix, and messages name them so: `lr`, not `train.lr`."""
 
 
 @config("network")
@@ -41,7 +41,7 @@ class NetworkConfig:
     normalization: Literal["inception", "imagenet", "data"] = "imagenet"
     """Pixel statistics: imagenet (the original's IN-1k runs), inception (0.5 and 0.5, its IN-22k runs), or the images' own."""
     mean: tuple[float, ...] | None = later(None)
-    """Mean of each channel, with values in [0, 1], in place of --network.normalization."""
+    """Mean of each channel, with values in [0, 1], in place of `network.normalization`."""
     std: tuple[float, ...] | None = later(None)
     """Standard deviation of each channel."""
 

@@ -30,11 +30,11 @@ class TrainConfig:
     epochs: PositiveFloat | None = None
     """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
     steps: PositiveInt | None = None
-    """Optimizer steps, instead of --epochs."""
+    """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
     """Images per forward pass; None, in fine-tuning, is chosen."""
     lr: PositiveFloat | None = 1.5e-3
-    """Peak learning rate at a batch of --optim.lr-batch images, scaled to yours; None, in fine-tuning, is chosen."""
+    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in fine-tuning, is chosen."""
     seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -51,7 +51,7 @@ class OptimConfig:
     """How the rate falls after the warm-up: half a cosine, or linearly over the whole run (segmentation: "poly" of power 1)."""
 
     lr_batch: PositiveInt = 2048
-    """Images per optimizer step that --lr is stated for."""
+    """Images per optimizer step that `lr` is stated for."""
     lr_scaling: Literal["linear", "sqrt", "none"] = "sqrt"
     """How the peak follows the batch: lr * (batch / lr_batch), times the root of that ratio, or not at all."""
     min_lr: NonNegativeFloat = 1e-5

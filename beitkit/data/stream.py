@@ -164,7 +164,7 @@ def with_limit_on_broken(
                     report(files.path(index), dataset.reason(index))
             raise UserError(
                 f"{len(seen)} of {len(files)} images cannot be read, more than the {limit_share:.2%} allowed; "
-                f"{where}: remove or repair them, or raise --read.max-broken"
+                f"{where}: remove or repair them, or raise `read.max_broken`"
             )
         yield batch
 

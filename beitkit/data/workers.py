@@ -92,7 +92,7 @@ def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Gener
     if failure is not None:
         raise UserError(
             f"a process that reads images stopped ({failure}); it may have run out of memory or of shared memory: "
-            f"use fewer --workers (now {workers}; 0 reads in the main process)"
+            f"use fewer `workers` (now {workers}; 0 reads in the main process)"
         )
 
 

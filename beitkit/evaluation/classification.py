@@ -136,6 +136,6 @@ class MeanAveragePrecision:
 def collect_targets(
     predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
 ) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
-    """Logits of every readable image, and which classes it shows, on the CPU."""
+    """Logits and multi-label targets of every readable image, on the CPU."""
     (logits,), targets = collect_answers([predict], batches, "targets")
     return logits, targets > 0.5

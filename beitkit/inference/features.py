@@ -36,7 +36,7 @@ def feature_tables(out: Path, shape: tuple[int, ...], dtype: FeatureType) -> dic
     if out.suffix == ".parquet":
         pyarrow(out)
         return {out: FeatureTable(shape, dtype)}
-    raise UserError(f"--out must end in .npy or .parquet, got {out}")
+    raise UserError(f"`out` must end in .npy or .parquet, got {out}")
 
 
 @dataclass(frozen=True)

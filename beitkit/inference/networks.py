@@ -45,10 +45,7 @@ class Probabilities:
     def shape(self, model: Network) -> tuple[int, ...]:
         """(classes,)."""
         if not isinstance(model, Classifier):
-            raise UserError(
-                f"a {type(model).__name__} names no classes; make a classifier of it with beitkit finetune, or take its "
-                "features with beitkit embed"
-            )
+            raise UserError(f"a {type(model).__name__} names no classes; fine-tune it to get a classifier, or take its features")
         return (len(model.config.classes),)
 
 
@@ -57,7 +54,7 @@ class Embedding:
     """Features of one block, of all, or of the whole network.
 
     The whole network's are those of `model.backbone(images)`; pooled by their mean, those of a classifier that was trained on
-    the mean are `model.features(images)`, what its head sees. Those of a block are its raw output, as `beitkit probe` has it.
+    the mean are `model.features(images)`, what its head sees. Those of a block are its raw output, as a probe takes it.
     """
 
     block: int | Literal["all"] | None = None
@@ -80,7 +77,7 @@ class Embedding:
         """Shape of one image's features."""
         backbone = model.backbone
         if isinstance(self.block, int) and not 1 <= self.block <= backbone.depth:
-            raise UserError(f"--block {self.block} is not there: this network has blocks 1 to {backbone.depth}")
+            raise UserError(f"`block` {self.block} is not there: this network has blocks 1 to {backbone.depth}")
         rows, columns = backbone.config.grid
         blocks = (backbone.depth,) if self.block == "all" else ()
         patches = (rows * columns,) if self.pool == "patches" else ()

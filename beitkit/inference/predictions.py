@@ -79,7 +79,7 @@ def prediction_table(out: Path, naming: Naming) -> OutputFile:
     if out.suffix == ".parquet":
         pyarrow(out)
         return ParquetPredictions(naming)
-    raise UserError(f"--out must end in .csv, .jsonl or .parquet, got {out}")
+    raise UserError(f"`out` must end in .csv, .jsonl or .parquet, got {out}")
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def _by_actors(
             yield from results.iter_batches(batch_size=None, batch_format="numpy")
         except ray.exceptions.RayError as error:
             reason = getattr(error, "cause", None) or error
-            raise UserError(f"--engine ray: {' '.join(str(reason).split())[-300:]}") from None
+            raise UserError(f"`engine='ray'`: {' '.join(str(reason).split())[-300:]}") from None
 
 
 def import_ray() -> Any:
@@ -95,7 +95,7 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise UserError("--engine ray needs Ray; pip install 'beitkit[ray]', or leave --engine out") from None
+        raise UserError("`engine='ray'` needs Ray; pip install 'beitkit[ray]', or leave `engine` out") from None
     return ray
 
 
@@ -109,7 +109,7 @@ def _cluster(ray: Any) -> Iterator[None]:
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"--engine ray: the cluster cannot be reached ({reason}); set RAY_ADDRESS, or unset it") from None
+            raise UserError(f"`engine='ray'`: the cluster cannot be reached ({reason}); set RAY_ADDRESS, or unset it") from None
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -143,8 +143,8 @@ def _tables(files: ImageList, indices: Sequence[int], rows: int, views: Sequence
 
     if files.members is not None:
         raise UserError(
-            f"--engine ray opens images by their paths, but {files.root} holds archives; leave --engine out, and divide "
-            "the work with --shard"
+            f"`engine='ray'` opens images by their paths, but {files.root} holds archives; leave `engine` out, and divide "
+            "the work with `shard`"
         )
     tables = []
     for first in range(0, len(indices), rows):

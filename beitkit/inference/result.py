@@ -48,7 +48,7 @@ class PartedOutput:
     """The output files of one command, its parts and its key."""
 
     def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
-        """Begin a result, or open it to continue; holds a lock while the process lives.
+        """Start a result or open it to resume; holds a lock while the process lives.
 
         Args:
             tables: the files of the result; the last is the one that the user named.
@@ -111,7 +111,7 @@ class PartedOutput:
             command, outcome = record["command"], record["outcome"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             there = next((path for path in self._tables if path.exists()), self.folder)
-            raise UserError(f"--out: {there} is already there; choose another name, or remove it yourself") from None
+            raise UserError(f"`out`: {there} is already there; choose another name, or remove it yourself") from None
         differing = [
             f"{name} was {command.get(name)!r} and is now {self._command.get(name)!r}"
             for name in {**command, **self._command}
@@ -120,7 +120,7 @@ class PartedOutput:
         if differing:
             what = "the parts" if is_begun else "the result"
             raise UserError(
-                f"--out {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
+                f"`out` {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
                 f"{self.folder if is_begun else self.out}"
             )
         if outcome is None or not all(path.exists() for path in self._tables):

@@ -126,11 +126,11 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
         rate, tokenizer = float(rates[precision]), _tokenizer_rate(found["jobs"])
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"--rates {path} should be a bench.json of benchmarks/bench.py with a matrix_rate of {precision}, and is not"
+            f"`rates` {path} should be a bench.json of benchmarks/bench.py with a matrix_rate of {precision}, and is not"
         ) from None
     job = JOBS.get(verb)
     if share is None and job not in shares:
-        raise UserError(f"--rates {path} does not say which share of the rate {verb} reaches; give it as --share, such as 0.4")
+        raise UserError(f"`rates` {path} does not say which share of the rate {verb} reaches; give it as `share`, such as 0.4")
     reached = float(shares[job]) if share is None else share
     tokenizer = tokenizer if share is None and tokenizer is not None else rate * reached
     return Given(device, rate, reached, tokenizer, f"measured, {path.name}")

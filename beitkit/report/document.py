@@ -138,8 +138,8 @@ def _templates() -> Environment:
 
 
 def _prose(text: str) -> Markup:
-    """Escaped text in which options such as --lr are set as code, and stay on one line."""
-    return Markup(re.sub(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", r'<code class="option">\g<0></code>', str(escape(text))))
+    """Escaped text in which names in backticks, such as `optim.clip`, are set as code and stay on one line."""
+    return Markup(re.sub(r"`([^`]+)`", r'<code class="option">\1</code>', str(escape(text))))
 
 
 def _image(column: str, image: Float[Tensor, "c h w"], row: int, cell: int) -> _Image:

@@ -46,7 +46,7 @@ def read_journal(path: Path) -> list[Event]:
         # A kill can cut a character of several bytes in two, which must not cost the rest of the file.
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected the journal that a run writes into its --out folder") from None
+        raise UserError(f"{path} does not exist; expected the journal that a run writes into its folder") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected the journal of a run") from None
     events = [event for line in text.splitlines() if (event := _parse(line)) is not None]

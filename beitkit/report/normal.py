@@ -61,7 +61,7 @@ def pretraining_lines(
             Line(
                 "warn",
                 "Mask empty: not one patch was hidden, so nothing was learned. The smallest block may be larger than the "
-                "number of patches to hide; lower --mask.min-block or raise --mask.ratio.",
+                "number of patches to hide; lower `mask.min_block` or raise `mask.ratio`.",
             )
         ]
     return [
@@ -82,12 +82,12 @@ def pixel_lines(*, loss: Number, variance: Number, masked_share: Number | None) 
     if not variance > 1e-4:
         return [*lines, Line("warn", f"Targets constant: the pixels' variance is {variance:.2g}, so there is nothing to learn.")]
     if not math.isfinite(loss):
-        advice = "training has broken down. Lower --lr, or use --precision float32"
+        advice = "training has broken down. Lower `lr`, or use `precision='float32'`"
         return [*lines, Line("warn", f"The loss is {loss}: {advice}.")]
     explained = 1 - loss / variance
     level = f"always predicting the mean patch costs the variance, {variance:.3g}"
     if explained < EXPLAINED:
-        advice = "train longer; if the loss has been flat for long, try another --lr"
+        advice = "train longer; if the loss has been flat for long, try another `lr`"
         return [*lines, Line("warn", f"Loss at chance: {loss:.3g} shows no use of the visible patches yet ({level}); {advice}.")]
     return [*lines, Line("ok", f"Loss {loss:.3g} explains {explained:.0%} of the pixels' variance ({level}).")]
 
@@ -125,7 +125,7 @@ def finetuning_lines(
     noise = 2 * math.sqrt(guess * (1 - guess) / images)  # two standard errors of a guess on that many images
     against = f"always naming the commonest of {classes:,} classes scores {guess:.1%}"
     if accuracy <= guess + noise:
-        advice = "check that the class folders hold what their names say, then lower --lr or train longer"
+        advice = "check that the class folders hold what their names say, then lower `lr` or train longer"
         lines = [Line("warn", f"At chance: accuracy {accuracy:.1%} on {images:,} images, and {against}; {advice}.")]
     else:
         margin = 2 * math.sqrt(accuracy * (1 - accuracy) / images)
@@ -162,7 +162,7 @@ def segmentation_lines(
     against = f"always naming the commonest class names {commonest_share:.1%} of the pixels right"
     found = f"{pixel_accuracy:.1%} of the pixels are named right, mIoU {mean_iou:.1%}"
     if pixel_accuracy <= commonest_share * 1.02:
-        advice = "check the masks with an image editor, then train longer or raise --lr"
+        advice = "check the masks with an image editor, then train longer or raise `lr`"
         lines = [Line("warn", f"At chance: {found}, and {against}; {advice}.")]
     else:
         lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
@@ -185,7 +185,7 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
     """
     lines = _course_lines([float(loss) for loss in losses if math.isfinite(loss)])
     if bad_steps:
-        advice = "a few are harmless; if they go on, lower --lr or use --precision float32"
+        advice = "a few are harmless; if they go on, lower `lr` or use `precision='float32'`"
         lines.append(
             Line(
                 "warn",
@@ -194,7 +194,7 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
         )
     lines += _spike_lines([float(norm) for norm in grad_norms if math.isfinite(norm)])
     if data_wait > DATA_BOUND:
-        advice = "raise --workers, or store the images smaller"
+        advice = "raise `workers`, or store the images smaller"
         lines.append(Line("warn", f"Data-bound: {data_wait:.0%} of the time went into waiting for images; {advice}."))
     else:
         lines.append(Line("ok", f"{data_wait:.0%} of the time went into waiting for images; the arithmetic sets the pace."))
@@ -204,11 +204,11 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
 def _mask_lines(masked_share: Number | None) -> list[Line]:
     if masked_share is None:
         found = "it need only recognize what it sees, and in BEiT's ablation learned the poorest features of all variants"
-        return [Line("note", f"No patch was hidden (--mask.kind none): {found}.")]
+        return [Line("note", f"No patch was hidden (`mask.kind='none'`): {found}.")]
     if masked_share < 0.1 or masked_share > 0.8:
         usual = "BEiT hides about 40%"
         return [
-            Line("warn", f"{masked_share:.0%} of the patches were hidden, where {usual}; see --mask.ratio and --mask.min-block.")
+            Line("warn", f"{masked_share:.0%} of the patches were hidden, where {usual}; see `mask.ratio` and `mask.min_block`.")
         ]
     return [Line("ok", f"{masked_share:.0%} of the patches were hidden (BEiT: about 40%).")]
 
@@ -228,15 +228,15 @@ def _target_lines(vocabulary: int, token_entropy: Number, commonest_share: Numbe
 
 def _loss_line(vocabulary: int, loss: Number, token_entropy: Number) -> Line:
     if not math.isfinite(loss):
-        return Line("warn", f"The loss is {loss}: training has broken down. Lower --lr, or use --precision float32.")
+        return Line("warn", f"The loss is {loss}: training has broken down. Lower `lr`, or use `precision='float32'`.")
     chance = math.log(vocabulary)
     levels = (
         f"guessing evenly costs ln {vocabulary} = {chance:.2f}, knowing only how common each token is costs {token_entropy:.2f}"
     )
     if loss > chance + LEARNED:
-        return Line("warn", f"Loss {loss:.2f} is worse than guessing: {levels}. Lower --lr, or lengthen the warm-up.")
+        return Line("warn", f"Loss {loss:.2f} is worse than guessing: {levels}. Lower `lr`, or lengthen the warm-up.")
     if loss > token_entropy - LEARNED:
-        advice = "train longer; if the loss has been flat for long, try another --lr"
+        advice = "train longer; if the loss has been flat for long, try another `lr`"
         return Line("warn", f"Loss at chance: {loss:.2f} shows no use of the visible patches yet ({levels}); {advice}.")
     return Line("ok", f"Loss {loss:.2f} is {token_entropy - loss:.2f} below what needs no image at all ({levels}).")
 
@@ -265,14 +265,14 @@ def _token_accuracy_lines(vocabulary: int, accuracy: Number, commonest_share: Nu
 def _course_lines(losses: Sequence[float]) -> list[Line]:
     if len(losses) < 10:
         logged = f"Only {_count(len(losses), 'finite loss', 'finite losses')} logged"
-        return [Line("note", f"{logged}, too few to judge their course; a smaller --loop.log-every logs more.")]
+        return [Line("note", f"{logged}, too few to judge their course; a smaller `loop.log_every` logs more.")]
     tenth = max(1, len(losses) // 10)
     first, before, last = fmean(losses[:tenth]), fmean(losses[-2 * tenth : -tenth]), fmean(losses[-tenth:])
     course = f"the loss went from {first:.3g} to {last:.3g}"
     if last > first:
-        return [Line("warn", f"Diverged: {course}. Lower --lr, or lengthen the warm-up.")]
+        return [Line("warn", f"Diverged: {course}. Lower `lr`, or lengthen the warm-up.")]
     if first - last < STILL * abs(first):
-        return [Line("note", f"The loss did not move: {course}. Unless this run went on from a finished one, raise --lr.")]
+        return [Line("note", f"The loss did not move: {course}. Unless this run went on from a finished one, raise `lr`.")]
     if before - last > 0.03 * (first - last):
         return [Line("note", f"Still learning at the end: {course}, and it was still falling. A longer run would go on.")]
     return [Line("ok", f"Training settled: {course} and was nearly flat at the end.")]
@@ -288,7 +288,7 @@ def _spike_lines(norms: Sequence[float]) -> list[Line]:
         found = (
             f"{_count(len(spikes), 'logged step')} above {SPIKE:.0f} times the usual {usual:.2g}, the highest {max(spikes):.2g}"
         )
-        return [Line("note", f"Gradient spikes: {found}. Clipping (--optim.clip) tames them; a lower --lr avoids them.")]
+        return [Line("note", f"Gradient spikes: {found}. Clipping (`optim.clip`) tames them; a lower `lr` avoids them.")]
     return [Line("ok", f"Gradients are steady: norm {usual:.2g}, at most {max(later):.2g}.")]
 
 

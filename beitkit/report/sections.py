@@ -64,7 +64,7 @@ def beside_another_run(report: Report, measure: str, here: tuple[Path, float], o
     report.verdict(
         f"{measure} {share:.1%} here, {other_share:.1%} in {other_folder}: {100 * (share - other_share):+.1f} points",
         None,
-        "One run each. Repeat both with other values of --seed before you believe a small difference.",
+        "One run each. Repeat both with other values of `seed` before you believe a small difference.",
     )
     dots = [Dots(measure, [[share], [other_share]])]
     names = [folder.name, other_folder.name]

@@ -153,11 +153,11 @@ class DiscreteVAE(nn.Module):
         _, channels, height, width = images.shape
         if channels != self.channels:
             raise UserError(
-                f"the images have {channels} channels, the tokenizer was made for {self.channels}; choose another --tokenizer"
+                f"the images have {channels} channels, the tokenizer was made for {self.channels}; choose another `tokenizer`"
             )
         if height % self.stride or width % self.stride or min(height, width) < self.stride:
             nearest = [max(1, round(side / self.stride)) * self.stride for side in (height, width)]
             raise UserError(
                 f"images of {height}x{width} pixels do not divide into the tokenizer's cells of {self.stride}x{self.stride}; "
-                f"the nearest --image-size that does: {nearest[0]}x{nearest[1]}"
+                f"the nearest `image_size` that does: {nearest[0]}x{nearest[1]}"
             )

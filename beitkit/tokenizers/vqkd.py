@@ -90,7 +90,7 @@ class VQKD(nn.Module):
         """
         raise UserError(
             f"VQ-KD tokens stand for a teacher's features, not for pixels, so no images can be made of {tuple(ids.shape)} ids; "
-            "for reconstructions use a discrete VAE as --tokenizer"
+            "for reconstructions use a discrete VAE as `tokenizer`"
         )
 
     def quantize(self, images: Float[Tensor, "b c h w"]) -> Quantized:

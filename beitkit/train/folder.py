@@ -47,7 +47,7 @@ class RunFolder:
         seen = processes.all_gather((path / "config.json").exists())
         if not all(seen):
             raise UserError(
-                f"process {seen.index(False)} does not see --out {path.absolute()}; choose a folder on a disk that all "
+                f"process {seen.index(False)} does not see `out` {path.absolute()}; choose a folder on a disk that all "
                 "machines share"
             )
 
@@ -60,14 +60,14 @@ class RunFolder:
             _refuse_other(path, _read(recorded), wanted)
         elif holds_something or (path.exists() and not path.is_dir()):
             what = "is not empty and holds no run" if path.is_dir() else "is a file"
-            raise UserError(f"--out {path} {what}; choose another --out, or remove it yourself")
+            raise UserError(f"`out` {path} {what}; choose another `out`, or remove it yourself")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
             self.write_json("config.json", wanted)
             self._record_start()
         except (NotADirectoryError, FileExistsError, PermissionError) as error:
-            raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
+            raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
 
     def pin(self, **inputs: str) -> None:
         """Store digests of the inputs on the first start; compare with them on every other.
@@ -92,7 +92,7 @@ class RunFolder:
             if inputs.get(name) != before:
                 raise UserError(
                     f"the {_in_words(name)} changed since the run in {self.path} began, so it cannot be continued; "
-                    "put the old one back, or choose another --out"
+                    "put the old one back, or choose another `out`"
                 )
 
     @property
@@ -187,15 +187,15 @@ def _is_left_over(entry: Path) -> bool:
     return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
 
 
-def locked(path: Path, option: str = "--out") -> int:
-    """Lock a folder until this process ends, so that two runs do not write to it."""
+def locked(path: Path, field: str = "out") -> int:
+    """Lock a folder, which messages call `field`, until this process ends, so that two runs do not write to it."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(lock, False)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise UserError(f"another process is writing to {option} {path}; wait for it, or choose another {option}") from None
+        raise UserError(f"another process is writing to `{field}` {path}; wait for it, or choose another `{field}`") from None
     return lock
 
 
@@ -208,15 +208,15 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); choose another --out") from None
+        raise UserError(f"{path} is not valid JSON ({error}); choose another `out`") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not describe a run; choose another --out")
+        raise UserError(f"{path} does not describe a run; choose another `out`")
     return content
 
 
 def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
     if there.get("verb") != wanted["verb"]:
-        raise UserError(f"--out {path} holds a run of beitkit {there.get('verb')}; choose another --out")
+        raise UserError(f"`out` {path} holds a run of {there.get('verb')!r}, not of {wanted['verb']!r}; choose another `out`")
     before, now = flat(there), flat(wanted)
     differing = [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
@@ -226,6 +226,6 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"--out {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
-            "give that command again to continue it, or choose another --out"
+            f"`out` {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
+            "give that command again to continue it, or choose another `out`"
         )

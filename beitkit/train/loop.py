@@ -153,8 +153,8 @@ def fit(
         trainer.finish()
     if state.bad_steps or not is_finite:
         raise NumericalError(
-            f"the run ended with numbers that are not finite after step {state.done}; start again in another --out with a "
-            "lower --lr"
+            f"the run ended with numbers that are not finite after step {state.done}; start again in another `out` with a "
+            "lower `lr`"
         )
     objective.eval()
 
@@ -198,7 +198,7 @@ class _State:
         if self.bad_steps >= most:
             raise NumericalError(
                 f"{self.bad_steps} steps in a row were not finite, the last was step {numbers.number}; start again in another "
-                "--out with a lower --lr, a smaller --optim.clip, or --precision float32"
+                "`out` with a lower `lr`, a smaller `optim.clip`, or `precision='float32'`"
             )
 
 

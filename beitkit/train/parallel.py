@@ -192,7 +192,7 @@ def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
     """Whether to shard an objective's weights (see `parallel`)."""
     has_units = len(sharding_units(objective)) > 0
     if runtime.sharding == "full" and not has_units:
-        raise UserError("--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out")
+        raise UserError("`speed.sharding='full'` shards the blocks of a Transformer, and this network has none; leave it out")
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
     is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and has_units)
     return is_wanted and runtime.world_size > 1

@@ -39,7 +39,7 @@ def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, imag
     """Convert epochs to steps and scale the learning rate to the batch size."""
     batch_size, lr = resolved(train.batch_size), resolved(train.lr)
     if batch_size > images:
-        raise UserError(f"--batch-size {batch_size} is more than there are images; give at most {images}")
+        raise UserError(f"`batch_size` {batch_size} is more than there are images; give at most {images}")
     per_step = batch_size * (loop.accumulate or 1)
     steps_per_epoch = images / per_step
     epochs = default_epochs if train.epochs is None else train.epochs
@@ -47,12 +47,12 @@ def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, imag
     if optim.warmup_steps is not None:
         warmup = optim.warmup_steps
         if warmup >= steps:
-            raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer --optim.warmup-steps")
+            raise UserError(f"a warm-up of {warmup} steps does not fit into a run of {steps}; give fewer `optim.warmup_steps`")
     else:
         warmup = min(round(resolved(optim.warmup_epochs) * steps_per_epoch), int(steps * optim.warmup_limit))
     scale = optim.scale(per_step)
     if optim.min_lr > lr:
-        raise UserError(f"--optim.min-lr {optim.min_lr:g} is above --lr {lr:g}; lower it")
+        raise UserError(f"`optim.min_lr` {optim.min_lr:g} is above `lr` {lr:g}; lower it")
     return Schedule(steps, warmup, per_step, steps_per_epoch, lr * scale, optim.min_lr * scale, train.seed, optim.schedule)
 
 

@@ -292,7 +292,7 @@ def test_a_killed_worker_is_one_clear_line(files: ImageList) -> None:
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    with pytest.raises(UserError, match=r"a process that reads images stopped .*--workers") as caught:
+    with pytest.raises(UserError, match=r"a process that reads images stopped .*`workers`") as caught:
         take(stream, 20)
     assert "\n" not in str(caught.value)
     assert signal.getsignal(signal.SIGCHLD) == before == signal.SIG_DFL
@@ -354,7 +354,7 @@ def test_broken_files_are_reported_once_and_counted(files: ImageList, tmp_path: 
     assert sorted(path for path, _ in reports) == [files.path(4), files.path(7)]
     assert all("not an image" in reason or "truncated" in reason or "broken" in reason for _, reason in reports), reports
     counted = with_limit_on_broken(training_stream(images, 5), images, 0.1, lambda path, reason: None, tmp_path / "broken.txt")
-    with pytest.raises(UserError, match=r"2 of 10 images .* 10.00% allowed; .*broken.txt.*--read.max-broken"):
+    with pytest.raises(UserError, match=r"2 of 10 images .* 10.00% allowed; .*broken.txt.*`read.max_broken`"):
         list(itertools.islice(counted, 8))
 
 

@@ -165,7 +165,7 @@ def test_drop_path(saved: Any) -> None:
         ("masked", {"task": "classify", "num_classes": 3, "classes": ["a"]}, "contradict each other"),
         ("masked", {"task": "classify", "classes": ["a", "a"]}, "one occurs twice"),
         ("masked", {"image_size": 65}, "65x65 is not a whole number of 16x16 patches"),
-        ("masked", {"drop_path": 1.5}, r"drop_path must lie in \[0, 1\)"),
+        ("masked", {"drop_path": 1.5}, r"`drop_path` must lie in \[0, 1\)"),
         ("classify", {"task": "masked"}, "has no mask token"),
         ("segment", {"task": "masked"}, "semantic segmentation, which has no mask token"),
     ],

@@ -61,7 +61,6 @@ def full_report(text: str = "plain") -> Report:
     report.section(text)
     report.images({text: torch.rand(2, 3, 4, 4)}, text)
     report.table(Table([text, text], [[text, text]], text))
-    report.key_values([(text, text)], text)
     return report
 
 
@@ -153,11 +152,11 @@ def test_tables_align_and_check_their_rows() -> None:
         report.table(Table(["a", "b"], [["1", "2", "3"]], "c"))
 
 
-def test_options_are_set_as_code() -> None:
+def test_names_in_backticks_are_set_as_code() -> None:
     report = Report("t")
-    report.paragraph("lower --mask.min-block, or <b> --lr. Not this--one")
+    report.paragraph("lower `mask.min_block`, or <b> `lr`. Not --this")
     codes = re.findall(r'<code class="option">(.*?)</code>', report.html())
-    assert codes == ["--mask.min-block", "--lr"]
+    assert codes == ["mask.min_block", "lr"]
 
 
 def test_the_file_is_the_page(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_each_fault_of_a_pretraining_has_its_name(change: dict[str, float], name
 def test_hiding_nothing_on_purpose_is_no_fault() -> None:
     lines = pretraining_lines(**{**GOOD, "masked_share": None})
     assert states(lines) == ["note", "ok", "ok", "ok"]
-    assert "--mask.kind none" in lines[0].sentence
+    assert "`mask.kind='none'`" in lines[0].sentence
 
 
 def test_a_loss_of_pixels_is_judged_by_their_variance() -> None:

@@ -52,10 +52,10 @@ def test_another_configuration_is_refused_and_nothing_is_overwritten(config: Tok
     before = (config.out / "config.json").read_bytes()
     other = replace(config, train=TrainConfig(lr=1.0, seed=9))
     with pytest.raises(
-        UserError, match=r"train.lr was 0.005 and is now 1.0; train.seed was 0 and is now 9.*choose another --out"
+        UserError, match=r"train.lr was 0.005 and is now 1.0; train.seed was 0 and is now 9.*choose another `out`"
     ):
         RunFolder(config.out, "tokenizer", other)
-    with pytest.raises(UserError, match="holds a run of beitkit tokenizer; choose another --out"):
+    with pytest.raises(UserError, match="holds a run of 'tokenizer', not of 'probe'; choose another `out`"):
         RunFolder(config.out, "probe", config)
     assert (config.out / "config.json").read_bytes() == before
 

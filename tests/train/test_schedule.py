@@ -45,9 +45,9 @@ def test_warmup_in_epochs_takes_at_most_a_tenth_of_the_run() -> None:
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(UserError, match="--optim.warmup-steps"):
+    with pytest.raises(UserError, match="`optim.warmup_steps`"):
         make_schedule(TrainConfig(steps=50), LoopConfig(), OptimConfig(warmup_steps=50), 100, default_epochs=1)
-    with pytest.raises(UserError, match="--optim.min-lr 0.1 is above --lr 0.01"):
+    with pytest.raises(UserError, match="`optim.min_lr` 0.1 is above `lr` 0.01"):
         make_schedule(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
     with pytest.raises(UserError, match="give `epochs` or `steps`, not both"):
         TrainConfig(epochs=1.0, steps=1)

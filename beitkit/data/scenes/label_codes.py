@@ -149,7 +149,7 @@ def read_classes(path: Path) -> LabelMapping:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a classes.json with --classes") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a classes.json as `classes`") from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or not set(content) <= set(KEYS):

@@ -46,7 +46,7 @@ def readable_scenes(
             if broken > max_broken * len(scenes):
                 raise UserError(
                     f"{broken} of the first {index + 1} of {len(scenes)} pairs cannot be read, more than the "
-                    f"{max_broken:.2%} of all allowed, the last one {error.path}; repair them, or raise --read.max-broken"
+                    f"{max_broken:.2%} of all allowed, the last one {error.path}; repair them, or raise `read.max_broken`"
                 ) from None
             continue
         yield NumberedScene(index, scene.image, scene.label_map)

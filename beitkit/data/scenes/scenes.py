@@ -249,7 +249,7 @@ def _colors_without_table(mask: Mask, beside: Path) -> str:
 
 def _set_aside(scenes: Scenes, seed: int) -> list[int]:
     if len(scenes) < 2:
-        raise UserError(f"{scenes.files.root} holds a single pair, so none can be set aside for validation; give --val")
+        raise UserError(f"{scenes.files.root} holds a single pair, so none can be set aside for validation; give `val`")
     names = [scenes.files.path(index).relative_to(scenes.files.root).as_posix() for index in range(len(scenes))]
     order = sorted(range(len(scenes)), key=lambda index: derived_seed(seed, "set aside", names[index]))
     present = _present(scenes) if len(scenes) <= MOST_READ else np.zeros((len(scenes), 0), dtype=bool)
@@ -262,7 +262,7 @@ def _set_aside(scenes: Scenes, seed: int) -> list[int]:
             aside.append(index)
             left = left - present[index]
     if not aside:
-        raise UserError(f"every image in {scenes.files.root} alone shows some class, so none can be set aside; give --val")
+        raise UserError(f"every image in {scenes.files.root} alone shows some class, so none can be set aside; give `val`")
     return sorted(aside)
 
 

@@ -178,7 +178,7 @@ def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[A
     with path.open("rb") as file:
         start = file.read(len(BEFORE_SAFETENSORS))
     if start == BEFORE_SAFETENSORS:
-        raise UserError(f"{place} was made by an earlier version; remove it and make it again, with beitkit index or pack")
+        raise UserError(f"{place} was made by an earlier version; remove it and make it again")
     end = 8 + int.from_bytes(start[:8], "little")
     arrays: dict[str, NDArray[Any]] = {}
     checksums: dict[str, int] = {}

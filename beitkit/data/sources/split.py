@@ -48,7 +48,7 @@ def train_and_val(images: Path, val: Path | None, seed: int) -> tuple[ImageList,
         aside = source.read("val" if "val" in source.splits else "test", train.classes)
     elif is_divided and isinstance(source, LabeledList):
         raise UserError(
-            f"{images} has rows whose split is 'train' but none whose split is 'val' or 'test'; add some, or give --val"
+            f"{images} has rows whose split is 'train' but none whose split is 'val' or 'test'; add some, or give `val`"
         )
     else:
         if isinstance(source, LabeledList):
@@ -76,8 +76,8 @@ def note_on_val(val: ImageList) -> str | None:
     return f"no validation image of {len(absent)} of {len(val.classes)} classes: {', '.join(absent[:5])}{more}"
 
 
-def few_per_class(files: ImageList, labels: int, seed: int, option: str = "--labels") -> ImageList:
-    """That many images, as evenly over the classes as can be, drawn by `seed`; `option` is what the user called the number.
+def few_per_class(files: ImageList, labels: int, seed: int, field: str = "labels") -> ImageList:
+    """That many images, as evenly over the classes as can be, drawn by `seed`; messages call the number `field`.
 
     A larger number adds images to those of a smaller one. Where an image can have several labels, the next image is
     always one of the class that has fewest so far, and images without a label take turns as a class of their own.
@@ -87,7 +87,7 @@ def few_per_class(files: ImageList, labels: int, seed: int, option: str = "--lab
     """
     classes = len(files.classes)
     if not classes <= labels <= len(files):
-        raise UserError(f"{option} {labels} must lie between the {classes} classes and the {len(files)} training images")
+        raise UserError(f"`{field}` {labels} must lie between the {classes} classes and the {len(files)} training images")
     shuffled = np.array(random.Random(seed).sample(range(len(files)), len(files)))
     if files.targets is not None:
         return files.subset(np.sort(_fewest_first(files.targets[shuffled], shuffled, labels)))
@@ -188,7 +188,7 @@ def _set_aside(files: ImageList, seed: int) -> tuple[ImageList, ImageList]:
         labels = _labels(files)
         is_aside = _position_in_class(labels, order) < wanted[labels]
     if not is_aside.any():
-        raise UserError("no class has more than one image, so none can be set aside for validation; give --val")
+        raise UserError("no class has more than one image, so none can be set aside for validation; give `val`")
     return files.subset(np.flatnonzero(~is_aside)), files.subset(np.flatnonzero(is_aside))
 
 

@@ -54,21 +54,6 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard(1, 1)
-WHAT: dict[str, tuple[str, str]] = {
-    "tokenizer": ("tokenizer", "--tokenizer"),
-    "vocabulary": ("vocabulary", "--tokenizer"),
-    "pictures": ("list of images", "IMAGES"),
-    "view": ("view", "--view"),
-    "image_size": ("image size", "--image-size"),
-    "patch": ("patch size", "--patch"),
-    "token_size": ("size of the tokenizer's view", "--tokenizer"),
-    "channels": ("number of channels", "--channels"),
-    "grid": ("grid", "--patch"),
-    "seed": ("seed", "--seed"),
-    "views": ("number of views", "--views"),
-    "precision": ("precision of the tokenizer", "--precision"),
-}
-"""What a field of the key is called, and the option that it comes from."""
 
 
 class TokenCache:
@@ -181,7 +166,7 @@ def open_cache(path: Path, key: CacheKey, files: ImageList, *, is_writable: bool
     if changed is not None:
         raise UserError(
             f"{files.path(changed)} changed since its tokens were stored in {path}; "
-            "put the old file back, or make another cache with beitkit tokenize"
+            "put the old file back, or store the tokens in another cache"
         )
     return TokenCache(path, key, is_writable=is_writable, first=rows.start)
 
@@ -212,17 +197,17 @@ def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
     try:
         content = json.loads(header.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} holds no token cache ({HEADER} is missing); make one with beitkit tokenize") from None
+        raise UserError(f"{path} holds no token cache ({HEADER} is missing); tokenize the images first") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no token cache ({header.name}: {error}); make one with beitkit tokenize") from None
+        raise UserError(f"{path} holds no token cache ({header.name}: {error}); tokenize the images first") from None
     if not isinstance(content, dict) or content.pop("version", None) != VERSION:
-        raise UserError(f"{header} is not of version {VERSION}; make another cache with beitkit tokenize")
+        raise UserError(f"{header} is not of version {VERSION}; tokenize the images into another folder")
     there = content.pop("shard", str(WHOLE))
     if shard is not None and there != str(shard):
         raise UserError(
-            f"{path} is shard {there} of a token cache; join all of them with beitkit tokenize without --shard"
+            f"{path} is shard {there} of a token cache; join all of them first, by tokenizing without `shard`"
             if shard == WHOLE
-            else f"{path} is not shard {shard} but {there} of a token cache; choose another --out"
+            else f"{path} is not shard {shard} but {there} of a token cache; choose another `out`"
         )
     return from_json(CacheKey, content, where=str(header))
 
@@ -265,10 +250,10 @@ def _check_key(path: Path, there: CacheKey, key: CacheKey) -> None:
     for field in fields(CacheKey):
         before, now = getattr(there, field.name), getattr(key, field.name)
         if before != now:
-            what, option = WHAT[field.name]
+            what = "images" if field.name == "pictures" else field.name
             raise UserError(
-                f"the token cache {path} was made for another {what} ({_short(before)} there, {_short(now)} here); "
-                f"give {option} as it was, or make another cache with beitkit tokenize"
+                f"the token cache {path} was made for another `{what}` ({_short(before)} there, {_short(now)} here); "
+                "give it as it was, or store the tokens in another cache"
             )
 
 

@@ -49,7 +49,7 @@ class CachedTokens:
                 if "token_images" not in batch:
                     raise UserError(
                         f"the token cache {self.cache.path} lacks image {int(indices[missing[0]])} of the list, which could "
-                        "not be read when the others were stored; complete it with beitkit tokenize"
+                        "not be read when the others were stored; complete the cache first"
                     )
                 ids = self._encoded(batch["token_images"][missing])
                 self.cache.put(indices[missing], views[missing], ids)

@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _native(path: Path) -> Checkpoint:
     config, tensors = read_native(path)
     if not isinstance(config, AnyNetworkConfig):
-        raise UserError(f"{path} holds a tokenizer, not a network; give it as --tokenizer (in Python: load_tokenizer)")
+        raise UserError(f"{path} holds a tokenizer, not a network; give it as `tokenizer`, or to load_tokenizer")
     used, skipped = split_skipped(tensors)
     try:
         official = to_official(used, NATIVE.tables[kind_of_config(config)])

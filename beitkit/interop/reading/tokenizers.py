@@ -61,7 +61,7 @@ def read_tokenizer(path: Path) -> TokenizerCheckpoint:
 def _native(path: Path) -> TokenizerCheckpoint:
     config, tensors = read_native(path)
     if not isinstance(config, TokenizerConfig):
-        raise UserError(f"{path} holds a network, not a tokenizer; give the folder that `beitkit tokenizer` wrote")
+        raise UserError(f"{path} holds a network, not a tokenizer; give the run folder of a tokenizer")
     return TokenizerCheckpoint(path=path, layout=NATIVE.name, config=config, tensors=tensors)
 
 

@@ -147,7 +147,7 @@ def _stride(config: InferenceConfig, window: Pair) -> Pair:
         return max(1, 2 * window[0] // 3), max(1, 2 * window[1] // 3)
     if config.stride > min(window):
         raise UserError(
-            f"--inference.stride {config.stride} is larger than the network's windows of {window[0]}x{window[1]} pixels, "
+            f"`inference.stride` {config.stride} is larger than the network's windows of {window[0]}x{window[1]} pixels, "
             "so some pixels would not be seen"
         )
     return config.stride, config.stride

@@ -35,7 +35,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.training and is_distributed():
             return self._synchronized(input)
         if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
-            raise UserError("batch norm cannot be trained on one image where its map has one pixel; use --batch-size 2 or more")
+            raise UserError(
+                "batch norm cannot be trained on one image where its map has one pixel; use a `batch_size` of 2 or more"
+            )
         return super().forward(input)
 
     def _synchronized(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

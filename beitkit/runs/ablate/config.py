@@ -34,7 +34,7 @@ class AblateRun:
     variants: Annotated[tuple[Variant, ...], Bounds(is_distinct=True)] = get_args(Variant)
     """full BEiT; masks without blocks; pixels instead of visual tokens; neither; all patches predicted; the same and no mask."""
     seeds: Annotated[tuple[int, ...], Bounds(is_distinct=True)] = (0, 1, 2)
-    """One fine-tuning for each; they draw --labels, the head and the order. Each variant is pre-trained once, with the first."""
+    """One fine-tuning for each; they draw `labels`, the head and the order. Each variant is pre-trained once, with the first."""
     size: SizeName = "base"
     """Size of the network."""
     image_size: ImageSize = 224
@@ -48,9 +48,9 @@ class AblateRun:
     batch_size: PositiveInt = 64
     """Images per step."""
     lr: PositiveFloat = 1.5e-3
-    """Peak rate of pre-training at 2048 images a step; follows the square root of --batch-size."""
+    """Peak rate of pre-training at 2048 images a step; follows the square root of `batch_size`."""
     finetune_lr: PositiveFloat = 4e-3
-    """Peak rate of fine-tuning at 1024 images a step; follows the square root of --batch-size."""
+    """Peak rate of fine-tuning at 1024 images a step; follows the square root of `batch_size`."""
     labels: PositiveInt | None = None
     """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

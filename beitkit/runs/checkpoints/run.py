@@ -44,7 +44,7 @@ def show_load(config: ShowLoadRun) -> LoadReport:
 def convert(config: ConvertRun) -> LoadReport:
     """Convert, and print what became of every tensor (one line, or the whole table with --dry-run or --verbose)."""
     if config.out.exists() and not config.dry_run and (config.out.is_file() or any(config.out.iterdir())):
-        raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
+        raise UserError(f"`out` {config.out} is already there; choose another name, or remove it yourself")
     report = saving.convert(config.path, config.to, config.out, dry_run=config.dry_run)
     print(report.table() if config.dry_run or config.verbose else report.summary())
     print("nothing was written (--dry-run)" if config.dry_run else f"written: {config.out}. Next: beitkit inspect {config.out}")
@@ -54,7 +54,7 @@ def convert(config: ConvertRun) -> LoadReport:
 def export(config: ExportRun) -> Path:
     """Export, and print the largest difference to the network."""
     if config.out.exists():
-        raise UserError(f"--out {config.out} is already there; choose another name, or remove it yourself")
+        raise UserError(f"`out` {config.out} is already there; choose another name, or remove it yourself")
     model = load(config.model, image_size=config.image_size)
     if config.format in ("onnx", "torch"):
         difference = programs.export(model, config.out, format=config.format)

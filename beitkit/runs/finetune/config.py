@@ -33,13 +33,13 @@ class FinetuneRun:
     recipe: str | None = None
     """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     scratch: bool = False
-    """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
+    """Start from fresh weights instead, with the network that `model` describes, or else `size`: what did pre-training buy?"""
     size: SizeName | None = None
-    """Size of the network, from scratch without --model."""
+    """Size of the network, from scratch without `model`."""
     patch: PositiveInt | None = None
-    """Side of a patch in pixels, from scratch without --model; None takes 16."""
+    """Side of a patch in pixels, from scratch without `model`; None takes 16."""
     pooling: Literal["mean", "cls"] | None = None
-    """From scratch without --model: the head sees the mean of the patches (None takes it) or the class token."""
+    """From scratch without `model`: the head sees the mean of the patches (None takes it) or the class token."""
     image_size: ImageSize | None = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     channels: Channels | None = later(None)
@@ -50,7 +50,7 @@ class FinetuneRun:
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
     labels: PositiveInt | None = None
-    """Train on this many labeled images only, as evenly over the classes as can be, drawn by --seed."""
+    """Train on this many labeled images only, as evenly over the classes as can be, drawn by `seed`."""
     balanced: bool = False
     """Show every class equally often, however many images it has."""
     compare: Path | None = None

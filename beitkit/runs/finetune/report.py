@@ -102,7 +102,7 @@ def _ranking_line(outcome: FinalScores) -> Line:
     measured = f"mean average precision is {outcome.score:.1%} on {outcome.images:,} images"
     against = f"a random order scores about {chance:.1%}"
     if outcome.score <= 1.1 * chance:
-        return Line("warn", f"At chance: {measured}, and {against}; check the labels, then lower --lr or train longer.")
+        return Line("warn", f"At chance: {measured}, and {against}; check the labels, then lower `lr` or train longer.")
     return Line("ok", f"The {measured}; {against}.")
 
 

@@ -29,7 +29,7 @@ class PackRun:
     labels: bool = False
     """Keep the images' labels, as .cls members and classes.txt."""
     split: SplitName | None = None
-    """With --labels: the part to take of images that are divided."""
+    """With `labels`: the part to take of images that are divided."""
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class IndexRun:
     labels: bool = False
     """Keep the images' labels."""
     split: SplitName | None = None
-    """With --labels: the part to take of images that are divided."""
+    """With `labels`: the part to take of images that are divided."""
 
     def __post_init__(self) -> None:
         _check_split(self.split, self.labels)

@@ -15,8 +15,8 @@ from beitkit.errors import UserError
 class PlanRun:
     """Say what a run will take before it is begun: steps, operations, memory by part, time and cost.
 
-    It plans pre-training, or what the recipe is for. Speeds are measured on this machine in some seconds, unless --rates or
-    --tflops describe another. Options that are left out are the recipe's, or else those of beitkit pretrain.
+    It plans pre-training, or what the recipe is for. Speeds are measured on this machine in some seconds, unless others
+    are given. Options that are left out are the recipe's, or else those of beitkit pretrain.
     """
 
     images: PositiveInt
@@ -38,7 +38,7 @@ class PlanRun:
     epochs: PositiveFloat | None = None
     """Passes over the images."""
     steps: PositiveInt | None = None
-    """Optimizer steps, instead of --epochs."""
+    """Optimizer steps, instead of `epochs`."""
     tokenizer: str = "dalle"
     """Pre-training: a published discrete VAE (dalle, beit), or one of your own (run folder or file)."""
     views: Views | None = None
@@ -64,7 +64,7 @@ class PlanRun:
     rates: Path | None = None
     """bench.json of other hardware, as benchmarks/bench.py writes it, instead of measuring here."""
     tflops: PositiveFloat | None = None
-    """The same in one number: 1e12 operations per second of a matrix product; needs --share."""
+    """The same in one number: 1e12 operations per second of a matrix product; needs `share`."""
     share: PositiveShare | None = None
     """Of that rate, what training reaches."""
     memory: PositiveFloat | None = None

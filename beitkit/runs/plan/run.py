@@ -107,7 +107,7 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
     if config.image_folder is None:
         return None
     if not isinstance(subject.run, PretrainRun):
-        raise UserError(f"--image-folder times the reading of pre-training, and this plans {subject.verb}; leave it out")
+        raise UserError(f"`image_folder` times the reading of pre-training, and this plans {subject.verb}; leave it out")
     files, backbone = find_images(config.image_folder), subject.workload.network.backbone
     view = PretrainView(subject.run.view, backbone.image_size, subject.workload.token_size)
     numbers = count()

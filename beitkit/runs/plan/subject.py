@@ -56,8 +56,8 @@ def subject_of(config: PlanRun) -> Subject:
     if accumulation_steps % config.gpus:
         nearest = max(1, round(accumulation_steps / config.gpus)) * config.gpus
         raise UserError(
-            f"{accumulation_steps} forward passes a step cannot be shared evenly by --gpus {config.gpus}; give --accumulate "
-            f"{nearest}, and the --batch-size that keeps the images of a step"
+            f"{accumulation_steps} forward passes a step cannot be shared evenly by `gpus` {config.gpus}; give `accumulate` "
+            f"{nearest}, and the `batch_size` that keeps the images of a step"
         )
     run = replace(run, loop=replace(run.loop, accumulate=accumulation_steps))
     workload = _workload(config, run)
@@ -74,7 +74,7 @@ def _check_options(config: PlanRun, verb: str) -> None:
     )
     for name, home in others.items():
         if getattr(config, name) != getattr(default, name):
-            raise UserError(f"--{name} is for {home}, and this plans {verb}; leave it out, or give another --recipe")
+            raise UserError(f"`{name}` is for {home}, and this plans {verb}; leave it out, or give another `recipe`")
 
 
 def _run_of(config: PlanRun) -> AnyRun:
@@ -126,7 +126,9 @@ def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)
     if not path.exists():
-        raise UserError(f"--tokenizer takes {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}")
+        raise UserError(
+            f"`tokenizer` must be one of {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}"
+        )
     return load_tokenizer(path).config
 
 

@@ -35,7 +35,7 @@ class PredictRun:
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     json: bool = False
-    """Print JSON on stdout: without --out a line for each image, with it the counts."""
+    """Print JSON on stdout: without `out` a line for each image, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     inference: InferenceConfig = InferenceConfig()
 

@@ -24,7 +24,7 @@ def run(config: PredictRun) -> Written:
         return predict_scenes(config, model)
     if isinstance(model, Classifier):
         if config.inference != InferenceConfig():
-            raise UserError(f"--inference is for segmentation, but {config.model} holds a classifier; leave it out")
+            raise UserError(f"`inference` is for segmentation, but {config.model} holds a classifier; leave it out")
         return _predict_classes(config, model)
     raise UserError(
         f"{config.model} holds a {type(model).__name__}, which names nothing in images; make a classifier of it with "

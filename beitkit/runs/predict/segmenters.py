@@ -60,9 +60,9 @@ CELL, ACROSS, GAP = 256, 4, 3
 def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
     """Label every image; write a folder, or print what each class covers."""
     if config.engine != "local":
-        raise UserError("--engine ray is for classifiers; several machines share the labeling of images by --shard 1/n to n/n")
+        raise UserError("`engine='ray'` is for classifiers; several machines share the labeling of images by `shard`, 1/n to n/n")
     if config.out is not None and (config.out.suffix or config.out.is_file()):
-        raise UserError(f"--out {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
+        raise UserError(f"`out` {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
     found, files = images_of(config, model, 1)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     command = command_of("predict", model, found, config.machine, settings)
@@ -94,9 +94,9 @@ class _Folder:
         self.areas = path / f"areas{part}.jsonl"
         record = path / f"command{part}.json"
         if path.is_dir() and any(path.iterdir()) and not any(path.glob("command*.json")):
-            raise UserError(f"--out {path} is not empty and holds no predictions; choose another, or remove it yourself")
+            raise UserError(f"`out` {path} is not empty and holds no predictions; choose another, or remove it yourself")
         if record.exists() and json.loads(record.read_text(encoding="utf-8")) != command:
-            raise UserError(f"--out {path} holds the predictions of another command; choose another, or remove it yourself")
+            raise UserError(f"`out` {path} holds the predictions of another command; choose another, or remove it yourself")
         path.mkdir(parents=True, exist_ok=True)
         running = path / f".running{part}"  # shards write side by side
         running.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ class PretrainRun:
     """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
     tokenizer: Path | None = None
-    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for --target tokens."""
+    """Tokenizer: a run folder of `beitkit tokenizer`, or a file that holds one. Needed for `target='tokens'`."""
     out: Path
     """Run folder to make or to continue."""
     recipe: str | None = None
@@ -47,8 +47,8 @@ class PretrainRun:
     """Stored views of an image, all of which it shows before one comes again (masks are always fresh): their tokens are computed
     once and kept. None shows another view every epoch, and computes its tokens."""
     tokens: Path | None = None
-    """Token cache that `beitkit tokenize` made (or another run, in its folder `tokens`); None keeps one in the run folder where
-    --views is given."""
+    """Token cache that `beitkit tokenize` made (or another run, in its folder tokens); None keeps one in the run folder where
+    `views` is given."""
     channels: Channels | None = None
     """Channels of the images: 1 (gray), 3 (color) or another number; None takes the tokenizer's, or where there is none those of
     images that are neither gray nor RGB, else 3."""

@@ -160,7 +160,7 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedI
     if tokenizer is None:
         return network_of(config, channels, vocabulary=None)
     if channels != tokenizer.channels:
-        raise UserError(f"--channels {channels} does not fit a tokenizer of {tokenizer.channels}; leave --channels out")
+        raise UserError(f"`channels` {channels} does not fit a tokenizer of {tokenizer.channels}; leave `channels` out")
     return network_of(config, channels, vocabulary=tokenizer.vocabulary, fingerprint=tokenizer.fingerprint)
 
 
@@ -183,12 +183,12 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     )
     if min(backbone.grid) < 2:
         raise UserError(
-            f"`image_size` {by(config.image_size)} holds {by(backbone.grid)} patches of `patch={config.patch}`; "
+            f"`image_size` {by(config.image_size)} holds {by(backbone.grid)} patches of `patch` {config.patch}; "
             "at least 2x2 are needed"
         )
     if config.cls_branch is not None and config.cls_branch > backbone.depth:
         raise UserError(
-            f"--cls-branch must be at most the {backbone.depth} blocks of --size {config.size}, got {config.cls_branch}"
+            f"`cls_branch` must be at most the {backbone.depth} blocks of `size` {config.size}, got {config.cls_branch}"
         )
     return MaskedImageModelConfig(
         backbone=backbone,
@@ -230,6 +230,7 @@ def _tokenizer(config: PretrainRun) -> TokenizerNetwork | None:
         return None
     if config.tokenizer is None:
         raise UserError(
-            "this is required: --tokenizer (a run folder of beitkit tokenizer, or a file); only --target pixels does without"
+            "missing required option `tokenizer` (a run folder of beitkit tokenizer, or a file); "
+            "only `target='pixels'` does without"
         )
     return load_tokenizer(config.tokenizer)

@@ -48,7 +48,7 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
             _check_alone(setup, path, runtime)
             cache = _writable(path, key, setup)
     except PermissionError as error:
-        raise UserError(f"the token cache {path} cannot be filled ({error.strerror}); choose another --tokens") from None
+        raise UserError(f"the token cache {path} cannot be filled ({error.strerror}); choose another `tokens`") from None
 
     def encode(images: Tensor) -> Tensor:
         return token_ids(images.to(runtime.device), encoder, key.grid)
@@ -113,11 +113,11 @@ def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
     raise UserError(
         f"the token cache {path} is not complete and only one process can fill it; first do beitkit tokenize "
         f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views}{options} --out CACHE, "
-        "then give --tokens CACHE"
+        "then give `tokens` CACHE"
     )
 
 
 def _writable(path: Path, key: CacheKey, setup: Setup) -> TokenCache:
     path.mkdir(parents=True, exist_ok=True)
-    locked(path, "--tokens")
+    locked(path, "tokens")
     return open_cache(path, key, setup.files, is_writable=True)

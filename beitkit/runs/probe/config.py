@@ -47,7 +47,7 @@ class ProbeRun:
     limit: PositiveInt = 10_000
     """At most this many training images, as evenly over the classes as can be."""
     seed: Seed = 0
-    """Draws first weights, order and crops, the images when there are more than --limit, and the validation part where there
+    """Draws first weights, order and crops, the images when there are more than `limit`, and the validation part where there
     is none."""
     json: bool = False
     """Print the result as JSON on stdout."""

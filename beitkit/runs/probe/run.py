@@ -37,11 +37,11 @@ def run(config: ProbeRun) -> Probe:
     blocks = _blocks(config, model.backbone.depth)
     train, test = train_and_val(config.images, config.val, config.seed)
     if len(train) > config.limit:
-        train = few_per_class(train, config.limit, config.seed, option="--limit")
+        train = few_per_class(train, config.limit, config.seed, field="limit")
     if train.labels is None:
         raise UserError(f"{config.images} has several labels an image; beitkit probe takes one")
     if config.protocol != "quick" and (config.batch_size or 1) > len(train):  # before anything is written
-        raise UserError(f"--batch-size {config.batch_size} is more than there are images; give at most {len(train)}")
+        raise UserError(f"`batch_size` {config.batch_size} is more than there are images; give at most {len(train)}")
     folder = None if config.out is None else RunFolder(config.out, "probe", config)
     runtime = start_runtime(config.machine)
     model.to(runtime.device).requires_grad_(False)
@@ -101,5 +101,5 @@ def _blocks(config: ProbeRun, depth: int) -> tuple[int, ...]:
     """The blocks to probe, counted from 1 and ascending."""
     blocks = tuple(range(1, depth + 1)) if config.blocks is None else tuple(sorted(config.blocks))
     if blocks[-1] > depth:
-        raise UserError(f"--blocks {blocks[-1]} is more than the {depth} blocks of {config.model}")
+        raise UserError(f"`blocks` {blocks[-1]} is more than the {depth} blocks of {config.model}")
     return blocks

@@ -76,7 +76,7 @@ def train_probes(
         try:
             return _train(config, model, images, reading, runtime, Path(name))
         except Interrupted as stop:
-            what_now = "nothing was kept, give --out for a run that can be continued"
+            what_now = "nothing was kept, give `out` for a run that can be continued"
             raise Interrupted(stop.step, stop.steps, stop.signal_number, what_now) from None
 
 

@@ -11,7 +11,7 @@ from beitkit.configs.bounds import config
 
 @config(kw_only=False)
 class RecipesRun:
-    """List the published set-ups that --recipe takes, or show one of them in full."""
+    """List the published set-ups, or show one of them in full."""
 
     name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
     """The recipe to show; without it all are listed."""

@@ -35,11 +35,11 @@ class SegmentRun:
     recipe: str | None = None
     """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
     scratch: bool = False
-    """Start from fresh weights instead, with the network that --model describes, or else --size: what did pre-training buy?"""
+    """Start from fresh weights instead, with the network that `model` describes, or else `size`: what did pre-training buy?"""
     size: SizeName | None = None
-    """Size of the network, from scratch without --model."""
+    """Size of the network, from scratch without `model`."""
     patch: PositiveInt | None = None
-    """Side of a patch in pixels, from scratch without --model; None takes 16."""
+    """Side of a patch in pixels, from scratch without `model`; None takes 16."""
     image_size: ImageSize | None = None
     """Of the crops that the network sees, in pixels: the side of squares, or height and width; positions are resized to it."""
     head: SegmentationHead = "uper"

@@ -18,7 +18,7 @@ from beitkit.errors import UserError
 
 @config(kw_only=False)
 class TokenizeRun:
-    """Compute the visual tokens of stored views once, for `beitkit pretrain --tokens`."""
+    """Compute the visual tokens of stored views once, for pre-training to read."""
 
     images: Positional[Path]
     """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
@@ -34,12 +34,12 @@ class TokenizeRun:
     patch: PositiveInt = 16
     """Side of a patch, in pixels."""
     seed: Seed = 0
-    """Fixes the views; the --seed of the pre-training."""
+    """Fixes the views; the `seed` of the pre-training."""
     batch_size: PositiveInt = 64
     """Images that the tokenizer is given at once."""
     shard: str | None = None
     """Take one of n equal runs of consecutive images, as 1/8 to 8/8; each shard fills a cache of its own, such as
-    OUT-00003-of-00008. Without it, shards that lie beside --out are joined there."""
+    OUT-00003-of-00008. Without it, shards that lie beside `out` are joined there."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

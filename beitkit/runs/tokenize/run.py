@@ -44,7 +44,7 @@ def run(config: TokenizeRun) -> Path:
     """Make a token cache, a shard of one, or complete it; returns its folder."""
     image_size, patch = as_pair(config.image_size), as_pair(config.patch)
     if any(side % config.patch for side in image_size):
-        raise UserError(f"`image_size` {by(image_size)} is not a whole number of patches of --patch {config.patch}")
+        raise UserError(f"`image_size` {by(image_size)} is not a whole number of patches of `patch` {config.patch}")
     if config.engine == "ray":
         import_ray()
     tokenizer, files = load_tokenizer(config.tokenizer), find_images(config.images)
@@ -96,13 +96,13 @@ def _make_place(config: TokenizeRun, files: ImageList) -> None:
     """Make the folder that is filled, and lock it while the process lives; refuses one that cannot be."""
     out, shard, path = _place(config)
     if config.shard is not None and (out / HEADER).exists():
-        raise UserError(f"--out {out} holds a token cache already; leave --shard out to complete it, or choose another --out")
+        raise UserError(f"`out` {out} holds a token cache already; leave `shard` out to complete it, or choose another `out`")
     if shard.shards > len(files):
-        raise UserError(f"--shard {shard} of {len(files)} images leaves shards empty; give at most {len(files)} shards")
+        raise UserError(f"`shard` {shard} of {len(files)} images leaves shards empty; give at most {len(files)} shards")
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
-            raise UserError(f"--out {path} is not empty and holds no token cache; choose another --out, or remove it yourself")
+            raise UserError(f"`out` {path} is not empty and holds no token cache; choose another `out`, or remove it yourself")
         locked(path)
 
 
@@ -126,7 +126,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"--out {path} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
 
 
 def _is_foreign(entry: Path) -> bool:

@@ -33,12 +33,12 @@ def join_shards(out: Path, key: CacheKey, files: ImageList) -> None:
     counts = sorted({shard.shards for shard in found})
     if len(counts) > 1:
         raise UserError(
-            f"beside --out {out} lie shards of {' and of '.join(map(str, counts))}; remove those that you do not want to join"
+            f"beside `out` {out} lie shards of {' and of '.join(map(str, counts))}; remove those that you do not want to join"
         )
     caches, lacking = _opened(out, key, files, counts[0])
     if lacking:
         raise UserError(
-            f"--out {out} cannot be joined: {', '.join(lacking)}; give this command with --shard {lacking[0].split()[1]}, or "
+            f"`out` {out} cannot be joined: {', '.join(lacking)}; give this command with `shard` {lacking[0].split()[1]}, or "
             "remove the shards to compute everything here"
         )
     join_caches(out, key, files, caches)

@@ -34,7 +34,7 @@ def accelerate(objective: nn.Module, config: SpeedConfig, runtime: Runtime, sche
     set_recompute(objective, config.recompute)
     is_compiled = config.compile == "on" or (config.compile == "auto" and _pays(objective, runtime, schedule))
     if config.compile == "on" and (missing := _missing(runtime.kind)) is not None:
-        raise UserError(f"--speed.compile on needs {missing}; install it, or give --speed.compile off")
+        raise UserError(f"`speed.compile='on'` needs {missing}; install it, or give `speed.compile='off'`")
     if is_compiled:
         # PyTorch's internal warnings, which a user cannot act on.
         warnings.filterwarnings("ignore", module=r"torch\.(_inductor|_dynamo|_functorch)\b.*")

@@ -64,7 +64,7 @@ class Checkpoints:
             if seen != steps:
                 raise UserError(
                     f"process {rank} found {_named(seen)} in {self.folder} and process {self.processes.rank} {_named(steps)}; "
-                    "choose an --out on a disk that all machines share"
+                    "choose an `out` on a disk that all machines share"
                 )
         for step in steps:
             manifest = self._read(step)
@@ -148,7 +148,7 @@ class Restored(NamedTuple):
         """
         tensors = self.manifest.tensors
         if tensors.keys() != pieces.keys() or not all(tensors[name].fits(piece) for name, piece in pieces.items()):
-            raise UserError(f"{self.checkpoints.folder} holds the state of another network; choose another --out")
+            raise UserError(f"{self.checkpoints.folder} holds the state of another network; choose another `out`")
         wanted: dict[int, list[tuple[str, int, Tensor]]] = {}
         for name, piece in pieces.items():
             for stored in tensors[name].rows:

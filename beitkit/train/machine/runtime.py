@@ -79,10 +79,10 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
     device = torch.device(_best_device() if config.device == "auto" else config.device)
     if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
         raise UserError(
-            f"--device {device.type} was asked for, but this machine has none that PyTorch can use; try --device auto"
+            f"`device={device.type!r}` was asked for, but this machine has none that PyTorch can use; try `device='auto'`"
         )
     if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("--precision bfloat16 was asked for, but this GPU does not multiply in bfloat16; try --precision float32")
+        raise UserError("`precision='bfloat16'` was asked for, but this GPU does not multiply in it; try `precision='float32'`")
     if rank.world_size > 1:
         device = _own_device(device, rank)
     if device.type == "cpu":
@@ -94,7 +94,7 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
 def _own_device(device: torch.device, rank: Rank) -> torch.device:
     """The GPU of this local rank, made the current device; a CPU is shared."""
     if device.type == "mps":
-        raise UserError(f"--device mps works in one process only, got {rank.world_size}; try --device cpu")
+        raise UserError(f"`device='mps'` works in one process only, got {rank.world_size}; try `device='cpu'`")
     if device.type == "cpu":
         return device
     visible = torch.cuda.device_count()

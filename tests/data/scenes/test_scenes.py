@@ -293,7 +293,7 @@ def test_validation_of_ones_own_has_the_training_classes(tmp_path: Path) -> None
 def test_a_single_pair_cannot_be_divided(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "a.png")
     mask(tmp_path / "masks" / "a.png")
-    with pytest.raises(UserError, match="single pair.*give --val"):
+    with pytest.raises(UserError, match="single pair.*give `val`"):
         train_and_val_scenes(tmp_path, None, 0)
 
 

@@ -120,7 +120,7 @@ def test_an_index_is_a_safetensors_file(whole: Path) -> None:
 
 def test_an_index_from_before_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.index").write_bytes(b"beitkit pictures" + bytes(100))
-    with pytest.raises(UserError, match="x.index was made by an earlier version; remove it and make it again, with"):
+    with pytest.raises(UserError, match="x.index was made by an earlier version; remove it and make it again"):
         find_images(tmp_path / "x.index")
 
 

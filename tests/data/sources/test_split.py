@@ -70,12 +70,12 @@ def test_few_labels_are_balanced_nested_in_the_list_and_drawn_by_the_seed(tmp_pa
 @pytest.mark.parametrize("labels", [2, 24])
 def test_too_few_or_too_many_labels_are_refused(tmp_path: Path, labels: int) -> None:
     files = find_labeled(folder(tmp_path, {"a": 10, "b": 10, "c": 3}))
-    with pytest.raises(UserError, match=f"--labels {labels} must lie between the 3 classes and the 23"):
+    with pytest.raises(UserError, match=f"`labels` {labels} must lie between the 3 classes and the 23"):
         few_per_class(files, labels, 0)
 
 
 def test_single_images_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give --val"):
+    with pytest.raises(UserError, match="give `val`"):
         train_and_val(folder(tmp_path, {"a": 1, "b": 1}), None, 0)
 
 
@@ -147,7 +147,7 @@ def test_the_last_image_of_a_class_is_trained_on(tmp_path: Path) -> None:
         assert len(val) >= 1
         assert (train.counts() >= 1).all()
     several(tmp_path, ["a|b", "c|d"])
-    with pytest.raises(UserError, match="give --val"):
+    with pytest.raises(UserError, match="give `val`"):
         train_and_val(tmp_path / "several.csv", None, 0)
 
 

@@ -148,8 +148,8 @@ def test_an_image_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: pyt
         noise = np.random.default_rng(index).integers(0, 255, (150, 160, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / f"{index}.{'png' if index == 1 else 'jpg'}")
     opened: list[Path] = []
-    before = images._opened
-    monkeypatch.setattr(images, "_opened", lambda path: (opened.append(path), before(path))[1])
+    before = images.opened_image
+    monkeypatch.setattr(images, "opened_image", lambda path: (opened.append(path), before(path))[1])
     files = find_images(tmp_path)
 
     def shown(order: list[int]) -> list[torch.Tensor]:

@@ -31,7 +31,7 @@ def test_on_one_process_it_is_pytorchs() -> None:
 
 
 def test_a_single_value_has_no_variance() -> None:
-    with pytest.raises(UserError, match="--batch-size 2"):
+    with pytest.raises(UserError, match="`batch_size` of 2"):
         BatchNorm2d(4).train()(torch.randn(1, 4, 1, 1))
     assert BatchNorm2d(4).eval()(torch.zeros(1, 4, 1, 1)).shape == (1, 4, 1, 1)
 

@@ -146,12 +146,12 @@ def test_this_machine_is_measured(tmp_path: Path, tokenizer: str, capsys: pytest
         ({"images": 9, "share": 0.5}, "`tflops` or `rates`"),
         ({"images": 9, "sharding": "full"}, "`gpus`"),
         ({"images": 9, "epochs": 1.0, "steps": 1}, "`epochs` or `steps`"),
-        ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "--accumulate 3"),
+        ({"images": 9999, "gpus": 3, "accumulate": 4, **DESCRIBED}, "`accumulate` 3"),
         ({"images": 9, "recipe": "pretrain-base"}, "did you mean"),
-        ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "--views is for pretrain"),
-        ({"images": 9999, "validation": 9, **DESCRIBED}, "--validation is for finetune and segment"),
-        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "--tokenizer takes dalle, beit, or"),
-        ({"images": 9, **DESCRIBED}, "--batch-size 64 is more than there are images"),
+        ({"images": 9999, "recipe": "finetune-base-in1k", "views": 2, **DESCRIBED}, "`views` is for pretrain"),
+        ({"images": 9999, "validation": 9, **DESCRIBED}, "`validation` is for finetune and segment"),
+        ({"images": 9, "tokenizer": "dale", **DESCRIBED}, "`tokenizer` must be one of dalle, beit, or"),
+        ({"images": 9, **DESCRIBED}, "`batch_size` 64 is more than there are images"),
     ],
 )
 def test_a_mistake_is_one_line(options: dict, expected: str) -> None:

@@ -65,7 +65,7 @@ def test_a_tokenizer_or_images_that_changed_are_refused(images: Path, tmp_path: 
 
 def test_more_per_batch_than_there_are_images_is_refused(images: Path, tmp_path: Path) -> None:
     tok = dvae(tmp_path / "tok", 16)
-    with pytest.raises(UserError, match="--batch-size 64 is more than there are images; give at most 6"):
+    with pytest.raises(UserError, match="`batch_size` 64 is more than there are images; give at most 6"):
         beitkit.pretrain(images, tokenizer=tok, out=tmp_path / "run", **{**SMALL, "batch_size": 64})
 
 
@@ -119,13 +119,13 @@ def test_pixels_need_no_tokenizer_and_the_model_is_of_use(recover: str, images: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "this is required: --tokenizer"),
+        ({}, "missing required option `tokenizer`"),
         ({"target": "pixels", "tokenizer": "tok"}, "`target='pixels'` uses no tokenizer"),
         ({"tokenizer": "tok", "mask": MaskConfig(kind="none")}, "give `recover='all'` with it"),
         ({"target": "pixels", "cls_branch": 2}, "`cls_branch` predicts the tokens"),
         ({"tokenizer": "tok", "recover": "all", "cls_branch": 2}, "`cls_branch` predicts the tokens"),
-        ({"tokenizer": "tok", "cls_branch": 5}, "--cls-branch must be at most the 4 blocks of --size nano, got 5"),
-        ({"tokenizer": "tok", "channels": 1}, "--channels 1 does not fit a tokenizer of 3"),
+        ({"tokenizer": "tok", "cls_branch": 5}, "`cls_branch` must be at most the 4 blocks of `size` nano, got 5"),
+        ({"tokenizer": "tok", "channels": 1}, "`channels` 1 does not fit a tokenizer of 3"),
     ],
 )
 def test_variants_that_make_no_sense_are_refused(options: dict, message: str, images: Path, tmp_path: Path) -> None:

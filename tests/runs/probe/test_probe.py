@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_continues_to_the_same_numbers(world: Path, tmp_path:
 
 def test_without_a_folder_an_interrupted_run_says_that_nothing_was_kept(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch, after=1)
-    with pytest.raises(Interrupted, match="nothing was kept, give --out") as stopped:
+    with pytest.raises(Interrupted, match="nothing was kept, give `out`") as stopped:
         beitkit.probe(world / "images", model=world / "pre", protocol="paper", epochs=4, batch_size=12, **SMALL)
     assert stopped.value.exit_code == 130
 

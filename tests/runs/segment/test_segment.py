@@ -281,7 +281,7 @@ def test_data_that_cannot_be_trained_on_is_refused_in_one_line(
         (["--drop-path", "1.3", *SCRATCH], r"--drop-path must lie in \[0, 1\), got 1.3"),
         (["--model", "nowhere"], "nowhere does not exist; give a run folder or a checkpoint"),
         (["--compare", "nowhere", *SCRATCH], "nowhere holds no finished segmentation run"),
-        (["--head", "upr", *SCRATCH], r"--head takes one of linear, setr_pup, uper, got 'upr'"),
+        (["--head", "upr", *SCRATCH], r"--head expects one of linear, setr_pup, uper, got 'upr'"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(

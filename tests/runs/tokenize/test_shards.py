@@ -74,7 +74,7 @@ def test_shards_of_two_precisions_are_not_joined(
     out = tmp_path / "cache"
     tokenize(images, tok, out, shard="1/2", precision="bfloat16")
     tokenize(images, tok, out, shard="2/2", precision="float32")
-    refused("another precision of the tokenizer .float32 there, bfloat16 here.; give --precision", images, tok, out)
+    refused("another `precision` .float32 there, bfloat16 here.; give it as it was", images, tok, out)
     shutil.rmtree(tmp_path / "cache-00002-of-00002")
     tokenize(images, tok, out, shard="2/2", precision="bfloat16")
     assert tokenize(images, tok, out) == out
@@ -114,13 +114,13 @@ def test_shards_that_do_not_make_a_whole_are_named(images: Path, tok: Path, tmp_
     states = np.load(part / "states.npy")
     states[0, 0] = 0
     np.save(part / "states.npy", states)
-    refused(r"shard 2/4 is missing, shard 3/4 has 5 of 6 views, shard 4/4 is missing; .*--shard 2/4", images, tok, out)
+    refused(r"shard 2/4 is missing, shard 3/4 has 5 of 6 views, shard 4/4 is missing; .*`shard` 2/4", images, tok, out)
     assert not (out / "cache.json").exists()
     for number in (2, 3, 4):
         tokenize(images, tok, out, shard=f"{number}/4")
-    refused("made for another seed .0 there, 1 here", images, tok, out, seed=1)
-    refused("made for another number of views", images, tok, out, views=2)
-    refused("made for another seed", images, tok, out, seed=1, shard="2/4")
+    refused("made for another `seed` .0 there, 1 here", images, tok, out, seed=1)
+    refused("made for another `views`", images, tok, out, views=2)
+    refused("made for another `seed`", images, tok, out, seed=1, shard="2/4")
     shutil.copytree(part, tmp_path / "cache-00001-of-00002")
     refused("lie shards of 2 and of 4", images, tok, out)
     refused("is not shard 1/2 but 3/4", images, tok, out, shard="1/2")
@@ -132,7 +132,7 @@ def test_shards_that_do_not_make_a_whole_are_named(images: Path, tok: Path, tmp_
     with pytest.raises(UserError, match="is shard 3/4 of a token cache; join all of them"):
         beitkit.pretrain(images, tokenizer=tok, tokens=part, out=tmp_path / "run", size="nano", image_size=32, patch=8, steps=1)
     tokenize(images, tok, out)
-    refused("holds a token cache already; leave --shard out", images, tok, out, shard="1/4")
+    refused("holds a token cache already; leave `shard` out", images, tok, out, shard="1/4")
     refused("leaves shards empty; give at most 8", images, tok, tmp_path / "new", shard="1/9")
     refused("`shard` must be one of 1/n to n/n", images, tok, tmp_path / "new", shard="0/2")
 

@@ -113,5 +113,5 @@ def test_predict_and_embed(labeled: Path, shards: Path, tmp_path: Path) -> None:
     assert rows["shards"][0]["path"] == f"{shards}/000000.tar: blue/1.png"
     assert [{**row, "path": ""} for row in rows["folder"]] == [{**row, "path": ""} for row in rows["shards"]]
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--engine ray opens images by their paths"):
+    with pytest.raises(UserError, match="`engine='ray'` opens images by their paths"):
         beitkit.predict(shards, model=tmp_path / "run", out=tmp_path / "r.csv", engine="ray", **MACHINE)

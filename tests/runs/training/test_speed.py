@@ -65,7 +65,7 @@ def test_without_a_compiler_auto_does_not_compile_and_on_says_what_is_missing(mo
     module = objective()
     assert accelerate(module, SpeedConfig(), CPU, schedule(10**9)) == ""
     assert compiled(module) == {False}
-    with pytest.raises(UserError, match=r"--speed.compile on needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"`speed.compile='on'` needs a C\+\+ compiler"):
         accelerate(module, SpeedConfig(compile="on"), CPU, schedule(1))
 
 

@@ -30,7 +30,7 @@ def test_the_device_is_chosen_in_the_stated_order(monkeypatch: pytest.MonkeyPatc
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="--device cuda was asked for"):
+    with pytest.raises(UserError, match="`device='cuda'` was asked for"):
         start_runtime(MachineConfig(device="cuda"))
 
 
@@ -76,5 +76,5 @@ def test_a_gpu_for_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
     bound = Rank(rank=7, local_rank=3, world_size=8, sees_own_devices=True)
     assert _own_device(torch.device("cuda"), bound) == torch.device("cuda", 0)
     assert chosen == [3, 0]
-    with pytest.raises(UserError, match="--device mps works in one process only, got 8"):
+    with pytest.raises(UserError, match="`device='mps'` works in one process only, got 8"):
         _own_device(torch.device("mps"), bound)
