@@ -140,7 +140,7 @@ class MaskedImageModelConfig:
     backbone: BackboneConfig
     vocabulary: int | None
     """Number of visual tokens; None for a network that predicts the pixels of a patch instead (BEiT's ablation), or features."""
-    features: int | None = later(None)
+    features: PositiveInt | None = later(None)
     """Width of the feature vectors that are regressed instead (EVA: CLIP's, arXiv 2211.07636; data2vec: its own, arXiv
     2202.03555); None for all others. beitkit reads such networks and does not train them."""
     cls_branch: ClsBranchConfig | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -66,3 +67,17 @@ def test_what_is_no_image_is_refused(image: np.ndarray | str, expected: str) -> 
     with pytest.raises(UserError) as refused:
         READER([image])
     assert expected in str(refused.value)
+
+
+def test_bfloat16() -> None:
+    pixels = torch.from_numpy(PIXELS).permute(2, 0, 1)
+    shown = READER([(pixels.float() / 255).bfloat16()])
+    torch.testing.assert_close(shown, READER([pixels]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("image", [[[0.1, 0.2], [0.3, 0.4]], ("a.png", "b.png"), 7, None], ids=str)
+def test_what_is_no_image_is_said_in_words(image: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no such checks
+    with pytest.raises(UserError, match="is no image; expected a path, a Pillow image, or an array or tensor") as caught:
+        READER([image])  # type: ignore[list-item]
+    assert type(image).__name__ in str(caught.value)

@@ -272,3 +272,53 @@ def test_state_dict_has_the_official_names() -> None:
     )
     per_block = Backbone(replace(shared.config, relative_positions="per_block"))
     assert set(per_block.state_dict()) - set(shared.state_dict()) == {"blocks.0.attn.relative_position_bias_table"}
+
+
+@torch.no_grad()
+def officially(backbone: Backbone, images: Tensor, mask: Tensor | None) -> tuple[Tensor, list[torch.dtype]]:
+    """The official code's way from images to the last block, and the types of the tokens on it; attention and MLP are ours."""
+    x = backbone.patch_embed(images)
+    if mask is not None:
+        assert backbone.mask_token is not None
+        hidden = mask.unsqueeze(-1).type_as(backbone.mask_token)
+        x = x * (1 - hidden) + backbone.mask_token * hidden
+    x = torch.cat((backbone.cls_token.expand(len(x), -1, -1), x), dim=1)
+    if backbone.pos_embed is not None:
+        x = x + backbone.pos_embed
+    bias, types = None if backbone.rel_pos_bias is None else backbone.rel_pos_bias(), [x.dtype]
+    for block in backbone.each_block():
+        attended = block.attn(block.norm1(x), bias)
+        x = x + (attended if block.gamma_1 is None else block.gamma_1 * attended)
+        changed = block.mlp(block.norm2(x))
+        x = x + (changed if block.gamma_2 is None else block.gamma_2 * changed)
+        types.append(x.dtype)
+    return x if backbone.norm is None else backbone.norm(x), types
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+@pytest.mark.parametrize("precision", [torch.bfloat16, None], ids=str)
+def test_the_residual_stream_is_float32(variant: dict[str, object], precision: torch.dtype | None) -> None:
+    """Under autocast as without, whatever the options; and the features are those of the official way, bit for bit."""
+    torch.manual_seed(0)
+    backbone = Backbone(small(**variant)).eval()
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    types: list[torch.dtype] = []
+    for block in backbone.each_block():
+        block.register_forward_hook(lambda _, given, made: types.extend((given[0].dtype, made.dtype)))
+    images = torch.randn(2, 3, 32, 48)
+    mask = torch.tensor([[True, False, False, True, False, False]] * 2) if variant["mask_token"] else None
+    with torch.no_grad(), torch.autocast("cpu", dtype=precision or torch.bfloat16, enabled=precision is not None):
+        features = backbone(images, mask)
+        expected, official_types = officially(backbone, images, mask)
+        assert backbone.patch_embed(images).dtype == (precision or torch.float32)
+    assert set(types) == set(official_types) == {torch.float32}
+    assert torch.equal(torch.cat((features.cls.unsqueeze(1), features.patches), dim=1), expected)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_the_residual_stream_of_training_is_float32(drop_path: float) -> None:
+    backbone = Backbone(small(relative_positions="shared", layer_scale=None, drop_path=drop_path)).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, bias = backbone.embed(torch.randn(2, 3, 32, 48), None)
+        assert backbone.run_blocks(x, bias, range(3)).dtype == x.dtype == torch.float32

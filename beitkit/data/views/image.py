@@ -160,7 +160,7 @@ def outer_size(image_size: Pair, crop_share: float) -> Pair:
 
 
 def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
-    """The (height, width) an image is resized to, aspect kept, so that image size / crop share just fits into it."""
+    """The (height, width) to resize to, aspect kept, so that image size / crop share just fits into it."""
     height, width = outer_size(image_size, crop_share)
     if image[1] * height <= image[0] * width:
         return width * image[0] // image[1], width

@@ -1,4 +1,4 @@
-"""The layouts that BEiT checkpoints come in, as name tables: official, Hugging Face, timm, OpenMMLab, Detectron2, ours.
+"""Checkpoint layouts as name tables: official, Hugging Face, timm, mmpretrain, mmsegmentation, Detectron2, beitkit.
 
 A layout has one table per kind of network. The layout of a file is the first one with a table that knows all its names. To add a
 layout, add its tables here.

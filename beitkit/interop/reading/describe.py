@@ -1,9 +1,9 @@
 """Infer the config of a network from official tensors; what they do not show comes from hints or rules.
 
-Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary have left their marks in the
-shapes. What has not: the first value of LayerScale (irrelevant once trained), which block v2's branch starts from, the
-orientation of a rectangle, which pixel statistics the images were normalized with, and, without a position table, the heads.
-Other members of the family have the same tensors and are told apart by their shapes: DiT, data2vec-vision and EVA-01.
+Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary follow from the shapes. What does
+not: the initial value of LayerScale (irrelevant once trained), which block v2's branch starts from, the orientation of a
+rectangle, which pixel statistics the images were normalized with, and, without a position table, the heads. The relatives with
+the same tensors (DiT, data2vec-vision, EVA-01) are told apart by their shapes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Hints:
     names_classes: bool = True
     """Whether the head's outputs are classes; not so for one that projects to CLIP's space or regresses a number."""
     is_imagenet: bool | None = None
-    """Whether the training script says that it normalized with ImageNet's statistics."""
+    """Whether the options of the training script say that it normalized with ImageNet's statistics."""
     family: Literal["BEiT v2", "data2vec-vision"] | None = None
     """What the name of the file, or its config, says that it is."""
     notes: tuple[str, ...] = ()
@@ -235,8 +235,13 @@ def _classes(count: int, hints: Hints) -> tuple[str, ...]:
 def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: Hints) -> tuple[Preprocessing, str]:
     """Pixel statistics of the file; else by the rule of method 8.3, with a note."""
     if hints.preprocessing is not None:
-        squeezed = ", squeezed whole to the network's size" if hints.preprocessing.fit == "squeeze" else ""
-        return hints.preprocessing, f"images: normalized as the file says{squeezed}"
+        as_said = "images: normalized as the file says"
+        if hints.preprocessing.fit == "crop":
+            return hints.preprocessing, as_said
+        if kind != "segment":
+            return hints.preprocessing, f"{as_said}, squeezed whole to the network's size"
+        slide = "labeled in sliding windows as by the official code; the file squeezes them, as `inference.mode='whole'` does"
+        return replace(hints.preprocessing, fit="crop"), f"{as_said}, {slide}"
     is_version_2 = hints.family == "BEiT v2" or any(name.startswith("cls_pt_") for name in tensors)
     is_eva = _is_eva(backbone)
     is_data2vec = hints.family == "data2vec-vision" or (kind == "masked" and tensors["lm_head.weight"].shape[0] == backbone.width)

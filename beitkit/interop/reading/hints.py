@@ -23,7 +23,7 @@ BICUBIC = FILTERS.index("bicubic")
 
 
 def hints_of_pickle(outside: dict[Any, Any], path: Path) -> Hints:
-    """From what lies beside the weights in a `.pth`: the training script's options, mmsegmentation's `meta`, our own note."""
+    """From the metadata of a `.pth`: the training script's options, mmsegmentation's `meta`, beitkit's config."""
     options = outside.get("args")
     given = options.attributes if isinstance(options, Inert) else _typed(dict, options) or {}
     meta = _typed(dict, outside.get("meta")) or {}
@@ -176,8 +176,10 @@ def _preprocessing(mean: object, std: object, crop_share: object, *, squeeze: bo
         return None
     share = _typed(float, crop_share)
     fields: dict[str, Any] = {} if share is None else {"crop_share": share}
-    known = next((name for name in FILTERS if name == filter), "bicubic")
-    return Preprocessing(mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known, **fields)
+    known: list[Filter] = [name for name in FILTERS if name == filter]
+    return Preprocessing(
+        mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known[0] if known else "bicubic", **fields
+    )
 
 
 def _per_channel(values: object) -> tuple[float, ...] | None:

@@ -57,8 +57,8 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             ),
             "RANK and WORLD_SIZE",
         )
-    # A batch script has SLURM_NTASKS too, but only what `srun` starts is a step. The shell that `salloc` opens is a step of one
-    # task, in a job of many: SLURM_NTASKS is the job's there, SLURM_STEP_NUM_TASKS always the step's.
+    # A batch script has SLURM_NTASKS too, but only processes started by `srun` have a step id. The shell that `salloc` opens is a
+    # step of one task in a job of many: SLURM_NTASKS is the job's there, SLURM_STEP_NUM_TASKS always the step's.
     is_step = "SLURM_STEP_ID" in environment and "WORLD_SIZE" not in environment
     size = next((name for name in STEP_SIZES if name in environment), STEP_SIZES[-1])
     if is_step and _number(environment, size, default=1) > 1:

@@ -27,7 +27,7 @@ from beitkit.train.machine.launch import Rank
 Value = TypeVar("Value")
 
 MEETING_TIME = timedelta(minutes=10)
-"""How long processes wait for the others to start."""
+"""Timeout of the rendezvous."""
 SILENT_WAIT = 10.0
 """Seconds after which a process says that it waits."""
 LONGEST_WAIT = timedelta(days=1)
@@ -107,8 +107,8 @@ def join(rank: Rank, device: torch.device) -> Processes:
 def _saying_what_it_waits_for(rank: Rank) -> Iterator[None]:
     """A line on the error output if the block takes long."""
     line = (
-        f"process {rank.rank} of {rank.world_size} waits for the others at {rank.address}:{rank.port}, for at most "
-        f"{MEETING_TIME.seconds // 60} minutes; start them all with torchrun or srun"
+        f"beitkit: process {rank.rank} of {rank.world_size} waits for the others at {rank.address}:{rank.port}, for at most "
+        f"{MEETING_TIME.total_seconds() / 60:g} minutes; start them all with torchrun or srun"
     )
     timer = threading.Timer(SILENT_WAIT, lambda: print(line, file=sys.stderr, flush=True))
     timer.daemon = True

@@ -20,13 +20,16 @@ from transformers import (
     BeitForMaskedImageModeling,
     BeitForSemanticSegmentation,
     BeitModel,
+    pipeline,
 )
 from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 
-from beitkit.configs.data import Preprocessing
-from beitkit.data.views.image import EvaluationView
+from beitkit.configs.data import IMAGENET, Preprocessing
+from beitkit.data.reader import ImageReader
+from beitkit.data.views.image import EvaluationView, outer_size
 from beitkit.errors import UserError
 from beitkit.interop.load import load
+from beitkit.interop.reading.hints import _share
 from beitkit.interop.save import save
 from beitkit.nn.segmentation.segmenter import Segmenter
 
@@ -271,3 +274,117 @@ def test_a_config_that_does_not_fit(changes: dict[str, Any], message: str, netwo
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
         load(tmp_path)
+
+
+# What a folder's processor does to images is done to them here, whatever their shape.
+
+
+PROCESSORS = {
+    "squeezed": {"size": {"height": 64, "width": 64}},
+    "squeezed, an older form": {"size": 64, "do_center_crop": False},
+    "squeezed, then cut": {"size": 72, "do_center_crop": True, "crop_size": 64},
+    "short side, then cut": {"size": {"shortest_edge": 72}, "do_center_crop": True, "crop_size": {"height": 64, "width": 64}},
+    "bilinear": {"size": {"height": 64, "width": 64}, "resample": 2},
+    "lanczos": {"size": {"shortest_edge": 64}, "do_center_crop": True, "crop_size": 64, "resample": 1},
+    "other statistics": {"size": 64, "rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+    "not rescaled": {"size": 64, "do_rescale": False, "image_mean": [10.0, 20.0, 30.0], "image_std": [90.0, 80.0, 70.0]},
+    "not normalized": {"size": 64, "do_normalize": False},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("shape", [(90, 120), (200, 61), (64, 64)], ids=str)
+def test_our_pixels_are_those_of_their_processor(name: str, shape: tuple[int, int], network: Any, tmp_path: Path) -> None:
+    save(network("classify"), tmp_path, format="huggingface")
+    about = {"image_processor_type": "BeitImageProcessor", "do_resize": True, "do_center_crop": False, "resample": 3}
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about | statistics | PROCESSORS[name]))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    theirs = BeitImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
+    ours = load(tmp_path)
+    assert not any("preprocessor_config" in note for note in ours.load_report.notes)
+    margin = {"atol": 1e-4, "rtol": 0} if "rescaled" in name else EXACT  # float32, in another order
+    torch.testing.assert_close(ours.reader([image]), theirs.float(), **margin)
+    save(ours, tmp_path / "again", format="huggingface")
+    assert load(tmp_path / "again").config.preprocessing == pytest.approx(ours.config.preprocessing)
+    again = BeitImageProcessorPil.from_pretrained(tmp_path / "again")(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(again.float(), theirs.float(), **margin)
+
+
+def test_a_segmenter_slides(network: Any, tmp_path: Path) -> None:
+    save(network("segment"), tmp_path, format="huggingface")
+    about = {"size": {"height": 64, "width": 64}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    ours = load(tmp_path)
+    assert ours.config.preprocessing.fit == "crop"
+    assert any("labeled in sliding windows as by the official code" in note for note in ours.load_report.notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"size": {"shortest_edge": 64}}, "keeps their aspect and cuts nothing off; beitkit cuts the center"),
+        ({"size": 64, "do_resize": False}, "does not resize them, beitkit does"),
+        ({"size": 96}, "makes 96x96 pixels, the network takes those of config.json"),
+        (
+            {"size": {"height": 80, "width": 96}, "do_center_crop": True, "crop_size": 64},
+            "cuts off other shares of height and width, beitkit that of the height",
+        ),
+    ],
+)
+def test_what_we_do_not_do_as_their_processor_is_named(changes: Any, note: str, network: Any, tmp_path: Path) -> None:
+    save(network("classify"), tmp_path, format="huggingface")
+    about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], **changes}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    assert [line for line in load(tmp_path).load_report.notes if line.endswith(note)]
+
+
+def test_every_crop_of_every_size_is_found_again() -> None:
+    for outer in range(32, 700):
+        for inner in {outer, outer - 1, outer // 2, 224, 7 * outer // 8}:
+            if inner <= outer:
+                assert outer_size((inner, inner), _share(inner, outer)) == (outer, outer)
+
+
+def test_a_gray_networks_processor(network: Any, tmp_path: Path) -> None:
+    first = network("classify, one channel")
+    gray = type(first)(replace(first.config, preprocessing=IMAGENET)).eval()
+    report = save(gray, tmp_path, format="huggingface")
+    assert any("does not make images gray" in note for note in report.notes)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120), dtype=np.uint8))
+    theirs = BeitImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
+    ours = load(tmp_path)
+    assert theirs.shape == (1, 1, 64, 64)
+    torch.testing.assert_close(theirs, ours.reader([image]), **EXACT)
+    torch.testing.assert_close(ours.reader([image]), ImageReader.of(gray.config.backbone, IMAGENET)([image]), **EXACT)
+
+
+def test_several_labels_stay_several(network: Any, tmp_path: Path) -> None:
+    """transformers' own pipeline gives our probabilities."""
+    first = network("classify")
+    ours = type(first)(replace(first.config, multilabel=True, preprocessing=IMAGENET)).eval()
+    ours.load_state_dict(first.state_dict())
+    ours.reader = ImageReader.of(ours.config.backbone, ours.config.preprocessing)
+    save(ours, tmp_path, format="huggingface")
+    again = load(tmp_path)
+    assert again.config.multilabel
+    theirs = read_strictly(BeitForImageClassification, tmp_path)
+    assert theirs.config.problem_type == "multi_label_classification"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (73, 73, 3), dtype=np.uint8))
+    processor = BeitImageProcessorPil.from_pretrained(tmp_path)
+    pipe = pipeline("image-classification", model=theirs, image_processor=processor)
+    said = {guess["label"]: guess["score"] for guess in pipe(image)}
+    assert said == pytest.approx(ours.predict(image).probabilities, abs=1e-5)
+    assert said == pytest.approx(again.predict(image).probabilities, abs=1e-5)
+    assert sum(said.values()) != pytest.approx(1)
+    assert "3 classes, several at once (sigmoid)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_head_that_regresses_is_no_classifier(network: Any, tmp_path: Path) -> None:
+    save(network("classify"), tmp_path, format="huggingface")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"problem_type": "regression"}))
+    with pytest.raises(UserError, match="a backbone without a head"):
+        load(tmp_path)
+    fresh = load(tmp_path, task="classify", num_classes=2)
+    assert any("its outputs are no classes" in note for note in fresh.load_report.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,40 @@ def test_only_classifiers_go_to_timm(network: Any, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"timm has BEiT for classification only.*{task}"):
             save(network(name), tmp_path / "out", format="timm")
     assert not (tmp_path / "out").exists()
+
+
+def test_several_labels_and_whole_images(network: Any, tmp_path: Path, timm_library: Any) -> None:
+    """What timm has no word for comes back, and timm still reads the folder."""
+    first = network("classify")
+    shown = replace(first.config.preprocessing, fit="squeeze", filter="bilinear")
+    ours = type(first)(replace(first.config, multilabel=True, preprocessing=shown))
+    save(ours, tmp_path / "out", format="timm")
+    assert load(tmp_path / "out").config == ours.config
+    theirs = timm_library.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert (theirs.pretrained_cfg["crop_mode"], theirs.pretrained_cfg["interpolation"]) == ("squash", "bilinear")
+    path = tmp_path / "out" / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"]["crop_mode"] = "border"
+    path.write_text(json.dumps(config))
+    assert any("crop_mode border" in note for note in load(tmp_path / "out").load_report.notes)
+
+
+def test_bfloat16_rounds_where_timm_rounds(network: Any, random_images: Any, timm_library: Any, tmp_path: Path) -> None:
+    """Without LayerScale and absolute positions nothing but the concatenation lifts the stream to float32."""
+    first = network("classify")
+    backbone = replace(first.config.backbone, layer_scale=None)
+    ours = type(first)(replace(first.config, backbone=backbone)).eval()
+    ours.load_state_dict({name: tensor for name, tensor in first.state_dict().items() if "gamma" not in name})
+    save(ours, tmp_path / "out", format="timm")
+    theirs = timm_library.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    types = []
+    for block in (*theirs.blocks, *ours.backbone.blocks):
+        block.register_forward_hook(lambda _, given, made: types.append(made.dtype))
+    images = random_images(8, 3, 64, 64)
+    with torch.no_grad():
+        exact = ours(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded, others = ours(images).float(), theirs(images).float()
+    assert set(types) == {torch.float32}
+    assert (rounded - exact).abs().mean() < 1.2 * (others - exact).abs().mean() + 1e-6
+    torch.testing.assert_close(rounded, others, rtol=0, atol=0.05)

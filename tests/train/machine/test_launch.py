@@ -90,3 +90,15 @@ def test_values_that_cannot_be() -> None:
 )
 def test_first_host(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
+
+
+def test_the_shell_of_salloc_is_one_process() -> None:
+    """It is a step of one task in a job of four."""
+    shell = SLURM | {"SLURM_STEP_ID": "4294967290", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert rank_from_environment(shell) == Rank()
+    inside = rank_from_environment(shell | {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"})
+    assert (inside.rank, inside.world_size) == (1, 2)
+    with pytest.raises(UserError, match="no process 2 of 2, counted from 0: SLURM_PROCID and SLURM_STEP_NUM_TASKS contradict"):
+        rank_from_environment(shell | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "2"})
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS asks for 2 processes, but the environment variable SLURM_LOCALID"):
+        rank_from_environment(without(shell | {"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_LOCALID"))

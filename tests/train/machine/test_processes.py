@@ -2,12 +2,19 @@
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+
+from beitkit.errors import UserError
+from beitkit.train.machine import processes
+from beitkit.train.machine.launch import Rank
 
 PROGRAM = Path(__file__).parents[1] / "two_processes.py"
 STEPS, PASSES = 8, 4
@@ -95,3 +102,22 @@ def test_other_inputs_in_one_process_are_refused(found: Found) -> None:
 
 def test_the_end_of_a_process_ends_the_others(found: Found) -> None:
     assert found.first["lost"].startswith("another process of this run stopped, its message says why")
+
+
+def test_a_process_that_waits_says_so(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(processes, "SILENT_WAIT", 0.2)
+    monkeypatch.setattr(processes, "MEETING_TIME", timedelta(seconds=2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = Rank(rank=1, world_size=2, address="127.0.0.1", port=port)
+    with pytest.raises(UserError, match=f"process 1 of 2 could not meet the others at 127.0.0.1:{port}"):
+        processes.join(alone, torch.device("cpu"))
+    assert f"beitkit: process 1 of 2 waits for the others at 127.0.0.1:{port}" in capfd.readouterr().err
+
+
+def test_processes_that_meet_at_once_say_nothing(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(processes, "SILENT_WAIT", 0.2)
+    assert processes.join(Rank(), torch.device("cpu")) is processes.ALONE
+    time.sleep(0.5)
+    assert capfd.readouterr().err == ""
