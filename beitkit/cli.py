@@ -229,9 +229,9 @@ def _one_line(words: str) -> str:
     if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.*?) could be instantiated from \[(.*?)\]", words):
         given = " ".join(re.findall(r"'(.*?)'", wrong[3]))
         if "{INT INT}" in wrong[2]:
-            return f"{wrong[1]} takes a whole number, or two (the height, then the width), got {given!r}"
+            return f"{wrong[1]} expects a whole number, or two (the height, then the width), got {given!r}"
         kinds = [str(kind) for kind in re.findall(r"[A-Za-z]\w*", wrong[2]) if kind != "None"]
-        return f"{wrong[1]} takes {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {given!r}"
+        return f"{wrong[1]} expects {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {given!r}"
     if wrong := re.match(
         r"Error parsing (--[\w.-]+): (?:invalid literal for (int)|could not convert string to float).*?'(.*)'", words
     ):

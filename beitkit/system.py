@@ -47,6 +47,11 @@ def usable_cores() -> int:
     return max(1, cores // int(sharing)) if sharing.isdecimal() and int(sharing) else cores
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all that torchrun or srun started, or the only one."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
 def resident_bytes() -> int | None:
     """Resident memory of this process; None except on Linux."""
     return _kilobytes("VmRSS")

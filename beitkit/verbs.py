@@ -11,6 +11,7 @@ To add a verb, make its room in `runs/` and add a row to `VERBS`. Nothing here i
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
@@ -44,8 +45,8 @@ class Entry(NamedTuple):
         return _named(self.config)
 
     def function(self) -> Callable[[Any], Any]:
-        """The function that takes the config; importing it imports torch."""
-        return _named(self.run)
+        """The function that takes the config, and reads no larger images than that allows; importing it imports torch."""
+        return functools.partial(_limited, _named(self.run))
 
 
 VERBS = {
@@ -225,6 +226,15 @@ class Verb:
                 for option in fields(get_args(self._flat[key])[0])
             ]
         return Signature(parameters)
+
+
+def _limited(run: Callable[[Any], Any], config: Any) -> Any:
+    """What a verb does, its images being no larger than its `read.max_pixels`."""
+    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
+    from beitkit.data.decoding.limit import pixels_up_to
+
+    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+        return run(config)
 
 
 def _named(where: str) -> Any:

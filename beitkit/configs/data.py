@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from beitkit.configs.bounds import (
     Bounds,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     PositiveShare,
     Share,
@@ -26,6 +28,8 @@ ValueLimits = Annotated[tuple[float, float], Bounds(is_range=True)]
 """The values of files that are black and white, for all channels."""
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """Pillow's filters, in the order of its numbers."""
+Fit = Literal["crop", "squeeze", "letterbox"]
+"""How an image comes to the shape of the network's."""
 
 
 @config("mask")
@@ -53,6 +57,10 @@ class ViewConfig:
     """Aspect ratio (width / height) of a random crop, smallest and largest."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
+    vertical_flip: Share = later(0.0)
+    """Probability of a vertical flip, for images without an above and below (cells, satellites)."""
+    quarter_turns: Share = later(0.0)
+    """Probability of a turn by 90, 180 or 270 degrees, each as likely; at 0.75 all four orientations are."""
     color_jitter: ShareBelowOne = 0.4
     """Strength of the brightness, contrast and saturation jitter; 0 turns it off."""
 
@@ -102,8 +110,9 @@ class Preprocessing:
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_share: float = 0.875
     """Evaluation: the image is resized to image size / crop_share, then the center is cut out."""
-    fit: Literal["crop", "squeeze"] = later("crop")
-    """crop: resizing keeps the aspect, and the short side decides; squeeze: the whole image is brought to that size."""
+    fit: Fit = later("crop")
+    """crop: resizing keeps the aspect, and the short side decides; squeeze: the whole image is brought to that size; letterbox:
+    the long side decides, and what is left over has the mean color."""
     filter: Filter = later("bicubic")
     """How evaluation resizes."""
     value_range: ValueRange | None = later(None)
@@ -119,6 +128,13 @@ class Preprocessing:
         if min(self.std) <= 0:
             raise UserError(f"`std` must be positive, got {self.std}")
 
+    def shown(self, fit: Fit | None, crop_share: float | None) -> Preprocessing:
+        """With another fit or crop share, where they are given; a new fit that shows whole images cuts nothing off by itself."""
+        changed = self
+        if fit is not None and fit != self.fit:
+            changed = replace(self, fit=fit, crop_share=self.crop_share if fit == "crop" else 1.0)
+        return changed if crop_share is None else replace(changed, crop_share=crop_share)
+
 
 def check_range(value_range: ValueRange | None) -> None:
     """Raise a `UserError` for a range that holds nothing."""
@@ -133,7 +149,16 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 @config("read")
-class ReadConfig:
+class ReadLimit:
+    """What is too large to be read."""
+
+    max_pixels: PositiveFloat = later(64.0)
+    """Largest images that are read, in millions of pixels; decoded, one takes 3 bytes a pixel (64: 192 MB) in every process that
+    reads (--workers)."""
+
+
+@config("read")
+class ReadConfig(ReadLimit):
     """What happens to files that cannot be read."""
 
     max_broken: Share = 0.01
@@ -152,6 +177,10 @@ class SceneViewConfig:
     """A crop is drawn again, up to 10 times, while one class has this share of its counted pixels or more; 1 turns it off."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
+    vertical_flip: Share = later(0.0)
+    """Probability of a vertical flip, for images without an above and below (cells, satellites)."""
+    quarter_turns: Share = later(0.0)
+    """Probability of a turn by 90, 180 or 270 degrees, each as likely; at 0.75 all four orientations are."""
     distortion: Share = 0.5
     """Probability of each change of color: brightness, contrast, saturation and hue; 0 turns all of them off."""
     brightness: Annotated[float, Bounds(ge=0, le=255)] = 32.0

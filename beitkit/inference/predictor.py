@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from beitkit.configs.data import Fit, ReadLimit
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import ImageInput
 from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.limit import pixels_up_to
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities
@@ -50,6 +52,9 @@ class BatchComputation:
     model: Path
     compute: Computation
     machine: MachineConfig = MachineConfig()
+    read: ReadLimit = ReadLimit()
+    fit: Fit | None = None
+    """How images come to the network's shape; None takes what is stored with it."""
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
         """The batch without `image`, `values` float32 (b, ...), NaN where an image cannot be read, and `error`, else empty.
@@ -65,7 +70,8 @@ class BatchComputation:
         readable, pixels = [], []
         for place, image in enumerate(column):
             try:
-                pixels.append(loaded.reader.pixels(image))
+                with pixels_up_to(self.read.max_pixels):
+                    pixels.append(loaded.reader.pixels(image))
                 readable.append(place)
             except BrokenImage as broken:
                 errors[place] = broken.reason
@@ -78,14 +84,21 @@ class BatchComputation:
         return passed_on | {"values": values, "error": np.array(errors, dtype=object)}
 
     def loaded(self) -> Loaded:
-        """The network, loaded once per process."""
-        return _loaded(self.model, self.machine, self.model.stat().st_mtime_ns if self.model.exists() else 0)
+        """The network, read once for each process."""
+        return _loaded(self.model, self.machine, self.fit, self.model.stat().st_mtime_ns if self.model.exists() else 0)
+
+
+def fitted(model: Network, fit: Fit | None) -> Network:
+    """The network, whose images come to its shape in this way; None leaves it as it is."""
+    preprocessing = model.config.preprocessing.shown(fit, None)
+    model.config = replace(model.config, preprocessing=preprocessing)  # type: ignore[assignment] - of the same class
+    return model
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
-    """The network of a checkpoint; `modified` is part of the cache key, so that a changed file is read again."""
-    model = load(path)
+def _loaded(path: Path, machine: MachineConfig, fit: Fit | None, modified: int) -> Loaded:
+    """A network; `modified` is in the key, so that a checkpoint that was written anew is read anew."""
+    model = fitted(load(path), fit)
     runtime = start_runtime(machine)
     cast_weights_(model.to(runtime.device), runtime.autocast)
     return Loaded(model, runtime, ImageReader.of(model.config.backbone, model.config.preprocessing))
@@ -94,9 +107,12 @@ def _loaded(path: Path, machine: MachineConfig, modified: int) -> Loaded:
 class Predictor:
     """A classifier for batches of paths or arrays."""
 
-    def __init__(self, model: str | Path, *, machine: MachineConfig = MachineConfig()) -> None:
-        """A predictor with the checkpoint `model`, loaded at the first batch; `machine` chooses device, precision and threads."""
-        self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine)
+    def __init__(self, model: str | Path, *, fit: Fit | None = None, machine: MachineConfig = MachineConfig()) -> None:
+        """A predictor with the checkpoint `model`, read at the first batch; `machine` chooses device, precision and threads.
+
+        `fit` says how images come to the network's shape, if not as is stored with it.
+        """
+        self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine, fit=fit)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
         """The batch with its predictions.
@@ -127,10 +143,15 @@ class Embedder:
     """Features of batches of paths or arrays."""
 
     def __init__(
-        self, model: str | Path, *, embedding: Embedding = Embedding(), machine: MachineConfig = MachineConfig()
+        self,
+        model: str | Path,
+        *,
+        embedding: Embedding = Embedding(),
+        fit: Fit | None = None,
+        machine: MachineConfig = MachineConfig(),
     ) -> None:
-        """An embedder with the checkpoint `model`, loaded at the first batch."""
-        self._batches = BatchComputation(model=Path(model), compute=embedding, machine=machine)
+        """An embedder with the checkpoint `model`, read at the first batch; see `Predictor`."""
+        self._batches = BatchComputation(model=Path(model), compute=embedding, machine=machine, fit=fit)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
         """The batch with `features` float32 (b, ...) and `error`; see `Predictor` for what it takes, `Embedding` for shapes."""

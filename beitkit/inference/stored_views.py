@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from beitkit.configs.data import ReadLimit
 from beitkit.configs.train import MachineConfig
 from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.limit import pixels_up_to
 from beitkit.data.decoding.reading import readable_image
 from beitkit.data.seeds import stored_view_generator
 from beitkit.data.stream import token_ids
@@ -39,6 +41,7 @@ class ViewTokens:
     """Images per call of the tokenizer."""
     machine: MachineConfig = MachineConfig()
     """Device and threads; its precision is that of the tokenizer."""
+    read: ReadLimit = ReadLimit()
 
     def __call__(self, batch: Mapping[str, Sequence[Any] | NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
         """A row for each view, or one for an image that cannot be read.
@@ -74,7 +77,8 @@ class ViewTokens:
         view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
         tokenizer = _loaded(self.tokenizer, self.machine)[0].tokenizer
         assert isinstance(tokenizer, TokenizerNetwork)
-        image = readable_image(path, key.channels, tokenizer.value_range, key.patch)
+        with pixels_up_to(self.read.max_pixels):
+            image = readable_image(path, key.channels, tokenizer.value_range, key.patch)
         return [view(image, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 
     def _encoded(self, images: Tensor) -> Tensor:

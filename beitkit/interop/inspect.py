@@ -57,7 +57,7 @@ class CheckpointSummary:
             ]
         if self.preprocessing is not None:
             mean, std = self.preprocessing.mean, self.preprocessing.std
-            fit = ", squeezed" if self.preprocessing.fit == "squeeze" else ""
+            fit = {"crop": "", "squeeze": ", squeezed", "letterbox": ", letterboxed"}[self.preprocessing.fit]
             filter = "" if self.preprocessing.filter == "bicubic" else f", {self.preprocessing.filter}"
             cut = f"crop share {self.preprocessing.crop_share:g}{fit}{filter}"
             shown.append(("pixels", f"mean {_listed(mean)}, deviation {_listed(std)}, {cut}"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from beitkit.configs.data import Preprocessing
+from beitkit.configs.data import Fit, Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -19,6 +19,9 @@ OUR_NOTE = "beitkit"
 
 MULTILABEL = "multi_label_classification"
 """transformers' `problem_type` of a classifier that gives each class a yes or no of its own; we write it for timm, too."""
+
+CROP_MODES: dict[Fit, str] = {"crop": "center", "squeeze": "squash", "letterbox": "border"}
+"""timm's names of how images come to the network's shape; we write them for transformers, too."""
 
 AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = MaskedImageModel | Classifier | Segmenter

@@ -11,6 +11,7 @@ pixels; black drawings on a transparent ground, the most common kind, would beco
 from __future__ import annotations
 
 import ctypes
+import importlib
 import io
 import logging
 import stat
@@ -29,13 +30,15 @@ from PIL import Image
 from torch import Tensor
 
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.formats import FORMATS
+from beitkit.data.decoding.formats import FORMATS, HAS_HEIF, HEIF_EXTRA
 from beitkit.data.decoding.jpeg import decode_jpeg, is_decodable
+from beitkit.data.decoding.limit import allowed, is_too_large, too_large
 from beitkit.errors import UserError
 
 Image.init()
+if HAS_HEIF:
+    importlib.import_module("pillow_heif").register_heif_opener()
 READABLE = tuple(name for name in FORMATS if name in Image.OPEN)  # older and leaner builds of Pillow lack some
-MAX_PIXELS = 64_000_000  # 64 megapixels: 192 MB decoded
 # Tags of TIFF 6.0.
 BITS, PHOTOMETRIC, SAMPLES, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
 
@@ -50,6 +53,8 @@ UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 """The turns that exchange height and width."""
 Pixels = NDArray[np.uint8]
@@ -159,13 +164,13 @@ def _possible(reduction: int) -> int:
     return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
 
-def image_to_crop(source: Path | Encoded, channels: int, smallest: Pair = (1, 1)) -> Image.Image | StoredImage:
+def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image | StoredImage:
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
     path = display_name(source)
     with opened_image(source) as image:
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        if is_too_large(width, height):
             raise BrokenImage(path, too_large(width, height))
         if (reason := beyond_8_bits(image)) is not None:
             raise BrokenImage(path, reason)
@@ -178,15 +183,15 @@ def image_to_crop(source: Path | Encoded, channels: int, smallest: Pair = (1, 1)
         return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
 
 
-def open_image(path: Path, channels: int, smallest: Pair = (1, 1)) -> Image.Image:
+def open_image(path: Path, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image:
     """The image of a file, upright, in mode "RGB" for 3 channels and "L" for 1.
 
     Raises:
-        BrokenImage: the file is not an image, damaged, cut short, has more than `MAX_PIXELS` pixels, or is lower or narrower
-            than `smallest` (height, width).
+        BrokenImage: the file is not an image, damaged, cut short, has more pixels than allowed (`limit`), or is lower or
+            narrower than `smallest` (height, width).
         UserError: `channels` is neither 1 nor 3.
     """
-    image = image_to_crop(path, channels, smallest)
+    image = image_to_crop(path, channels, smallest=smallest)
     return image.decoded() if isinstance(image, StoredImage) else image
 
 
@@ -237,11 +242,6 @@ def image_header(source: Path | Encoded) -> Header:
     """
     with opened_image(source) as image:
         return Header(image.size, _turn(image))
-
-
-def too_large(width: int, height: int) -> str:
-    """Why an image of this size is not read."""
-    return f"{width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} million"
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -304,7 +304,7 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     except BrokenImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BrokenImage(path, f"more than {MAX_PIXELS / 1e6:g} million pixels") from error
+        raise BrokenImage(path, f"more than {allowed():g} million pixels; --read.max-pixels reads larger ones") from error
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(path, _unidentified(source)) from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
@@ -312,11 +312,14 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
 
 
 def _unidentified(source: Path | Encoded) -> str:
-    """Why Pillow cannot open a file."""
+    """Why Pillow cannot open a file, by its first bytes: the box `ftyp` names what phones write (ISO 14496-12, 4.3)."""
     start = source.content[:132] if isinstance(source, Encoded) else _beginning(source)
-    deep = start.startswith((b"\x93NUMPY", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) or start[128:] == b"DICM"
-    if deep:
+    if start.startswith((b"\x93NUMPY", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) or start[128:] == b"DICM":
         return "is no 8-bit gray or RGB image; say which values are black and white (`value_range`), or the number of `channels`"
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not HAS_HEIF:
+        return f"a HEIC image, which {HEIF_EXTRA} reads"
+    if start[4:8] == b"ftyp" and start[8:12] in AVIF_BRANDS and "AVIF" not in READABLE:
+        return "an AVIF image, which this build of Pillow does not read; pip install --upgrade pillow"
     return "not an image, or damaged at its beginning"
 
 

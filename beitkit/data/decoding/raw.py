@@ -21,7 +21,6 @@ from PIL import Image
 from beitkit.configs.data import MOST_CHANNELS
 from beitkit.data.decoding.decode import (
     BITS,
-    MAX_PIXELS,
     ORIENTATION,
     PHOTOMETRIC,
     PLANES,
@@ -37,9 +36,9 @@ from beitkit.data.decoding.decode import (
     opaque,
     opened_image,
     raw_mode,
-    too_large,
 )
 from beitkit.data.decoding.deep import TURNS
+from beitkit.data.decoding.limit import is_too_large, too_large
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO = 0
@@ -144,7 +143,7 @@ def _checked(raw: RawImage, path: Path) -> RawImage:
         raise BrokenImage(path, f"holds {raw.values.dtype} of shape {raw.values.shape}, which is no image")
     if channels - raw.has_alpha > MOST_CHANNELS:
         raise BrokenImage(path, f"has {channels} channels, more than {MOST_CHANNELS}")
-    if height * width > MAX_PIXELS:
+    if is_too_large(width, height):
         raise BrokenImage(path, too_large(width, height))
     return raw
 
@@ -232,7 +231,7 @@ def _has_all(image: Image.Image) -> bool:
 def _by_tifffile(file: io.BufferedIOBase, path: Path) -> RawImage:
     with tifffile.TiffFile(file, name=path.name) as tiff:
         page = tiff.pages.first
-        if page.imagewidth * page.imagelength > MAX_PIXELS:
+        if is_too_large(page.imagewidth, page.imagelength):
             raise BrokenImage(path, too_large(page.imagewidth, page.imagelength))
         try:
             pixels = page.asarray(maxworkers=1)

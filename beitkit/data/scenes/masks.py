@@ -17,7 +17,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from beitkit.configs.segmentation import Color
-from beitkit.data.decoding.decode import MAX_PIXELS, BrokenImage, opened_image
+from beitkit.data.decoding.decode import BrokenImage, opened_image
+from beitkit.data.decoding.limit import is_too_large, too_large
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that keep every value; JPEG and WebP do not
 MODES = ("1", "L", "P", "RGB", "I", "I;16", "I;16B")
@@ -54,8 +55,8 @@ def read_mask(path: Path) -> Mask:
     with opened_image(path) as image:
         if image.format not in FORMATS:
             raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
-        if image.width * image.height > MAX_PIXELS:
-            raise BrokenImage(path, f"{image.width}x{image.height} pixels, more than {MAX_PIXELS / 1e6:g} million")
+        if is_too_large(image.width, image.height):
+            raise BrokenImage(path, too_large(image.width, image.height))
         step = _gray_step(image)
         image.load()
         return _mask(path, image, step)

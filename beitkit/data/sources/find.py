@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.formats import EXTENSIONS
+from beitkit.data.decoding.formats import ALL_EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order
-from beitkit.data.sources.folders import entries_of, is_image, walk
+from beitkit.data.sources.folders import described_ending, entries_of, in_words, is_image, say_left_out, walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import ENDING, archives_in, open_index
 from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
@@ -34,9 +35,12 @@ def find_images(path: Path | str) -> ImageList:
     if packed is not None:
         return open_index(packed, labeled=False) if isinstance(packed, str) else archive_images(packed, labeled=False)
     if _exists_as_folder(path):
-        names = sorted(walk(path))
+        left_out: Counter[str] = Counter()
+        names = sorted(walk(path, left_out))
         if not names:
-            raise UserError(f"{path} holds no images (files that end in .jpg, .png, .webp, .tif and so on)")
+            others = f"; left out: {in_words(left_out)}" if left_out else ""
+            raise UserError(f"{path} holds no images (files that end in .jpg, .png, .webp, .tif and so on){others}")
+        say_left_out(path, left_out)
         return ImageList.of(path, names)
     table = read_list(path, labeled=False)
     return ImageList(path.parent, table.names, table.offsets)
@@ -213,7 +217,7 @@ def _exists_as_folder(path: Path) -> bool:
         raise UserError(f"{path} does not exist; give a folder of images, or a list (.txt, .csv, .jsonl)")
     if not path.is_file():
         raise UserError(f"{path} is neither a folder nor a regular file; give a folder of images, or a list (.txt, .csv, .jsonl)")
-    if path.suffix.lower() in EXTENSIONS:
+    if path.suffix.lower() in ALL_EXTENSIONS:
         raise UserError(f"{path} is one image; give the folder it is in, or a list")
     return False
 
@@ -246,16 +250,21 @@ def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
         _at_least_two(found, path)
         classes = found
     index = {name: label for label, name in enumerate(classes)}
+    left_out = Counter(described_ending(entry.name) for entry in entries if not entry.is_dir())
     names: list[bytes] = []
     labels: list[int] = []
     for name in found:
         if name not in index:
             raise UserError(f"{path / name} is a class that is not one of the {_counted(classes)}; rename or remove it")
-        inside = sorted(walk(path / name))
+        others: Counter[str] = Counter()
+        inside = sorted(walk(path / name, others))
         if not inside:
-            raise UserError(f"the class folder {path / name} holds no images; fill or remove it")
+            what = f" (left out: {in_words(others)})" if others else ""
+            raise UserError(f"the class folder {path / name} holds no images{what}; fill or remove it")
+        left_out += others
         names.extend(os.fsencode(f"{name}/") + image for image in inside)
         labels.extend([index[name]] * len(inside))
+    say_left_out(path, left_out)
     return ImageList.of(path, names, classes=classes, labels=np.array(labels, dtype=np.int64))
 
 

@@ -14,6 +14,7 @@ Columns are flat arrays: a list of a million rows keeps no Python object per row
 from __future__ import annotations
 
 import os
+import re
 import stat
 from array import array
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 _SPLITS: tuple[Split, ...] = tuple(SPLIT_NAMES)
 _SPLIT_CODES = {name: code for code, split in enumerate(_SPLITS) for name in SPLIT_NAMES[split]}
 _NO_SPLIT = -1
+FIRST_BLOCK = 2**13  # bytes that are looked at
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")  # all but white space and the escape of terminals
 _LONGEST_SHOWN = 200  # characters of a value in an error
 
 
@@ -78,9 +81,10 @@ def read_list(path: Path, *, labeled: bool) -> ListTable:
     """A list by its ending: `.csv`, `.jsonl`, anything else is text; labels and splits only when `labeled`.
 
     Raises:
-        UserError: nothing listed, or a row that cannot be read, names no regular file or has no usable label or split; names
-            the line.
+        UserError: no text, nothing listed, or a row that cannot be read, names no regular file or has no usable label or split;
+            names the line.
     """
+    _refuse_binary(path)
     ending = path.suffix.lower()
     if ending == ".csv":
         rows = csv_rows(path, labeled=labeled)
@@ -94,6 +98,16 @@ def read_list(path: Path, *, labeled: bool) -> ListTable:
     for row in rows:
         columns.add(row)
     return columns.table()
+
+
+def _refuse_binary(path: Path) -> None:
+    """Raise a `UserError` for a file that is no text; names in lists need not be UTF-8, but hold no control characters."""
+    with path.open("rb") as file:
+        start = file.read(FIRST_BLOCK)
+    if CONTROL.search(start):
+        raise UserError(
+            f"{path} is no list: it holds binary data; give a folder of images, or a list as text (.txt, .csv, .jsonl) in UTF-8"
+        )
 
 
 class _Columns:

@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import Pixels, StoredImage
+from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
+from beitkit.data.views.orientation import Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
 
 View = Callable[..., dict[str, Tensor]]
 """Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
@@ -57,7 +58,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class PretrainView:
-    """BEiT's two views: one jitter, crop and flip, at the backbone's size and at the tokenizer's.
+    """BEiT's two views: one jitter, crop and flip (and turn), at the backbone's size and at the tokenizer's.
 
     `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
     the same crop. The steps follow the original's: jitter of the whole image, of which only the crop is computed, then crop
@@ -73,16 +74,16 @@ class PretrainView:
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
-        box, is_flipped = _drawn_crop(image, self.view, rng)
+        box, orientation = _drawn_crop(image, self.view, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
-        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-        whole, box = _decoded_for(image, box, height, width, as_image=bool(jitters))
+        largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
+        whole, box = _decoded_for(image, box, largest, orientation, as_image=bool(jitters))
         crop = _cut(whole, box)
         if jitters:
             assert isinstance(whole, AnyImage)
             assert isinstance(crop, AnyImage)
             crop = _jittered(crop, jitters, whole)
-        pixels = _pixels(crop, is_flipped)
+        pixels = _pixels(crop, orientation)
         views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
             views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
@@ -107,8 +108,9 @@ class TrainView:
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
         if max(self.image_size) <= SMALL:
-            small = _resized(_decoded(image), self.image_size, Image.Resampling.BICUBIC)
-            shown = _flipped(_shifted(small, rng), self.view.flip, rng)
+            turns = drawn_turns(self.view, rng)
+            small = _resized(_decoded(image), on_its_side(self.image_size, turns), Image.Resampling.BICUBIC)
+            shown = _transposed(_shifted(small, rng), drawn_orientation(self.view, turns, rng))
         else:
             shown = _to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
         shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
@@ -120,9 +122,10 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvaluationView:
-    """Evaluation: the center of the image, resized to image size / crop share by its short side, or squeezed to that size.
+    """Evaluation: the center of the image, resized to image size / crop share by its short side, by its long side (letterbox:
+    what is left over has the mean color), or squeezed to that size.
 
-    Networks for images of at most 32 pixels see the whole image, scaled to their size. The generator is not used.
+    Networks for images of at most 32 pixels see the whole image, squeezed where it is not letterboxed. The generator is not used.
     """
 
     preprocessing: Preprocessing
@@ -131,6 +134,8 @@ class EvaluationView:
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
         image, shown = _decoded(image), self.preprocessing
+        if shown.fit == "letterbox":
+            return {"images": _letterboxed(image, self.image_size, shown)}
         if max(self.image_size) <= SMALL:
             size = self.image_size
         elif shown.fit == "squeeze":
@@ -165,6 +170,39 @@ def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
     if image[1] * height <= image[0] * width:
         return width * image[0] // image[1], width
     return height, height * image[1] // image[0]
+
+
+def holding_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
+    """The (height, width) an image is resized to, aspect kept, so that it just fits into image size / crop share."""
+    height, width = outer_size(image_size, crop_share)
+    factor = max(image[0] / height, image[1] / width)
+    return max(1, round(image[0] / factor)), max(1, round(image[1] / factor))
+
+
+def in_words(preprocessing: Preprocessing, image_size: Pair) -> str:
+    """What evaluation does to an image, for whoever has to do it without beitkit."""
+    shown, (height, width) = preprocessing, image_size
+    is_whole = max(image_size) <= SMALL and shown.fit != "letterbox"
+    outer = image_size if is_whole else outer_size(image_size, shown.crop_share)
+    if is_whole:
+        fitted = f"the whole image resized to {height}x{width}"
+    elif shown.fit == "letterbox":
+        fitted = f"the image resized to fit into {outer[0]}x{outer[1]} and put on the mean color"
+    elif shown.fit == "squeeze":
+        fitted = f"the whole image resized to {outer[0]}x{outer[1]}"
+    else:
+        fitted = f"the image resized to just cover {outer[0]}x{outer[1]}"
+    cut = "" if outer == image_size and (is_whole or shown.fit != "crop") else f", then the center of {height}x{width}"
+    return f"{fitted} ({shown.filter}){cut}; mean {list(shown.mean)}, deviation {list(shown.std)} of values from 0 to 1"
+
+
+def cut_away(image: Pair, image_size: Pair, preprocessing: Preprocessing) -> float:
+    """Share of an image's area that evaluation does not show, because of its shape and of the crop share."""
+    if max(image_size) <= SMALL and preprocessing.fit != "letterbox":
+        return 0.0
+    sizes = {"crop": covering_size, "letterbox": holding_size, "squeeze": lambda _, size, share: outer_size(size, share)}
+    height, width = sizes[preprocessing.fit](image, image_size, preprocessing.crop_share)
+    return 1.0 - min(1.0, image_size[0] / height) * min(1.0, image_size[1] / width)
 
 
 def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
@@ -265,19 +303,22 @@ def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
-def _drawn_crop(image: AnyImage | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, bool]:
-    """A random crop, and whether it is flipped."""
-    box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
-    return box, rng.random() < view.flip
+def _drawn_crop(image: AnyImage | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, Orientation]:
+    """A random crop, and how it is flipped and turned; its aspect is drawn as it is shown, after the turn."""
+    turns = drawn_turns(view, rng)
+    box = crop_box(on_its_side((image.height, image.width), turns), view.crop_scale, view.crop_ratio, rng)
+    if turns % 2:
+        box = Box(box.left, box.top, box.width, box.height)  # where it lies is drawn evenly, either way
+    return box, drawn_orientation(view, turns, rng)
 
 
 def _cropped(
     image: AnyImage | StoredImage, view: ViewConfig, size: Pair, mode: str, rng: random.Random
 ) -> Shaped[Tensor, "c h w"]:
-    """A random crop at (height, width) `size`, flipped or not."""
-    box, is_flipped = _drawn_crop(image, view, rng)
-    whole, box = _decoded_for(image, box, *size)
-    return _shrunk(_pixels(_cut(whole, box), is_flipped), size, mode)
+    """A random crop at (height, width) `size`, flipped and turned or not."""
+    box, orientation = _drawn_crop(image, view, rng)
+    whole, box = _decoded_for(image, box, size, orientation)
+    return _shrunk(_pixels(_cut(whole, box), orientation), size, mode)
 
 
 def _decoded(image: AnyImage | StoredImage) -> AnyImage:
@@ -285,21 +326,22 @@ def _decoded(image: AnyImage | StoredImage) -> AnyImage:
 
 
 def _decoded_for(
-    image: AnyImage | StoredImage, box: Box, height: int, width: int, *, as_image: bool = False
+    image: AnyImage | StoredImage, box: Box, size: Pair, orientation: Orientation, *, as_image: bool = False
 ) -> tuple[AnyImage | Pixels, Box]:
-    """The whole image decoded at the resolution that a crop shown at (height, width) needs, and the crop's box in it.
+    """The whole image decoded at the resolution that a crop shown at (height, width) `size` needs, and the crop's box in it.
 
     Decoded at a half, a quarter or an eighth, it still has at least twice the shown size, so that the resize filter determines
     the result, and rounding the box to whole pixels shifts it by at most a quarter of a shown pixel.
     """
     if not isinstance(image, StoredImage):
         return image, box
+    height, width = (size[1], size[0]) if orientation in SIDEWAYS else size
     reduction = min(box.height // height, box.width // width) // 2
     whole = image.decoded(reduction) if as_image else image.pixels(reduction)
-    size = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
-    if size == (image.height, image.width):
+    decoded = (whole.height, whole.width) if isinstance(whole, Image.Image) else whole.shape[:2]
+    if decoded == (image.height, image.width):
         return whole, box
-    down, across = size[0] / image.height, size[1] / image.width
+    down, across = decoded[0] / image.height, decoded[1] / image.width
     top, left = round(box.top * down), round(box.left * across)
     return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
 
@@ -310,12 +352,11 @@ def _cut(whole: AnyImage | Pixels, box: Box) -> AnyImage | Pixels:
     return whole.crop((left, top, right, bottom)) if isinstance(whole, AnyImage) else whole[top:bottom, left:right]
 
 
-def _pixels(crop: AnyImage | Pixels, is_flipped: bool) -> DeepImage | UInt8[Tensor, "h w *channels"]:
-    """A crop as it lies in memory, flipped or not."""
+def _pixels(crop: AnyImage | Pixels, orientation: Orientation) -> DeepImage | UInt8[Tensor, "h w *channels"]:
+    """A crop as it lies in memory, flipped and turned or not."""
     if isinstance(crop, DeepImage):
-        return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else crop
-    pixels = torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop)
-    return pixels.flip(1) if is_flipped else pixels
+        return crop if orientation is None else crop.transpose(orientation)
+    return oriented(torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop), orientation)
 
 
 def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> Shaped[Tensor, "c h w"]:
@@ -328,14 +369,36 @@ def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pai
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 
+def _letterboxed(image: AnyImage, size: Pair, shown: Preprocessing) -> Shaped[Tensor, "c h w"]:
+    """The whole image between bars of the mean color, which normalization makes 0; of a crop share below 1 the center."""
+    inner = holding_size((image.height, image.width), size, shown.crop_share)
+    resized = as_tensor(_resized(image, inner, Image.Resampling[shown.filter.upper()]))
+    mean = torch.tensor(shown.mean)
+    mean = mean if len(resized) == len(mean) else mean.mean(0, keepdim=True).expand(len(resized))
+    bars = mean if resized.is_floating_point() else (255 * mean).round().to(resized.dtype)
+    canvas = bars[:, None, None].repeat(1, *size)
+    (rows, at_rows), (columns, at_columns) = map(_centered, inner, size)
+    canvas[:, at_rows, at_columns] = resized[:, rows, columns]
+    return canvas
+
+
+def _centered(part: int, whole: int) -> tuple[slice, slice]:
+    """What of a length is shown in the middle of another, and where there."""
+    if part <= whole:
+        start = (whole - part) // 2
+        return slice(0, part), slice(start, start + part)
+    start = round((part - whole) / 2)
+    return slice(start, start + whole), slice(0, whole)
+
+
 def _to_image(pixels: Shaped[Tensor, "c h w"]) -> AnyImage:
     if pixels.is_floating_point():
         return DeepImage(pixels.numpy())
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
-def _flipped(image: AnyImage, probability: float, rng: random.Random) -> AnyImage:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
+def _transposed(image: AnyImage, orientation: Orientation) -> AnyImage:
+    return image if orientation is None else image.transpose(orientation)
 
 
 def _shifted(image: AnyImage, rng: random.Random) -> AnyImage:

@@ -25,13 +25,14 @@ from beitkit.contracts import IGNORED, Batch
 from beitkit.data.decoding.decode import to_tensor
 from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.image import Box
+from beitkit.data.views.orientation import drawn_orientation, drawn_turns, on_its_side
 
 REDRAWS = 10  # crops that are drawn in place of a too uniform one, before the last of them is taken anyway
 
 
 @dataclass(frozen=True)
 class SceneTrainView:
-    """Training of a segmenter: random scale, crop, flip and distortion of colors, padded to the size of the crop.
+    """Training of a segmenter: random scale, crop, flip (and turn) and distortion of colors, padded to the size of the crop.
 
     What is padded (below and to the right) is black and has the label 255; `extent` says where it begins, so that
     `with_zeroed_padding` can set it to 0 after normalization.
@@ -46,15 +47,16 @@ class SceneTrainView:
 
         `extent` is int64, the height and width that are not padding.
         """
-        size = training_size((image.height, image.width), self.crop, self.view, rng.uniform(*self.view.scale))
+        turns = drawn_turns(self.view, rng)
+        crop = on_its_side(self.crop, turns)
+        size = training_size((image.height, image.width), crop, self.view, rng.uniform(*self.view.scale))
         label_map = label_map.resize((size[1], size[0]), Image.Resampling.NEAREST)
-        box = varied_crop(np.asarray(label_map), self.crop, self.view.max_share, rng)
+        box = varied_crop(np.asarray(label_map), crop, self.view.max_share, rng)
         shown, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
-        if rng.random() < self.view.flip:
-            mirror = Image.Transpose.FLIP_LEFT_RIGHT
-            shown, label_map = shown.transpose(mirror), label_map.transpose(mirror)
+        if (orientation := drawn_orientation(self.view, turns, rng)) is not None:
+            shown, label_map = shown.transpose(orientation), label_map.transpose(orientation)
         pixels = distorted(as_tensor(shown), self.view, rng)
-        height, width = box.height, box.width
+        height, width = on_its_side((box.height, box.width), turns)
         images = pixels.new_zeros((len(pixels), *self.crop))
         images[:, :height, :width] = pixels
         labels = torch.full(self.crop, IGNORED, dtype=torch.uint8)

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 from beitkit.configs.data import Filter
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
-from beitkit.data.views.image import SMALL, outer_size
+from beitkit.data.views.image import SMALL, in_words, outer_size
 from beitkit.errors import UserError
-from beitkit.interop.kinds import MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
+from beitkit.interop.kinds import CROP_MODES, MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURES = {
     "masked": "BeitForMaskedImageModeling",
@@ -53,6 +53,8 @@ def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
         notes.append("transformers' processor does not make images gray; give it gray ones (Pillow's mode L)")
     if config.preprocessing.fit == "crop" and backbone.image_size[0] != backbone.image_size[1]:
         notes.append("transformers' processor squeezes images to a rectangle; ours keeps their aspect and cuts the center")
+    if config.preprocessing.fit == "letterbox":
+        notes.append("transformers' processor squeezes whole images; ours keeps their aspect, between bars of the mean color")
     if backbone.grid[0] != backbone.grid[1] and backbone.relative_positions != "none":
         notes.append("transformers confuses the axes of position tables for images that are not square; its results will differ")
     if config.preprocessing.value_range is not None:
@@ -106,9 +108,9 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
 def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `preprocessor_config.json`: for square networks the very pixels that our evaluation sees."""
     preprocessing, (height, width) = config.preprocessing, config.backbone.image_size
-    is_whole, is_squeezed = max(height, width) <= SMALL, preprocessing.fit == "squeeze"
+    is_whole = max(height, width) <= SMALL
     outer = (height, width) if is_whole else outer_size((height, width), preprocessing.crop_share)
-    keeps_aspect = height == width and not is_whole and not is_squeezed
+    keeps_aspect = height == width and not is_whole and preprocessing.fit == "crop"
     # Gray networks take the average of the statistics, as our own reading does.
     mean, std = (
         [sum(values) / len(values)] if config.backbone.channels == 1 else list(values)
@@ -122,7 +124,7 @@ def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
         "do_center_crop": not is_whole,
         "crop_size": {"height": height, "width": width},
         "crop_pct": preprocessing.crop_share,
-        "crop_mode": "squash" if is_squeezed else "center",
+        "crop_mode": CROP_MODES[preprocessing.fit],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -136,12 +138,10 @@ def model_card(config: AnyNetworkConfig, name: str) -> str:
     """The model card of a folder."""
     kind, backbone = kind_of_config(config), config.backbone
     height, width = backbone.image_size
-    fitted = "whole image squeezed" if config.preprocessing.fit == "squeeze" else "short side resized"
     facts = [
         f"- {TASKS[kind]}; {backbone.depth} blocks of width {backbone.width}, {backbone.heads} heads, "
         f"patches of {backbone.patch[0]}x{backbone.patch[1]} pixels, images of {height}x{width}",
-        f"- pixels: mean {list(config.preprocessing.mean)}, deviation {list(config.preprocessing.std)}, "
-        f"{fitted} to size / {config.preprocessing.crop_share:g} ({config.preprocessing.filter}), then the center cut out",
+        f"- pixels: {in_words(config.preprocessing, backbone.image_size)}",
     ]
     several = ", several at once (sigmoid)" if isinstance(config, ClassifierConfig) and config.multilabel else ""
     if not isinstance(config, MaskedImageModelConfig):

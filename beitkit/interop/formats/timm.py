@@ -7,7 +7,7 @@ from typing import Any
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
+from beitkit.interop.kinds import CROP_MODES, MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
 ARCHITECTURE = "beit_base_patch16_224"
 """The registered timm model that other sizes are built from, with other arguments."""
@@ -56,7 +56,7 @@ def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": preprocessing.filter,
             "crop_pct": preprocessing.crop_share,
-            "crop_mode": "squash" if preprocessing.fit == "squeeze" else "center",
+            "crop_mode": CROP_MODES[preprocessing.fit],
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "first_conv": "patch_embed.proj",

@@ -239,7 +239,8 @@ def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: H
         if hints.preprocessing.fit == "crop":
             return hints.preprocessing, as_said
         if kind != "segment":
-            return hints.preprocessing, f"{as_said}, squeezed whole to the network's size"
+            whole = "squeezed whole to the network's size" if hints.preprocessing.fit == "squeeze" else "whole, between bars"
+            return hints.preprocessing, f"{as_said}, {whole}"
         slide = "labeled in sliding windows as by the official code; the file squeezes them, as `inference.mode='whole'` does"
         return replace(hints.preprocessing, fit="crop"), f"{as_said}, {slide}"
     is_version_2 = hints.family == "BEiT v2" or any(name.startswith("cls_pt_") for name in tensors)

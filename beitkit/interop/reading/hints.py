@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from beitkit.configs.codec import from_json
-from beitkit.configs.data import MOST_CHANNELS, Filter, Preprocessing
+from beitkit.configs.data import MOST_CHANNELS, Filter, Fit, Preprocessing
 from beitkit.configs.model import Pair
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, MULTILABEL, OUR_NOTE, AnyNetworkConfig
+from beitkit.interop.kinds import CROP_MODES, KINDS, MULTILABEL, OUR_NOTE, AnyNetworkConfig
 from beitkit.interop.reading.describe import Hints
 from beitkit.interop.reading.unpickle import Inert
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 MODEL_TYPES = ("beit", "data2vec-vision")
 """transformers' names of networks that are BEiT's."""
 FILTERS: tuple[Filter, ...] = get_args(Filter)
+FITS: dict[object, Fit] = {mode: fit for fit, mode in CROP_MODES.items()}
 BICUBIC = FILTERS.index("bicubic")
 
 
@@ -81,20 +82,18 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
     size = arguments.get("img_size", sizes[1:] if isinstance(sizes, list) else None)
     names = _names(config.get("label_names") or about.get("label_names") or about.get("labels"))
     mode, filter = about.get("crop_mode"), about.get("interpolation")
-    pads = ("images: the config pads them to a square (crop_mode border), beitkit cuts the center",) if mode == "border" else ()
     return Hints(
         image_size=_pair(size),
         heads=_typed(int, arguments.get("num_heads")),
         classes=names,
         preprocessing=_preprocessing(
-            about.get("mean"), about.get("std"), about.get("crop_pct"), squeeze=mode == "squash", filter=filter
+            about.get("mean"), about.get("std"), about.get("crop_pct"), fit=FITS.get(mode, "crop"), filter=filter
         ),
         multilabel=config.get("problem_type") == MULTILABEL,
         # timm counts the projection of a CLIP network's features among the classifiers.
         names_classes=names is not None or "_clip_" not in str(config.get("architecture")),
         layer_scale=_typed(float, arguments.get("init_values")) or None,
         drop_path=_typed(float, arguments.get("drop_path_rate")),
-        notes=pads,
     )
 
 
@@ -139,9 +138,9 @@ def _hugging_face_preprocessing(
             notes.append("images: preprocessor_config cuts off other shares of height and width, beitkit that of the height")
     number = processor.get("resample", BICUBIC)
     filter = FILTERS[number] if type(number) is int and 0 <= number < len(FILTERS) else None
-    squeeze = not keeps_aspect if said is None else processor.get("crop_mode") == "squash"
+    fit = ("crop" if keeps_aspect else "squeeze") if said is None else FITS.get(processor.get("crop_mode"), "crop")
     mean, std = _hugging_face_statistics(processor)
-    return _preprocessing(mean, std, said or share, squeeze=squeeze, filter=filter), tuple(notes)
+    return _preprocessing(mean, std, said or share, fit=fit, filter=filter), tuple(notes)
 
 
 def _hugging_face_statistics(processor: dict[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -170,16 +169,14 @@ def _share(inner: int, outer: int) -> float:
     return share if int(inner / share) == max(inner, outer) else math.nextafter(share, 0.0)
 
 
-def _preprocessing(mean: object, std: object, crop_share: object, *, squeeze: bool, filter: object) -> Preprocessing | None:
+def _preprocessing(mean: object, std: object, crop_share: object, *, fit: Fit, filter: object) -> Preprocessing | None:
     means, deviations = _per_channel(mean), _per_channel(std)
     if means is None or deviations is None:
         return None
     share = _typed(float, crop_share)
     fields: dict[str, Any] = {} if share is None else {"crop_share": share}
     known: list[Filter] = [name for name in FILTERS if name == filter]
-    return Preprocessing(
-        mean=means, std=deviations, fit="squeeze" if squeeze else "crop", filter=known[0] if known else "bicubic", **fields
-    )
+    return Preprocessing(mean=means, std=deviations, fit=fit, filter=known[0] if known else "bicubic", **fields)
 
 
 def _per_channel(values: object) -> tuple[float, ...] | None:

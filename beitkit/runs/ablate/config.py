@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, config
-from beitkit.configs.data import ViewConfig
+from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat
 from beitkit.configs.train import MachineConfig
@@ -55,6 +55,7 @@ class AblateRun:
     """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
+    read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
         if "full" not in self.variants:

@@ -99,6 +99,7 @@ def pretrain_run(config: AblateRun, variant: Variant, channels: int) -> Pretrain
         train=TrainConfig(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=config.seeds[0]),
         machine=config.machine,
         view=config.view,
+        read=config.read,
     )
     random_mask = MaskConfig(kind="random")
     # Without its tokenizer a run would see color; all variants must see the same channels.
@@ -124,6 +125,7 @@ def finetune_run(config: AblateRun, variant: Variant | None, seed: int) -> Finet
         train=TrainConfig(steps=config.finetune_steps, batch_size=config.batch_size, lr=config.finetune_lr, seed=seed),
         machine=config.machine,
         view=config.view,
+        read=config.read,
         optim=OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=20.0, clip=None),
         loop=LoopConfig(ema=0.0),  # or else it would be chosen by the start
     )

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from beitkit.configs.codec import to_json
 from beitkit.contracts import LoadReport
+from beitkit.data.views.image import in_words
 from beitkit.errors import UserError
 from beitkit.interop import save as saving
 from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint
 from beitkit.interop.load import load
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.checkpoints import programs
 from beitkit.runs.checkpoints.config import ConvertRun, ExportRun, InspectRun, ShowLoadRun
 
@@ -59,6 +61,8 @@ def export(config: ExportRun) -> Path:
     if config.format in ("onnx", "torch"):
         difference = programs.export(model, config.out, format=config.format)
         print(f"written: {config.out}; its outputs differ from the network's by at most {difference:.1e}")
+        if not isinstance(model, Segmenter):  # which takes images of any size in windows
+            print(f"its images: {in_words(model.config.preprocessing, model.config.backbone.image_size)}")
     else:
         print(saving.save(model, config.out, format=config.format).summary())
         print(f"written: {config.out}. Next: beitkit inspect {config.out}")

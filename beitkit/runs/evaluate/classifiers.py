@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.configs.data import Preprocessing
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
@@ -29,6 +29,7 @@ from beitkit.nn.models import Classifier
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
+from beitkit.runs.training.reader import note_on_cut
 from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
 
@@ -44,6 +45,8 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     if (config.inference, config.classes) != (InferenceConfig(), None):
         raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
     models = _classifiers(config.model, networks)
+    for model in models:
+        model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
     files, where = _images(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)
@@ -70,7 +73,11 @@ def _measure(
         report=note,
         list_file=None,
     )
-    logits, index = _answers(models, files, reading, runtime, config.crop_share)
+    shapes = dict.fromkeys((model.config.backbone.image_size, model.config.preprocessing) for model in models)
+    for cut in dict.fromkeys(note_on_cut(files, *shape) for shape in shapes):
+        if cut is not None:
+            print(cut, file=sys.stderr)
+    logits, index = _answers(models, files, reading, runtime)
     targets = _targets(files)[index]
     names = short_names(config.model)
     scores, right = zip(*(_scored(answer, targets, classes, is_multilabel) for answer in logits), strict=True)
@@ -105,9 +112,7 @@ def _listed(names: set[str]) -> str:
     return (", ".join(sorted(names)[:NAMED_IN_A_REFUSAL]) or "none") + more
 
 
-def _answers(
-    models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime, crop_share: float | None
-) -> tuple[list[Tensor], Tensor]:
+def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime) -> tuple[list[Tensor], Tensor]:
     """Logits (n, classes) of every model, columns in the first one's order, and which n images they are of.
 
     Models that take the same input share one reading of the images. An image counts if every model can read it: one that
@@ -122,7 +127,7 @@ def _answers(
     readable: dict[int, Tensor] = {}
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
-        stream = _stream(members[0], files, reading, crop_share)
+        stream = _stream(members[0], files, reading)
         predicts = [_predict(member, runtime.precision) for member in members]
         answers, index = collect_answers(predicts, stream, "index")
         for place, member, answer in zip(places, members, answers, strict=True):
@@ -137,10 +142,8 @@ def _answers(
     return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
 
 
-def _stream(model: Classifier, files: ImageList, reading: Reading, crop_share: float | None) -> Iterator[Batch]:
-    preprocessing: Preprocessing = model.config.preprocessing
-    if crop_share is not None:
-        preprocessing = replace(preprocessing, crop_share=crop_share)
+def _stream(model: Classifier, files: ImageList, reading: Reading) -> Iterator[Batch]:
+    preprocessing = model.config.preprocessing
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
     return evaluation_batches(dataset, preprocessing, reading)
 

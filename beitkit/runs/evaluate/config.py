@@ -9,7 +9,8 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, config
-from beitkit.configs.data import ReadConfig
+from beitkit.configs.codec import later
+from beitkit.configs.data import Fit, ReadConfig
 from beitkit.configs.model import ImageSize
 from beitkit.configs.parts import Flat
 from beitkit.configs.segmentation import InferenceConfig
@@ -31,6 +32,9 @@ class EvaluateRun:
     """Of the images in pixels, the side of squares or height and width; None takes what each model was trained for."""
     crop_share: PositiveShare | None = None
     """Share of the resized image's side that the center crop keeps; None takes what each model was trained for."""
+    fit: Fit | None = later(None)
+    """How images come to a classifier's shape: crop shows the center, squeeze and letterbox (with bars) the whole; None takes
+    what each model was trained for."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     classes: Path | None = None

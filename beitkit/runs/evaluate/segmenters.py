@@ -33,8 +33,9 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
     Raises:
         UserError: networks that cannot be compared, options that are for classifiers, or no images for them.
     """
-    if config.crop_share is not None:
-        raise UserError(f"--crop-share is for classifiers, but {config.model[0]} labels whole images; leave it out")
+    for option, value in (("--crop-share", config.crop_share), ("--fit", config.fit)):
+        if value is not None:
+            raise UserError(f"{option} is for classifiers, but {config.model[0]} labels whole images; leave it out")
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:

@@ -121,8 +121,9 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[Im
         patch = found.patch
         nearest = min(LARGEST_SCRATCH_SIZE // patch, max(2, round(found.side / patch))) * patch
         size = choices.pick(None, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
-    is_kept = size is None or as_pair(size) == found.image_size
-    if is_kept or min(as_pair(size)) < UNCROPPED:
+    if run.fit in ("squeeze", "letterbox"):
+        return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{run.fit} shows whole images"))
+    if size is None or as_pair(size) == found.image_size or min(as_pair(size)) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import AugmentConfig, Channels, ReadConfig, ValueLimits, ViewConfig
+from beitkit.configs.data import AugmentConfig, Channels, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
@@ -61,6 +61,9 @@ class FinetuneRun:
     """Share of the target spread evenly over all classes."""
     crop_share: PositiveShare | None = None
     """Evaluation shows this share of the short side, cut out of the middle; stored with the model."""
+    fit: Fit | None = later(None)
+    """How evaluation brings images to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole;
+    stored with the model. None takes what the checkpoint says."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()

@@ -40,7 +40,7 @@ from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
-from beitkit.runs.training.reader import median_side
+from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
@@ -82,6 +82,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in (*pixels.lines, *chosen.lines):
         session.say(line)
+    if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:
+        session.say(note)
     start = "from scratch" if config.scratch else f"from {config.model}"
     session.say(
         f"fine-tuning {start}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
@@ -219,7 +221,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
         )
         assert isinstance(loaded, Classifier)
         model = loaded
-    shown = replace(pixels.preprocessing, crop_share=resolved(config.crop_share))
+    shown = pixels.preprocessing.shown(config.fit, config.crop_share)
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
 

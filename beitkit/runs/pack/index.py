@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from beitkit.data.sources.archives import archives_at
 from beitkit.data.sources.find import find_images, find_labeled
-from beitkit.data.sources.folders import sorted_walk
+from beitkit.data.sources.folders import say_left_out, sorted_walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import write_index
 from beitkit.data.sources.locations import is_url, location
@@ -23,7 +24,9 @@ def run(config: IndexRun) -> Path:
         if config.labels:
             total = write_index(out, find_labeled(images, config.split))
         elif archives_at(images) is None and not is_url(location(images)) and images.is_dir():
-            total = write_index(out, ImageList.of(images, []), sorted_walk(images, out.parent))
+            left_out: Counter[str] = Counter()
+            total = write_index(out, ImageList.of(images, []), sorted_walk(images, out.parent, left_out))
+            say_left_out(images, left_out)
         else:
             total = write_index(out, find_images(images))
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:

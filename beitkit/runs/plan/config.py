@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, config
+from beitkit.configs.data import ReadLimit
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Views
 from beitkit.errors import UserError
@@ -75,6 +76,7 @@ class PlanRun:
     """Of a device for an hour."""
     json: bool = False
     """Print as JSON on stdout."""
+    read: ReadLimit = ReadLimit()
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:

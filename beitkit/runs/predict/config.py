@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, PositiveInt, config
+from beitkit.configs.codec import later
+from beitkit.configs.data import Fit, ReadLimit
 from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
@@ -28,6 +30,9 @@ class PredictRun:
     without it the predictions are printed."""
     top: PositiveInt = 5
     """How many of the most probable classes a row has (.jsonl: always all)."""
+    fit: Fit | None = later(None)
+    """How images come to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole; None takes
+    what the model was trained for."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None
@@ -37,6 +42,7 @@ class PredictRun:
     json: bool = False
     """Print JSON on stdout: without `out` a line for each image, with it the counts."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    read: ReadLimit = ReadLimit()
     inference: InferenceConfig = InferenceConfig()
 
     def __post_init__(self) -> None:
@@ -60,6 +66,9 @@ class EmbedRun:
     """Mean of the patches, class token, both side by side (class token first), or every patch by itself."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the stored numbers."""
+    fit: Fit | None = later(None)
+    """How images come to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole; None takes
+    what the model was trained for."""
     batch_size: PositiveInt = 64
     """Images per forward pass."""
     shard: str | None = None
@@ -67,6 +76,7 @@ class EmbedRun:
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    read: ReadLimit = ReadLimit()
 
     def __post_init__(self) -> None:
         shard_of(self.shard)

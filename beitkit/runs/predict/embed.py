@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from beitkit.inference.features import feature_tables
 from beitkit.inference.networks import Embedding
+from beitkit.inference.predictor import fitted
 from beitkit.inference.result import Written
 from beitkit.interop.load import load
 from beitkit.runs.predict.config import EmbedRun
@@ -13,7 +14,7 @@ from beitkit.system import quoted
 
 def run(config: EmbedRun) -> Written:
     """Embed, and write the features with their paths."""
-    model = load(config.model)
+    model = fitted(load(config.model), config.fit)
     embedding = Embedding(block=config.block, pool=config.pool)
     shape = embedding.shape(model)
     out = shard_file(config, config.out)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from beitkit.data.decoding.formats import EXTENSIONS
+from beitkit.data.decoding.formats import ALL_EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at
 from beitkit.data.sources.find import find_images, packed_at
+from beitkit.data.sources.folders import described_ending, say_left_out
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 
@@ -56,7 +58,7 @@ def _names(given: Path) -> Iterator[bytes]:
 
 
 def _matches(pattern: Path) -> Iterator[bytes]:
-    is_empty = True
+    is_empty, left_out = True, Counter[str]()
     for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207 - Path.glob takes no absolute pattern
         if _is_image(path):
             is_empty = False
@@ -64,10 +66,13 @@ def _matches(pattern: Path) -> Iterator[bytes]:
         elif path.is_dir() and "**" not in pattern.parts:  # `**` itself looks into every folder
             is_empty = False
             yield from _names(path)
+        elif path.is_file():
+            left_out[described_ending(os.fsencode(path.name))] += 1
     if is_empty:
         raise UserError(f"nothing matches {pattern}: no image (a file that ends in .jpg, .png, .webp, .tif and so on), no folder")
+    say_left_out(pattern, left_out)
 
 
 def _is_image(path: Path) -> bool:
     """Whether this is a regular file with the ending of an image."""
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
+    return path.suffix.lower() in ALL_EXTENSIONS and path.is_file()

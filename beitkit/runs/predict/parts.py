@@ -16,25 +16,31 @@ from beitkit.inference.part import OutputFile, Rows
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.result import PartedOutput, Setting, Written
 from beitkit.interop.kinds import Network
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun
 from beitkit.runs.predict.inputs import gather_images
+from beitkit.runs.training.reader import note_on_cut
 
 
 def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
     """All images that the command names, and those of its shard, which takes blocks of `block` in turn.
 
-    Images that are of another range than those of the model are named on stderr.
+    Images that are of another range than those of the model are named on stderr, and how much is cut off.
     """
     number, shards = shard_of(config.shard)
     found = gather_images(config.inputs)
     files = shard(found, block, number, shards)
     name_other_ranges(files, model.config.preprocessing.value_range)
+    if not isinstance(model, Segmenter):
+        cut = note_on_cut(found, model.config.backbone.image_size, model.config.preprocessing)
+        if cut is not None:
+            print(cut, file=sys.stderr)
     return found, files
 
 
 def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
     """The engine that was asked for; it names the images that cannot be read on stderr."""
-    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine)
+    computation = BatchComputation(model=config.model, compute=compute, machine=config.machine, read=config.read, fit=config.fit)
     engine = chosen_engine(config.engine, computation, model, config.batch_size)
 
     def results(files: ImageList) -> Iterator[Rows]:

@@ -7,6 +7,7 @@ from beitkit.errors import UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
 from beitkit.inference.predictions import JsonPredictions, Naming, prediction_table
+from beitkit.inference.predictor import fitted
 from beitkit.inference.result import Written
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
@@ -19,8 +20,10 @@ from beitkit.system import quoted
 
 def run(config: PredictRun) -> Written:
     """Predict what a model of this kind can; write a table, or print."""
-    model = load(config.model)
+    model = fitted(load(config.model), config.fit)
     if isinstance(model, Segmenter):
+        if config.fit is not None:
+            raise UserError(f"`fit` is for classifiers, but {config.model} labels whole images; leave it out")
         return predict_scenes(config, model)
     if isinstance(model, Classifier):
         if config.inference != InferenceConfig():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import torch
 
@@ -17,6 +18,7 @@ from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
 from beitkit.runs.probe.training import Images, train_probes
+from beitkit.runs.training.reader import note_on_cut
 from beitkit.system import quoted
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
@@ -60,6 +62,8 @@ def run(config: ProbeRun) -> Probe:
         numbers, with_class_token = [block - 1 for block in blocks], config.protocol != "paper"
         return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=with_class_token)
 
+    if (note := note_on_cut(test, model.config.backbone.image_size, model.config.preprocessing, advice="")) is not None:
+        print(note, file=sys.stderr)
     ask = features(test)
     if config.protocol == "quick":
         fit = features(train)

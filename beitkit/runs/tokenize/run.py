@@ -152,7 +152,9 @@ def _computed_here(
 def _computed_by_ray(cache: TokenCache, dataset: ImageDataset, config: TokenizeRun) -> Iterator[Batch]:
     """Compute missing tokens on a Ray cluster and store them in this process, the only writer."""
     machine = replace(config.machine, precision=cache.key.precision)
-    compute = ViewTokens(tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine)
+    compute = ViewTokens(
+        tokenizer=config.tokenizer, key=cache.key, batch_size=config.batch_size, machine=machine, read=config.read
+    )
     wanted = [(index, cache.missing_views(index)) for index in cache.missing()]
     for batch in _counted(ray_tokens(dataset.files, wanted, compute), dataset, config):
         for index in batch["broken"].tolist():

@@ -45,8 +45,10 @@ def run(config: TokenizerRun) -> Path:
     config, runtime = start_run(config)
     size, stride, channels = as_pair(config.image_size), config.dvae.stride, config.dvae.channels
     if any(side % stride for side in size):
-        nearest = tuple(max(1, round(side / stride)) * stride for side in size)
-        raise UserError(f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by(nearest)}")
+        height, width = (max(1, round(side / stride)) * stride for side in size)
+        raise UserError(
+            f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by((height, width))}"
+        )
     files = find_images(config.images)
     pixels = decided_pixels(files, UNIT_RANGE, channels, channels=config.channels, value_range=config.value_range)
     dvae = replace(config.dvae, channels=pixels.channels, value_range=pixels.preprocessing.value_range)

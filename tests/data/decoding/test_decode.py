@@ -13,7 +13,18 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
+from beitkit.data.decoding.decode import (
+    BrokenImage,
+    Encoded,
+    format_when_whole,
+    image_to_crop,
+    open_image,
+    stored_size,
+    to_tensor,
+)
+from beitkit.data.decoding.formats import HAS_HEIF
+from beitkit.data.decoding.limit import pixels_up_to
+from beitkit.data.scenes.masks import read_mask
 from beitkit.errors import UserError
 
 
@@ -183,3 +194,61 @@ def test_an_image_smaller_than_a_patch_is_of_no_use(tmp_path: Path) -> None:
     assert open_image(tmp_path / "low.png", 3, smallest=(10, 10)).size == (30, 10)
     with pytest.raises(BrokenImage, match="30x10 pixels, smaller than a patch of 16x16"):
         open_image(tmp_path / "low.png", 3, smallest=(16, 16))
+
+
+def test_the_limit_is_set_for_a_while_and_says_what_it_would_take(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("L", (300, 200)).save(path)  # 0.06 million
+    with pixels_up_to(0.05):
+        with pytest.raises(BrokenImage) as error:
+            open_image(path, 3)
+        assert error.value.reason == (
+            "300x200 pixels, more than 0.05 million; --read.max-pixels 1 reads it (0 MB decoded, in every process that reads)"
+        )
+        with pytest.raises(BrokenImage, match="more than 0.05 million"):
+            read_mask(path)
+        with pixels_up_to(0.06):
+            assert open_image(path, 3).size == (300, 200)
+    assert open_image(path, 3).size == (300, 200)
+    assert read_mask(path).pixels.shape == (200, 300)
+
+
+@pytest.mark.parametrize(("side", "megabytes"), [(10_980, 362), (20_000, 1200)])  # a tile of Sentinel-2; beyond Pillow's limit
+def test_larger_images_are_read_where_they_are_allowed(tmp_path: Path, side: int, megabytes: int) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(png_header(side, side))
+    with pytest.raises(BrokenImage, match=f"{megabytes} MB decoded|more than 64 million pixels; --read.max-pixels reads"):
+        open_image(path, 3)
+    with pixels_up_to(side * side / 1e6):
+        assert stored_size(path) == (side, side)
+        with pytest.raises(BrokenImage) as error:  # the file has nothing but a header
+            open_image(path, 3)
+    assert "million" not in error.value.reason
+
+
+def test_images_of_phones(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed (pip install 'beitkit[heic]')")
+    assert HAS_HEIF
+    path = tmp_path / "a.heic"
+    gradient().save(path, quality=95)
+    stored = heif.open_heif(path)
+    expected = Image.frombytes(stored.mode, stored.size, stored.data, "raw", stored.mode, stored.stride)
+    assert np.array_equal(np.asarray(open_image(path, 3)), np.asarray(expected))
+    assert stored_size(path) == gradient().size
+    assert format_when_whole(path) == "HEIF"
+
+
+@pytest.mark.skipif(HAS_HEIF, reason="pillow-heif is installed")
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_images_of_phones_name_what_reads_them(tmp_path: Path, brand: bytes) -> None:
+    content = b"\0\0\0\x18ftyp" + brand + bytes(40)
+    (tmp_path / "a.heic").write_bytes(content)
+    for source in (tmp_path / "a.heic", Encoded(tmp_path / "a.heic", content)):
+        with pytest.raises(BrokenImage, match=r"a HEIC image, which pip install 'beitkit\[heic\]' reads"):
+            image_to_crop(source, 3)
+
+
+@pytest.mark.skipif("AVIF" not in Image.OPEN, reason="this Pillow has no AVIF")
+def test_avif(tmp_path: Path) -> None:
+    gradient().save(tmp_path / "a.avif", quality=100)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.avif", 3)), np.asarray(Image.open(tmp_path / "a.avif")))

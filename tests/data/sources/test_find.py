@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beitkit.data.decoding.formats import DEEP, EXTENSIONS, FORMATS
+from beitkit.data.decoding.formats import DEEP, EXTENSIONS, FORMATS, HAS_HEIF
 from beitkit.data.sources.find import find_images, find_labeled, split_folders
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
@@ -28,7 +28,7 @@ def names(files: ImageList) -> list[str]:
 
 def test_formats_are_pillow_s() -> None:
     Image.init()
-    assert set(FORMATS) <= set(Image.OPEN)
+    assert set(FORMATS) - set(Image.OPEN) <= ({"HEIF"} if not HAS_HEIF else set())
     known = {ending for ending, kind in Image.registered_extensions().items() if kind in {*FORMATS, "MPO"}}
     assert known | {ending for endings in DEEP.values() for ending in endings} == EXTENSIONS
 
@@ -171,7 +171,7 @@ def test_folder_mistakes(tmp_path: Path, call, message: str) -> None:
     [
         ("l.txt", "a.jpg\nnope.jpg\n", r"l.txt, line 2: there is no image 'nope.jpg'"),
         ("l.txt", "# nothing\n", "lists no images"),
-        ("l.txt", "a.jpg\n\0\n", "line 2: there is no image"),
+        ("l.txt", "a.jpg\n\0\n", "l.txt is no list: it holds binary data"),
         ("l.txt", "sub\n", "line 1: 'sub' is not a regular file"),
         ("l.txt", "a.jpg\n", "has no labels"),
         ("l.csv", "", "must name a column 'path'; found nothing"),
@@ -201,3 +201,78 @@ def test_a_label_the_training_images_lack(tmp_path: Path) -> None:
         find_labeled(tmp_path / "l.csv", classes=["x", "y"])
     with pytest.raises(UserError, match="is a list and has no split"):
         find_labeled(tmp_path / "l.csv", "train")
+
+
+def test_what_is_left_out_is_counted_by_ending_and_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "a.jpg", "b.MOV", "x/c.mov", "x/d.pdf", "README", "a.very long part of a name", ".hidden.mov")
+    (tmp_path / "dead.jpg").symlink_to(tmp_path / "nothing")
+    find_images(tmp_path)
+    counts = "2 .mov, 2 without an ending, 1 .pdf, 1 .jpg that is no regular file"
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}: left out: 2 ")
+    assert sorted(said.strip().split("left out: ")[1].split(", ")) == sorted(counts.split(", "))
+    find_images(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_many_endings_are_not_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(
+        tmp_path, "a.jpg", "0.mov", *(f"{number}.e{number}" for number in range(9)), *(f"{number}.mov" for number in range(1, 3))
+    )
+    find_images(tmp_path)
+    assert "left out: 3 .mov, 1 .e" in (said := capsys.readouterr().err)
+    assert said.endswith(", 4 others\n")
+
+
+def test_only_the_first_of_several_processes_says_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.jpg", "b.mov")
+    monkeypatch.setenv("RANK", "1")
+    find_images(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_class_folders_say_what_they_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "cat/a.jpg", "cat/b.mov", "dog/c.jpg", "dog/x/d.mov", "notes.txt")
+    find_labeled(tmp_path)
+    assert capsys.readouterr().err == f"{tmp_path}: left out: 2 .mov, 1 .txt\n"
+    make(tmp_path, "bird/e.mov")
+    with pytest.raises(UserError, match=r"bird holds no images \(left out: 1 .mov\); fill or remove it"):
+        find_labeled(tmp_path)
+
+
+@pytest.mark.skipif(HAS_HEIF, reason="pillow-heif is installed")
+def test_images_of_phones_that_cannot_be_read_name_the_extra(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "a.jpg", "b.heic", "c.HEIC")
+    assert names(find_images(tmp_path)) == ["a.jpg"]
+    assert "left out: 2 .heic (pip install 'beitkit[heic]' reads .heic)" in capsys.readouterr().err
+    make(tmp_path / "only", "b.heic")
+    with pytest.raises(UserError, match="holds no images .*; left out: 1 .heic \\(pip install"):
+        find_images(tmp_path / "only")
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.heif", "a.avif", "a.jpg"])
+def test_a_single_image_is_no_list(tmp_path: Path, name: str) -> None:
+    make(tmp_path, name)
+    with pytest.raises(UserError, match=f"{name} is one image; give the folder it is in, or a list"):
+        find_images(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["", ".mov", ".txt", ".csv", ".jsonl"])
+@pytest.mark.parametrize("content", [b"\0\0\0\x18ftypheic", b"path,label\n\x01", "path,label\na.jpg,x\n".encode("utf-16")])
+def test_a_binary_file_is_never_read_as_a_list(tmp_path: Path, ending: str, content: bytes) -> None:
+    path = tmp_path / f"file{ending}"
+    path.write_bytes(content)
+    for find in (find_images, find_labeled):
+        with pytest.raises(UserError) as error:
+            find(path)
+        assert str(error.value).startswith(f"{path} is no list: it holds binary data;")
+        assert "\\" not in str(error.value)
+
+
+def test_names_in_other_encodings_are_still_text(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9.jpg\n")
+    assert len(find_images(tmp_path / "list.txt")) == 1

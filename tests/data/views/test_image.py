@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,18 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance
 
-from beitkit.configs.data import INCEPTION, Preprocessing, ViewConfig
+from beitkit.configs.data import INCEPTION, Fit, Preprocessing, ViewConfig
 from beitkit.data.decoding.decode import StoredImage, image_to_crop, open_image, to_tensor
-from beitkit.data.views.image import EvaluationView, PretrainView, ProbeView, TrainView, color_jittered, covering_size, crop_box
+from beitkit.data.views.image import (
+    EvaluationView,
+    PretrainView,
+    ProbeView,
+    TrainView,
+    color_jittered,
+    covering_size,
+    crop_box,
+    cut_away,
+)
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 PLAIN = ViewConfig(color_jitter=0.0, flip=0.0)
@@ -228,3 +238,51 @@ def test_jitter_of_a_crop_is_the_crop_of_the_jittered_image() -> None:
         top, left, height, width = crop_box((300, 400), SCALE, RATIO, rng)
         crop = jittered.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
         assert_near(seen, to_tensor(crop), 2)
+
+
+def test_a_letterbox_shows_the_whole_image_between_bars_of_the_mean_color() -> None:
+    image = noise(40, 120)
+    preprocessing = Preprocessing(mean=(0.5, 0.25, 0.0), crop_share=1.0, fit="letterbox")
+    shown = EvaluationView(preprocessing, (48, 60))(image, random.Random(0))["images"]
+    assert torch.equal(shown[:, 14:34], to_tensor(image.resize((60, 20), Image.Resampling.BICUBIC)))  # 120 -> 60, 40 -> 20
+    bars = torch.tensor([128, 64, 0], dtype=torch.uint8).view(3, 1, 1)
+    assert (shown[:, :14] == bars).all()
+    assert (shown[:, 34:] == bars).all()
+    # A crop share below 1 makes the image larger first, and what is then too long is cut.
+    shown = EvaluationView(replace(preprocessing, crop_share=0.5), (48, 60))(image, random.Random(0))["images"]
+    resized = to_tensor(image.resize((120, 40), Image.Resampling.BICUBIC))
+    assert torch.equal(shown[:, 4:44], resized[:, :, 30:90])
+
+
+def test_a_letterbox_of_a_gray_or_a_small_image() -> None:
+    gray = EvaluationView(Preprocessing(mean=(0.2, 0.4, 0.6), crop_share=1.0, fit="letterbox"), (16, 16))
+    shown = gray(noise(8, 16, "L"), random.Random(0))["images"]
+    assert (shown[0, :4] == 102).all()  # 0.4 * 255
+    assert torch.equal(shown[0, 4:12], to_tensor(noise(8, 16, "L"))[0])
+    assert gray(noise(1, 20000, "L"), random.Random(0))["images"].shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squeeze", "letterbox"])
+@pytest.mark.parametrize("share", [1.0, 0.875])
+@pytest.mark.parametrize("size", [(56, 56), (48, 96)])
+@pytest.mark.parametrize("image", [(100, 100), (60, 240), (240, 90)])
+def test_what_is_cut_away_is_what_is_not_seen(fit: Fit, share: float, size: tuple[int, int], image: tuple[int, int]) -> None:
+    # Rows and then columns are numbered by their values; those that leave no trace are cut away.
+    preprocessing = Preprocessing(mean=(0.0, 0.0, 0.0), crop_share=share, fit=fit, filter="box")
+    view = EvaluationView(preprocessing, size)
+    seen = []
+    for axis in (0, 1):
+        ramp = np.arange(1, image[axis] + 1, dtype=np.float64) / image[axis] * 250
+        pixels = np.broadcast_to(ramp[:, None] if axis == 0 else ramp[None], image).astype(np.uint8)
+        values = view(Image.fromarray(pixels), random.Random(0))["images"].double()
+        lines = values[0].amax(1 - axis)
+        lines = lines[lines > 0]  # no bars; each is the mean of what became one row or column
+        seen.append(min(1.0, (lines.max() - lines.min()).item() / 250 * len(lines) / (len(lines) - 1)))
+    assert cut_away(image, size, preprocessing) == pytest.approx(1 - seen[0] * seen[1], abs=0.03)
+
+
+def test_what_is_cut_away_of_known_shapes() -> None:
+    assert cut_away((100, 300), (224, 224), Preprocessing(crop_share=1.0)) == pytest.approx(2 / 3, abs=0.01)
+    assert cut_away((100, 300), (224, 224), Preprocessing(crop_share=1.0, fit="squeeze")) == 0
+    assert cut_away((100, 300), (224, 224), Preprocessing(crop_share=1.0, fit="letterbox")) == 0
+    assert cut_away((100, 300), (24, 24), Preprocessing()) == 0  # small networks see whole images

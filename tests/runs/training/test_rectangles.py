@@ -70,7 +70,7 @@ def test_one_number_stays_a_square_and_old_configs_load() -> None:
 
 @pytest.mark.parametrize("values", [["64", "96", "3"], ["a"], []])
 def test_sizes_that_are_none(values: list[str]) -> None:
-    with pytest.raises(UserError, match="--image-size takes a whole number, or two \\(the height, then the width\\)"):
+    with pytest.raises(UserError, match="--image-size expects a whole number, or two \\(the height, then the width\\)"):
         parse(PretrainRun, ["photos", "--out", "o", "--image-size", *values], "beitkit pretrain")
 
 
