@@ -149,3 +149,33 @@ def test_segmentation_of_five_bands(tmp_path: Path) -> None:
     beitkit.predict(tmp_path / "set" / "images", model=tmp_path / "seg", out=tmp_path / "masks", **CPU)
     assert len(list((tmp_path / "masks" / "index").iterdir())) == 6
     beitkit.evaluate(tmp_path / "set", model=tmp_path / "seg", **CPU)
+
+
+def test_an_image_in_several_files_by_a_list_with_a_column_for_each(tmp_path: Path) -> None:
+    rows = ["band1,band2,label"]
+    for number in range(8):
+        label = "ab"[number % 2]
+        for band in (1, 2):
+            values = RNG.integers(0, 1000, (40, 44)).astype(np.uint16) + (3000 if (band == 1) == (label == "a") else 0)
+            tifffile.imwrite(tmp_path / f"{number}_{band}.tif", values.astype(np.uint16), photometric="minisblack")
+        rows.append(f"{number}_1.tif,{number}_2.tif,{label}")
+    table = tmp_path / "list.csv"
+    table.write_text("\n".join(rows) + "\n")
+    options = {"scratch": True, "size": "nano", "patch": 16, "image_size": 64, "steps": 2, "batch_size": 2, **CPU}
+    beitkit.finetune(table, out=tmp_path / "cls", **options)
+    model = beitkit.load(tmp_path / "cls")
+    assert model.config.backbone.channels == 2
+    assert len((tmp_path / "cls" / "split.csv").read_text().splitlines()) == 1 + 2 + 8
+    beitkit.finetune(tmp_path / "cls" / "split.csv", out=tmp_path / "again", **options)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("cls", "again")]
+    assert weights[0] == weights[1]
+    beitkit.predict(table, model=tmp_path / "cls", out=tmp_path / "p.jsonl", **CPU)
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    both = np.stack([tifffile.imread(tmp_path / f"0_{band}.tif") for band in (1, 2)])
+    assert lines[0]["probabilities"] == pytest.approx(model.predict(both).probabilities, abs=1e-4)
+    (tmp_path / "json.jsonl").write_text(json.dumps({"bands": ["0_1.tif", "0_2.tif"]}) + "\n")
+    beitkit.embed(tmp_path / "json.jsonl", model=tmp_path / "cls", out=tmp_path / "e.npy", **CPU)
+    assert np.isfinite(np.load(tmp_path / "e.npy")).all()
+    table.write_text("band1,band2,label\n0_1.tif,missing.tif,a\n")
+    with pytest.raises(UserError, match="line 2: there is no image 'missing.tif'"):
+        beitkit.finetune(table, out=tmp_path / "none", **options)

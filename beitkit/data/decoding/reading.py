@@ -107,12 +107,14 @@ def blank(channels: int, value_range: ValueRange | None) -> AnyImage:
     return Image.new(image_mode(channels), (8, 8))
 
 
-def header_of(source: Path | Encoded) -> Header:
+def header_of(source: Path | Encoded | Bands) -> Header:
     """Size and orientation of an image; what Pillow cannot open is read upright.
 
     Raises:
         BrokenImage: the image cannot be read.
     """
+    if isinstance(source, Bands):
+        return header_of(source.paths[0])
     try:
         return image_header(source)
     except BrokenImage:

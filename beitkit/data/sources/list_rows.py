@@ -17,6 +17,10 @@ CLASS_ROW = "class"
 """In place of a split: the row names a class, not an image."""
 SEPARATOR = "|"
 """Between the labels of one image in a CSV cell."""
+BAND = "band"
+"""What the columns begin with that name the files of an image in several files, a channel in each (`band1`, `band2`, ...)."""
+BETWEEN_BANDS = "\0"
+"""Between these files in an image's name: no path can hold it."""
 
 
 class ListRow(NamedTuple):
@@ -24,7 +28,7 @@ class ListRow(NamedTuple):
 
     line: int
     name: str
-    """As written; empty for a row that names a class."""
+    """As written; empty for a row that names a class. Several files of an image with `BETWEEN_BANDS` between them."""
     labels: tuple[str, ...]
     has_several: bool
     """Whether the labels are written as if there could be any number of them."""
@@ -64,29 +68,36 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 def csv_rows(path: Path, *, labeled: bool) -> Iterator[ListRow]:
     """A table with the columns `path`, `label` or `labels` (read only when `labeled`), and perhaps `split`.
 
+    In place of `path` several columns that begin with `band` may name the files of an image, in their order.
+
     Raises:
         UserError: missing columns, or as `csv_cells`.
     """
     lines = csv_cells(path)
     _, columns = next(lines)
     found = ", ".join(columns) or "nothing"
-    if "path" not in columns:
+    places = [columns.index("path")] if "path" in columns else _band_places(columns)
+    if not places:
         raise UserError(f"{path}: the first line must name a column 'path'; found {found}")
     if labeled and ("label" in columns) == ("labels" in columns):
         raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
     is_divided_at_bars = "labels" in columns
-    place_of_path = columns.index("path")
     place_of_labels = columns.index("labels" if is_divided_at_bars else "label") if labeled else None
     place_of_split = columns.index("split") if "split" in columns else None
     is_exact = False
     for line, cells in lines:
         split = "" if place_of_split is None else cells[place_of_split].strip()
         is_exact = is_exact or split == CLASS_ROW
-        name = cells[place_of_path] if is_exact else cells[place_of_path].strip()
+        parts = [cells[place] if is_exact else cells[place].strip() for place in places]
+        name = BETWEEN_BANDS.join(parts) if any(parts) else ""
         labels, has_several = (), False
         if place_of_labels is not None:
             labels, has_several = _cell_labels(cells[place_of_labels], is_divided_at_bars, is_exact)
         yield ListRow(line, name, labels, has_several, split)
+
+
+def _band_places(columns: list[str]) -> list[int]:
+    return [place for place, name in enumerate(columns) if name.lower().startswith(BAND)]
 
 
 def _cell_labels(cell: str, is_divided_at_bars: bool, is_exact: bool) -> tuple[tuple[str, ...], bool]:
@@ -131,6 +142,9 @@ def _json_row(where: str, line: int, content: Any, *, labeled: bool) -> ListRow:
     split = content.get("split", "")
     if not isinstance(split, str):
         raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
+    bands = content.get("bands")
+    if "path" not in content and isinstance(bands, list) and bands and all(isinstance(band, str) for band in bands):
+        content = content | {"path": BETWEEN_BANDS.join(bands)}
     if "path" not in content and split != CLASS_ROW:
         raise UserError(f'{where}: "path" is missing')
     name = content.get("path", "")

@@ -24,7 +24,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.sources.list_rows import CLASS_ROW, ListRow, csv_rows, json_rows, text_rows
+from beitkit.data.sources.list_rows import BETWEEN_BANDS, CLASS_ROW, ListRow, csv_rows, json_rows, text_rows
 from beitkit.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -188,18 +188,21 @@ class _Columns:
             self._refuse(line, f"the label {_shown(label)} is no valid text", error)
 
     def _checked_name(self, row: ListRow) -> bytes:
-        """The name as bytes; it must be that of a regular file."""
-        if not row.name:
-            self._refuse(row.line, "the path is empty")
+        """The name as bytes; it must be that of a regular file, or of several for an image with a channel in each."""
+        return BETWEEN_BANDS.encode().join(self._checked_file(row.line, name) for name in row.name.split(BETWEEN_BANDS))
+
+    def _checked_file(self, line: int, given: str) -> bytes:
+        if not given:
+            self._refuse(line, "the path is empty")
         try:
-            name = os.fsencode(row.name)
+            name = os.fsencode(given)
             status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
         except (OSError, ValueError) as error:  # ValueError: a NUL character, or half of a surrogate pair
             raise UserError(
-                f"{self.path}, line {row.line}: there is no image {_shown(row.name)} (paths are relative to the list's folder)"
+                f"{self.path}, line {line}: there is no image {_shown(given)} (paths are relative to the list's folder)"
             ) from error
         if not stat.S_ISREG(status.st_mode):
-            self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
+            self._refuse(line, f"{_shown(given)} is not a regular file")
         return name
 
     def _split_code(self, row: ListRow) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from beitkit.data.decoding.decode import BrokenImage, Encoded
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.formats import DEEP, FORMATS, has_ending
 from beitkit.data.decoding.raw import whole_format
 from beitkit.data.sources.archives import CLASSES, Archives, archive_images, label_member
@@ -137,6 +137,8 @@ class _Readable:
         name = self.named.name(index)
         try:
             source = self.files.source(index)
+            if isinstance(source, Bands):
+                return BrokenImage(source.path, "is one of several files of an image; a shard holds one file an image")
             if isinstance(source, Path):
                 source = Encoded(source, _content(source))
             kind = whole_format(source)
