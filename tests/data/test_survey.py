@@ -119,3 +119,22 @@ def test_images_of_another_range_than_the_network_s_are_named(tmp_path: Path, ca
     err = capsys.readouterr().err
     assert "note: 1 of 1 images looked at are of another range than the network's" in err
     assert "the network's images 0 to 4,095" in err
+
+
+def test_the_windows_of_dicom_files_are_the_range(tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    for number, (center, width) in enumerate([(40, 400), (60, 300)]):
+        dataset = pydicom.Dataset()
+        dataset.file_meta = pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.CTImageStorage, pydicom.uid.generate_uid()
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = 9, 7, 1
+        dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+        dataset.RescaleSlope, dataset.RescaleIntercept = "1", "-1024"
+        dataset.WindowCenter, dataset.WindowWidth = str(center), str(width)
+        dataset.PixelData = RNG.integers(0, 4096, (9, 7)).astype(np.uint16).tobytes()
+        dataset.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
+    _, result, said = lines(tmp_path, 1)
+    assert result.value_range == ((-160.0, 240.0),)
+    assert "values -160 to 240 are shown as 0 to 1 (the windows of 2 of 2 images)" in said[0]

@@ -11,7 +11,7 @@ import io
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import tifffile
@@ -229,7 +229,7 @@ def _has_all(image: Image.Image) -> bool:
 
 
 def _by_tifffile(file: io.BufferedIOBase, path: Path) -> RawImage:
-    with tifffile.TiffFile(file, name=path.name) as tiff:
+    with tifffile.TiffFile(cast(IO[bytes], file), name=path.name) as tiff:
         page = tiff.pages.first
         if is_too_large(page.imagewidth, page.imagelength):
             raise BrokenImage(path, too_large(page.imagewidth, page.imagelength))

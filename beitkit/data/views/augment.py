@@ -216,4 +216,6 @@ OPERATIONS: dict[str, Operation] = {
 """The 15 operations of `inc1`: those whose effect grows with the magnitude."""
 GEOMETRIC = ("rotate", "shear x", "shear y", "translate x", "translate y")
 ON_FLOATS = (*GEOMETRIC, "auto contrast", "invert", "solarize", "solarize add", "color", "contrast", "brightness")
-"""The operations of deep images; equalizing, posterizing and sharpening are defined by tables of 256 values or 8-bit kernels."""
+"""The operations of deep images."""
+ON_BYTES = tuple(name for name in OPERATIONS if name not in ON_FLOATS)
+"""The others: they are defined by tables of 256 values or by kernels of 8 bits."""

@@ -18,7 +18,7 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset, normalized
-from beitkit.data.views.augment import RandAugment, erased
+from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
@@ -82,6 +82,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in (*pixels.lines, *chosen.lines):
         session.say(line)
+    if pixels.preprocessing.value_range is not None and config.augment.operations:
+        session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
     if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:
         session.say(note)
     start = "from scratch" if config.scratch else f"from {config.model}"
