@@ -29,6 +29,8 @@ PIXELS = 4096
 """Pixels of an image, on a regular grid."""
 PERCENTILES = (0.1, 99.9)
 """What is darker and what is brighter is cut off, so that a broken pixel does not decide."""
+MUCH_OUTSIDE = 0.5
+"""Where more than this share of the values lies outside of a range, they are of another one."""
 SMALL_SHARE = 0.1
 """Images that use less of their range than this are named."""
 
@@ -224,7 +226,7 @@ def described(found: Survey, preprocessing: Preprocessing, channels: int) -> lis
     lines = []
     ranges = preprocessing.value_range
     if ranges is not None:
-        how = "as given"
+        how = "as given, or as the model has it"
         if ranges == fitted_range(found.found, channels) and found.is_deep:
             how = f"percentiles {PERCENTILES[0]:g} and {PERCENTILES[1]:g} of {found.images} of {found.total} images"
             how = f"the windows of {found.images} of {found.total} images" if found.windows else how
@@ -236,7 +238,11 @@ def described(found: Survey, preprocessing: Preprocessing, channels: int) -> lis
     shares = [
         (min(high, most) - max(low, least)) / (most - least) for (low, high), (least, most) in zip(used, shown, strict=True)
     ]
-    if max(shares) < SMALL_SHARE and found.images:
+    low, high = np.array(shown).T[:, :, None]
+    outside = float(((samples < low) | (samples > high)).mean())
+    if outside > MUCH_OUTSIDE:
+        lines.append(f"note: {outside:.0%} of the images' values lie outside of {_ranges(shown)}, and are cut off")
+    elif max(shares) < SMALL_SHARE and found.images:
         advice = "`value_range` says which are black and white"
         lines.append(
             f"note: the images use {_ranges(tuple((float(a), float(b)) for a, b in used))} of {_ranges(shown)}, "
@@ -255,7 +261,7 @@ def other_range(raw: RawImage, ranges: ValueRange) -> str | None:
     outside = float(((values < low) | (values > high)).mean())
     span = float(((values.max(axis=1) - values.min(axis=1)) / (high - low)[:, 0]).max())
     is_narrower = raw.values.dtype == np.uint8 and max(high for _, high in ranges) > 2 * BYTES[1]
-    if outside <= 0.5 and span >= SMALL_SHARE / 2 and not is_narrower:
+    if outside <= MUCH_OUTSIDE and span >= SMALL_SHARE / 2 and not is_narrower:
         return None
     lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
     return f"holds values {lowest:g} to {highest:g}, the network's images {_ranges(ranges)}"

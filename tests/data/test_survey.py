@@ -53,8 +53,10 @@ def test_a_given_range_is_taken_and_a_small_part_of_it_named(tmp_path: Path) -> 
     folder = write(tmp_path / "set", RNG.integers(0, 200, (32, 32)).astype(np.uint16))
     _, result, said = lines(folder, 1, value_range=(0.0, 4095.0))
     assert result.value_range == ((0.0, 4095.0),)
-    assert said[0].endswith("values 0 to 4,095 are shown as 0 to 1 (as given)")
+    assert said[0].endswith("values 0 to 4,095 are shown as 0 to 1 (as given, or as the model has it)")
     assert said[1].startswith("note: the images use 0 to 199 of 0 to 4,095, 4.9% of their range; ")
+    _, _, said = lines(folder, 1, value_range=(0.0, 20.0))
+    assert "of the images' values lie outside of 0 to 20, and are cut off" in said[1]
 
 
 def test_a_dark_8_bit_set_is_named_and_others_are_passed_over(tmp_path: Path) -> None:
