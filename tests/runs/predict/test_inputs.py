@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from beitkit.data.sources import folders
 from beitkit.errors import UserError
 from beitkit.runs.predict.inputs import gather_images
 
@@ -64,3 +65,21 @@ def test_what_names_nothing_is_refused(here: Path, given: str, expected: str) ->
     with pytest.raises(UserError) as refused:
         names("a", given)
     assert expected in str(refused.value)
+
+
+def test_a_glob_says_what_it_leaves_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders._say_once.cache_clear()
+    assert names("a/*") == ["a/1.jpg", "a/2.png", "a/deep/3.PNG"]
+    assert "a/*: left out: 1 .txt\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["6.heic", "7.HEIF", "8.avif"])
+def test_images_of_phones_are_images(here: Path, name: str) -> None:
+    (here / name).write_bytes(b"\0\0\0\x18ftypheic")
+    assert names(name) == [name]
+
+
+def test_a_single_binary_file_is_no_list(here: Path) -> None:
+    (here / "clip.mov").write_bytes(b"\0\0\0\x14ftypqt  ")
+    with pytest.raises(UserError, match="clip.mov is no list: it holds binary data"):
+        names("clip.mov")

@@ -12,10 +12,13 @@ from PIL import Image
 import beitkit
 from beitkit.cli import parse
 from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.data import SceneViewConfig
 from beitkit.configs.model import by
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.plan.config import PlanRun
+from beitkit.runs.plan.subject import subject_of
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.setup import view_options
 
@@ -79,3 +82,26 @@ def test_view_options_write_the_size_as_it_is_given() -> None:
     assert view_options(view, 224, 16, 0) == ""
     assert view_options(view, (224, 224), 16, 0) == ""
     assert view_options(view, (224, 320), 16, 0) == " --image-size 224 320"
+
+
+def test_segmentation_of_rectangles_in_all_orientations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(5):
+        values = np.random.default_rng(index).integers(0, 2, (8, 12)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+        for name, pixels in (("images", np.stack([120 * values] * 3, 2)), ("masks", values)):
+            path = tmp_path / "scenes" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    network = {"scratch": True, "size": "nano", "patch": 16, "head": "linear", "steps": 1, "batch_size": 2, **MACHINE}
+    view = SceneViewConfig(vertical_flip=0.5, quarter_turns=0.75)
+    result = beitkit.segment(tmp_path / "scenes", out=tmp_path / "seg", image_size=(64, 96), view=view, **network)
+    assert "crops of 64x96" in capsys.readouterr().err
+    assert json.loads((tmp_path / "seg" / "config.json").read_text())["view"]["quarter_turns"] == 0.75
+    assert beitkit.load(result.folder).config.backbone.grid == (4, 6)
+
+
+def test_a_plan_is_of_the_size_that_is_given() -> None:
+    for recipe in (None, "finetune-base-in1k"):
+        config = parse(
+            PlanRun, ["--images", "1000", "--image-size", "224", "448", *(["--recipe", recipe] if recipe else [])], "plan"
+        )
+        assert subject_of(config).workload.network.backbone.grid == (14, 28)
