@@ -54,6 +54,7 @@ class Setup:
         tokenizer, files = _tokenizer(config), find_images(config.images)
         pixels = _pixels(config, tokenizer, files)
         model = replace(model_of(replace(config, channels=pixels.channels), tokenizer), preprocessing=pixels.preprocessing)
+        _check_range(tokenizer, pixels)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
         return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), files, views, pixels.lines)
 
@@ -204,16 +205,18 @@ def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, files: Imag
     base, channels = config.network.preprocessing, 3
     if tokenizer is not None:
         base, channels = replace(base, value_range=tokenizer.value_range), tokenizer.channels
-        if config.channels not in (None, channels):
-            raise UserError(f"--channels {config.channels} does not fit a tokenizer of {channels}; leave --channels out")
-    pixels = decided_pixels(
+    return decided_pixels(
         files,
         base,
         channels,
-        channels=channels if tokenizer is not None else config.channels,
+        channels=config.channels or (None if tokenizer is None else channels),
         value_range=config.value_range,
         own_statistics=config.network.has_own_statistics,
     )
+
+
+def _check_range(tokenizer: TokenizerNetwork | None, pixels: Pixels) -> None:
+    """Raise a `UserError` for images of another range than those that the tokenizer was trained on."""
     if tokenizer is not None and pixels.preprocessing.value_range != tokenizer.value_range:
         ranges = [
             "images of 8 bits" if one is None else f"values {one[0][0]:g} to {one[0][1]:g}"
@@ -222,7 +225,6 @@ def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, files: Imag
         raise UserError(
             f"the tokenizer was trained on {ranges[0]}, and here are {ranges[1]}; train one on these with beitkit tokenizer"
         )
-    return pixels
 
 
 def _tokenizer(config: PretrainRun) -> TokenizerNetwork | None:
