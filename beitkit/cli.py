@@ -63,15 +63,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
                 f"beitkit {verb} runs in one process, but torchrun or srun started {rank.world_size}; start it without them "
                 f"({shared} run in several)"
             )
-        config = _parse(verb, arguments[1:])
+        default = _from_recipe(verb, arguments[1:])
+        config = parse(VERBS[verb].config_class(), arguments[1:], f"beitkit {verb}", default)
         VERBS[verb].function()(config)
         sys.stdout.flush()
     except UserError as error:
         _fail(with_options(str(error), VERBS[verb].config_class()), process=rank.rank)
-    except Interrupted as error:
-        _leave(with_options(str(error), VERBS[verb].config_class()), error.exit_code, rank)
-    except (NumericalError, ProcessLost) as error:
-        _leave(with_options(str(error), VERBS[verb].config_class()), 1, rank)
+    except (Interrupted, NumericalError, ProcessLost) as error:
+        code = error.exit_code if isinstance(error, Interrupted) else 1
+        if rank.rank:
+            sys.exit(code)  # only rank 0 says why
+        _fail(with_options(str(error), VERBS[verb].config_class()), code)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -96,19 +98,10 @@ def _overview() -> str:
     return "\n".join([PURPOSE, "", *lines, "", HINT])
 
 
-def _parse(verb: str, arguments: list[str]):
-    """The verb's config from its options."""
-    return parse(VERBS[verb].config_class(), arguments, f"beitkit {verb}", _from_recipe(verb, arguments))
-
-
 def parse(config: type[Config], arguments: list[str], program: str, default: Any = None) -> Config:
-    """A command's config from its options; tyro's boxed complaint becomes one line.
+    """A command's config from the arguments that follow its name; tyro's boxed complaint becomes one line.
 
-    Args:
-        config: the dataclass whose fields are the options.
-        arguments: what follows the name of the command.
-        program: how the command is called.
-        default: an instance whose values take the place of the fields' defaults; None keeps them.
+    The values of `default`, if there is one, take the place of the fields' defaults.
 
     Raises:
         UserError: options that there are not, or wrong values.
@@ -258,10 +251,3 @@ def _kept(verb: str) -> str:
 def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
     print(f"beitkit{f' (process {process})' if process else ''}: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _leave(message: str, code: int, rank: Rank) -> NoReturn:
-    """Exit; only rank 0 prints the message."""
-    if rank.rank:
-        sys.exit(code)
-    _fail(message, code)

@@ -101,20 +101,12 @@ class ShardingUnit(nn.Module):
 class Tokenizer(Protocol):
     """A frozen map between images and a grid of visual tokens."""
 
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each axis."""
-        ...
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        ...
+    vocabulary: int
+    """Number of codes."""
+    stride: int
+    """Pixels per token along each axis."""
+    channels: int
+    """Of the images."""
 
     @property
     def fingerprint(self) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A mistake in what the user asked for: a path, an option, a file's content.
@@ -34,3 +38,17 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
         super().__init__(f"stopped after {unit} {step} of {steps}; {what_now}")
         self.step, self.steps, self.signal_number = step, steps, signal_number
         self.exit_code = 128 + signal_number
+
+
+def few(names: Sequence[object], most: int, between: str = ", ") -> str:
+    """The first of many names for a message, and how many more there are."""
+    return between.join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """A folder or file that cannot be made or written in the block is a mistake in `out`."""
+    try:
+        yield
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+        raise UserError(f"`out` {out} cannot be written ({error.strerror}); choose another `out`") from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, signature
 from pathlib import Path
@@ -25,10 +25,10 @@ from beitkit.errors import UserError
 class Entry(NamedTuple):
     """A verb: where it is, how it is typed, and how it runs."""
 
-    config: str
-    """The class that holds its options, as "module:class" below `beitkit.runs`; its module imports no torch."""
-    run: str
-    """The function that takes the config, as "module:function" below `beitkit.runs`."""
+    room: str
+    """Its folder below `beitkit.runs`."""
+    options: str
+    """The class that holds its options, in the room's `config.py`, which imports no torch."""
     example: str
     """Arguments that show its use."""
     summary: str
@@ -39,49 +39,48 @@ class Entry(NamedTuple):
     """Whether several processes can do it together."""
     takes_recipe: bool = False
     """Whether a recipe's values can take the place of its defaults."""
+    run: str = "run.run"
+    """The function that takes the config, as MODULE.FUNCTION in the room."""
 
     def config_class(self) -> type[Any]:
         """The class that holds its options."""
-        return _named(self.config)
+        return self._found(f"config.{self.options}")
 
     def function(self) -> Callable[[Any], Any]:
         """The function that takes the config, and reads no larger images than that allows; importing it imports torch."""
-        return functools.partial(_limited, _named(self.run))
+        return functools.partial(_limited, self._found(self.run))
+
+    def _found(self, where: str) -> Any:
+        module, _, name = where.partition(".")
+        return getattr(importlib.import_module(f"beitkit.runs.{self.room}.{module}"), name)
 
 
 VERBS = {
-    "demo": Entry("demo.config:DemoRun", "demo.run:run", "", "everything below on bundled images, in minutes", trains=True),
-    "index": Entry("pack.config:IndexRun", "pack.index:run", "photos/ --out photos.index", "list images in one mapped file"),
-    "pack": Entry("pack.config:PackRun", "pack.run:run", "photos/ --out shards", "copy images into tar shards"),
+    "demo": Entry("demo", "DemoRun", "", "everything below on bundled images, in minutes", trains=True),
+    "index": Entry("pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run"),
+    "pack": Entry("pack", "PackRun", "photos/ --out shards", "copy images into tar shards"),
     "tokenizer": Entry(
-        "tokenizer.config:TokenizerRun",
-        "tokenizer.run:run",
-        "photos/ --out runs/tok",
-        "train a discrete VAE on your images",
-        trains=True,
-        is_shared=True,
+        "tokenizer", "TokenizerRun", "photos/ --out runs/tok", "train a discrete VAE on your images", trains=True, is_shared=True
     ),
     "tokenize": Entry(
-        "tokenize.config:TokenizeRun",
-        "tokenize.run:run",
+        "tokenize",
+        "TokenizeRun",
         "photos/ --tokenizer runs/tok --out tokens",
         "store the tokens of some views, to compute them once",
     ),
     "pretrain": Entry(
-        "pretrain.config:PretrainRun",
-        "pretrain.run:run",
+        "pretrain",
+        "PretrainRun",
         "photos/ --tokenizer runs/tok --out runs/pre",
         "predict the visual tokens of masked patches",
         trains=True,
         is_shared=True,
         takes_recipe=True,
     ),
-    "probe": Entry(
-        "probe.config:ProbeRun", "probe.run:run", "labeled/ --model runs/pre", "judge the frozen features of every block"
-    ),
+    "probe": Entry("probe", "ProbeRun", "labeled/ --model runs/pre", "judge the frozen features of every block"),
     "finetune": Entry(
-        "finetune.config:FinetuneRun",
-        "finetune.run:run",
+        "finetune",
+        "FinetuneRun",
         "labeled/ --model runs/pre --out runs/cls",
         "train a classifier from them",
         trains=True,
@@ -89,55 +88,45 @@ VERBS = {
         takes_recipe=True,
     ),
     "segment": Entry(
-        "segment.config:SegmentRun",
-        "segment.run:run",
+        "segment",
+        "SegmentRun",
         "scenes/ --model runs/pre --out runs/seg",
         "train a network that names every pixel",
         trains=True,
         is_shared=True,
         takes_recipe=True,
     ),
-    "evaluate": Entry("evaluate.config:EvaluateRun", "evaluate.run:run", "labeled/ --model runs/cls", "measure it"),
-    "predict": Entry(
-        "predict.config:PredictRun", "predict.run:run", "new/ --model runs/cls --out p.csv", "name what new images show"
-    ),
-    "embed": Entry(
-        "predict.config:EmbedRun", "predict.embed:run", "new/ --model runs/pre --out f.npy", "their features, of any block"
-    ),
+    "evaluate": Entry("evaluate", "EvaluateRun", "labeled/ --model runs/cls", "measure it"),
+    "predict": Entry("predict", "PredictRun", "new/ --model runs/cls --out p.csv", "name what new images show"),
+    "embed": Entry("predict", "EmbedRun", "new/ --model runs/pre --out f.npy", "their features, of any block", run="embed.run"),
     "inspect": Entry(
-        "checkpoints.config:InspectRun",
-        "checkpoints.run:inspect",
-        "beit_base_patch16_224_pt22k.pth",
-        "what is this checkpoint?",
+        "checkpoints", "InspectRun", "beit_base_patch16_224_pt22k.pth", "what is this checkpoint?", run="run.inspect"
     ),
-    "show-load": Entry(
-        "checkpoints.config:ShowLoadRun", "checkpoints.run:show_load", "beit.pth", "what becomes of each of its tensors"
-    ),
+    "show-load": Entry("checkpoints", "ShowLoadRun", "beit.pth", "what becomes of each of its tensors", run="run.show_load"),
     "convert": Entry(
-        "checkpoints.config:ConvertRun",
-        "checkpoints.run:convert",
+        "checkpoints",
+        "ConvertRun",
         "beit.pth --to huggingface --out hf/",
         "official, transformers, timm and own, both ways",
+        run="run.convert",
     ),
     "export": Entry(
-        "checkpoints.config:ExportRun",
-        "checkpoints.run:export",
+        "checkpoints",
+        "ExportRun",
         "--model runs/cls --format onnx --out m.onnx",
         "a program that runs without beitkit",
+        run="run.export",
     ),
     "ablate": Entry(
-        "ablate.config:AblateRun",
-        "ablate.run:run",
+        "ablate",
+        "AblateRun",
         "photos/ labeled/ --tokenizer runs/tok",
         "what is each part of BEiT worth on your images?",
         trains=True,
     ),
-    "recipes": Entry("recipes.config:RecipesRun", "recipes.run:run", "", "the published set-ups, which --recipe takes"),
+    "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes"),
     "plan": Entry(
-        "plan.config:PlanRun",
-        "plan.run:run",
-        "--recipe NAME --images 1_281_167 --gpus 8",
-        "steps, memory, time and cost, before anything is spent",
+        "plan", "PlanRun", "--recipe NAME --images 1_281_167 --gpus 8", "steps, memory, time and cost, before anything is spent"
     ),
 }
 """All verbs by name, in the order in which one meets them."""
@@ -168,6 +157,15 @@ def option_names(config: type[Any]) -> dict[str, str]:
     return names
 
 
+def _limited(run: Callable[[Any], Any], config: Any) -> Any:
+    """What a verb does, its images being no larger than its `read.max_pixels`."""
+    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
+    from beitkit.data.decoding.limit import pixels_up_to
+
+    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+        return run(config)
+
+
 class Verb:
     """A verb that is called like a function."""
 
@@ -178,10 +176,9 @@ class Verb:
         self._config = config = self._entry.config_class()
         self.__doc__ = config.__doc__
         hints = get_type_hints(config, include_extras=True)
-        self._several = {key for key, hint in hints.items() if tuple[Path, ...] in {hint, *get_args(hint)}}
-        self._paths = {key for key, hint in hints.items() if Path in {hint, *get_args(hint)}} - self._several
-        self._flat = {key: hint for key, hint in hints.items() if _is_flat(hint)}
-        self._home = {option.name: part for part, hint in self._flat.items() for option in fields(get_args(hint)[0])}
+        self._hints = {key: {hint, *get_args(hint)} for key, hint in hints.items()}
+        self._flat = {key: get_args(hint)[0] for key, hint in hints.items() if _is_flat(hint)}
+        self._home = {option.name: part for part, group in self._flat.items() for option in fields(group)}
         self.__signature__ = self._signature()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -194,10 +191,7 @@ class Verb:
             given = self.__signature__.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.__name__}: {error}") from None
-        own: dict[str, Any] = {
-            key: Path(value) if key in self._paths and value is not None else value for key, value in given.items()
-        }
-        own |= {key: _as_paths(own[key]) for key in self._several & own.keys()}
+        own = {key: _with_paths(value, self._hints.get(key, set())) for key, value in given.items()}
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
             parts.setdefault(self._home[key], {})[key] = own.pop(key)
@@ -223,23 +217,9 @@ class Verb:
                 continue
             parameters += [
                 parameter.replace(name=option.name, default=getattr(parameter.default, option.name), annotation=option.type)
-                for option in fields(get_args(self._flat[key])[0])
+                for option in fields(self._flat[key])
             ]
         return Signature(parameters)
-
-
-def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels`."""
-    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
-    from beitkit.data.decoding.limit import pixels_up_to
-
-    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
-        return run(config)
-
-
-def _named(where: str) -> Any:
-    module, _, name = where.partition(":")
-    return getattr(importlib.import_module(f"beitkit.runs.{module}"), name)
 
 
 def _is_flat(hint: Any) -> bool:
@@ -249,6 +229,8 @@ def _is_flat(hint: Any) -> bool:
     return get_origin(hint) is Annotated and Flat in get_args(hint)
 
 
-def _as_paths(value: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
-    """One path, or several."""
-    return (Path(value),) if isinstance(value, str | Path) else tuple(Path(one) for one in value)
+def _with_paths(value: Any, hints: set[Any]) -> Any:
+    """An option's value with paths where it is typed as one or several; text will do for a path, and one path for several."""
+    if tuple[Path, ...] in hints:
+        return (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
+    return Path(value) if Path in hints and value is not None else value

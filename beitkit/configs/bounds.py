@@ -64,10 +64,8 @@ Seed = Annotated[int, Bounds(ge=0, lt=2**63)]
 def config(prefix: str = "", *, kw_only: bool = True) -> Callable[[type[Config]], type[Config]]:
     """Make a class a frozen dataclass that checks its fields first, then runs its own `__post_init__`.
 
-    Args:
-        prefix: under which verbs hold such a config (`mask`), for messages; empty for a verb's own, and for parts whose options
-            are written without a prefix.
-        kw_only: as in `dataclass`.
+    Under `prefix` verbs hold such a config (`mask`), for messages; it is empty for a verb's own, and for parts whose options are
+    written without a prefix.
     """
 
     def decorate(cls: type[Config]) -> type[Config]:

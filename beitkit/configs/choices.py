@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
+
+from beitkit.configs.train import DeviceKind
 
 BASE_WIDTH = 768
 """Of the network that the paper's rates were found for."""
 Choice = TypeVar("Choice", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choices of any verb depend on."""
+
+    images: int
+    """Training images."""
+    side: int
+    """Median of their shorter sides, in pixels."""
+    patch: int
+    width: int
+    depth: int
+    """Of the network."""
+    device: DeviceKind
 
 
 def narrowness(width: int) -> float:

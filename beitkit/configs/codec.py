@@ -47,12 +47,7 @@ def to_json(config: object) -> dict[str, Any]:
 
 
 def from_json(cls: type[T], data: object, *, where: str = "") -> T:
-    """The config dataclass `cls` from what `to_json` made of it.
-
-    Args:
-        cls: the dataclass to build; its own checks run.
-        data: parsed JSON.
-        where: the file it comes from, for messages.
+    """The config dataclass `cls`, whose own checks run, from what `to_json` made of it; `where` is its file, for messages.
 
     Raises:
         UserError: naming the key, for a missing or unknown key or a value of another type.

@@ -80,11 +80,7 @@ class NetworkConfig:
 def check_start(model: Path | None, scratch: bool, network: NetworkConfig, described: dict[str, str | int | None]) -> None:
     """Raise a `UserError` unless it is said once where the network and its first weights come from.
 
-    Args:
-        model: the checkpoint, if one was given.
-        scratch: whether the weights are fresh.
-        network: the details of a network without a checkpoint.
-        described: the other options that describe it, `size` among them; None where not given.
+    `network` and `described`, its other options (`size` among them; None where not given), describe one without a checkpoint.
     """
     if model is None and not (scratch and described["size"] is not None):
         raise UserError(

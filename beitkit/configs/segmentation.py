@@ -55,7 +55,7 @@ class InferenceConfig:
         """The settings that are not usual, for people."""
         side = "" if self.short_side is None else f", short side {self.short_side}"
         stride = "" if self.stride is None else f", stride {self.stride}"
-        scales = "" if self.scales == (1.0,) else f", scales {_listed(self.scales)}"
+        scales = "" if self.scales == (1.0,) else f", scales {' '.join(f'{scale:g}' for scale in self.scales)}"
         return f"{self.mode}{side}{stride}{scales}{', mirrored too' if self.flip else ''}"
 
     def over(self, usual: InferenceConfig) -> InferenceConfig:
@@ -63,10 +63,6 @@ class InferenceConfig:
         default = InferenceConfig()
         changed = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(usual, **{name: value for name, value in changed.items() if value != getattr(default, name)})
-
-
-def _listed(numbers: tuple[float, ...]) -> str:
-    return " ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def default_palette(count: int) -> tuple[Color, ...]:

@@ -14,22 +14,32 @@ from beitkit.contracts import Batch
 
 
 @dataclass
-class Accuracy:
-    """Top-1 and top-5 accuracy (as a share) and the cross-entropy over one pass of labeled images."""
+class ClassifierQuality:
+    """Accuracy (as a share), or the mean average precision where images have several labels, and the loss over one pass."""
 
     predict: Callable[[Tensor], Tensor]
     """Normalized images (b, c, h, w) to logits (b, classes)."""
     batches: Callable[[], Iterator[Batch]]
-    """A fresh ordered pass; batches hold images, labels and broken."""
+    """A fresh ordered pass; batches hold images, labels (targets where there are several) and broken."""
+    is_multilabel: bool = False
     name: str = "val"
 
     def run(self) -> Iterator[tuple[str, float]]:
-        """Yield top1, top5 (where there are more than five classes) and loss."""
-        logits, labels = collect_logits(self.predict, self.batches())
+        """Yield top1, top5 (where there are more than five classes) and loss; of several labels map and loss."""
+        logits, labels = self.answers()
+        if self.is_multilabel:
+            yield "map", mean_average_precision(logits, labels)
+            yield "loss", F.binary_cross_entropy_with_logits(logits, labels.float()).item()
+            return
         yield "top1", top_k(logits, labels, 1)
         if logits.shape[1] > 5:
             yield "top5", top_k(logits, labels, 5)
         yield "loss", F.cross_entropy(logits, labels).item()
+
+    def answers(self) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"] | Bool[Tensor, "n classes"]]:
+        """Logits of every readable image, and its label or which classes it shows. On the CPU."""
+        (logits,), labels = collect_answers([self.predict], self.batches(), "targets" if self.is_multilabel else "labels")
+        return logits, labels > 0.5 if self.is_multilabel else labels
 
 
 @torch.no_grad()
@@ -51,14 +61,6 @@ def collect_answers(
             kept.append(predict(batch["images"]).float()[readable].cpu())
         values.append(batch[key][readable].cpu())
     return [torch.cat(kept) for kept in logits], torch.cat(values)
-
-
-def collect_logits(
-    predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
-) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"]]:
-    """Logits and labels of every readable image, on the CPU."""
-    (logits,), labels = collect_answers([predict], batches, "labels")
-    return logits, labels
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:
@@ -114,28 +116,3 @@ def class_precisions(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "
 def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
     """Mean of `average_precision` over the classes that have images."""
     return torch.tensor(class_precisions(logits, targets), dtype=torch.float64).nanmean().item()
-
-
-@dataclass
-class MeanAveragePrecision:
-    """The mean average precision and the binary cross-entropy over one pass of images with several labels each."""
-
-    predict: Callable[[Tensor], Tensor]
-    """Normalized images (b, c, h, w) to logits (b, classes)."""
-    batches: Callable[[], Iterator[Batch]]
-    """A fresh ordered pass; batches hold images, targets and broken."""
-    name: str = "val"
-
-    def run(self) -> Iterator[tuple[str, float]]:
-        """Yield map and loss."""
-        logits, targets = collect_targets(self.predict, self.batches())
-        yield "map", mean_average_precision(logits, targets)
-        yield "loss", F.binary_cross_entropy_with_logits(logits, targets.float()).item()
-
-
-def collect_targets(
-    predict: Callable[[Tensor], Tensor], batches: Iterator[Batch]
-) -> tuple[Float[Tensor, "n classes"], Bool[Tensor, "n classes"]]:
-    """Logits and multi-label targets of every readable image, on the CPU."""
-    (logits,), targets = collect_answers([predict], batches, "targets")
-    return logits, targets > 0.5

@@ -76,12 +76,11 @@ def block_features(
     backbone: Backbone,
     batches: Iterator[Batch],
     precision: Autocast,
-    blocks: Sequence[int] | None = None,
+    blocks: Sequence[int],
     *,
     with_class_token: bool = True,
 ) -> BlockFeatures:
-    """`frozen_features` of all readable images, on the CPU; None takes every block."""
-    blocks = range(backbone.depth) if blocks is None else blocks
+    """`frozen_features` of all readable images, on the CPU."""
     parts, labels = [], []
     for batch in batches:
         readable = (batch["broken"] < 0).cpu()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from beitkit.contracts import Batch, Tokenizer, pixel_statistics
@@ -13,55 +15,43 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.nn.patches import from_patches, to_patches
 from beitkit.report.images import masked_image
 
-EXPLANATION = "Original, what the network sees, the tokenizer's reconstruction, and the reconstruction from the predicted tokens."
-
-PIXEL_EXPLANATION = "Original, what the network sees, and the original with the predicted patches in place of their own."
-
 
 @torch.no_grad()
-def reconstruction_columns(
-    model: MaskedImageModel, tokenizer: Tokenizer, batch: Batch, limit: int, *, recover_all: bool = False
-) -> dict[str, Float[Tensor, "r c h w"]]:
-    """Columns for a report, each in [0, 1]: original, masked, decoded from all true tokens, decoded with predicted ones.
+def filled_in(
+    model: MaskedImageModel, tokenizer: Tokenizer | None, batch: Batch, limit: int, *, recover_all: bool
+) -> tuple[dict[str, Float[Tensor, "r c h w"]], str]:
+    """Columns for a report, each in [0, 1], and a sentence on what they are: original, masked, and what the network predicts.
 
-    Predicted are the tokens of hidden patches or, with `recover_all`, of all. `batch` holds normalized `images`, `mask` and
-    `tokens`; its first `limit` images are shown. A tokenizer that cannot decode to pixels (VQ-KD) leaves the last two columns
-    out.
+    A tokenizer's columns are the images decoded from all true tokens, and with the predicted ones in their place; one that
+    cannot decode to pixels (VQ-KD) has none. Predicted are hidden patches or, with `recover_all`, all.
+
+    Args:
+        model: the network.
+        tokenizer: of the tokens that it predicts; None where it predicts pixels.
+        batch: normalized `images`, `mask` and, with a tokenizer, `tokens`.
+        limit: how many of its images are shown.
+        recover_all: whether visible patches are predicted as well.
     """
-    images, mask, tokens = (batch[key][:limit] for key in ("images", "mask", "tokens"))
-    predicted = tokens.clone()
+    images, mask, backbone = batch["images"][:limit], batch["mask"][:limit], model.config.backbone
     at = predicted_patches(mask, recover_all)
-    predicted[at] = model.predict(images, mask, at).argmax(-1)
-    grid = model.config.backbone.grid
-    columns = _given(model, images, mask)
-    try:
-        columns["tokenizer"] = tokenizer.decode(tokens.unflatten(1, grid)).cpu()
-    except UserError:
-        return columns
-    return columns | {"from predicted tokens": tokenizer.decode(predicted.unflatten(1, grid)).cpu()}
-
-
-@torch.no_grad()
-def pixel_columns(
-    model: MaskedImageModel, batch: Batch, limit: int, *, recover_all: bool = False
-) -> dict[str, Float[Tensor, "r c h w"]]:
-    """Columns for a report of a network that predicts pixels, each in [0, 1]: original, masked, filled in.
-
-    `batch` holds normalized `images` and `mask`; its first `limit` images are shown.
-    """
-    images, mask = batch["images"][:limit], batch["mask"][:limit]
-    backbone, at = model.config.backbone, predicted_patches(mask, recover_all)
-    patches = to_patches(images, backbone.patch).clone()
-    patches[at] = model.predict(images, mask, at).to(patches.dtype)
-    filled = _unnormalized(model, from_patches(patches, backbone.grid, backbone.patch)).cpu()
-    return _given(model, images, mask) | {"from predicted pixels": filled}
-
-
-def _given(model: MaskedImageModel, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> dict[str, Tensor]:
-    """The input columns: original and masked image."""
+    predicted = model.predict(images, mask, at)
     originals = _unnormalized(model, images).cpu()
-    masked = [masked_image(*pair, model.config.backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
-    return {"original": originals, "masked": torch.stack(masked)}
+    masked = [masked_image(*pair, backbone.grid) for pair in zip(originals, mask.cpu(), strict=True)]
+    columns = {"original": originals, "masked": torch.stack(masked)}
+    if tokenizer is None:
+        patches = to_patches(images, backbone.patch).clone()
+        patches[at] = predicted.to(patches.dtype)
+        columns["from predicted pixels"] = _unnormalized(model, from_patches(patches, backbone.grid, backbone.patch)).cpu()
+        return columns, "Original, what the network sees, and the original with the predicted patches in place of their own."
+    tokens = batch["tokens"][:limit]
+    filled = tokens.clone()
+    filled[at] = predicted.argmax(-1)
+    with contextlib.suppress(UserError):
+        for name, ids in (("tokenizer", tokens), ("from predicted tokens", filled)):
+            columns[name] = tokenizer.decode(ids.unflatten(1, backbone.grid)).cpu()
+    return columns, (
+        "Original, what the network sees, the tokenizer's reconstruction, and the reconstruction from the predicted tokens."
+    )
 
 
 def _unnormalized(model: MaskedImageModel, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -18,9 +18,6 @@ from torch import Tensor
 from beitkit.contracts import IGNORED
 from beitkit.errors import UserError
 
-LabeledImage = tuple[Tensor, Tensor]
-"""An image, uint8 (c, h, w), and its label map, uint8 (h, w)."""
-
 
 class SegmentationScores(NamedTuple):
     """Segmentation scores in [0, 1]. NaN: no pixels of this class or image."""
@@ -87,7 +84,6 @@ class ConfusionTable:
         """The scores so far."""
         iou, right, labeled = _iou(self.counts), self.counts.diagonal().double(), self.counts.sum(1).double()
         accuracy = right / labeled  # 0 / 0 is NaN
-        pixels = int(self.counts.sum())
         return SegmentationScores(
             iou=tuple(iou.tolist()),
             accuracy=tuple(accuracy.tolist()),
@@ -96,7 +92,7 @@ class ConfusionTable:
             pixel_accuracy=float(right.sum() / labeled.sum()),
             weighted_iou=float((iou.nan_to_num() * labeled).sum() / labeled.sum()),
             unseen=int(iou.isnan().sum()),
-            pixels=pixels,
+            pixels=int(self.counts.sum()),
             image_iou=tuple(self._image_iou),
         )
 
@@ -107,25 +103,24 @@ class MeanIoU:
 
     predict: Callable[[Tensor], Tensor]
     """An image, uint8 (c, h, w), to its label map, uint8 (h, w)."""
-    scenes: Callable[[], Iterable[LabeledImage]]
-    """A fresh ordered pass."""
+    scenes: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    """A fresh ordered pass of images, uint8 (c, h, w), and their label maps, uint8 (h, w)."""
     classes: int
     name: str = "val"
 
     def run(self) -> Iterator[tuple[str, float]]:
         """Yield miou, macc and aacc."""
-        scores = measure(self.predict, self.scenes(), self.classes)
+        scores = self.scores()
         yield "miou", scores.mean_iou
         yield "macc", scores.mean_accuracy
         yield "aacc", scores.pixel_accuracy
 
-
-def measure(predict: Callable[[Tensor], Tensor], scenes: Iterable[LabeledImage], classes: int) -> SegmentationScores:
-    """Predict and measure every scene."""
-    table = ConfusionTable(classes)
-    for image, label_map in scenes:
-        table.add(predict(image), label_map)
-    return table.scores()
+    def scores(self) -> SegmentationScores:
+        """All scores of one pass."""
+        table = ConfusionTable(self.classes)
+        for image, label_map in self.scenes():
+            table.add(self.predict(image), label_map)
+        return table.scores()
 
 
 def _iou(counts: Int[Tensor, "classes classes"]) -> Tensor:

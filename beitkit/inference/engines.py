@@ -12,12 +12,11 @@ from beitkit.configs.parts import EngineName
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
-from beitkit.inference.networks import Computation
+from beitkit.inference.networks import Computation, cast_weights_
 from beitkit.inference.part import Rows, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import PartedOutput, Written
-from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
@@ -54,14 +53,15 @@ def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine,
     if result.written is not None:
         return result.written
     missing = result.missing()
+    done = result.parts - len(missing)
     if missing:
         rest = blocks_of(files, block, missing)
         try:
-            for left, part in zip(range(len(missing) - 1, -1, -1), in_blocks(engine(rest), block), strict=True):
-                result.write(missing[-1 - left], part)
-                report(result.parts - left, result.parts)
+            for number, part in zip(missing, in_blocks(engine(rest), block), strict=True):
+                result.write(number, part)
+                done += 1
+                report(done, result.parts)
         except KeyboardInterrupt:
-            done = result.parts - len(result.missing())
             kept = f"they are kept in {result.folder}, the same command continues"
             raise Interrupted(done, result.parts, signal.SIGINT, kept, unit="part") from None
     return result.finish()

@@ -1,14 +1,19 @@
-"""Results of consecutive images, and how parts are joined to a file."""
+"""Results of consecutive images, and how parts are joined to a file of text lines or of Parquet row groups."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from beitkit.data.sources.parquet import pyarrow
 
 
 class Rows(NamedTuple):
@@ -29,13 +34,58 @@ class Rows(NamedTuple):
 class OutputFile(Protocol):
     """One file of a result: how a part of it is written, and how the parts become the whole."""
 
-    def encode(self, part: Rows) -> bytes:
+    def encode(self, part: Rows, /) -> bytes:
         """The file of one part."""
         ...
 
     def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
         """Write the whole from the files of its parts, holding one of them at a time."""
         ...
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """Text with a line or more for each image, such as CSV or JSON lines."""
+
+    encode: Callable[[Rows], bytes]
+    header: bytes = b""
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """The header, and all lines."""
+        file.write(self.header)
+        for path in parts:
+            file.write(path.read_bytes())
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A Parquet file with a row group for each part."""
+
+    table: Callable[[Rows], Any]
+    """A part as a pyarrow table."""
+    shape: tuple[int, ...]
+    """Of the values of one image."""
+
+    def encode(self, part: Rows) -> bytes:
+        """A Parquet file of its own."""
+        file = io.BytesIO()
+        pyarrow().parquet.write_table(self.table(part), file)
+        return file.getvalue()
+
+    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
+        """All row groups."""
+        parquet, nothing = pyarrow().parquet, Rows([], [], np.zeros((0, *self.shape), np.float32))
+        with parquet.ParquetWriter(file, self.table(nothing).schema) as writer:
+            for path in parts:
+                # Not by its path: pyarrow would read a folder called `a=1` as a column.
+                writer.write_table(parquet.ParquetFile(io.BytesIO(path.read_bytes())).read())
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """The rows as a CSV file; paths are written byte for byte."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 def in_blocks(results: Iterator[Rows], size: int) -> Iterator[Rows]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +14,7 @@ from beitkit.configs.model import ClassifierConfig
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
-from beitkit.inference.parquet import encode_table, join_tables
-from beitkit.inference.part import OutputFile, Rows, text_of
+from beitkit.inference.part import OutputFile, ParquetFile, Rows, TextFile, csv_bytes, text_of
 
 SURE = 0.5
 """Multi-label: classes with at least this probability are predicted."""
@@ -73,97 +69,50 @@ def prediction_table(out: Path, naming: Naming) -> OutputFile:
         UserError: another ending than .csv, .jsonl or .parquet, or .parquet without pyarrow.
     """
     if out.suffix == ".csv":
-        return CsvPredictions(naming)
+        pairs = [f"{name}_{rank}" for rank in range(1, naming.top + 1) for name in ("name", "probability")]
+        header = csv_bytes([["path", "predicted", "probability", *pairs, "error"]])
+        return TextFile(lambda part: _csv_lines(part, naming), header)
     if out.suffix == ".jsonl":
-        return JsonPredictions(naming)
+        return TextFile(lambda part: json_lines(part, naming))
     if out.suffix == ".parquet":
         pyarrow(out)
-        return ParquetPredictions(naming)
+        return ParquetFile(lambda part: _arrow_table(part, naming), (len(naming.classes),))
     raise UserError(f"`out` must end in .csv, .jsonl or .parquet, got {out}")
 
 
-@dataclass(frozen=True)
-class CsvPredictions:
+def _csv_lines(part: Rows, naming: Naming) -> bytes:
     """path, predicted, probability, name_1, probability_1, and so on, error. Paths are written byte for byte."""
-
-    naming: Naming
-
-    def encode(self, part: Rows) -> bytes:
-        """Rows without the header."""
-        rows = []
-        for row in self.naming.rows(part, self.naming.top):
-            pairs = [cell for guess in row.best for cell in guess] or [""] * (2 * self.naming.top)
-            rows.append([str(row.path), row.predicted, pairs[1], *pairs, row.error])
-        return csv_bytes(rows)
-
-    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
-        """The header, and all rows."""
-        pairs = [f"{name}_{rank}" for rank in range(1, self.naming.top + 1) for name in ("name", "probability")]
-        file.write(csv_bytes([["path", "predicted", "probability", *pairs, "error"]]))
-        append_all(parts, file)
+    rows = []
+    for row in naming.rows(part, naming.top):
+        pairs = [cell for guess in row.best for cell in guess] or [""] * (2 * naming.top)
+        rows.append([str(row.path), row.predicted, pairs[1], *pairs, row.error])
+    return csv_bytes(rows)
 
 
-@dataclass(frozen=True)
-class JsonPredictions:
+def json_lines(part: Rows, naming: Naming) -> bytes:
     """An object for each image: path, predicted, probability, probabilities of all classes (best first), error or null."""
-
-    naming: Naming
-
-    def encode(self, part: Rows) -> bytes:
-        """A line for each image."""
-        lines = []
-        for row in self.naming.rows(part, len(self.naming.classes)):
-            said: dict[str, Any] = {
-                "path": str(row.path),
-                "predicted": None if row.error else row.predicted,
-                "probability": row.best[0][1] if row.best else None,
-                "probabilities": dict(row.best),
-                "error": row.error or None,
-            }
-            lines.append(json.dumps(said) + "\n")
-        return "".join(lines).encode()
-
-    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
-        """All lines."""
-        append_all(parts, file)
-
-
-@dataclass(frozen=True)
-class ParquetPredictions:
-    """path, predicted, probability, and the lists `names` and `probabilities` (best first), error; null where there is none."""
-
-    naming: Naming
-
-    def encode(self, part: Rows) -> bytes:
-        """A Parquet file of its own."""
-        return encode_table(self._table(part))
-
-    def join(self, parts: Sequence[Path], file: IO[bytes]) -> None:
-        """A row group for each part."""
-        nothing = Rows([], [], np.zeros((0, len(self.naming.classes)), np.float32))
-        join_tables(parts, self._table(nothing).schema, file)
-
-    def _table(self, part: Rows) -> Any:
-        arrow, rows = pyarrow(), self.naming.rows(part, self.naming.top)
-        columns = {
-            "path": ([text_of(row.path) for row in rows], arrow.string()),
-            "predicted": ([None if row.error else row.predicted for row in rows], arrow.string()),
-            "probability": ([row.best[0][1] if row.best else None for row in rows], arrow.float32()),
-            "names": ([[name for name, _ in row.best] for row in rows], arrow.list_(arrow.string())),
-            "probabilities": ([[share for _, share in row.best] for row in rows], arrow.list_(arrow.float32())),
-            "error": ([row.error or None for row in rows], arrow.string()),
+    lines = []
+    for row in naming.rows(part, len(naming.classes)):
+        said: dict[str, Any] = {
+            "path": str(row.path),
+            "predicted": None if row.error else row.predicted,
+            "probability": row.best[0][1] if row.best else None,
+            "probabilities": dict(row.best),
+            "error": row.error or None,
         }
-        return arrow.table({name: arrow.array(values, kind) for name, (values, kind) in columns.items()})
+        lines.append(json.dumps(said) + "\n")
+    return "".join(lines).encode()
 
 
-def append_all(parts: Sequence[Path], file: IO[bytes]) -> None:
-    """Write the files one after the other."""
-    for path in parts:
-        file.write(path.read_bytes())
-
-
-def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """The rows as a CSV file; paths are written byte for byte."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+def _arrow_table(part: Rows, naming: Naming) -> Any:
+    """path, predicted, probability, and the lists `names` and `probabilities` (best first), error; null where there is none."""
+    arrow, rows = pyarrow(), naming.rows(part, naming.top)
+    columns = {
+        "path": ([text_of(row.path) for row in rows], arrow.string()),
+        "predicted": ([None if row.error else row.predicted for row in rows], arrow.string()),
+        "probability": ([row.best[0][1] if row.best else None for row in rows], arrow.float32()),
+        "names": ([[name for name, _ in row.best] for row in rows], arrow.list_(arrow.string())),
+        "probabilities": ([[share for _, share in row.best] for row in rows], arrow.list_(arrow.float32())),
+        "error": ([row.error or None for row in rows], arrow.string()),
+    }
+    return arrow.table({name: arrow.array(values, kind) for name, (values, kind) in columns.items()})

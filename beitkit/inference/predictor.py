@@ -25,9 +25,8 @@ from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.decoding.limit import pixels_up_to
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
-from beitkit.inference.networks import Computation, Embedding, Probabilities
+from beitkit.inference.networks import Computation, Embedding, Probabilities, cast_weights_
 from beitkit.inference.predictions import Naming
-from beitkit.inference.weights import cast_weights_
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier

@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from beitkit.configs.train import MachineConfig
+from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 from beitkit.inference.part import OutputFile, Rows
+from beitkit.interop.kinds import Network
 from beitkit.system import write_atomically
+from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import locked
 
 Setting = str | int | None
@@ -50,10 +54,7 @@ class PartedOutput:
     def __init__(self, tables: Mapping[Path, OutputFile], command: Mapping[str, Setting], parts: int) -> None:
         """Start a result or open it to resume; holds a lock while the process lives.
 
-        Args:
-            tables: the files of the result; the last is the one that the user named.
-            command: everything the result depends on.
-            parts: how many there are.
+        `tables` are the files of the result, the last of which the user named; `command` is everything that it depends on.
 
         Raises:
             UserError: the path holds other files or the parts of another command, or another process is writing to it.
@@ -137,3 +138,23 @@ class PartedOutput:
 
     def _marker(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.json"
+
+
+def command_of(
+    verb: str, model: Network, files: ImageList, machine: MachineConfig, settings: dict[str, Setting]
+) -> dict[str, Setting]:
+    """Everything a result depends on: a command only resumes parts with an equal key."""
+    return {
+        "verb": verb,
+        "model": digest_of(model.config, model.state_dict()),
+        "inputs": files.digest,
+        "pictures": len(files),
+        "device": machine.device,
+        "precision": machine.precision,
+        **settings,
+    }
+
+
+def shard_path(out: Path, number: int, shards: int, *, is_whole: bool) -> Path:
+    """The file of a shard: `new-00003-of-00008.csv` for `new.csv`; `out` itself without shards."""
+    return out if is_whole else out.with_name(f"{out.stem}-{number:05d}-of-{shards:05d}{out.suffix}")

@@ -92,15 +92,9 @@ def step_seconds(
     workers: int,
     exchanged: float,
 ) -> StepSeconds:
-    """Of one step, the tokenizer's part averaged over the run.
+    """Of one step, the tokenizer's part averaged over the run, with `exchanged` seconds of exchange between devices.
 
-    Args:
-        workload: what is computed.
-        length: how steps are shared.
-        rates: how fast the parts go.
-        recompute: whether the blocks go forward twice.
-        workers: processes that read; 0 reads in the main process, and then nothing else happens.
-        exchanged: seconds of exchange between devices.
+    0 workers read in the main process, and then nothing else happens.
     """
     images = length.own_images
     if isinstance(rates, Given):

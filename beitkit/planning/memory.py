@@ -102,19 +102,16 @@ def plan_memory(
     process: int,
     surplus: float,
 ) -> Memory:
-    """What one device holds.
+    """What one of `devices` holds, which share a step.
 
     Args:
-        workload: what is computed.
-        batch_size: images of a forward pass.
         own_accumulation_steps: forward passes of a step on this device.
         autocast: precision of matrix products; None is float32.
         recompute: whether the blocks' activations are computed again for the backward pass.
         is_averaged: whether a moving average of the weights is kept.
-        devices: how many share a step.
-        is_sharded: whether weights, gradients and moments are divided among them.
+        is_sharded: whether weights, gradients and moments are divided among the devices.
         process: bytes of Python and its libraries.
-        surplus: bytes that the allocator takes beyond the tensors, for each image (`surplus.allocator_surplus`).
+        surplus: bytes that the allocator takes beyond the tensors, for each image (`rates.allocator_surplus`).
     """
     traced = trace_step(
         workload, batch_size, accumulation_steps=min(2, own_accumulation_steps), autocast=autocast, recompute=recompute

@@ -39,13 +39,6 @@ class _Section(NamedTuple):
     blocks: list[Markup]
 
 
-class _Image(NamedTuple):
-    source: str
-    width: int
-    height: int
-    alt: str
-
-
 class Report:
     """Collects the blocks of a report and writes them as one HTML file."""
 
@@ -142,7 +135,7 @@ def _prose(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r'<code class="option">\1</code>', str(escape(text))))
 
 
-def _image(column: str, image: Float[Tensor, "c h w"], row: int, cell: int) -> _Image:
+def _image(column: str, image: Float[Tensor, "c h w"], row: int, cell: int) -> dict[str, str | int]:
     shown = fit(image, cell)
     source = f"data:image/png;base64,{base64.b64encode(png_bytes(shown)).decode('ascii')}"
-    return _Image(source, width=shown.shape[2], height=shown.shape[1], alt=f"{column}, example {row + 1}")
+    return {"source": source, "width": shown.shape[2], "height": shown.shape[1], "alt": f"{column}, example {row + 1}"}

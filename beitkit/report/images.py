@@ -10,14 +10,11 @@ import colorsys
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from beitkit.system import write_atomically
 
 CELL = 128
 """Pixels of an image's long side on a sheet."""
@@ -123,11 +120,6 @@ def check_columns(columns: Mapping[str, Tensor]) -> int:
     if len(set(rows.values())) != 1 or 0 in rows.values():
         raise ValueError(f"all columns need the same number of images, and at least one, got {rows or 'no column'}")
     return next(iter(rows.values()))
-
-
-def write_png(path: Path, image: Float[Tensor, "c h w"]) -> None:
-    """Write the image as PNG; a reader sees the old file or the new one, never half of it."""
-    write_atomically(path, png_bytes(image))
 
 
 def _token_color(token: int) -> tuple[float, float, float]:

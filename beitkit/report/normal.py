@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 from typing import Literal, NamedTuple
 
+from beitkit.errors import few
+
 Level = Literal["ok", "note", "warn"]
 Number = int | float
 Problem = tuple[str, str, str]
@@ -167,10 +169,8 @@ def segmentation_lines(
     else:
         lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
     if unseen:
-        named = ", ".join(unseen[:6]) + (f" and {len(unseen) - 6} more" if len(unseen) > 6 else "")
-        lines.append(
-            Line("note", f"Never found: {named}. Rare and small classes come last; train longer, or on more images of them.")
-        )
+        advice = "Rare and small classes come last; train longer, or on more images of them."
+        lines.append(Line("note", f"Never found: {few(unseen, 6)}. {advice}"))
     if train_accuracy is not None and train_accuracy - pixel_accuracy > 0.1:
         both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation images"
         lines.append(Line("note", f"Some overfitting: {both}; more images help most, drop path and wider scales help too."))

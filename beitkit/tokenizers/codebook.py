@@ -74,7 +74,7 @@ class Codebook(nn.Module):
         self.is_started.fill_(True)
 
     def _follow(self, points: Float[Tensor, "m d"], ids: Int[Tensor, " m"]) -> None:
-        counts, sums = _gather_by_code(points, ids, len(self.codes))
+        counts, sums = gather_by_code(points, ids, len(self.codes))
         all_reduce_(counts, sums)
         # A code without vectors is its own mean, so it stays.
         means = torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), self.codes)
@@ -96,12 +96,12 @@ def directional_kmeans(points: Float[Tensor, "m d"], num_codes: int) -> Float[Te
         drawn = torch.randint(len(points), (num_codes,), device=points.device)
     centers = points[drawn]
     for _ in range(KMEANS_STEPS):
-        counts, sums = _gather_by_code(points, nearest_codes(points, centers), num_codes)
+        counts, sums = gather_by_code(points, nearest_codes(points, centers), num_codes)
         centers = torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), centers)
     return centers
 
 
-def _gather_by_code(points: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+def gather_by_code(points: Tensor, ids: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Number of points per code (v), and their sums (v, d)."""
     counts = points.new_zeros(num_codes).index_add_(0, ids, points.new_ones(len(ids)))
     return counts, points.new_zeros(num_codes, points.shape[1]).index_add_(0, ids, points)

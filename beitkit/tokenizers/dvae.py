@@ -28,6 +28,7 @@ class DiscreteVAE(nn.Module):
     def __init__(self, config: DVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocabulary, self.stride, self.channels = config.vocabulary, config.stride, config.channels
         parts = build_parts(config)
         initialize(parts, config)
         self.encoder = parts.encoder
@@ -36,21 +37,6 @@ class DiscreteVAE(nn.Module):
         self._pixel_scale = parts.pixel_scale
         self._pixel_shift = parts.pixel_shift
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes."""
-        return self.config.vocabulary
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each axis."""
-        return self.config.stride
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return self.config.channels
 
     @property
     def value_range(self) -> ValueRange | None:

@@ -78,12 +78,8 @@ def token_encoder(
 ) -> Encoder:
     """The tokenizer, moved to the device; all ranks, and all starts of a run, decide on the same views.
 
-    Args:
-        tokenizer: the one of the key.
-        files: the images of the run.
-        key: what its tokens depend on; the number of views and the precision do not matter.
-        runtime: device and precision.
-        begun: key of an existing token cache; its precision is kept.
+    Of `key`, the number of views and the precision do not matter. The precision of `begun`, the key of an existing token cache,
+    is kept.
     """
     tokenizer.to(runtime.device)
     if begun is not None:

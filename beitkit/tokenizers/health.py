@@ -79,37 +79,26 @@ class Diagnosis(NamedTuple):
 
 def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
     """Problems of a tokenizer with this code usage and reconstruction quality (dB); empty if there are none."""
-    found: list[Diagnosis] = []
-    if statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary:
-        found.append(
-            Diagnosis(
-                "vocabulary too large for so few patches",
-                f"There are {statistics.tokens:,} patches for {statistics.vocabulary:,} codes: under {MIN_TOKENS_PER_CODE} each.",
-                f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more images.",
-            )
-        )
-    if statistics.used_share < MIN_USED_SHARE:
-        found.append(
-            Diagnosis(
-                "codes dead",
-                f"{statistics.dead_codes:,} of {statistics.vocabulary:,} codes were never chosen.",
-                "Train longer, keep revival and the start from data on, or use a smaller vocabulary.",
-            )
-        )
-    if statistics.commonest_share > MAX_COMMONEST_SHARE:
-        found.append(
-            Diagnosis(
-                "one token dominates",
-                f"Code {statistics.commonest_code} is {statistics.commonest_share:.0%} of all tokens: guessing it pays.",
-                "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
-            )
-        )
-    if psnr < MIN_PSNR:
-        found.append(
-            Diagnosis(
-                "reconstruction poor",
-                f"Images decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
-                "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
-            )
-        )
-    return found
+    found: dict[Diagnosis, bool] = {
+        Diagnosis(
+            "vocabulary too large for so few patches",
+            f"There are {statistics.tokens:,} patches for {statistics.vocabulary:,} codes: under {MIN_TOKENS_PER_CODE} each.",
+            f"Use a vocabulary of at most {max(2, statistics.tokens // MIN_TOKENS_PER_CODE):,}, or more images.",
+        ): statistics.tokens < MIN_TOKENS_PER_CODE * statistics.vocabulary,
+        Diagnosis(
+            "codes dead",
+            f"{statistics.dead_codes:,} of {statistics.vocabulary:,} codes were never chosen.",
+            "Train longer, keep revival and the start from data on, or use a smaller vocabulary.",
+        ): statistics.used_share < MIN_USED_SHARE,
+        Diagnosis(
+            "one token dominates",
+            f"Code {statistics.commonest_code} is {statistics.commonest_share:.0%} of all tokens: guessing it pays.",
+            "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
+        ): statistics.commonest_share > MAX_COMMONEST_SHARE,
+        Diagnosis(
+            "reconstruction poor",
+            f"Images decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
+            "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
+        ): psnr < MIN_PSNR,
+    }
+    return [diagnosis for diagnosis, is_found in found.items() if is_found]

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from beitkit.nn.collectives import all_reduce_, broadcast_, is_distributed, is_rank_zero
-from beitkit.tokenizers.codebook import KMEANS_STEPS
+from beitkit.tokenizers.codebook import KMEANS_STEPS, gather_by_code
 from beitkit.tokenizers.dvae import DiscreteVAE
 
 START_MARGIN = 3.0
@@ -50,8 +50,7 @@ def kmeans(points: Float[Tensor, "m d"], num_centers: int) -> Float[Tensor, "v d
     centers = torch.cat(seeds)
     for _ in range(KMEANS_STEPS):
         owners = torch.cdist(points, centers).argmin(1)
-        sums = torch.zeros_like(centers).index_add_(0, owners, points)
-        counts = torch.zeros(num_centers, device=points.device).index_add_(0, owners, torch.ones_like(nearest))
+        counts, sums = gather_by_code(points, owners, num_centers)
         centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)
     return centers
 

@@ -40,6 +40,7 @@ class VQKD(nn.Module):
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocabulary, self.stride, self.channels = config.vocabulary, config.stride, config.channels
         width = config.encoder.width
         self.encoder = Backbone(config.encoder)
         self.encode_task_layer = _task_layer(width, config.code_dim)
@@ -48,21 +49,6 @@ class VQKD(nn.Module):
         )
         self.decoder = Backbone(config.decoder)
         self.decode_task_layer = _task_layer(width, config.target_dim)
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes."""
-        return self.config.vocabulary
-
-    @property
-    def stride(self) -> int:
-        """Pixels per token along each axis."""
-        return self.config.stride
-
-    @property
-    def channels(self) -> int:
-        """Channels of the images."""
-        return self.config.channels
 
     @property
     def value_range(self) -> ValueRange | None:

@@ -19,7 +19,7 @@ import PIL
 import torch
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few, writing_to
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import say_skipped
@@ -41,6 +41,13 @@ class RunFolder:
         """
         self.path = path
         self.processes = processes
+        self.journal = path / "journal.jsonl"
+        """The event log."""
+        self.checkpoints = Checkpoints(path / "checkpoints", processes)
+        self.best = path / "checkpoints" / "best"
+        """Folder of the best model by the evaluations."""
+        self.broken_list = path / "broken_files.jsonl"
+        """List of unreadable files, one JSON object per line."""
         if processes.is_main:
             self._open(verb, config)
         processes.barrier()
@@ -61,13 +68,11 @@ class RunFolder:
         elif holds_something or (path.exists() and not path.is_dir()):
             what = "is not empty and holds no run" if path.is_dir() else "is a file"
             raise UserError(f"`out` {path} {what}; choose another `out`, or remove it yourself")
-        try:
+        with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
             self.write_json("config.json", wanted)
             self._record_start()
-        except (NotADirectoryError, FileExistsError, PermissionError) as error:
-            raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
 
     def pin(self, **inputs: str) -> None:
         """Store digests of the inputs on the first start; compare with them on every other.
@@ -94,26 +99,6 @@ class RunFolder:
                     f"the {_in_words(name)} changed since the run in {self.path} began, so it cannot be continued; "
                     "put the old one back, or choose another `out`"
                 )
-
-    @property
-    def journal(self) -> Path:
-        """Path of the event log."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """Folder of the checkpoints."""
-        return Checkpoints(self.path / "checkpoints", self.processes)
-
-    @property
-    def best(self) -> Path:
-        """Folder of the best model by the evaluations."""
-        return self.path / "checkpoints" / "best"
-
-    @property
-    def broken_list(self) -> Path:
-        """List of unreadable files, one JSON object per line."""
-        return self.path / "broken_files.jsonl"
 
     def is_finished(self) -> bool:
         """Whether the finished model has been written."""
@@ -224,8 +209,7 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
         if name not in NOT_PART_OF_A_RUN and before.get(name) != now.get(name)
     ]
     if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise UserError(
-            f"`out` {path} holds the run of another command ({'; '.join(differing[:3])}{more}); "
+            f"`out` {path} holds the run of another command ({few(differing, 3, '; ')}); "
             "give that command again to continue it, or choose another `out`"
         )

@@ -26,12 +26,12 @@ class Journal:
     Only rank 0 logs; calls on other ranks do nothing.
     """
 
-    def __init__(self, path: Path, *, quiet: bool = False, stream: TextIOBase | None = None, is_main: bool = True) -> None:
+    def __init__(self, path: Path, *, stream: TextIOBase | None = None, is_main: bool = True) -> None:
         self.is_main = is_main
         if is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.quiet = quiet or not is_main
+        self._is_quiet = not is_main
         self.stream: TextIO | TextIOBase = sys.stderr if stream is None else stream
         self.is_terminal = self.stream.isatty()
         self._line_open = False
@@ -86,13 +86,13 @@ class Journal:
                 self._line_open = False
 
     def _write(self, text: str) -> None:
-        if self.quiet:
+        if self._is_quiet:
             return
         try:
             self.stream.write(text)
             self.stream.flush()
         except BrokenPipeError:
-            self.quiet = True  # the reader is gone; the run goes on
+            self._is_quiet = True  # the reader is gone; the run goes on
 
 
 class WaitMeter:

@@ -88,7 +88,7 @@ def fit(
         objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`; it is moved to the device.
         batches: first batch index -> endless stream, so that resuming needs no replay. Every rank counts its own batches
             (`data.stream.training_stream` with its rank and world).
-        groups: parameters with their learning-rate factors and weight decay.
+        groups: of the optimizer (`train.optim`).
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
@@ -170,13 +170,13 @@ class _State:
 
     def restore(self, checkpoints: Checkpoints) -> bool:
         """Load the stored state; returns whether there was one."""
-        stored = checkpoints.restore()
+        stored = checkpoints.newest()
         if stored is None:
             return False
-        stored.fill(self.trainer.state())
+        checkpoints.restore(stored, self.trainer.state())
         if self.best is not None:
             self.best.value = stored.numbers.get("best", -math.inf)
-        self.done, self.bad_steps = stored.manifest.step, int(stored.numbers.get("bad_steps", 0))
+        self.done, self.bad_steps = stored.step, int(stored.numbers.get("bad_steps", 0))
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
@@ -203,12 +203,23 @@ class _State:
 
 
 def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journal: Journal) -> None:
-    """Log the metrics since the last log line."""
-    values = window.close(done)
-    values.update(lr=schedule.lr_at(done - 1), grad_norm=grad_norm, epoch=done / schedule.steps_per_epoch)
-    values["images_per_second"] = values.pop("steps_per_second") * schedule.images_per_step
-    journal.record("train", done, **values)
-    journal.progress(_line(done, schedule, values), is_last=done == schedule.steps)
+    """Log the metrics since the last log line, speed and remaining time."""
+    metrics, steps_per_second, waited = window.close(done)
+    speed = steps_per_second * schedule.images_per_step
+    journal.record(
+        "train",
+        done,
+        **metrics,
+        data_wait=waited,
+        lr=schedule.lr_at(done - 1),
+        grad_norm=grad_norm,
+        epoch=done / schedule.steps_per_epoch,
+        images_per_second=speed,
+    )
+    said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    left = duration((schedule.steps - done) / steps_per_second)
+    line = f"step {done}/{schedule.steps}  {said}  {speed:.0f} images/s, {waited:.0%} waiting for data, {left} left"
+    journal.progress(line, is_last=done == schedule.steps)
 
 
 class _Window:
@@ -226,17 +237,16 @@ class _Window:
                 applied = torch.where(result.is_finite, value.detach(), 0)
                 self.sums[name] = self.sums[name] + applied if name in self.sums else applied
 
-    def close(self, step: int) -> dict[str, float]:
+    def close(self, step: int) -> tuple[dict[str, float], float, float]:
         """Means over all passes since the last call, steps per second, and the share of time this process waited for data."""
         device = self.sums["loss"].device
         sums = self.processes.all_reduce(torch.stack([value.float().to(device) for value in self.sums.values()]))
         passes, *others = sums.tolist()
-        values = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
+        means = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
-        values["steps_per_second"] = (step - self.step) / seconds
-        values["data_wait"] = (self.waited.seconds - self.waited_before) / seconds
+        closed = means, (step - self.step) / seconds, (self.waited.seconds - self.waited_before) / seconds
         self._restart(step)
-        return values
+        return closed
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -261,14 +271,3 @@ def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best 
     journal.record("evaluate", step, **values)
     journal.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
     objective.train()
-
-
-def _line(done: int, schedule: Schedule, values: dict[str, float]) -> str:
-    """The progress line: step, metrics, speed and remaining time."""
-    hidden = ("lr", "grad_norm", "epoch", "images_per_second", "data_wait")
-    metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in hidden)
-    speed = values["images_per_second"]
-    left = duration((schedule.steps - done) * schedule.images_per_step / speed)
-    return (
-        f"step {done}/{schedule.steps}  {metrics}  {speed:.0f} images/s, {values['data_wait']:.0%} waiting for data, {left} left"
-    )

@@ -99,16 +99,9 @@ class Trainer:
         accumulation_steps: int,
         ema: float | None = None,
     ) -> None:
-        """A trainer of `objective`, from `groups` of its parameters, which is moved to the device.
+        """A trainer of `objective`, from `groups` of its parameters, which is moved to the device; see `loop.fit` for both.
 
-        Args:
-            objective: module whose forward takes (batch, progress in [0, 1]) and returns a `Loss`.
-            groups: parameters with their learning-rate factors and weight decay.
-            schedule: learning rates by step, the length of the run, and the seed.
-            optim: the optimizer's constants.
-            runtime: device, precision and processes.
-            accumulation_steps: forward passes per step, over all ranks.
-            ema: decay of the EMA of the weights; 0 or None: no EMA.
+        `accumulation_steps`: forward passes per step, over all ranks; `ema`: decay of the EMA of the weights, 0 or None: no EMA.
         """
         name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
         names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
@@ -128,12 +121,7 @@ class Trainer:
         self._schedule, self._runtime = schedule, runtime
 
     def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """Forward and backward passes of this rank; returns their losses, gradients are on the parameters.
-
-        Args:
-            stream: this rank's batches, starting with those of this step.
-            done: steps before this one.
-        """
+        """Forward and backward passes of this rank on the next batches, after `done` steps; gradients are on the parameters."""
         processes, losses = self._runtime.processes, []
         for own in range(self.own_accumulation_steps):
             batch = next(stream)
@@ -159,11 +147,7 @@ class Trainer:
     def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:
         """Update weights (AdamW) and EMA; skipped if loss or gradients are not finite on any rank.
 
-        Args:
-            losses: of `forward_backward`.
-            norm: of `clip`.
-            done: steps before this one.
-            stop: signals that this process has received, which are sent to all ranks.
+        `losses` are those of `forward_backward`, `norm` is that of `clip`; a signal in `stop` is sent to all ranks.
         """
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         signals = norm.new_tensor([float(stop.signal_number == number) for number in SIGNALS])

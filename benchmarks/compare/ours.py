@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from beitkit.configs.train import OptimConfig, SpeedConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import token_ids, tokenized
-from beitkit.inference.networks import Probabilities
-from beitkit.inference.weights import cast_weights_
+from beitkit.inference.networks import Probabilities, cast_weights_
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 
 from beitkit.contracts import Batch
 from beitkit.evaluation.classification import (
-    Accuracy,
-    MeanAveragePrecision,
+    ClassifierQuality,
     class_precisions,
-    collect_logits,
     confusion,
     mean_average_precision,
     per_class,
@@ -52,13 +50,13 @@ def test_equal_logits_count_the_same_in_top_1_and_in_the_confusion_matrix() -> N
 
 
 def test_broken_images_do_not_count() -> None:
-    logits, labels = collect_logits(lambda images: images, batches())
+    logits, labels = ClassifierQuality(lambda images: images, batches).answers()
     assert torch.equal(logits, LOGITS)
     assert torch.equal(labels, LABELS)
 
 
 def test_the_evaluator_yields_top1_and_loss_and_no_top5_for_three_classes() -> None:
-    values = dict(Accuracy(lambda images: images, batches).run())
+    values = dict(ClassifierQuality(lambda images: images, batches).run())
     assert set(values) == {"top1", "loss"}
     assert values["top1"] == 0.5
     assert values["loss"] == pytest.approx(F.cross_entropy(LOGITS, LABELS).item())
@@ -105,7 +103,7 @@ def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
         broken = torch.tensor([-1, 5, -1, -1])
         yield {"images": LOGITS, "targets": targets.float(), "broken": broken}
 
-    values = dict(MeanAveragePrecision(lambda images: images, several).run())
+    values = dict(ClassifierQuality(lambda images: images, several, is_multilabel=True).run())
     kept = [0, 2, 3]
     assert values["map"] == pytest.approx(mean_average_precision(LOGITS[kept], targets[kept]))
     assert values["loss"] == pytest.approx(F.binary_cross_entropy_with_logits(LOGITS[kept], targets[kept].float()).item())

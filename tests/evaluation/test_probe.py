@@ -92,7 +92,7 @@ def test_features_are_class_token_and_mean_patch_of_raw_blocks() -> None:
     backbone = Backbone(BackboneConfig.named("nano/4", image_size=8)).eval()
     images = torch.randn(3, 3, 8, 8)
     batch = {"images": images, "labels": torch.tensor([0, 1, 2]), "broken": torch.tensor([-1, 4, -1])}
-    features, labels = block_features(backbone, iter([batch]), contextlib.nullcontext)
+    features, labels = block_features(backbone, iter([batch]), contextlib.nullcontext, range(backbone.depth))
     assert labels.tolist() == [0, 2]
     with torch.no_grad():
         third = backbone.intermediates(images, [2])[0]

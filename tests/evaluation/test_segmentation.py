@@ -11,7 +11,7 @@ from torch import Tensor
 
 from beitkit.contracts import Evaluator
 from beitkit.errors import UserError
-from beitkit.evaluation.segmentation import ConfusionTable, MeanIoU, measure
+from beitkit.evaluation.segmentation import ConfusionTable, MeanIoU
 
 #                            class 0      class 1      class 2 is never labeled, class 3 never seen
 LABELS = torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]], dtype=torch.uint8)
@@ -73,7 +73,7 @@ def test_the_evaluator_yields_what_mmsegmentation_computes() -> None:
 
 def test_means_are_over_the_data_set_and_images_are_ranked_by_their_own() -> None:
     pairs = scenes(4, 8)
-    scores = measure(lambda image: image[0], ((name[None], label) for name, label in pairs), 8)
+    scores = MeanIoU(lambda image: image[0], lambda: [(name[None], label) for name, label in pairs], 8).scores()
     own = [mmseg([pair], 8)["miou"] for pair in pairs]
     assert scores.image_iou == pytest.approx(own)
     assert scores.mean_iou != pytest.approx(np.mean(own))

@@ -16,7 +16,7 @@ from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
-from beitkit.evaluation.classification import collect_logits
+from beitkit.evaluation.classification import ClassifierQuality
 
 FLOAT32 = MachineConfig(device="cpu", precision="float32", threads=1)
 
@@ -27,7 +27,7 @@ def evaluated_logits(model: beitkit.Classifier, images: Path) -> tuple[list[Path
     dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
     reading = Reading(7, workers=0, device=torch.device("cpu"), max_broken=0.0, report=lambda *_: None, list_file=None)
     stream = evaluation_batches(dataset, model.config.preprocessing, reading)
-    logits, _ = collect_logits(model, stream)
+    logits, _ = ClassifierQuality(model, lambda: stream).answers()
     return [files.path(index) for index in range(len(files))], logits
 
 

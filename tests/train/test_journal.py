@@ -13,7 +13,7 @@ from beitkit.train.journal import Journal, WaitMeter, duration
 
 
 def test_events_are_lines_of_strict_json(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", quiet=True)
+    journal = Journal(tmp_path / "journal.jsonl", stream=io.StringIO())
     journal.record("train", 3, loss=math.nan, accuracy=0.5)
     journal.record("note", 4, text="a step\nwas not applied")
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
@@ -24,7 +24,7 @@ def test_events_are_lines_of_strict_json(tmp_path: Path) -> None:
 
 
 def test_rewinding_forgets_later_events_and_torn_lines(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl", quiet=True)
+    journal = Journal(tmp_path / "journal.jsonl", stream=io.StringIO())
     for step in (1, 2, 3):
         journal.record("train", step, loss=1.0)
     with journal.path.open("a") as file:

@@ -118,14 +118,14 @@ def test_each_process_stores_only_its_rows(found: Found) -> None:
 
 def restored(checkpoints: Checkpoints) -> tuple[int, dict[str, torch.Tensor]]:
     """Step and tensors of the newest checkpoint, read by one process."""
-    stored = checkpoints.restore()
+    stored = checkpoints.newest()
     assert stored is not None
     tensors = {
         name: Piece(torch.full(entry.shape, 7, dtype=torch.int64 if name.startswith("buffer") else torch.float32), entry.shape)
-        for name, entry in stored.manifest.tensors.items()
+        for name, entry in stored.tensors.items()
     }
-    stored.fill(tensors)
-    return stored.manifest.step, {name: piece.rows for name, piece in tensors.items()}
+    checkpoints.restore(stored, tensors)
+    return stored.step, {name: piece.rows for name, piece in tensors.items()}
 
 
 def test_one_process_reads_what_two_wrote(found: Found) -> None:
@@ -139,13 +139,14 @@ def test_one_process_reads_what_two_wrote(found: Found) -> None:
 
 
 def test_some_rows_are_read_across_files(found: Found) -> None:
-    stored = Checkpoints(found.folder / "full/checkpoints").restore()
+    checkpoints = Checkpoints(found.folder / "full/checkpoints")
+    stored = checkpoints.newest()
     assert stored is not None
-    _, whole = restored(stored.checkpoints)
+    _, whole = restored(checkpoints)
     pieces = {name: Piece(tensor, tuple(tensor.shape)) for name, tensor in whole.items()}
     name = "exp_avg.units.2.layer.weight"
     pieces[name] = Piece(torch.zeros(2, 5), (5, 5), 2)  # row 2 is the first process's last, row 3 the second's first
-    stored.fill(pieces)
+    checkpoints.restore(stored, pieces)
     assert torch.equal(pieces[name].rows, whole[name][2:4])
 
 
@@ -177,7 +178,7 @@ def test_a_signal_to_one_process_stores_the_shards_of_both(found: Found) -> None
 
 def test_a_network_without_blocks_cannot_be_sharded(found: Found) -> None:
     assert found.first["no units"] == (
-        "--speed.sharding full shards the blocks of a Transformer, and this network has none; leave it out"
+        "`speed.sharding='full'` shards the blocks of a Transformer, and this network has none; leave it out"
     )
 
 
@@ -225,7 +226,7 @@ def test_a_manifest_that_is_not_sound_is_refused(tmp_path: Path, edit: Edit) -> 
     edit(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole; remove that folder") as refused:
-        checkpoints.restore()
+        checkpoints.newest()
     assert "\n" not in str(refused.value)
 
 
@@ -239,22 +240,24 @@ def test_a_manifest_that_is_not_sound_is_refused(tmp_path: Path, edit: Edit) -> 
     ],
 )
 def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path, piece: Piece, sentence: str) -> None:
-    Checkpoints(tmp_path).save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
-    stored = Checkpoints(tmp_path).restore()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
+    stored = checkpoints.newest()
     assert stored is not None
     with pytest.raises(UserError, match=sentence):
-        stored.fill({"weight": piece})
+        checkpoints.restore(stored, {"weight": piece})
 
 
 def test_a_manifest_that_says_more_than_its_file_is_refused(tmp_path: Path) -> None:
     """Digest and size are right, but the file has fewer rows than it is said to have."""
-    Checkpoints(tmp_path).save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
     path = tmp_path / "step-00000003.json"
     path.write_text(path.read_text().replace('"shape": [4], "rows": [[0, 0, 4]]', '"shape": [9], "rows": [[0, 0, 9]]'))
-    stored = Checkpoints(tmp_path).restore()
+    stored = checkpoints.newest()
     assert stored is not None
     with pytest.raises(UserError, match="does not hold what its manifest says"):
-        stored.fill({"weight": Piece(torch.zeros(9), (9,))})
+        checkpoints.restore(stored, {"weight": Piece(torch.zeros(9), (9,))})
 
 
 def test_a_save_that_ends_before_its_manifest_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

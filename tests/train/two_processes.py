@@ -5,6 +5,7 @@ Run as `python two_processes.py FOLDER` with torchrun's variables; each process 
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -94,7 +95,7 @@ def run(
                 loop=loop,
                 optim=OPTIM,
                 runtime=runtime,
-                journal=Journal(out / "journal.jsonl", quiet=True, is_main=runtime.is_main),
+                journal=Journal(out / "journal.jsonl", stream=io.StringIO(), is_main=runtime.is_main),
                 checkpoints=Checkpoints(out / "checkpoints", runtime.processes),
             ),
             evaluators,

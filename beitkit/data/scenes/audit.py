@@ -15,7 +15,7 @@ from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage, image_header
 from beitkit.data.decoding.reading import header_of
 from beitkit.data.scenes.scenes import MOST_READ, Scenes, sampled
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 NAMED = 3  # files that a note names
 
@@ -156,5 +156,4 @@ def _refuse(scenes: Scenes, faults: list[BrokenImage], read: int, counts: np.nda
 
 
 def _files(paths: tuple[Path, ...]) -> str:
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return f"{len(paths)} ({', '.join(path.name for path in paths[:NAMED])}{more})"
+    return f"{len(paths)} ({few([path.name for path in paths], NAMED)})"

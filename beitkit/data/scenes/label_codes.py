@@ -20,7 +20,7 @@ from beitkit.configs.segmentation import Color, default_palette
 from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.masks import NUM_VALUES, Mask, packed, unpacked
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 UNKNOWN = -1  # in a lookup table: a value that nobody has declared
 SHOWN = 6  # colors or values that an error names
@@ -129,7 +129,7 @@ class LabelMapping:
                 f"has the value 255, but {self.source} says that nothing is ignored; add 255 to ignore, or give it a class in ids"
             )
         known = [value for value, label in self.values if label != IGNORED]
-        shown = ", ".join(map(str, unknown[:SHOWN])) + (f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else "")
+        shown = few(unknown, SHOWN)
         return (
             f"has the value {shown}; {self.source} has {len(self.classes)} classes with values from {min(known)} to {max(known)} "
             f"and ignores {', '.join(map(str, ignored)) or 'nothing'}: correct the mask, or names, ids or ignore in classes.json"

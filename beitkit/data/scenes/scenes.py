@@ -35,7 +35,7 @@ from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
@@ -241,10 +241,10 @@ def _discovered(masks: ImageList, beside: Path) -> LabelMapping:
 
 def _colors_without_table(mask: Mask, beside: Path) -> str:
     found = [list(color) for color in unpacked(mask.occurring())]
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
-    shown = ", ".join(map(str, found[:SHOWN]))
-    return f"{mask.path} holds colors ({shown}{more}) and nothing says which class each is; write {beside}, such as {example}"
+    return (
+        f"{mask.path} holds colors ({few(found, SHOWN)}) and nothing says which class each is; write {beside}, such as {example}"
+    )
 
 
 def _set_aside(scenes: Scenes, seed: int) -> list[int]:

@@ -11,11 +11,11 @@ import glob
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from beitkit.data.decoding.formats import has_ending
 from beitkit.data.sources.folders import entries_of, is_image
@@ -24,7 +24,7 @@ from beitkit.data.sources.index import INDEX
 from beitkit.data.sources.lists import SPLIT_NAMES, Split
 from beitkit.data.sources.locations import entries_at, expanded, is_url, location, read_range, read_whole, size_of, unreadable
 from beitkit.data.sources.members import KINDS, Kind, Members
-from beitkit.data.sources.parquet import parquet_images
+from beitkit.data.sources.parquet import ArchiveImages, parquet_images
 from beitkit.data.sources.tar import ReadAt, tar_members
 from beitkit.errors import UserError
 
@@ -71,15 +71,6 @@ class Archives(NamedTuple):
         return self._replace(places=tuple(place for place in self.places if _split_in(place) == split))
 
 
-class _Found(NamedTuple):
-    """The images of one archive."""
-
-    names: list[bytes]
-    places: NDArray[np.int64]
-    labels: list[str | None]
-    classes: tuple[str, ...]
-
-
 def archives_at(given: Path | str) -> Archives | None:
     """The archives that a path, a pattern or a URL names; None where a path names none.
 
@@ -115,12 +106,9 @@ def archive_images(found: Archives, *, labeled: bool) -> ImageList:
     Raises:
         UserError: an archive that cannot be read, no images, or, when labeled, an image without a label.
     """
-
-    def look(place: str) -> _Found:
-        return _in_tar(place, labeled) if found.kind == "tar" else _in_parquet(place, labeled)
-
+    read = _tar_images if found.kind == "tar" else parquet_images
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        parts = list(pool.map(look, found.places))
+        parts = list(pool.map(lambda place: read(place, labeled), found.places))
     names = [name for part in parts for name in part.names]
     if not names:
         raise UserError(f"{found.given} holds no images (members that end in .jpg, .png, .webp, .tif and so on)")
@@ -142,9 +130,7 @@ def archive_images(found: Archives, *, labeled: bool) -> ImageList:
         labels = [_named_class(label, declared, found.given) for label in labels]
     classes = declared or tuple(sorted(set(labels), key=class_order))
     index = {name: number for number, name in enumerate(classes)}
-    return ImageList.of(
-        files.root, names, classes=classes, labels=np.array([index[label] for label in labels], dtype=np.int64), members=members
-    )
+    return replace(files, classes=classes, labels=np.array([index[label] for label in labels], dtype=np.int64))
 
 
 def class_order(name: str) -> tuple[int, str]:
@@ -224,14 +210,14 @@ def _split_in(place: str) -> Split | None:
     )
 
 
-def _in_tar(place: str, labeled: bool) -> _Found:
+def _tar_images(place: str, labeled: bool) -> ArchiveImages:
     names: list[bytes] = []
     places: list[tuple[int, int]] = []
     classes: dict[bytes, str] = {}
     try:
         size = size_of(place)
         with contextlib.nullcontext() if is_url(place) else Path(place).open("rb") as file:
-            read = _ahead(place) if file is None else _positioned(file.fileno())
+            read: ReadAt = _ahead(place) if file is None else lambda start, length: os.pread(file.fileno(), length, start)
             for member in tar_members(read, size, place):
                 name = member.name.lstrip(b"/")
                 while name.startswith(b"./"):
@@ -246,11 +232,7 @@ def _in_tar(place: str, labeled: bool) -> _Found:
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
     labels = [classes.get(_stem(name), classes.get(_key(name))) for name in names]
-    return _Found(names, np.array(places, dtype=np.int64).reshape(-1, 2), labels, ())
-
-
-def _positioned(number: int) -> ReadAt:
-    return lambda start, length: os.pread(number, length, start)
+    return ArchiveImages(names, np.array(places, dtype=np.int64).reshape(-1, 2), labels)
 
 
 def _ahead(place: str) -> ReadAt:
@@ -276,12 +258,7 @@ def _label(content: bytes, place: str, name: bytes) -> str:
     return label
 
 
-def _in_parquet(place: str, labeled: bool) -> _Found:
-    found = parquet_images(place, labeled)
-    return _Found(found.names, found.places, list(found.labels or [None] * len(found.names)), found.classes)
-
-
-def _declared(found: Archives, parts: Sequence[_Found]) -> tuple[str, ...]:
+def _declared(found: Archives, parts: Sequence[ArchiveImages]) -> tuple[str, ...]:
     """The classes that the archives name, in order."""
     if found.kind == "parquet":
         named = {part.classes for part in parts}

@@ -67,7 +67,7 @@ class ImageList:
     def path(self, index: int) -> Path:
         """The file of one image; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
         if self.members is not None:
-            return Path(self.members.display_name(index, os.fsdecode(self.name(index))))
+            return Path(f"{self.members.archives[self.members.archive[index]]}: {os.fsdecode(self.name(index))}")
         return self.files(index)[0]
 
     def files(self, index: int) -> tuple[Path, ...]:

@@ -59,10 +59,7 @@ class Mapped(np.memmap):
 def write_index(path: Path, files: ImageList, names: Iterable[bytes] | None = None) -> int:
     """Write a list of images to an index and return how many there are.
 
-    Args:
-        path: the index.
-        files: the list.
-        names: its names, where they are too many for memory; `files` is then empty and gives the rest.
+    Where they are too many for memory, `names` are their names; `files` is then empty and gives the rest.
 
     Raises:
         UserError: there are no images, or they can have several labels.

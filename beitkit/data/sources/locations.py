@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -119,12 +120,13 @@ def size_of(place: str) -> int:
     return int(size)
 
 
-def stamp_of(place: str) -> str:
-    """A version stamp of a file: its time of change in ns, or fsspec's `ukey` for URLs."""
+def stamp_of(place: str) -> int:
+    """A version stamp of a file: its time of change in ns, or a number that stands for fsspec's `ukey` of a URL."""
     if not is_url(place):
-        return str(os.stat(place).st_mtime_ns)  # noqa: PTH116
+        return os.stat(place).st_mtime_ns  # noqa: PTH116
     system, path = _system(place)
-    return str(_insisting(lambda: system.ukey(path)))
+    key = str(_insisting(lambda: system.ukey(path)))
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def entries_at(folder: str) -> list[str]:

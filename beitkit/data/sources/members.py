@@ -32,10 +32,6 @@ class Members:
     places: NDArray[np.int64]
     """Where, (images, 2): in tar archives first byte and length, in Parquet files row group and row in it."""
 
-    def display_name(self, index: int, name: str) -> str:
-        """What an image of this name is called in messages."""
-        return f"{self.archives[self.archive[index]]}: {name}"
-
     def subset(self, indices: NDArray[np.int64]) -> Members:
         """The members at these indices, in this order."""
         return replace(self, archive=self.archive[indices], places=self.places[indices])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,16 +23,16 @@ KEPT_GROUPS = 4
 """Row groups that a process keeps decoded."""
 
 
-class ParquetImages(NamedTuple):
-    """What one Parquet file holds."""
+class ArchiveImages(NamedTuple):
+    """What one archive holds."""
 
     names: list[bytes]
     places: NDArray[np.int64]
-    """Row group and row in it, (images, 2)."""
-    labels: list[str] | None
-    """Names of the classes; None without a column of labels."""
-    classes: tuple[str, ...]
-    """The classes that the file names, in order; empty where it does not."""
+    """(images, 2), as in `Members`."""
+    labels: Sequence[str | None]
+    """The class of each image, by name or number; None where it has none."""
+    classes: tuple[str, ...] = ()
+    """The classes that the archive names, in order; empty where it does not."""
 
 
 def pyarrow(what: object = "a Parquet file") -> Any:
@@ -65,7 +66,7 @@ def read_row(place: str, group: int, row: int) -> bytes:
     return value
 
 
-def parquet_images(place: str, labeled: bool) -> ParquetImages:
+def parquet_images(place: str, labeled: bool) -> ArchiveImages:
     """The images of a file, named by their paths in it, else by the file and their row.
 
     Raises:
@@ -81,7 +82,7 @@ def parquet_images(place: str, labeled: bool) -> ParquetImages:
         raise UserError(unreadable(place, error)) from None
 
 
-def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ParquetImages:
+def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ArchiveImages:
     schema = file.schema_arrow
     column = _bytes_column(arrow, schema, place)
     kind = schema.field(COLUMN).type
@@ -102,7 +103,7 @@ def _images(arrow: Any, file: Any, place: str, labeled: bool) -> ParquetImages:
         if with_labels:
             labels += _class_names(table.column(LABEL).to_pylist(), declared, place, first)
     where = np.concatenate([np.empty((0, 2)), *places]).astype(np.int64)
-    return ParquetImages(names, where, labels if with_labels else None, declared)
+    return ArchiveImages(names, where, labels if with_labels else [None] * len(names), declared)
 
 
 def _bytes_column(arrow: Any, schema: Any, place: str) -> str:
@@ -141,7 +142,7 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
 
 
 @functools.lru_cache(maxsize=KEPT_GROUPS)
-def _group(place: str, stamp: str, group: int) -> Any:
+def _group(place: str, stamp: int, group: int) -> Any:
     """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from beitkit.data.sources.find import LabeledArchives, LabeledFolder, LabeledList, find_labeled, labeled_source
 from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.data.sources.list_rows import BAND, CLASS_ROW, SEPARATOR, csv_rows
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 Source = LabeledFolder | LabeledArchives | LabeledList
 VAL_SHARE = 0.2
@@ -72,8 +72,7 @@ def note_on_val(val: ImageList) -> str | None:
     absent = [name for name, count in zip(val.classes, val.counts(), strict=True) if not count]
     if not absent:
         return None
-    more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-    return f"no validation image of {len(absent)} of {len(val.classes)} classes: {', '.join(absent[:5])}{more}"
+    return f"no validation image of {len(absent)} of {len(val.classes)} classes: {few(absent, 5)}"
 
 
 def few_per_class(files: ImageList, labels: int, seed: int, field: str = "labels") -> ImageList:

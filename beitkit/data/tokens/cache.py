@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Int64
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -146,12 +147,7 @@ class TokenCache:
 def open_cache(path: Path, key: CacheKey, files: ImageList, *, is_writable: bool, shard: Shard = WHOLE) -> TokenCache:
     """The cache in a folder, checked against what it is to be used for; a writable one is made where there is none.
 
-    Args:
-        path: the folder.
-        key: what the tokens depend on.
-        files: the whole list of images.
-        is_writable: whether it is filled.
-        shard: whose images the folder is for.
+    `files` is the whole list of images; the folder is for those of `shard`.
 
     Raises:
         UserError: if there is none, or its key or the content of an image differs.
@@ -228,15 +224,10 @@ def _make(
     """Make a cache, empty or filled by `fill(tokens, states)`; the header comes last, so that what has one is whole."""
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / CONTENTS, lambda file: np.save(file, contents))
-    rows = len(contents), key.views
     # The files are created with holes: they take their place on the disk as they are filled.
-    tokens, states = (
-        np.lib.format.open_memmap(path / name, mode="w+", dtype=dtype, shape=shape)
-        for name, dtype, shape in (
-            (TOKENS, _type_of(key.vocabulary), (*rows, key.grid[0] * key.grid[1])),
-            (STATES, np.dtype(np.uint8), rows),
-        )
-    )
+    rows, kind = (len(contents), key.views), _type_of(key.vocabulary)
+    tokens = open_memmap(path / TOKENS, mode="w+", dtype=kind, shape=(*rows, key.grid[0] * key.grid[1]))
+    states = open_memmap(path / STATES, mode="w+", dtype=np.dtype(np.uint8), shape=rows)
     if fill is not None:
         fill(tokens, states)
     tokens.flush()

@@ -6,6 +6,7 @@ Images in archives have the mtime of the archive.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 from collections.abc import Callable
@@ -27,7 +28,6 @@ AT_ONCE = 4096  # files that are handed to the threads together: millions of wai
 def contents_of(files: ImageList) -> NDArray[np.int64]:
     """Digest, size (-1 without a file) and mtime (ns) of every image, (images, 3); reads every file once."""
     contents = np.zeros((len(files), 3), dtype=np.int64)
-
     stamps = _Stamps(files)
 
     def look(index: int) -> None:
@@ -66,7 +66,7 @@ class _Stamps:
 
     def __init__(self, files: ImageList) -> None:
         self.files = files
-        self._times: dict[int, int] = {}
+        self._time_of = functools.cache(stamp_of)
 
     def size_and_time(self, index: int) -> tuple[int, int]:
         """Size of an image (-1 where it is not there, 0 in Parquet, which does not keep it) and time of change."""
@@ -75,19 +75,10 @@ class _Stamps:
             if members is None:
                 status = self.files.path(index).stat()
                 return status.st_size, status.st_mtime_ns
-            archive = int(members.archive[index])
-            if archive not in self._times:
-                self._times[archive] = _number(stamp_of(members.archives[archive]))
-            return int(members.places[index, 1]) if members.kind == "tar" else 0, self._times[archive]
+            size = int(members.places[index, 1]) if members.kind == "tar" else 0
+            return size, self._time_of(members.archives[members.archive[index]])
         except OSError:
             return -1, 0
-
-
-def _number(stamp: str) -> int:
-    """A time as it is, anything else as a number that stands for it."""
-    if stamp.isdecimal() and len(stamp) < 20:
-        return int(stamp)
-    return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _content(files: ImageList, index: int, stamps: _Stamps) -> tuple[int, int, int]:

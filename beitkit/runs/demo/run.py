@@ -19,9 +19,7 @@ from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.report.charts import Dots, dot_chart
-from beitkit.report.document import Report
-from beitkit.report.journal import read_journal
-from beitkit.report.sections import curve
+from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, thousands
 from beitkit.runs.demo.config import DemoRun
 from beitkit.runs.demo.fashion_mnist import load_fashion_mnist
@@ -188,8 +186,9 @@ def _print(out: Path, scores: dict[int, Score], seconds: float) -> None:
 
 
 def _report(config: DemoRun, images: Path, scores: dict[int, Score], probed: probe.Probe, seconds: float) -> None:
-    report = Report("What did pre-training buy?", "beitkit demo: 14,000 images of clothes, a few labels")
     pretraining = pretrain_run(config, images)
+    subtitle = "beitkit demo: 14,000 images of clothes, a few labels"
+    report = TrainingReport("What did pre-training buy?", pretraining.out, subtitle)
     report.facts(
         [
             ("Images", "Fashion-MNIST, 28x28, 14,000 without labels"),
@@ -224,14 +223,8 @@ def _report(config: DemoRun, images: Path, scores: dict[int, Score], probed: pro
         "It sees the second column and names a visual token for each hidden patch; the tokenizer's decoder draws them.",
     )
     report.images(*pretrain.previewed(pretraining))
-    events = read_journal(pretraining.out / "journal.jsonl")
-    report.figure(
-        curve(events, {"loss": ("train", "loss")}, title="Pre-training loss", y_label="cross-entropy"), "Masked patches."
-    )
-    report.figure(
-        curve(events, {"accuracy": ("train", "accuracy")}, title="Token accuracy", y_label="share", unit="percent"),
-        "Masked patches.",
-    )
+    report.curves({"loss": "loss"}, "Masked patches.", title="Pre-training loss", y_label="cross-entropy")
+    report.curves({"accuracy": "accuracy"}, "Masked patches.", title="Token accuracy", y_label="share", unit="percent")
     report.section("The same on your images")
     report.command(
         "beitkit tokenizer photos/ --out runs/tok\n"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import Batch
 from beitkit.data.sources.find import LabeledList, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.data.survey import name_other_ranges
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
@@ -97,19 +95,14 @@ def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Clas
             kinds = ["several labels" if one.multilabel else "one label" for one in (network.config, first)]
             raise UserError(f"{path} gives {kinds[0]} an image, {paths[0]} {kinds[1]}; evaluate them one by one")
         if set(network.config.classes) != set(first.classes):
-            lacking = _listed(set(first.classes) - set(network.config.classes))
-            surplus = _listed(set(network.config.classes) - set(first.classes))
+            lacking = few(sorted(set(first.classes) - set(network.config.classes)), NAMED_IN_A_REFUSAL) or "none"
+            surplus = few(sorted(set(network.config.classes) - set(first.classes)), NAMED_IN_A_REFUSAL) or "none"
             raise UserError(
                 f"{path} and {paths[0]} name other classes (only the second: {lacking}; only the first: {surplus}); "
                 "compare models with the same classes"
             )
         models.append(network)
     return models
-
-
-def _listed(names: set[str]) -> str:
-    more = f" and {len(names) - NAMED_IN_A_REFUSAL} more" if len(names) > NAMED_IN_A_REFUSAL else ""
-    return (", ".join(sorted(names)[:NAMED_IN_A_REFUSAL]) or "none") + more
 
 
 def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime) -> tuple[list[Tensor], Tensor]:
@@ -127,9 +120,10 @@ def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, r
     readable: dict[int, Tensor] = {}
     for places in groups.values():
         members = [models[place].to(runtime.device) for place in places]
-        stream = _stream(members[0], files, reading)
-        predicts = [_predict(member, runtime.precision) for member in members]
-        answers, index = collect_answers(predicts, stream, "index")
+        preprocessing = members[0].config.preprocessing
+        dataset = evaluation_dataset(files, members[0].config.backbone, preprocessing)
+        predicts = [runtime.precision()(member.__call__) for member in members]
+        answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index")
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
             logits[place], readable[place] = answer[:, order], index
@@ -142,22 +136,7 @@ def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, r
     return [logits[place][torch.isin(readable[place], common)] for place in range(len(models))], common
 
 
-def _stream(model: Classifier, files: ImageList, reading: Reading) -> Iterator[Batch]:
-    preprocessing = model.config.preprocessing
-    dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
-    return evaluation_batches(dataset, preprocessing, reading)
-
-
-def _predict(model: Classifier, precision: Callable[[], AbstractContextManager[None]]) -> Callable[[Tensor], Tensor]:
-    def predict(images: Tensor) -> Tensor:
-        with precision():
-            return model(images)
-
-    return predict
-
-
 def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:
-    """Which classes each image shows."""
     if files.targets is not None:
         return torch.from_numpy(files.targets)
     assert files.labels is not None

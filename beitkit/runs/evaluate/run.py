@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from beitkit.evaluation.comparison import Evaluation, ModelResult, seed_groups
-from beitkit.inference.predictions import csv_bytes
+from beitkit.inference.part import csv_bytes
 from beitkit.interop.load import load
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.evaluate.classifiers import classification

@@ -13,7 +13,7 @@ from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes
 from beitkit.data.survey import name_other_ranges
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
 from beitkit.interop.kinds import numbered
 from beitkit.nn.segmentation.label_map import predict_label_map
@@ -71,8 +71,8 @@ def _check_same_classes(paths: Sequence[Path], models: Sequence[Segmenter]) -> N
     for path, model in zip(paths, models, strict=True):
         if model.config.classes != first:
             raise UserError(
-                f"{paths[0]} has the classes {_few(first)} and {path} has {_few(model.config.classes)}; compare models with the "
-                "same classes in the same order"
+                f"{paths[0]} has the classes {few(first, 4)} and {path} has {few(model.config.classes, 4)}; "
+                "compare models with the same classes in the same order"
             )
 
 
@@ -99,8 +99,8 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     only_numbered = classes == numbered(len(classes)) and len(classes) == len(scenes.classes)
     if scenes.classes != classes and not only_numbered:
         raise UserError(
-            f"{config.images} has the classes {_few(scenes.classes)} and {config.model[0]} knows {_few(classes)}; they must be "
-            "the same in the same order: give --classes with a classes.json that says so"
+            f"{config.images} has the classes {few(scenes.classes, 4)} and {config.model[0]} knows {few(classes, 4)}; "
+            "they must be the same in the same order: give --classes with a classes.json that says so"
         )
     return scenes, where
 
@@ -123,7 +123,3 @@ def _image_rows(scenes: Scenes, found: dict[str, SceneScores]) -> Iterator[list[
         scores = scene_scores.scores
         for place in scores.worst_first():
             yield [name, scenes.files.path(scene_scores.indices[place]), f"{scores.image_iou[place]:.6g}"]
-
-
-def _few(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:4]) + (f" and {len(classes) - 4} more" if len(classes) > 4 else "")

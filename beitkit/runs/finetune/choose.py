@@ -7,12 +7,11 @@ if there are enough images (arXiv 2106.08254, table 13; method 5.3); with fewer,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from beitkit.configs.choices import Choices, narrowness
+from beitkit.configs.choices import Choices, Facts, narrowness
 from beitkit.configs.data import PAPER_AUGMENT
 from beitkit.configs.model import ImageSize, Pair, as_pair
-from beitkit.configs.train import DeviceKind, resolved
+from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
 
 FEW = 2_000
@@ -39,36 +38,19 @@ LONG_FROM_SCRATCH = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneFacts:
+class FinetuneFacts(Facts):
     """What the choices depend on."""
 
-    images: int
-    """Training images."""
-    side: int
-    """Median of their shorter sides, in pixels."""
     imbalance: float
     """Images of the commonest class per image of the rarest; 1 where images have several labels."""
-    width: int
-    depth: int
-    """Of the network."""
-    patch: int
     image_size: Pair | None
     """What the checkpoint was made for; None without one."""
     crop_share: float
     """What the checkpoint says."""
-    device: DeviceKind
 
 
-class Chosen(NamedTuple):
-    """A complete configuration, and what to say about it."""
-
-    config: FinetuneRun
-    lines: tuple[str, ...]
-    """One per chosen value, with its option and its reason; then notes."""
-
-
-def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
-    """`run` with every open value decided; the same facts always give the same values."""
+def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[str, ...]]:
+    """`run` with every open value decided by the facts alone, and a line for each with its option and its reason; then notes."""
     choices = Choices()
     is_pretrained = not run.scratch
     image_size, crop_share = _shown(choices, run, found)
@@ -111,7 +93,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> Chosen:
     if found.imbalance > IMBALANCE and not run.balanced:
         ratio = f"the commonest class has {found.imbalance:.0f} times the images of the rarest"
         choices.lines.append(f"note: {ratio}; --balanced shows them equally often")
-    return Chosen(config, tuple(choices.lines))
+    return config, tuple(choices.lines)
 
 
 def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[ImageSize | None, float]:

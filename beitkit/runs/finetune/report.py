@@ -13,10 +13,8 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
-from beitkit.report.document import Report
-from beitkit.report.journal import Event, read_journal
 from beitkit.report.normal import Line, finetuning_lines
-from beitkit.report.sections import beside_another_run, curve, last, normal_training, pace_figures
+from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent, thousands
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
@@ -56,9 +54,8 @@ def write_report(
     first: Batch,
 ) -> None:
     """Write report.html; `first` is a training batch as the network sees it."""
-    events = read_journal(folder.journal)
     backbone = network.backbone
-    report = Report("Fine-tuning", str(folder.path))
+    report = TrainingReport("Fine-tuning", folder.path)
     report.facts(
         [
             ("Start", "fresh weights" if config.scratch else str(config.model)),
@@ -69,30 +66,26 @@ def write_report(
         ]
     )
     if compared is not None:
-        beside_another_run(report, "mAP" if network.multilabel else "top-1", (folder.path, outcome.score), compared)
-    report.section("Is this normal?")
-    lines = [_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, events, config)
-    report.normal_lines([*lines, *normal_training(events)])
+        report.beside_another_run("mAP" if network.multilabel else "top-1", outcome.score, *compared)
+    report.normal([_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, report.last("accuracy"), config))
     _preview(report, network, first)
-    _learning(report, events, network)
+    _learning(report, network)
     report.section("Classes")
     measure = "average precision" if network.multilabel else "named right"
     columns = ["class", Column("images", thousands), Column(measure, percent)]
     rows = [[name, *one] for name, one in zip(train.classes, outcome.classes, strict=True)]
     report.table(Table(columns, rows, "Validation images of each class."))
-    pace_figures(report, events)
-    report.write(folder.path / "report.html")
+    report.finish()
 
 
-def _accuracy_lines(outcome: FinalScores, events: Sequence[Event], config: FinetuneRun) -> list[Line]:
-    # Of mixed images only a part can be named right, so their accuracy says nothing about overfitting.
-    is_comparable = not config.augment.is_mixing
+def _accuracy_lines(outcome: FinalScores, train_accuracy: float, config: FinetuneRun) -> list[Line]:
     return finetuning_lines(
         classes=len(outcome.classes),
         accuracy=outcome.score,
         commonest_share=max(count for count, _ in outcome.classes) / outcome.images,
         images=outcome.images,
-        train_accuracy=last(events, "accuracy") if is_comparable else None,
+        # Of mixed images only a part can be named right, so their accuracy says nothing about overfitting.
+        train_accuracy=None if config.augment.is_mixing else train_accuracy,
     )
 
 
@@ -106,7 +99,7 @@ def _ranking_line(outcome: FinalScores) -> Line:
     return Line("ok", f"The {measured}; {against}.")
 
 
-def _preview(report: Report, network: ClassifierConfig, first: Batch) -> None:
+def _preview(report: TrainingReport, network: ClassifierConfig, first: Batch) -> None:
     """What the network sees of its first images, and what it is told they are."""
     report.section("What the network sees", "Training images after augmentation, and the targets that go with them.")
     images = first["images"][:SHOWN_IMAGES].cpu()
@@ -128,17 +121,14 @@ def named_target(target: Float[Tensor, " classes"], classes: Sequence[str]) -> s
     return ", ".join(named) or "none of the classes"
 
 
-def _learning(report: Report, events: Sequence[Event], network: ClassifierConfig) -> None:
+def _learning(report: TrainingReport, network: ClassifierConfig) -> None:
     report.section("Learning")
-    losses = {"training": ("train", "loss"), "validation": ("evaluate", "val/loss")}
-    report.figure(
-        curve(events, losses, title="Loss", y_label="cross-entropy"),
-        "Cross-entropy; with label smoothing the training loss does not reach 0.",
-    )
+    caption = "Cross-entropy; with label smoothing the training loss does not reach 0."
+    report.curves({"training": "loss", "validation": "val/loss"}, caption, title="Loss", y_label="cross-entropy")
     if network.multilabel:
-        scores = {"first named is right, training": ("train", "accuracy"), "mean average precision": ("evaluate", "val/map")}
+        scores = {"first named is right, training": "accuracy", "mean average precision": "val/map"}
         caption = "Training: how often the class named first is one of the image's. Validation: mean average precision."
     else:
-        scores = {"training": ("train", "accuracy"), "validation": ("evaluate", "val/top1")}
+        scores = {"training": "accuracy", "validation": "val/top1"}
         caption = "Share of images named right; of mixed ones, by their larger part."
-    report.figure(curve(events, scores, title="Accuracy", y_label="share", unit="percent"), caption)
+    report.curves(scores, caption, title="Accuracy", y_label="share", unit="percent")

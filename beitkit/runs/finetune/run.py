@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,8 @@ from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
-    Accuracy,
-    MeanAveragePrecision,
+    ClassifierQuality,
     class_precisions,
-    collect_logits,
-    collect_targets,
     mean_average_precision,
     per_class,
     top_k,
@@ -41,7 +37,7 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
-from beitkit.runs.training.session import Session, start_run
+from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -59,8 +55,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label an image, but those of {config.images} have several; leave it out")
     pixels = _pixels(config, train)
-    chosen = choose(config, _facts(config, train, runtime))
-    config = chosen.config
+    config, reasons = choose(config, _facts(config, train, runtime))
     model = _network(config, train, pixels)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
@@ -80,7 +75,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
-    for line in (*pixels.lines, *chosen.lines):
+    for line in (*pixels.lines, *reasons):
         session.say(line)
     if pixels.preprocessing.value_range is not None and config.augment.operations:
         session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
@@ -97,18 +92,11 @@ def run(config: FinetuneRun) -> FinetuneResult:
 
     streams = _Streams(config, model.config, train, val, session)
 
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with runtime.precision():
-            return model(images)
-
-    evaluator = (MeanAveragePrecision if model.config.multilabel else Accuracy)(predict, streams.validation)
+    evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     groups, best = layered_groups(model, model, config.optim), session.best(f"val/{metric}", model)
     fit(objective, streams.training, groups, session.training, [evaluator], best)
     if runtime.is_main:
-        if model.config.multilabel:
-            outcome = _multilabel_scores(*collect_targets(predict, streams.validation()))
-        else:
-            outcome = _final_scores(*collect_logits(predict, streams.validation()))
+        outcome = _final_scores(evaluator)
         result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
@@ -174,7 +162,6 @@ class _Streams:
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
-    """What the choices depend on: images, network and device."""
     imbalance = 1.0
     if train.labels is not None:
         counts = np.unique(train.labels, return_counts=True)[1]
@@ -246,14 +233,12 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
     )
 
 
-def _final_scores(logits: torch.Tensor, labels: torch.Tensor) -> FinalScores:
-    return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-
-
-def _multilabel_scores(logits: torch.Tensor, targets: torch.Tensor) -> FinalScores:
-    precisions = class_precisions(logits, targets)
-    classes = list(zip(targets.sum(0).tolist(), precisions, strict=True))
-    return FinalScores(mean_average_precision(logits, targets), len(targets), classes)
+def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
+    logits, labels = evaluator.answers()
+    if not evaluator.is_multilabel:
+        return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
+    classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))
+    return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
 
 
 def _has_fresh_head(model: Classifier) -> bool:
@@ -263,13 +248,4 @@ def _has_fresh_head(model: Classifier) -> bool:
 
 
 def _result_of(folder: Path, val_digest: str, metric: str) -> FinetuneResult:
-    """What a finished run found out, on the same validation images."""
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        score, measured_on = float(result[metric]), result["val_digest"]
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} holds no finished fine-tuning run (expected {path})") from None
-    if measured_on != val_digest:
-        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
-    return FinetuneResult(folder, score)
+    return read_result(folder, "fine-tuning", val_digest, lambda content: FinetuneResult(folder, float(content[metric])))

@@ -11,7 +11,7 @@ from beitkit.data.sources.folders import say_left_out, sorted_walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import write_index
 from beitkit.data.sources.locations import is_url, location
-from beitkit.errors import UserError
+from beitkit.errors import writing_to
 from beitkit.runs.pack.config import IndexRun
 from beitkit.system import quoted
 
@@ -19,7 +19,7 @@ from beitkit.system import quoted
 def run(config: IndexRun) -> Path:
     """Write an index; returns its path."""
     images, out = config.images, config.out
-    try:
+    with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if config.labels:
             total = write_index(out, find_labeled(images, config.split))
@@ -29,8 +29,6 @@ def run(config: IndexRun) -> Path:
             say_left_out(images, left_out)
         else:
             total = write_index(out, find_images(images))
-    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another --out") from None
     following = "finetune {} --model ..." if config.labels else "pretrain {} --tokenizer ..."
     print(f"written: {out} ({total} images). Next: beitkit {following.format(quoted(out))} --out ...")
     return out

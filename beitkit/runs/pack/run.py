@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from beitkit.data.sources.find import find_images, find_labeled
-from beitkit.errors import UserError
+from beitkit.errors import UserError, writing_to
 from beitkit.runs.pack.config import PackRun
 from beitkit.runs.pack.shards import PACKING, pack
 from beitkit.system import quoted
@@ -20,13 +20,11 @@ def run(config: PackRun) -> Path:
     """Write shards and their index, or complete them; returns their folder."""
     files = find_labeled(config.images, config.split) if config.labels else find_images(config.images)
     out = config.out
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / PACKING).exists() and any(entry.name != ".lock" and entry.suffix != ".tmp" for entry in out.iterdir()):
             raise UserError(f"--out {out} is not empty and holds no shards of beitkit pack; choose another --out")
         locked(out)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another --out") from None
 
     def said(done: int) -> None:
         print(f"{done} of {len(files)} images", file=sys.stderr)

@@ -11,7 +11,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -186,7 +186,6 @@ def _encoded(name: bytes, content: bytes) -> bytes:
 
 
 def _named(files: ImageList) -> ImageList:
-    """The list with the names that members get."""
     named = below_common_folder(files)
     if any(b".." in named.name(index).split(b"/") for index in range(len(named))):
         named = ImageList.of(Path("/"), [os.path.normpath(path) for path in files.paths()])
@@ -226,9 +225,5 @@ def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple
 
 
 def _note(out: Path, settings: _Settings, done: list[int], skipped: list[tuple[int, str]]) -> None:
-    content = {
-        "settings": {"pictures": settings.pictures, "shard_bytes": settings.shard_bytes},
-        "taken": done,
-        "skipped": skipped,
-    }
+    content = {"settings": asdict(settings), "taken": done, "skipped": skipped}
     write_atomically(out / PACKING, json.dumps(content, indent=1).encode())

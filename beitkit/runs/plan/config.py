@@ -91,10 +91,5 @@ class PlanRun:
             raise UserError("`sharding='full'` divides among several devices; give `gpus`, or leave it out")
         if self.views is not None and self.cached:
             raise UserError("`cached` says that the tokens of all views are there; leave `views` out")
-        if self.is_elsewhere and self.image_folder is not None:
+        if self.image_folder is not None and (self.rates is not None or self.tflops is not None):
             raise UserError("`image_folder` times reading on this machine; leave it out with `rates` or `tflops`")
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether the hardware is described instead of measured."""
-        return self.rates is not None or self.tflops is not None

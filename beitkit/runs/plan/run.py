@@ -28,8 +28,6 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.system import resident_bytes
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
-GIGA = 1e9
-
 
 def run(config: PlanRun) -> Estimate:
     """Print the plan; returns it."""
@@ -67,7 +65,7 @@ def run(config: PlanRun) -> Estimate:
 
     is_sharded = config.sharding == "full"
     held = memory(subject.length.batch_size, recompute=config.recompute, is_sharded=is_sharded)
-    bandwidth = None if config.bandwidth is None else config.bandwidth * GIGA
+    bandwidth = None if config.bandwidth is None else config.bandwidth * 1e9
     exchanged = exchange_seconds(subject.workload, subject.length, bandwidth, is_sharded=is_sharded)
     step = step_seconds(
         subject.workload, subject.length, rates, recompute=config.recompute, workers=max(0, workers), exchanged=exchanged
@@ -93,7 +91,6 @@ def run(config: PlanRun) -> Estimate:
 
 
 def _memory_here(runtime: Runtime) -> int:
-    """Bytes of the device's memory."""
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_properties(runtime.device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

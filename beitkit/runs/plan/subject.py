@@ -65,7 +65,6 @@ def subject_of(config: PlanRun) -> Subject:
 
 
 def _check_options(config: PlanRun, verb: str) -> None:
-    """Raise a `UserError` for an option of another verb."""
     default = PlanRun(images=1)
     others = (
         dict.fromkeys(("tokenizer", "views", "cached"), "pretrain")

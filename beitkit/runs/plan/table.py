@@ -197,7 +197,6 @@ def print_estimate(estimate: Estimate) -> None:
 
 
 def _next(estimate: Estimate) -> str:
-    """The last line."""
     if estimate.fits is False:
         assert estimate.limit is not None
         said = f"does not fit: {estimate.memory.peak / GIB:.1f} GiB are needed, {estimate.limit / GIB:.1f} are there."

@@ -9,12 +9,11 @@ from pathlib import Path
 from beitkit.configs.parts import shard_of
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import name_other_ranges
-from beitkit.inference.command import command_of, shard_path
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Computation
 from beitkit.inference.part import OutputFile, Rows
 from beitkit.inference.predictor import BatchComputation
-from beitkit.inference.result import PartedOutput, Setting, Written
+from beitkit.inference.result import PartedOutput, Setting, Written, command_of, shard_path
 from beitkit.interop.kinds import Network
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun

@@ -6,7 +6,7 @@ from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
-from beitkit.inference.predictions import JsonPredictions, Naming, prediction_table
+from beitkit.inference.predictions import Naming, json_lines, prediction_table
 from beitkit.inference.predictor import fitted
 from beitkit.inference.result import Written
 from beitkit.interop.load import load
@@ -36,7 +36,6 @@ def run(config: PredictRun) -> Written:
 
 
 def _predict_classes(config: PredictRun, model: Classifier) -> Written:
-    """Probabilities of the classes of each image."""
     naming = Naming.of(model.config, config.top)
     if config.out is None:
         return _print(config, model, naming)
@@ -56,7 +55,7 @@ def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
         images += len(part.paths)
         unreadable += sum(map(bool, part.errors))
         if config.json:
-            print(JsonPredictions(naming).encode(part).decode(), end="")
+            print(json_lines(part, naming).decode(), end="")
             continue
         for row in naming.rows(part, naming.top):
             if not row.error:

@@ -36,8 +36,7 @@ from beitkit.data.decoding.reading import as_tensor, whole_image
 from beitkit.data.scenes.scenes import CLASSES_FILE
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
-from beitkit.inference.command import command_of
-from beitkit.inference.result import Written
+from beitkit.inference.result import Written, command_of
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
 from beitkit.nn.segmentation.segmenter import Segmenter

@@ -11,17 +11,18 @@ from torch import Tensor
 from beitkit.configs.model import by
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
-from beitkit.data.stream import evaluation_stream, with_limit_on_broken
+from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.report import explanation, filled_columns, mask_of, previewed_batch, targets_of, write_report
+from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, targets_of, what_it_fills_in, write_report
 from beitkit.runs.pretrain.setup import Setup
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted
+from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import layered_groups
@@ -51,7 +52,7 @@ def run(config: PretrainRun) -> Path:
         session.say(how)
     if cached is not None:
         session.say(described(cached.cache))
-    dataset, fixed = setup.dataset(), setup.evaluation_dataset()
+    dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
     first_step = 0
 
     def batches(first: int) -> Iterator[Batch]:
@@ -64,10 +65,7 @@ def run(config: PretrainRun) -> Path:
     def fixed_batches() -> Iterator[Batch]:
         return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
 
-    def predict(images: Tensor, mask: Tensor, at: Tensor) -> Tensor:
-        with runtime.precision():
-            return model.predict(images, mask, at)
-
+    predict = runtime.precision()(model.predict)
     if setup.tokenizer is None:
         metric = "explained"
         evaluator = MaskedError(predict, fixed_batches, setup.model.backbone.patch, setup.recover_all)
@@ -93,10 +91,11 @@ def run(config: PretrainRun) -> Path:
 
 def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     """Image columns of a finished run (original, masked, what it fills in), and a sentence on what they are."""
-    setup = Setup.of(config)
-    model = load(config.out)
+    setup, model = Setup.of(config), load(config.out)
     assert isinstance(model, MaskedImageModel)
-    return filled_columns(setup, model, previewed_batch(setup)), explanation(setup)
+    encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
+    batch = next(setup.prepared(training_stream(setup.dataset(), SHOWN_IMAGES), torch.device("cpu"), encoder))
+    return what_it_fills_in(setup, model, batch)
 
 
 def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:

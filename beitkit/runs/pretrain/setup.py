@@ -82,38 +82,26 @@ class Setup:
             self.files, self.tokenizer, self.config.view, backbone.image_size, backbone.patch, self.config.train.seed, views
         )
 
-    def dataset(self, *, shows_tokenizer: bool = True) -> ImageDataset:
+    def dataset(self, *, shows_tokenizer: bool = True, is_evaluated: bool = False) -> ImageDataset:
         """Images with their masks; where there is a tokenizer in two views, the second with one token per patch.
 
-        Without `shows_tokenizer` the second view is left out.
+        Without `shows_tokenizer` the second view is left out. To be evaluated are some of the images, evenly spread, each always
+        in the same view and under the same mask.
         """
         backbone = self.model.backbone
         token_size = None
         if self.tokenizer is not None and shows_tokenizer:
             token_size = token_size_of(self.tokenizer, backbone.grid)
         return ImageDataset(
-            self.files,
+            self.files.evenly_spread(EVALUATED_IMAGES) if is_evaluated else self.files,
             PretrainView(self.config.view, backbone.image_size, token_size),
             masker=self.draw_mask,
             channels=backbone.channels,
             value_range=self.model.preprocessing.value_range,
             seed=self.config.train.seed,
+            kind="evaluate" if is_evaluated else "train",
             smallest=backbone.patch,
-            views=self.views,
-        )
-
-    def evaluation_dataset(self) -> ImageDataset:
-        """Some of the images, evenly spread, each always in the same view and under the same mask."""
-        dataset = self.dataset()
-        return ImageDataset(
-            self.files.evenly_spread(EVALUATED_IMAGES),
-            dataset.view,
-            masker=self.draw_mask,
-            channels=dataset.channels,
-            value_range=dataset.value_range,
-            seed=self.config.train.seed,
-            kind="evaluate",
-            smallest=dataset.smallest,
+            views=None if is_evaluated else self.views,
         )
 
     def encoder(self, runtime: Runtime, begun: CacheKey | None) -> Encoder | None:

@@ -46,7 +46,9 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
         cache = open_cache(path, key, setup.files, is_writable=False) if is_there else None
         if cache is None or not cache.is_complete:
             _check_alone(setup, path, runtime)
-            cache = _writable(path, key, setup)
+            path.mkdir(parents=True, exist_ok=True)
+            locked(path, "tokens")
+            cache = open_cache(path, key, setup.files, is_writable=True)
     except PermissionError as error:
         raise UserError(f"the token cache {path} cannot be filled ({error.strerror}); choose another `tokens`") from None
 
@@ -115,9 +117,3 @@ def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
         f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views}{options} --out CACHE, "
         "then give `tokens` CACHE"
     )
-
-
-def _writable(path: Path, key: CacheKey, setup: Setup) -> TokenCache:
-    path.mkdir(parents=True, exist_ok=True)
-    locked(path, "tokens")
-    return open_cache(path, key, setup.files, is_writable=True)

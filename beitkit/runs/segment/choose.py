@@ -7,10 +7,10 @@ for fewer images, smaller networks or CPUs, length, size and learning rate are s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from beitkit.configs.choices import Choices, narrowness
-from beitkit.configs.train import DeviceKind, resolved
+from beitkit.configs.choices import Choices, Facts, narrowness
+from beitkit.configs.train import resolved
 from beitkit.runs.segment.config import SegmentRun
 
 Start = Literal["scratch", "pre-trained", "fine-tuned"]
@@ -31,32 +31,15 @@ WARMUP = 1_500
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentFacts:
+class SegmentFacts(Facts):
     """What the choices depend on."""
 
-    images: int
-    """Training images."""
-    side: int
-    """Median of their shorter sides, in pixels."""
     start: Start
     """Fresh weights, a masked-image model, or a network that was fine-tuned before."""
-    patch: int
-    width: int
-    depth: int
-    """Of the network."""
-    device: DeviceKind
 
 
-class ChosenScenes(NamedTuple):
-    """A complete configuration, and what to say about it."""
-
-    config: SegmentRun
-    lines: tuple[str, ...]
-    """One per chosen value, with its reason."""
-
-
-def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
-    """`run` with every open value decided; the same facts always give the same values."""
+def choose_scenes(run: SegmentRun, found: SegmentFacts) -> tuple[SegmentRun, tuple[str, ...]]:
+    """`run` with every open value decided by the facts alone, and a line for each with its option and its reason."""
     choices = Choices()
     image_size = choices.pick(None, "--image-size", _image_size(found)) if run.image_size is None else run.image_size
     batch_size = choices.pick(run.train.batch_size, "--batch-size", (min(BATCH[found.device], found.images), found.device))
@@ -80,7 +63,7 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> ChosenScenes:
         optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
     drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze))
     config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
-    return ChosenScenes(config, tuple(choices.lines))
+    return config, tuple(choices.lines)
 
 
 def _image_size(found: SegmentFacts) -> tuple[int, str]:

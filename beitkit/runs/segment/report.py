@@ -8,10 +8,8 @@ from typing import NamedTuple
 from beitkit.configs.model import SegmenterConfig, by
 from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.report.document import Report
-from beitkit.report.journal import read_journal
 from beitkit.report.normal import segmentation_lines
-from beitkit.report.sections import beside_another_run, curve, last, normal_training, pace_figures
+from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.train.folder import RunFolder
@@ -38,9 +36,8 @@ def write_report(
     runtime: Runtime,
 ) -> None:
     """Write `report.html` of a finished run."""
-    events = read_journal(folder.journal)
     backbone, scores = network.backbone, scene_scores.scores
-    report = Report("Segmentation", str(folder.path))
+    report = TrainingReport("Segmentation", folder.path)
     report.facts(
         [
             ("Start", "fresh weights" if config.scratch else f"{config.model}{', frozen' if config.freeze else ''}"),
@@ -52,44 +49,38 @@ def write_report(
         ]
     )
     if compared is not None:
-        _comparison(report, folder.path, scene_scores, compared)
-    report.section("Is this normal?")
-    lines = segmentation_lines(
-        mean_iou=scores.mean_iou,
-        pixel_accuracy=scores.pixel_accuracy,
-        commonest_share=max(audited.shares),
-        unseen=[name for name, iou in scene_scores.class_iou.items() if iou == 0],
-        train_accuracy=last(events, "accuracy"),
+        _comparison(report, scene_scores, compared)
+    report.normal(
+        segmentation_lines(
+            mean_iou=scores.mean_iou,
+            pixel_accuracy=scores.pixel_accuracy,
+            commonest_share=max(audited.shares),
+            unseen=[name for name, iou in scene_scores.class_iou.items() if iou == 0],
+            train_accuracy=report.last("accuracy"),
+        )
     )
-    report.normal_lines([*lines, *normal_training(events)])
     scene_sections(report, scene_scores)
     report.section("Learning")
-    report.figure(
-        curve(events, {"total": ("train", "loss"), "decoder": ("train", "main")}, title="Loss", y_label="cross-entropy"),
-        "Cross-entropy; the total has the auxiliary head's share in it, where there is one.",
-    )
-    report.figure(
-        curve(
-            events,
-            {"training crops": ("train", "accuracy"), "validation": ("evaluate", "val/aacc"), "mIoU": ("evaluate", "val/miou")},
-            title="Pixels named right, and mIoU",
-            y_label="share",
-            unit="percent",
-        ),
+    caption = "Cross-entropy; the total has the auxiliary head's share in it, where there is one."
+    report.curves({"total": "loss", "decoder": "main"}, caption, title="Loss", y_label="cross-entropy")
+    report.curves(
+        {"training crops": "accuracy", "validation": "val/aacc", "mIoU": "val/miou"},
         "Training crops are scaled and distorted, so they are harder than validation images.",
+        title="Pixels named right, and mIoU",
+        y_label="share",
+        unit="percent",
     )
     report.section("The training masks")
     report.table(Table(["class", "share of pixels", "images with it"], audited.rows(), "Found before training."))
     for note in audited.notes():
         report.paragraph(note)
-    pace_figures(report, events)
-    report.write(folder.path / "report.html")
+    report.finish()
 
 
-def _comparison(report: Report, path: Path, scene_scores: SceneScores, compared: SegmentResult) -> None:
-    beside_another_run(report, "mIoU", (path, scene_scores.scores.mean_iou), (compared.folder, compared.mean_iou))
+def _comparison(report: TrainingReport, scene_scores: SceneScores, compared: SegmentResult) -> None:
+    report.beside_another_run("mIoU", scene_scores.scores.mean_iou, compared.folder, compared.mean_iou)
     names = [name for name, iou in scene_scores.class_iou.items() if iou is not None]
     names.sort(key=lambda name: -(scene_scores.class_iou[name] or 0))
-    columns = ["class", Column(path.name, percent), Column(compared.folder.name, percent)]
+    columns = ["class", Column(report.folder.name, percent), Column(compared.folder.name, percent)]
     rows = [[name, scene_scores.class_iou[name], compared.class_iou.get(name)] for name in names]
     report.table(Table(columns, rows, "IoU of each class."))

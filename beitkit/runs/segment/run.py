@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_v
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
-from beitkit.errors import UserError
 from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.load import load
@@ -35,7 +34,7 @@ from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
-from beitkit.runs.training.session import Session, start_run
+from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -135,20 +134,12 @@ def run(config: SegmentRun) -> SegmentResult:
 
 
 def result_of(folder: Path, val_digest: str) -> SegmentResult:
-    """What a finished run found out, on the same validation images.
+    """What a finished run found out, on the same validation images."""
 
-    Raises:
-        UserError: if there is no finished run, or it was measured on other images.
-    """
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        mean_iou, class_iou, measured_on = float(result["miou"]), dict(result["class_iou"]), result["val_digest"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} holds no finished segmentation run (expected {path})") from None
-    if measured_on != val_digest:
-        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
-    return SegmentResult(folder, mean_iou, class_iou)
+    def read(content: dict[str, Any]) -> SegmentResult:
+        return SegmentResult(folder, float(content["miou"]), dict(content["class_iou"]))
+
+    return read_result(folder, "segmentation", val_digest, read)
 
 
 def _announcement(config: SegmentRun, origin: Start, images: str, schedule: Schedule) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from beitkit.data.tokens.cache import HEADER, WHOLE, Shard, TokenCache, bytes_pe
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
-from beitkit.errors import UserError
-from beitkit.inference.command import shard_path
+from beitkit.errors import UserError, writing_to
 from beitkit.inference.ray_engine import import_ray, ray_tokens
+from beitkit.inference.result import shard_path
 from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.load import load_tokenizer
 from beitkit.runs.pretrain.setup import view_options
@@ -99,7 +98,7 @@ def _make_place(config: TokenizeRun, files: ImageList) -> None:
         raise UserError(f"`out` {out} holds a token cache already; leave `shard` out to complete it, or choose another `out`")
     if shard.shards > len(files):
         raise UserError(f"`shard` {shard} of {len(files)} images leaves shards empty; give at most {len(files)} shards")
-    with _writing(path):
+    with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
         if not (path / HEADER).exists() and any(_is_foreign(entry) for entry in path.iterdir()):
             raise UserError(f"`out` {path} is not empty and holds no token cache; choose another `out`, or remove it yourself")
@@ -109,7 +108,7 @@ def _make_place(config: TokenizeRun, files: ImageList) -> None:
 def _opened(config: TokenizeRun, key: CacheKey, files: ImageList) -> TokenCache:
     """The cache to fill, made of its shards where they are there, or the shard to fill."""
     out, shard, path = _place(config)
-    with _writing(path):
+    with writing_to(path):
         if config.shard is None and not (out / HEADER).exists():
             join_shards(out, key, files)
         elif config.shard is None and (unread := found_shards(out)):
@@ -121,14 +120,6 @@ def _opened(config: TokenizeRun, key: CacheKey, files: ImageList) -> TokenCache:
         return open_cache(path, key, files, is_writable=True, shard=shard)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise UserError(f"`out` {path} cannot be written ({error.strerror}); choose another `out`") from None
-
-
 def _is_foreign(entry: Path) -> bool:
     """Whether a file is not left over from a start that was killed before the cache was created."""
     return entry.name != ".lock" and entry.suffix not in (".npy", ".tmp")
@@ -137,7 +128,6 @@ def _is_foreign(entry: Path) -> bool:
 def _computed_here(
     cache: TokenCache, dataset: ImageDataset, encoder: Encoder, runtime: Runtime, config: TokenizeRun
 ) -> Iterator[Batch]:
-    """Compute missing tokens in this process and store them."""
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return token_ids(images.to(runtime.device), encoder, cache.key.grid)
@@ -170,7 +160,6 @@ def _counted(stream: Iterable[Batch], dataset: ImageDataset, config: TokenizeRun
 
 
 def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
-    """Consume the batches and report progress."""
     total, before = views * cache.num_images, cache.num_stored
     start = said = time.monotonic()
     try:
@@ -185,7 +174,6 @@ def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
 
 
 def _next(config: TokenizeRun) -> str:
-    """The next command."""
     if config.shard is not None:
         return "when all shards are done, the same command without --shard joins them"
     options = view_options(config.view, config.image_size, config.patch, config.seed)

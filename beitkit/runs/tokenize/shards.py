@@ -10,7 +10,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.tokens.cache import HEADER, Shard, TokenCache, join_caches, open_cache
 from beitkit.data.tokens.key import CacheKey
 from beitkit.errors import UserError
-from beitkit.inference.command import shard_path
+from beitkit.inference.result import shard_path
 
 
 def found_shards(out: Path) -> dict[Shard, Path]:

@@ -18,11 +18,9 @@ from beitkit.data.views.image import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.objectives.reconstruct import Reconstruct
-from beitkit.report.document import Report
 from beitkit.report.images import token_map
-from beitkit.report.journal import read_journal
 from beitkit.report.normal import tokenizer_lines
-from beitkit.report.sections import curve, last, normal_training, pace_figures
+from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.training.pixels import decided_pixels
 from beitkit.runs.training.session import Session, start_run
@@ -93,10 +91,8 @@ def run(config: TokenizerRun) -> Path:
 @torch.no_grad()
 def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality, psnr: float, images: int) -> None:
     folder = session.folder
-    events = read_journal(folder.journal)
-    statistics = quality.usage.statistics()
-    report = Report("Tokenizer", str(folder.path))
-    config = tokenizer.config
+    config, statistics = tokenizer.config, quality.usage.statistics()
+    report = TrainingReport("Tokenizer", folder.path)
     report.facts(
         [
             ("Network", f"discrete VAE, {config.geometry}"),
@@ -106,17 +102,16 @@ def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality,
             *folder.broken_facts(),
         ]
     )
-    report.section("Is this normal?")
-    lines = tokenizer_lines(
-        diagnose(statistics, psnr),
-        vocabulary=config.vocabulary,
-        codes_used=statistics.codes_used,
-        perplexity=statistics.perplexity,
-        commonest_share=statistics.commonest_share,
-        psnr=psnr,
+    report.normal(
+        tokenizer_lines(
+            diagnose(statistics, psnr),
+            vocabulary=config.vocabulary,
+            codes_used=statistics.codes_used,
+            perplexity=statistics.perplexity,
+            commonest_share=statistics.commonest_share,
+            psnr=psnr,
+        )
     )
-    report.normal_lines([*lines, *normal_training(events)])
-
     report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
     batch = next(iter(quality.batches()))
     shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
@@ -130,24 +125,20 @@ def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality,
         "Images, their tokens (one color a code), and what the decoder makes of the tokens.",
     )
     report.section("Learning")
-    report.figure(
-        curve(events, {"reconstruction": ("train", "reconstruction")}, title="Reconstruction loss", y_label="loss"),
-        f"Training loss per pixel and channel ({config.reconstruction}).",
-    )
-    report.figure(
-        curve(
-            events,
-            {"perplexity": ("train", "perplexity")},
-            title="Perplexity of the codes",
-            y_label="codes",
-            references=[("all codes equally common", config.vocabulary)],
-        ),
+    caption = f"Training loss per pixel and channel ({config.reconstruction})."
+    report.curves({"reconstruction": "reconstruction"}, caption, title="Reconstruction loss", y_label="loss")
+    report.curves(
+        {"perplexity": "perplexity"},
         "How many equally common codes would be as varied as those of a batch.",
+        title="Perplexity of the codes",
+        y_label="codes",
+        references=[("all codes equally common", config.vocabulary)],
     )
-    report.figure(
-        curve(events, {"KL to uniform": ("train", "kl")}, title="KL to uniform", y_label="nats"),
+    report.curves(
+        {"KL to uniform": "kl"},
         f"How certain the encoder is of its choice; at most ln {config.vocabulary}. Last reconstruction loss: "
-        f"{last(events, 'reconstruction'):.4g}.",
+        f"{report.last('reconstruction'):.4g}.",
+        title="KL to uniform",
+        y_label="nats",
     )
-    pace_figures(report, events)
-    report.write(folder.path / "report.html")
+    report.finish()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -12,6 +13,7 @@ from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Shardi
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.stream import Reading
+from beitkit.errors import UserError
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
 from beitkit.runs.training.reader import training_batches
@@ -61,6 +63,7 @@ class TrainingRun(Protocol):
 
 
 Run = TypeVar("Run", bound=TrainingRun)
+Result = TypeVar("Result")
 
 
 def start_run(config: Run, sharding: Sharding = "none") -> tuple[Run, Runtime]:
@@ -137,3 +140,20 @@ class Session:
             save_native(model.cpu(), self.folder.path)
         self.training.runtime.processes.barrier()
         self.say(f"done: {self.folder.path} (report.html shows it). Next: {next_command}")
+
+
+def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:
+    """What `read` takes from the result.json of a run of this kind, measured on the same validation images.
+
+    Raises:
+        UserError: if there is no finished run, or it was measured on other images.
+    """
+    path = folder / "result.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        result, measured_on = read(content), content["val_digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{folder} holds no finished {kind} run (expected {path})") from None
+    if measured_on != val_digest:
+        raise UserError(f"{folder} was measured on other validation images, so the two runs cannot be compared")
+    return result

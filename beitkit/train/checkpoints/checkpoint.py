@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -35,10 +34,7 @@ class Checkpoints:
     def save(self, step: int, pieces: Mapping[str, Piece], numbers: Mapping[str, float]) -> None:
         """Write the state after `step` steps, then remove older checkpoints and incomplete files of a killed run.
 
-        Args:
-            step: number of the checkpoint.
-            pieces: tensors by name; those that every rank holds whole are written by rank 0.
-            numbers: values stored in the manifest.
+        Tensors that every rank holds whole are written by rank 0; `numbers` are stored in the manifest.
         """
         own = {name: piece for name, piece in pieces.items() if self._is_mine(piece)}
         rank = self.processes.rank
@@ -53,7 +49,7 @@ class Checkpoints:
             self._clean(manifest)
         self.processes.barrier()
 
-    def restore(self) -> Restored | None:
+    def newest(self) -> Manifest | None:
         """The newest complete checkpoint; None if the run has not saved yet.
 
         Raises:
@@ -71,10 +67,30 @@ class Checkpoints:
             is_whole = manifest is not None and self._files_match(manifest)
             if all(self.processes.all_gather(is_whole)):
                 assert manifest is not None
-                return Restored(self, manifest)
+                return manifest
         if steps:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove that folder to start anew")
         return None
+
+    def restore(self, manifest: Manifest, pieces: Mapping[str, Piece]) -> None:
+        """Copy the values of a complete checkpoint into the pieces that this rank holds; reads no other rows.
+
+        Raises:
+            UserError: if names, shapes or types of the tensors differ.
+        """
+        tensors = manifest.tensors
+        if tensors.keys() != pieces.keys() or not all(tensors[name].fits(piece) for name, piece in pieces.items()):
+            raise UserError(f"{self.folder} holds the state of another network; choose another `out`")
+        wanted: dict[int, list[tuple[str, int, Tensor]]] = {}
+        for name, piece in pieces.items():
+            for stored in tensors[name].rows:
+                found = stored.within(piece.first, piece.end)
+                if found is not None:
+                    own = slice(found.first - piece.first, found.end - piece.first)
+                    target = piece.rows if piece.rows.ndim == 0 else piece.rows[own]
+                    wanted.setdefault(found.file, []).append((name, found.first - stored.first, target))
+        for file, parts in wanted.items():
+            read_rows(self.file(manifest.step, file), parts)
 
     def file(self, step: int, number: int) -> Path:
         """One of the files of a checkpoint."""
@@ -127,38 +143,6 @@ class Checkpoints:
             step = _step_of(path)
             if step not in kept or (step == manifest.step and path not in own):
                 path.unlink()
-
-
-class Restored(NamedTuple):
-    """A complete checkpoint, not read yet."""
-
-    checkpoints: Checkpoints
-    manifest: Manifest
-
-    @property
-    def numbers(self) -> dict[str, float]:
-        """The values stored beside the tensors."""
-        return self.manifest.numbers
-
-    def fill(self, pieces: Mapping[str, Piece]) -> None:
-        """Copy the stored values into the pieces that this rank holds; reads no other rows.
-
-        Raises:
-            UserError: if names, shapes or types of the tensors differ.
-        """
-        tensors = self.manifest.tensors
-        if tensors.keys() != pieces.keys() or not all(tensors[name].fits(piece) for name, piece in pieces.items()):
-            raise UserError(f"{self.checkpoints.folder} holds the state of another network; choose another `out`")
-        wanted: dict[int, list[tuple[str, int, Tensor]]] = {}
-        for name, piece in pieces.items():
-            for stored in tensors[name].rows:
-                found = stored.within(piece.first, piece.end)
-                if found is not None:
-                    own = slice(found.first - piece.first, found.end - piece.first)
-                    target = piece.rows if piece.rows.ndim == 0 else piece.rows[own]
-                    wanted.setdefault(found.file, []).append((name, found.first - stored.first, target))
-        for file, parts in wanted.items():
-            read_rows(self.checkpoints.file(self.manifest.step, file), parts)
 
 
 def _named(steps: list[int]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -53,11 +54,9 @@ class Runtime:
         """The kind of device."""
         return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
 
-    @contextmanager
-    def precision(self) -> Iterator[None]:
+    def precision(self) -> AbstractContextManager[Any]:
         """Autocast in this run's precision."""
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            yield
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def describe(self) -> str:
         """Device, precision and ranks in one line."""
@@ -76,8 +75,9 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
     """
     rank = rank_from_environment()
     torch.set_num_threads(config.threads or usable_cores())
-    device = torch.device(_best_device() if config.device == "auto" else config.device)
-    if (device.type == "cuda" and not torch.cuda.is_available()) or (device.type == "mps" and not _has_mps()):
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = torch.device(next(kind for kind in is_there if is_there[kind]) if config.device == "auto" else config.device)
+    if not is_there[device.type]:
         raise UserError(
             f"`device={device.type!r}` was asked for, but this machine has none that PyTorch can use; try `device='auto'`"
         )
@@ -105,14 +105,6 @@ def _own_device(device: torch.device, rank: Rank) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

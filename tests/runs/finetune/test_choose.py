@@ -31,25 +31,25 @@ FEW = replace(IMAGENET, images=500, side=300, device="cpu")
 
 
 def test_for_many_images_it_is_the_paper_s_recipe() -> None:
-    config = choose(RUN, IMAGENET).config
+    config = choose(RUN, IMAGENET)[0]
     assert config.train.epochs == 100
     assert config.train.lr == 4e-3
     assert config.optim.layer_decay == 0.65
     assert config.drop_path == 0.1
     chosen = config.augment
     assert (chosen.operations, chosen.magnitude, chosen.erasing, chosen.mixup, chosen.cutmix) == (2, 9, 0.25, 0.8, 1)
-    large = choose(RUN, replace(IMAGENET, width=1024, depth=24)).config
+    large = choose(RUN, replace(IMAGENET, width=1024, depth=24))[0]
     assert (large.train.epochs, large.train.lr, large.optim.layer_decay, large.drop_path) == (50, 1e-3, 0.75, 0.2)
 
 
 def test_narrow_networks_get_more_of_the_paper_s_rate() -> None:
     """The root of 768 / width; wide ones are not slowed down by it."""
     for width, expected in ((96, 4e-3 * 8**0.5), (192, 8e-3), (768, 4e-3), (800, 4e-3)):
-        assert choose(RUN, replace(FEW, width=width)).config.train.lr == pytest.approx(expected, abs=1e-4)
+        assert choose(RUN, replace(FEW, width=width))[0].train.lr == pytest.approx(expected, abs=1e-4)
 
 
 def test_for_few_images_the_run_is_short_and_mild() -> None:
-    config = choose(RUN, FEW).config
+    config = choose(RUN, FEW)[0]
     assert config.train.epochs is not None
     steps = config.train.epochs * 500 / 32
     assert config.train.batch_size == 32
@@ -61,7 +61,7 @@ def test_for_few_images_the_run_is_short_and_mild() -> None:
 @pytest.mark.parametrize("images", [3, 20, 100, 1999, 2000, 10_000, 10**6])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(images: int, device: str) -> None:
-    config = choose(RUN, replace(IMAGENET, images=images, device=device)).config  # type: ignore[arg-type]
+    config = choose(RUN, replace(IMAGENET, images=images, device=device))[0]  # type: ignore[arg-type]
     assert config.train.batch_size is not None
     assert config.train.epochs is not None
     assert 1 <= config.train.batch_size <= max(1, images / 4)
@@ -73,30 +73,30 @@ def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(images: int, devic
 def test_fresh_weights_have_no_layer_decay_and_a_size_of_their_own() -> None:
     run = FinetuneRun(Path("images"), scratch=True, size="nano", patch=4, out=Path("out"))
     alone = replace(IMAGENET, image_size=None, side=33, width=96, depth=4, patch=4)
-    config = choose(run, alone).config
+    config = choose(run, alone)[0]
     assert config.image_size == 32
     assert config.optim.layer_decay == 1
-    assert choose(run, replace(alone, side=3000)).config.image_size == 224
-    assert choose(run, replace(alone, side=1)).config.image_size == 8
+    assert choose(run, replace(alone, side=3000))[0].image_size == 224
+    assert choose(run, replace(alone, side=1))[0].image_size == 8
 
 
 def test_large_images_are_evaluated_uncropped_unless_the_checkpoint_says_otherwise() -> None:
-    assert choose(replace(RUN, image_size=384), IMAGENET).config.crop_share == 1
-    assert choose(RUN, IMAGENET).config.crop_share == 0.875
-    assert choose(RUN, replace(IMAGENET, image_size=(384, 384), crop_share=0.95)).config.crop_share == 0.95
-    assert choose(replace(RUN, image_size=384, crop_share=0.9), IMAGENET).config.crop_share == 0.9
-    assert choose(RUN, replace(IMAGENET, image_size=(224, 112))).config.image_size is None
+    assert choose(replace(RUN, image_size=384), IMAGENET)[0].crop_share == 1
+    assert choose(RUN, IMAGENET)[0].crop_share == 0.875
+    assert choose(RUN, replace(IMAGENET, image_size=(384, 384), crop_share=0.95))[0].crop_share == 0.95
+    assert choose(replace(RUN, image_size=384, crop_share=0.9), IMAGENET)[0].crop_share == 0.9
+    assert choose(RUN, replace(IMAGENET, image_size=(224, 112)))[0].image_size is None
 
 
 def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
-    lines = choose(RUN, FEW).lines
+    lines = choose(RUN, FEW)[1]
     assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
     assert "--augment.mixup 0: 500 images" in lines
     assert len({line.partition(":")[0] for line in lines}) == len(lines) == 13
     assert not any("note" in line for line in lines)
     uneven = replace(FEW, imbalance=12.4)
-    assert any("--balanced" in line for line in choose(RUN, uneven).lines)
-    assert not any("--balanced" in line for line in choose(replace(RUN, balanced=True), uneven).lines)
+    assert any("--balanced" in line for line in choose(RUN, uneven)[1])
+    assert not any("--balanced" in line for line in choose(replace(RUN, balanced=True), uneven)[1])
 
 
 def test_what_is_given_stays_and_is_not_mentioned() -> None:
@@ -115,19 +115,19 @@ def test_what_is_given_stays_and_is_not_mentioned() -> None:
 
 
 def test_choosing_again_changes_nothing_and_the_choice_survives_json() -> None:
-    config = choose(RUN, IMAGENET).config
+    config = choose(RUN, IMAGENET)[0]
     assert choose(config, FEW) == (config, ())
     assert from_json(FinetuneRun, to_json(config)) == config
 
 
 def test_mixing_waits_for_a_long_run_on_many_images() -> None:
     long = replace(RUN, train=TrainConfig(epochs=40.0, batch_size=None, lr=None))
-    assert choose(long, replace(IMAGENET, images=9_999)).config.augment.mixup == 0
-    assert choose(long, replace(IMAGENET, images=10_000)).config.augment.mixup == 0.8
+    assert choose(long, replace(IMAGENET, images=9_999))[0].augment.mixup == 0
+    assert choose(long, replace(IMAGENET, images=10_000))[0].augment.mixup == 0.8
     short = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=None, lr=None), augment=AugmentConfig(mixup=0.3))
-    assert choose(short, IMAGENET).config.augment.mixup == 0.3
-    assert choose(short, IMAGENET).config.augment.cutmix == 0
-    assert choose(RUN, replace(IMAGENET, side=32)).config.augment.erasing == 0
+    assert choose(short, IMAGENET)[0].augment.mixup == 0.3
+    assert choose(short, IMAGENET)[0].augment.cutmix == 0
+    assert choose(RUN, replace(IMAGENET, side=32))[0].augment.erasing == 0
 
 
 @pytest.mark.parametrize(

@@ -18,19 +18,19 @@ CAMVID = SegmentFacts(images=367, side=360, start="pre-trained", patch=8, width=
 
 
 def image_size(found: SegmentFacts) -> int | None:
-    return choose_scenes(RUN, found).config.image_size
+    return choose_scenes(RUN, found)[0].image_size
 
 
 def steps(found: SegmentFacts, run: SegmentRun = RUN) -> int | None:
-    return choose_scenes(run, found).config.train.steps
+    return choose_scenes(run, found)[0].train.steps
 
 
 def rate(found: SegmentFacts) -> float | None:
-    return choose_scenes(RUN, found).config.train.lr
+    return choose_scenes(RUN, found)[0].train.lr
 
 
 def test_on_ade20k_it_is_the_official_recipe_but_for_its_length() -> None:
-    config = choose_scenes(RUN, ADE20K).config
+    config = choose_scenes(RUN, ADE20K)[0]
     assert (config.image_size, config.train.batch_size, config.train.lr, config.drop_path) == (512, 16, 7e-4, 0.1)
     assert (config.optim.layer_decay, config.optim.warmup_steps, config.optim.weight_decay) == (0.65, 1500, 0.05)
     assert (config.optim.schedule, config.optim.lr_batch, config.optim.min_lr, config.optim.clip) == ("linear", 16, 0.0, None)
@@ -84,7 +84,7 @@ def test_accumulated_passes_make_fewer_steps_of_more_images() -> None:
 
 
 def test_a_batch_is_never_larger_than_the_set() -> None:
-    batches = [choose_scenes(RUN, replace(CAMVID, images=count)).config.train.batch_size for count in (1, 7, 8, 9)]
+    batches = [choose_scenes(RUN, replace(CAMVID, images=count))[0].train.batch_size for count in (1, 7, 8, 9)]
     assert batches == [1, 7, 8, 8]
 
 
@@ -108,26 +108,26 @@ def test_the_rate_follows_the_start_and_the_width(start: Start, width: int, expe
     ],
 )
 def test_layer_decay_and_drop_path_follow_start_and_depth(start: Start, depth: int, decay: float, drop_path: float) -> None:
-    config = choose_scenes(RUN, replace(ADE20K, start=start, depth=depth)).config
+    config = choose_scenes(RUN, replace(ADE20K, start=start, depth=depth))[0]
     assert (config.optim.layer_decay, config.drop_path) == (decay, drop_path)
 
 
 def test_frozen_features_have_no_layer_decay_and_no_drop_path() -> None:
-    config = choose_scenes(replace(RUN, freeze=True), ADE20K).config
+    config = choose_scenes(replace(RUN, freeze=True), ADE20K)[0]
     assert (config.optim.layer_decay, config.drop_path) == (1.0, 0.0)
 
 
 def test_the_warmup_is_at_most_a_tenth_of_the_run() -> None:
     short = replace(RUN, train=TrainConfig(steps=40, batch_size=None, lr=None))
-    assert choose_scenes(short, ADE20K).config.optim.warmup_steps == 4
+    assert choose_scenes(short, ADE20K)[0].optim.warmup_steps == 4
     in_epochs = replace(RUN, train=TrainConfig(epochs=10.0, batch_size=10, lr=None))
-    assert choose_scenes(in_epochs, replace(CAMVID, images=100)).config.optim.warmup_steps == 10
+    assert choose_scenes(in_epochs, replace(CAMVID, images=100))[0].optim.warmup_steps == 10
     stated = replace(RUN, optim=replace(RUN.optim, warmup_epochs=2.0))
-    assert choose_scenes(stated, ADE20K).config.optim == replace(stated.optim, layer_decay=0.65)
+    assert choose_scenes(stated, ADE20K)[0].optim == replace(stated.optim, layer_decay=0.65)
 
 
 def test_every_choice_is_said_once_with_its_reason() -> None:
-    lines = choose_scenes(RUN, CAMVID).lines
+    lines = choose_scenes(RUN, CAMVID)[1]
     assert "--image-size 128: images of 360 pixels, patches of 8, at most 128 on cpu" in lines
     assert "--steps 3000: 80 passes over 367 images, between 300 and 3000 on cpu" in lines
     assert "--optim.layer-decay 0.8: pre-trained, 4 blocks" in lines
@@ -146,6 +146,6 @@ def test_what_is_given_stays_and_is_not_mentioned() -> None:
 
 
 def test_choosing_again_changes_nothing_and_the_choice_survives_json() -> None:
-    config = choose_scenes(RUN, ADE20K).config
+    config = choose_scenes(RUN, ADE20K)[0]
     assert choose_scenes(config, CAMVID) == (config, ())
     assert from_json(SegmentRun, to_json(config)) == config

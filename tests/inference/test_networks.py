@@ -7,7 +7,7 @@ import copy
 import torch
 
 from beitkit.configs.model import BackboneConfig, ClassifierConfig
-from beitkit.inference.weights import cast_weights_
+from beitkit.inference.networks import cast_weights_
 from beitkit.nn.models import Classifier
 
 
