@@ -142,6 +142,8 @@ def _json_row(where: str, line: int, content: Any, *, labeled: bool) -> ListRow:
     split = content.get("split", "")
     if not isinstance(split, str):
         raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
+    if BETWEEN_BANDS in str(content.get("path")):
+        raise UserError(f"{where}: there is no image {content['path']!r}")
     bands = content.get("bands")
     if "path" not in content and isinstance(bands, list) and bands and all(isinstance(band, str) for band in bands):
         content = content | {"path": BETWEEN_BANDS.join(bands)}
