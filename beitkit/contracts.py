@@ -54,7 +54,7 @@ Precision = Literal["float32", "bfloat16"]
 """Precision of matrix products."""
 
 
-Autocast = Callable[[], AbstractContextManager[None]]
+Autocast = Callable[[], AbstractContextManager[object]]
 """Makes the autocast context of a run, such as `Runtime.precision`."""
 
 

@@ -195,8 +195,17 @@ class House:
             for node in self.trees[module].body:
                 if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and node.targets[0].id == "VERBS":  # type: ignore[attr-defined]
                     keys = [ast.literal_eval(key) for key in node.value.keys if key is not None]
-                    return dict(zip(keys, map(_first_string, node.value.values), strict=True))
+                    return dict(zip(keys, map(self._class_in, node.value.values), strict=True))
         sys.exit("no table VERBS in cli.py or verbs.py")
+
+    def _class_in(self, row: ast.expr) -> str:
+        """The class that a row of the table of verbs names: "Class" or "module:Class"."""
+        words = [
+            node.value.rpartition(":")[2]
+            for node in ast.walk(row)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        return next(word for word in words if word in {name for _, name in self.classes})
 
     def option_folders(self) -> dict[str, set[str]]:
         """For every verb the folders of its options' class and of the functions that take it."""
@@ -331,11 +340,6 @@ def _within(module: str, room: str) -> bool:
 def _child(module: str, room: str) -> str:
     """The part of a room that a module is in; "" for another room's, and for the room's own `__init__`."""
     return module.removeprefix(f"{room}.").partition(".")[0] if module.startswith(f"{room}.") else ""
-
-
-def _first_string(node: ast.expr) -> str:
-    """The class in a row of the table of verbs: "Class" or the first argument, "module:Class"."""
-    return next(n.value for n in ast.walk(node) if isinstance(n, ast.Constant)).rpartition(":")[2]  # type: ignore[union-attr]
 
 
 def _without_type_checking(node: ast.AST) -> Iterator[ast.AST]:

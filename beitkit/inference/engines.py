@@ -53,15 +53,16 @@ def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine,
     if result.written is not None:
         return result.written
     missing = result.missing()
-    done = result.parts - len(missing)
     if missing:
         rest = blocks_of(files, block, missing)
+        done = result.parts - len(missing)
         try:
             for number, part in zip(missing, in_blocks(engine(rest), block), strict=True):
                 result.write(number, part)
                 done += 1
                 report(done, result.parts)
         except KeyboardInterrupt:
+            done = result.parts - len(result.missing())  # a part may have been written and not been counted
             kept = f"they are kept in {result.folder}, the same command continues"
             raise Interrupted(done, result.parts, signal.SIGINT, kept, unit="part") from None
     return result.finish()

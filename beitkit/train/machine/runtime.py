@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ class Runtime:
         """The kind of device."""
         return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> torch.autocast:
         """Autocast in this run's precision."""
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
