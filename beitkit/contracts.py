@@ -1,8 +1,8 @@
 """Conventions and small types that the whole package shares.
 
 Conventions: masks are bool and True means hidden; sizes are (height, width); images are uint8 (c, h, w) in the
-data layer, float in [0, 1] for tokenizers and normalized float for backbones; token ids are int64 in raster order; an
-ignored label in a label map is 255; the class token is never among the patches.
+data layer (float in [0, 1] where 8 bits do not hold them), float in [0, 1] for tokenizers and normalized float for backbones;
+token ids are int64 in raster order; an ignored label in a label map is 255; the class token is never among the patches.
 
 Axis letters: b batch, c channel, h w pixels, gh gw grid, n patches (gh * gw), d width, k heads, v vocabulary, m masked.
 """
@@ -22,8 +22,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-
-from beitkit.configs.data import Triple
 
 IGNORED = 255
 """Ignore index of label maps: such pixels count neither in the loss nor in metrics."""
@@ -60,6 +58,11 @@ Autocast = Callable[[], AbstractContextManager[object]]
 """Makes the autocast context of a run, such as `Runtime.precision`."""
 
 
+def in_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Float[Tensor, "*b c h w"]:
+    """Views in [0, 1] as new floats: those of 8-bit images are divided by 255, those of others are in it already."""
+    return images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype, copy=True)
+
+
 def precision_name(autocast: torch.dtype | None) -> Precision:
     """Name of the autocast type; float32 without autocast."""
     return "float32" if autocast is None else "bfloat16"
@@ -71,11 +74,14 @@ def autocast_type(precision: str) -> torch.dtype | None:
 
 
 def pixel_statistics(
-    mean: Triple, std: Triple, channels: int, like: Tensor
+    mean: Sequence[float], std: Sequence[float], channels: int, like: Tensor
 ) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
-    """Mean and standard deviation per channel, on the device of `like`; gray images take the average over the three channels."""
-    statistics = torch.tensor([mean, std], dtype=like.dtype, device=like.device)
-    if channels == 1:
+    """Mean and standard deviation per channel, on the device of `like`.
+
+    Images of another number of channels than these, such as gray ones with the statistics of RGB, take the average.
+    """
+    statistics = torch.tensor([tuple(mean), tuple(std)], dtype=like.dtype, device=like.device)
+    if channels != statistics.shape[1]:
         statistics = statistics.mean(1, keepdim=True)
     return statistics[0, :, None, None], statistics[1, :, None, None]
 

@@ -157,6 +157,15 @@ def option_names(config: type[Any]) -> dict[str, str]:
     return names
 
 
+def _limited(run: Callable[[Any], Any], config: Any) -> Any:
+    """What a verb does, its images being no larger than its `read.max_pixels`."""
+    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
+    from beitkit.data.decoding.limit import pixels_up_to
+
+    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+        return run(config)
+
+
 class Verb:
     """A verb that is called like a function."""
 
@@ -211,15 +220,6 @@ class Verb:
                 for option in fields(self._flat[key])
             ]
         return Signature(parameters)
-
-
-def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels`."""
-    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
-    from beitkit.data.decoding.limit import pixels_up_to
-
-    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
-        return run(config)
 
 
 def _is_flat(hint: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Annotated, Literal
 
 from beitkit.configs.bounds import (
@@ -17,8 +18,14 @@ from beitkit.configs.bounds import (
     config,
 )
 from beitkit.configs.codec import later
+from beitkit.errors import UserError
 
-Triple = tuple[float, float, float]
+ValueRange = tuple[tuple[float, float], ...]
+"""The values (lowest, highest) of each channel that are shown as 0 and as 1."""
+MOST_CHANNELS = 16
+Channels = Annotated[int, Bounds(ge=1, le=MOST_CHANNELS)]
+ValueLimits = Annotated[tuple[float, float], Bounds(is_range=True)]
+"""The values of files that are black and white, for all channels."""
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """Pillow's filters, in the order of its numbers."""
 Fit = Literal["crop", "squeeze", "letterbox"]
@@ -98,8 +105,9 @@ PAPER_AUGMENT = AugmentConfig(operations=2, magnitude=9.0, erasing=0.25, mixup=0
 class Preprocessing:
     """What a checkpoint expects of its input images; stored with the weights."""
 
-    mean: Triple = (0.5, 0.5, 0.5)
-    std: Triple = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Of each channel, with values in [0, 1]. A network of another number of channels takes the average."""
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_share: float = 0.875
     """Evaluation: the image is resized to image size / crop_share, then the center is cut out."""
     fit: Fit = later("crop")
@@ -107,6 +115,18 @@ class Preprocessing:
     the long side decides, and what is left over has the mean color."""
     filter: Filter = later("bicubic")
     """How evaluation resizes."""
+    value_range: ValueRange | None = later(None)
+    """The values shown as 0 and as 1, for files of more than 8 bits or of other channels than gray and RGB; None reads 8-bit
+    images, whose values go from 0 to 255."""
+
+    def __post_init__(self) -> None:
+        check_range(self.value_range)
+        if not len(self.mean) == len(self.std) <= MOST_CHANNELS or not self.mean:
+            raise UserError(
+                f"`mean` and `std` have a value for each of 1 to {MOST_CHANNELS} channels, got {self.mean}, {self.std}"
+            )
+        if min(self.std) <= 0:
+            raise UserError(f"`std` must be positive, got {self.std}")
 
     def shown(self, fit: Fit | None, crop_share: float | None) -> Preprocessing:
         """With another fit or crop share, where they are given; a new fit that shows whole images cuts nothing off by itself."""
@@ -114,6 +134,13 @@ class Preprocessing:
         if fit is not None and fit != self.fit:
             changed = replace(self, fit=fit, crop_share=self.crop_share if fit == "crop" else 1.0)
         return changed if crop_share is None else replace(changed, crop_share=crop_share)
+
+
+def check_range(value_range: ValueRange | None) -> None:
+    """Raise a `UserError` for a range that holds nothing."""
+    for low, high in value_range or ():
+        if not -inf < low < high < inf:
+            raise UserError(f"`value_range` is the lowest and the highest value, the lowest first, got {low:g} {high:g}")
 
 
 INCEPTION = Preprocessing()

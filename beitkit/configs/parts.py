@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, ShareBelowOne, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import BackboneConfig, ImageSize, RelativePositions, SizeName
 from beitkit.errors import UserError
@@ -37,16 +38,25 @@ class NetworkConfig:
     """First value of LayerScale; None takes the size's usual one, 0 leaves it out."""
     drop_path: ShareBelowOne = 0.1
     """Stochastic depth of the last block."""
-    normalization: Literal["inception", "imagenet"] = "imagenet"
-    """Pixel statistics: imagenet (the original's IN-1k runs) or inception (0.5 and 0.5, its IN-22k runs)."""
+    normalization: Literal["inception", "imagenet", "data"] = "imagenet"
+    """Pixel statistics: imagenet (the original's IN-1k runs), inception (0.5 and 0.5, its IN-22k runs), or the images' own."""
+    mean: tuple[float, ...] | None = later(None)
+    """Mean of each channel, with values in [0, 1], in place of `network.normalization`."""
+    std: tuple[float, ...] | None = later(None)
+    """Standard deviation of each channel."""
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise UserError("`network.mean` and `network.std` belong together; give both, or `network.normalization`")
 
     def backbone(
-        self, size: SizeName, patch: int, image_size: ImageSize, *, drop_path: float, final_norm: bool
+        self, size: SizeName, patch: int, image_size: ImageSize, *, drop_path: float, final_norm: bool, channels: int = 3
     ) -> BackboneConfig:
         """The fine-tuning form of the network that is described, for fresh weights."""
         return BackboneConfig.named(
             f"{size}/{patch}",
             image_size=image_size,
+            channels=channels,
             absolute_positions=self.positions == "none",
             relative_positions=self.positions,
             layer_scale="default" if self.layer_scale is None else self.layer_scale or None,
@@ -57,7 +67,14 @@ class NetworkConfig:
     @property
     def preprocessing(self) -> Preprocessing:
         """What the finished model expects of its images."""
+        if self.mean is not None and self.std is not None:
+            return Preprocessing(mean=self.mean, std=self.std)
         return IMAGENET if self.normalization == "imagenet" else INCEPTION
+
+    @property
+    def has_own_statistics(self) -> bool:
+        """Whether mean and deviation are those of the images."""
+        return self.normalization == "data" and self.mean is None
 
 
 def check_start(model: Path | None, scratch: bool, network: NetworkConfig, described: dict[str, str | int | None]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
+import tyro
+
 from beitkit.configs.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, config
-from beitkit.configs.data import INCEPTION, Preprocessing
+from beitkit.configs.codec import later
+from beitkit.configs.data import INCEPTION, Channels, Preprocessing, ValueRange, check_range
 from beitkit.configs.model import BackboneConfig
 from beitkit.errors import UserError
 
@@ -28,13 +31,17 @@ class DVAEConfig:
     dalle: n_hid, of the first group (published: 256)."""
     codebook_dim: PositiveInt = 128
     """Width of a code's embedding (beit, published: 512); dalle: n_init, the decoder's first width (published: 128)."""
-    channels: PositiveInt = 3
+    channels: Channels = 3
+    """Of the images, 1 to 16."""
+    value_range: Annotated[ValueRange | None, tyro.conf.Suppress] = later(None)
+    """The values that are 0 and 1 in the images it was trained on; None where they have 8 bits."""
     reconstruction: Literal["mse", "logit_laplace"] = "mse"
     """mse, or DALL-E's logit-Laplace likelihood, for which the decoder puts out a location and a scale per channel."""
 
     def __post_init__(self) -> None:
         if self.stride < 2 or self.stride & (self.stride - 1):
             raise UserError(f"`dvae.stride` must be a power of two of at least 2, got {self.stride}")
+        check_range(self.value_range)
         if self.geometry == "dalle" and (self.stride != 8 or self.reconstruction != "logit_laplace"):
             raise UserError("`dvae.geometry='dalle'` needs `dvae.stride=8` and `dvae.reconstruction='logit_laplace'`; set both")
 

@@ -11,9 +11,11 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from beitkit.configs.data import ValueRange
 from beitkit.configs.model import Pair
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_mode, image_to_crop
+from beitkit.data.decoding.decode import BrokenImage, StoredImage
+from beitkit.data.decoding.reading import AnyImage, blank, is_deep, readable_image
 from beitkit.data.seeds import derived_seed, stored_view_generator
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import View
@@ -44,6 +46,7 @@ class ImageDataset:
         *,
         masker: Masker | None = None,
         channels: int = 3,
+        value_range: ValueRange | None = None,
         seed: int = 0,
         kind: Literal["train", "evaluate"] = "train",
         smallest: Pair = (1, 1),
@@ -58,7 +61,8 @@ class ImageDataset:
             files: the images.
             view: the transform.
             masker: draws the mask; None for no mask.
-            channels: 1 (gray) or 3 (RGB).
+            channels: 1 (gray), 3 (RGB), or any other number.
+            value_range: which values are shown as 0 and as 1; None reads images of 8 bits.
             seed: of order, views and masks.
             kind: an endless shuffled order, or one ordered pass.
             smallest: a patch, (height, width): an image that could not fill one counts as unreadable.
@@ -74,6 +78,7 @@ class ImageDataset:
         self.view = view
         self.masker = masker
         self.channels = channels
+        self.value_range = value_range
         self.seed = seed
         self.kind = kind
         self.smallest = smallest
@@ -81,11 +86,10 @@ class ImageDataset:
         self.repeats = repeats
         self.balanced = balanced
         self.views = views
-        self._mode = image_mode(channels)
         self._orders: dict[int, Tensor] = {}
-        self._decoded: dict[int, Image.Image] = {}
+        self._decoded: dict[int, AnyImage] = {}
         self._decoded_bytes = 0
-        self._last: tuple[int, Image.Image | StoredImage] | None = None
+        self._last: tuple[int, AnyImage | StoredImage] | None = None
 
     def __len__(self) -> int:
         """Images in the list, which is the number of samples in an epoch."""
@@ -184,34 +188,35 @@ class ImageDataset:
             if isinstance(part, StoredImage):
                 part.decoded()
 
-    def _inputs(self, index: int) -> tuple[Image.Image | StoredImage, ...]:
+    def _inputs(self, index: int) -> tuple[AnyImage | StoredImage, ...]:
         """Arguments of the view: the image and, if there are label maps, its label map."""
         image = self._image(index)
         if self.label_map is None:
             return (image,)
         return image.decoded() if isinstance(image, StoredImage) else image, self.label_map(index)
 
-    def _blank(self) -> tuple[Image.Image, ...]:
+    def _blank(self) -> tuple[AnyImage, ...]:
         """Replacement for an unreadable image: black, with every pixel of its label map ignored."""
-        image = Image.new(self._mode, (8, 8))
+        image = blank(self.channels, self.value_range)
         return (image,) if self.label_map is None else (image, Image.new("L", (8, 8), IGNORED))
 
-    def _image(self, index: int) -> Image.Image | StoredImage:
+    def _image(self, index: int) -> AnyImage | StoredImage:
         known = self._decoded.get(index)
         if known is not None:
             return known
         if self._last is not None and self._last[0] == index:  # another view of the same image
             return self._last[1]
         self._last = None  # before the next one takes its memory
-        image = image_to_crop(self.files.source(index), self.channels, smallest=self.smallest)
+        image = readable_image(self.files.source(index), self.channels, self.value_range, self.smallest)
         pixels = image.width * image.height
         if pixels > CACHED_PIXELS:
             self._last = index, image
             return image
         image = image.decoded() if isinstance(image, StoredImage) else image
-        if self._decoded_bytes + pixels * self.channels <= CACHE_BYTES:
+        taken = pixels * self.channels * (4 if is_deep(self.channels, self.value_range) else 1)
+        if self._decoded_bytes + taken <= CACHE_BYTES:
             self._decoded[index] = image
-            self._decoded_bytes += pixels * self.channels
+            self._decoded_bytes += taken
         return image
 
 

@@ -14,17 +14,17 @@ The keys of a batch are listed at `contracts.Batch`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
-from beitkit.configs.data import Preprocessing, Triple
+from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Batch, pixel_statistics
+from beitkit.contracts import Batch, in_unit_range, pixel_statistics
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import EvaluationView
@@ -99,11 +99,11 @@ def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         yield {key: (value.pin_memory() if is_cuda else value).to(device, non_blocking=is_cuda) for key, value in batch.items()}
 
 
-def normalized(stream: Iterable[Batch], mean: Triple, std: Triple) -> Iterator[Batch]:
-    """Batches whose `images` are float32, (x / 255 - mean) / std per channel; gray ones take the average over channels."""
+def normalized(stream: Iterable[Batch], mean: Sequence[float], std: Sequence[float]) -> Iterator[Batch]:
+    """Batches whose `images` are float32, (x - mean) / std per channel, with values x in [0, 1]: of 8-bit images those / 255."""
     statistics: tuple[Tensor, Tensor] | None = None
     for batch in stream:
-        images = batch["images"].float().div_(255)
+        images = in_unit_range(batch["images"])
         if statistics is None:
             statistics = pixel_statistics(mean, std, images.shape[1], images)
         yield batch | {"images": images.sub_(statistics[0]).div_(statistics[1])}
@@ -120,7 +120,7 @@ def tokenized(stream: Iterable[Batch], encode: Callable[[Tensor], Tensor], patch
         yield {key: value for key, value in batch.items() if key != "token_images"} | {"tokens": ids}
 
 
-def token_ids(images: UInt8[Tensor, "b c h w"], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Int64[Tensor, "b n"]:
+def token_ids(images: Shaped[Tensor, "b c h w"], encode: Callable[[Tensor], Tensor], patch_grid: Pair) -> Int64[Tensor, "b n"]:
     """The ids (b, gh, gw) that `encode` makes of token views, in raster order.
 
     Raises:
@@ -175,6 +175,7 @@ def evaluation_dataset(files: ImageList, backbone: BackboneConfig, preprocessing
         files,
         EvaluationView(preprocessing, backbone.image_size),
         channels=backbone.channels,
+        value_range=preprocessing.value_range,
         kind="evaluate",
         smallest=backbone.patch,
     )

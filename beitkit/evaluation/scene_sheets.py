@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from beitkit.configs.segmentation import Color
+from beitkit.contracts import in_unit_range
 from beitkit.data.scenes.reading import NumberedScene
 from beitkit.evaluation.segmentation import ConfusionTable, SegmentationScores
 from beitkit.evaluation.statistics import Measure
@@ -128,7 +129,8 @@ def scene_sections(report: Report, scene_scores: SceneScores) -> None:
 def _columns(
     scene: NumberedScene, predicted: UInt8[Tensor, "h w"], palette: Sequence[Color]
 ) -> dict[str, Float[Tensor, "3 h w"]]:
-    image = scene.image.expand(3, -1, -1).float() / 255
+    shown = in_unit_range(scene.image[:3] if len(scene.image) >= 3 else scene.image[:1])
+    image = shown.expand(3, -1, -1)
     return {
         "image": _reduced(image),
         "truth": _reduced(colored(scene.label_map, palette)),

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from beitkit.configs.data import ReadLimit
 from beitkit.configs.train import MachineConfig
-from beitkit.data.decoding.decode import BrokenImage, image_to_crop
+from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.decoding.limit import pixels_up_to
+from beitkit.data.decoding.reading import readable_image
 from beitkit.data.seeds import stored_view_generator
 from beitkit.data.stream import token_ids
 from beitkit.data.tokens.key import CacheKey
@@ -25,7 +26,7 @@ from beitkit.data.tokens.stage import encoded_whole
 from beitkit.data.views.image import PretrainView
 from beitkit.errors import UserError
 from beitkit.interop.load import load_tokenizer
-from beitkit.tokenizers.frozen import Encoder
+from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 
@@ -74,8 +75,10 @@ class ViewTokens:
         """The tokenizer's views of one image."""
         key = self.key
         view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
+        tokenizer = _loaded(self.tokenizer, self.machine)[0].tokenizer
+        assert isinstance(tokenizer, TokenizerNetwork)
         with pixels_up_to(self.read.max_pixels):
-            image = image_to_crop(path, key.channels, smallest=key.patch)
+            image = readable_image(path, key.channels, tokenizer.value_range, key.patch)
         return [view(image, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 
     def _encoded(self, images: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from beitkit.interop.kinds import (
 from beitkit.interop.stored import LazyTensor, State
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
+PATCH_FILTERS = "patch_embed.proj.weight"
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
 
 
@@ -44,6 +45,7 @@ class Target(NamedTuple):
     classes: tuple[str, ...] | None = None
     image_size: int | Pair | None = None
     drop_path: float | None = None
+    channels: int | None = None
 
 
 class Handover(NamedTuple):
@@ -68,6 +70,8 @@ def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: T
         _expand(tensors, config.backbone.depth)
     if config.backbone.grid != found.backbone.grid:
         _resize(tensors, found.backbone.grid, config.backbone.grid)
+    if config.backbone.channels != found.backbone.channels:
+        _spread_filters(tensors, found.backbone.channels, config.backbone.channels)
     ours = {_our_name(kind, name): stored for name, stored in tensors.items()}
     fresh = tuple(
         name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, _has_new_classes(found, config))
@@ -90,6 +94,12 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
         backbone = replace(backbone, image_size=as_pair(target.image_size))
     if target.drop_path is not None:
         backbone = replace(backbone, drop_path=target.drop_path)
+    if target.channels not in (None, backbone.channels):
+        backbone = replace(backbone, channels=target.channels)
+        if isinstance(found, MaskedImageModelConfig) and found.vocabulary is None and target.task in (None, "masked"):
+            raise UserError(
+                f"the file predicts the pixels of {found.backbone.channels} channels; channels={target.channels} needs a task"
+            )
     if target.task is None and isinstance(found, BareBackbone):
         raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
     if target.task == "masked" and not isinstance(found, MaskedImageModelConfig):
@@ -194,6 +204,22 @@ def _resize(tensors: State, old: Pair, new: Pair) -> None:
             tensors[name] = _resized(
                 stored, (1, tokens, stored.shape[2]), reason, lambda x: resize_absolute_positions(x, old, new)
             )
+
+
+def _spread_filters(tensors: State, old: int, new: int) -> None:
+    """Give each of `new` channels the mean of the patch embedding's filters for `old`, times old / new.
+
+    An image that is the same in all channels, normalized alike, then gives the same embedding as before.
+    """
+    stored = tensors[PATCH_FILTERS]
+    reason = f"each of {new} channels gets the mean of the filters of {old}, times {old}/{new}"
+    tensors[PATCH_FILTERS] = replace(
+        stored,
+        shape=(stored.shape[0], new, *stored.shape[2:]),
+        read=lambda: (stored.read().float().mean(1, keepdim=True) * (old / new)).expand(-1, new, -1, -1).contiguous(),
+        fate="expanded",
+        reason="; ".join(filter(None, (stored.reason, reason))),
+    )
 
 
 def _resized(stored: LazyTensor, shape: tuple[int, ...], reason: str, transform: Callable[[Tensor], Tensor]) -> LazyTensor:

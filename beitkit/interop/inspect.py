@@ -61,6 +61,8 @@ class CheckpointSummary:
             filter = "" if self.preprocessing.filter == "bicubic" else f", {self.preprocessing.filter}"
             cut = f"crop share {self.preprocessing.crop_share:g}{fit}{filter}"
             shown.append(("pixels", f"mean {_listed(mean)}, deviation {_listed(std)}, {cut}"))
+            if self.preprocessing.value_range is not None:
+                shown.append(("values", ", ".join(f"{low:g} to {high:g}" for low, high in self.preprocessing.value_range)))
         for name in ("vocabulary", "features", "stride", "geometry"):
             value = getattr(self.config, name, None)
             if value is not None:

@@ -29,6 +29,7 @@ def load(
     classes: Sequence[str] | None = None,
     image_size: int | Pair | None = None,
     drop_path: float | None = None,
+    channels: int | None = None,
 ) -> Network:
     """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
@@ -39,13 +40,15 @@ def load(
         classes: their names; other than the file's means a fresh head, unless the file has only numbers.
         image_size: side, or (height, width), of the images; positions are resized by the official rule.
         drop_path: stochastic depth of the last block, for further training; None keeps the value of the file.
+        channels: of the images; other than the file's, each channel gets the mean of the patch embedding's filters, rescaled, so
+            that a gray image shown in all of them gives what it gave before.
 
     Raises:
         UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot
             be what is asked for.
     """
     checkpoint = read_checkpoint(Path(path))
-    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path)
+    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path, channels)
     try:
         handover = hand_over(checkpoint.config, checkpoint.tensors, target)
         model = build(handover.config, handover.tensors, handover.fresh)
@@ -60,7 +63,9 @@ def load(
     if isinstance(model, Classifier):
         model.reader = ImageReader.of(model.config.backbone, model.config.preprocessing)
     if isinstance(model, Segmenter):
-        model.labeler = SceneLabeler(WholeReader(channels=model.config.backbone.channels))
+        model.labeler = SceneLabeler(
+            WholeReader(channels=model.config.backbone.channels, value_range=model.config.preprocessing.value_range)
+        )
     return model
 
 

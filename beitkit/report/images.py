@@ -24,11 +24,10 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 def to_bytes(image: Float[Tensor, "c h w"]) -> UInt8[Tensor, "3 h w"]:
     """RGB in 0..255; values outside [0, 1] are cut off, values that are not finite become black.
 
-    Raises `ValueError` for anything but one or three channels.
+    Of other channels than gray or RGB the first three are shown, or of two the first.
     """
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"an image has 1 or 3 channels, got {image.shape[0]}")
-    finite = torch.nan_to_num(image.detach().float().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
+    shown = image[:3] if image.shape[0] >= 3 else image[:1]
+    finite = torch.nan_to_num(shown.detach().float().cpu(), nan=0.0, posinf=0.0, neginf=0.0)
     return (finite.clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
 
 

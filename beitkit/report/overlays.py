@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from beitkit.configs.segmentation import Color
-from beitkit.contracts import IGNORED
+from beitkit.contracts import IGNORED, in_unit_range
 
 IGNORED_COLOR: Color = (0, 0, 0)
 RIGHT, WRONG, UNCOUNTED = (0.86, 0.93, 0.87), (0.84, 0.15, 0.16), (0.45, 0.45, 0.45)
@@ -29,13 +29,13 @@ def colored(label_map: UInt8[Tensor, "h w"], palette: Sequence[Color]) -> Float[
 
 
 def overlay(
-    image: UInt8[Tensor, "c h w"], label_map: UInt8[Tensor, "h w"], palette: Sequence[Color], share: float = 0.55
+    image: Shaped[Tensor, "c h w"], label_map: UInt8[Tensor, "h w"], palette: Sequence[Color], share: float = 0.55
 ) -> Float[Tensor, "3 h w"]:
     """The image, in gray, under the colors of its classes; `share` is the colors' weight. In [0, 1].
 
     Pixels that do not count show the image alone.
     """
-    gray = (image.float().mean(0, keepdim=True) / 255).expand(3, -1, -1)
+    gray = in_unit_range(image).mean(0, keepdim=True).expand(3, -1, -1)
     weight = torch.where(label_map == IGNORED, 0.0, share)
     return torch.lerp(gray, colored(label_map, palette), weight)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beitkit.configs.data import ValueRange
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.tokenizers.fingerprint import digest_of
@@ -36,6 +37,11 @@ class DiscreteVAE(nn.Module):
         self._pixel_scale = parts.pixel_scale
         self._pixel_shift = parts.pixel_shift
         self._fingerprint: tuple[tuple[tuple[int, int], ...], str] | None = None
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The values that are 0 and 1 in the images; None where they have 8 bits."""
+        return self.config.value_range
 
     @property
     def fingerprint(self) -> str:

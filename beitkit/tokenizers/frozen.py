@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
-from beitkit.contracts import Tokenizer, autocast_type
+from beitkit.contracts import Tokenizer, autocast_type, in_unit_range
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_stream
@@ -48,9 +48,9 @@ class Encoder(NamedTuple):
         return cls(tokenizer, precision)
 
     @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "b c h w"]) -> Int64[Tensor, "b gh gw"]:
-        """Token ids of images on the tokenizer's device."""
-        scaled = images.contiguous(memory_format=torch.channels_last).float().div_(255)
+    def __call__(self, images: Shaped[Tensor, "b c h w"]) -> Int64[Tensor, "b gh gw"]:
+        """Token ids of images on the tokenizer's device, uint8 or floats in [0, 1]."""
+        scaled = in_unit_range(images.contiguous(memory_format=torch.channels_last))
         with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.tokenizer.encode(scaled)
 
@@ -63,7 +63,7 @@ class Encoder(NamedTuple):
         return f"tokenizer in bfloat16: {self.agreement:.2%} of the tokens tried are those of float32"
 
 
-def encoder_of(tokenizer: Tokenizer, images: UInt8[Tensor, "b c h w"], precision: torch.dtype | None) -> Encoder:
+def encoder_of(tokenizer: Tokenizer, images: Shaped[Tensor, "b c h w"], precision: torch.dtype | None) -> Encoder:
     """The tokenizer in `precision` if that agrees with float32 on these images, else in float32."""
     exact = Encoder.laid_out(tokenizer)
     if precision is None:
@@ -89,6 +89,7 @@ def token_encoder(
         chosen,
         PretrainView(key.view, key.image_size, key.token_size, only_tokens=True),
         channels=key.channels,
+        value_range=tokenizer.value_range,
         seed=key.seed,
         kind="evaluate",
         smallest=key.patch,

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from beitkit.configs.data import ValueRange
 from beitkit.configs.tokenizer import VQKDConfig
 from beitkit.contracts import pixel_statistics
 from beitkit.errors import UserError
@@ -48,6 +49,11 @@ class VQKD(nn.Module):
         )
         self.decoder = Backbone(config.decoder)
         self.decode_task_layer = _task_layer(width, config.target_dim)
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The values that are 0 and 1 in the images; None where they have 8 bits."""
+        return self.config.preprocessing.value_range
 
     @property
     def fingerprint(self) -> str:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import image_to_crop, open_image, to_tensor
+from beitkit.data.decoding.decode import image_to_crop, open_image
+from beitkit.data.decoding.reading import as_tensor
 from beitkit.data.views.image import PretrainView, color_jittered, crop_box
 from benchmarks.compare.ours import OURS
 from benchmarks.compare.races import Race
@@ -49,8 +50,8 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
         crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         if rng.random() < view.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        to_tensor(crop.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC))
-        to_tensor(crop.resize((token_size[1], token_size[0]), Image.Resampling.LANCZOS))
+        as_tensor(crop.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC))
+        as_tensor(crop.resize((token_size[1], token_size[0]), Image.Resampling.LANCZOS))
 
     return Race(
         job=f"data, JPEG of {size[1]}x{size[0]}",

@@ -138,12 +138,12 @@ def test_ctrl_c_leaves_what_was_there(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--rounds", "0"], "`rounds` must be at least 1, got 0"),
-        (["--size", "tiny", "tiny"], "`size` must name each at most once, and at least one, got tiny tiny"),
-        (["--turn", "-1"], "`turn` must not be negative, got -1"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--size", "tiny", "tiny"], "--size must name each at most once, and at least one, got tiny tiny"),
+        (["--turn", "-1"], "--turn must not be negative, got -1"),
         (["--image-size", "30", "--what", "inference"], "image size 30x30 is not a whole number of 16x16 patches"),
         (["--image-size", "16", "--what", "pretraining"], "a grid of 1x1 patches cannot be masked in part"),
-        (["--what", "data", "--profile"], "`profile` shows the operators of networks"),
+        (["--what", "data", "--profile"], "--profile shows the operators of networks"),
         (["--profile", "--json"], "leave one of them out"),
     ],
 )

@@ -249,9 +249,9 @@ def test_an_empty_list_is_refused(files: ImageList) -> None:
 
 def test_small_images_are_decoded_once(files: ImageList, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Path] = []
-    original = datasets.image_to_crop
+    original = datasets.readable_image
     monkeypatch.setattr(
-        datasets, "image_to_crop", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
+        datasets, "readable_image", lambda path, *rest, **named: (opened.append(path), original(path, *rest, **named))[1]
     )
     data = dataset(files)
     first = [data.sample(place) for place in range(10)]

@@ -193,3 +193,23 @@ def test_the_table_of_a_report() -> None:
         "dropped  lm_head.bias  9       for pre-training",
         "a note",
     ]
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_other_channels_give_what_a_replicated_image_gave(channels: int, saved: Any) -> None:
+    _, path = saved("classify")
+    before, after = load(path).double(), load(path, channels=channels).double()  # of the rule alone, not of float32's sums
+    size = before.config.backbone.image_size
+    gray = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        expected, found = before(gray.expand(-1, 3, -1, -1)), after(gray.expand(-1, channels, -1, -1))
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert after.config.backbone.channels == channels
+    report = after.load_report
+    assert report is not None
+    filters = next(record for record in report.records if record.name == "backbone.patch_embed.proj.weight")
+    assert filters.fate == "expanded"
+    assert f"each of {channels} channels gets the mean of the filters of 3, times 3/{channels}" in filters.reason
+    _, path = saved("masked")
+    masked = load(path, channels=channels)
+    assert masked.config.backbone.channels == channels

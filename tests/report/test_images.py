@@ -34,9 +34,10 @@ def test_values_outside_are_cut_off_and_nothing_but_numbers_is_black() -> None:
     assert to_bytes(values)[0].flatten().tolist() == [0, 255, 0, 0]
 
 
-def test_other_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
-        to_bytes(torch.zeros(4, 2, 2))
+def test_of_other_channels_the_first_are_shown() -> None:
+    values = torch.arange(13.0).view(13, 1, 1) / 12
+    assert to_bytes(values).flatten().tolist() == [0, 21, 42]
+    assert to_bytes(values[2:4]).flatten().tolist() == [42, 42, 42]
 
 
 def test_enlarging_repeats_pixels() -> None:

@@ -76,7 +76,7 @@ def training(folder: Path, length: TrainConfig, loop: LoopConfig) -> Training:
         loop=loop,
         optim=OPTIM,
         runtime=Runtime(torch.device("cpu"), None),
-        journal=Journal(folder / "journal.jsonl", quiet=True),
+        journal=Journal(folder / "journal.jsonl", stream=io.StringIO()),
         checkpoints=Checkpoints(folder / "checkpoints"),
     )
 

@@ -10,12 +10,14 @@ pixels; black drawings on a transparent ground, the most common kind, would beco
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
+import logging
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,8 @@ Image.init()
 if HAS_HEIF:
     importlib.import_module("pillow_heif").register_heif_opener()
 READABLE = tuple(name for name in FORMATS if name in Image.OPEN)  # older and leaner builds of Pillow lack some
+# Tags of TIFF 6.0.
+BITS, PHOTOMETRIC, SAMPLES, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
 
 # EXIF orientation -> what puts the image upright (EXIF 2.3, tag 0x0112).
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -54,6 +58,11 @@ AVIF_BRANDS = (b"avif", b"avis")
 SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
 """The turns that exchange height and width."""
 Pixels = NDArray[np.uint8]
+
+# What libtiff and Pillow's TIFF reader print besides raising an exception says nothing more.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+with suppress(OSError, AttributeError):
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class BrokenImage(Exception):  # noqa: N818 - it names an image, as the callers do
@@ -74,6 +83,14 @@ class Encoded(NamedTuple):
     path: Path
     """What it is called in messages."""
     content: bytes
+
+
+class Bands(NamedTuple):
+    """An image that lies in several files, a channel in each."""
+
+    path: Path
+    """What it is called in messages."""
+    paths: tuple[Path, ...]
 
 
 def image_mode(channels: int) -> str:
@@ -150,11 +167,13 @@ def _possible(reduction: int) -> int:
 def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image | StoredImage:
     """A JPEG not yet decoded; any other image decoded, as it cannot be decoded in part. Else as `open_image`."""
     mode = image_mode(channels)
-    path = _display_name(source)
+    path = display_name(source)
     with opened_image(source) as image:
         width, height = image.size
         if is_too_large(width, height):
             raise BrokenImage(path, too_large(width, height))
+        if (reason := beyond_8_bits(image)) is not None:
+            raise BrokenImage(path, reason)
         if min(image.size) < min(smallest) or max(image.size) < max(smallest):
             raise BrokenImage(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
         if image.format not in ("JPEG", "MPO"):
@@ -225,10 +244,53 @@ def image_header(source: Path | Encoded) -> Header:
         return Header(image.size, _turn(image))
 
 
+def raw_mode(image: Image.Image) -> str:
+    """How Pillow calls the stored pixels of an image that was opened but not decoded, such as `RGB;16B`; empty if it does not."""
+    args = _decoder_arguments(image)
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _decoder_arguments(image: Image.Image) -> object:
+    tiles = getattr(image, "tile", None)
+    return tiles[0].args if tiles else None
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether an image that was opened has what gray, RGB and transparency of 8 bits can hold, as Pillow decodes it."""
+    return beyond_8_bits(image) is None
+
+
+def beyond_8_bits(image: Image.Image) -> str | None:
+    """Why an image that was opened is more than 8 bits of gray or RGB, if it is; TIFF by its tags, before it is decoded."""
+    wanted = "say which values are black and white (`value_range`)"
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bands, photometric = tags.get(SAMPLES, 1), tags.get(PHOTOMETRIC, 1)
+        colors = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)  # RGB, CMYK, YCbCr, L*a*b*; else gray or a palette
+        if bands > colors and not (bands == colors + 1 and tuple(tags.get(EXTRA_SAMPLES, ())) in ((1,), (2,))):
+            return f"has {bands} channels, and no tag that makes the last one transparency; train with `channels` {bands}"
+        bits = max(tags.get(BITS, (1,)))
+        if bits > 8:
+            return f"has {bits} bits a channel, and nothing says what they mean; {wanted}"
+        if set(tags.get(SAMPLE_FORMAT, ())) - {1, 4}:  # whole numbers without a sign, or nothing said
+            return f"has numbers with a sign, and nothing says what they mean; {wanted}"
+    if image.mode.startswith("I") or image.mode == "F" or ";16" in raw_mode(image) or _has_wide_maximum(image):
+        bits = "floats" if image.mode == "F" else "more than 8 bits"
+        return f"has {bits} a channel, and nothing says what they mean; {wanted}"
+    return None
+
+
+def _has_wide_maximum(image: Image.Image) -> bool:
+    """Whether a PPM file has a white above 255."""
+    args = _decoder_arguments(image)
+    return image.format == "PPM" and isinstance(args, tuple) and len(args) > 1 and isinstance(args[1], int) and args[1] > 255
+
+
 @contextmanager
 def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenImage`."""
-    path = _display_name(source)
+    path = display_name(source)
     try:
         # Opening a pipe would wait for a writer, for ever; a device may never end.
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
@@ -251,20 +313,23 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
 
 def _unidentified(source: Path | Encoded) -> str:
     """Why Pillow cannot open a file, by its first bytes: the box `ftyp` names what phones write (ISO 14496-12, 4.3)."""
-    start = source.content[:12] if isinstance(source, Encoded) else _beginning(source)
-    if start[4:8] == b"ftyp" and start[8:] in HEIF_BRANDS and not HAS_HEIF:
+    start = source.content[:132] if isinstance(source, Encoded) else _beginning(source)
+    if start.startswith((b"\x93NUMPY", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) or start[128:] == b"DICM":
+        return "is no 8-bit gray or RGB image; say which values are black and white (`value_range`), or the number of `channels`"
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not HAS_HEIF:
         return f"a HEIC image, which {HEIF_EXTRA} reads"
-    if start[4:8] == b"ftyp" and start[8:] in AVIF_BRANDS and "AVIF" not in READABLE:
+    if start[4:8] == b"ftyp" and start[8:12] in AVIF_BRANDS and "AVIF" not in READABLE:
         return "an AVIF image, which this build of Pillow does not read; install a newer one"
     return "not an image, or damaged at its beginning"
 
 
 def _beginning(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(12)
+        return file.read(132)
 
 
-def _display_name(source: Path | Encoded) -> Path:
+def display_name(source: Path | Encoded | Bands) -> Path:
+    """What an image is called in messages."""
     return source if isinstance(source, Path) else source.path
 
 
@@ -285,35 +350,20 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The image in an opaque 8-bit mode, "RGB" or "L".
+    """An 8-bit image in an opaque mode, "RGB" or "L".
 
     Raises:
-        ValueError: pixels beyond 16 bits, or floats outside 0 to 1.
+        ValueError: more than 8 bits.
     """
+    if image.mode.startswith("I") or image.mode == "F":
+        raise ValueError("more than 8 bits a channel, of which nothing says what they mean")
     if image.mode == mode and "transparency" not in image.info:
         return image.copy()  # the file closes, the pixels stay
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
         image = Image.new("RGBA", image.size, "white")
         image.alpha_composite(with_alpha)
     return image.convert(mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A gray image of more than 8 bits, scaled: 16-bit integers by 65535, floats from [0, 1].
-
-    Pillow uses its 32-bit mode for some 16-bit files too; wider integers and other floats have no agreed white.
-    """
-    pixels = np.asarray(image)
-    if image.mode == "F":
-        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
-            raise ValueError("float pixels outside 0 to 1")
-        return Image.fromarray(np.rint(pixels * 255).astype(np.uint8))
-    if pixels.min() < 0 or pixels.max() > 65535:
-        raise ValueError("integer pixels beyond 16 bits")
-    return Image.fromarray(np.rint(pixels / 257).astype(np.uint8))
 
 
 def one_line(error: Exception) -> str:

@@ -48,7 +48,11 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "XBM": (".xbm",),
     "XPM": (".xpm",),
 }
-ALL_EXTENSIONS: frozenset[str] = frozenset(ending for endings in FORMATS.values() for ending in endings)
+DEEP: dict[str, tuple[str, ...]] = {"NUMPY": (".npy", ".npz"), "DICOM": (".dcm", ".dicom")}
+"""What others than Pillow read, for networks with a value range (`decoding.raw`)."""
+ALL_EXTENSIONS: frozenset[str] = frozenset(
+    ending for kinds in (FORMATS, DEEP) for endings in kinds.values() for ending in endings
+)
 """Of images, whether they can be read here or not."""
 EXTENSIONS: frozenset[str] = ALL_EXTENSIONS if HAS_HEIF else ALL_EXTENSIONS - {*FORMATS["HEIF"]}
 """What folders and archives are searched for."""

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenImage, image_header
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.reading import header_of
 from beitkit.data.scenes.scenes import MOST_READ, Scenes, sampled
 from beitkit.errors import UserError, few
 
@@ -103,7 +104,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
     for index in chosen:
         image = scenes.files.path(index)
         try:
-            header = image_header(scenes.files.source(index))
+            header = header_of(scenes.files.source(index))
         except BrokenImage:
             unreadable.append(image)
             continue
@@ -121,7 +122,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
             # Sideways, the sizes tell; a mask of the upright size needs no turn.
             if header.stored == header.upright:
                 upright.append(image)
-            elif image_header(scenes.masks.source(index)).upright == header.stored:
+            elif header_of(scenes.masks.source(index)).upright == header.stored:
                 turned += 1
     _refuse(scenes, faults, len(chosen), counts, len(unreadable))
     classes = len(scenes.classes)

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from beitkit.configs.segmentation import Color
-from beitkit.data.decoding.decode import BrokenImage, Encoded, opened_image
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded, display_name, opened_image
 from beitkit.data.decoding.limit import is_too_large, too_large
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that keep every value; JPEG and WebP do not
@@ -46,13 +46,15 @@ class Mask:
         return np.unique(packed(self.pixels))
 
 
-def read_mask(source: Path | Encoded) -> Mask:
+def read_mask(source: Path | Encoded | Bands) -> Mask:
     """The stored pixels of a mask file, turned upright by its own EXIF orientation as images are.
 
     Raises:
         BrokenImage: no image, damaged, too large, of a kind that does not keep values (JPEG), or with transparency.
     """
-    path = source if isinstance(source, Path) else source.path
+    path = display_name(source)
+    if isinstance(source, Bands):
+        raise BrokenImage(path, "a mask is one file, not one for each band")
     with opened_image(source) as image:
         if image.format not in FORMATS:
             raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")

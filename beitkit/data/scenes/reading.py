@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from beitkit.configs.data import ValueRange
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.scenes import Scenes
 from beitkit.errors import UserError
@@ -19,12 +20,16 @@ class NumberedScene(NamedTuple):
 
     place: int
     """Its index in the list."""
-    image: UInt8[Tensor, "c h w"]
+    image: Shaped[Tensor, "c h w"]
     label_map: UInt8[Tensor, "h w"]
 
 
 def readable_scenes(
-    scenes: Scenes, channels: int, max_broken: float, report: Callable[[Path, str], None]
+    scenes: Scenes,
+    channels: int,
+    max_broken: float,
+    report: Callable[[Path, str], None],
+    value_range: ValueRange | None = None,
 ) -> Iterator[NumberedScene]:
     """The scenes that can be read, in order; `report(path, reason)` is called for each of the others.
 
@@ -34,7 +39,7 @@ def readable_scenes(
     broken = 0
     for index in range(len(scenes)):
         try:
-            scene = scenes.read(index, channels)
+            scene = scenes.read(index, channels, value_range)
         except BrokenImage as error:
             broken += 1
             report(error.path, error.reason)

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from beitkit.configs.data import ColumnsConfig
+from beitkit.configs.data import ColumnsConfig, ValueRange
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenImage, image_header, open_image, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, to_tensor
+from beitkit.data.decoding.reading import as_tensor, header_of, whole_image
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, CITYSCAPES, CITYSCAPES_VALUES, VOC
 from beitkit.data.scenes.discover import discovered
 from beitkit.data.scenes.label_codes import LabelMapping, plain_code, read_classes, voc_palette
@@ -44,7 +45,8 @@ MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; 
 class Scene(NamedTuple):
     """An image at its own size, upright, and its class ids, 255 where nothing counts."""
 
-    image: UInt8[Tensor, "c h w"]
+    image: Shaped[Tensor, "c h w"]
+    """uint8, or of deep images float32 in [0, 1]."""
     label_map: UInt8[Tensor, "h w"]
 
 
@@ -88,7 +90,7 @@ class Scenes:
         """
         mask = read_mask(self.masks.source(index))
         ids = Image.fromarray(self.code.label_map(mask))
-        header = image_header(self.files.source(index))
+        header = header_of(self.files.source(index))
         if ids.size == header.upright:
             return ids
         if header.turn is not None and ids.size == header.stored:
@@ -97,14 +99,14 @@ class Scenes:
         sizes = f"{ids.width}x{ids.height} pixels, but its image {image} {header.upright[0]}x{header.upright[1]}"
         raise BrokenImage(mask.path, f"has {sizes}; a mask must be as large as its image")
 
-    def read(self, index: int, channels: int = 3) -> Scene:
+    def read(self, index: int, channels: int = 3, value_range: ValueRange | None = None) -> Scene:
         """One pair at its original size, as evaluation and prediction need it.
 
         Raises:
             BrokenImage: the image or the mask cannot be used.
         """
-        image = open_image(self.files.source(index), channels)
-        return Scene(to_tensor(image), to_tensor(self.label_map(index))[0])
+        image = whole_image(self.files.source(index), channels, value_range)
+        return Scene(as_tensor(image), to_tensor(self.label_map(index))[0])
 
 
 def find_scenes(

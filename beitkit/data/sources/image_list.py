@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.decode import BrokenImage, Encoded, one_line
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded, one_line
 from beitkit.data.sources.members import Members
 
+BETWEEN_BANDS = b"\0"
+"""In the name of an image that lies in several files, a channel in each: between these. No path can hold it."""
 AT_ONCE = 2**18
 """Names that are looked at together."""
 
@@ -64,17 +66,23 @@ class ImageList:
 
     def path(self, index: int) -> Path:
         """The file of one image; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
-        name = os.fsdecode(self.name(index))
-        return self.root / name if self.members is None else Path(f"{self.members.archives[self.members.archive[index]]}: {name}")
+        if self.members is not None:
+            return Path(f"{self.members.archives[self.members.archive[index]]}: {os.fsdecode(self.name(index))}")
+        return self.files(index)[0]
 
-    def source(self, index: int) -> Path | Encoded:
-        """What one image is decoded from: its file, or its bytes where it lies in an archive.
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The file of one image, or its files where each holds one of its channels."""
+        return tuple(self.root / os.fsdecode(name) for name in self.name(index).split(BETWEEN_BANDS))
+
+    def source(self, index: int) -> Path | Encoded | Bands:
+        """What one image is decoded from: its file, its files, or its bytes where it lies in an archive.
 
         Raises:
             BrokenImage: an archive that cannot be read at this place.
         """
         if self.members is None:
-            return self.path(index)
+            files = self.files(index)
+            return files[0] if len(files) == 1 else Bands(files[0], files)
         try:
             return Encoded(self.path(index), self.members.read(index))
         except OSError as error:
@@ -91,7 +99,13 @@ class ImageList:
             roots = [os.fsencode(archive if "://" in archive else os.path.abspath(archive)) for archive in members.archives]  # noqa: PTH100
             return (os.path.join(roots[members.archive[index]], self.name(index)) for index in range(len(self)))  # noqa: PTH118
         root = os.fsencode(self.root.absolute())
-        return (os.path.join(root, self.name(index)) for index in range(len(self)))  # noqa: PTH118 - as bytes
+        return (self._absolute(root, self.name(index)) for index in range(len(self)))
+
+    @staticmethod
+    def _absolute(root: bytes, name: bytes) -> bytes:
+        if BETWEEN_BANDS not in name:
+            return os.path.join(root, name)  # noqa: PTH118 - as bytes
+        return BETWEEN_BANDS.join(os.path.join(root, part) for part in name.split(BETWEEN_BANDS))  # noqa: PTH118
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> ImageList:
         """The images at these indices, in this order; classes stay as they are."""

@@ -27,6 +27,8 @@ IMAGE_COLUMNS = (
     *("path", "file_name", "filename", "file_path", "filepath", "image_path", "image", "img", "image_name", "image_id", "id"),
 )
 """Names of a column with images' files, in the order in which they are looked for, upper or lower case."""
+NUMBERS = ("image_id", "id")
+"""Those of them that number the images where other columns name their files."""
 LABEL_COLUMNS = ("class", "class_name", "category", "target", "tags")
 """Names of a column with labels, where there is neither `label` nor `labels`."""
 PLURAL = ("labels", "tags")
@@ -34,6 +36,10 @@ PLURAL = ("labels", "tags")
 LONGEST_HEADER = 300  # characters of the first line in an error
 HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 """What one-hot columns may hold."""
+BAND = "band"
+"""What the columns begin with that name the files of an image in several files, a channel in each (`band1`, `band2`, ...)."""
+BETWEEN_BANDS = "\0"
+"""Between these files in an image's name: no path can hold it."""
 
 
 class ListRow(NamedTuple):
@@ -41,7 +47,7 @@ class ListRow(NamedTuple):
 
     line: int
     name: str
-    """As written; empty for a row that names a class."""
+    """As written; empty for a row that names a class. Several files of an image with `BETWEEN_BANDS` between them."""
     labels: tuple[str, ...]
     has_several: bool
     """Whether the labels are written as if there could be any number of them."""
@@ -101,14 +107,16 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 def csv_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> Iterator[ListRow]:
     """A table with a column of images, one or several of labels (read only when `labeled`), and perhaps `split`.
 
+    In place of `path` several columns that begin with `band` may name the files of an image, in their order.
+
     Raises:
         UserError: missing columns, or as `csv_cells`.
     """
     lines = csv_cells(path)
     _, names = next(lines)
-    image = _image_column(path, names, columns)
-    label_columns = _label_columns(path, names, columns, image) if labeled else ()
-    place_of_image, places_of_labels = names.index(image), [names.index(name) for name in label_columns]
+    image_columns = _image_columns(path, names, columns)
+    label_columns = _label_columns(path, names, columns, image_columns) if labeled else ()
+    places, places_of_labels = ([names.index(name) for name in found] for found in (image_columns, label_columns))
     place_of_split = names.index("split") if "split" in names else None
     is_one_hot = len(label_columns) > 1
     if is_one_hot:
@@ -118,7 +126,8 @@ def csv_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfi
     for line, cells in lines:
         split = "" if place_of_split is None else cells[place_of_split].strip()
         is_exact = is_exact or split == CLASS_ROW
-        name = cells[place_of_image] if is_exact else cells[place_of_image].strip()
+        parts = [cells[place] if is_exact else cells[place].strip() for place in places]
+        name = BETWEEN_BANDS.join(parts) if any(parts) else ""
         labels, has_several = (), False
         if is_one_hot:
             labels, has_several = _hot(f"{path}, line {line}", label_columns, [cells[place] for place in places_of_labels])
@@ -148,23 +157,27 @@ def _opened(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _image_column(path: Path, names: Sequence[str], columns: ColumnsConfig) -> str:
+def _image_columns(path: Path, names: Sequence[str], columns: ColumnsConfig) -> tuple[str, ...]:
+    """The column of images, or the columns of their files where an image has one for each of its channels."""
     found = ", ".join(names)[:LONGEST_HEADER] or "nothing"
     if columns.image is not None:
         if columns.image not in names:
             raise UserError(f"{path}: there is no column {columns.image!r}, as `columns.image` says; found {found}")
-        return columns.image
+        return (columns.image,)
     image = known_column(names, IMAGE_COLUMNS)
+    bands = tuple(name for name in names if name.lower().startswith(BAND))
+    if bands and (image is None or image.lower() in NUMBERS):
+        return bands
     if image is None:
         some = ", ".join(IMAGE_COLUMNS[1:3])
         raise UserError(
             f"{path}: the first line must name a column 'path'; found {found}; {some}, image, id and the like do as well, and "
             "`columns.image` names any other"
         )
-    return image
+    return (image,)
 
 
-def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, image: str) -> tuple[str, ...]:
+def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, images: tuple[str, ...]) -> tuple[str, ...]:
     """The column of labels, or the columns that are a class each."""
     found = ", ".join(names)[:LONGEST_HEADER]
     if columns.label is not None:
@@ -175,9 +188,9 @@ def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, ima
     if "label" in names and "labels" in names:
         raise UserError(f"{path}: the first line must name a column 'label', or else 'labels'; found {found}")
     label = known_column(names, ("label", "labels", *LABEL_COLUMNS))
-    if label is not None and label != image:
+    if label is not None and label not in images:
         return (label,)
-    others = tuple(name for name in names if name not in (image, "split"))
+    others = tuple(name for name in names if name not in (*images, "split"))
     if len(others) > 1 and len(set(others)) == len(others) and _all_hot(path, [names.index(name) for name in others]):
         return others
     raise UserError(
@@ -276,6 +289,11 @@ def _json_row(where: str, line: int, content: Any, *, labeled: bool, columns: Co
     if not isinstance(split, str):
         raise UserError(f'{where}: "split" must be a string, found {_kind(split)}')
     key = columns.image or known_column(tuple(content), IMAGE_COLUMNS) or "path"
+    bands = content.get("bands")
+    if BETWEEN_BANDS in str(content.get(key)):
+        raise UserError(f"{where}: there is no image {content[key]!r}")
+    if key not in content and isinstance(bands, list) and bands and all(isinstance(band, str) for band in bands):
+        content = content | {key: BETWEEN_BANDS.join(bands)}
     if key not in content and split != CLASS_ROW:
         raise UserError(f'{where}: "{key}" is missing')
     name = content.get(key, "")

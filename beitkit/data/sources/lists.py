@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import EXTENSIONS
-from beitkit.data.sources.list_rows import CLASS_ROW, SEPARATORS, ListRow, as_text, csv_rows, json_rows, text_rows
+from beitkit.data.sources.list_rows import BETWEEN_BANDS, CLASS_ROW, SEPARATORS, ListRow, as_text, csv_rows, json_rows, text_rows
 from beitkit.errors import UserError
 
 Split = Literal["train", "val", "test"]
@@ -227,19 +227,22 @@ class _Columns:
             self._refuse(line, f"the label {_shown(label)} is no valid text", error)
 
     def _checked_name(self, row: ListRow) -> bytes:
-        """The name as bytes; it must be that of a regular file."""
-        if not row.name:
-            self._refuse(row.line, "the path is empty")
-        for spelling in self._spellings(row.name):
+        """The name as bytes; it must be that of a regular file, or of several for an image with a channel in each."""
+        return BETWEEN_BANDS.encode().join(self._checked_file(row.line, name) for name in row.name.split(BETWEEN_BANDS))
+
+    def _checked_file(self, line: int, given: str) -> bytes:
+        if not given:
+            self._refuse(line, "the path is empty")
+        for spelling in self._spellings(given):
             try:
                 name = os.fsencode(spelling)
                 status = os.stat(name if name.startswith(b"/") else self._root + name)  # noqa: PTH116 - a Path per row is slow
             except (OSError, ValueError):  # ValueError: a NUL character, or half of a surrogate pair
                 continue
             if not stat.S_ISREG(status.st_mode):
-                self._refuse(row.line, f"{_shown(row.name)} is not a regular file")
+                self._refuse(line, f"{_shown(given)} is not a regular file")
             return name
-        return self._refuse(row.line, f"there is no image {_shown(row.name)} (paths are relative to the list's folder)")
+        return self._refuse(line, f"there is no image {_shown(given)} (paths are relative to the list's folder)")
 
     def _spellings(self, name: str) -> Iterator[str]:
         """The name as it is written, with slashes for the backslashes of Windows, as text of Windows, with an image's ending."""

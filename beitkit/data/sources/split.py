@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.sources.find import LabeledArchives, LabeledFolder, LabeledList, find_labeled, labeled_source
-from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.list_rows import CLASS_ROW, SEPARATOR, csv_rows
+from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
+from beitkit.data.sources.list_rows import BAND, CLASS_ROW, SEPARATOR, csv_rows
 from beitkit.errors import UserError, few
 
 Source = LabeledFolder | LabeledArchives | LabeledList
@@ -115,10 +115,13 @@ def split_table(train: ImageList, val: ImageList) -> str:
     text = io.StringIO()
     # Quotes around everything: the writer leaves a bare carriage return unquoted, which would end the row when read.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    table.writerow(["path", "label" if train.targets is None else "labels", "split"])
-    table.writerows(["", name, CLASS_ROW] for name in train.classes)
+    several = len(train.files(0)) if train.members is None else 1
+    paths = ["path"] if several == 1 else [f"{BAND}{number + 1}" for number in range(several)]
+    table.writerow([*paths, "label" if train.targets is None else "labels", "split"])
+    table.writerows([*[""] * len(paths), name, CLASS_ROW] for name in train.classes)
     for split, files in (("train", train), ("val", val)):
-        table.writerows([os.fsdecode(path), cell, split] for path, cell in zip(files.paths(), _cells(files), strict=True))
+        for path, cell in zip(files.paths(), _cells(files), strict=True):
+            table.writerow([*map(os.fsdecode, path.split(BETWEEN_BANDS)), cell, split])
     return text.getvalue()
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from beitkit.data.decoding.decode import BrokenImage, Encoded
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import stamp_of
 from beitkit.system import usable_cores
@@ -88,9 +88,10 @@ def _content(files: ImageList, index: int, stamps: _Stamps) -> tuple[int, int, i
     digest = hashlib.blake2b(digest_size=8)
     try:
         source = files.source(index)
-        with io.BytesIO(source.content) if isinstance(source, Encoded) else source.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
+        for one in source.paths if isinstance(source, Bands) else (source,):
+            with io.BytesIO(one.content) if isinstance(one, Encoded) else one.open("rb") as file:
+                while part := file.read(2**20):
+                    digest.update(part)
     except (OSError, BrokenImage):
         return 0, size, changed  # it cannot be read as an image either
     return int.from_bytes(digest.digest(), "little", signed=True), size, changed

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from beitkit.contracts import Batch
@@ -18,7 +18,7 @@ class CachedTokens:
     """Tokens from a cache, else from the tokenizer; counts both."""
 
     def __init__(self, cache: TokenCache, encode: Callable[[Tensor], Tensor], batch_size: int) -> None:
-        """`encode` makes ids (b, n) of uint8 images, which it is given by `batch_size` at once, whatever is missing."""
+        """`encode` makes ids (b, n) of views, which it is given by `batch_size` at once, whatever is missing."""
         self.cache = cache
         self.encode = encode
         self.batch_size = batch_size
@@ -63,14 +63,14 @@ class CachedTokens:
         """Time that the tokenizer takes for an image."""
         return self.seconds / max(1, self.encoded or self._measured)
 
-    def measure(self, images: UInt8[Tensor, "b c h w"]) -> None:
+    def measure(self, images: Shaped[Tensor, "b c h w"]) -> None:
         """Where everything was stored: find out on a batch how long the tokenizer takes."""
         self._encoded(images)  # the first one also loads kernels
         self.seconds = 0.0
         self._encoded(images)
         self._measured = len(images)
 
-    def _encoded(self, images: UInt8[Tensor, "m c h w"]) -> Int64[Tensor, "m n"]:
+    def _encoded(self, images: Shaped[Tensor, "m c h w"]) -> Int64[Tensor, "m n"]:
         """Ids on the CPU."""
         start = time.perf_counter()
         ids = encoded_whole(images, self.encode, self.batch_size)
@@ -78,7 +78,7 @@ class CachedTokens:
         return ids
 
 
-def encoded_whole(images: UInt8[Tensor, "m c h w"], encode: Callable[[Tensor], Tensor], batch_size: int) -> Int64[Tensor, "m n"]:
+def encoded_whole(images: Shaped[Tensor, "m c h w"], encode: Callable[[Tensor], Tensor], batch_size: int) -> Int64[Tensor, "m n"]:
     """Ids on the CPU of at least one image.
 
     The tokenizer always gets `batch_size` images, padded by repeating: kernels for other shapes may round differently, and tokens

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from beitkit.configs.data import Triple
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
+from beitkit.data.decoding.deep import DeepImage
+from beitkit.data.decoding.reading import AnyImage
 
 FULL_MAGNITUDE = 10
 """Magnitudes lie between 0 and this."""
@@ -31,7 +33,7 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 ERASING_ATTEMPTS = 10
 """Boxes tried before an image stays whole."""
 
-Fill = int | tuple[int, int, int]
+Fill = int | float | tuple[int, int, int]
 Operation = Callable[[Image.Image, float, random.Random, Fill], Image.Image]
 """Takes an image, the magnitude as a share of the full one, the generator of its sign, and what shows where the image has
 left."""
@@ -47,22 +49,28 @@ class RandAugment:
     """Mean of the magnitude, of at most 10."""
     magnitude_std: float
     """Standard deviation of the magnitude, which is then clipped to [0, 10]."""
-    mean: Triple
+    mean: Sequence[float]
     """The network's pixel mean: what shows where the image has left."""
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """The image after its operations; a gray one is never given the saturation operation."""
-        names = [name for name in OPERATIONS if image.mode != "L" or name != "color"]
+    def __call__(self, image: AnyImage, rng: random.Random) -> AnyImage:
+        """The image after its operations.
+
+        Those on colors are for RGB alone; a deep image is never given what is defined on 256 values (`ON_FLOATS` are the others).
+        """
+        names = [name for name in OPERATIONS if image.mode == "RGB" or name != "color"]
+        names = [name for name in names if name in ON_FLOATS] if isinstance(image, DeepImage) else names
         for name in [rng.choice(names) for _ in range(self.operations)]:
             image = self.apply(name, image, rng)
         return image
 
-    def apply(self, name: str, image: Image.Image, rng: random.Random) -> Image.Image:
+    def apply(self, name: str, image: AnyImage, rng: random.Random) -> AnyImage:
         """The image after one operation of `OPERATIONS`, or as it is, as drawn."""
         if rng.random() > OPERATION_PROBABILITY:
             return image
         magnitude = rng.gauss(self.magnitude, self.magnitude_std) if self.magnitude_std > 0 else self.magnitude
         share = max(0.0, min(magnitude, FULL_MAGNITUDE)) / FULL_MAGNITUDE
+        if isinstance(image, DeepImage):
+            return _applied_deeply(name, image, share, rng, self.mean)
         return OPERATIONS[name](image, share, rng, _fill(self.mean, image.mode))
 
 
@@ -94,12 +102,41 @@ def erased(stream: Iterable[Batch]) -> Iterator[Batch]:
         yield {key: value for key, value in batch.items() if key != "erased"} | {"images": images}
 
 
-def _fill(mean: Triple, mode: str) -> Fill:
+def _fill(mean: Sequence[float], mode: str) -> Fill:
     """The pixel value of the mean."""
-    if mode == "L":
-        return min(255, round(255 * sum(mean) / 3))
+    if mode == "L" or len(mean) != 3:
+        gray = min(255, round(255 * sum(mean) / len(mean)))
+        return gray if mode == "L" else (gray, gray, gray)
     red, green, blue = (min(255, round(255 * channel)) for channel in mean)
     return red, green, blue
+
+
+def _applied_deeply(name: str, image: DeepImage, share: float, rng: random.Random, mean: Sequence[float]) -> DeepImage:
+    """One of `ON_FLOATS`: turned, sheared and shifted channel by channel, values changed without rounding."""
+    if name in GEOMETRIC:
+        fill = mean if len(mean) == image.channels else (sum(mean) / len(mean),) * image.channels
+        state = rng.getstate()
+
+        def moved(channel: Image.Image, number: int) -> Image.Image:
+            rng.setstate(state)  # every channel in the same way
+            return OPERATIONS[name](channel, share, rng, fill[number])
+
+        return image.by_channel(moved)
+    if name == "auto contrast":
+        ends = [(float(channel.min()), float(channel.max())) for channel in image.values]
+        low, spread = (
+            np.array(part, dtype=np.float32)[:, None, None] for part in zip(*[(a, b - a or 1.0) for a, b in ends], strict=True)
+        )
+        return image.mapped(lambda values: (values - low) / spread)
+    if name == "invert":
+        return image.mapped(lambda values: 1 - values)
+    if name == "solarize":
+        return image.mapped(lambda values: np.where(values < 1 - share, values, 1 - values))
+    if name == "solarize add":
+        return image.mapped(lambda values: np.where(values < 0.5, values + np.float32(share * 110 / 255), values))
+    factor = np.float32(max(0.1, 1 + _signed(share * 0.9, rng)))
+    center = {"brightness": np.float32(0), "contrast": image.gray().mean(), "color": image.gray()}[name]
+    return image.mapped(lambda values: center + factor * (values - center))
 
 
 def _signed(value: float, rng: random.Random) -> float:
@@ -177,3 +214,8 @@ OPERATIONS: dict[str, Operation] = {
     "translate y": _translate_y,
 }
 """The 15 operations of `inc1`: those whose effect grows with the magnitude."""
+GEOMETRIC = ("rotate", "shear x", "shear y", "translate x", "translate y")
+ON_FLOATS = (*GEOMETRIC, "auto contrast", "invert", "solarize", "solarize add", "color", "contrast", "brightness")
+"""The operations of deep images."""
+ON_BYTES = tuple(name for name in OPERATIONS if name not in ON_FLOATS)
+"""The others: they are defined by tables of 256 values or by kernels of 8 bits."""

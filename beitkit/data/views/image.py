@@ -1,7 +1,8 @@
 """Image transforms: crops, flips, color jitter and resizing, each drawn from a given generator.
 
 A view is called as `view(image, rng)` with an upright Pillow image in mode "RGB" or "L" and a `random.Random`, and returns
-uint8 tensors (c, h, w). The image may be a `StoredImage`, which is decoded once the crop is known, at the resolution that the
+uint8 tensors (c, h, w); of a `DeepImage` float32 tensors in [0, 1], by the same crops, flips and filters without rounding. The
+image may be a `StoredImage`, which is decoded once the crop is known, at the resolution that the
 crop needs (decision 007). A view never modifies its image, and equal generators give equal views. `PretrainView` makes
 one crop at two sizes, for the backbone and for the tokenizer (BEiT's two views); `TrainView` and `EvaluationView` are for
 classification.
@@ -17,14 +18,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage, to_tensor
+from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage
+from beitkit.data.decoding.deep import DeepImage
+from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
 from beitkit.data.views.orientation import Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
 
@@ -68,7 +71,7 @@ class PretrainView:
     only_tokens: bool = False
     """Whether `images` is left out; `image_size` still affects the resolution at which a JPEG is decoded."""
 
-    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
         box, orientation = _drawn_crop(image, self.view, rng)
@@ -77,8 +80,8 @@ class PretrainView:
         whole, box = _decoded_for(image, box, largest, orientation, as_image=bool(jitters))
         crop = _cut(whole, box)
         if jitters:
-            assert isinstance(whole, Image.Image)
-            assert isinstance(crop, Image.Image)
+            assert isinstance(whole, AnyImage)
+            assert isinstance(crop, AnyImage)
             crop = _jittered(crop, jitters, whole)
         pixels = _pixels(crop, orientation)
         views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
@@ -102,7 +105,7 @@ class TrainView:
     erasing: float = 0.0
     """Probability of random erasing, which happens after normalization."""
 
-    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8; with erasing also `erased` (5), see `augment.draw_erasing`."""
         if max(self.image_size) <= SMALL:
             turns = drawn_turns(self.view, rng)
@@ -111,7 +114,7 @@ class TrainView:
         else:
             shown = _to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
         shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
-        sample = {"images": to_tensor(shown)}
+        sample = {"images": as_tensor(shown)}
         if self.erasing > 0:
             sample["erased"] = draw_erasing(self.image_size, self.erasing, rng)
         return sample
@@ -128,7 +131,7 @@ class EvaluationView:
     preprocessing: Preprocessing
     image_size: Pair
 
-    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
         image, shown = _decoded(image), self.preprocessing
         if shown.fit == "letterbox":
@@ -142,7 +145,7 @@ class EvaluationView:
             size = covering_size((image.height, image.width), self.image_size, shown.crop_share)
         top, left = (round((whole - part) / 2) for whole, part in zip(size, self.image_size, strict=True))
         center = left, top, left + self.image_size[1], top + self.image_size[0]
-        return {"images": to_tensor(_resized(image, size, Image.Resampling[shown.filter.upper()]).crop(center))}
+        return {"images": as_tensor(_resized(image, size, Image.Resampling[shown.filter.upper()]).crop(center))}
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class ProbeView:
 
     image_size: Pair
 
-    def __call__(self, image: Image.Image | StoredImage, rng: random.Random) -> dict[str, Tensor]:
+    def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
         return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
 
@@ -220,10 +223,10 @@ def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float]
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-def color_jittered(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+def color_jittered(image: AnyImage, strength: float, rng: random.Random) -> AnyImage:
     """Brightness, contrast and saturation changed in random order, each by a factor from [1 - strength, 1 + strength].
 
-    A gray image has no saturation and draws nothing for it.
+    Only RGB has a saturation; images of other channels draw nothing for it. Their contrast is about the mean of all channels.
     """
     return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
 
@@ -232,12 +235,12 @@ def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple
     """The jitters of an image of this mode in their order, each with its factor."""
     if strength == 0:
         return []
-    jitters: list[Jitter] = ["brightness", "contrast"] if mode == "L" else ["brightness", "contrast", "saturation"]
+    jitters: list[Jitter] = ["brightness", "contrast", "saturation"] if mode == "RGB" else ["brightness", "contrast"]
     rng.shuffle(jitters)
     return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
 
 
-def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Image.Image) -> Image.Image:
+def _jittered(part: AnyImage, jitters: list[tuple[Jitter, float]], whole: AnyImage) -> AnyImage:
     """A crop of the jittered image, computed for the crop only.
 
     Brightness and contrast are functions of the pixel value, so they are applied to a table of 256 values and looked up: the same
@@ -245,6 +248,10 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
     """
     if not jitters:
         return part
+    if isinstance(part, DeepImage):
+        assert isinstance(whole, DeepImage)
+        return _deeply_jittered(part, jitters, whole)
+    assert not isinstance(whole, DeepImage)
     before = jitters[: [name for name, _ in jitters].index("contrast")]
     center = _mean_gray(whole, before)
     values = VALUES
@@ -254,6 +261,23 @@ def _jittered(part: Image.Image, jitters: list[tuple[Jitter, float]], whole: Ima
         else:
             values = Image.blend(Image.new("L", values.size, center if name == "contrast" else 0), values, factor)
     return _mapped(part, values)
+
+
+def _deeply_jittered(part: DeepImage, jitters: list[tuple[Jitter, float]], whole: DeepImage) -> DeepImage:
+    """The same in floating point."""
+    step = max(1, max(whole.size) // GRAY_SIDE)
+    sample = DeepImage(whole.values[:, ::step, ::step])
+    for name, factor in jitters:
+        part, sample = (_changed(image, name, factor, sample) for image in (part, sample))
+    return part
+
+
+def _changed(image: DeepImage, name: Jitter, factor: float, sample: DeepImage) -> DeepImage:
+    """One jitter; the center of contrast is the mean gray of `sample`."""
+    if name == "saturation":
+        return image.mapped(lambda values: image.gray() + factor * (values - image.gray()))
+    center = float(sample.gray().mean()) if name == "contrast" else 0.0
+    return image.mapped(lambda values: center + factor * (values - center))
 
 
 def _mean_gray(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
@@ -279,7 +303,7 @@ def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
-def _drawn_crop(image: Image.Image | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, Orientation]:
+def _drawn_crop(image: AnyImage | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, Orientation]:
     """A random crop, and how it is flipped and turned; its aspect is drawn as it is shown, after the turn."""
     turns = drawn_turns(view, rng)
     box = crop_box(on_its_side((image.height, image.width), turns), view.crop_scale, view.crop_ratio, rng)
@@ -289,27 +313,27 @@ def _drawn_crop(image: Image.Image | StoredImage, view: ViewConfig, rng: random.
 
 
 def _cropped(
-    image: Image.Image | StoredImage, view: ViewConfig, size: Pair, mode: str, rng: random.Random
-) -> UInt8[Tensor, "c h w"]:
+    image: AnyImage | StoredImage, view: ViewConfig, size: Pair, mode: str, rng: random.Random
+) -> Shaped[Tensor, "c h w"]:
     """A random crop at (height, width) `size`, flipped and turned or not."""
     box, orientation = _drawn_crop(image, view, rng)
     whole, box = _decoded_for(image, box, size, orientation)
     return _shrunk(_pixels(_cut(whole, box), orientation), size, mode)
 
 
-def _decoded(image: Image.Image | StoredImage) -> Image.Image:
+def _decoded(image: AnyImage | StoredImage) -> AnyImage:
     return image.decoded() if isinstance(image, StoredImage) else image
 
 
 def _decoded_for(
-    image: Image.Image | StoredImage, box: Box, size: Pair, orientation: Orientation, *, as_image: bool = False
-) -> tuple[Image.Image | Pixels, Box]:
+    image: AnyImage | StoredImage, box: Box, size: Pair, orientation: Orientation, *, as_image: bool = False
+) -> tuple[AnyImage | Pixels, Box]:
     """The whole image decoded at the resolution that a crop shown at (height, width) `size` needs, and the crop's box in it.
 
     Decoded at a half, a quarter or an eighth, it still has at least twice the shown size, so that the resize filter determines
     the result, and rounding the box to whole pixels shifts it by at most a quarter of a shown pixel.
     """
-    if isinstance(image, Image.Image):
+    if not isinstance(image, StoredImage):
         return image, box
     height, width = (size[1], size[0]) if orientation in SIDEWAYS else size
     reduction = min(box.height // height, box.width // width) // 2
@@ -322,31 +346,35 @@ def _decoded_for(
     return whole, Box(top, left, round((box.top + box.height) * down) - top, round((box.left + box.width) * across) - left)
 
 
-def _cut(whole: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
+def _cut(whole: AnyImage | Pixels, box: Box) -> AnyImage | Pixels:
     """A part of the image."""
     top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
-    return whole.crop((left, top, right, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom, left:right]
+    return whole.crop((left, top, right, bottom)) if isinstance(whole, AnyImage) else whole[top:bottom, left:right]
 
 
-def _pixels(crop: Image.Image | Pixels, orientation: Orientation) -> UInt8[Tensor, "h w *channels"]:
+def _pixels(crop: AnyImage | Pixels, orientation: Orientation) -> DeepImage | UInt8[Tensor, "h w *channels"]:
     """A crop as it lies in memory, flipped and turned or not."""
+    if isinstance(crop, DeepImage):
+        return crop if orientation is None else crop.transpose(orientation)
     return oriented(torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop), orientation)
 
 
-def _shrunk(crop: UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> UInt8[Tensor, "c h w"]:
+def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> Shaped[Tensor, "c h w"]:
     """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
+    if isinstance(crop, DeepImage):
+        return as_tensor(_resized(crop, size, Image.Resampling[mode.upper()]))
     if mode == "lanczos" and not HAS_LANCZOS:
-        return to_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
+        return as_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
     pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 
-def _letterboxed(image: Image.Image, size: Pair, shown: Preprocessing) -> UInt8[Tensor, "c h w"]:
+def _letterboxed(image: AnyImage, size: Pair, shown: Preprocessing) -> Shaped[Tensor, "c h w"]:
     """The whole image between bars of the mean color, which normalization makes 0; of a crop share below 1 the center."""
     inner = holding_size((image.height, image.width), size, shown.crop_share)
-    resized = to_tensor(_resized(image, inner, Image.Resampling[shown.filter.upper()]))
+    resized = as_tensor(_resized(image, inner, Image.Resampling[shown.filter.upper()]))
     mean = torch.tensor(shown.mean)
-    mean = mean.mean(0, keepdim=True) if len(resized) == 1 else mean
+    mean = mean if len(resized) == len(mean) else mean.mean(0, keepdim=True).expand(len(resized))
     bars = mean if resized.is_floating_point() else (255 * mean).round().to(resized.dtype)
     canvas = bars[:, None, None].repeat(1, *size)
     (rows, at_rows), (columns, at_columns) = map(_centered, inner, size)
@@ -363,21 +391,23 @@ def _centered(part: int, whole: int) -> tuple[slice, slice]:
     return slice(start, start + whole), slice(0, whole)
 
 
-def _to_image(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
+def _to_image(pixels: Shaped[Tensor, "c h w"]) -> AnyImage:
+    if pixels.is_floating_point():
+        return DeepImage(pixels.numpy())
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
 
 
-def _transposed(image: Image.Image, orientation: Orientation) -> Image.Image:
+def _transposed(image: AnyImage, orientation: Orientation) -> AnyImage:
     return image if orientation is None else image.transpose(orientation)
 
 
-def _shifted(image: Image.Image, rng: random.Random) -> Image.Image:
+def _shifted(image: AnyImage, rng: random.Random) -> AnyImage:
     """The image shifted by up to `PADDING` pixels along each axis, padded with black."""
     across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
     return image.crop((across, down, across + image.width, down + image.height))
 
 
-def _shortened(image: Image.Image) -> Image.Image:
+def _shortened(image: AnyImage) -> AnyImage:
     """The middle of a very long image: resizing all of a 1x20000 image would take gigabytes and keep hardly any of it."""
     height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
     if (height, width) == (image.height, image.width):
@@ -386,6 +416,6 @@ def _shortened(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _resized(image: Image.Image, size: Pair, filter: Image.Resampling) -> Image.Image:
+def _resized(image: AnyImage, size: Pair, filter: Image.Resampling) -> AnyImage:
     """The whole image at (height, width)."""
     return image.resize((size[1], size[0]), filter)

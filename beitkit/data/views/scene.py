@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -23,6 +23,7 @@ from beitkit.configs.data import SceneViewConfig
 from beitkit.configs.model import Pair
 from beitkit.contracts import IGNORED, Batch
 from beitkit.data.decoding.decode import to_tensor
+from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.image import Box
 from beitkit.data.views.orientation import drawn_orientation, drawn_turns, on_its_side
 
@@ -41,21 +42,24 @@ class SceneTrainView:
     crop: Pair
     """(height, width) of the sample."""
 
-    def __call__(self, image: Image.Image, label_map: Image.Image, rng: random.Random) -> dict[str, Tensor]:
-        """`images` (c, h, w) uint8, `label_map` (h, w) uint8, and `extent` (2) int64: height and width that are not padding."""
+    def __call__(self, image: AnyImage, label_map: Image.Image, rng: random.Random) -> dict[str, Tensor]:
+        """`images` (c, h, w), uint8 or of deep images float32, `label_map` (h, w) uint8, and `extent` (2).
+
+        `extent` is int64, the height and width that are not padding.
+        """
         turns = drawn_turns(self.view, rng)
         crop = on_its_side(self.crop, turns)
         size = training_size((image.height, image.width), crop, self.view, rng.uniform(*self.view.scale))
         label_map = label_map.resize((size[1], size[0]), Image.Resampling.NEAREST)
         box = varied_crop(np.asarray(label_map), crop, self.view.max_share, rng)
-        image, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
+        shown, label_map = resized_part(image, size, box), label_map.crop(_corners(box))
         if (orientation := drawn_orientation(self.view, turns, rng)) is not None:
-            image, label_map = (part.transpose(orientation) for part in (image, label_map))
-        pixels = distorted(to_tensor(image), self.view, rng)
+            shown, label_map = shown.transpose(orientation), label_map.transpose(orientation)
+        pixels = distorted(as_tensor(shown), self.view, rng)
         height, width = on_its_side((box.height, box.width), turns)
         images = pixels.new_zeros((len(pixels), *self.crop))
         images[:, :height, :width] = pixels
-        labels = pixels.new_full(self.crop, IGNORED)
+        labels = torch.full(self.crop, IGNORED, dtype=torch.uint8)
         labels[:height, :width] = to_tensor(label_map)[0]
         return {"images": images, "label_map": labels, "extent": torch.tensor([height, width])}
 
@@ -93,7 +97,7 @@ def varied_crop(label_map: NDArray[np.uint8], crop: Pair, max_share: float, rng:
     return box
 
 
-def resized_part(image: Image.Image, size: Pair, box: Box) -> Image.Image:
+def resized_part(image: AnyImage, size: Pair, box: Box) -> AnyImage:
     """A box of the image as it would be at (height, width) `size`, without computing the rest of it.
 
     Unlike OpenCV's, Pillow's bilinear filter averages over all pixels that become one when an image shrinks.
@@ -104,29 +108,32 @@ def resized_part(image: Image.Image, size: Pair, box: Box) -> Image.Image:
     return image.resize((box.width, box.height), Image.Resampling.BILINEAR, box=source)
 
 
-def distorted(image: UInt8[Tensor, "c h w"], view: SceneViewConfig, rng: random.Random) -> UInt8[Tensor, "c h w"]:
+def distorted(image: Shaped[Tensor, "c h w"], view: SceneViewConfig, rng: random.Random) -> Shaped[Tensor, "c h w"]:
     """The image with brightness, contrast, saturation and hue changed, each with a probability.
 
-    The contrast comes before saturation and hue or after them, by a coin. A gray image has no saturation and no hue, and
-    draws nothing for them. Unlike the official code, which converts to 8-bit HSV and back and loses colors on the way, hue and
-    saturation are changed in floating point.
+    The contrast comes before saturation and hue or after them, by a coin. Only RGB has saturation and hue; images of other
+    channels draw nothing for them. Deep images, whose values lie in [0, 1], are changed by the same shares without rounding.
+    Unlike the official code, which converts to 8-bit HSV and back and loses colors on the way, hue and saturation are changed
+    in floating point.
     """
     if view.distortion == 0:
         return image
-    pixels = image.numpy().astype(np.float32)
+    is_deep = image.is_floating_point()
+    pixels = image.numpy() * np.float32(255) if is_deep else image.numpy().astype(np.float32)
+    kept = _within if is_deep else _rounded
     is_color, contrast_first = len(image) == 3, rng.random() < 0.5
     if rng.random() < view.distortion:
-        pixels = _whole(pixels + rng.uniform(-view.brightness, view.brightness))
+        pixels = kept(pixels + rng.uniform(-view.brightness, view.brightness))
     if contrast_first and rng.random() < view.distortion:
-        pixels = _whole(pixels * _factor(view.contrast, rng))
+        pixels = kept(pixels * _factor(view.contrast, rng))
     if is_color and rng.random() < view.distortion:
-        pixels = _whole(saturated(pixels, _factor(view.saturation, rng)))
+        pixels = kept(saturated(pixels, _factor(view.saturation, rng)))
     if is_color and rng.random() < view.distortion:
         # The official code draws with an open end: -18 to 17.
-        pixels = _whole(turned_hue(pixels, rng.randrange(-view.hue, max(view.hue, 1))))
+        pixels = kept(turned_hue(pixels, rng.randrange(-view.hue, max(view.hue, 1))))
     if not contrast_first and rng.random() < view.distortion:
-        pixels = _whole(pixels * _factor(view.contrast, rng))
-    return torch.from_numpy(pixels.astype(np.uint8))
+        pixels = kept(pixels * _factor(view.contrast, rng))
+    return torch.from_numpy(pixels / np.float32(255) if is_deep else pixels.astype(np.uint8))
 
 
 def saturated(pixels: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
@@ -184,6 +191,10 @@ def _factor(strength: float, rng: random.Random) -> float:
     return rng.uniform(1 - strength, 1 + strength)
 
 
-def _whole(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _rounded(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rounded and within 0 to 255, as it would be stored between two steps."""
     return np.rint(pixels).clip(0, 255)
+
+
+def _within(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    return pixels.clip(0, 255).astype(np.float32, copy=False)

@@ -57,6 +57,9 @@ def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
         notes.append("transformers' processor squeezes whole images; ours keeps their aspect, between bars of the mean color")
     if backbone.grid[0] != backbone.grid[1] and backbone.relative_positions != "none":
         notes.append("transformers confuses the axes of position tables for images that are not square; its results will differ")
+    if config.preprocessing.value_range is not None:
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in dict.fromkeys(config.preprocessing.value_range))
+        notes.append(f"transformers' processor takes values from 0 to 255: bring those of the images, {ranges}, there first")
     return tuple(notes)
 
 

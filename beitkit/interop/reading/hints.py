@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from beitkit.configs.codec import from_json
-from beitkit.configs.data import Filter, Fit, Preprocessing, Triple
+from beitkit.configs.data import MOST_CHANNELS, Filter, Fit, Preprocessing
 from beitkit.configs.model import Pair
 from beitkit.errors import UserError
 from beitkit.interop.kinds import CROP_MODES, KINDS, MULTILABEL, OUR_NOTE, AnyNetworkConfig
@@ -143,10 +143,10 @@ def _hugging_face_preprocessing(
     return _preprocessing(mean, std, said or share, fit=fit, filter=filter), tuple(notes)
 
 
-def _hugging_face_statistics(processor: dict[str, Any]) -> tuple[Triple | None, Triple | None]:
+def _hugging_face_statistics(processor: dict[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Mean and deviation of pixels in [0, 1]: what the processor subtracts and divides by, after whatever it multiplies with."""
     if processor.get("do_normalize") is False:
-        means, deviations = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        means, deviations = _per_channel(0.0), _per_channel(1.0)
     else:
         means, deviations = _per_channel(processor.get("image_mean")), _per_channel(processor.get("image_std"))
     scale = 255 * (_typed(float, processor.get("rescale_factor")) or 1 / 255) if processor.get("do_rescale", True) else 255.0
@@ -179,12 +179,11 @@ def _preprocessing(mean: object, std: object, crop_share: object, *, fit: Fit, f
     return Preprocessing(mean=means, std=deviations, fit=fit, filter=known[0] if known else "bicubic", **fields)
 
 
-def _per_channel(values: object) -> Triple | None:
-    """Three numbers; a single one, as gray networks have it, stands for all."""
-    numbers = _numbers(values, 3, float)
-    if numbers is None and (one := _numbers(values if isinstance(values, list) else [values], 1, float)) is not None:
-        numbers = one * 3
-    return None if numbers is None else (numbers[0], numbers[1], numbers[2])
+def _per_channel(values: object) -> tuple[float, ...] | None:
+    """A number for each channel; a single one, as gray networks have it, stands for all of RGB."""
+    given = list(values) if isinstance(values, list | tuple) else [values]
+    numbers = _numbers(given, len(given), float) if 1 <= len(given) <= MOST_CHANNELS else None
+    return numbers * 3 if numbers is not None and len(numbers) == 1 else numbers
 
 
 def _typed(kind: type[T], value: object) -> T | None:

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.contracts import Autocast, ImageInput, pixel_statistics
+from beitkit.contracts import Autocast, ImageInput, in_unit_range, pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.heads import map_size
@@ -31,7 +31,7 @@ class SceneLabeler:
     """Labels images in any form; what `Segmenter.predict` uses, set by `beitkit.load`."""
 
     read: Callable[[ImageInput], Tensor]
-    """From an image to its pixels, uint8 (c, h, w), at its own size."""
+    """From an image to its pixels (c, h, w) at its own size: uint8, or of deep images float32 in [0, 1]."""
 
     def __call__(self, model: Segmenter, image: ImageInput, config: InferenceConfig | None) -> ScenePrediction:
         """The label map of an image, with the area of each class and the confidence in it."""
@@ -41,7 +41,7 @@ class SceneLabeler:
 @torch.no_grad()
 def predict_label_map(
     model: Segmenter,
-    image: UInt8[Tensor, "c h w"],
+    image: Shaped[Tensor, "c h w"],
     config: InferenceConfig | None = None,
     precision: Autocast = nullcontext,
 ) -> UInt8[Tensor, "h w"]:
@@ -72,7 +72,7 @@ def predict_label_map(
 @torch.no_grad()
 def predict_scene(
     model: Segmenter,
-    image: UInt8[Tensor, "c h w"],
+    image: Shaped[Tensor, "c h w"],
     config: InferenceConfig | None = None,
     precision: Autocast = nullcontext,
 ) -> ScenePrediction:
@@ -91,7 +91,7 @@ def predict_scene(
 
 def _score_bands(
     model: Segmenter,
-    image: UInt8[Tensor, "c h w"],
+    image: Shaped[Tensor, "c h w"],
     wished: InferenceConfig | None,
     precision: Autocast,
     *,
@@ -117,15 +117,15 @@ def _check(model: Segmenter, image: Tensor) -> None:
     channels = model.config.backbone.channels
     if model.training:
         raise UserError("the network is in training mode; call model.eval() before it labels images")
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != channels or not image.numel():
+    if image.dtype not in (torch.uint8, torch.float32) or image.dim() != 3 or image.shape[0] != channels or not image.numel():
         raise UserError(
-            f"this network labels uint8 images of shape ({channels}, height, width), "
+            f"this network labels uint8 images of shape ({channels}, height, width), or floats in [0, 1], "
             f"got {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}"
         )
 
 
 def _views(
-    model: Segmenter, image: UInt8[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
+    model: Segmenter, image: Shaped[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
     """One per scale and flip: the scores of the resized image, and whether it is mirrored."""
     window = model.config.backbone.image_size
@@ -166,7 +166,7 @@ def _sizes(size: Pair, config: InferenceConfig, window: Pair) -> list[Pair]:
     return [(max(1, int(size[0] * factor + 0.5)), max(1, int(size[1] * factor + 0.5))) for factor in factors]
 
 
-def _resized(image: UInt8[Tensor, "c h w"], size: Pair) -> UInt8[Tensor, "c oh ow"]:
+def _resized(image: Shaped[Tensor, "c h w"], size: Pair) -> Shaped[Tensor, "c oh ow"]:
     """The image at another size, bilinear and antialiased, rounded to whole values as training images are."""
     if map_size(image) == size:
         return image
@@ -180,8 +180,8 @@ def _scorer(model: Segmenter, precision: Autocast) -> ScoreFunction:
     preprocessing = model.config.preprocessing
     mean, std = pixel_statistics(preprocessing.mean, preprocessing.std, model.config.backbone.channels, weight)
 
-    def score(parts: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
-        images = parts.to(weight.device).to(weight.dtype).div_(255).sub_(mean).div_(std)
+    def score(parts: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b classes mh mw"]:
+        images = in_unit_range(parts.to(weight.device), weight.dtype).sub_(mean).div_(std)
         padded = F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
         with precision():
             logits = model.coarse_logits(padded)

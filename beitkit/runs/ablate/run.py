@@ -103,7 +103,7 @@ def pretrain_run(config: AblateRun, variant: Variant, channels: int) -> Pretrain
     )
     random_mask = MaskConfig(kind="random")
     # Without its tokenizer a run would see color; all variants must see the same channels.
-    pixels = replace(full, target="pixels", tokenizer=None, channels=1 if channels == 1 else 3)
+    pixels = replace(full, target="pixels", tokenizer=None, channels=channels)
     return {
         "full": full,
         "random-mask": replace(full, mask=random_mask),

@@ -18,6 +18,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
+from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError, few
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
@@ -45,6 +46,8 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     for model in models:
         model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
     files, where = _images(config, models[0].config.classes)
+    for ranges in {model.config.preprocessing.value_range for model in models}:
+        name_other_ranges(files, ranges)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
     return Prepared(

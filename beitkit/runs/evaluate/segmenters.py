@@ -13,6 +13,7 @@ from beitkit.data.scenes.layout import scene_splits
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes, set_aside_before
 from beitkit.data.sources.find import packed_at
+from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError, few
 from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
 from beitkit.interop.kinds import numbered
@@ -38,6 +39,8 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
             raise UserError(f"{option} is for classifiers, but {config.model[0]} labels whole images; leave it out")
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
+    for ranges in {model.config.preprocessing.value_range for model in models}:
+        name_other_ranges(scenes.files, ranges)
     inferences = {model.config.inference for model in models}
     return Prepared(
         where=where,
@@ -56,7 +59,8 @@ def _measure(config: EvaluateRun, models: Sequence[Segmenter], scenes: Scenes, r
         def predict(image: Tensor, model: Segmenter = model) -> Tensor:
             return predict_label_map(model, image, config.inference.over(model.config.inference), runtime.precision)
 
-        passed = readable_scenes(scenes, model.config.backbone.channels, config.read.max_broken, note)
+        channels, value_range = model.config.backbone.channels, model.config.preprocessing.value_range
+        passed = readable_scenes(scenes, channels, config.read.max_broken, note, value_range)
         found.append(evaluate_scenes(predict, passed, model.config.classes, model.config.colors))
         model.cpu()
     rows = _image_rows(scenes, dict(zip(short_names(config.model), found, strict=True)))

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import AugmentConfig, ColumnsConfig, Fit, ReadConfig, ViewConfig
+from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
@@ -42,6 +42,11 @@ class FinetuneRun:
     """From scratch without `model`: the head sees the mean of the patches (None takes it) or the class token."""
     image_size: ImageSize | None = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
+    channels: Channels | None = later(None)
+    """Channels of the images; None takes those of images that are neither gray nor RGB, else the checkpoint's, or 3."""
+    value_range: ValueLimits | None = later(None)
+    """Values of the files that are black and white, such as 0 4095; None takes the checkpoint's if it has any, else 0 to 255
+    for images of 8 bits, and else finds them in the images."""
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
     labels: PositiveInt | None = None

@@ -17,7 +17,7 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset, normalized
-from beitkit.data.views.augment import RandAugment, erased
+from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
@@ -35,6 +35,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
+from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
@@ -53,8 +54,9 @@ def run(config: FinetuneRun) -> FinetuneResult:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
         raise UserError(f"--balanced needs one label an image, but those of {config.images} have several; leave it out")
+    pixels = _pixels(config, train)
     config, reasons = choose(config, _facts(config, train, runtime))
-    model = _network(config, train)
+    model = _network(config, train, pixels)
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
@@ -73,8 +75,10 @@ def run(config: FinetuneRun) -> FinetuneResult:
         model.reset_head()  # drawn again, now that the seed is set
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
-    for line in reasons:
+    for line in (*pixels.lines, *reasons):
         session.say(line)
+    if pixels.preprocessing.value_range is not None and config.augment.operations:
+        session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
     if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:
         session.say(note)
     start = "from scratch" if config.scratch else f"from {config.model}"
@@ -124,6 +128,7 @@ class _Streams:
             self.train,
             TrainView(self.config.view, backbone.image_size, randomly, resolved(augment.erasing)),
             channels=backbone.channels,
+            value_range=preprocessing.value_range,
             seed=seed,
             smallest=backbone.patch,
             repeats=augment.repeats,
@@ -181,22 +186,36 @@ def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneF
     )
 
 
-def _network(config: FinetuneRun, files: ImageList) -> Classifier:
+def _pixels(config: FinetuneRun, files: ImageList) -> Pixels:
+    """Channels, range and statistics of the images, given those of the checkpoint or of `--network`."""
+    base, channels, own = config.network.preprocessing, 3, config.network.has_own_statistics
+    if config.model is not None:
+        stored = read_checkpoint(config.model).config
+        base, channels, own = stored.preprocessing, stored.backbone.channels, False
+    return decided_pixels(files, base, channels, channels=config.channels, value_range=config.value_range, own_statistics=own)
+
+
+def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifier:
     """The checkpoint as a classifier of these images, or the network that is described instead."""
     if config.model is None:
-        model = Classifier(_described(config, files.classes))
+        model = Classifier(_described(config, files.classes, pixels.channels))
     else:
         loaded = load(
-            config.model, task="classify", classes=files.classes, image_size=config.image_size, drop_path=config.drop_path
+            config.model,
+            task="classify",
+            classes=files.classes,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            channels=pixels.channels,
         )
         assert isinstance(loaded, Classifier)
         model = loaded
-    shown = model.config.preprocessing.shown(config.fit, config.crop_share)
+    shown = pixels.preprocessing.shown(config.fit, config.crop_share)
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
 
 
-def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfig:
+def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> ClassifierConfig:
     """The network that `--size`, `--patch`, `--image-size`, `--pooling` and `--network` ask for."""
     network, pooling = config.network, config.pooling or "mean"
     return ClassifierConfig(
@@ -206,6 +225,7 @@ def _described(config: FinetuneRun, classes: tuple[str, ...]) -> ClassifierConfi
             resolved(config.image_size),
             drop_path=resolved(config.drop_path),
             final_norm=pooling == "cls",
+            channels=channels,
         ),
         classes=classes,
         pooling=pooling,

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from beitkit.data.decoding.decode import BrokenImage, Encoded, format_when_whole
-from beitkit.data.decoding.formats import FORMATS, has_ending
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
+from beitkit.data.decoding.formats import DEEP, FORMATS, has_ending
+from beitkit.data.decoding.raw import whole_format
 from beitkit.data.sources.archives import CLASSES, Archives, archive_images, label_member
 from beitkit.data.sources.image_list import ImageList, below_common_folder, common_folder
 from beitkit.data.sources.index import INDEX, write_index
@@ -136,12 +137,14 @@ class _Readable:
         name = self.named.name(index)
         try:
             source = self.files.source(index)
+            if isinstance(source, Bands):
+                return BrokenImage(source.path, "is one of several files of an image; a shard holds one file an image")
             if isinstance(source, Path):
                 source = Encoded(source, _content(source))
-            kind = format_when_whole(source)
+            kind = whole_format(source)
         except BrokenImage as broken:
             return broken
-        return _Member(index, name if has_ending(name) else name + FORMATS[kind][0].encode(), source.content)
+        return _Member(index, name if has_ending(name) else name + (FORMATS | DEEP)[kind][0].encode(), source.content)
 
 
 def _content(path: Path) -> bytes:

@@ -12,8 +12,9 @@ import torch
 
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import autocast_type, precision_name
-from beitkit.data.decoding.decode import image_to_crop
+from beitkit.data.decoding.reading import readable_image
 from beitkit.data.sources.find import find_images
+from beitkit.data.survey import preprocessing_for, survey
 from beitkit.data.views.image import PretrainView
 from beitkit.data.workers import default_workers
 from beitkit.errors import UserError
@@ -106,12 +107,13 @@ def _reader(config: PlanRun, subject: Subject) -> Callable[[], object] | None:
     if not isinstance(subject.run, PretrainRun):
         raise UserError(f"`image_folder` times the reading of pre-training, and this plans {subject.verb}; leave it out")
     files, backbone = find_images(config.image_folder), subject.workload.network.backbone
+    value_range = preprocessing_for(survey(files), subject.run.network.preprocessing, backbone.channels).value_range
     view = PretrainView(subject.run.view, backbone.image_size, subject.workload.token_size)
     numbers = count()
 
     def read() -> None:
         number = next(numbers)
-        view(image_to_crop(files.path(number % len(files)), backbone.channels), random.Random(number))
+        view(readable_image(files.path(number % len(files)), backbone.channels, value_range), random.Random(number))
 
     return read
 

@@ -13,7 +13,7 @@ from beitkit.data.decoding.formats import ALL_EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at
 from beitkit.data.sources.find import find_images, packed_at
 from beitkit.data.sources.folders import described_ending, say_left_out
-from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.errors import UserError
 
 
@@ -58,7 +58,7 @@ def _names(given: Path, column: str | None) -> Iterator[bytes]:
         yield os.fsencode(given)
     else:
         found = find_images(given, column)
-        yield from (os.fsencode(found.path(index)) for index in range(len(found)))
+        yield from (BETWEEN_BANDS.join(map(os.fsencode, found.files(index))) for index in range(len(found)))
 
 
 def _matches(pattern: Path, column: str | None) -> Iterator[bytes]:

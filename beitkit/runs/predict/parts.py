@@ -8,6 +8,7 @@ from pathlib import Path
 
 from beitkit.configs.parts import shard_of
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.survey import name_other_ranges
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Computation
 from beitkit.inference.part import OutputFile, Rows
@@ -21,14 +22,19 @@ from beitkit.runs.training.reader import note_on_cut
 
 
 def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
-    """All images that the command names, and those of its shard, which takes blocks of `block` in turn."""
+    """All images that the command names, and those of its shard, which takes blocks of `block` in turn.
+
+    Images that are of another range than those of the model are named on stderr, and how much is cut off.
+    """
     number, shards = shard_of(config.shard)
     found = gather_images(config.inputs, config.columns.image)
+    files = shard(found, block, number, shards)
+    name_other_ranges(files, model.config.preprocessing.value_range)
     if not isinstance(model, Segmenter):
         cut = note_on_cut(found, model.config.backbone.image_size, model.config.preprocessing)
         if cut is not None:
             print(cut, file=sys.stderr)
-    return found, shard(found, block, number, shards)
+    return found, files
 
 
 def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:

@@ -30,7 +30,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from beitkit.data.decoding.decode import BrokenImage, open_image, to_tensor
+from beitkit.contracts import in_unit_range
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
+from beitkit.data.decoding.reading import as_tensor, whole_image
 from beitkit.data.scenes.scenes import CLASSES_FILE
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
@@ -144,7 +146,8 @@ class _Folder:
         """Some images beside their overlays, two pairs a row, below the names of the colors."""
         shown: list[Tensor] = []
         for place in places:
-            shown.append(_reduced(open_image(files.source(place), 3)))
+            pixels = in_unit_range(_read(files.source(place), self.model))
+            shown.append(_reduced(Image.fromarray(to_bytes(pixels).permute(1, 2, 0).numpy())))
             with Image.open(self.path / "overlay" / f"{self.names[str(files.path(place))]}.jpg") as image:
                 shown.append(_reduced(image))
         shown += [torch.ones_like(shown[-1])] * (-len(shown) % ACROSS)
@@ -160,6 +163,11 @@ class _Folder:
         kept = [line for line in self.areas.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
         write_atomically(self.areas, "".join(kept).encode())
         yield from map(json.loads, kept)
+
+
+def _read(source: Path | Encoded | Bands, model: Segmenter) -> Tensor:
+    """An image at its own size, as the network takes it."""
+    return as_tensor(whole_image(source, model.config.backbone.channels, model.config.preprocessing.value_range))
 
 
 def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageList) -> Written:
@@ -191,7 +199,7 @@ def _line(
     """What is said about one image, or why it cannot be read; `keep` is given the image and its prediction."""
     path = files.path(place)
     try:
-        image = to_tensor(open_image(files.source(place), model.config.backbone.channels))
+        image = _read(files.source(place), model)
     except BrokenImage as error:
         print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
         return {"path": str(path), "error": error.reason}

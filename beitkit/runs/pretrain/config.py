@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import ImageColumnConfig, MaskConfig, ReadConfig, ViewConfig
+from beitkit.configs.data import Channels, ImageColumnConfig, MaskConfig, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
@@ -49,8 +49,12 @@ class PretrainRun:
     tokens: Path | None = None
     """Token cache that `beitkit tokenize` made (or another run, in its folder tokens); None keeps one in the run folder where
     `views` is given."""
-    channels: Literal[1, 3] | None = None
-    """Channels of the images: 1 (gray) or 3 (color); None takes the tokenizer's, or 3 where there is none."""
+    channels: Channels | None = None
+    """Channels of the images: 1 (gray), 3 (color) or another number; None takes the tokenizer's, or where there is none those of
+    images that are neither gray nor RGB, else 3."""
+    value_range: ValueLimits | None = later(None)
+    """Values of the files that are black and white, such as 0 4095; None takes the tokenizer's, or where there is
+    none finds them as `beitkit tokenizer` does."""
     train: Annotated[TrainConfig, Flat] = TrainConfig()
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()

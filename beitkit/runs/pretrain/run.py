@@ -45,6 +45,8 @@ def run(config: PretrainRun) -> Path:
     torch.manual_seed(config.train.seed)
     objective = setup.objective()
     model = objective.model
+    for line in setup.notes:
+        session.say(line)
     session.say(_announcement(setup, model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
     if encoder is not None and (how := encoder.describe()):
         session.say(how)

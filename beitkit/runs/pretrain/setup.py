@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -25,6 +25,7 @@ from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
 from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
 
@@ -44,15 +45,18 @@ class Setup:
     files: ImageList
     views: int | None
     """Stored views per image; None draws a new view every epoch."""
+    notes: tuple[str, ...] = ()
+    """What is to be said of the images before they are trained on."""
 
     @classmethod
     def of(cls, config: PretrainRun) -> Setup:
         """Load the tokenizer, find the images, and check that they fit together."""
-        tokenizer = _tokenizer(config)
-        model = model_of(config, tokenizer)
+        tokenizer, files = _tokenizer(config), find_images(config.images, config.columns.image)
+        pixels = _pixels(config, tokenizer, files)
+        model = replace(model_of(replace(config, channels=pixels.channels), tokenizer), preprocessing=pixels.preprocessing)
+        _check_range(tokenizer, pixels)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
-        files = find_images(config.images, config.columns.image)
-        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), files, views)
+        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), files, views, pixels.lines)
 
     @property
     def recover_all(self) -> bool:
@@ -93,6 +97,7 @@ class Setup:
             PretrainView(self.config.view, backbone.image_size, token_size),
             masker=self.draw_mask,
             channels=backbone.channels,
+            value_range=self.model.preprocessing.value_range,
             seed=self.config.train.seed,
             kind="evaluate" if is_evaluated else "train",
             smallest=backbone.patch,
@@ -181,6 +186,33 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
         preprocessing=config.network.preprocessing,
         tokenizer=fingerprint,
     )
+
+
+def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, files: ImageList) -> Pixels:
+    """Channels, range and statistics: the first two are the tokenizer's, where there is one."""
+    base, channels = config.network.preprocessing, 3
+    if tokenizer is not None:
+        base, channels = replace(base, value_range=tokenizer.value_range), tokenizer.channels
+    return decided_pixels(
+        files,
+        base,
+        channels,
+        channels=config.channels or (None if tokenizer is None else channels),
+        value_range=config.value_range,
+        own_statistics=config.network.has_own_statistics,
+    )
+
+
+def _check_range(tokenizer: TokenizerNetwork | None, pixels: Pixels) -> None:
+    """Raise a `UserError` for images of another range than those that the tokenizer was trained on."""
+    if tokenizer is not None and pixels.preprocessing.value_range != tokenizer.value_range:
+        ranges = [
+            "images of 8 bits" if one is None else f"values {one[0][0]:g} to {one[0][1]:g}"
+            for one in (tokenizer.value_range, pixels.preprocessing.value_range)
+        ]
+        raise UserError(
+            f"the tokenizer was trained on {ranges[0]}, and here are {ranges[1]}; train one on these with beitkit tokenizer"
+        )
 
 
 def _tokenizer(config: PretrainRun) -> TokenizerNetwork | None:

@@ -117,7 +117,14 @@ def _train(
     )
     backbone, preprocessing = model.config.backbone, model.config.preprocessing
     view = ProbeView(backbone.image_size)
-    dataset = ImageDataset(images.train, view, channels=backbone.channels, seed=config.seed, smallest=backbone.patch)
+    dataset = ImageDataset(
+        images.train,
+        view,
+        channels=backbone.channels,
+        value_range=preprocessing.value_range,
+        seed=config.seed,
+        smallest=backbone.patch,
+    )
     reading = reading._replace(batch_size=schedule.images_per_step)
 
     def batches(first: int) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import ColumnsConfig, ReadConfig, SceneViewConfig
+from beitkit.configs.data import Channels, ColumnsConfig, ReadConfig, SceneViewConfig, ValueLimits
 from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
@@ -46,6 +46,11 @@ class SegmentRun:
     """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""
     channels: PositiveInt | None = None
     """Width of the decoder; if left out the network's own for uper (768 and 1024 in the official configs), 256 for setr_pup."""
+    image_channels: Channels | None = later(None)
+    """Channels of the images; None takes those of images that are neither gray nor RGB, else the checkpoint's, or 3."""
+    value_range: ValueLimits | None = later(None)
+    """Values of the files that are black and white, such as 0 4095; None takes the checkpoint's if it has any, else 0 to 255 for
+    images of 8 bits, and else finds them in the images."""
     freeze: bool = False
     """Train the head alone on frozen features."""
     val: Path | None = None
@@ -56,8 +61,9 @@ class SegmentRun:
     """Without a classes.json: take every value in the masks for a class, rare ones along edges too, which smoothing makes."""
     compare: Path | None = None
     """Another segmentation run to set beside this one in the report (from scratch, say)."""
-    normalization: Literal["imagenet", "inception"] | None = None
-    """Pixel statistics; the checkpoint's if left out (the official runs take imagenet's whatever the backbone saw)."""
+    normalization: Literal["imagenet", "inception", "data"] | None = None
+    """Pixel statistics: imagenet, inception, or the images' own; the checkpoint's if left out (the official runs take imagenet's
+    whatever the backbone saw)."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)

@@ -19,6 +19,7 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.reading import NumberedScene, readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
 from beitkit.evaluation.scene_sheets import evaluate_scenes
@@ -31,6 +32,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
+from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
@@ -57,6 +59,8 @@ def run(config: SegmentRun) -> SegmentResult:
     )
     audits = audit(train), audit(val)
     backbone, origin = _start(config)
+    pixels = _pixels(config, train.files)
+    backbone = replace(backbone, channels=pixels.channels)
     facts = SegmentFacts(
         images=len(train),
         side=median_side(train.files, 0),
@@ -68,7 +72,7 @@ def run(config: SegmentRun) -> SegmentResult:
     )
     config, reasons = choose_scenes(config, facts)
     compared = None if config.compare is None else result_of(config.compare, val.digest)
-    model = _network(config, backbone, train)
+    model = _network(config, backbone, train, pixels)
     inputs = {
         "pictures": train.digest,
         "validation pictures": val.digest,
@@ -82,7 +86,7 @@ def run(config: SegmentRun) -> SegmentResult:
         write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
-    for line in (*reasons, *(f"note: {note}" for note in odd)):
+    for line in (*pixels.lines, *reasons, *(f"note: {note}" for note in odd)):
         session.say(line)
     objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
@@ -92,11 +96,13 @@ def run(config: SegmentRun) -> SegmentResult:
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
         channels=backbone.channels,
+        value_range=model.config.preprocessing.value_range,
         seed=config.train.seed,
         smallest=backbone.patch,
         label_map=train.label_map,
     )
-    mean, std = model.config.preprocessing.mean, model.config.preprocessing.std
+    preprocessing = model.config.preprocessing
+    mean, std = preprocessing.mean, preprocessing.std
 
     def batches(first: int) -> Iterator[Batch]:
         return with_zeroed_padding(normalized(session.batches(dataset, first), mean, std))
@@ -105,7 +111,8 @@ def run(config: SegmentRun) -> SegmentResult:
         return predict_label_map(model, image, config.inference, runtime.precision)
 
     def scenes() -> Iterator[NumberedScene]:
-        return readable_scenes(val, backbone.channels, session.reading.max_broken, session.reading.report)
+        max_broken, report = session.reading.max_broken, session.reading.report
+        return readable_scenes(val, backbone.channels, max_broken, report, preprocessing.value_range)
 
     def labeled() -> Iterator[tuple[Tensor, Tensor]]:
         return ((scene.image, scene.label_map) for scene in scenes())
@@ -167,20 +174,42 @@ def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
     return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig) else "fine-tuned"
 
 
-def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes) -> Segmenter:
+def _pixels(config: SegmentRun, files: ImageList) -> Pixels:
+    """Channels, range and statistics of the images, given those of the checkpoint or of `--network`."""
+    base, channels, own = config.network.preprocessing, 3, config.network.has_own_statistics
+    if config.model is not None:
+        stored = read_checkpoint(config.model).config
+        base, channels, own = stored.preprocessing, stored.backbone.channels, False
+    if config.normalization is not None:
+        named, own = (
+            {"imagenet": IMAGENET, "inception": INCEPTION}.get(config.normalization, base),
+            config.normalization == "data",
+        )
+        base = replace(named, value_range=base.value_range)
+    value_range = config.value_range
+    return decided_pixels(files, base, channels, channels=config.image_channels, value_range=value_range, own_statistics=own)
+
+
+def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes, pixels: Pixels) -> Segmenter:
     """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
     torch.manual_seed(config.train.seed)
     side = resolved(config.image_size)
     if config.model is None:
         found = None
         sized = replace(backbone, image_size=as_pair(side), drop_path=resolved(config.drop_path))
-        start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=config.network.preprocessing)
+        start = SegmenterConfig(backbone=sized, classes=train.classes, preprocessing=pixels.preprocessing)
     else:
-        found = load(config.model, task="segment", classes=train.classes, image_size=side, drop_path=config.drop_path)
+        found = load(
+            config.model,
+            task="segment",
+            classes=train.classes,
+            image_size=side,
+            drop_path=config.drop_path,
+            channels=pixels.channels,
+        )
         assert isinstance(found, Segmenter)
         start = found.config
-    statistics = {None: start.preprocessing, "imagenet": IMAGENET, "inception": INCEPTION}[config.normalization]
-    start = replace(start, palette=train.code.palette, preprocessing=statistics, inference=config.inference)
+    start = replace(start, palette=train.code.palette, preprocessing=pixels.preprocessing, inference=config.inference)
     has_auxiliary = config.head != "linear" and config.loss.auxiliary_weight > 0
     wanted = replace(
         start,

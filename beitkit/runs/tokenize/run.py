@@ -58,6 +58,7 @@ def run(config: TokenizeRun) -> Path:
         files,
         PretrainView(config.view, image_size, key.token_size, only_tokens=True),
         channels=key.channels,
+        value_range=tokenizer.value_range,
         seed=config.seed,
         kind="evaluate",  # an image that cannot be read is not replaced: its tokens would be another's
         smallest=patch,

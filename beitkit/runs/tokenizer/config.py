@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import config
 from beitkit.configs.codec import later
-from beitkit.configs.data import ImageColumnConfig, ReadConfig, ViewConfig
+from beitkit.configs.data import Channels, ImageColumnConfig, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
@@ -29,6 +29,11 @@ class TokenizerRun:
     """Run folder to make or to continue."""
     image_size: ImageSize = 112
     """Of the images it is trained on, in pixels: the side of squares, or height and width; it can encode other sizes later."""
+    channels: Channels | None = later(None)
+    """Channels of the images; None takes those of images that are neither gray nor RGB, else `dvae.channels`."""
+    value_range: ValueLimits | None = later(None)
+    """Values of the files that are black and white, such as 0 4095; None takes 0 to 255 for images of 8 bits, and else finds
+    them in the images."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()

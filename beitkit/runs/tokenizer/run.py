@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from beitkit.report.images import token_map
 from beitkit.report.normal import tokenizer_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.training.pixels import decided_pixels
 from beitkit.runs.training.session import Session, start_run
 from beitkit.system import quoted
 from beitkit.tokenizers.dvae import DiscreteVAE
@@ -46,21 +48,27 @@ def run(config: TokenizerRun) -> Path:
             f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by((height, width))}"
         )
     files = find_images(config.images, config.columns.image)
+    pixels = decided_pixels(files, UNIT_RANGE, channels, channels=config.channels, value_range=config.value_range)
+    dvae = replace(config.dvae, channels=pixels.channels, value_range=pixels.preprocessing.value_range)
+    channels, value_range = dvae.channels, dvae.value_range
     pinned = {"pictures": files.digest}
     session = Session.begin("tokenizer", config, runtime, pinned, images=len(files), default_epochs=DEFAULT_EPOCHS)
     if session is None:
         return config.out
     torch.manual_seed(config.train.seed)
-    objective = Reconstruct(DiscreteVAE(config.dvae), config.reconstruct).to(runtime.device)
+    objective = Reconstruct(DiscreteVAE(dvae), config.reconstruct).to(runtime.device)
     tokenizer, schedule = objective.tokenizer, session.training.schedule
+    for line in pixels.lines:
+        session.say(line)
     session.say(
         f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {stride}, at {by(size)}; "
         f"{len(files)} images, {schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
     view, seed = PretrainView(config.view, size, None), config.train.seed
-    dataset = ImageDataset(files, view, channels=channels, seed=seed, smallest=as_pair(stride))
+    dataset = ImageDataset(files, view, channels=channels, value_range=value_range, seed=seed, smallest=as_pair(stride))
     evaluated = files.evenly_spread(EVALUATED_IMAGES)
-    evaluation = ImageDataset(evaluated, EvaluationView(UNIT_RANGE, size), channels=channels, kind="evaluate")
+    shown = EvaluationView(UNIT_RANGE, size)
+    evaluation = ImageDataset(evaluated, shown, channels=channels, value_range=value_range, kind="evaluate")
 
     def batches(first: int) -> Iterator[Batch]:
         return normalized(session.batches(dataset, first), UNIT_RANGE.mean, UNIT_RANGE.std)

@@ -10,7 +10,8 @@ from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
-from beitkit.data.decoding.decode import BrokenImage, image_header, stored_size
+from beitkit.data.decoding.decode import BrokenImage
+from beitkit.data.decoding.reading import header_of, size_of
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading, to_device, training_stream, with_limit_on_broken
 from beitkit.data.views.image import cut_away
@@ -46,7 +47,7 @@ def note_on_cut(files: ImageList, image_size: Pair, preprocessing: Preprocessing
     for index in random.Random(0).sample(range(len(files)), min(SAMPLE, len(files))):
         try:
             source = files.source(index)
-            width, height = stored_size(source) if is_square else image_header(source).upright
+            width, height = size_of(source) if is_square else header_of(source).upright
         except BrokenImage:
             continue
         lost.append(cut_away((height, width), image_size, preprocessing))
@@ -68,7 +69,7 @@ def median_side(files: ImageList, seed: int) -> int:
     sides = []
     for index in random.Random(seed).sample(range(len(files)), min(SAMPLE, len(files))):
         try:
-            sides.append(min(stored_size(files.source(index))))
+            sides.append(min(size_of(files.source(index))))
         except BrokenImage:
             continue  # training counts and names those
     if not sides:

@@ -178,14 +178,14 @@ def test_memory_follows_the_band_and_not_the_image(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stride": 0}, "--inference.stride must be at least 1, got 0"),
-        ({"short_side": -3}, "--inference.short-side must be at least 1, got -3"),
-        ({"window_batch": 0}, "--inference.window-batch must be at least 1, got 0"),
-        ({"scales": ()}, "--inference.scales must be one or more positive numbers, got none"),
-        ({"scales": (1.0, -0.5)}, "positive numbers, got 1 -0.5"),
+        ({"stride": 0}, "`inference.stride` must be at least 1, got 0"),
+        ({"short_side": -3}, "`inference.short_side` must be at least 1, got -3"),
+        ({"window_batch": 0}, "`inference.window_batch` must be at least 1, got 0"),
+        ({"scales": ()}, "`inference.scales` must name at least 1, got none"),
+        ({"scales": (1.0, -0.5)}, "`inference.scales` must be positive, got 1 -0.5"),
         ({"scales": (float("nan"),)}, "must be a finite number"),
-        ({"mode": "whole", "stride": 3}, "--inference.stride has no meaning with --inference.mode whole"),
-        ({"mode": "whole", "scales": (0.5,)}, "--inference.scales has no meaning"),
+        ({"mode": "whole", "stride": 3}, "`inference.stride` has no meaning with `inference.mode='whole'`"),
+        ({"mode": "whole", "scales": (0.5,)}, "`inference.scales` has no meaning"),
     ],
 )
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:
@@ -195,9 +195,11 @@ def test_wrong_settings(options: dict[str, Any], message: str) -> None:
 
 def test_wrong_use() -> None:
     model = network()
-    with pytest.raises(UserError, match="stride 17 is larger than the network's windows of 16x16"):
+    with pytest.raises(UserError, match="`inference.stride` 17 is larger than the network's windows of 16x16"):
         predict_label_map(model, noise_image(20, 20), InferenceConfig(stride=17))
-    with pytest.raises(UserError, match=r"uint8 images of shape \(3, height, width\), got uint8 of shape \(1, 20, 20\)"):
+    with pytest.raises(
+        UserError, match=r"uint8 images of shape \(3, height, width\), or floats in \[0, 1\], got uint8 of shape \(1, 20, 20\)"
+    ):
         predict_label_map(model, noise_image(20, 20, channels=1))
     with pytest.raises(UserError, match=r"model.eval\(\)"):
         predict_label_map(model.train(), noise_image(20, 20))
