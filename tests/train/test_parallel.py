@@ -66,6 +66,18 @@ def test_sharded_weights_end_where_whole_ones_do(found: Found, run: str) -> None
     assert max(found.values(full_run, "train", "grad_norm")) > 0.5, "nothing was clipped"
 
 
+@pytest.mark.parametrize("kind", ["full", "none"])
+def test_a_step_that_was_not_applied_is_undone_in_buffers_too(found: Found, kind: str) -> None:
+    """Every process counts its passes; pass 9, of the third step, is poisoned on one of them."""
+    for process in (found.first, found.second):
+        seen = len(process[f"{kind}"]["seen"])
+        assert len(process[f"poisoned {kind}"]["seen"]) == seen
+        # Sharded, the objective of the second process is left as it was; the main process has the result.
+        if kind == "none" or process is found.first:
+            assert process[kind]["state"]["passes"] == seen
+            assert process[f"poisoned {kind}"]["state"]["passes"] == seen - 2
+
+
 def test_bfloat16_is_not_float32(found: Found) -> None:
     """Else that both ways agree in it would say nothing."""
     rounded, exact = found.first["bfloat16 full"]["state"], found.first["full"]["state"]
