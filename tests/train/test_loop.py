@@ -382,6 +382,13 @@ def test_the_weights_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
     assert best.value == 3.0
 
 
+def test_a_metric_that_is_nan_is_never_the_best(tmp_path: Path) -> None:
+    written: list[float] = []
+    best = Best("val/score", lambda: written.append(best.value))
+    train(tmp_path, 8, LoopConfig(evaluate_every=2), evaluators=[Scripted([math.nan, 1.0, math.nan, 2.0])], best=best)
+    assert written == [1.0, 2.0]
+
+
 def test_the_best_value_survives_a_cut(tmp_path: Path) -> None:
     loop = LoopConfig(evaluate_every=2, save_every=2)
 
