@@ -111,9 +111,13 @@ def fit(
             ema=loop.ema,
         )
     state = _State(trainer, best)
-    if state.restore(training.checkpoints):
-        journal.say(f"continuing after step {state.done} of {schedule.steps}")
+    is_continued = state.restore(training.checkpoints)
     journal.rewind(state.done)
+    if training.checkpoints.damaged:
+        damaged = few(training.checkpoints.damaged, 4)
+        journal.note(state.done, f"the checkpoint after step {damaged} is damaged; going back to the one after step {state.done}")
+    if is_continued:
+        journal.say(f"continuing after step {state.done} of {schedule.steps}")
 
     stream = batches(state.done * trainer.own_accumulation_steps)
     window = _Window(state.done, training.waited, processes)
@@ -194,8 +198,7 @@ class _State:
             return
         self.bad_steps += 1
         sentence = f"step {numbers.number} was not applied: loss {numbers.loss:g}, gradient norm {numbers.grad_norm:g}"
-        journal.record("note", numbers.number, text=sentence)
-        journal.say(sentence)
+        journal.note(numbers.number, sentence)
         if self.bad_steps >= most:
             raise NumericalError(
                 f"{self.bad_steps} steps in a row were not finite, the last was step {numbers.number}; start again in another "

@@ -431,6 +431,29 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         train(tmp_path, 6)
 
 
+@pytest.mark.parametrize("name", ["step-00000006.json", "step-00000006.0.safetensors"])
+def test_going_back_to_an_older_checkpoint_is_said_and_ends_the_same(tmp_path: Path, name: str) -> None:
+    loop = LoopConfig(save_every=3)
+    unbroken = train(tmp_path / "unbroken", 8, loop)
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(stream(start), start):
+            if position == 7:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "cut", 8, loop, batches=dying)
+    path = tmp_path / "cut" / "checkpoints" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    assert same(unbroken, train(tmp_path / "cut", 8, loop))
+    events = [json.loads(line) for line in (tmp_path / "cut" / "journal.jsonl").read_text().splitlines()]
+    notes = [(event["step"], event["text"]) for event in events if event["kind"] == "note"]
+    assert notes == [(3, "the checkpoint after step 6 is damaged; going back to the one after step 3")]
+
+
 def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
     seen: list[float] = []
 
