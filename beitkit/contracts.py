@@ -95,7 +95,7 @@ class ShardingUnit(nn.Module):
 class RewritesParameters(Protocol):
     """A module whose forward pass writes some of its own parameters, so that a skipped step can put them back."""
 
-    def rewritten(self) -> Sequence[nn.Parameter]:
+    def rewritten(self) -> Sequence[Tensor]:
         """Those parameters."""
         ...
 

@@ -91,9 +91,8 @@ def local_results(
     for batch in normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std):
         with torch.no_grad(), runtime.precision():
             outputs = compute(model, batch["images"]).float().cpu()
-        is_broken, indices = batch["broken"].cpu().numpy() >= 0, batch["index"].tolist()
+        is_broken, indices = batch["broken"].cpu() >= 0, batch["index"].tolist()
         check_outputs(outputs[~is_broken], source_of(model))
-        values = outputs.numpy()
-        values[is_broken] = np.nan
-        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken, strict=True)]
-        yield Rows([files.path(index) for index in indices], errors, values)
+        outputs[is_broken] = np.nan
+        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken.tolist(), strict=True)]
+        yield Rows([files.path(index) for index in indices], errors, outputs.numpy())

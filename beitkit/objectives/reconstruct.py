@@ -79,7 +79,7 @@ class Reconstruct(nn.Module):
         }
         return Loss(total, parts)
 
-    def rewritten(self) -> list[nn.Parameter]:
+    def rewritten(self) -> list[Tensor]:
         """The rows of the codes: a start from data and revivals write them (see `RewritesParameters`)."""
         layer = self.tokenizer.code_layer
         assert layer.bias is not None

@@ -1,9 +1,9 @@
 """Checkpoints of the training state: atomic, verified when read, the newest two kept.
 
 A checkpoint consists of one file per rank, `step-00000500.0.safetensors` and so on, and `step-00000500.json`: a manifest of which
-rows of which tensor are in which file, with the size and digest of each file. The manifest is written last. A checkpoint without
-a manifest, or with a missing or damaged file or manifest, is skipped in favor of the one before it. It can be read with another number of
-ranks, each reading only the rows that it needs; nothing is unpickled.
+rows of which tensor are in which file, with the size and digest of each file, and its own checksum. The manifest is written last.
+A checkpoint without a manifest, or with a missing or damaged file (the manifest too), is skipped in favor of the one before it.
+It can be read with another number of ranks, each reading only the rows that it needs; nothing is unpickled.
 """
 
 from __future__ import annotations
