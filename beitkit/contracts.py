@@ -98,6 +98,15 @@ class ShardingUnit(nn.Module):
 
 
 @runtime_checkable
+class RewritesParameters(Protocol):
+    """A module whose forward pass writes some of its own parameters, so that a skipped step can put them back."""
+
+    def rewritten(self) -> Sequence[Tensor]:
+        """Those parameters."""
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """A frozen map between images and a grid of visual tokens."""
 

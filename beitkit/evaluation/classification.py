@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from beitkit.contracts import Batch
+from beitkit.nn.prediction import check_outputs
 
 
 @dataclass
@@ -44,7 +45,7 @@ class ClassifierQuality:
 
 @torch.no_grad()
 def collect_answers(
-    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch], key: str
+    predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch], key: str, names: Sequence[str] | None = None
 ) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
     """The logits of every network on the images that can be read, and what the batches hold of these. All on the CPU.
 
@@ -52,6 +53,10 @@ def collect_answers(
         predicts: per network normalized images (b, c, h, w) to logits (b, classes).
         batches: an ordered pass; batches hold images, broken and `key`.
         key: labels, targets or index.
+        names: of the networks, for the error.
+
+    Raises:
+        UserError: if the logits of a network are not finite.
     """
     logits: list[list[Tensor]] = [[] for _ in predicts]
     values = []
@@ -60,7 +65,10 @@ def collect_answers(
         for kept, predict in zip(logits, predicts, strict=True):
             kept.append(predict(batch["images"]).float()[readable].cpu())
         values.append(batch[key][readable].cpu())
-    return [torch.cat(kept) for kept in logits], torch.cat(values)
+    answers = [torch.cat(kept) for kept in logits]
+    for name, answer in zip(names or ["the network"] * len(answers), answers, strict=True):
+        check_outputs(answer, name)
+    return answers, torch.cat(values)
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:

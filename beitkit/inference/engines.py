@@ -12,12 +12,13 @@ from beitkit.configs.parts import EngineName
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
 from beitkit.errors import Interrupted
-from beitkit.inference.networks import Computation, cast_weights_
+from beitkit.inference.networks import Computation, cast_weights_, source_of
 from beitkit.inference.part import Rows, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
 from beitkit.inference.result import PartedOutput, Written
 from beitkit.interop.kinds import Network
+from beitkit.nn.prediction import check_outputs
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 BATCHES_PER_BLOCK = 16
@@ -89,8 +90,9 @@ def local_results(
     stream = evaluation_stream(dataset, batch_size, workers=workers)
     for batch in normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std):
         with torch.no_grad(), runtime.precision():
-            values = compute(model, batch["images"]).float().cpu().numpy()
-        is_broken, indices = batch["broken"].cpu().numpy() >= 0, batch["index"].tolist()
-        values[is_broken] = np.nan
-        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken, strict=True)]
-        yield Rows([files.path(index) for index in indices], errors, values)
+            outputs = compute(model, batch["images"]).float().cpu()
+        is_broken, indices = batch["broken"].cpu() >= 0, batch["index"].tolist()
+        check_outputs(outputs[~is_broken], source_of(model))
+        outputs[is_broken] = np.nan
+        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken.tolist(), strict=True)]
+        yield Rows([files.path(index) for index in indices], errors, outputs.numpy())

@@ -93,6 +93,11 @@ class Embedding:
         return {"mean": mean, "cls": cls, "both": torch.cat((cls, mean), dim=1)}[self.pool]
 
 
+def source_of(model: Network) -> str:
+    """Where a network was loaded from, for messages."""
+    return "the network" if model.load_report is None else model.load_report.source
+
+
 def cast_weights_(model: Module, precision: torch.dtype | None) -> Module:
     """Cast the weights of linear layers and convolutions to the autocast type in place; returns the network.
 

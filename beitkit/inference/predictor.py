@@ -25,11 +25,12 @@ from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.decoding.limit import pixels_up_to
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
-from beitkit.inference.networks import Computation, Embedding, Probabilities, cast_weights_
+from beitkit.inference.networks import Computation, Embedding, Probabilities, cast_weights_, source_of
 from beitkit.inference.predictions import Naming
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.nn.models import Classifier
+from beitkit.nn.prediction import check_outputs
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
 Column = NDArray[np.generic] | Sequence[ImageInput]
@@ -59,7 +60,7 @@ class BatchComputation:
         """The batch without `image`, `values` float32 (b, ...), NaN where an image cannot be read, and `error`, else empty.
 
         Raises:
-            UserError: neither `path` nor `image` in the batch, or an unsuitable checkpoint.
+            UserError: neither `path` nor `image` in the batch, an unsuitable checkpoint, or outputs that are not finite.
         """
         column = next((batch[name] for name in ("path", "image") if name in batch), None)
         if column is None:
@@ -78,7 +79,9 @@ class BatchComputation:
         if pixels:
             images = loaded.reader.normalized(torch.stack(pixels)).to(loaded.runtime.device)
             with torch.no_grad(), loaded.runtime.precision():
-                values[readable] = self.compute(loaded.model, images).float().cpu().numpy()
+                outputs = self.compute(loaded.model, images).float().cpu()
+            check_outputs(outputs, source_of(loaded.model))
+            values[readable] = outputs.numpy()
         passed_on = {name: np.asarray(column) for name, column in batch.items() if name != "image"}
         return passed_on | {"values": values, "error": np.array(errors, dtype=object)}
 

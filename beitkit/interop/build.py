@@ -12,7 +12,7 @@ from beitkit.configs.model import ClassifierConfig, SegmenterConfig
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, kind_of_config
-from beitkit.interop.stored import State
+from beitkit.interop.stored import State, check_finite
 
 LISTED = 8
 """Names listed in an error message before "and N more"."""
@@ -27,7 +27,7 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
         fresh: names that are freshly initialized instead.
 
     Raises:
-        UserError: listing the tensors that are missing, too many or of another shape.
+        UserError: listing the tensors that are missing, too many, of another shape, or not finite.
     """
     model = shell(config)
     wanted = model.state_dict()
@@ -35,6 +35,7 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
     state = _fresh_tensors(config, fresh) if fresh else {}
     for name, stored in tensors.items():
         state[name] = stored.read().to(wanted[name].dtype)
+    check_finite(state)
     model.load_state_dict(state, strict=True, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     return model.eval()

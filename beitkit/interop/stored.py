@@ -7,7 +7,7 @@ time. So inspecting a file is cheap, and loading it needs its memory only once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from beitkit.contracts import Fate
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 from beitkit.train.checkpoints.tensor_files import TYPE_OF_NAME
 
 
@@ -60,6 +60,13 @@ def of_tensors(tensors: dict[str, Tensor]) -> State:
         name: LazyTensor(shape=tuple(tensor.shape), dtype=tensor.dtype, read=lambda tensor=tensor: tensor, sources=(name,))
         for name, tensor in tensors.items()
     }
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise a `UserError` that names the tensors with numbers that are not finite."""
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(f"numbers are not finite (NaN or infinite) in {few(bad, 8)}; take a checkpoint from before they went bad")
 
 
 def read_safetensors(path: Path) -> State:

@@ -19,7 +19,7 @@ from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
 from beitkit.nn.blocks import NORM_EPS
 from beitkit.nn.cls_branch import ClsBranch
 from beitkit.nn.patches import Positions, take_patches
-from beitkit.nn.prediction import Prediction
+from beitkit.nn.prediction import Prediction, check_outputs
 
 BACKBONE_PREFIX = "backbone."
 
@@ -149,6 +149,7 @@ class Classifier(nn.Module):
             return []
         batch = self.reader(several).to(self.head.weight.device)
         probabilities = self.probabilities(self(batch)).cpu()
+        check_outputs(probabilities)
         predictions = [Prediction.of(self.config.classes, row, top) for row in probabilities]
         return predictions[0] if is_one else predictions
 

@@ -8,6 +8,18 @@ from typing import NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from beitkit.errors import UserError
+
+
+def check_outputs(outputs: Float[Tensor, "b ..."], name: str = "the network") -> None:
+    """Raise a `UserError` if what a network gives some images is not finite: comparisons with NaN are silently false."""
+    bad = int((~outputs.isfinite()).flatten(1).any(1).sum())
+    if bad:
+        raise UserError(
+            f"the outputs of {name} are not finite (NaN or infinite) for {bad} of {len(outputs)} images; its weights are bad, "
+            "or too large for the precision: try `precision='float32'`"
+        )
+
 
 class Guess(NamedTuple):
     """A class and its probability."""

@@ -46,11 +46,10 @@ class Reconstruct(nn.Module):
         temperature = anneal(self.config.temperature, progress, self.config.temperature_share)
         kl_weight = anneal(self.config.kl_weight, progress, self.config.kl_share)
         features = tokenizer.features(images)
-        # The loop skips a step that is not finite; nothing of it may stay in codes and counters either.
-        is_sound = self.training and bool(features.detach().isfinite().all())
         if self.training and progress != self._tended_at:
             self._tended_at = progress
-            if is_so_first(is_sound, features.device):
+            # k-means cannot draw from what is not finite; the loop skips such a step, and undoes codes and counts.
+            if is_so_first(bool(features.detach().isfinite().all()), features.device):
                 self._tend_codes(features.detach(), progress)
         logits = tokenizer.code_layer(features).float()  # (b, v, gh, gw)
         output = tokenizer.decode_relaxed(gumbel_softmax(logits, temperature)).float()
@@ -67,7 +66,7 @@ class Reconstruct(nn.Module):
             ids = logits.argmax(1)
             if self.training:
                 error = (tokenizer.pixels(output) - images).square().mean(1, keepdim=True)
-                self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0], is_sound=is_sound)
+                self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0])
             usage = CodeUsage(tokenizer.vocabulary)
             usage.update(ids)
             statistics = usage.statistics()
@@ -79,6 +78,12 @@ class Reconstruct(nn.Module):
             "codes_used": torch.tensor(statistics.used_share),
         }
         return Loss(total, parts)
+
+    def rewritten(self) -> list[Tensor]:
+        """The rows of the codes: a start from data and revivals write them (see `RewritesParameters`)."""
+        layer = self.tokenizer.code_layer
+        assert layer.bias is not None
+        return [layer.weight, layer.bias, self.tokenizer.embeddings]
 
     def _tend_codes(self, features: Float[Tensor, "b d gh gw"], progress: float) -> None:
         """Start the codes on the first batch; revive unused ones when a window is full."""

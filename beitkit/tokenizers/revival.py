@@ -116,19 +116,15 @@ class CodeRevival(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"], *, is_sound: bool = True) -> None:
-        """Count one batch of every rank: the chosen codes, and the squared reconstruction error at each of them.
-
-        A batch that is not sound counts as zero, but its rank still takes part in the all-reduce.
-        """
+    def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"]) -> None:
+        """Count one batch of every rank: the chosen codes, and the squared reconstruction error at each of them."""
         flat = ids.flatten()
         usage = torch.bincount(flat, minlength=len(self.usage))
         summed = torch.zeros_like(self.error).index_add_(0, flat, error.flatten().float())
         batches = torch.ones_like(self.batches)
         for total, seen in ((self.usage, usage), (self.error, summed), (self.batches, batches)):
-            counted = seen if is_sound else torch.zeros_like(seen)
-            all_reduce_(counted)
-            total += counted
+            all_reduce_(seen)
+            total += seen
 
     @torch.no_grad()
     def revive(self, tokenizer: DiscreteVAE, features: Float[Tensor, "b d gh gw"]) -> int:

@@ -51,6 +51,11 @@ class Journal:
                 kept.append(line)
         write_atomically(self.path, "".join(kept).encode())
 
+    def note(self, step: int, sentence: str) -> None:
+        """Say a sentence, and append it to the file."""
+        self.record("note", step, text=sentence)
+        self.say(sentence)
+
     def record(self, kind: str, step: int, **values: float | str) -> None:
         """Append one event to the file."""
         if not self.is_main:

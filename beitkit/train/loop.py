@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError
+from beitkit.errors import Interrupted, NumericalError, few
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.machine.processes import Processes
@@ -45,7 +45,7 @@ class Best:
         self.value = -math.inf
 
     def offer(self, values: dict[str, float]) -> None:
-        """Write if this evaluation is the best."""
+        """Write if this evaluation is the best; one whose metric is NaN never is."""
         if values[self.metric] > self.value:
             self.value = values[self.metric]
             self.write()
@@ -111,9 +111,13 @@ def fit(
             ema=loop.ema,
         )
     state = _State(trainer, best)
-    if state.restore(training.checkpoints):
-        journal.say(f"continuing after step {state.done} of {schedule.steps}")
+    is_continued = state.restore(training.checkpoints)
     journal.rewind(state.done)
+    if training.checkpoints.damaged:
+        damaged = few(training.checkpoints.damaged, 4)
+        journal.note(state.done, f"the checkpoint after step {damaged} is damaged; going back to the one after step {state.done}")
+    if is_continued:
+        journal.say(f"continuing after step {state.done} of {schedule.steps}")
 
     stream = batches(state.done * trainer.own_accumulation_steps)
     window = _Window(state.done, training.waited, processes)
@@ -149,12 +153,13 @@ def fit(
                         state.save(training.checkpoints)
             if signal_number is not None and state.done < schedule.steps:
                 raise Interrupted(state.done, schedule.steps, signal_number)
-        is_finite = trainer.is_finite()
+        not_finite = trainer.not_finite()
         trainer.finish()
-    if state.bad_steps or not is_finite:
+    if state.bad_steps or not_finite:
+        where = f" in {few(not_finite, 4)}" if not_finite else ""
         raise NumericalError(
-            f"the run ended with numbers that are not finite after step {state.done}; start again in another `out` with a "
-            "lower `lr`"
+            f"the run ended with numbers that are not finite{where} after step {state.done}; start again in another `out` with "
+            "a lower `lr`"
         )
     objective.eval()
 
@@ -193,8 +198,7 @@ class _State:
             return
         self.bad_steps += 1
         sentence = f"step {numbers.number} was not applied: loss {numbers.loss:g}, gradient norm {numbers.grad_norm:g}"
-        journal.record("note", numbers.number, text=sentence)
-        journal.say(sentence)
+        journal.note(numbers.number, sentence)
         if self.bad_steps >= most:
             raise NumericalError(
                 f"{self.bad_steps} steps in a row were not finite, the last was step {numbers.number}; start again in another "

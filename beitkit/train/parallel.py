@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from beitkit.contracts import ShardingUnit
+from beitkit.contracts import RewritesParameters, ShardingUnit
 from beitkit.errors import UserError
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import Runtime
@@ -47,6 +47,12 @@ class Replicas:
         """Persistent buffers, by name; equal on all ranks."""
         return _kept_buffers(self.objective)
 
+    @property
+    def rewritten(self) -> list[Tensor]:
+        """Parameters that forward passes write (see `RewritesParameters`)."""
+        modules = self.objective.modules()
+        return [tensor for module in modules if isinstance(module, RewritesParameters) for tensor in module.rewritten()]
+
     def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradient accumulation without all-reduce, except in the last pass of a step."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not is_last else nullcontext()
@@ -59,7 +65,7 @@ class Replicas:
         return nn.utils.get_total_norm(gradients, foreach=True)
 
     def sum(self, number: Tensor) -> Tensor:
-        """The number unchanged: every rank counted all weights."""
+        """The number (or numbers) unchanged: every rank counted all weights."""
         return number
 
     def shard_of(self, name: str, tensor: Tensor) -> Piece:
@@ -120,6 +126,11 @@ class Shards:
         """Persistent buffers, by name; equal on all ranks."""
         return _kept_buffers(self.module)
 
+    @property
+    def rewritten(self) -> list[Tensor]:
+        """No parameters: a forward pass sees gathered copies of the rows, so nothing that it writes there would stay."""
+        return []
+
     def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Gradient accumulation without reduce-scatter, except in the last pass of a step."""
         assert isinstance(self.module, FSDPModule)
@@ -139,7 +150,7 @@ class Shards:
         return self._processes.all_reduce(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
 
     def sum(self, number: Tensor) -> Tensor:
-        """The sum over ranks, each of which counted its rows."""
+        """The sum over ranks, elementwise; each of them counted its rows."""
         return self._processes.all_reduce(number)
 
     def shard_of(self, name: str, tensor: Tensor) -> Piece:

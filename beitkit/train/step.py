@@ -117,12 +117,19 @@ class Trainer:
         """Forward passes per step on this rank."""
         self.learning = {name: held[name] for chosen in names for name in chosen}
         """The optimizer's parameters, by name."""
+        self._changed_by_forward = [*self.parallel.buffers.values(), *self.parallel.rewritten]
+        self._before = [tensor.detach().clone() for tensor in self._changed_by_forward]
         self._limit = math.inf if optim.clip is None else optim.clip
         self._schedule, self._runtime = schedule, runtime
 
     def forward_backward(self, stream: Iterator[Batch], done: int) -> list[Loss]:
-        """Forward and backward passes of this rank on the next batches, after `done` steps; gradients are on the parameters."""
+        """Forward and backward passes of this rank on the next batches, after `done` steps; gradients are on the parameters.
+
+        What forward passes change (statistics of batch norm, codes and their counts) is kept until `update`.
+        """
         processes, losses = self._runtime.processes, []
+        for before, tensor in zip(self._before, self._changed_by_forward, strict=True):
+            before.copy_(tensor.detach())
         for own in range(self.own_accumulation_steps):
             batch = next(stream)
             number = done * self.accumulation_steps + own * processes.world_size + processes.rank
@@ -145,7 +152,7 @@ class Trainer:
         return norm
 
     def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:
-        """Update weights (AdamW) and EMA; skipped if loss or gradients are not finite on any rank.
+        """Update weights (AdamW) and EMA; if loss or gradients are not finite on any rank, all tensors stay as before the step.
 
         `losses` are those of `forward_backward`, `norm` is that of `clip`; a signal in `stop` is sent to all ranks.
         """
@@ -158,10 +165,17 @@ class Trainer:
         # Fused AdamW skips parameters, moments and its step count if this is 1.
         self.optimizer.found_inf = (~result.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        self._undo_forward_unless(result.is_finite)
         if self.average is not None:
             self.average.update(result.is_finite.float())
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    @torch.no_grad()
+    def _undo_forward_unless(self, is_finite: Tensor) -> None:
+        """Put back what the forward passes changed if the step is skipped; decided on the device."""
+        for before, tensor in zip(self._before, self._changed_by_forward, strict=True):
+            tensor.copy_(torch.where(is_finite, tensor, before))
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
@@ -179,10 +193,11 @@ class Trainer:
         """Leave the final weights, the EMA if there is one, in the objective of rank 0."""
         self.parallel.gather_weights(self._result)
 
-    def is_finite(self) -> bool:
-        """Whether all final weights are finite; collective."""
-        bad = [(~tensor.isfinite()).sum() for tensor in self._result.values()]
-        return self.parallel.sum(torch.stack(bad).sum().float()).item() == 0
+    def not_finite(self) -> list[str]:
+        """Names of the final weights and buffers with numbers that are not finite; collective."""
+        tensors = {**self._result, **self.parallel.buffers}
+        bad = self.parallel.sum(torch.stack([(~tensor.isfinite()).sum().float() for tensor in tensors.values()]))
+        return [name for name, count in zip(tensors, bad.tolist(), strict=True) if count]
 
     @property
     def _result(self) -> dict[str, Tensor]:

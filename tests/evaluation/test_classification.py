@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from beitkit.contracts import Batch
+from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
     ClassifierQuality,
     class_precisions,
@@ -107,3 +108,14 @@ def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
     kept = [0, 2, 3]
     assert values["map"] == pytest.approx(mean_average_precision(LOGITS[kept], targets[kept]))
     assert values["loss"] == pytest.approx(F.binary_cross_entropy_with_logits(LOGITS[kept], targets[kept].float()).item())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_are_refused_and_counted(value: float) -> None:
+    """NaN logits had top-1 100%: no logit is larger than NaN."""
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return torch.where(images == 1, value, images)  # the unreadable image has no 1
+
+    with pytest.raises(UserError, match=r"outputs of the network are not finite .* for 4 of 4 images"):
+        dict(ClassifierQuality(predict, batches).run())

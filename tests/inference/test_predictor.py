@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import beitkit
+from beitkit.cli import main
 from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
@@ -141,3 +142,33 @@ def test_features_are_the_network_s(world: Path, name: str) -> None:
     np.testing.assert_allclose(embedded(block=3, pool="both"), both[2], atol=1e-5)
     np.testing.assert_allclose(embedded(block="all", pool="both"), torch.stack(both, dim=1), atol=1e-5)
     np.testing.assert_allclose(embedded(block="all", pool="patches")[:, 1], raw[1].patches, atol=1e-5)
+
+
+def test_a_model_whose_outputs_are_not_finite_is_praised_by_nobody(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights are finite, but overflow in the second block."""
+    model = beitkit.load(world / "cls")
+    assert isinstance(model, beitkit.Classifier)
+    with torch.no_grad():
+        model.backbone.blocks[1].mlp.fc1.weight.fill_(3e38)
+    beitkit.save(model, tmp_path / "bad")
+    images, bad = str(world / "new"), str(tmp_path / "bad")
+    wanted = "are not finite (NaN or infinite) for"
+    for arguments in (
+        ["evaluate", images, "--model", bad],
+        ["predict", images, "--model", bad],
+        ["predict", images, "--model", bad, "--out", str(tmp_path / "predictions.csv")],
+        ["embed", images, "--model", bad, "--out", str(tmp_path / "features.npy")],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, "--workers", "0"])
+        assert ended.value.code == 2
+        said = capsys.readouterr()
+        assert f"the outputs of {bad} (native) {wanted}" in said.err, arguments
+        assert "nan" not in said.out.lower(), arguments
+    paths = sorted((world / "new").rglob("*.png"))[:2]
+    with pytest.raises(UserError, match="for 2 of 2 images"):
+        model.predict(paths)
+    with pytest.raises(UserError, match="for 2 of 2 images"):
+        beitkit.Predictor(bad, machine=FLOAT32)({"path": paths})

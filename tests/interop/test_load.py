@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
@@ -213,3 +214,18 @@ def test_other_channels_give_what_a_replicated_image_gave(channels: int, saved: 
     _, path = saved("masked")
     masked = load(path, channels=channels)
     assert masked.config.backbone.channels == channels
+
+
+def test_a_tensor_that_is_not_finite_is_neither_written_nor_read(network: Any, tmp_path: Path) -> None:
+    model = network("masked v2, own head")
+    save_native(model, tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    name = "backbone.blocks.1.mlp.fc1.bias"
+    with torch.no_grad():
+        model.get_parameter(name)[0] = float("inf")
+    with pytest.raises(UserError, match=f"numbers are not finite .* in {name};"):
+        save_native(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"{tmp_path} .*: numbers are not finite .* in {name};"):
+        load(tmp_path)

@@ -1,5 +1,6 @@
 """`fit` on a toy objective: accumulation, resume, averaging, what is not finite, and signals."""
 
+import io
 import json
 import math
 import os
@@ -12,9 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.errors import Interrupted, NumericalError, UserError
+from beitkit.objectives.reconstruct import Reconstruct
+from beitkit.tokenizers.codebook import Codebook
+from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.journal import Journal
@@ -152,6 +157,113 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_said(tmp_path: Path) ->
     assert [third[f"step.layer.{name}"].item() for name in ("weight", "bias")] == [1, 1]
 
 
+class Normed(nn.Module):
+    """Least squares behind batch norm; a poisoned batch has infinite images, or a NaN gradient behind a finite loss."""
+
+    def __init__(self, *, in_gradient: bool) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.layer = nn.Linear(3, 1)
+        self.in_gradient = in_gradient
+
+    def forward(self, batch: Batch, progress: float) -> Loss:
+        x, is_bad = batch["x"], bool(batch["poison"].isnan())
+        if is_bad and not self.in_gradient:
+            x = x * math.inf
+        error = (self.layer(self.norm(x)) - x.sum(1, keepdim=True)).square().mean()
+        if is_bad and self.in_gradient:
+            error = error + 0 * (self.layer.bias - self.layer.bias.detach()).sqrt().sum()  # the root of 0 has a NaN gradient
+        return Loss(error, {})
+
+
+def fitted(folder: Path, objective: nn.Module, steps: int, batches=stream, loop: LoopConfig = PLAIN) -> nn.Module:
+    length = TrainConfig(steps=steps, batch_size=BATCH, lr=0.05)
+    fit(objective, batches, parameter_groups(objective, 0.01), training(folder, length, loop))
+    return objective
+
+
+@pytest.mark.parametrize("in_gradient", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_was_not_applied_changes_no_tensor_at_all(tmp_path: Path, in_gradient: bool, accumulate: int) -> None:
+    torch.manual_seed(0)
+    loop = LoopConfig(save_every=1, ema=0.9, accumulate=accumulate)
+    bad = range(2 * accumulate, 2 * accumulate + 1)  # the first pass of step 3, so that a second one may follow
+    fitted(tmp_path, Normed(in_gradient=in_gradient), 3 + 1, lambda start: stream(start, bad), loop)
+    events = map(json.loads, (tmp_path / "journal.jsonl").read_text().splitlines())
+    notes = [event["text"] for event in events if event["kind"] == "note"]
+    assert len(notes) == 1
+    assert notes[0].startswith("step 3 was not applied")
+    torch.manual_seed(0)
+    with pytest.raises(NumericalError):
+        fitted(tmp_path / "bad", Normed(in_gradient=in_gradient), 3, lambda start: stream(start, bad), loop)
+    before, after = stored(tmp_path / "bad", 2), stored(tmp_path / "bad", 3)
+    assert "buffer.norm.running_mean" in before
+    assert "average.layer.weight" in before
+    for name, tensor in before.items():
+        assert tensor.isfinite().all(), name
+        assert torch.equal(tensor, after[name]), name
+
+
+@pytest.mark.parametrize("revives", [False, True])
+def test_a_step_that_was_not_applied_neither_starts_nor_revives_codes(tmp_path: Path, revives: bool) -> None:
+    """k-means and revival write parameters in the forward pass; the last step does so, and has a NaN gradient."""
+    config = DVAEConfig(geometry="light", vocabulary=24, hidden=16, codebook_dim=8, stride=4, channels=1)
+
+    class Poisoned(Reconstruct):
+        def forward(self, batch: Batch, progress: float) -> Loss:
+            kept = [tensor.clone() for tensor in self.rewritten()]
+            loss = super().forward(batch, progress)
+            rewrites.append(not all(map(torch.equal, kept, self.rewritten())))
+            return Loss(loss.total + batch["poison"].sum(), loss.parts)
+
+    def images(start: int) -> Iterator[Batch]:
+        for number, batch in enumerate(stream(start, range(last, 99)), start):
+            yield {"images": torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(number)), **batch}
+
+    last, rewrites = 4 if revives else 0, []
+    torch.manual_seed(1)
+    objective = Poisoned(DiscreteVAE(config), ReconstructConfig(revive_every=4, dead_share=0.9, revive_share=1.0))
+    untouched = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+    with pytest.raises(NumericalError):
+        fitted(tmp_path, objective, last + 1, images, LoopConfig(save_every=1))
+    assert rewrites[last], "nothing was written in the step, so the test shows nothing"
+    if revives:
+        before, after = stored(tmp_path, last), stored(tmp_path, last + 1)
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    else:
+        assert all(torch.equal(tensor, untouched[name]) for name, tensor in objective.state_dict().items())
+
+
+def test_a_codebook_that_follows_its_vectors_stays_in_a_step_that_was_not_applied(tmp_path: Path) -> None:
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+            self.codebook = Codebook(6, 4, decay=0.9, start_from_data=True)
+
+        def forward(self, batch: Batch, progress: float) -> Loss:
+            vectors = self.layer(batch["x"] + batch["poison"]).T[None, :, None]  # (1, d, 1, b)
+            quantized = self.codebook(vectors)
+            return Loss(quantized.commitment + (quantized.vectors - 1).square().mean(), {})
+
+    torch.manual_seed(0)
+    with pytest.raises(NumericalError):
+        fitted(tmp_path, Coded(), 3, lambda start: stream(start, range(2, 9)), LoopConfig(save_every=1))
+    before, after = stored(tmp_path, 2), stored(tmp_path, 3)
+    assert {"buffer.codebook.codes", "buffer.codebook.usage"} <= before.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_buffer_that_is_not_finite_at_the_end_is_named_and_the_run_is_not_done(tmp_path: Path) -> None:
+    class Overflowing(Normed):
+        def forward(self, batch: Batch, progress: float) -> Loss:
+            self.norm.running_var.fill_(math.inf)
+            return super().forward(batch, progress)
+
+    with pytest.raises(NumericalError, match=r"not finite in norm\.running_var after step 2"):
+        fitted(tmp_path, Overflowing(in_gradient=False), 2)
+
+
 def test_outcomes_that_are_read_late_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the host reads a step's outcome while the next one runs; here both ways on the CPU."""
 
@@ -270,6 +382,13 @@ def test_the_weights_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
     assert best.value == 3.0
 
 
+def test_a_metric_that_is_nan_is_never_the_best(tmp_path: Path) -> None:
+    written: list[float] = []
+    best = Best("val/score", lambda: written.append(best.value))
+    train(tmp_path, 8, LoopConfig(evaluate_every=2), evaluators=[Scripted([math.nan, 1.0, math.nan, 2.0])], best=best)
+    assert written == [1.0, 2.0]
+
+
 def test_the_best_value_survives_a_cut(tmp_path: Path) -> None:
     loop = LoopConfig(evaluate_every=2, save_every=2)
 
@@ -310,6 +429,29 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     Checkpoints(tmp_path / "checkpoints").save(3, state, {})
     with pytest.raises(UserError, match="the state of another network"):
         train(tmp_path, 6)
+
+
+@pytest.mark.parametrize("name", ["step-00000006.json", "step-00000006.0.safetensors"])
+def test_going_back_to_an_older_checkpoint_is_said_and_ends_the_same(tmp_path: Path, name: str) -> None:
+    loop = LoopConfig(save_every=3)
+    unbroken = train(tmp_path / "unbroken", 8, loop)
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(stream(start), start):
+            if position == 7:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "cut", 8, loop, batches=dying)
+    path = tmp_path / "cut" / "checkpoints" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    assert same(unbroken, train(tmp_path / "cut", 8, loop))
+    events = [json.loads(line) for line in (tmp_path / "cut" / "journal.jsonl").read_text().splitlines()]
+    notes = [(event["step"], event["text"]) for event in events if event["kind"] == "note"]
+    assert notes == [(3, "the checkpoint after step 6 is damaged; going back to the one after step 3")]
 
 
 def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_sharded_weights_end_where_whole_ones_do(found: Found, run: str) -> None
     assert max(found.values(full_run, "train", "grad_norm")) > 0.5, "nothing was clipped"
 
 
+@pytest.mark.parametrize("kind", ["full", "none"])
+def test_a_step_that_was_not_applied_is_undone_in_buffers_too(found: Found, kind: str) -> None:
+    """Every process counts its passes; pass 9, of the third step, is poisoned on one of them."""
+    for process in (found.first, found.second):
+        seen = len(process[f"{kind}"]["seen"])
+        assert len(process[f"poisoned {kind}"]["seen"]) == seen
+        # Sharded, the objective of the second process is left as it was; the main process has the result.
+        if kind == "none" or process is found.first:
+            assert process[kind]["state"]["passes"] == seen
+            assert process[f"poisoned {kind}"]["state"]["passes"] == seen - 2
+
+
 def test_bfloat16_is_not_float32(found: Found) -> None:
     """Else that both ways agree in it would say nothing."""
     rounded, exact = found.first["bfloat16 full"]["state"], found.first["full"]["state"]
@@ -223,6 +235,7 @@ def test_a_manifest_that_is_not_sound_is_refused(tmp_path: Path, edit: Edit) -> 
     checkpoints.save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {"best": 1.0})
     path = tmp_path / "step-00000003.json"
     manifest = json.loads(path.read_text())
+    del manifest["checksum"]
     edit(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"none of the 1 checkpoints in .* is whole; remove that folder") as refused:
@@ -253,7 +266,10 @@ def test_a_manifest_that_says_more_than_its_file_is_refused(tmp_path: Path) -> N
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, {"weight": Piece(torch.arange(4.0), (4,))}, {})
     path = tmp_path / "step-00000003.json"
-    path.write_text(path.read_text().replace('"shape": [4], "rows": [[0, 0, 4]]', '"shape": [9], "rows": [[0, 0, 9]]'))
+    manifest = json.loads(path.read_text())
+    del manifest["checksum"]
+    manifest["tensors"]["weight"].update(shape=[9], rows=[[0, 0, 9]])
+    path.write_text(json.dumps(manifest))
     stored = checkpoints.newest()
     assert stored is not None
     with pytest.raises(UserError, match="does not hold what its manifest says"):

@@ -11,7 +11,7 @@ from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
-from beitkit.interop.stored import State, read_safetensors
+from beitkit.interop.stored import State, check_finite, read_safetensors
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.checkpoints.tensor_files import write_tensors
@@ -27,9 +27,14 @@ def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
 
 
 def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Write a network's config and tensors to `folder`."""
+    """Write a network's config and tensors to `folder`.
+
+    Raises:
+        UserError: if a tensor has numbers that are not finite, or `folder` is a file.
+    """
     if folder.is_file():
         raise UserError(f"{folder} is a file; a model is saved as a folder, give another path")
+    check_finite(tensors)
     write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
     # The description is written last: if it is there, the weights are. After a crash between the two, a strict load refuses a
     # pair that does not fit.

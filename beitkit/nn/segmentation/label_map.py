@@ -15,7 +15,7 @@ from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Autocast, ImageInput, in_unit_range, pixel_statistics
 from beitkit.errors import UserError
-from beitkit.nn.prediction import ScenePrediction
+from beitkit.nn.prediction import ScenePrediction, check_outputs
 from beitkit.nn.segmentation.heads import map_size
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
@@ -110,6 +110,7 @@ def _score_bands(
             band = band.flip(-1) if is_flipped else band
             total = band if total is None else total.add_(band)
         assert total is not None
+        check_outputs(total[None])
         yield first, total.div_(len(views)) if are_averaged else total
 
 

@@ -23,6 +23,7 @@ from beitkit.errors import UserError, few
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
+from beitkit.inference.networks import source_of
 from beitkit.nn.models import Classifier
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
@@ -123,7 +124,8 @@ def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, r
         preprocessing = members[0].config.preprocessing
         dataset = evaluation_dataset(files, members[0].config.backbone, preprocessing)
         predicts = [runtime.precision()(member.__call__) for member in members]
-        answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index")
+        names = [source_of(member) for member in members]
+        answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index", names)
         for place, member, answer in zip(places, members, answers, strict=True):
             order = [member.config.classes.index(name) for name in models[0].config.classes]
             logits[place], readable[place] = answer[:, order], index

@@ -1,9 +1,9 @@
 """Checkpoints of the training state: atomic, verified when read, the newest two kept.
 
 A checkpoint consists of one file per rank, `step-00000500.0.safetensors` and so on, and `step-00000500.json`: a manifest of which
-rows of which tensor are in which file, with the size and digest of each file. The manifest is written last. A checkpoint without
-a manifest, or with a missing or damaged file, is skipped in favor of the one before it. It can be read with another number of
-ranks, each reading only the rows that it needs; nothing is unpickled.
+rows of which tensor are in which file, with the size and digest of each file, and its own checksum. The manifest is written last.
+A checkpoint without a manifest, or with a missing or damaged file (the manifest too), is skipped in favor of the one before it.
+It can be read with another number of ranks, each reading only the rows that it needs; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ class Checkpoints:
     def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
         self.folder = folder
         self.processes = processes
+        self.damaged: list[int] = []
+        """Steps whose checkpoints `newest` passed over, because a file is damaged or missing; newest first."""
 
     def save(self, step: int, pieces: Mapping[str, Piece], numbers: Mapping[str, float]) -> None:
         """Write the state after `step` steps, then remove older checkpoints and incomplete files of a killed run.
@@ -67,6 +69,7 @@ class Checkpoints:
             is_whole = manifest is not None and self._files_match(manifest)
             if all(self.processes.all_gather(is_whole)):
                 assert manifest is not None
+                self.damaged = steps[: steps.index(step)]
                 return manifest
         if steps:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove that folder to start anew")

@@ -1,10 +1,12 @@
 """Manifest of a checkpoint, as JSON: which rows of which tensor are in which file, with size and digest of each file.
 
-A manifest contains no paths: files are numbered. It is validated before use, so that a damaged or hostile one is rejected.
+A manifest contains no paths: files are numbered. It carries its own checksum, so that a damaged one is noticed, and is validated
+before use, so that a hostile one is rejected.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,10 @@ from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE
 FORMAT_VERSION = 1
 MAX_BYTES = 2**28
 """Size limit of a manifest; that of a thousand ranks and the largest network is far smaller."""
+
+
+KEYS = {"format", "step", "numbers", "files", "tensors"}
+"""What a manifest holds beside its checksum, which those of the first versions lack."""
 
 
 class Piece(NamedTuple):
@@ -105,19 +111,21 @@ class Manifest(NamedTuple):
             "files": {str(number): file._asdict() for number, file in self.files.items()},
             "tensors": {name: stored._asdict() for name, stored in self.tensors.items()},
         }
-        return json.dumps(content, allow_nan=False).encode()
+        return json.dumps({**content, "checksum": _checksum(content)}, allow_nan=False).encode()
 
 
 def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest.
 
     Raises:
-        ValueError: if it is not a manifest, or is inconsistent.
+        ValueError: if it is not a manifest, is inconsistent, or has another checksum than its content.
     """
     if len(data) > MAX_BYTES:
         raise ValueError("too large for a manifest")
     try:
         content = json.loads(data)
+        checksum = content.pop("checksum", None)
+        _check(content.keys() == KEYS and (checksum is None or checksum == _checksum(content)))
         _check(content["format"] == FORMAT_VERSION)
         numbers = {str(name): float(value) for name, value in content["numbers"].items()}
         _check(all(map(math.isfinite, numbers.values())))
@@ -127,6 +135,11 @@ def parse_manifest(data: bytes) -> Manifest:
         return Manifest(_size(content["step"]), numbers, files, tensors)
     except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError("not a manifest") from error
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of what a manifest says, however it is written."""
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def _stored(entry: Mapping[str, Any]) -> StoredTensor:

@@ -208,3 +208,12 @@ def test_wrong_use() -> None:
 def test_settings_survive_json() -> None:
     config = InferenceConfig(scales=OFFICIAL_SCALES, flip=True, stride=5)
     assert from_json(InferenceConfig, to_json(config)) == config
+
+
+@pytest.mark.parametrize("predict", [predict_label_map, predict_scene])
+def test_scores_that_are_not_finite_are_refused(predict: Any) -> None:
+    model = network()
+    with torch.no_grad():
+        model.get_parameter("backbone.blocks.1.norm1.bias")[0] = float("nan")
+    with pytest.raises(UserError, match=r"outputs of the network are not finite .* 1 of 1 images"):
+        predict(model, noise_image(20, 30))

@@ -71,6 +71,34 @@ def test_a_flipped_bit_is_noticed(saved: Checkpoints) -> None:
     assert read(saved) == (2, 2.0)
 
 
+def test_any_flipped_bit_in_a_manifest_is_noticed(saved: Checkpoints) -> None:
+    path = saved.folder / "step-00000003.json"
+    data, whole = path.read_bytes(), saved.newest()
+    fell_back = 0
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        restored = saved.newest()
+        assert restored is not None
+        if restored.step == 3:
+            assert restored == whole, bytes(flipped)
+            assert saved.damaged == []
+        else:
+            assert (restored.step, saved.damaged) == (2, [3])
+            fell_back += 1
+    assert fell_back > 7 * len(data), "a flip that changes nothing is one of a space"
+
+
+def test_a_manifest_from_before_there_were_checksums_is_read(saved: Checkpoints) -> None:
+    path, whole = saved.folder / "step-00000003.json", saved.newest()
+    content = json.loads(path.read_text())
+    assert len(content.pop("checksum")) == 32
+    path.write_text(json.dumps(content))
+    assert saved.newest() == whole
+    assert read(saved) == (3, 3.0)
+
+
 def test_files_without_a_manifest_are_no_checkpoint(saved: Checkpoints) -> None:
     (saved.folder / "step-00000003.json").unlink()
     assert read(saved) == (2, 2.0)
@@ -100,6 +128,7 @@ def test_a_pickle_in_the_place_of_a_file_is_not_opened(saved: Checkpoints, tmp_p
     path.write_bytes(pickle.dumps(Evil()))
     manifest = saved.folder / "step-00000003.json"
     content = json.loads(manifest.read_text())
+    del content["checksum"]
     content["files"]["0"] = {"bytes": path.stat().st_size, "blake2b": digest_of_file(path)}
     manifest.write_text(json.dumps(content))
     restored = saved.newest()
