@@ -27,6 +27,11 @@ from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
 LOCK = ".lock"
+LEFT_OVER = (
+    LOCK,
+    *("config.json", "environment.json", "inputs.json", "split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
+)
+"""Files that alone do not make a run."""
 
 
 class RunFolder:
@@ -71,6 +76,9 @@ class RunFolder:
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
+            if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
+                for name in ("inputs.json", self.broken_list.name):
+                    (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()
 
@@ -168,8 +176,10 @@ def _git_revision() -> str | None:
 
 
 def _is_left_over(entry: Path) -> bool:
-    """Whether a file is left behind by a start that failed before its first step."""
-    return entry.name in (LOCK, "config.json", "environment.json", "inputs.json", "split.csv") or entry.suffix == ".tmp"
+    """Whether a file is left behind by a start that failed before its first checkpoint."""
+    if entry.name == "checkpoints" and entry.is_dir():
+        return not any(entry.iterdir())
+    return entry.name in LEFT_OVER or entry.suffix == ".tmp"
 
 
 def locked(path: Path, field: str = "out") -> int:

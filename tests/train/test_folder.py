@@ -44,6 +44,24 @@ def test_what_does_not_change_the_result_may_change(config: TokenizerRun) -> Non
     RunFolder(config.out, "tokenizer", other)
 
 
+def test_a_start_that_came_to_nothing_binds_nobody_to_its_images(config: TokenizerRun) -> None:
+    """As where images could not be read and were repaired; a run that has begun is bound to them."""
+    folder = RunFolder(config.out, "tokenizer", config)
+    folder.pin(pictures="before")
+    folder.note_broken(Path("a.jpg"), "damaged")
+    (config.out / "checkpoints").mkdir()
+    again = RunFolder(config.out, "tokenizer", config)
+    again.pin(pictures="after")
+    assert json.loads((config.out / "inputs.json").read_text()) == {"pictures": "after"}
+    assert again.broken_facts() == []
+    again.note_broken(Path("b.jpg"), "damaged")
+    (config.out / "checkpoints" / "step-00000001.json").touch()
+    begun = RunFolder(config.out, "tokenizer", config)
+    with pytest.raises(UserError, match="the images changed since the run in"):
+        begun.pin(pictures="others")
+    assert begun.broken_facts() != []
+
+
 def test_another_configuration_is_refused_and_nothing_is_overwritten(config: TokenizerRun) -> None:
     folder = RunFolder(config.out, "tokenizer", config)
     RunFolder(config.out, "tokenizer", replace(config, train=TrainConfig(steps=7)))  # nothing has begun: no harm done

@@ -8,6 +8,7 @@ bands), arrays by NumPy, DICOM by pydicom (`pip install 'beitkit[dicom]'`), ever
 from __future__ import annotations
 
 import io
+import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +40,8 @@ from beitkit.data.decoding.decode import (
 )
 from beitkit.data.decoding.deep import TURNS
 from beitkit.data.decoding.limit import is_too_large, too_large
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said in one line, with its name
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO = 0
