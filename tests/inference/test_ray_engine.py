@@ -21,10 +21,22 @@ from beitkit.configs.tokenizer import DVAEConfig
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray (pip install 'beitkit[ray]')")
 def test_rows_are_those_of_the_local_engine(world: Path, tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"\xff.jpg")).write_text("no image")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / os.fsdecode(b"\xff.jpg")).write_text("no image")
     # In a process of its own: Ray starts threads, changes signal handlers and logging, and warns about libraries.
-    command = [sys.executable, "-m", "beitkit", "predict", str(world / "new"), str(tmp_path), "--model", str(world / "cls")]
-    command += ["--device", "cpu", "--precision", "float32", "--threads", "1", "--batch-size", "16"]
+    command = [sys.executable, "-m", "beitkit", "predict", str(world / "new"), str(tmp_path / "more")]
+    command += [
+        "--model",
+        str(world / "cls"),
+        "--device",
+        "cpu",
+        "--precision",
+        "float32",
+        "--threads",
+        "1",
+        "--batch-size",
+        "16",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
     printed = {}

@@ -90,6 +90,7 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
             about.get("mean"), about.get("std"), about.get("crop_pct"), fit=FITS.get(mode, "crop"), filter=filter
         ),
         multilabel=config.get("problem_type") == MULTILABEL,
+        notes=() if mode is None or mode in FITS else (f"images: crop_mode {mode} is not known; beitkit crops the center",),
         # timm counts the projection of a CLIP network's features among the classifiers.
         names_classes=names is not None or "_clip_" not in str(config.get("architecture")),
         layer_scale=_typed(float, arguments.get("init_values")) or None,

@@ -89,9 +89,11 @@ def test_several_labels_and_whole_images(network: Any, tmp_path: Path, timm_libr
     assert (theirs.pretrained_cfg["crop_mode"], theirs.pretrained_cfg["interpolation"]) == ("squash", "bilinear")
     path = tmp_path / "out" / "config.json"
     config = json.loads(path.read_text())
-    config["pretrained_cfg"]["crop_mode"] = "border"
-    path.write_text(json.dumps(config))
-    assert any("crop_mode border" in note for note in load(tmp_path / "out").load_report.notes)
+    for mode, fit in (("border", "letterbox"), ("corner", "crop")):
+        config["pretrained_cfg"]["crop_mode"] = mode
+        path.write_text(json.dumps(config))
+        assert load(tmp_path / "out").config.preprocessing.fit == fit
+    assert any("crop_mode corner" in note for note in load(tmp_path / "out").load_report.notes)
 
 
 def test_bfloat16_rounds_where_timm_rounds(network: Any, random_images: Any, timm_library: Any, tmp_path: Path) -> None:
