@@ -202,11 +202,8 @@ def _tiff(source: Path | Encoded) -> RawImage:
         with opened_image(source) as image:
             tags = image.tag_v2  # type: ignore[attr-defined]
             by_pillow, is_white_zero = _has_all(image), tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and not is_plain(image)
-    except BrokenImage:
-        by_pillow, is_white_zero = (
-            False,
-            False,
-        )  # Pillow has no mode for such numbers, or the file is damaged: tifffile says which
+    except BrokenImage:  # Pillow has no mode for such numbers, or the file is damaged: tifffile says which
+        by_pillow = is_white_zero = False
     if by_pillow:
         with opened_image(source) as image:
             raw = _checked(_by_pillow(image, source), display_name(source))
