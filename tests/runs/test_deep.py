@@ -179,3 +179,34 @@ def test_an_image_in_several_files_by_a_list_with_a_column_for_each(tmp_path: Pa
     table.write_text("band1,band2,label\n0_1.tif,missing.tif,a\n")
     with pytest.raises(UserError, match="line 2: there is no image 'missing.tif'"):
         beitkit.finetune(table, out=tmp_path / "none", **options)
+
+
+def test_segmentation_of_images_in_several_files(tmp_path: Path) -> None:
+    """Two files of one band each are the image that one file of two bands is."""
+    rows, whole = ["band1,band2,mask"], ["image,mask"]
+    for number in range(6):
+        bands = RNG.integers(0, 2000, (48, 56, 2)).astype(np.uint16)
+        mask = np.zeros((48, 56), np.uint8)
+        mask[10:30, 8:40] = 1
+        bands[mask == 1, 1] += 5000
+        for band in (0, 1):
+            tifffile.imwrite(tmp_path / f"{number}_{band}.tif", bands[..., band], photometric="minisblack")
+        tifffile.imwrite(tmp_path / f"{number}.tif", bands, photometric="minisblack", planarconfig="contig")
+        Image.fromarray(mask).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}_0.tif,{number}_1.tif,{number}.png")
+        whole.append(f"{number}.tif,{number}.png")
+    for name, lines in (("bands.csv", rows), ("whole.csv", whole)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    options = {"scratch": True, "size": "nano", "patch": 8, "image_size": 32, "steps": 2, "batch_size": 2, **CPU}
+    for name in ("bands", "whole"):
+        beitkit.segment(tmp_path / f"{name}.csv", val=tmp_path / f"{name}.csv", out=tmp_path / name, **options)
+    assert (tmp_path / "bands" / "scenes.csv").read_text().startswith("band1,band2,mask,split\n")
+    models = [beitkit.load(tmp_path / name).state_dict() for name in ("bands", "whole")]
+    assert all(tensor.equal(models[1][name]) for name, tensor in models[0].items())
+    beitkit.segment(tmp_path / "bands" / "scenes.csv", out=tmp_path / "again", **options)
+    (tmp_path / "list.csv").write_text("band1,band2\n0_0.tif,0_1.tif\n")
+    beitkit.predict(tmp_path / "list.csv", model=tmp_path / "bands", out=tmp_path / "masks", **CPU)
+    assert len(list((tmp_path / "masks" / "index").iterdir())) == 1
+    (tmp_path / "bands.csv").write_text("band1,band2,mask\n0_0.tif,gone.tif,0.png\n")
+    with pytest.raises(UserError, match="line 2: there is no file 'gone.tif'"):
+        beitkit.segment(tmp_path / "bands.csv", out=tmp_path / "none", **options)

@@ -12,8 +12,8 @@ from beitkit.data.scenes.packed import packed_pairs, packed_splits
 from beitkit.data.scenes.pairing import IMAGE_FOLDERS, MASK_FOLDERS, Pairs, Side, named, paired
 from beitkit.data.sources.archives import Archives
 from beitkit.data.sources.find import find_images, packed_at, split_folders
-from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.list_rows import csv_cells, known_column
+from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
+from beitkit.data.sources.list_rows import band_columns, csv_cells, known_column
 from beitkit.data.sources.lists import TABLES, Split
 from beitkit.errors import UserError
 
@@ -148,7 +148,8 @@ class _Row(NamedTuple):
     """A line of a table."""
 
     line: int
-    image: str
+    images: tuple[str, ...]
+    """The image's file, or its files where each holds one of its channels."""
     mask: str
     split: str
 
@@ -156,12 +157,12 @@ class _Row(NamedTuple):
 def _table(path: Path, split: Split | None, columns: ColumnsConfig) -> Pairs:
     rows = [row for row in _rows(path, columns) if split is None or row.split == split]
     for row in rows:
-        for name in (row.image, row.mask):
+        for name in (*row.images, row.mask):
             if not (path.parent / name).is_file():
                 raise UserError(f"{path}, line {row.line}: there is no file {name!r} (paths are relative to the table's folder)")
     if not rows:
         raise UserError(f"{path} lists no pairs")
-    images = ImageList.of(path.parent, [os.fsencode(row.image) for row in rows])
+    images = ImageList.of(path.parent, [BETWEEN_BANDS.join(map(os.fsencode, row.images)) for row in rows])
     masks = ImageList.of(path.parent, [os.fsencode(row.mask) for row in rows])
     return Pairs(images, masks, "table")
 
@@ -172,8 +173,9 @@ def _rows(path: Path, columns: ColumnsConfig) -> Iterator[_Row]:
     lines = csv_cells(path)
     _, names = next(lines)
     image = columns.image or known_column(names, IMAGE_COLUMNS)
+    image_columns = band_columns(names) if image is None else (image,)
     mask = columns.label[0] if columns.label is not None else known_column(names, MASK_FOLDERS)
-    if image not in names or mask not in names:
+    if not image_columns or image_columns[0] not in names or mask not in names:
         given = "" if columns == ColumnsConfig() else " (`columns` says which)"
         found = ", ".join(names) or "nothing"
         raise UserError(f"{path}: the first line must name the columns image and mask{given}; found {found}")
@@ -182,7 +184,8 @@ def _rows(path: Path, columns: ColumnsConfig) -> Iterator[_Row]:
         split = row.get("split", "").strip()
         if split and split not in get_args(Split):
             raise UserError(f"{path}, line {line}: the split is {split!r}, expected train, val or test")
-        yield _Row(line, _spelled(path, row[image].strip()), _spelled(path, row[mask].strip()), split)
+        images = tuple(_spelled(path, row[column].strip()) for column in image_columns)
+        yield _Row(line, images, _spelled(path, row[mask].strip()), split)
 
 
 def _spelled(table: Path, name: str) -> str:

@@ -33,7 +33,7 @@ from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_spli
 from beitkit.data.scenes.masks import read_mask
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.list_rows import csv_cells
+from beitkit.data.sources.list_rows import BAND, csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
 from beitkit.errors import UserError
@@ -179,10 +179,12 @@ def as_csv(parts: Mapping[Split, Scenes]) -> str:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    bands = max((len(scenes.files.files(0)) for scenes in parts.values() if scenes.files.members is None), default=1)
+    table.writerow(COLUMNS if bands == 1 else (*(f"{BAND}{number}" for number in range(1, bands + 1)), *COLUMNS[1:]))
     for split, scenes in parts.items():
         for index in range(len(scenes)):
-            table.writerow([scenes.files.path(index).absolute(), scenes.masks.path(index).absolute(), split])
+            images = (scenes.files.path(index),) if bands == 1 else scenes.files.files(index)
+            table.writerow([*(image.absolute() for image in images), scenes.masks.path(index).absolute(), split])
     return text.getvalue()
 
 

@@ -165,7 +165,7 @@ def _image_columns(path: Path, names: Sequence[str], columns: ColumnsConfig) -> 
             raise UserError(f"{path}: there is no column {columns.image!r}, as `columns.image` says; found {found}")
         return (columns.image,)
     image = known_column(names, IMAGE_COLUMNS)
-    bands = tuple(name for name in names if name.lower().startswith(BAND))
+    bands = band_columns(names)
     if bands and (image is None or image.lower() in NUMBERS):
         return bands
     if image is None:
@@ -175,6 +175,11 @@ def _image_columns(path: Path, names: Sequence[str], columns: ColumnsConfig) -> 
             "`columns.image` names any other"
         )
     return (image,)
+
+
+def band_columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns that name the files of an image, a channel in each, in their order."""
+    return tuple(name for name in names if name.lower().startswith(BAND))
 
 
 def _label_columns(path: Path, names: Sequence[str], columns: ColumnsConfig, images: tuple[str, ...]) -> tuple[str, ...]:
