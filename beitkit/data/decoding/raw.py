@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import sys
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -39,7 +41,7 @@ from beitkit.data.decoding.decode import (
     raw_mode,
 )
 from beitkit.data.decoding.deep import TURNS
-from beitkit.data.decoding.limit import is_too_large, too_large
+from beitkit.data.decoding.limit import MILLION, allowed, is_too_large, too_large
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said in one line, with its name
 
@@ -261,15 +263,34 @@ def _inverted(values: np.ndarray) -> np.ndarray:
 
 def _array(file: io.BufferedIOBase, path: Path) -> RawImage:
     """A NumPy array (h, w), (h, w, c) or (c, h, w), of an .npy file or alone in an .npz; c is the shortest side."""
-    loaded = np.load(file, allow_pickle=False)
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        if len(loaded.files) != 1:
-            raise BrokenImage(path, f"holds {len(loaded.files)} arrays ({', '.join(loaded.files[:5])}), not one image")
-        loaded = loaded[loaded.files[0]]
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            if len(names) != 1:
+                arrays = ", ".join(name.removesuffix(".npy") for name in names[:5])
+                raise BrokenImage(path, f"holds {len(names)} arrays ({arrays}), not one image")
+            with archive.open(names[0]) as member:
+                _check_header(member, path)
+            with archive.open(names[0]) as member:
+                loaded = np.lib.format.read_array(member, allow_pickle=False)
+    else:
+        file.seek(0)
+        _check_header(file, path)
+        file.seek(0)
+        loaded = np.lib.format.read_array(file, allow_pickle=False)
     values = channels_first(loaded)
     if values is None:
         raise BrokenImage(path, f"an array of shape {loaded.shape} is no image; expected (h, w), (h, w, c) or (c, h, w)")
     return RawImage(values)
+
+
+def _check_header(stream: IO[bytes] | io.BufferedIOBase, path: Path) -> None:
+    """Raise for an array that is larger than any image, by its header: a small file may unpack to a large one."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape = read(stream)[0]
+    if math.prod(shape) > allowed() * MILLION * MOST_CHANNELS:
+        raise BrokenImage(path, f"an array of shape {shape}, more than {allowed():g} million pixels of {MOST_CHANNELS} channels")
 
 
 def channels_first(array: np.ndarray, channels: int | None = None, *, first: bool = False) -> np.ndarray | None:

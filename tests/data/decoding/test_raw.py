@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -256,3 +257,20 @@ def test_8_bit_files_are_those_of_pillow(tmp_path: Path) -> None:
         assert np.array_equal(read_raw(tmp_path / f"a.{ending}").values, first(expected))
         assert np.array_equal(np.asarray(open_image(tmp_path / f"a.{ending}", 3)), expected)
     assert whole_format(Encoded(Path("a"), io.BytesIO((tmp_path / "a.png").read_bytes()).read())) == "PNG"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_array_that_says_it_is_huge_is_refused_by_its_header(tmp_path: Path, packed: bool) -> None:
+    """Before memory is spent on it: 8 TB here, of which the file holds nothing."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": (2**20, 2**20, 8), "fortran_order": False, "descr": "|u1"})
+    path = tmp_path / ("a.npz" if packed else "a.npy")
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("image.npy", header.getvalue())
+    else:
+        path.write_bytes(header.getvalue())
+    with pytest.raises(
+        BrokenImage, match=r"an array of shape \(1048576, 1048576, 8\), more than 64 million pixels of 16 channels"
+    ):
+        read_raw(path)
