@@ -36,6 +36,7 @@ from beitkit.data.decoding.decode import (
     display_name,
     format_when_whole,
     is_plain,
+    one_line,
     opaque,
     opened_image,
     raw_mode,
@@ -138,7 +139,7 @@ def _caught(source: Path | Encoded, read: Any) -> RawImage:
     except BrokenImage:
         raise
     except Exception as error:  # readers raise nearly every type there is on damaged bytes
-        raise BrokenImage(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+        raise BrokenImage(path, one_line(error)) from error
     return _checked(raw, path)
 
 
