@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from beitkit.nn.models import Classifier, MaskedImageModel
     from beitkit.nn.segmentation.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
+    from beitkit.tokenizers.kmeans import KMeansTokenizer
     from beitkit.tokenizers.vqkd import VQKD
 
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "Embedder": "inference.predictor",
     "Embedding": "inference.networks",
     "Features": "nn.backbone",
+    "KMeansTokenizer": "tokenizers.kmeans",
     "MaskedImageModel": "nn.models",
     "Predictor": "inference.predictor",
     "Segmenter": "nn.segmentation.segmenter",
@@ -49,6 +51,7 @@ __all__ = [
     "Embedder",
     "Embedding",
     "Features",
+    "KMeansTokenizer",
     "MaskedImageModel",
     "Predictor",
     "Segmenter",

@@ -8,10 +8,11 @@ from torch import nn
 
 from beitkit.configs.data import Fit, Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, VQKDConfig
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.kmeans import KMeansTokenizer
 from beitkit.tokenizers.vqkd import VQKD
 
 OUR_NOTE = "beitkit"
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "segment": (Segmenter, SegmenterConfig),
     "dvae": (DiscreteVAE, DVAEConfig),
     "vqkd": (VQKD, VQKDConfig),
+    "kmeans": (KMeansTokenizer, KMeansConfig),
 }
 """By name in `model.json`: class and config class."""
 
@@ -42,6 +44,7 @@ TASKS: dict[str, str] = {
     "backbone": "features only",
     "dvae": "tokenizing with a discrete VAE",
     "vqkd": "tokenizing with VQ-KD",
+    "kmeans": "tokenizing with k-means of whitened patches",
 }
 """Description of each kind."""
 
