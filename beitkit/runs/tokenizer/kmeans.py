@@ -85,7 +85,7 @@ def learn(tokenizer: KMeansTokenizer, batches: Iterator[Batch], journal: Journal
     whitening.apply_(windows)
 
     def watch(found: KMeansRound) -> None:
-        journal.record("train", found.number, loss=found.distance, moved=found.moved, empty=found.empty)
+        journal.record("train", found.number, loss=found.distance, moved=found.moved, empty=float(found.empty))
         is_last = found.number == config.iterations or not found.moved
         if is_last or found.number == 1 or found.number % ROUNDS_PER_LINE == 0:
             empty = f", {found.empty} empty centers drawn again" if found.empty else ""
