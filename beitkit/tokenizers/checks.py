@@ -5,18 +5,14 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from beitkit.contracts import Tokenizer
 from beitkit.errors import UserError
 
 
-def check_images(tokenizer: Tokenizer, images: Float[Tensor, "b c h w"]) -> None:
+def check_images(images: Float[Tensor, "b c h w"], channels: int, stride: int) -> None:
     """Raise a `UserError` for images of other channels, or that are not a whole number of cells high and wide."""
-    _, channels, height, width = images.shape
-    stride = tokenizer.stride
-    if channels != tokenizer.channels:
-        raise UserError(
-            f"the images have {channels} channels, the tokenizer was made for {tokenizer.channels}; choose another `tokenizer`"
-        )
+    _, found, height, width = images.shape
+    if found != channels:
+        raise UserError(f"the images have {found} channels, the tokenizer was made for {channels}; choose another `tokenizer`")
     if height % stride or width % stride or min(height, width) < stride:
         nearest = [max(1, round(side / stride)) * stride for side in (height, width)]
         raise UserError(
@@ -25,9 +21,9 @@ def check_images(tokenizer: Tokenizer, images: Float[Tensor, "b c h w"]) -> None
         )
 
 
-def check_ids(tokenizer: Tokenizer, ids: Int[Tensor, "b gh gw"]) -> None:
+def check_ids(ids: Int[Tensor, "b gh gw"], vocabulary: int) -> None:
     """Raise a `UserError` for ids that are not those of a code."""
-    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < tokenizer.vocabulary):
+    if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
         raise UserError(
-            f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {tokenizer.vocabulary - 1}"
+            f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {vocabulary - 1}"
         )

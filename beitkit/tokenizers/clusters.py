@@ -16,8 +16,10 @@ from beitkit.tokenizers.codebook import gather_by_code
 
 MAX_SCORES = 2**22
 """Scores held at a time (16 MiB), so that choosing the best finds them in a cache."""
-START_ROUNDS = 32
-"""The first centers are drawn in this many rounds at most."""
+RARE_SHARE = 0.05
+"""A center is rare when it is nearest to fewer points than this share of the average."""
+REDRAWN_SHARE = 2 / 3
+"""Share of the rounds in which rare centers are drawn again; in the rest they settle, and only empty ones are."""
 WHITENED_AT_A_TIME = 2**13
 
 
@@ -42,8 +44,8 @@ class KMeansRound(NamedTuple):
     """Mean squared distance of a point to its center."""
     moved: float
     """Share of the points whose center is another one than in the round before."""
-    empty: int
-    """Centers without a point, which are drawn again."""
+    redrawn: int
+    """Centers that are drawn again, because they are rare or have no point at all."""
 
 
 def whitening_of(points: Float[Tensor, "n d"], eps: float) -> Whitening:
@@ -65,44 +67,26 @@ def kmeans(
     generator: torch.Generator,
     watch: Callable[[KMeansRound], None] = lambda _: None,
 ) -> tuple[Float[Tensor, "v d"], Int[Tensor, " n"]]:
-    """Lloyd's algorithm: the centers, and for every point the index of its nearest one.
+    """Lloyd's algorithm from points drawn at random: the centers, and for every point the index of its nearest one.
 
-    A center without a point is drawn again, as the first ones are (`first_centers`).
+    Centers that are nearest to hardly any points are put onto other points. Starting at random and doing so left fewer centers
+    unused and all nearer to held-out patches than k-means++, which puts many centers onto outliers (method 3.4).
     """
     norms = points.square().sum(1)
-    centers = first_centers(points, num_centers, generator)
+    centers = points[torch.randperm(len(points), generator=generator)[:num_centers].to(points.device)]
     before: Tensor | None = None
     for number in range(1, iterations + 1):
         scores, ids = best_scores(points, *center_scores(centers))
-        distances = norms - 2 * scores
         counts, sums = gather_by_code(points, ids, num_centers)
-        empty = (counts == 0).nonzero().flatten()
+        least = RARE_SHARE * len(points) / num_centers if number < REDRAWN_SHARE * iterations else 0
+        rare = (counts < max(1, least)).nonzero().flatten()
         moved = 1.0 if before is None else (ids != before).float().mean().item()
-        watch(KMeansRound(number, distances.mean().item(), moved, len(empty)))
-        if not moved:
+        watch(KMeansRound(number, (norms - 2 * scores).mean().item(), moved, len(rare)))
+        if not moved and not len(rare):
             break
         before, centers = ids, sums / counts.clamp(min=1)[:, None]
-        centers[empty] = points[_drawn(distances, len(empty), generator)]
+        centers[rare] = points[torch.randint(len(points), (len(rare),), generator=generator).to(points.device)]
     return centers, best_scores(points, *center_scores(centers))[1]
-
-
-def first_centers(points: Float[Tensor, "n d"], num_centers: int, generator: torch.Generator) -> Float[Tensor, "v d"]:
-    """Points drawn in rounds, each with a probability proportional to its squared distance to the nearest one drawn before.
-
-    With one point a round this is k-means++ (Arthur and Vassilvitskii 2007); several a round, as in k-means|| (Bahmani et al.
-    2012), cost one pass over the points for all of them.
-    """
-    norms = points.square().sum(1)
-    chosen = torch.randint(len(points), (1,), generator=generator).to(points.device)
-    distances = norms.new_full((len(points),), torch.inf)
-    latest = chosen
-    while len(chosen) < num_centers:
-        scores, _ = best_scores(points, *center_scores(points[latest]))
-        distances = torch.minimum(distances, norms - 2 * scores)
-        distances[latest] = 0
-        latest = _drawn(distances, min(-(-num_centers // START_ROUNDS), num_centers - len(chosen)), generator)
-        chosen = torch.cat([chosen, latest])
-    return points[chosen]
 
 
 def center_scores(centers: Float[Tensor, "v d"]) -> tuple[Float[Tensor, "v d"], Float[Tensor, " v"]]:
@@ -116,12 +100,3 @@ def best_scores(
     """For every point the largest score and the filter that has it, of equal ones the first; in bounded memory."""
     parts = [torch.addmm(offsets, part, filters.T).max(1) for part in points.split(max(1, MAX_SCORES // len(filters)))]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
-
-
-def _drawn(distances: Float[Tensor, " n"], count: int, generator: torch.Generator) -> Int[Tensor, " k"]:
-    """Different points, each with a probability proportional to its squared distance."""
-    if not count:
-        return torch.empty(0, dtype=torch.int64, device=distances.device)
-    # Where all points lie on centers any of them will do.
-    weights = distances.cpu().clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.multinomial(weights, count, generator=generator).to(distances.device)

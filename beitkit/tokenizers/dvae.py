@@ -69,7 +69,7 @@ class DiscreteVAE(nn.Module):
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
         """Input of the code layer, from images in [0, 1]."""
-        check_images(self, images)
+        check_images(images, self.channels, self.stride)
         first, *between, _ = layers_of(self.encoder)
         x = without_autocast(first, self.normalize(images))
         for layer in between:
@@ -91,7 +91,7 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1] from visual tokens."""
-        check_ids(self, ids)
+        check_ids(ids, self.vocabulary)
         embedded = F.embedding(ids, self.embeddings).permute(0, 3, 1, 2)  # (b, d, gh, gw)
         if self.codebook is None:
             bias = self._first_decoder_layer().bias

@@ -56,7 +56,7 @@ class KMeansTokenizer(nn.Module):
 
         Scores are computed in float32 even under autocast, because near centers would tie in bfloat16.
         """
-        check_images(self, images)
+        check_images(images, self.channels, self.stride)
         windows = contrast_normalized(self.windows(images), self.config.contrast_eps)
         with torch.autocast(images.device.type, enabled=False):
             ids = best_scores(windows.flatten(0, 1), self.filters, self.offsets)[1]
@@ -65,7 +65,7 @@ class KMeansTokenizer(nn.Module):
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1] from visual tokens: each the mean patch of its code."""
-        check_ids(self, ids)
+        check_ids(ids, self.vocabulary)
         return from_patches(
             self.mean_patches.flatten(1)[ids.flatten(1)], (ids.shape[1], ids.shape[2]), (self.stride, self.stride)
         )

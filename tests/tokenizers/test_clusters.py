@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 
 from beitkit.tokenizers import clusters
-from beitkit.tokenizers.clusters import KMeansRound, best_scores, center_scores, first_centers, kmeans, whitening_of
+from beitkit.tokenizers.clusters import KMeansRound, best_scores, center_scores, kmeans, whitening_of
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -25,16 +25,15 @@ def planted(num: int = 12, each: int = 50, dim: int = 6) -> tuple[torch.Tensor, 
 
 def test_planted_clusters_are_found() -> None:
     points, labels = planted()
-    for seed in range(5):
-        centers, ids = kmeans(points, 12, 20, drawn(seed))
-        found = centers[ids]
-        truth = torch.stack([points[labels == label].mean(0) for label in range(12)])[labels]
-        assert torch.allclose(found, truth, atol=1e-4)
+    centers, ids = kmeans(points, 60, 20, drawn())  # 60 for 12, so that a random start misses none
+    for center in ids.unique():
+        assert len(labels[ids == center].unique()) == 1
+        assert torch.allclose(centers[center], points[ids == center].mean(0), atol=1e-4)
 
 
 def test_a_round_is_lloyds(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(300, 4, generator=drawn())
-    start = first_centers(points, 7, drawn(5))
+    start = points[torch.randperm(300, generator=drawn(5))[:7]]
     monkeypatch.setattr(clusters, "MAX_SCORES", 7 * 64)  # in several parts
     centers, ids = kmeans(points, 7, 15, drawn(5))
     expected, labels = kmeans2(points.double().numpy(), start.double().numpy(), iter=15, minit="matrix")
@@ -59,24 +58,26 @@ def test_rounds_are_watched_and_the_same_seed_gives_the_same_centers() -> None:
     assert not torch.equal(first, kmeans(points, 9, 200, drawn(5))[0])
 
 
-def test_empty_centers_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    points, _ = planted(num=4)
-    far = torch.full((1, 6), 1e3)
-    monkeypatch.setattr(clusters, "first_centers", lambda points, num, generator: torch.cat([points[:1], far, far, far]))
+def test_centers_without_points_are_drawn_again() -> None:
+    points = torch.cat([torch.zeros(600, 3), torch.randn(400, 3, generator=drawn())])
     seen: list[KMeansRound] = []
-    _, ids = kmeans(points, 4, 30, drawn(), seen.append)
-    assert seen[0].empty == 3
-    assert seen[1].empty == 0
-    assert len(ids.unique()) == 4
+    _, ids = kmeans(points, 30, 30, drawn(), seen.append)
+    assert seen[0].redrawn > 10  # started on zeros, of which the first gets all points
+    assert seen[-1].redrawn == 0
+    assert len(ids.unique()) == 30
 
 
-def test_first_centers_are_far_apart_and_no_point_twice() -> None:
-    points, labels = planted(num=12)
-    chosen = first_centers(points, 12, drawn())  # 12 codes: one a round, which is k-means++
-    where = [(points == center).all(1).nonzero().item() for center in chosen]
-    assert len(labels[where].unique()) >= 11  # at random 7.8 are expected
-    everything = first_centers(points, len(points), drawn())
-    assert len(everything.unique(dim=0)) == len(points)
+def test_centers_with_hardly_any_points_are_drawn_again() -> None:
+    points = torch.cat([torch.randn(995, 3, generator=drawn()), torch.full((5, 3), 1e3) + torch.arange(5)[:, None] * 1e3])
+    seen: list[KMeansRound] = []
+    _, ids = kmeans(points, 5, 3, torch.Generator().manual_seed(outlier_seed(1000, 5)), seen.append)
+    assert seen[0].redrawn >= 1
+    assert len(ids.unique()) == 5
+
+
+def outlier_seed(count: int, num: int) -> int:
+    """A seed whose random start has one of the last five points."""
+    return next(seed for seed in range(1000) if (torch.randperm(count, generator=drawn(seed))[:num] >= count - 5).any())
 
 
 def test_points_that_are_all_alike_are_no_error() -> None:

@@ -85,11 +85,11 @@ def learn(tokenizer: KMeansTokenizer, batches: Iterator[Batch], journal: Journal
     whitening.apply_(windows)
 
     def watch(found: KMeansRound) -> None:
-        journal.record("train", found.number, loss=found.distance, moved=found.moved, empty=float(found.empty))
-        is_last = found.number == config.iterations or not found.moved
+        journal.record("train", found.number, loss=found.distance, moved=found.moved, redrawn=float(found.redrawn))
+        is_last = found.number == config.iterations or not (found.moved or found.redrawn)
         if is_last or found.number == 1 or found.number % ROUNDS_PER_LINE == 0:
-            empty = f", {found.empty} empty centers drawn again" if found.empty else ""
-            text = f"round {found.number}/{config.iterations}  distance {found.distance:.4g}  {found.moved:.1%} moved{empty}"
+            redrawn = f", {found.redrawn} rare centers drawn again" if found.redrawn else ""
+            text = f"round {found.number}/{config.iterations}  distance {found.distance:.4g}  {found.moved:.1%} moved{redrawn}"
             journal.progress(text, is_last=is_last)
 
     centers, ids = kmeans(windows, config.vocabulary, config.iterations, generator, watch)
