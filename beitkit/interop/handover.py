@@ -1,8 +1,9 @@
 """Hand a checkpoint over to another task or size: the target config, and how each tensor gets there.
 
 A pre-training checkpoint becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the
-shared position table is copied into every block, the old head is dropped, the new one is freshly initialized. Positions are
-resized for another image size. Nothing else changes, and anything unforeseen is an error.
+shared position table is copied into every block, the old head is dropped, the new one is freshly initialized. The way back, any
+network becomes one that predicts masked patches: what it lacks (mask token, final norm, head) is fresh, tables stay as they are.
+Positions are resized for another image size. Nothing else changes, and anything unforeseen is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,12 @@ from beitkit.errors import UserError
 from beitkit.interop.build import shapes_of
 from beitkit.interop.formats.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.kinds import (
-    CLASS_TENSORS,
+    CLS_BRANCH,
+    FINAL_NORM,
+    FRESH_IN_BACKBONE,
+    HEAD_REASONS,
+    HEAD_TENSORS,
+    MASK_TOKEN,
     OWN_TENSORS,
     TASKS,
     AnyNetworkConfig,
@@ -35,6 +41,8 @@ from beitkit.nn.resize import resize_absolute_positions, resize_relative_positio
 
 PATCH_FILTERS = "patch_embed.proj.weight"
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
+Predicted = int | Literal["pixels"]
+"""What a masked-image model predicts: that many visual tokens, or the pixels of a patch."""
 
 
 class Target(NamedTuple):
@@ -46,6 +54,7 @@ class Target(NamedTuple):
     image_size: int | Pair | None = None
     drop_path: float | None = None
     channels: int | None = None
+    vocabulary: Predicted | None = None
 
 
 class Handover(NamedTuple):
@@ -65,7 +74,8 @@ def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: T
     kind, before = kind_of_config(config), _kind(found)
     wanted = shapes_of(config)
     tensors = dict(official)
-    dropped = _drop(tensors, before, kind, _has_new_classes(found, config))
+    has_new_head = _has_new_classes(found, config) or _has_new_targets(found, config)
+    dropped = _drop(tensors, before, kind, _unused(found, config, has_new_head))
     if config.backbone.relative_positions == "per_block" and SHARED_TABLE in tensors:
         _expand(tensors, config.backbone.depth)
     if config.backbone.grid != found.backbone.grid:
@@ -73,9 +83,7 @@ def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: T
     if config.backbone.channels != found.backbone.channels:
         _spread_filters(tensors, found.backbone.channels, config.backbone.channels)
     ours = {_our_name(kind, name): stored for name, stored in tensors.items()}
-    fresh = tuple(
-        name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, _has_new_classes(found, config))
-    )
+    fresh = tuple(name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, has_new_head))
     records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, _reason(stored)) for name, stored in ours.items()]
     records += [TensorRecord(name, "fresh", (), wanted[name], f"for {TASKS[kind]}") for name in fresh]
     return Handover(config, ours, fresh, (*records, *dropped))
@@ -96,21 +104,19 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
         backbone = replace(backbone, drop_path=target.drop_path)
     if target.channels not in (None, backbone.channels):
         backbone = replace(backbone, channels=target.channels)
-        if isinstance(found, MaskedImageModelConfig) and found.vocabulary is None and target.task in (None, "masked"):
+        is_kept = target.task in (None, "masked") and target.vocabulary is None
+        if is_kept and isinstance(found, MaskedImageModelConfig) and found.vocabulary is None and found.features is None:
             raise UserError(
                 f"the file predicts the pixels of {found.backbone.channels} channels; channels={target.channels} needs a task"
             )
     if target.task is None and isinstance(found, BareBackbone):
         raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
-    if target.task == "masked" and not isinstance(found, MaskedImageModelConfig):
-        raise UserError(
-            f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; "
-            "load a pre-trained one"
-        )
-    if isinstance(found, MaskedImageModelConfig) and target.task in (None, "masked"):
+    if target.task == "masked" or (target.task is None and isinstance(found, MaskedImageModelConfig)):
         if target.num_classes is not None or target.classes is not None:
             raise UserError("a masked-image model has no classes; say task='classify' or 'segment' to get a fresh head")
-        return replace(found, backbone=backbone)
+        return _masked(found, backbone, target.vocabulary)
+    if target.vocabulary is not None:
+        raise UserError("vocabulary= is what a masked-image model predicts; say task='masked' with it")
     classes = target_classes(target)
     if isinstance(found, ClassifierConfig | SegmenterConfig) and target.task in (None, before):
         if classes is None or (target.classes is None and len(classes) == len(found.classes)):
@@ -122,6 +128,31 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
     if classes is None:
         raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
     return _other_task(target.task, found, _fine_tuning_form(backbone), classes)
+
+
+def _masked(
+    found: AnyNetworkConfig | BareBackbone, backbone: BackboneConfig, vocabulary: Predicted | None
+) -> MaskedImageModelConfig:
+    """The network that predicts masked patches, in the positions that the file has."""
+    if isinstance(found, MaskedImageModelConfig):
+        config = replace(found, backbone=backbone)
+        if vocabulary is None or vocabulary == predicted_by(found):
+            return config
+    elif vocabulary is None:
+        raise UserError(
+            f"task='masked' needs vocabulary=, the number of visual tokens, because the file is for {TASKS[_kind(found)]}"
+        )
+    else:
+        backbone = replace(backbone, mask_token=True, final_norm=True, pretrain_init=True)
+        config = MaskedImageModelConfig(backbone=backbone, vocabulary=None, preprocessing=found.preprocessing)
+    if vocabulary == "pixels":  # which the class-token branch does not predict
+        return replace(config, vocabulary=None, features=None, cls_branch=None, tokenizer="")
+    return replace(config, vocabulary=vocabulary, features=None, tokenizer="")
+
+
+def predicted_by(config: MaskedImageModelConfig) -> Predicted | None:
+    """What a masked-image model predicts; None for one that regresses features."""
+    return None if config.features is not None else config.vocabulary or "pixels"
 
 
 def target_classes(target: Target) -> tuple[str, ...] | None:
@@ -165,21 +196,36 @@ def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkC
     return found.classes != config.classes and not are_only_named
 
 
-def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
-    """Drop tensors that the target network does not have, with reasons."""
+def _has_new_targets(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
+    """Whether both predict masked patches, but not the same of them."""
+    if not isinstance(found, MaskedImageModelConfig) or not isinstance(config, MaskedImageModelConfig):
+        return False
+    return (predicted_by(found), found.outputs) != (predicted_by(config), config.outputs)
+
+
+def _unused(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig, has_new_head: bool) -> tuple[str, ...]:
+    """Prefixes of the official names of the file's tensors that the target network does not take."""
+    before, kind = _kind(found), kind_of_config(config)
     if before != kind:
-        unused, reason = OWN_TENSORS[before], f"for {TASKS[before]}"
-    else:
-        unused, reason = CLASS_TENSORS[kind] if new_classes else (), "for other classes"
+        shared = (MASK_TOKEN, FINAL_NORM) if kind == "masked" else ()
+        return tuple(prefix for prefix in OWN_TENSORS[before] if prefix not in shared)
+    lost_branch = isinstance(found, MaskedImageModelConfig) and found.cls_branch is not None
+    lost_branch = lost_branch and isinstance(config, MaskedImageModelConfig) and config.cls_branch is None
+    return (HEAD_TENSORS[kind] if has_new_head else ()) + ((CLS_BRANCH,) if lost_branch else ())
+
+
+def _drop(tensors: State, before: str, kind: str, unused: tuple[str, ...]) -> tuple[TensorRecord, ...]:
+    """Drop tensors that the target network does not have, with reasons."""
+    reason = f"for {TASKS[before]}" if before != kind else HEAD_REASONS[kind]
     names = [name for name in tensors if unused and name.startswith(unused)]
     taken = [(name, tensors.pop(name)) for name in names]
     return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored in taken)
 
 
-def _may_be_fresh(our_name: str, before: str, kind: str, new_classes: bool) -> bool:
+def _may_be_fresh(our_name: str, before: str, kind: str, new_head: bool) -> bool:
     if our_name.startswith("backbone."):
-        return False
-    return before != kind or (new_classes and our_name.startswith(CLASS_TENSORS[kind]))
+        return before != kind and kind == "masked" and our_name in FRESH_IN_BACKBONE
+    return before != kind or (new_head and our_name.removeprefix("cls_branch.").startswith(HEAD_TENSORS[kind]))
 
 
 def _expand(tensors: State, depth: int) -> None:
