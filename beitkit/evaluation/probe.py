@@ -28,6 +28,8 @@ TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out images."""
+STEADY_PENALTY = 1e-2
+"""The one that repeated probes take (`HeldOutProbe`)."""
 HELD_OUT = 5
 """Every fifth image of each class is held out to select the block and the penalty."""
 
@@ -123,6 +125,41 @@ class ProbeAccuracy:
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         yield "best", accuracies[best]
         yield "block", float(self.blocks[best])
+
+
+@dataclass
+class HeldOutProbe:
+    """How well classes can be read off the frozen blocks, on every fifth of some labeled images; a `contracts.Evaluator`.
+
+    Cheap enough to be repeated while the network is trained: one pass over the images, and one penalty. The block is chosen on
+    the images that are reported, so a score by itself is a little too good; scores of the same images can be compared.
+    """
+
+    backbone: Backbone
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh pass over the labeled images."""
+    classes: int
+    precision: Autocast
+    name: str = "labels"
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield linear (a share) and its block, counted from 1, and the same for nearest neighbors."""
+        images = block_features(self.backbone, self.batches(), self.precision, range(self.backbone.depth))
+        kept, out = held_out_split(images.labels)
+        for name, answer in (("linear", self._linear), ("neighbors", self._neighbors)):
+            scores = [
+                _share(answer((block[kept], images.labels[kept]), block[out]), images.labels[out]) for block in images.features
+            ]
+            best = max(range(len(scores)), key=scores.__getitem__)
+            yield name, scores[best]
+            yield f"{name}_block", float(best + 1)
+
+    @torch.enable_grad()
+    def _linear(self, fit: tuple[Tensor, Tensor], ask: Tensor) -> Tensor:
+        return logistic(*fit, ask, self.classes, STEADY_PENALTY)
+
+    def _neighbors(self, fit: tuple[Tensor, Tensor], ask: Tensor) -> Tensor:
+        return _vote(fit, ask, self.classes, NEIGHBORS)
 
 
 @torch.no_grad()
