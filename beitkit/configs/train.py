@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Annotated, Literal, TypeVar
 
@@ -28,13 +29,13 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: PositiveFloat | None = None
-    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
+    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 with `init`), and chooses for fine-tuning."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
     """Images per forward pass; None, in fine-tuning, is chosen."""
     lr: PositiveFloat | None = 1.5e-3
-    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in fine-tuning, is chosen."""
+    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in pre-training and fine-tuning, is chosen."""
     seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -57,7 +58,7 @@ class OptimConfig:
     min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end, before scaling."""
     warmup_epochs: NonNegativeFloat | None = 10.0
-    """Linear warm-up from 0, in epochs; None, in fine-tuning, is chosen."""
+    """Linear warm-up from 0, in epochs; None, in pre-training and fine-tuning, is chosen."""
     warmup_limit: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
     warmup_steps: NonNegativeInt | None = None
@@ -69,7 +70,8 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     """AdamW's guard against division by zero."""
     layer_decay: PositiveShare | None = None
-    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning, and 1 elsewhere."""
+    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning and with
+    `init`, and 1 elsewhere."""
     clip: PositiveFloat | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
@@ -91,7 +93,7 @@ class LoopConfig:
     log_every: NonNegativeInt = 20
     """Steps between log lines."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between evaluations; 0 evaluates at the end only, with `init` ten times."""
     save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3
@@ -148,9 +150,9 @@ def resolved(value: Value | None) -> Value:
     return value
 
 
-def check_given(train: TrainConfig, optim: OptimConfig) -> None:
-    """Raise a `UserError` for what only fine-tuning chooses."""
+def check_given(train: TrainConfig, optim: OptimConfig, chosen: Collection[str] = ()) -> None:
+    """Raise a `UserError` for what is left open, but for what the verb chooses."""
     undecided = {"batch_size": train.batch_size, "lr": train.lr, "optim.warmup_epochs": optim.warmup_epochs}
     for name, value in undecided.items():
-        if value is None:
+        if value is None and name not in chosen:
             raise UserError(f"`{name}=None` has no meaning here, only beitkit.finetune chooses; give a number")
