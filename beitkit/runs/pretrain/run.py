@@ -21,11 +21,11 @@ from beitkit.runs.pretrain.setup import Setup
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.start import Start
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import Schedule
 
 DEFAULT_EPOCHS = 300
@@ -42,9 +42,8 @@ def run(config: PretrainRun) -> Path:
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited
     encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
-    torch.manual_seed(config.train.seed)
-    objective = setup.objective()
-    model = objective.model
+    start = Start.of(setup.initialize, None, config.optim, seed=config.train.seed)
+    model, objective = start.model, setup.objective(start.model)
     for line in setup.notes:
         session.say(line)
     session.say(_announcement(setup, model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
@@ -72,9 +71,9 @@ def run(config: PretrainRun) -> Path:
     else:
         metric = "accuracy"
         evaluator = MaskedAccuracy(predict, fixed_batches, setup.recover_all)
-    groups, best = layered_groups(model, model, config.optim), session.best(f"{evaluator.name}/{metric}", model)
+    best = session.best(f"{evaluator.name}/{metric}", model)
     try:
-        fit(objective, batches, groups, session.training, [evaluator], best)
+        fit(objective, batches, start.groups, session.training, [evaluator], best)
     finally:
         if cached is not None:
             cached.cache.flush()

@@ -13,7 +13,7 @@ from beitkit.configs.choices import Choices, Facts, narrowness
 from beitkit.configs.train import resolved
 from beitkit.runs.segment.config import SegmentRun
 
-Start = Literal["scratch", "pre-trained", "fine-tuned"]
+Origin = Literal["scratch", "pre-trained", "fine-tuned"]
 PASSES = 80
 """Passes over the images that a run gets, within the limits in steps."""
 STEPS = {"cpu": (300, 3_000), "mps": (1_000, 20_000), "cuda": (1_000, 160_000)}
@@ -34,7 +34,7 @@ WARMUP = 1_500
 class SegmentFacts(Facts):
     """What the choices depend on."""
 
-    start: Start
+    start: Origin
     """Fresh weights, a masked-image model, or a network that was fine-tuned before."""
 
 
