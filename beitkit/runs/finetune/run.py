@@ -68,7 +68,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     folder, schedule = session.folder, session.training.schedule
     if runtime.is_main:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
-    start = Start.of(partial(_initialized, config, model), None, config.optim, seed=config.train.seed)
+    start = Start.of(partial(_initialized, config, model), config)
     model = start.model
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
@@ -82,7 +82,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     session.say(
         f"fine-tuning {origin}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
         f"{schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
-        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
+        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}{start.describe()}"
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)

@@ -42,11 +42,12 @@ def run(config: PretrainRun) -> Path:
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited
     encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
-    start = Start.of(setup.initialize, None, config.optim, seed=config.train.seed)
+    start = Start.of(setup.initialize, config)
     model, objective = start.model, setup.objective(start.model)
+    accelerated = accelerate(objective, config.speed, runtime, schedule)
     for line in setup.notes:
         session.say(line)
-    session.say(_announcement(setup, model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
+    session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
     if encoder is not None and (how := encoder.describe()):
         session.say(how)
     if cached is not None:

@@ -52,16 +52,16 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> tuple[SegmentRun, tup
         run.train,
         batch_size=batch_size,
         steps=steps,
-        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze)),
+        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze is True)),
     )
     optim = replace(
         run.optim,
-        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze)),
+        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze is True)),
     )
     if optim.warmup_epochs is None and optim.warmup_steps is None:
         warmup = min(WARMUP, length // 10), f"{WARMUP:,}, at most a tenth of the run"
         optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
-    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze))
+    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze is True))
     config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
     return config, tuple(choices.lines)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.nn.lora import merged_state
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
@@ -71,17 +73,12 @@ def run(config: SegmentRun) -> SegmentResult:
     )
     config, reasons = choose_scenes(config, facts)
     compared = None if config.compare is None else result_of(config.compare, val.digest)
-    start = Start.of(
-        lambda: _initialized(config, backbone, train, pixels),
-        _freeze_backbone if config.freeze else None,
-        config.optim,
-        seed=config.train.seed,
-    )
+    start = Start.of(partial(_initialized, config, backbone, train, pixels), config)
     model = start.model
     inputs = {
         "pictures": train.digest,
         "validation pictures": val.digest,
-        "model": digest_of(model.config.backbone, model.backbone.state_dict()),
+        "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
     session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
     if session is None:
@@ -96,7 +93,7 @@ def run(config: SegmentRun) -> SegmentResult:
     objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
-    session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}")
+    session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}{start.describe()}")
     dataset = ImageDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
@@ -230,7 +227,3 @@ def _initialized(config: SegmentRun, backbone: BackboneConfig, train: Scenes, pi
     model = Segmenter(wanted)
     model.backbone.load_state_dict(found.backbone.state_dict())
     return model
-
-
-def _freeze_backbone(model: Segmenter) -> None:
-    model.backbone.requires_grad_(False)
