@@ -32,13 +32,15 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: PositiveFloat | None = None
-    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 with `init`), and chooses for fine-tuning."""
+    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 with `init`), and chooses for
+    fine-tuning."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
     """Images per forward pass; None, in fine-tuning, is chosen."""
     lr: PositiveFloat | None = 1.5e-3
-    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in pre-training and fine-tuning, is chosen."""
+    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in pre-training and fine-tuning, is
+    chosen."""
     seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 

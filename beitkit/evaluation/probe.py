@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.contracts import Autocast, Batch
@@ -200,6 +202,11 @@ def held_out_split(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " kept"], Int
     if not is_out.any():
         raise UserError("every class has only one training image; two are needed, so that one can choose the block")
     return (~is_out).nonzero().squeeze(1), is_out.nonzero().squeeze(1)
+
+
+def held_out_count(labels: NDArray[np.integer]) -> int:
+    """How many of these images `held_out_split` holds out."""
+    return len(held_out_split(torch.from_numpy(labels))[1])
 
 
 def logistic(

@@ -18,8 +18,8 @@ class Group(TypedDict):
     lr_scale: float
     weight_decay: float
     from_step: NotRequired[int]
-    """Steps before its first: until then nothing of it changes, by gradients or by weight decay; then it has a warm-up of its own,
-    as long as the run's. Without it the group learns from the start."""
+    """Steps before its first: until then nothing of it changes, by gradients or by weight decay; then it has a warm-up of its
+    own, as long as the run's. Without it the group learns from the start."""
 
 
 @runtime_checkable

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, by
 from beitkit.configs.parts import NetworkConfig
-from beitkit.contracts import Batch
 from beitkit.errors import UserError
-from beitkit.evaluation.masked import MaskedAccuracy, Predict, token_usage
 from beitkit.interop.handover import Predicted, Target, predicted_by, target_config
 from beitkit.interop.kinds import TASKS, BareBackbone, kind_of_config
 from beitkit.interop.load import load
@@ -106,7 +104,9 @@ class Origin:
         backbone, path, network, plain = self.backbone, config.init, config.network, NetworkConfig()
         problem = ""
         if config.patch not in (None, backbone.patch[0]):
-            problem = f"`patch` {config.patch} is not the {by(backbone.patch)} of {path}: positions can be resized, patches cannot"
+            problem = (
+                f"`patch` {config.patch} is not the {by(backbone.patch)} of {path}: positions can be resized, patches cannot"
+            )
         elif config.size is not None and not is_of_size(backbone, config.size):
             problem = f"`size` {config.size} is not the network of {path} (width {backbone.width}, {backbone.depth} blocks)"
         elif network.positions not in (plain.positions, backbone.relative_positions):
@@ -180,14 +180,6 @@ def begin(
     return beginning
 
 
-def measure_head(
-    predict: Predict, batches: Callable[[], Iterator[Batch]], vocabulary: int, recover_all: bool
-) -> tuple[float, float]:
-    """The masked loss of a network, and the entropy of its targets' frequencies on the same images, in nats."""
-    loss = dict(MaskedAccuracy(predict, batches, recover_all).run())["loss"]
-    return loss, math.log(token_usage(batches(), vocabulary, recover_all).perplexity)
-
-
 def _decide(
     origin: Origin, model: MaskedImageModel, config: PretrainRun, steps: int, measured: Callable[[], tuple[float, float]]
 ) -> Beginning:
@@ -229,8 +221,8 @@ def _judged(loss: float, entropy: float, vocabulary: int) -> tuple[bool, str]:
     against = f"{entropy:.2f} by the tokens' frequencies and {uniform:.2f} by guessing"
     verdict = "as of its own tokenizer" if is_kept else "so it is of another tokenizer, or of no use on these images"
     return is_kept, (
-        f"the file does not name its tokenizer, and its masked loss is {loss:.2f}, against {against} (to be kept, {HEAD_MARGIN:g} "
-        f"below both), {verdict}"
+        f"the file does not name its tokenizer, and its masked loss is {loss:.2f}, against {against} (to be kept, "
+        f"{HEAD_MARGIN:g} below both), {verdict}"
     )
 
 
@@ -242,5 +234,3 @@ def _targets(config: MaskedImageModelConfig) -> str:
 
 def _statistics(preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return preprocessing.mean, preprocessing.std
-
-

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -22,6 +23,7 @@ from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import Masker, masker, with_positions
 from beitkit.errors import UserError
+from beitkit.evaluation.masked import MaskedAccuracy, token_usage
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
@@ -137,6 +139,22 @@ class Setup:
         return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
 
 
+def measured_head(
+    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[[], Iterator[Batch]]
+) -> Callable[[], tuple[float, float]]:
+    """A function that gives the masked loss on the fixed images, and the entropy of their tokens' frequencies, in nats."""
+
+    def measure() -> tuple[float, float]:
+        assert setup.model.vocabulary is not None
+        model.to(runtime.device)
+        evaluator = MaskedAccuracy(runtime.precision()(model.predict), batches, setup.recover_all)
+        loss = dict(evaluator.run())["loss"]
+        model.cpu()  # where all processes have it before the first step
+        return loss, math.log(token_usage(batches(), setup.model.vocabulary, setup.recover_all).perplexity)
+
+    return measure
+
+
 def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int) -> str:
     """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
     given: list[tuple[str, object]] = [
@@ -157,7 +175,7 @@ def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int)
 
 
 def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Origin | None = None) -> MaskedImageModelConfig:
-    """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one, all else is that of `init`.
+    """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one, all else that of `init`.
 
     Raises:
         UserError: for an image size that is not a whole number of patches, or other channels than the tokenizer's.
@@ -175,7 +193,7 @@ def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Or
 
 
 def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fingerprint: str = "") -> MaskedImageModelConfig:
-    """The network that `config`, with nothing left open, asks for without `init`; `vocabulary` is None where pixels are predicted.
+    """The network that a config with nothing left open asks for, without `init`; `vocabulary` None is for pixels.
 
     Raises:
         UserError: for an image size that is not a whole number of patches.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -32,6 +32,7 @@ ABOVE = r"norm\."
 """A backbone's last norm, above its blocks: it counts with the head, which always learns."""
 
 
+@runtime_checkable
 class Beginning(Protocol):
     """What a verb's configuration says of the init stage."""
 
