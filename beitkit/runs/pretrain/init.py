@@ -140,6 +140,11 @@ class Beginning(NamedTuple):
     fresh: tuple[str, ...]
     """The tensors that are fresh, by name."""
 
+    @property
+    def has_fresh_head(self) -> bool:
+        """Whether the head was drawn anew."""
+        return any(name.startswith(HEADS) for name in self.fresh)
+
     @classmethod
     def recorded(cls, folder: RunFolder) -> Beginning | None:
         """That of a run that has begun; None before."""
@@ -175,7 +180,7 @@ def begin(
     folder.processes.barrier()
     beginning = beginning or Beginning.recorded(folder)
     assert beginning is not None
-    if any(name.startswith(HEADS) for name in beginning.fresh):
+    if beginning.has_fresh_head:
         model.reset_head()
     return beginning
 

@@ -15,6 +15,7 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.report.journal import read_journal, series
 from beitkit.report.normal import Line
 from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.pretrain.init import Beginning
 from beitkit.train.machine.runtime import Runtime
 
 LABELED_IMAGES = 2_000
@@ -63,11 +64,12 @@ class Outcome(NamedTuple):
     step: int
     """After which step it was best."""
     head_steps: int
+    has_fresh_head: bool
     held_out: int
     """Labeled images that the probe is judged on; 0 where the masked loss is."""
 
     @classmethod
-    def of(cls, journal: Path, head_steps: int, labeled: ImageList | None) -> Outcome:
+    def of(cls, journal: Path, beginning: Beginning, labeled: ImageList | None) -> Outcome:
         """Of a run whose training is done."""
         metric = MASKED if labeled is None else PROBED
         points = series(read_journal(journal), metric, "evaluate")
@@ -76,7 +78,8 @@ class Outcome(NamedTuple):
         finite = [step for step in values if math.isfinite(values[step])]
         step = max(finite, key=lambda step: (sign * values[step], -step), default=0)
         held_out = 0 if labeled is None or labeled.labels is None else held_out_count(labeled.labels)
-        return cls(metric, values.get(head_steps, math.nan), values.get(step, math.nan), step, head_steps, held_out)
+        start, best = (values.get(when, math.nan) for when in (beginning.head_steps, step))
+        return cls(metric, start, best, step, beginning.head_steps, beginning.has_fresh_head, held_out)
 
     @property
     def is_better(self) -> bool:
@@ -115,7 +118,9 @@ class Outcome(NamedTuple):
             chance = f"{sure} than the {100 * self.margin:.1f} that chance explains on {self.held_out} images"
             return f"{found}: {100 * self.gain:+.1f} points, {chance}. The finished model is the one of that step"
         doubt = (
-            "; the head was fresh, and a part of this is the head's alone: `labels` judge the blocks" if self.head_steps else ""
+            "; the head was fresh, and a part of this is the head's alone: `labels` judge the blocks"
+            if self.has_fresh_head
+            else ""
         )
         return f"{found}: {self.gain:.3g} less{doubt}. The finished model is the one of that step"
 

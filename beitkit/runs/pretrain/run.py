@@ -109,7 +109,7 @@ def run(config: PretrainRun) -> Path:
             session.say(saved)
         outcome = None
         if beginning is not None:
-            outcome = Outcome.of(folder.journal, beginning.head_steps, labeled)
+            outcome = Outcome.of(folder.journal, beginning, labeled)
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
             model = _kept(folder.best, model)
         write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)
