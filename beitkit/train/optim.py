@@ -68,10 +68,13 @@ def delayed(groups: list[Group], model: nn.Module, at_once: Collection[str], ste
     learning = {id(parameter) for name, parameter in model.named_parameters() if name in at_once}
     parts: list[Group] = []
     for group in groups:
+        scale, decay = group["lr_scale"], group["weight_decay"]
         first = [parameter for parameter in group["params"] if id(parameter) in learning]
         later = [parameter for parameter in group["params"] if id(parameter) not in learning]
-        parts += [{**group, "params": first}] if first else []
-        parts += [{**group, "params": later, "from_step": steps}] if later else []
+        if first:
+            parts.append(Group(params=first, lr_scale=scale, weight_decay=decay))
+        if later:
+            parts.append(Group(params=later, lr_scale=scale, weight_decay=decay, from_step=steps))
     return parts
 
 

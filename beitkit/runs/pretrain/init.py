@@ -192,7 +192,7 @@ def _decide(
     fresh = [record.name for record in model.load_report.records if record.fate == "fresh"]
     is_kept, why = _known(origin, model.config) or _judged(*measured(), model.config.outputs)
     heads = [name for name in model.state_dict() if name.startswith(HEADS)]
-    names = tuple(dict.fromkeys([*fresh, *([] if is_kept else heads)]))
+    names = (*fresh, *(name for name in heads if not is_kept and name not in fresh))
     if is_kept:
         return Beginning(f"head kept: {why}", 0, names)
     length, reason = head_steps(config, steps)

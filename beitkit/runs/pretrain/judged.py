@@ -35,9 +35,9 @@ def labeled_images(config: PretrainRun) -> ImageList | None:
     train, _ = train_and_val(config.labels, None, config.train.seed)
     if train.labels is None:
         raise UserError(f"{config.labels} has several labels an image; `labels` takes images with one")
-    if len(train) > LABELED_IMAGES >= len(train.classes):
-        train = few_per_class(train, LABELED_IMAGES, config.train.seed)
     held_out_count(train.labels)
+    if len(train) > LABELED_IMAGES >= len(train.classes):
+        return few_per_class(train, LABELED_IMAGES, config.train.seed)
     return train
 
 
