@@ -13,6 +13,8 @@ from beitkit.errors import UserError
 Pair = tuple[int, int]
 ImageSize = Annotated[int | Pair, Bounds(ge=1)]
 """Of images in pixels: the side of squares, or (height, width)."""
+ImageSizeOrNone = Annotated[int | Pair | None, Bounds(ge=1)]
+"""The same where it may be left out; `ImageSize | None` would do, but tyro warns of a default that is a number."""
 
 
 class Size(NamedTuple):

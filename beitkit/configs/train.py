@@ -32,8 +32,8 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: PositiveFloat | None = None
-    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 with `init`), and chooses for
-    fine-tuning."""
+    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 where that goes on from a network),
+    and chooses for fine-tuning."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
@@ -75,8 +75,8 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     """AdamW's guard against division by zero."""
     layer_decay: PositiveShare | None = None
-    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning and with
-    `init`, and 1 elsewhere."""
+    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning and
+    where pre-training goes on from a network, and 1 elsewhere."""
     clip: PositiveFloat | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
@@ -98,7 +98,7 @@ class LoopConfig:
     log_every: NonNegativeInt = 20
     """Steps between log lines."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates at the end only, with `init` ten times."""
+    """Steps between evaluations; 0 evaluates at the end only, or ten times where pre-training goes on from a network."""
     save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
-from beitkit.configs.model import ImageSize, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import (
     Freeze,
@@ -50,7 +50,7 @@ class FinetuneRun:
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
     pooling: Literal["mean", "cls"] | None = None
     """From scratch without `model`: the head sees the mean of the patches (None takes it) or the class token."""
-    image_size: ImageSize | None = None
+    image_size: ImageSizeOrNone = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     channels: Channels | None = later(None)
     """Channels of the images; None takes those of images that are neither gray nor RGB, else the checkpoint's, or 3."""

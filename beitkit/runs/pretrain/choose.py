@@ -9,6 +9,7 @@ in the lower blocks, the run shorter, and it is evaluated often, because the bes
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from beitkit.configs.choices import Choices
 from beitkit.configs.model import SIZES, BackboneConfig, ImageSize, SizeName
@@ -23,7 +24,7 @@ PLAIN_IMAGE_SIZE = 224
 PLAIN_LR, PLAIN_WARMUP = 1.5e-3, 10.0
 
 CONTINUED_EPOCHS = DEFAULT_EPOCHS / 10
-CONTINUED_LR = PLAIN_LR / 3
+LR_SHARE = 1 / 3
 WARMUP_SHARE = 0.1
 """Of the run: AdamW begins without moments, which the file does not hold."""
 EVALUATIONS = 10
@@ -33,6 +34,17 @@ HEAD_SHARE, HEAD_LIMIT = 0.1, 1_000
 """A fresh head learns alone for this share of the run, at most this many steps."""
 
 
+class OwnRate(NamedTuple):
+    """How fast the run that made a network learned."""
+
+    peak: float
+    """Its highest learning rate, scaled to its batch."""
+    batch: int
+    """Images per optimizer step."""
+    was_continued: bool
+    """Whether it went on from another network itself, at a rate that spared it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContinuedFacts:
     """What the choices for a run with `init` depend on."""
@@ -40,6 +52,8 @@ class ContinuedFacts:
     images: int
     backbone: BackboneConfig
     """Of the file, before it is resized."""
+    own: OwnRate | None = None
+    """Of the run that made it; None where that is not known."""
 
     @property
     def size(self) -> SizeName | None:
@@ -63,7 +77,7 @@ def choose(run: PretrainRun, found: ContinuedFacts | None) -> tuple[PretrainRun,
     if run.train.steps is None:
         epochs = choices.pick(epochs, "--epochs", (CONTINUED_EPOCHS, f"a tenth of a fresh run's {DEFAULT_EPOCHS}"))
     steps = run.train.steps if run.train.steps is not None else max(1, round(resolved(epochs) * per_epoch))
-    lr = choices.pick(run.train.lr, "--lr", (CONTINUED_LR, f"a third of a fresh run's {PLAIN_LR:g}, which would undo the start"))
+    lr = choices.pick(run.train.lr, "--lr", _lr(run, found.own))
     warmup = run.optim.warmup_epochs
     if run.optim.warmup_steps is None:
         reason = "a tenth of the run, because AdamW begins without moments"
@@ -112,6 +126,16 @@ def _plain(run: PretrainRun) -> PretrainRun:
 def _side(backbone: BackboneConfig) -> ImageSize:
     height, width = backbone.image_size
     return height if height == width else (height, width)
+
+
+def _lr(run: PretrainRun, own: OwnRate | None) -> tuple[float, str]:
+    """A third of the rate that made the network, stated for the batch of `optim.lr_batch`."""
+    if own is None:
+        return PLAIN_LR * LR_SHARE, f"a third of a fresh run's {PLAIN_LR:g}, which would undo the start"
+    stated = own.peak / run.optim.scale(own.batch)
+    if own.was_continued:
+        return stated, f"as its own run, which was continued itself ({own.peak:.3g} at {own.batch})"
+    return stated * LR_SHARE, f"a third of its own run's, which would undo it ({own.peak:.3g} at {own.batch})"
 
 
 def _layer_decay(depth: int) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import NonNegativeInt, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ImageColumnConfig, MaskConfig, ReadConfig, ValueLimits, ViewConfig
-from beitkit.configs.model import ImageSize, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
 from beitkit.configs.train import (
     Freeze,
@@ -51,7 +51,7 @@ class PretrainRun:
     run, at most 1,000."""
     size: SizeName | None = None
     """Size of the network; None takes base, or the one of `init`."""
-    image_size: ImageSize | None = None
+    image_size: ImageSizeOrNone = None
     """Of the images in pixels: the side of squares, or height and width; None takes 224, or that of `init`, whose positions are
     resized for another."""
     patch: PositiveInt | None = None

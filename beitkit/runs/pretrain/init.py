@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, by
 from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
 from beitkit.interop.handover import Predicted, Target, predicted_by, target_config
 from beitkit.interop.kinds import TASKS, BareBackbone, kind_of_config
@@ -18,7 +20,7 @@ from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.understood import Checkpoint
 from beitkit.nn.models import MaskedImageModel
-from beitkit.runs.pretrain.choose import ContinuedFacts, head_steps, is_of_size
+from beitkit.runs.pretrain.choose import ContinuedFacts, OwnRate, head_steps, is_of_size
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.tokenizers.frozen import TokenizerNetwork
@@ -63,7 +65,7 @@ class Origin:
 
     def facts(self, images: int) -> ContinuedFacts:
         """What choices depend on."""
-        return ContinuedFacts(images=images, backbone=self.backbone)
+        return ContinuedFacts(images=images, backbone=self.backbone, own=_own_rate(self.checkpoint.path))
 
     def digest(self) -> str:
         """Digest of what the file holds of a network."""
@@ -128,6 +130,19 @@ class Origin:
         found = self.checkpoint.config
         branch = found.cls_branch if isinstance(found, MaskedImageModelConfig) else None
         return None if branch is None else branch.early_layer
+
+
+def _own_rate(path: Path) -> OwnRate | None:
+    """How fast the pre-training run in a folder learned; None where there is none."""
+    try:
+        there = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        train, optim = there["train"], there["optim"]
+        batch = train["batch_size"] * (there["loop"]["accumulate"] or 1)
+        names = ("lr_batch", "lr_scaling")
+        scale = OptimConfig(**{name: optim[name] for name in names}).scale(batch)
+        return OwnRate(train["lr"] * scale, batch, "init" in there) if there["verb"] == "pretrain" else None
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return None
 
 
 class Beginning(NamedTuple):

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ColumnsConfig, ReadConfig, SceneViewConfig, ValueLimits
-from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
 from beitkit.configs.train import (
@@ -49,7 +49,7 @@ class SegmentRun:
     """Size of the network, from scratch without `model`."""
     patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
-    image_size: ImageSize | None = None
+    image_size: ImageSizeOrNone = None
     """Of the crops that the network sees, in pixels: the side of squares, or height and width; positions are resized to it."""
     head: SegmentationHead = "uper"
     """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""

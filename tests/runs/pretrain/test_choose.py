@@ -9,7 +9,7 @@ import pytest
 
 from beitkit.configs.model import BackboneConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
-from beitkit.runs.pretrain.choose import ContinuedFacts, choose, head_steps
+from beitkit.runs.pretrain.choose import ContinuedFacts, OwnRate, choose, head_steps
 from beitkit.runs.pretrain.config import PretrainRun
 
 BASE = ContinuedFacts(images=6_400, backbone=BackboneConfig.named("base/16", image_size=(224, 320)))
@@ -40,6 +40,17 @@ def test_a_start_is_spared_and_every_choice_has_its_reason() -> None:
         "--optim.layer-decay",
     ]
     assert all(line.partition(": ")[2] for line in lines)
+
+
+def test_the_rate_is_a_third_of_that_of_the_run_that_made_it() -> None:
+    own = OwnRate(peak=4e-3, batch=32, was_continued=False)
+    config, lines = choose(CONTINUED, replace(BASE, own=own))
+    lr = config.train.lr
+    assert lr is not None
+    assert lr * config.optim.scale(32) == pytest.approx(4e-3 / 3)
+    assert any("a third of its own run's, which would undo it (0.004 at 32)" in line for line in lines)
+    again, _ = choose(CONTINUED, replace(BASE, own=own._replace(was_continued=True)))
+    assert again.train.lr == pytest.approx(3 * lr)
 
 
 def test_what_is_given_stays() -> None:
