@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -32,6 +32,7 @@ ABOVE = r"norm\."
 """A backbone's last norm, above its blocks: it counts with the head, which always learns."""
 
 
+@runtime_checkable
 class Beginning(Protocol):
     """What a verb's configuration says of the init stage."""
 
@@ -92,7 +93,7 @@ class Start(Generic[Model]):
         parameters = list(self.model.parameters())
         learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in parameters)
-        return "" if learning == total else f"; {learning / 1e6:.3g} of {total / 1e6:.3g} M parameters learn"
+        return "" if learning == total else f"; {learning:,} of {total:,} parameters learn"
 
 
 def keep(backbone: Backbone, freeze: Freeze) -> None:
@@ -129,7 +130,7 @@ def adapt(backbone: Backbone, light: LightConfig) -> None:
         return
     _freeze(backbone, rf"(?!{ABOVE})")
     for block in backbone.each_block()[-(light.last or backbone.depth) :]:
-        add_adapters(block, light.lora_rank, light.lora_alpha or light.lora_rank)
+        add_adapters(block, light.lora_rank, float(light.lora_alpha or light.lora_rank))
 
 
 def _freeze(backbone: Backbone, pattern: str) -> None:
