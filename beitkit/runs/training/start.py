@@ -98,9 +98,10 @@ class Start(Generic[Model]):
 
 def keep(backbone: Backbone, freeze: Freeze) -> None:
     """Freeze the parts that are named, or all (True) but the last norm."""
-    parts = (NAMES[part] for part in freeze) if isinstance(freeze, tuple) else (rf"(?!{ABOVE})",)
-    if freeze is not False:
-        _freeze(backbone, "|".join(parts))
+    if isinstance(freeze, tuple):
+        _freeze(backbone, "|".join(NAMES[part] for part in freeze))
+    elif freeze:
+        _freeze(backbone, rf"(?!{ABOVE})")
 
 
 def keep_below(backbone: Backbone, light: LightConfig) -> None:
