@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from beitkit.configs.bounds import (
     Bounds,
@@ -140,6 +143,66 @@ class SpeedConfig:
     sharding: Sharding = "auto"
     """Where there are several processes: full shares weights, gradients and moments out over them (FSDP2), none gives each all
     of them (DDP); auto takes full for networks of 300 million parameters or more."""
+
+
+Part = Literal["patch_embed", "positions", "tokens", "blocks", "attn", "mlp", "norms"]
+"""Of a backbone: the patch projection; absolute positions and position biases; class and mask token; the blocks, or of each its
+attention, its MLP or its LayerNorms (the names are timm's)."""
+Freeze = Annotated[
+    bool | tuple[Part, ...],
+    Bounds(is_distinct=True),
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[" + "|".join(get_args(Part)) + " ...]",
+        instance_from_str=lambda names: tuple(names) or True,  # type: ignore[arg-type] - choices are checked before
+        is_instance=lambda value: isinstance(value, bool | tuple),
+        str_from_instance=lambda value: list(value) if isinstance(value, tuple) else [str(value)],
+        choices=get_args(Part),
+    ),
+]
+"""Parts that do not learn; True is the whole backbone, for which the command line takes the option without a value."""
+
+
+@config()
+class LightConfig:
+    """Which weights learn, where a network goes on from given ones."""
+
+    train_blocks: str | None = None
+    """Train the last blocks only, and what is above them: last:4 is four. None trains all."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank adapters of this rank (LoRA) in place of the weights of the blocks; saved models have them merged."""
+    lora_alpha: PositiveFloat | None = None
+    """Adapters count `lora_alpha` / `lora_rank` times; None takes the rank itself."""
+
+    def __post_init__(self) -> None:
+        if self.train_blocks is not None and not re.fullmatch("last:[1-9][0-9]{0,3}", self.train_blocks):
+            raise UserError(
+                f"`train_blocks` must be last:N, such as last:4 for the last four blocks, got {self.train_blocks!r}; for the "
+                "head alone give `freeze`"
+            )
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise UserError("`lora_alpha` scales low-rank adapters; give `lora_rank` with it, or leave it out")
+
+    @property
+    def last(self) -> int | None:
+        """How many of the last blocks learn; None: all."""
+        return None if self.train_blocks is None else int(self.train_blocks.removeprefix("last:"))
+
+
+def check_light(light: LightConfig, freeze: Freeze) -> None:
+    """Raise a `UserError` where what is to learn is said to be frozen as well."""
+    whole = freeze is True or (isinstance(freeze, tuple) and "blocks" in freeze)
+    if light.train_blocks is not None and whole:
+        raise UserError("`freeze` keeps all blocks as they are, `train_blocks` trains some; leave one out")
+    if light.lora_rank is not None and freeze is not False:
+        raise UserError("`lora_rank` keeps all of the network but its head as it is, beside the adapters; leave `freeze` out")
+
+
+def check_scratch(light: LightConfig, freeze: Freeze) -> None:
+    """Raise a `UserError` for a run from scratch in which weights are to stay as they are."""
+    for name, given in (("freeze", freeze), ("train_blocks", light.train_blocks), ("lora_rank", light.lora_rank)):
+        if given:
+            raise UserError(f"`{name}` keeps the features of `model`; with `scratch` there are none worth keeping")
 
 
 def resolved(value: Value | None) -> Value:

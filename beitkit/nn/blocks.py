@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import Pair
 from beitkit.contracts import ShardingUnit
+from beitkit.nn.lora import linear
 from beitkit.nn.position import gather_bias, relative_position_index, table_rows
 
 NORM_EPS = 1e-6  # official code, not PyTorch's 1e-5; it is not stored in checkpoints
@@ -52,7 +53,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"], shared_bias: Float[Tensor, "1 k t t"] | None) -> Float[Tensor, "b t d"]:
         """Attend over all tokens; the block's own bias and the shared one are both added to the scaled scores."""
         qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        qkv = linear(self.qkv, x, qkv_bias)
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, k, t, d / k)
         bias = shared_bias
         if self.relative_position_bias_table is not None:

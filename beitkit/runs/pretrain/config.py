@@ -13,7 +13,17 @@ from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ImageColumnConfig, MaskConfig, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
+from beitkit.configs.train import (
+    Freeze,
+    LightConfig,
+    LoopConfig,
+    MachineConfig,
+    OptimConfig,
+    SpeedConfig,
+    TrainConfig,
+    check_given,
+    check_light,
+)
 from beitkit.errors import UserError
 
 
@@ -55,7 +65,11 @@ class PretrainRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes the tokenizer's, or where there is
     none finds them as `beitkit tokenizer` does."""
+    freeze: Freeze = later(False)
+    """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
+    everything but the head."""
     train: Annotated[TrainConfig, Flat] = TrainConfig()
+    light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     mask: MaskConfig = MaskConfig()
@@ -68,6 +82,7 @@ class PretrainRun:
 
     def __post_init__(self) -> None:
         check_given(self.train, self.optim)
+        check_light(self.light, self.freeze)
         if self.mask.kind == "none" and self.recover == "masked":
             raise UserError("`mask.kind='none'` hides nothing, so nothing masked can be predicted; give `recover='all'` with it")
         if self.target == "pixels" and self.tokenizer is not None:

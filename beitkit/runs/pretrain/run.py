@@ -24,11 +24,11 @@ from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, 
 from beitkit.runs.training.forecast import forecast
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.start import Start
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import Schedule
 
 DEFAULT_EPOCHS = 300
@@ -45,12 +45,12 @@ def run(config: PretrainRun) -> Path:
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited
     encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
-    torch.manual_seed(config.train.seed)
-    objective = setup.objective()
-    model = objective.model
+    start = Start.of(setup.initialize, config)
+    model, objective = start.model, setup.objective(start.model)
+    accelerated = accelerate(objective, config.speed, runtime, schedule)
     for line in setup.notes:
         session.say(line)
-    session.say(_announcement(setup, model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
+    session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
     if (how_long := _forecast(setup, schedule, runtime, cached)) is not None:
         session.say(how_long)
     if encoder is not None and (how := encoder.describe()):
@@ -77,9 +77,9 @@ def run(config: PretrainRun) -> Path:
     else:
         metric = "accuracy"
         evaluator = MaskedAccuracy(predict, fixed_batches, setup.recover_all)
-    groups, best = layered_groups(model, model, config.optim), session.best(f"{evaluator.name}/{metric}", model)
+    best = session.best(f"{evaluator.name}/{metric}", model)
     try:
-        fit(objective, batches, groups, session.training, [evaluator], best)
+        fit(objective, batches, start.groups, session.training, [evaluator], best)
     finally:
         if cached is not None:
             cached.cache.flush()

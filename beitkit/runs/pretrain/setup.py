@@ -69,10 +69,14 @@ class Setup:
         stored = {} if self.views is None else {"stored views": str(self.views)}
         return {"pictures": self.files.digest} | tokenizer | stored
 
-    def objective(self) -> MaskedTokens | MaskedPixels:
-        """The objective with a freshly initialized network."""
+    def initialize(self) -> MaskedImageModel:
+        """The network with its first weights."""
+        return MaskedImageModel(self.model)
+
+    def objective(self, model: MaskedImageModel) -> MaskedTokens | MaskedPixels:
+        """The objective of the network."""
         kind = MaskedPixels if self.tokenizer is None else MaskedTokens
-        return kind(MaskedImageModel(self.model), recover_all=self.recover_all)
+        return kind(model, recover_all=self.recover_all)
 
     def cache_key(self, views: int) -> CacheKey:
         """Key of the tokens of this many stored views."""
