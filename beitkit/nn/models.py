@@ -16,7 +16,6 @@ from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
 from beitkit.contracts import ImageInput, LoadReport, Reader
 from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
-from beitkit.nn.blocks import NORM_EPS
 from beitkit.nn.cls_branch import ClsBranch
 from beitkit.nn.patches import Positions, take_patches
 from beitkit.nn.prediction import Prediction, check_outputs
@@ -93,7 +92,7 @@ class Classifier(nn.Module):
         self.config = config
         self.backbone = Backbone(config.backbone)
         width = config.backbone.width
-        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS) if config.pooling == "mean" else None
+        self.fc_norm = nn.LayerNorm(width, eps=config.backbone.norm_eps) if config.pooling == "mean" else None
         self.head = nn.Linear(width, len(config.classes))
         self.reset_head(head_scale)
 

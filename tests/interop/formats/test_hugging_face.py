@@ -263,7 +263,7 @@ def test_what_transformers_has_not_is_refused(network: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "vit"}, "type 'vit'"),
+        ({"model_type": "swin"}, "type 'swin'"),
         ({"hidden_act": "relu"}, "activation 'relu'"),
         ({"id2label": {"0": "a"}}, "names 1 classes, its head has 3"),
     ],
