@@ -194,6 +194,14 @@ class ClassifierConfig:
             )
 
 
+@config()
+class BareBackbone:
+    """A network without a head, which only gives features; what `model.json` stores beside the weights."""
+
+    backbone: BackboneConfig
+    preprocessing: Preprocessing = INCEPTION
+
+
 SegmentationHead = Literal["uper", "linear", "setr_pup"]
 SETR_CHANNELS = 256  # arXiv 2012.15840, released code
 MAX_CLASSES = 255  # label maps are 8-bit, and 255 is the ignored label

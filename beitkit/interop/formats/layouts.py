@@ -85,6 +85,7 @@ NATIVE = Layout(
         ),
         "classify": table(*_same("fc_norm.{p}", "head.{p}"), *_below("backbone.", *NATIVE_TRUNK, "norm.{p}")),
         "segment": table(*_same(*SEGMENTATION_HEADS), *_below("pyramid.", PYRAMID), *_below("backbone.", *NATIVE_TRUNK)),
+        "backbone": table(*_below("backbone.", *NATIVE_TRUNK, "mask_token", "norm.{p}")),
     },
 )
 MICROSOFT = Layout(

@@ -80,7 +80,7 @@ def kind_of_state(tensors: State) -> str:
     return next((kind for name, kind in marks.items() if name in tensors), "backbone")
 
 
-def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackbone, tuple[str, ...]]:
+def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig, tuple[str, ...]]:
     """The config of the network, and notes on what was decided by rule.
 
     Raises:

@@ -17,7 +17,7 @@ from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import SKIPPED
 from beitkit.interop.formats.names import NameTable
-from beitkit.interop.kinds import AnyNetworkConfig, BareBackbone
+from beitkit.interop.kinds import AnyNetworkConfig
 from beitkit.interop.stored import LazyTensor, State
 
 
@@ -27,7 +27,7 @@ class Checkpoint:
 
     path: Path
     layout: str
-    config: AnyNetworkConfig | BareBackbone
+    config: AnyNetworkConfig
     tensors: State
     """By official names."""
     skipped: tuple[TensorRecord, ...] = ()
