@@ -167,14 +167,15 @@ def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
 def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
     """Drop tensors that the target network does not have, with reasons."""
     if before != kind:
-        unused, reason = OWN_TENSORS[before], f"for {TASKS[before]}"
+        unused = dict.fromkeys(OWN_TENSORS[before], f"for {TASKS[before]}")
     elif kind == "backbone":
-        unused, reason = POOLING_TENSORS, "for pooling or a head"
+        unused = dict.fromkeys(POOLING_TENSORS, "for pooling or a head")
     else:
-        unused, reason = CLASS_TENSORS[kind] if new_classes else (), "for other classes"
-    names = [name for name in tensors if unused and name.startswith(unused)]
-    taken = [(name, tensors.pop(name)) for name in names]
-    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored in taken)
+        unused = dict.fromkeys(CLASS_TENSORS.get(kind, ()) if new_classes else (), "for other classes")
+        unused |= {} if kind == "masked" else {"mask_token": "for pre-training"}
+    reasons = {name: reason for name in tensors for prefix, reason in unused.items() if name.startswith(prefix)}
+    taken = [(name, tensors.pop(name), reason) for name, reason in reasons.items()]
+    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored, reason in taken)
 
 
 def _may_be_fresh(our_name: str, before: str, kind: str, new_classes: bool) -> bool:

@@ -43,6 +43,7 @@ class CheckpointSummary:
         if not isinstance(self.config, TokenizerConfig):
             backbone = self.config.backbone
             scale = "no LayerScale" if backbone.layer_scale is None else "LayerScale"
+            scale += (", bias of keys" if backbone.key_bias else "") + (", inner norms" if backbone.sub_norm else "")
             positions = (
                 [f"{backbone.relative_positions.replace('_', ' ')} relative"] if backbone.relative_positions != "none" else []
             )

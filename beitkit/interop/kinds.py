@@ -46,8 +46,8 @@ TASKS: dict[str, str] = {
 
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
-    "classify": ("norm.", "fc_norm.", "head."),
-    "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
+    "classify": ("mask_token", "norm.", "fc_norm.", "head."),
+    "segment": ("mask_token", "fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
     "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
 }
 """Prefixes of the official names of task-specific tensors; all others belong to the backbone, which is handed over."""

@@ -154,6 +154,7 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
     grid = _grid(tensors, hints, (patch[0], patch[1]))
     has_layer_scale = "blocks.0.gamma_1" in tensors
     heads, notes = _heads(tensors, hints, width, depth)
+    can_mask = "mask_token" in tensors and kind_of_state(tensors) in ("masked", "backbone")
     backbone = BackboneConfig(
         width=width,
         depth=depth,
@@ -166,9 +167,9 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
         relative_positions=positions,
         layer_scale=(hints.layer_scale or _usual_layer_scale(width, depth)) if has_layer_scale else None,
         drop_path=hints.drop_path or 0.0,
-        mask_token="mask_token" in tensors,
+        mask_token=can_mask,
         final_norm="norm.weight" in tensors,
-        pretrain_init="mask_token" in tensors,
+        pretrain_init=can_mask,
         key_bias="blocks.0.attn.qkv.bias" in tensors,
         sub_norm="blocks.0.attn.norm.weight" in tensors,
         norm_eps=hints.norm_eps or (BEIT3_EPS if "blocks.0.attn.norm.weight" in tensors else NORM_EPS),
