@@ -188,7 +188,8 @@ FINETUNING = (
         finetune_run(lr=7e-5, batch=(32, 32), epochs=20.0, warmup=5.0, layer_decay=0.8, drop_path=0.25, is_mixing=False)),
     Recipe("finetune-dit-base-rvlcdip",
         "DiT-B, pre-trained on documents (dit-base), for the 16 kinds of documents of RVL-CDIP at 224.",
-        "DiT (arXiv 2203.02378), by microsoft/unilm dit/classification/README.md", "92.11% on RVL-CDIP", "8 GPUs with 64 x 2 images each (README)",
+        "DiT (arXiv 2203.02378), by microsoft/unilm dit/classification/README.md",
+        "92.11% on RVL-CDIP", "8 GPUs with 64 x 2 images each (README)",
         finetune_run(
             lr=5e-4, batch=(64, 16), epochs=180.0, warmup=20.0, layer_decay=0.75, drop_path=0.2, clip=1.0, is_mixing=False),
         "The README's command; the paper has 90 epochs of batch 128 at 1e-3 (DiT, section 4.2)."),

@@ -66,9 +66,9 @@ def dit_run(size: Literal["base", "large"]) -> PretrainRun:
 
 DIT_NOTE = (
     "The tokenizer is a discrete VAE of documents (8192 codes, stride 8, tokens of 112 pixels), which was never released: train "
-    "one on your pages with beitkit tokenizer. Published are length, batch, rate, warm-up, weight decay, betas, drop path and 40% "
-    "masked patches as in BEiT; LayerScale and the statistics 0.5 and 0.5 are those of its fine-tuning. Clipping, the final rate, "
-    "jitter and flip are BEiT's, of which nothing is said."
+    "one on your pages with beitkit tokenizer. Published are length, batch, rate, warm-up, weight decay, betas, drop path and "
+    "40% masked patches as in BEiT; LayerScale and the statistics 0.5 and 0.5 are those of its fine-tuning. Clipping, the final "
+    "rate, jitter and flip are BEiT's, of which nothing is said."
 )
 README, V2_README = "microsoft/unilm beit/README.md", "microsoft/unilm beit2/PRETRAINING.md"
 ON_16, ON_64 = "16 GPUs with 128 images each (README)", "64 GPUs with 32 images each (README)"
