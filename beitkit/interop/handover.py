@@ -24,6 +24,7 @@ from beitkit.interop.formats.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.kinds import (
     CLASS_TENSORS,
     OWN_TENSORS,
+    POOLING_TENSORS,
     TASKS,
     AnyNetworkConfig,
     BareBackbone,
@@ -59,10 +60,10 @@ class Handover(NamedTuple):
     """A record for every tensor, the dropped ones last."""
 
 
-def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: Target) -> Handover:
+def hand_over(found: AnyNetworkConfig, official: State, target: Target) -> Handover:
     """How a file's tensors, under official names, become the target network."""
     config = target_config(found, target)
-    kind, before = kind_of_config(config), _kind(found)
+    kind, before = kind_of_config(config), kind_of_config(found)
     wanted = shapes_of(config)
     tensors = dict(official)
     dropped = _drop(tensors, before, kind, _has_new_classes(found, config))
@@ -81,13 +82,13 @@ def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: T
     return Handover(config, ours, fresh, (*records, *dropped))
 
 
-def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> AnyNetworkConfig:
+def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     """The config of the target network.
 
     Raises:
         UserError: if the checkpoint cannot be handed over to it.
     """
-    before, backbone = _kind(found), found.backbone
+    before, backbone = kind_of_config(found), found.backbone
     if target.task not in (None, *get_args(Task)):
         raise UserError(f"task must be one of {', '.join(get_args(Task))}, got {target.task!r}")
     if target.image_size is not None:
@@ -101,7 +102,9 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
                 f"the file predicts the pixels of {found.backbone.channels} channels; channels={target.channels} needs a task"
             )
     if target.task is None and isinstance(found, BareBackbone):
-        raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
+        if target.num_classes is not None or target.classes is not None:
+            raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' to get a fresh one")
+        return replace(found, backbone=backbone)
     if target.task == "masked" and not isinstance(found, MaskedImageModelConfig):
         raise UserError(
             f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; "
@@ -145,7 +148,7 @@ def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
 
 
 def _other_task(
-    task: Task, found: AnyNetworkConfig | BareBackbone, backbone: BackboneConfig, classes: tuple[str, ...]
+    task: Task, found: AnyNetworkConfig, backbone: BackboneConfig, classes: tuple[str, ...]
 ) -> ClassifierConfig | SegmenterConfig:
     if task == "classify":
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
@@ -153,11 +156,7 @@ def _other_task(
     return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
 
 
-def _kind(found: AnyNetworkConfig | BareBackbone) -> str:
-    return "backbone" if isinstance(found, BareBackbone) else kind_of_config(found)
-
-
-def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
+def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
     """Whether the file's head cannot be reused. Naming classes that had only numbers keeps the head."""
     if not isinstance(found, ClassifierConfig | SegmenterConfig) or not isinstance(config, ClassifierConfig | SegmenterConfig):
         return False
@@ -168,12 +167,15 @@ def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkC
 def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
     """Drop tensors that the target network does not have, with reasons."""
     if before != kind:
-        unused, reason = OWN_TENSORS[before], f"for {TASKS[before]}"
+        unused = dict.fromkeys(OWN_TENSORS[before], f"for {TASKS[before]}")
+    elif kind == "backbone":
+        unused = dict.fromkeys(POOLING_TENSORS, "for pooling or a head")
     else:
-        unused, reason = CLASS_TENSORS[kind] if new_classes else (), "for other classes"
-    names = [name for name in tensors if unused and name.startswith(unused)]
-    taken = [(name, tensors.pop(name)) for name in names]
-    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored in taken)
+        unused = dict.fromkeys(CLASS_TENSORS.get(kind, ()) if new_classes else (), "for other classes")
+        unused |= {} if kind == "masked" else {"mask_token": "for pre-training"}
+    reasons = {name: reason for name in tensors for prefix, reason in unused.items() if name.startswith(prefix)}
+    taken = [(name, tensors.pop(name), reason) for name, reason in reasons.items()]
+    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored, reason in taken)
 
 
 def _may_be_fresh(our_name: str, before: str, kind: str, new_classes: bool) -> bool:

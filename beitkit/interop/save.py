@@ -36,8 +36,13 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Checkpo
         save_native(model, target)
         records = [TensorRecord(name, "kept", (name,), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
         return LoadReport(source=f"{target} (native)", records=tuple(records))
+<<<<<<< HEAD
     output = prepare(model.config, of_tensors(merged_state(model)), file_format)
     write(model.config, output, target, file_format)
+=======
+    output = prepare(model.config, of_tensors(model.state_dict()), file_format)
+    write(output, target, file_format)
+>>>>>>> 57d6e713b8542c169f10c66a51c4e2861fe025fb
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
 
 
@@ -54,7 +59,7 @@ def convert(path: str | Path, to: CheckpointFormat, out: str | Path, *, dry_run:
     check_complete(shapes_of(handover.config), handover.tensors)
     output = prepare(handover.config, handover.tensors, file_format)
     if not dry_run:
-        write(handover.config, output, Path(out), file_format)
+        write(output, Path(out), file_format)
     return LoadReport(
         source=f"{path} ({checkpoint.layout}) to {out} ({file_format})",
         records=(*output.records, *checkpoint.skipped),

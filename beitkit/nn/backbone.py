@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.errors import UserError
-from beitkit.nn.blocks import NORM_EPS, Block
+from beitkit.nn.blocks import Block
 from beitkit.nn.position import SharedPositionBias
 
 INIT_STD = 0.02
@@ -63,10 +63,13 @@ class Backbone(nn.Module):
                 layer_scale=config.layer_scale,
                 drop_path=config.drop_path * index / max(1, config.depth - 1),
                 grid=grid if config.relative_positions == "per_block" else None,
+                key_bias=config.key_bias,
+                sub_norm=config.sub_norm,
+                norm_eps=config.norm_eps,
             )
             for index in range(config.depth)
         )
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if config.final_norm else None
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps) if config.final_norm else None
         self.init_weights()
 
     def init_weights(self) -> None:
