@@ -36,13 +36,8 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Checkpo
         save_native(model, target)
         records = [TensorRecord(name, "kept", (name,), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
         return LoadReport(source=f"{target} (native)", records=tuple(records))
-<<<<<<< HEAD
     output = prepare(model.config, of_tensors(merged_state(model)), file_format)
-    write(model.config, output, target, file_format)
-=======
-    output = prepare(model.config, of_tensors(model.state_dict()), file_format)
     write(output, target, file_format)
->>>>>>> 57d6e713b8542c169f10c66a51c4e2861fe025fb
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
 
 
