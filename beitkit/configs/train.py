@@ -160,7 +160,7 @@ Freeze = Annotated[
         metavar="[" + "|".join(get_args(Part)) + " ...]",
         instance_from_str=lambda names: tuple(names) or True,  # type: ignore[arg-type] - choices are checked before
         is_instance=lambda value: isinstance(value, bool | tuple),
-        str_from_instance=lambda value: list(value) if isinstance(value, tuple) else [],
+        str_from_instance=lambda value: list(value) if isinstance(value, tuple) else [str(value)],
         choices=get_args(Part),
     ),
 ]

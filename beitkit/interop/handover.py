@@ -30,6 +30,7 @@ from beitkit.interop.kinds import (
     HEAD_TENSORS,
     MASK_TOKEN,
     OWN_TENSORS,
+    POOLING_TENSORS,
     TASKS,
     AnyNetworkConfig,
     BareBackbone,
@@ -68,14 +69,14 @@ class Handover(NamedTuple):
     """A record for every tensor, the dropped ones last."""
 
 
-def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: Target) -> Handover:
+def hand_over(found: AnyNetworkConfig, official: State, target: Target) -> Handover:
     """How a file's tensors, under official names, become the target network."""
     config = target_config(found, target)
-    kind, before = kind_of_config(config), _kind(found)
+    kind, before = kind_of_config(config), kind_of_config(found)
     wanted = shapes_of(config)
     tensors = dict(official)
     has_new_head = _has_new_classes(found, config) or _has_new_targets(found, config)
-    dropped = _drop(tensors, before, kind, _unused(found, config, has_new_head))
+    dropped = _drop(tensors, _unused(found, config, has_new_head))
     if config.backbone.relative_positions == "per_block" and SHARED_TABLE in tensors:
         _expand(tensors, config.backbone.depth)
     if config.backbone.grid != found.backbone.grid:
@@ -89,13 +90,13 @@ def hand_over(found: AnyNetworkConfig | BareBackbone, official: State, target: T
     return Handover(config, ours, fresh, (*records, *dropped))
 
 
-def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> AnyNetworkConfig:
+def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     """The config of the target network.
 
     Raises:
         UserError: if the checkpoint cannot be handed over to it.
     """
-    before, backbone = _kind(found), found.backbone
+    before, backbone = kind_of_config(found), found.backbone
     if target.task not in (None, *get_args(Task)):
         raise UserError(f"task must be one of {', '.join(get_args(Task))}, got {target.task!r}")
     if target.image_size is not None:
@@ -109,14 +110,17 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
             raise UserError(
                 f"the file predicts the pixels of {found.backbone.channels} channels; channels={target.channels} needs a task"
             )
+    is_masked = target.task == "masked" or (target.task is None and isinstance(found, MaskedImageModelConfig))
+    if target.vocabulary is not None and not is_masked:
+        raise UserError("vocabulary= is what a masked-image model predicts; say task='masked' with it")
     if target.task is None and isinstance(found, BareBackbone):
-        raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' and num_classes=")
-    if target.task == "masked" or (target.task is None and isinstance(found, MaskedImageModelConfig)):
+        if target.num_classes is not None or target.classes is not None:
+            raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' to get a fresh one")
+        return replace(found, backbone=backbone)
+    if is_masked:
         if target.num_classes is not None or target.classes is not None:
             raise UserError("a masked-image model has no classes; say task='classify' or 'segment' to get a fresh head")
         return _masked(found, backbone, target.vocabulary)
-    if target.vocabulary is not None:
-        raise UserError("vocabulary= is what a masked-image model predicts; say task='masked' with it")
     classes = target_classes(target)
     if isinstance(found, ClassifierConfig | SegmenterConfig) and target.task in (None, before):
         if classes is None or (target.classes is None and len(classes) == len(found.classes)):
@@ -130,18 +134,15 @@ def target_config(found: AnyNetworkConfig | BareBackbone, target: Target) -> Any
     return _other_task(target.task, found, _fine_tuning_form(backbone), classes)
 
 
-def _masked(
-    found: AnyNetworkConfig | BareBackbone, backbone: BackboneConfig, vocabulary: Predicted | None
-) -> MaskedImageModelConfig:
+def _masked(found: AnyNetworkConfig, backbone: BackboneConfig, vocabulary: Predicted | None) -> MaskedImageModelConfig:
     """The network that predicts masked patches, in the positions that the file has."""
     if isinstance(found, MaskedImageModelConfig):
         config = replace(found, backbone=backbone)
         if vocabulary is None or vocabulary == predicted_by(found):
             return config
     elif vocabulary is None:
-        raise UserError(
-            f"task='masked' needs vocabulary=, the number of visual tokens, because the file is for {TASKS[_kind(found)]}"
-        )
+        there = TASKS[kind_of_config(found)]
+        raise UserError(f"task='masked' needs vocabulary=, the number of visual tokens, because the file is for {there}")
     else:
         backbone = replace(backbone, mask_token=True, final_norm=True, pretrain_init=True)
         config = MaskedImageModelConfig(backbone=backbone, vocabulary=None, preprocessing=found.preprocessing)
@@ -176,7 +177,7 @@ def _fine_tuning_form(backbone: BackboneConfig) -> BackboneConfig:
 
 
 def _other_task(
-    task: Task, found: AnyNetworkConfig | BareBackbone, backbone: BackboneConfig, classes: tuple[str, ...]
+    task: Task, found: AnyNetworkConfig, backbone: BackboneConfig, classes: tuple[str, ...]
 ) -> ClassifierConfig | SegmenterConfig:
     if task == "classify":
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
@@ -184,11 +185,7 @@ def _other_task(
     return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
 
 
-def _kind(found: AnyNetworkConfig | BareBackbone) -> str:
-    return "backbone" if isinstance(found, BareBackbone) else kind_of_config(found)
-
-
-def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
+def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
     """Whether the file's head cannot be reused. Naming classes that had only numbers keeps the head."""
     if not isinstance(found, ClassifierConfig | SegmenterConfig) or not isinstance(config, ClassifierConfig | SegmenterConfig):
         return False
@@ -196,30 +193,33 @@ def _has_new_classes(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkC
     return found.classes != config.classes and not are_only_named
 
 
-def _has_new_targets(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig) -> bool:
+def _has_new_targets(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
     """Whether both predict masked patches, but not the same of them."""
     if not isinstance(found, MaskedImageModelConfig) or not isinstance(config, MaskedImageModelConfig):
         return False
     return (predicted_by(found), found.outputs) != (predicted_by(config), config.outputs)
 
 
-def _unused(found: AnyNetworkConfig | BareBackbone, config: AnyNetworkConfig, has_new_head: bool) -> tuple[str, ...]:
-    """Prefixes of the official names of the file's tensors that the target network does not take."""
-    before, kind = _kind(found), kind_of_config(config)
+def _unused(found: AnyNetworkConfig, config: AnyNetworkConfig, has_new_head: bool) -> dict[str, str]:
+    """Prefixes of the official names of the file's tensors that the target network does not take, and why."""
+    before, kind = kind_of_config(found), kind_of_config(config)
     if before != kind:
         shared = (MASK_TOKEN, FINAL_NORM) if kind == "masked" else ()
-        return tuple(prefix for prefix in OWN_TENSORS[before] if prefix not in shared)
-    lost_branch = isinstance(found, MaskedImageModelConfig) and found.cls_branch is not None
-    lost_branch = lost_branch and isinstance(config, MaskedImageModelConfig) and config.cls_branch is None
-    return (HEAD_TENSORS[kind] if has_new_head else ()) + ((CLS_BRANCH,) if lost_branch else ())
+        return {prefix: f"for {TASKS[before]}" for prefix in OWN_TENSORS[before] if prefix not in shared}
+    if kind == "backbone":
+        return dict.fromkeys(POOLING_TENSORS, "for pooling or a head")
+    unused = dict.fromkeys(HEAD_TENSORS[kind] if has_new_head else (), HEAD_REASONS[kind])
+    if kind != "masked":
+        return unused | {MASK_TOKEN: "for pre-training"}
+    branches = [one.cls_branch for one in (found, config) if isinstance(one, MaskedImageModelConfig)]
+    return unused | ({CLS_BRANCH: HEAD_REASONS[kind]} if branches[0] is not None and branches[1] is None else {})
 
 
-def _drop(tensors: State, before: str, kind: str, unused: tuple[str, ...]) -> tuple[TensorRecord, ...]:
-    """Drop tensors that the target network does not have, with reasons."""
-    reason = f"for {TASKS[before]}" if before != kind else HEAD_REASONS[kind]
-    names = [name for name in tensors if unused and name.startswith(unused)]
-    taken = [(name, tensors.pop(name)) for name in names]
-    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored in taken)
+def _drop(tensors: State, unused: dict[str, str]) -> tuple[TensorRecord, ...]:
+    """Drop tensors that the target network does not have, with reasons by prefix."""
+    reasons = {name: reason for name in tensors for prefix, reason in unused.items() if name.startswith(prefix)}
+    taken = [(name, tensors.pop(name), reason) for name, reason in reasons.items()]
+    return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored, reason in taken)
 
 
 def _may_be_fresh(our_name: str, before: str, kind: str, new_head: bool) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
-from beitkit.configs.data import Fit, Preprocessing
-from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.data import Fit
+from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.vqkd import VQKD
@@ -23,13 +21,14 @@ MULTILABEL = "multi_label_classification"
 CROP_MODES: dict[Fit, str] = {"crop": "center", "squeeze": "squash", "letterbox": "border"}
 """timm's names of how images come to the network's shape; we write them for transformers, too."""
 
-AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
-Network = MaskedImageModel | Classifier | Segmenter
+AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig | BareBackbone
+Network = MaskedImageModel | Classifier | Segmenter | FeatureNetwork
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),
     "classify": (Classifier, ClassifierConfig),
     "segment": (Segmenter, SegmenterConfig),
+    "backbone": (FeatureNetwork, BareBackbone),
     "dvae": (DiscreteVAE, DVAEConfig),
     "vqkd": (VQKD, VQKDConfig),
 }
@@ -51,11 +50,14 @@ FRESH_IN_BACKBONE = ("backbone.mask_token", "backbone.norm.weight", "backbone.no
 
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": (MASK_TOKEN, FINAL_NORM, "lm_head.", CLS_BRANCH),
-    "classify": (FINAL_NORM, "fc_norm.", "head."),
-    "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
+    "classify": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
+    "segment": (MASK_TOKEN, "fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
     "backbone": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
 }
 """Prefixes of the official names of task-specific tensors; all others belong to the backbone, which is handed over."""
+
+POOLING_TENSORS = ("fc_norm.", "head.")
+"""Those of files without a usable head that a bare backbone has not."""
 
 HEAD_TENSORS: dict[str, tuple[str, ...]] = {
     "masked": ("lm_head.", "cls_pt_lm_head."),
@@ -64,14 +66,6 @@ HEAD_TENSORS: dict[str, tuple[str, ...]] = {
 }
 """Tensors that depend on the visual tokens or on the classes, and are freshly initialized for other ones."""
 HEAD_REASONS = {"masked": "for other targets", "classify": "for other classes", "segment": "for other classes"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class BareBackbone:
-    """Config of a checkpoint without a head; it needs a task to become a network."""
-
-    backbone: BackboneConfig
-    preprocessing: Preprocessing
 
 
 def numbered(count: int) -> tuple[str, ...]:

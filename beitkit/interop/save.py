@@ -37,7 +37,7 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Checkpo
         records = [TensorRecord(name, "kept", (name,), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
         return LoadReport(source=f"{target} (native)", records=tuple(records))
     output = prepare(model.config, of_tensors(merged_state(model)), file_format)
-    write(model.config, output, target, file_format)
+    write(output, target, file_format)
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
 
 
@@ -54,7 +54,7 @@ def convert(path: str | Path, to: CheckpointFormat, out: str | Path, *, dry_run:
     check_complete(shapes_of(handover.config), handover.tensors)
     output = prepare(handover.config, handover.tensors, file_format)
     if not dry_run:
-        write(handover.config, output, Path(out), file_format)
+        write(output, Path(out), file_format)
     return LoadReport(
         source=f"{path} ({checkpoint.layout}) to {out} ({file_format})",
         records=(*output.records, *checkpoint.skipped),

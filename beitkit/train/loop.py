@@ -153,6 +153,9 @@ def fit(
                 state.judge(numbers, loop.max_bad_steps, journal)
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
+            elif journal.is_awaited or window.is_first(state.done):
+                line = _how_far(state.done, schedule, window.speed(state.done), window.said)
+                journal.progress(line, state.done / schedule.steps)
             try:
                 if is_evaluated:
                     with window.paused(), trainer.full_weights():
@@ -231,10 +234,14 @@ def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journ
         epoch=done / schedule.steps_per_epoch,
         images_per_second=speed,
     )
-    said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    left = duration((schedule.steps - done) / steps_per_second)
-    line = f"step {done}/{schedule.steps}  {said}  {speed:.0f} images/s, {waited:.0%} waiting for data, {left} left"
-    journal.progress(line, is_last=done == schedule.steps)
+    window.said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) + "  "
+    line = _how_far(done, schedule, steps_per_second, window.said, f", {waited:.0%} waiting for data")
+    journal.progress(line, done / schedule.steps)
+
+
+def _how_far(done: int, schedule: Schedule, steps_per_second: float, said: str, waiting: str = "") -> str:
+    speed, left = steps_per_second * schedule.images_per_step, duration((schedule.steps - done) / steps_per_second)
+    return f"step {done}/{schedule.steps}  {said}{speed:.3g} images/s{waiting}, {left} left"
 
 
 class _Window:
@@ -243,6 +250,9 @@ class _Window:
     def __init__(self, step: int, waited: WaitMeter, processes: Processes) -> None:
         self.waited = waited
         self.processes = processes
+        self.first = step
+        self.said = ""
+        """The metrics of the last log line, in words."""
         self._restart(step)
 
     def add(self, result: StepResult) -> None:
@@ -259,9 +269,17 @@ class _Window:
         passes, *others = sums.tolist()
         means = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
-        closed = means, (step - self.step) / seconds, (self.waited.seconds - self.waited_before) / seconds
+        closed = means, self.speed(step), (self.waited.seconds - self.waited_before) / seconds
         self._restart(step)
         return closed
+
+    def speed(self, step: int) -> float:
+        """Steps per second since the last log line."""
+        return (step - self.step) / (time.perf_counter() - self.start)
+
+    def is_first(self, step: int) -> bool:
+        """Whether this is the first step since this process began."""
+        return step == self.first + 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,25 @@ def test_a_run_that_ends_on_a_bad_step_is_not_called_done(tmp_path: Path) -> Non
 def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Path) -> None:
     with pytest.raises(NumericalError, match="3 steps in a row .* the last was step 7"):
         train(tmp_path, 20, batches=lambda start: stream(start, range(4, 20)))
+
+
+def test_the_first_step_is_said_at_once_and_then_a_line_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said = 0.0, io.StringIO()
+
+    def slow(start: int) -> Iterator[Batch]:
+        nonlocal now
+        for batch in stream(start):
+            now += 12
+            yield batch
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    settings = training(tmp_path, TrainConfig(steps=8, batch_size=BATCH, lr=0.05), LoopConfig(log_every=6))
+    toy = Toy()
+    fit(toy, slow, parameter_groups(toy, 0.01), replace(settings, journal=Journal(tmp_path / "journal.jsonl", stream=said)))
+    assert [line.split()[1] for line in said.getvalue().splitlines()] == ["1/8", "4/8", "6/8", "8/8"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()] == [6, 8]
 
 
 def test_progress_rises_from_zero_toward_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
 from beitkit.interop.handover import Predicted, Target, predicted_by, target_config
-from beitkit.interop.kinds import TASKS, BareBackbone, kind_of_config
+from beitkit.interop.kinds import TASKS, kind_of_config
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.understood import Checkpoint
@@ -222,8 +222,7 @@ def _known(origin: Origin, model: MaskedImageModelConfig) -> tuple[bool, str] | 
     """Whether the head is kept, and why, as far as the file says; None where it has to be measured."""
     found = origin.checkpoint.config
     if not isinstance(found, MaskedImageModelConfig):
-        kind = "backbone" if isinstance(found, BareBackbone) else kind_of_config(found)
-        return False, f"the file is for {TASKS[kind]} and has none for masked patches"
+        return False, f"the file is for {TASKS[kind_of_config(found)]} and has none for masked patches"
     if (predicted_by(found), found.outputs) != (predicted_by(model), model.outputs):
         return False, f"the file's predicts {_targets(found)}, and here are {_targets(model)}"
     if model.vocabulary is None:

@@ -11,9 +11,11 @@ from torch import Tensor
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch, Evaluator
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
+from beitkit.data.tokens.stage import CachedTokens
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
+from beitkit.planning.workload import Workload
 from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.init import Beginning, begin
@@ -21,6 +23,7 @@ from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome, labeled_images
 from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, network_words, targets_of, what_it_fills_in, write_report
 from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
+from beitkit.runs.training.forecast import forecast
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.runs.training.start import Start
@@ -70,6 +73,8 @@ def run(config: PretrainRun) -> Path:
     if beginning is not None and model.load_report is not None:
         session.say(model.load_report.summary())
         session.say(beginning.head)
+    if (how_long := _forecast(setup, schedule, runtime, cached)) is not None:
+        session.say(how_long)
     if encoder is not None and (how := encoder.describe()):
         session.say(how)
     if cached is not None:
@@ -136,6 +141,15 @@ def _kept(path: Path, last: MaskedImageModel) -> MaskedImageModel:
     network = load(path)
     assert isinstance(network, MaskedImageModel)
     return network
+
+
+def _forecast(setup: Setup, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
+    """How long it will take; the tokens of stored views are computed once."""
+    tokenizer = None if setup.tokenizer is None else setup.tokenizer.config
+    workload = Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+    shown_each = schedule.steps / schedule.steps_per_epoch
+    tokenized = 1.0 if cached is None else min(1.0, cached.cache.key.views / shown_each)
+    return forecast(workload, schedule, resolved(setup.config.train.batch_size), tokenized, runtime)
 
 
 def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:

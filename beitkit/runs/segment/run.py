@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from beitkit.configs.data import IMAGENET, INCEPTION
-from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig, as_pair, by
+from beitkit.configs.model import BackboneConfig, BareBackbone, MaskedImageModelConfig, SegmenterConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
@@ -172,7 +172,7 @@ def _origin(config: SegmentRun) -> tuple[BackboneConfig, Origin]:
     found = read_checkpoint(config.model).config
     if config.scratch:
         return found.backbone, "scratch"
-    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig) else "fine-tuned"
+    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig | BareBackbone) else "fine-tuned"
 
 
 def _pixels(config: SegmentRun, files: ImageList) -> Pixels:

@@ -93,14 +93,15 @@ class Start(Generic[Model]):
         parameters = list(self.model.parameters())
         learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in parameters)
-        return "" if learning == total else f"; {learning / 1e6:.3g} of {total / 1e6:.3g} M parameters learn"
+        return "" if learning == total else f"; {learning:,} of {total:,} parameters learn"
 
 
 def keep(backbone: Backbone, freeze: Freeze) -> None:
     """Freeze the parts that are named, or all (True) but the last norm."""
-    parts = (NAMES[part] for part in freeze) if isinstance(freeze, tuple) else (rf"(?!{ABOVE})",)
-    if freeze is not False:
-        _freeze(backbone, "|".join(parts))
+    if isinstance(freeze, tuple):
+        _freeze(backbone, "|".join(NAMES[part] for part in freeze))
+    elif freeze:
+        _freeze(backbone, rf"(?!{ABOVE})")
 
 
 def keep_below(backbone: Backbone, light: LightConfig) -> None:
@@ -130,7 +131,7 @@ def adapt(backbone: Backbone, light: LightConfig) -> None:
         return
     _freeze(backbone, rf"(?!{ABOVE})")
     for block in backbone.each_block()[-(light.last or backbone.depth) :]:
-        add_adapters(block, light.lora_rank, light.lora_alpha or light.lora_rank)
+        add_adapters(block, light.lora_rank, float(light.lora_alpha or light.lora_rank))
 
 
 def _freeze(backbone: Backbone, pattern: str) -> None:
