@@ -11,8 +11,11 @@ from beitkit.configs.segmentation import Color, InferenceConfig, default_palette
 from beitkit.errors import UserError
 
 Pair = tuple[int, int]
+NORM_EPS = 1e-6  # of LayerNorm in the official code, not PyTorch's 1e-5; it is not stored in checkpoints
 ImageSize = Annotated[int | Pair, Bounds(ge=1)]
 """Of images in pixels: the side of squares, or (height, width)."""
+ImageSizeOrNone = Annotated[int | Pair | None, Bounds(ge=1)]
+"""The same where it may be left out; `ImageSize | None` would do, but tyro warns of a default that is a number."""
 
 
 class Size(NamedTuple):
@@ -66,6 +69,12 @@ class BackboneConfig:
     """Whether a LayerNorm over all tokens ends the network (pre-training, or class-token pooling)."""
     pretrain_init: bool = False
     """Draw weights by the pre-training table (truncated at one standard deviation) instead of the fine-tuning table."""
+    key_bias: bool = later(False)
+    """Whether queries, keys and values share one bias vector, as in plain ViTs (MAE, DINO, DeiT); BEiT's keys have none."""
+    sub_norm: bool = later(False)
+    """Whether a LayerNorm stands before the last linear layer of attention and of the MLP, as in BEiT-3 (arXiv 2210.06423)."""
+    norm_eps: PositiveFloat = later(NORM_EPS)
+    """Of all LayerNorms: 1e-6 in BEiT and most ViTs, 1e-5 in BEiT-3, 1e-12 in transformers' ViTs."""
 
     def __post_init__(self) -> None:
         (height, width), (patch_height, patch_width) = self.image_size, self.patch
@@ -185,6 +194,14 @@ class ClassifierConfig:
             raise UserError(
                 "mean pooling needs a backbone with `final_norm=False`, class-token pooling one with `final_norm=True`"
             )
+
+
+@config()
+class BareBackbone:
+    """A network without a head, which only gives features; what `model.json` stores beside the weights."""
+
+    backbone: BackboneConfig
+    preprocessing: Preprocessing = INCEPTION
 
 
 SegmentationHead = Literal["uper", "linear", "setr_pup"]

@@ -11,7 +11,7 @@ from beitkit.configs.model import by
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
-from beitkit.interop.kinds import TASKS, AnyNetworkConfig, BareBackbone, kind_of_config
+from beitkit.interop.kinds import TASKS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint, read_tokenizer
 from beitkit.interop.reading.understood import Checkpoint
@@ -25,7 +25,7 @@ class CheckpointSummary:
     layout: str
     task: str
     """Masked-image modeling, classification, ..."""
-    config: AnyNetworkConfig | TokenizerConfig | BareBackbone
+    config: AnyNetworkConfig | TokenizerConfig
     parameters: int
     """Numbers in the tensors that are used."""
     tensors: tuple[TensorRecord, ...]
@@ -34,7 +34,7 @@ class CheckpointSummary:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """The pixels it expects; None for a discrete VAE, which takes pixels as they are, and for a bare backbone."""
+        """The pixels it expects; None for a discrete VAE, which takes pixels as they are."""
         return getattr(self.config, "preprocessing", None)
 
     def lines(self) -> list[tuple[str, str]]:
@@ -43,6 +43,7 @@ class CheckpointSummary:
         if not isinstance(self.config, TokenizerConfig):
             backbone = self.config.backbone
             scale = "no LayerScale" if backbone.layer_scale is None else "LayerScale"
+            scale += (", bias of keys" if backbone.key_bias else "") + (", inner norms" if backbone.sub_norm else "")
             positions = (
                 [f"{backbone.relative_positions.replace('_', ' ')} relative"] if backbone.relative_positions != "none" else []
             )
@@ -85,7 +86,7 @@ def inspect_checkpoint(path: str | Path) -> CheckpointSummary:
     return CheckpointSummary(
         path=found.path,
         layout=found.layout,
-        task=TASKS["backbone" if isinstance(found.config, BareBackbone) else kind_of_config(found.config)],
+        task=TASKS[kind_of_config(found.config)],
         config=found.config,
         parameters=sum(math.prod(stored.shape) for _, stored in stored_tensors if stored.dtype.is_floating_point),
         tensors=(*records, *found.skipped),

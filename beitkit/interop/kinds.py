@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import nn
 
-from beitkit.configs.data import Fit, Preprocessing
-from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.data import Fit
+from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, VQKDConfig
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.kmeans import KMeansTokenizer
@@ -24,13 +22,14 @@ MULTILABEL = "multi_label_classification"
 CROP_MODES: dict[Fit, str] = {"crop": "center", "squeeze": "squash", "letterbox": "border"}
 """timm's names of how images come to the network's shape; we write them for transformers, too."""
 
-AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
-Network = MaskedImageModel | Classifier | Segmenter
+AnyNetworkConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig | BareBackbone
+Network = MaskedImageModel | Classifier | Segmenter | FeatureNetwork
 
 KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "masked": (MaskedImageModel, MaskedImageModelConfig),
     "classify": (Classifier, ClassifierConfig),
     "segment": (Segmenter, SegmenterConfig),
+    "backbone": (FeatureNetwork, BareBackbone),
     "dvae": (DiscreteVAE, DVAEConfig),
     "vqkd": (VQKD, VQKDConfig),
     "kmeans": (KMeansTokenizer, KMeansConfig),
@@ -48,27 +47,28 @@ TASKS: dict[str, str] = {
 }
 """Description of each kind."""
 
+MASK_TOKEN, FINAL_NORM, CLS_BRANCH = "mask_token", "norm.", "cls_pt_"
+FRESH_IN_BACKBONE = ("backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias")
+"""What a backbone lacks that has not been pre-trained on masked patches, by our names."""
+
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
-    "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
-    "classify": ("norm.", "fc_norm.", "head."),
-    "segment": ("fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
-    "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
+    "masked": (MASK_TOKEN, FINAL_NORM, "lm_head.", CLS_BRANCH),
+    "classify": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
+    "segment": (MASK_TOKEN, "fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
+    "backbone": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
 }
 """Prefixes of the official names of task-specific tensors; all others belong to the backbone, which is handed over."""
 
-CLASS_TENSORS: dict[str, tuple[str, ...]] = {
+POOLING_TENSORS = ("fc_norm.", "head.")
+"""Those of files without a usable head that a bare backbone has not."""
+
+HEAD_TENSORS: dict[str, tuple[str, ...]] = {
+    "masked": ("lm_head.", "cls_pt_lm_head."),
     "classify": ("head.",),
     "segment": ("decode_head.conv_seg.", "auxiliary_head.conv_seg."),
 }
-"""Tensors that depend on the classes, and are freshly initialized for other ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BareBackbone:
-    """Config of a checkpoint without a head; it needs a task to become a network."""
-
-    backbone: BackboneConfig
-    preprocessing: Preprocessing
+"""Tensors that depend on the visual tokens or on the classes, and are freshly initialized for other ones."""
+HEAD_REASONS = {"masked": "for other targets", "classify": "for other classes", "segment": "for other classes"}
 
 
 def numbered(count: int) -> tuple[str, ...]:

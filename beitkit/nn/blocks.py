@@ -11,11 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from beitkit.configs.model import Pair
+from beitkit.configs.model import NORM_EPS, Pair
 from beitkit.contracts import ShardingUnit
+from beitkit.nn.lora import linear
 from beitkit.nn.position import gather_bias, relative_position_index, table_rows
-
-NORM_EPS = 1e-6  # official code, not PyTorch's 1e-5; it is not stored in checkpoints
 
 
 def kept_branches(rate: float, batch: int, device: torch.device) -> Float[Tensor, "b 1 1"]:
@@ -30,18 +29,25 @@ def kept_branches(rate: float, batch: int, device: torch.device) -> Float[Tensor
 class Attention(nn.Module):
     """Multi-head self-attention with query and value biases, no key bias, and an additive position bias.
 
-    A key bias would add the same amount to all scores of a query and cancel in the softmax, so there is none.
+    A key bias would add the same amount to all scores of a query and cancel in the softmax, so there is none. Plain ViTs have one
+    nevertheless, in one vector with the others: `key_bias` gives it a place, so that their files load and are saved as they are.
     """
 
     relative_position_index: Tensor
 
-    def __init__(self, width: int, heads: int, grid: Pair | None) -> None:
-        """`grid` is the patch grid of a per-block position table, or None for no table of its own."""
+    def __init__(
+        self, width: int, heads: int, grid: Pair | None, *, key_bias: bool = False, sub_norm_eps: float | None = None
+    ) -> None:
+        """`grid` is the patch grid of a per-block position table, or None for no table of its own.
+
+        `sub_norm_eps` is that of a LayerNorm before `proj`, or None for no such norm.
+        """
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
+        self.q_bias = None if key_bias else nn.Parameter(torch.zeros(width))
+        self.v_bias = None if key_bias else nn.Parameter(torch.zeros(width))
+        self.norm = None if sub_norm_eps is None else nn.LayerNorm(width, eps=sub_norm_eps)
         self.proj = nn.Linear(width, width)
         if grid is None:
             self.relative_position_bias_table = None
@@ -51,8 +57,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t d"], shared_bias: Float[Tensor, "1 k t t"] | None) -> Float[Tensor, "b t d"]:
         """Attend over all tokens; the block's own bias and the shared one are both added to the scaled scores."""
-        qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+        if self.q_bias is None or self.v_bias is None:
+            qkv = self.qkv(x)
+        else:
+            qkv = linear(self.qkv, x, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, k, t, d / k)
         bias = shared_bias
         if self.relative_position_bias_table is not None:
@@ -61,7 +69,8 @@ class Attention(nn.Module):
         if bias is not None:
             # Here and not where the bias is made: gradients of all blocks are then added up in its own precision.
             bias = bias.to(query.dtype)
-        return self.proj(_attended(query, key, value, bias).transpose(1, 2).flatten(2))  # (b, t, d)
+        mixed = _attended(query, key, value, bias).transpose(1, 2).flatten(2)  # (b, t, d)
+        return self.proj(mixed if self.norm is None else self.norm(mixed))
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -78,16 +87,18 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) ->
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with the exact (erf) GELU between them, and a LayerNorm after it unless `sub_norm_eps` is None."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, sub_norm_eps: float | None = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.norm = None if sub_norm_eps is None else nn.LayerNorm(hidden, eps=sub_norm_eps)
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
         """The transformed tokens."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = F.gelu(self.fc1(x))
+        return self.fc2(x if self.norm is None else self.norm(x))
 
 
 class Block(ShardingUnit):
@@ -99,13 +110,24 @@ class Block(ShardingUnit):
     """`branches` as `torch.compile` made it, for training; see `compile_training`."""
 
     def __init__(
-        self, *, width: int, heads: int, hidden: int, layer_scale: float | None, drop_path: float, grid: Pair | None
+        self,
+        *,
+        width: int,
+        heads: int,
+        hidden: int,
+        layer_scale: float | None,
+        drop_path: float,
+        grid: Pair | None,
+        key_bias: bool = False,
+        sub_norm: bool = False,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads, grid)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = Mlp(width, hidden)
+        sub_norm_eps = norm_eps if sub_norm else None
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, heads, grid, key_bias=key_bias, sub_norm_eps=sub_norm_eps)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = Mlp(width, hidden, sub_norm_eps=sub_norm_eps)
         self.drop_path = drop_path
         if layer_scale is None:
             self.gamma_1 = self.gamma_2 = None

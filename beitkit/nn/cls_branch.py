@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.nn.backbone import INIT_STD, truncated_normal_
-from beitkit.nn.blocks import NORM_EPS, Block
+from beitkit.nn.blocks import Block
 
 
 class ClsBranch(nn.Module):
@@ -39,6 +39,9 @@ class ClsBranch(nn.Module):
                 layer_scale=backbone.layer_scale,
                 drop_path=backbone.drop_path * (branch.early_layer + index) / last_step,
                 grid=None,
+                key_bias=backbone.key_bias,
+                sub_norm=backbone.sub_norm,
+                norm_eps=backbone.norm_eps,
             )
             for index in range(branch.head_layers)
         ]
@@ -51,7 +54,7 @@ class ClsBranch(nn.Module):
         if branch.shared_head:
             self.cls_pt_norm = self.cls_pt_lm_head = None
         else:
-            self.cls_pt_norm = nn.LayerNorm(backbone.width, eps=NORM_EPS)
+            self.cls_pt_norm = nn.LayerNorm(backbone.width, eps=backbone.norm_eps)
             self.cls_pt_lm_head = nn.Linear(backbone.width, config.outputs)
             truncated_normal_(self.cls_pt_lm_head.weight, INIT_STD)
             nn.init.zeros_(self.cls_pt_lm_head.bias)

@@ -12,11 +12,10 @@ from numpy import ndarray
 from PIL import Image
 from torch import Tensor, nn
 
-from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig
 from beitkit.contracts import ImageInput, LoadReport, Reader
 from beitkit.errors import UserError
-from beitkit.nn.backbone import INIT_STD, Backbone, truncated_normal_
-from beitkit.nn.blocks import NORM_EPS
+from beitkit.nn.backbone import INIT_STD, Backbone, Features, truncated_normal_
 from beitkit.nn.cls_branch import ClsBranch
 from beitkit.nn.patches import Positions, take_patches
 from beitkit.nn.prediction import Prediction, check_outputs
@@ -38,6 +37,14 @@ class MaskedImageModel(nn.Module):
         truncated_normal_(self.lm_head.weight, INIT_STD)
         nn.init.zeros_(self.lm_head.bias)
         self.cls_branch = None if config.cls_branch is None else ClsBranch(config)
+
+    def reset_head(self) -> None:
+        """Initialize the head, and that of the class-token branch if it has one of its own."""
+        own = None if self.cls_branch is None else self.cls_branch.cls_pt_lm_head
+        for head in (self.lm_head, own):
+            if head is not None:
+                truncated_normal_(head.weight, INIT_STD)
+                nn.init.zeros_(head.bias)
 
     def forward(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
         """Logits over the vocabulary at the masked positions only, in row-major order over batch, then position.
@@ -93,7 +100,7 @@ class Classifier(nn.Module):
         self.config = config
         self.backbone = Backbone(config.backbone)
         width = config.backbone.width
-        self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS) if config.pooling == "mean" else None
+        self.fc_norm = nn.LayerNorm(width, eps=config.backbone.norm_eps) if config.pooling == "mean" else None
         self.head = nn.Linear(width, len(config.classes))
         self.reset_head(head_scale)
 
@@ -160,6 +167,22 @@ class Classifier(nn.Module):
     def no_decay(self, name: str) -> bool:
         """Whether a parameter is free of weight decay by name."""
         return no_decay(self.backbone, name)
+
+
+class FeatureNetwork(nn.Module):
+    """A backbone without a head, as MAE, DINO and others are released: it gives features, and starts other tasks."""
+
+    load_report: LoadReport | None = None
+    """Report on every tensor, if loaded from a checkpoint."""
+
+    def __init__(self, config: BareBackbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
+        """Class token and patches."""
+        return self.backbone(images)
 
 
 def layer_of(backbone: Backbone, name: str) -> int:

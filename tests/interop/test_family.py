@@ -22,7 +22,7 @@ from beitkit.interop.load import load
 from beitkit.interop.reading.describe import Hints, describe
 from beitkit.interop.save import convert, save
 from beitkit.interop.stored import LazyTensor, State
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (pip install transformers)")
@@ -277,8 +277,9 @@ def test_eva_of_timm(pool: str, tmp_path: Path, random_images: Any, timm_library
     assert ours.config.preprocessing == replace(CLIP, crop_share=1.0, fit="squeeze")
     if pool == "token":
         (tmp_path / "config.json").write_text(json.dumps(config | {"architecture": "eva_giant_patch14_clip_224"}))
+        assert isinstance(load(tmp_path), FeatureNetwork)
         with pytest.raises(UserError, match="a backbone without a head"):
-            load(tmp_path)
+            load(tmp_path, num_classes=2)
         fresh = load(tmp_path, task="classify", num_classes=2)
         assert {record.name for record in fresh.load_report.records if record.fate == "dropped"} >= {"head.weight", "head.bias"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from beitkit.configs.data import Filter
-from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
+from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.data.views.image import SMALL, in_words, outer_size
 from beitkit.errors import UserError
 from beitkit.interop.kinds import CROP_MODES, MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
@@ -14,8 +14,10 @@ ARCHITECTURES = {
     "masked": "BeitForMaskedImageModeling",
     "classify": "BeitForImageClassification",
     "segment": "BeitForSemanticSegmentation",
+    "backbone": "BeitModel",
 }
-PIPELINES = {"masked": "image-feature-extraction", "classify": "image-classification", "segment": "image-segmentation"}
+FEATURES = "image-feature-extraction"
+PIPELINES = {"masked": FEATURES, "backbone": FEATURES, "classify": "image-classification", "segment": "image-segmentation"}
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 
 
@@ -31,6 +33,12 @@ def refuse_for_hugging_face(config: AnyNetworkConfig) -> tuple[str, ...]:
             f"transformers has square patches only, this network's are {backbone.patch[0]}x{backbone.patch[1]}; "
             "use microsoft or native"
         )
+    if backbone.sub_norm:
+        raise UserError("transformers' BEiT has no inner norms, as this network (BEiT-3's) has; use timm or native")
+    if isinstance(config, BareBackbone) and not backbone.final_norm:
+        raise UserError("transformers' BEiT without a head has a norm at its end, and this one has none; use microsoft or native")
+    if backbone.norm_eps == 1e-12:
+        notes.append("LayerNorm's eps 1e-12 is written, and obeyed by transformers; beitkit takes it for 1e-6 in files of BEiT")
     if isinstance(config, MaskedImageModelConfig):
         if not backbone.final_norm:
             raise UserError("transformers has no masked-image model without a final norm; use microsoft or native")
@@ -74,7 +82,7 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
         "num_attention_heads": backbone.heads,
         "intermediate_size": backbone.hidden,
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": backbone.norm_eps,
         "image_size": _side_or_pair(backbone.image_size),
         "patch_size": backbone.patch[0],
         "num_channels": backbone.channels,
@@ -88,6 +96,8 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
     }
     if isinstance(config, MaskedImageModelConfig):
         return content | {"vocab_size": config.vocabulary, "use_mean_pooling": True}
+    if isinstance(config, BareBackbone):
+        return content | {"use_mean_pooling": False}
     content["id2label"] = {str(index): name for index, name in enumerate(config.classes)}
     content["label2id"] = {name: index for index, name in enumerate(config.classes)}
     if isinstance(config, ClassifierConfig):
@@ -144,7 +154,7 @@ def model_card(config: AnyNetworkConfig, name: str) -> str:
         f"- pixels: {in_words(config.preprocessing, backbone.image_size)}",
     ]
     several = ", several at once (sigmoid)" if isinstance(config, ClassifierConfig) and config.multilabel else ""
-    if not isinstance(config, MaskedImageModelConfig):
+    if not isinstance(config, MaskedImageModelConfig | BareBackbone):
         first = f"{', '.join(config.classes[:10])}{', ...' if len(config.classes) > 10 else ''}"
         facts.append(f"- {len(config.classes)} classes{several}: {first}")
     facts += [f"- {note}" for note in refuse_for_hugging_face(config)]

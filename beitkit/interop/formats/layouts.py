@@ -1,4 +1,4 @@
-"""Checkpoint layouts as name tables: official, Hugging Face, timm, mmpretrain, mmsegmentation, Detectron2, beitkit.
+"""Checkpoint layouts as name tables: official, Hugging Face, timm, plain ViTs, BEiT-3, OpenMMLab, Detectron2, beitkit.
 
 A layout has one table per kind of network. The layout of a file is the first one with a table that knows all its names. To add a
 layout, add its tables here.
@@ -6,7 +6,7 @@ layout, add its tables here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from beitkit.interop.formats.names import NameTable, table
 
@@ -30,6 +30,9 @@ TRUNK = (
     "blocks.{i}.attn.relative_position_bias_table",
     *(f"blocks.{{i}}.{name}" for name in BLOCK),
 )
+RELATIVES = ("attn.qkv.bias", "attn.norm.{p}", "mlp.norm.{p}")
+"""Tensors of a block that BEiT has not: the bias of a plain ViT, BEiT-3's inner norms."""
+NATIVE_TRUNK = (*TRUNK, *(f"blocks.{{i}}.{name}" for name in RELATIVES))
 CLS_BRANCH = (*(f"cls_pt_layers.{{i}}.{name}" for name in BLOCK), "cls_pt_norm.{p}", "cls_pt_lm_head.{p}")
 SEGMENTATION_HEADS = ("decode_head.{rest}", "auxiliary_head.{rest}")
 PYRAMID = "fpn{i}.{rest}"
@@ -56,6 +59,12 @@ class Layout:
 
     name: str
     tables: dict[str, NameTable]
+    skipped: dict[str, str] = field(default_factory=dict)
+    """As `SKIPPED`, for this layout only."""
+
+
+EXTRA_TOKENS = "extra_tokens"
+"""Official name, so to speak, of tokens beside the class token, which no network here has: DeiT's for distillation, registers."""
 
 
 def _same(*names: str) -> tuple[tuple[str, str], ...]:
@@ -70,10 +79,13 @@ NATIVE = Layout(
     "native",
     {
         "masked": table(
-            *_below("cls_branch.", *CLS_BRANCH), *_same("lm_head.{p}"), *_below("backbone.", *TRUNK, "mask_token", "norm.{p}")
+            *_below("cls_branch.", *CLS_BRANCH, *(f"cls_pt_layers.{{i}}.{name}" for name in RELATIVES)),
+            *_same("lm_head.{p}"),
+            *_below("backbone.", *NATIVE_TRUNK, "mask_token", "norm.{p}"),
         ),
-        "classify": table(*_same("fc_norm.{p}", "head.{p}"), *_below("backbone.", *TRUNK, "norm.{p}")),
-        "segment": table(*_same(*SEGMENTATION_HEADS), *_below("pyramid.", PYRAMID), *_below("backbone.", *TRUNK)),
+        "classify": table(*_same("fc_norm.{p}", "head.{p}"), *_below("backbone.", *NATIVE_TRUNK, "norm.{p}")),
+        "segment": table(*_same(*SEGMENTATION_HEADS), *_below("pyramid.", PYRAMID), *_below("backbone.", *NATIVE_TRUNK)),
+        "backbone": table(*_below("backbone.", *NATIVE_TRUNK, "mask_token", "norm.{p}")),
     },
 )
 MICROSOFT = Layout(
@@ -86,6 +98,72 @@ MICROSOFT = Layout(
     },
 )
 TIMM = Layout("timm", {kind: MICROSOFT.tables[kind] for kind in ("classify", "backbone")})
+
+VIT_TRUNK = (
+    *_same("cls_token", "pos_embed", "patch_embed.proj.{p}", "blocks.{i}.attn.qkv.weight"),
+    ("blocks.{i}.gamma_{j}", "blocks.{i}.ls{j}.gamma"),
+    *_same(*(f"blocks.{{i}}.{name}" for name in (*BLOCK, *RELATIVES) if name not in ("attn.q_bias", "attn.v_bias"))),
+    *((EXTRA_TOKENS, name) for name in ("dist_token", "reg_token", "register_tokens")),
+)
+VIT_SKIPPED = {
+    "mask_token": "of another kind of pre-training",
+    "decoder_*": "the decoder of MAE's pre-training, not the network",
+    "head.mlp.*": "the head of DINO's pre-training, not the network",
+    "head.last_layer.*": "the head of DINO's pre-training, not the network",
+    "head_dist.*": "the head of the distillation token",
+}
+VIT = Layout(
+    "plain ViT",
+    {
+        "classify": table(*VIT_TRUNK, *_same("norm.{p}", "fc_norm.{p}", "head.{p}")),
+        "backbone": table(*VIT_TRUNK, *_same("norm.{p}", "fc_norm.{p}")),
+    },
+    VIT_SKIPPED,
+)
+"""MAE, DINO, DINOv2, DeiT, and what timm calls vit_* and deit_*."""
+TIMM_VIT = replace(VIT, name="timm")
+DINO = Layout(
+    "plain ViT, below backbone.",
+    {"backbone": table(*((ours, f"backbone.{theirs}") for ours, theirs in (*VIT_TRUNK, ("norm.{p}", "norm.{p}"))))},
+    VIT_SKIPPED,
+)
+"""DINO's checkpoints of a whole run."""
+
+BEIT3_LAYER, BEIT3_ATTENTION = "beit3.encoder.layers.{i}.", "beit3.encoder.layers.{i}.self_attn."
+BEIT3 = Layout(
+    "BEiT-3",
+    {
+        "classify": table(
+            ("cls_token", "beit3.vision_embed.cls_token"),
+            ("mask_token", "beit3.vision_embed.mask_token"),
+            ("pos_embed", "beit3.encoder.embed_positions.A.weight"),
+            ("patch_embed.proj.{p}", "beit3.vision_embed.proj.{p}"),
+            ("blocks.{i}.norm1.{p}", BEIT3_LAYER + "self_attn_layer_norm.A.{p}"),
+            ("blocks.{i}.norm2.{p}", BEIT3_LAYER + "final_layer_norm.A.{p}"),
+            ("blocks.{i}.attn.qkv.{p}", tuple(f"{BEIT3_ATTENTION}{part}_proj.A.{{p}}" for part in "qkv")),
+            ("blocks.{i}.attn.norm.{p}", BEIT3_ATTENTION + "inner_attn_ln.A.{p}"),
+            ("blocks.{i}.attn.proj.{p}", BEIT3_ATTENTION + "out_proj.A.{p}"),
+            ("blocks.{i}.mlp.fc1.{p}", BEIT3_LAYER + "ffn.A.fc1.{p}"),
+            ("blocks.{i}.mlp.norm.{p}", BEIT3_LAYER + "ffn.A.ffn_layernorm.{p}"),
+            ("blocks.{i}.mlp.fc2.{p}", BEIT3_LAYER + "ffn.A.fc2.{p}"),
+            ("norm.{p}", "beit3.encoder.layer_norm.A.{p}"),
+            *_same("fc_norm.{p}", "head.{p}"),
+        )
+    },
+    {
+        "beit3.*.B.*": "the branch for text",
+        "beit3.text_embed.*": "the branch for text",
+        "language_head.*": "the branch for text",
+        "mlm_head.*": "the branch for text",
+        "logit_scale": "for comparing images with text",
+        "vision_head.*": "for comparing images with text",
+        "pooler.*": "for questions about images",
+        "head.[0-9]*": "for questions about images",
+        "head.dense*": "for pairs of images",
+        "head.norm*": "for pairs of images",
+    },
+)
+"""BEiT-3's branch for images (arXiv 2208.10442), as torchscale names it."""
 
 
 def _hugging_face(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
@@ -196,6 +274,36 @@ HUGGING_FACE_5 = Layout(
     },
 )
 
+VIT_PARTS = ("query", "key", "value")
+
+
+def _hugging_face_vit(prefix: str) -> tuple[tuple[str, str | tuple[str, ...]], ...]:
+    """A plain ViT as transformers names it in files; that of DINOv2 has other names in its blocks."""
+    layer = f"{prefix}encoder.layer.{{i}}."
+    return (
+        *(rule for rule in _hugging_face(prefix) if not rule[0].endswith(("mask_token", "_bias", "_bias_table", "qkv.weight"))),
+        ("blocks.{i}.attn.qkv.{p}", tuple(f"{layer}attention.attention.{part}.{{p}}" for part in VIT_PARTS)),
+        ("norm.{p}", f"{prefix}layernorm.{{p}}"),
+        ("blocks.{i}.norm{j}.{p}", layer + "norm{j}.{p}"),
+        ("blocks.{i}.gamma_{j}", layer + "layer_scale{j}.lambda1"),
+        ("blocks.{i}.mlp.fc{j}.{p}", layer + "mlp.fc{j}.{p}"),
+    )
+
+
+HUGGING_FACE_VIT = Layout(
+    "huggingface (vit)",
+    {
+        "classify": table(*_hugging_face_vit("vit."), ("head.{p}", "classifier.{p}")),
+        "backbone": table(*_hugging_face_vit("")),
+    },
+    {
+        "*embeddings.mask_token": "of another kind of pre-training",
+        "decoder.*": "the decoder of a pre-training, not the network",
+        "pooler.dense.*": "a layer over the class token that only trains with a task",
+    },
+)
+"""ViT and MAE of transformers; without a prefix before the names, DINOv2 too."""
+
 MM_BLOCK = (
     ("norm1.{p}", "ln1.{p}"),
     ("norm2.{p}", "ln2.{p}"),
@@ -247,7 +355,19 @@ DETECTRON2 = Layout(
 )
 """Detectors of DiT's release; what is not the backbone is in `SKIPPED`."""
 
-FOREIGN = (MICROSOFT, HUGGING_FACE, HUGGING_FACE_5, DATA2VEC_VISION, MMPRETRAIN, MMSEGMENTATION, DETECTRON2)
+FOREIGN = (
+    MICROSOFT,
+    HUGGING_FACE,
+    HUGGING_FACE_5,
+    DATA2VEC_VISION,
+    MMPRETRAIN,
+    MMSEGMENTATION,
+    DETECTRON2,
+    VIT,
+    DINO,
+    BEIT3,
+    HUGGING_FACE_VIT,
+)
 """The layouts that a file without any description is tried against, in this order. timm's names are official ones."""
 
 DALLE_ENCODER = table(("encoder.{rest}.weight", "{rest}.w"), ("encoder.{rest}.bias", "{rest}.b"))

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from beitkit.configs.codec import to_json
 from beitkit.configs.data import IMAGENET
-from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.model import NORM_EPS, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.parts import CheckpointFormat
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.formats.hugging_face import hugging_face_config, model_card, processor_config, refuse_for_hugging_face
-from beitkit.interop.formats.layouts import HUGGING_FACE, MICROSOFT, NATIVE, TIMM, Layout
+from beitkit.interop.formats.layouts import HUGGING_FACE, MICROSOFT, NATIVE, TIMM, TIMM_VIT, Layout
 from beitkit.interop.formats.native import write_native
 from beitkit.interop.formats.timm import refuse_for_timm, timm_config
 from beitkit.interop.kinds import OUR_NOTE, AnyNetworkConfig, kind_of_config
@@ -38,6 +38,8 @@ Tensors = dict[str, Tensor]
 class Output(NamedTuple):
     """What will be written."""
 
+    config: AnyNetworkConfig
+    """Of the network as the format holds it."""
     tensors: State
     """By the format's names."""
     records: tuple[TensorRecord, ...]
@@ -53,6 +55,8 @@ class Writer(NamedTuple):
     write: Callable[[AnyNetworkConfig, Tensors, Path], None]
     left_out: tuple[str, ...] = ()
     """Prefixes of official names that the format drops."""
+    key_bias: Layout | None = None
+    """The layout of networks whose keys have a bias; None for a format that has no place for it, where it is left out."""
 
 
 def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFormat) -> Output:
@@ -69,14 +73,23 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
             f"the {file_format} format holds networks that predict visual tokens, and this one predicts "
             f"{'pixels' if config.features is None else 'features'}; use native, or hand it over to another task first"
         )
-    notes = writer.refuse(config)
-    names = writer.layout.tables[kind]
+    notes, layout = writer.refuse(config), writer.layout
+    if config.backbone.key_bias and writer.key_bias is not None:
+        layout = writer.key_bias
+    elif config.backbone.key_bias:
+        config = replace(config, backbone=replace(config.backbone, key_bias=False))
+        tensors = _without_key_bias(tensors)
+        notes = (
+            *notes,
+            "the bias of the keys is left out: it adds the same to all scores of a query, and cancels in the softmax",
+        )
+    names = layout.tables[kind]
     renamed: State = {}
     records, dropped = [], []
     for our_name, stored in tensors.items():
         place = NATIVE.tables[kind].to_official(our_name)
         assert place is not None, our_name
-        foreign = names.to_foreign(place.official)
+        foreign = None if place.official.startswith(writer.left_out) else names.to_foreign(place.official)
         if foreign is None:
             assert place.official.startswith(writer.left_out), f"{place.official} has no place in {file_format}"
             dropped.append(TensorRecord(our_name, "dropped", stored.sources, stored.shape, f"no place in {file_format}"))
@@ -85,14 +98,26 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
             piece = _piece(stored, part, len(foreign))
             renamed[name] = piece
             records.append(TensorRecord(name, piece.fate, piece.sources, piece.shape, piece.reason))
-    return Output(renamed, (*records, *dropped), notes)
+    return Output(config, renamed, (*records, *dropped), notes)
 
 
-def write(config: AnyNetworkConfig, output: Output, path: Path, file_format: CheckpointFormat) -> None:
+def write(output: Output, path: Path, file_format: CheckpointFormat) -> None:
     """Read the tensors and write the files, each atomically."""
     tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    WRITERS[file_format].write(config, floats, path)
+    WRITERS[file_format].write(output.config, floats, path)
+
+
+def _without_key_bias(tensors: State) -> State:
+    """The thirds for queries and values of every bias vector, as BEiT has them."""
+    kept: State = {}
+    for name, stored in tensors.items():
+        if name.endswith("attn.qkv.bias"):
+            place = name.removesuffix("qkv.bias")
+            kept |= {f"{place}q_bias": _piece(stored, 0, 3), f"{place}v_bias": _piece(stored, 2, 3)}
+        else:
+            kept[name] = stored
+    return kept
 
 
 def _piece(stored: LazyTensor, part: int, parts: int) -> LazyTensor:
@@ -139,7 +164,6 @@ def _write_hugging_face(config: AnyNetworkConfig, tensors: Tensors, folder: Path
 
 
 def _write_timm(config: AnyNetworkConfig, tensors: Tensors, folder: Path) -> None:
-    assert isinstance(config, ClassifierConfig)
     _write_folder(folder, tensors, {"config.json": _as_json(timm_config(config))})
 
 
@@ -162,12 +186,16 @@ def _holds_everything(config: AnyNetworkConfig) -> tuple[str, ...]:
 def _refuse_for_microsoft(config: AnyNetworkConfig) -> tuple[str, ...]:
     if isinstance(config, SegmenterConfig) and config.head != "uper":
         raise UserError(f"the official code has UPerNet only, this network has the head {config.head}; use native")
+    if config.backbone.sub_norm:
+        raise UserError("the official code of BEiT has no inner norms, as this network (BEiT-3's) has; use timm or native")
+    if config.backbone.norm_eps != NORM_EPS:
+        raise UserError(f"the official code's LayerNorms have eps 1e-6, this network's {config.backbone.norm_eps:g}; use native")
     return ()
 
 
 WRITERS: dict[CheckpointFormat, Writer] = {
-    "native": Writer(NATIVE, _holds_everything, write_native),
+    "native": Writer(NATIVE, _holds_everything, write_native, key_bias=NATIVE),
     "microsoft": Writer(MICROSOFT, _refuse_for_microsoft, _write_microsoft),
     "huggingface": Writer(HUGGING_FACE, refuse_for_hugging_face, _write_hugging_face, left_out=("cls_pt_",)),
-    "timm": Writer(TIMM, refuse_for_timm, _write_timm),
+    "timm": Writer(TIMM, refuse_for_timm, _write_timm, left_out=("mask_token",), key_bias=TIMM_VIT),
 }

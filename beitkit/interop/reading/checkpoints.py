@@ -9,13 +9,13 @@ from typing import Any
 
 from beitkit.errors import UserError
 from beitkit.interop.build import listed
-from beitkit.interop.formats.layouts import FOREIGN, NATIVE, TIMM, Layout
+from beitkit.interop.formats.layouts import FOREIGN, NATIVE, SKIPPED, TIMM, TIMM_VIT, Layout
 from beitkit.interop.formats.names import NameTable
 from beitkit.interop.formats.native import DESCRIPTION, read_native
 from beitkit.interop.kinds import AnyNetworkConfig, kind_of_config
 from beitkit.interop.reading.describe import Hints, describe, grid_of_index
 from beitkit.interop.reading.hints import hints_of_hugging_face, hints_of_pickle, hints_of_timm
-from beitkit.interop.reading.understood import Checkpoint, split_skipped, to_official
+from beitkit.interop.reading.understood import Checkpoint, is_skipped, split_skipped, to_official, with_usual_positions
 from beitkit.interop.reading.unpickle import read_pickled, tensors_of
 from beitkit.interop.stored import State, read_safetensors
 
@@ -27,7 +27,7 @@ WEIGHT_FILES = (
     "model.pth",
 )
 """Where a folder with a config.json keeps its weights, the preferred first."""
-WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema", "weights")
+WRAPPERS = ("state_dict", "model", "module", "model_ema", "state_dict_ema", "weights", "teacher")
 """Keys under which training scripts file the weights, the preferred first."""
 MAX_WRAPPERS = 3  # depth of nesting; a wrapper that contains itself must not loop forever
 
@@ -70,7 +70,7 @@ def _read_folder(path: Path) -> Checkpoint:
         raise UserError(f"{path} is a run that is not finished: it has no {DESCRIPTION} yet; repeat its command to continue it")
     tensors = _read_weights(path)
     if "architecture" in config or "pretrained_cfg" in config:
-        return _understand(path, tensors, hints_of_timm(config), TIMM)
+        return _understand(path, tensors, hints_of_timm(config), (TIMM, TIMM_VIT))
     return _understand(path, tensors, hints_of_hugging_face(config, read_json(path / "preprocessor_config.json")))
 
 
@@ -119,11 +119,11 @@ def _without_prefix(tensors: State, prefix: str) -> State:
     return {name.removeprefix(prefix): stored for name, stored in tensors.items()}
 
 
-def _understand(path: Path, tensors: State, hints: Hints, known: Layout | None = None) -> Checkpoint:
-    used, skipped = split_skipped(tensors)
-    layout, names = _layout_of(path, used, (known,) if known else FOREIGN)
+def _understand(path: Path, tensors: State, hints: Hints, known: tuple[Layout, ...] = FOREIGN) -> Checkpoint:
+    layout, names = _layout_of(path, split_skipped(tensors)[0], known)
+    used, skipped = split_skipped(tensors, SKIPPED | layout.skipped)
     try:
-        official = to_official(used, names)
+        official = with_usual_positions(to_official(used, names), hints.image_size)
         config, notes = describe(official, _with_grid(hints, tensors))
     except UserError as problem:
         raise UserError(f"{path} ({layout.name}): {problem}") from None
@@ -133,7 +133,7 @@ def _understand(path: Path, tensors: State, hints: Hints, known: Layout | None =
 def _layout_of(path: Path, tensors: State, layouts: tuple[Layout, ...]) -> tuple[Layout, NameTable]:
     """The first layout of which one table knows every name."""
     candidates = [(layout, names) for layout in layouts for names in layout.tables.values()]
-    unknown = [names.unknown(tensors) for _, names in candidates]
+    unknown = [names.unknown(name for name in tensors if not is_skipped(name, layout.skipped)) for layout, names in candidates]
     nearest = min(range(len(candidates)), key=lambda index: len(unknown[index]))
     strange = unknown[nearest]
     if not strange:

@@ -3,7 +3,7 @@
 Width, depth, MLP, patch, channels, positions, LayerScale, heads, grid, classes and vocabulary follow from the shapes. What does
 not: the initial value of LayerScale (irrelevant once trained), which block v2's branch starts from, the orientation of a
 rectangle, which pixel statistics the images were normalized with, and, without a position table, the heads. The relatives with
-the same tensors (DiT, data2vec-vision, EVA-01) are told apart by their shapes.
+the same tensors (DiT, data2vec-vision, EVA-01) are told apart by their shapes, plain ViTs and BEiT-3 by theirs of every block.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from beitkit.configs.data import CLIP, IMAGENET, INCEPTION, Preprocessing
 from beitkit.configs.model import (
+    NORM_EPS,
     SIZES,
     BackboneConfig,
     ClassifierConfig,
@@ -27,16 +28,17 @@ from beitkit.configs.model import (
     SegmenterConfig,
 )
 from beitkit.errors import UserError
-from beitkit.interop.formats.layouts import SHARED_TABLE
+from beitkit.interop.formats.layouts import EXTRA_TOKENS, SHARED_TABLE
 from beitkit.interop.kinds import AnyNetworkConfig, BareBackbone, numbered
 from beitkit.interop.stored import State
 from beitkit.nn.position import table_rows
 
 BLOCK_TABLE = "blocks.0.attn.relative_position_bias_table"
 HEAD_WIDTH = 64  # of most networks; for sizes that nobody released
-KNOWN_HEADS = {(size.width, size.depth): size.heads for size in SIZES.values()} | {(544, 24): 16}
+KNOWN_HEADS = {(size.width, size.depth): size.heads for size in SIZES.values()} | {(544, 24): 16, (1664, 48): 16}
 """Heads by (width, depth) of released networks, where no position table shows them: 88 wide in EVA-01 and BEiT v2's giant, 80 in
-its huge one, 34 in its 24x544."""
+its huge one, 34 in its 24x544; 104 in the gigantic ViT."""
+BEIT3_EPS = 1e-5
 EVA_SIZE = (1408, 40)
 WHOLE_CROP_FROM = 384  # official evaluation: images of this side and larger are not cropped (method 5.1)
 
@@ -63,7 +65,11 @@ class Hints:
     """Whether the head's outputs are classes; not so for one that projects to CLIP's space or regresses a number."""
     is_imagenet: bool | None = None
     """Whether the options of the training script say that it normalized with ImageNet's statistics."""
-    family: Literal["BEiT v2", "data2vec-vision"] | None = None
+    norm_eps: float | None = None
+    """Of LayerNorm, where it is what the network was trained with."""
+    pooling: str | None = None
+    """How a classifier pools, in timm's words: token, avg, or what no network here has."""
+    family: Literal["BEiT v2", "data2vec-vision", "ViT"] | None = None
     """What the name of the file, or its config, says that it is."""
     notes: tuple[str, ...] = ()
 
@@ -74,7 +80,7 @@ def kind_of_state(tensors: State) -> str:
     return next((kind for name, kind in marks.items() if name in tensors), "backbone")
 
 
-def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackbone, tuple[str, ...]]:
+def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig, tuple[str, ...]]:
     """The config of the network, and notes on what was decided by rule.
 
     Raises:
@@ -103,6 +109,12 @@ def describe(tensors: State, hints: Hints) -> tuple[AnyNetworkConfig | BareBackb
     if kind == "classify":
         classes = _classes(tensors["head.weight"].shape[0], hints)
         pooling = "mean" if "fc_norm.weight" in tensors else "cls"
+        if hints.pooling not in (None, "avg" if pooling == "mean" else "token"):
+            order = "norm before" if pooling == "cls" else "norm after"
+            raise UserError(
+                f"the classifier pools by {hints.pooling!r} with a {order} pooling, which no network here does; "
+                "expected the class token after the norm, or the patches' mean before it"
+            )
         return ClassifierConfig(
             backbone=backbone, classes=classes, pooling=pooling, multilabel=hints.multilabel, preprocessing=preprocessing
         ), notes
@@ -131,6 +143,9 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
     """
     needed = ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     absent = [name for name in needed if name not in tensors]
+    if EXTRA_TOKENS in tensors:
+        source = tensors[EXTRA_TOKENS].sources[0]
+        raise UserError(f"the network has {source} beside the class token, and networks here have none; take a file without it")
     if absent:
         raise UserError(f"this is no BEiT network: it has no {' and no '.join(absent)} (in official names)")
     width, channels, *patch = tensors["patch_embed.proj.weight"].shape
@@ -139,6 +154,7 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
     grid = _grid(tensors, hints, (patch[0], patch[1]))
     has_layer_scale = "blocks.0.gamma_1" in tensors
     heads, notes = _heads(tensors, hints, width, depth)
+    can_mask = "mask_token" in tensors and kind_of_state(tensors) in ("masked", "backbone")
     backbone = BackboneConfig(
         width=width,
         depth=depth,
@@ -151,9 +167,12 @@ def describe_backbone(tensors: State, hints: Hints) -> tuple[BackboneConfig, tup
         relative_positions=positions,
         layer_scale=(hints.layer_scale or _usual_layer_scale(width, depth)) if has_layer_scale else None,
         drop_path=hints.drop_path or 0.0,
-        mask_token="mask_token" in tensors,
+        mask_token=can_mask,
         final_norm="norm.weight" in tensors,
-        pretrain_init="mask_token" in tensors,
+        pretrain_init=can_mask,
+        key_bias="blocks.0.attn.qkv.bias" in tensors,
+        sub_norm="blocks.0.attn.norm.weight" in tensors,
+        norm_eps=hints.norm_eps or (BEIT3_EPS if "blocks.0.attn.norm.weight" in tensors else NORM_EPS),
     )
     return backbone, notes
 
@@ -179,7 +198,7 @@ def _heads(tensors: State, hints: Hints, width: int, depth: int) -> tuple[int, t
 def _is_eva(backbone: BackboneConfig) -> bool:
     """Whether this is EVA-01's network (arXiv 2211.07636), alone of its size with absolute positions only and no LayerScale."""
     is_plain = backbone.absolute_positions and backbone.relative_positions == "none" and backbone.layer_scale is None
-    return is_plain and (backbone.width, backbone.depth) == EVA_SIZE
+    return is_plain and not backbone.key_bias and (backbone.width, backbone.depth) == EVA_SIZE
 
 
 def _regression(outputs: int, backbone: BackboneConfig) -> str:
@@ -251,6 +270,14 @@ def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: H
         why = "the training options in the file say so"
     elif is_eva:
         chosen, why = CLIP, "as in EVA-01's code"
+    elif backbone.sub_norm and kind == "classify":
+        chosen, why = IMAGENET, "as in BEiT-3's code for ImageNet"
+    elif backbone.sub_norm:
+        chosen, why = INCEPTION, "as in BEiT-3's code"
+    elif hints.family == "ViT":
+        chosen, why = INCEPTION, "as transformers' ViTs; the folder does not say"
+    elif backbone.key_bias:
+        chosen, why = IMAGENET, "as MAE, DINO and DeiT; the file does not say"
     elif kind == "segment":
         chosen, why = IMAGENET, "as all official segmentation networks"
     elif is_version_2:
@@ -261,8 +288,8 @@ def _preprocessing(kind: str, tensors: State, backbone: BackboneConfig, hints: H
         chosen, why = IMAGENET, "as the official network pre-trained on ImageNet-1k with absolute positions"
     else:
         chosen, why = INCEPTION, "as the official networks of BEiT v1 and DiT; the file does not say"
-    # EVA-01's classifiers were evaluated without a crop at every size.
-    is_whole = min(backbone.image_size) >= WHOLE_CROP_FROM or (is_eva and kind == "classify")
+    # EVA-01's and BEiT-3's classifiers were evaluated without a crop at every size.
+    is_whole = min(backbone.image_size) >= WHOLE_CROP_FROM or ((is_eva or backbone.sub_norm) and kind == "classify")
     name = "ImageNet's statistics" if chosen is IMAGENET else "CLIP's statistics" if chosen is CLIP else "mean and deviation 0.5"
     return replace(chosen, crop_share=1.0 if is_whole else INCEPTION.crop_share), f"images: normalized with {name}, {why}"
 

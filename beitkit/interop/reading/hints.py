@@ -16,10 +16,11 @@ from beitkit.interop.reading.describe import Hints
 from beitkit.interop.reading.unpickle import Inert
 
 T = TypeVar("T")
-MODEL_TYPES = ("beit", "data2vec-vision")
-"""transformers' names of networks that are BEiT's."""
+MODEL_TYPES = ("beit", "data2vec-vision", "vit", "vit_mae", "dinov2")
+"""transformers' names of networks that are BEiT's, and of plain ViTs."""
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 FITS: dict[object, Fit] = {mode: fit for fit, mode in CROP_MODES.items()}
+DEFAULT_EPS = 1e-12
 BICUBIC = FILTERS.index("bicubic")
 
 
@@ -48,14 +49,16 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
     """
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise UserError(f"config.json describes a network of type {model_type!r}; beitkit reads {' and '.join(MODEL_TYPES)}")
+        raise UserError(f"config.json describes a network of type {model_type!r}; beitkit reads {', '.join(MODEL_TYPES)}")
     if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"config.json wants the activation {config['hidden_act']!r}; BEiT has 'gelu'")
+        raise UserError(f"config.json wants the activation {config['hidden_act']!r}; networks here have 'gelu'")
     labels = _typed(dict, config.get("id2label")) or {}
     names = _names([labels[key] for key in sorted(labels, key=_number)])
     are_placeholders = names is not None and all(name == f"LABEL_{index}" for index, name in enumerate(names))
     eps = _typed(float, config.get("layer_norm_eps"))
-    notes = () if eps in (None, 1e-6) else (f"LayerNorm: eps 1e-6 as in the official code, config.json says {eps:g}",)
+    # transformers' default, which no network of BEiT's code was trained with.
+    is_default = eps == DEFAULT_EPS and model_type in ("beit", "data2vec-vision")
+    notes = (f"LayerNorm: eps 1e-6 as in the official code, config.json says {eps:g}",) if is_default else ()
     image_size, problem_type = _pair(config.get("image_size")), config.get("problem_type")
     preprocessing, of_pixels = _hugging_face_preprocessing(processor or {}, image_size)
     return Hints(
@@ -66,7 +69,8 @@ def hints_of_hugging_face(config: dict[str, Any], processor: dict[str, Any] | No
         vocabulary=_typed(int, config.get("vocab_size")),
         multilabel=problem_type == MULTILABEL,
         names_classes=problem_type != "regression",
-        family="data2vec-vision" if model_type == "data2vec-vision" else None,
+        norm_eps=None if is_default else eps,
+        family="data2vec-vision" if model_type == "data2vec-vision" else "ViT" if model_type == "vit" else None,
         taps=_taps(config.get("out_indices")),
         layer_scale=_typed(float, config.get("layer_scale_init_value")) or None,
         drop_path=_typed(float, config.get("drop_path_rate")),
@@ -82,6 +86,9 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
     size = arguments.get("img_size", sizes[1:] if isinstance(sizes, list) else None)
     names = _names(config.get("label_names") or about.get("label_names") or about.get("labels"))
     mode, filter = about.get("crop_mode"), about.get("interpolation")
+    activation = arguments.get("act_layer", "quick_gelu" if "quickgelu" in str(config.get("architecture")) else "gelu")
+    if activation != "gelu":
+        raise UserError(f"config.json describes a network with the activation {activation!r}; networks here have 'gelu'")
     return Hints(
         image_size=_pair(size),
         heads=_typed(int, arguments.get("num_heads")),
@@ -90,6 +97,7 @@ def hints_of_timm(config: dict[str, Any]) -> Hints:
             about.get("mean"), about.get("std"), about.get("crop_pct"), fit=FITS.get(mode, "crop"), filter=filter
         ),
         multilabel=config.get("problem_type") == MULTILABEL,
+        pooling=_typed(str, config.get("global_pool")) or _typed(str, arguments.get("global_pool")),
         notes=() if mode is None or mode in FITS else (f"images: crop_mode {mode} is not known; beitkit crops the center",),
         # timm counts the projection of a CLIP network's features among the classifiers.
         names_classes=names is not None or "_clip_" not in str(config.get("architecture")),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
+from beitkit.configs.model import Pair
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import SKIPPED
 from beitkit.interop.formats.names import NameTable
-from beitkit.interop.kinds import AnyNetworkConfig, BareBackbone
+from beitkit.interop.kinds import AnyNetworkConfig
 from beitkit.interop.stored import LazyTensor, State
 
 
@@ -24,12 +27,17 @@ class Checkpoint:
 
     path: Path
     layout: str
-    config: AnyNetworkConfig | BareBackbone
+    config: AnyNetworkConfig
     tensors: State
     """By official names."""
     skipped: tuple[TensorRecord, ...] = ()
     """Tensors of the file that no network needs."""
     notes: tuple[str, ...] = ()
+
+
+def is_skipped(name: str, skipped: dict[str, str]) -> bool:
+    """Whether a tensor's name matches one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in skipped)
 
 
 def split_skipped(tensors: State, skipped: dict[str, str] = SKIPPED) -> tuple[State, tuple[TensorRecord, ...]]:
@@ -61,6 +69,36 @@ def to_official(tensors: State, names: NameTable) -> State:
     if torn:
         raise UserError(f"parts are missing of {listed(torn)}")
     return {official: _merged([found[part] for part in sorted(found)]) for official, found in parts.items()}
+
+
+def with_usual_positions(official: State, image_size: Pair | None) -> State:
+    """Tensors whose absolute positions are (1, 1 + patches, width), as here; two kinds of networks store them otherwise.
+
+    BEiT-3 has an embedding table, the first two rows of which are never looked up (fairseq's padding). DeiT III and others of
+    timm give the class token no position (`no_embed_class`), which is a row of zeros; they are known by the number of patches
+    in images of the size that the file says, else by a square one.
+    """
+    stored = official.get("pos_embed")
+    if stored is None:
+        return official
+    if len(stored.shape) == 2:
+        shape, reason = (1, stored.shape[0] - 2, stored.shape[1]), "without the two rows that are never looked up"
+        usual = replace(stored, shape=shape, read=lambda: stored.read()[2:].unsqueeze(0), fate="split", reason=reason)
+    elif "blocks.0.attn.qkv.bias" in official and stored.shape[1] == _patches(official, image_size, stored.shape[1]):
+        shape, reason = (1, stored.shape[1] + 1, stored.shape[2]), "a row of zeros for the class token, which has no position"
+        read = lambda: functional.pad(stored.read(), (0, 0, 1, 0))  # noqa: E731
+        usual = replace(stored, shape=shape, read=read, fate="expanded", reason=reason)
+    else:
+        return official
+    return official | {"pos_embed": usual}
+
+
+def _patches(official: State, image_size: Pair | None, rows: int) -> int:
+    """How many patches an image has; without its size, the largest square of at most `rows`."""
+    kernel = official.get("patch_embed.proj.weight")
+    if image_size is None or kernel is None:
+        return math.isqrt(rows) ** 2
+    return (image_size[0] // kernel.shape[2]) * (image_size[1] // kernel.shape[3])
 
 
 def _merged(pieces: list[LazyTensor]) -> LazyTensor:

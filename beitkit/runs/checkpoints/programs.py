@@ -24,8 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from beitkit.configs.codec import to_json
 from beitkit.configs.parts import ProgramFormat
 from beitkit.errors import UserError
+from beitkit.interop.kinds import Network
 from beitkit.nn.backbone import Backbone
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.system import write_atomically
 
@@ -51,13 +52,11 @@ class _BackboneOutputs(nn.Module):
         return features.cls, features.patches
 
 
-def export(
-    model: Classifier | Segmenter | MaskedImageModel | Backbone, path: str | Path, *, format: ProgramFormat = "onnx"
-) -> float:
+def export(model: Network | Backbone, path: str | Path, *, format: ProgramFormat = "onnx") -> float:
     """Write a network as a program; returns its largest difference to the network.
 
     The input is `images` (batch, channels, height, width), normalized, float32. A classifier and a segmenter have the output
-    `logits`; of a backbone or a masked-image model it is the features, `cls` and `patches`.
+    `logits`; of a backbone, with a masked-image head or bare, it is the features, `cls` and `patches`.
 
     Args:
         model: the network.
@@ -99,7 +98,7 @@ def suffix_of(format: str) -> str:
     return SUFFIXES[format]
 
 
-def _as_program(model: Classifier | Segmenter | MaskedImageModel | Backbone) -> tuple[nn.Module, list[str]]:
+def _as_program(model: Network | Backbone) -> tuple[nn.Module, list[str]]:
     """The module to export, in eval mode, and the names of its outputs."""
     if isinstance(model, Classifier | Segmenter):
         return model.eval(), ["logits"]

@@ -13,7 +13,7 @@ from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.errors import UserError
 from beitkit.evaluation.probe import BlockFeatures, block_features, held_out_split, linear_probe, nearest_neighbors
 from beitkit.interop.load import load
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
@@ -34,7 +34,7 @@ __all__ = ["Probe", "chart", "run"]
 def run(config: ProbeRun) -> Probe:
     """Probe, and print a table on stdout (or JSON with `json`)."""
     model = load(config.model)
-    if not isinstance(model, MaskedImageModel | Classifier):
+    if isinstance(model, Segmenter):
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
     blocks = _blocks(config, model.backbone.depth)
     train, test = train_and_val(config.images, config.val, config.seed, config.columns)

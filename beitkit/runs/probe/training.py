@@ -18,7 +18,7 @@ from beitkit.data.stream import Reading, normalized
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
 from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.objectives.probe import LinearProbes
 from beitkit.report.journal import read_journal
 from beitkit.runs.probe.config import ProbeRun
@@ -63,7 +63,7 @@ class Images(NamedTuple):
 
 def train_probes(
     config: ProbeRun,
-    model: MaskedImageModel | Classifier,
+    model: MaskedImageModel | Classifier | FeatureNetwork,
     images: Images,
     reading: Reading,
     runtime: Runtime,
@@ -96,7 +96,7 @@ def probe_groups(probes: LinearProbes) -> list[Group]:
 
 def _train(
     config: ProbeRun,
-    model: MaskedImageModel | Classifier,
+    model: MaskedImageModel | Classifier | FeatureNetwork,
     images: Images,
     reading: Reading,
     runtime: Runtime,
