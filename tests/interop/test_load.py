@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from beitkit.configs.model import BackboneConfig, BareBackbone
 from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
+from beitkit.nn.models import FeatureNetwork
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
 
@@ -158,6 +160,19 @@ def test_any_network_becomes_one_that_predicts_masked_patches(
     arrived = {record.name for record in model.load_report.records if record.fate != "dropped"}
     assert arrived == set(model.state_dict())
     assert all(record.reason for record in model.load_report.records if record.fate in ("dropped", "fresh"))
+
+
+def test_a_plain_vit_becomes_one_too_with_its_key_bias_and_its_norm(tmp_path: Path) -> None:
+    size = {"width": 24, "depth": 2, "heads": 4, "hidden": 48, "image_size": (64, 64), "patch": (16, 16)}
+    plain = {"absolute_positions": True, "relative_positions": "none", "layer_scale": None, "key_bias": True}
+    before = FeatureNetwork(BareBackbone(backbone=BackboneConfig(**size, **plain)))
+    before.backbone.norm.weight.data.uniform_()
+    save_native(before, tmp_path / "model")
+    model = load(tmp_path / "model", task="masked", vocabulary=20)
+    assert fresh_tensors(model) == {"backbone.mask_token", "lm_head.weight", "lm_head.bias"}
+    assert model.config.backbone.key_bias
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 def test_the_own_vocabulary_keeps_the_head_and_pixels_are_another_target(saved: Any) -> None:
