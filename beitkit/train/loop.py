@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,16 +38,19 @@ READ_LATE = {"cuda": 1}
 class Best:
     """Keeps the best weights by one metric: writes them whenever an evaluation beats all earlier ones."""
 
-    def __init__(self, metric: str, write: Callable[[], object]) -> None:
-        """`metric`: name of a metric, larger is better; `write` stores the current weights."""
+    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False) -> None:
+        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights."""
         self.metric = metric
         self.write = write
+        self.is_loss = is_loss
         self.value = -math.inf
+        """Of the best evaluation; a loss is negated."""
 
     def offer(self, values: dict[str, float]) -> None:
         """Write if this evaluation is the best; one whose metric is NaN never is."""
-        if values[self.metric] > self.value:
-            self.value = values[self.metric]
+        value = -values[self.metric] if self.is_loss else values[self.metric]
+        if value > self.value:
+            self.value = value
             self.write()
 
 
@@ -78,6 +81,7 @@ def fit(
     training: Training,
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
+    also_at: Collection[int] = (),
 ) -> None:
     """Train `objective` in place; afterward it holds the final weights (the averaged ones with `loop.ema`).
 
@@ -92,6 +96,7 @@ def fit(
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
+        also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
         ProcessLost: if another rank died.
@@ -124,6 +129,12 @@ def fit(
     begun: deque[StepResult] = deque()
     trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
+        if evaluators and 0 in also_at and not is_continued:
+            with window.paused(), trainer.full_weights():
+                if processes.is_main:
+                    _evaluate(objective, evaluators, best, journal, 0)
+            with window.paused():
+                state.save(training.checkpoints)
         while state.done < schedule.steps:
             losses = trainer.forward_backward(stream, state.done)
             norm = trainer.clip()
@@ -133,7 +144,7 @@ def fit(
             begun.append(result)
 
             is_logged = is_due(state.done, loop.log_every, schedule.steps)
-            is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, schedule.steps)
+            is_evaluated = evaluators and (state.done in also_at or is_due(state.done, loop.evaluate_every, schedule.steps))
             is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
             grad_norm, signal_number = math.nan, None
             while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Literal
 
 from beitkit.configs.data import MaskConfig, ViewConfig
-from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.runs.pretrain.choose import PLAIN_IMAGE_SIZE
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.recipe import IMAGES, OUT, Recipe
 
@@ -46,6 +47,8 @@ def pretrain_run(
         IMAGES,
         out=OUT,
         size=size,
+        image_size=PLAIN_IMAGE_SIZE,
+        patch=DEFAULT_PATCH,
         cls_branch=cls_branch,
         train=TrainConfig(epochs=epochs, batch_size=PER_PASS[size], lr=1.5e-3),
         network=network,
