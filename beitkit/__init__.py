@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from beitkit.interop.load import load, load_tokenizer
     from beitkit.interop.save import save
     from beitkit.nn.backbone import Backbone, Features
-    from beitkit.nn.models import Classifier, MaskedImageModel
+    from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
     from beitkit.nn.segmentation.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
     from beitkit.tokenizers.vqkd import VQKD
@@ -29,6 +29,7 @@ _HOME = {
     "DiscreteVAE": "tokenizers.dvae",
     "Embedder": "inference.predictor",
     "Embedding": "inference.networks",
+    "FeatureNetwork": "nn.models",
     "Features": "nn.backbone",
     "MaskedImageModel": "nn.models",
     "Predictor": "inference.predictor",
@@ -48,6 +49,7 @@ __all__ = [
     "DiscreteVAE",
     "Embedder",
     "Embedding",
+    "FeatureNetwork",
     "Features",
     "MaskedImageModel",
     "Predictor",

@@ -14,6 +14,8 @@ Pair = tuple[int, int]
 NORM_EPS = 1e-6  # of LayerNorm in the official code, not PyTorch's 1e-5; it is not stored in checkpoints
 ImageSize = Annotated[int | Pair, Bounds(ge=1)]
 """Of images in pixels: the side of squares, or (height, width)."""
+ImageSizeOrNone = Annotated[int | Pair | None, Bounds(ge=1)]
+"""The same where it may be left out; `ImageSize | None` would do, but tyro warns of a default that is a number."""
 
 
 class Size(NamedTuple):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from beitkit.configs.bounds import (
     Bounds,
@@ -28,13 +32,15 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: PositiveFloat | None = None
-    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training, and chooses for fine-tuning."""
+    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 where that goes on from a network),
+    and chooses for fine-tuning."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
     """Images per forward pass; None, in fine-tuning, is chosen."""
     lr: PositiveFloat | None = 1.5e-3
-    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in fine-tuning, is chosen."""
+    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in pre-training and fine-tuning, is
+    chosen."""
     seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -57,7 +63,7 @@ class OptimConfig:
     min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end, before scaling."""
     warmup_epochs: NonNegativeFloat | None = 10.0
-    """Linear warm-up from 0, in epochs; None, in fine-tuning, is chosen."""
+    """Linear warm-up from 0, in epochs; None, in pre-training and fine-tuning, is chosen."""
     warmup_limit: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
     warmup_steps: NonNegativeInt | None = None
@@ -69,7 +75,8 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     """AdamW's guard against division by zero."""
     layer_decay: PositiveShare | None = None
-    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning, and 1 elsewhere."""
+    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning and
+    where pre-training goes on from a network, and 1 elsewhere."""
     clip: PositiveFloat | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
@@ -91,7 +98,7 @@ class LoopConfig:
     log_every: NonNegativeInt = 20
     """Steps between log lines."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates at the end only."""
+    """Steps between evaluations; 0 evaluates at the end only, or ten times where pre-training goes on from a network."""
     save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3
@@ -142,15 +149,75 @@ class SpeedConfig:
     of them (DDP); auto takes full for networks of 300 million parameters or more."""
 
 
+Part = Literal["patch_embed", "positions", "tokens", "blocks", "attn", "mlp", "norms"]
+"""Of a backbone: the patch projection; absolute positions and position biases; class and mask token; the blocks, or of each its
+attention, its MLP or its LayerNorms (the names are timm's)."""
+Freeze = Annotated[
+    bool | tuple[Part, ...],
+    Bounds(is_distinct=True),
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[" + "|".join(get_args(Part)) + " ...]",
+        instance_from_str=lambda names: tuple(names) or True,  # type: ignore[arg-type] - choices are checked before
+        is_instance=lambda value: isinstance(value, bool | tuple),
+        str_from_instance=lambda value: list(value) if isinstance(value, tuple) else [str(value)],
+        choices=get_args(Part),
+    ),
+]
+"""Parts that do not learn; True is the whole backbone, for which the command line takes the option without a value."""
+
+
+@config()
+class LightConfig:
+    """Which weights learn, where a network goes on from given ones."""
+
+    train_blocks: str | None = None
+    """Train the last blocks only, and what is above them: last:4 is four. None trains all."""
+    lora_rank: PositiveInt | None = None
+    """Train low-rank adapters of this rank (LoRA) in place of the weights of the blocks; saved models have them merged."""
+    lora_alpha: PositiveFloat | None = None
+    """Adapters count `lora_alpha` / `lora_rank` times; None takes the rank itself."""
+
+    def __post_init__(self) -> None:
+        if self.train_blocks is not None and not re.fullmatch("last:[1-9][0-9]{0,3}", self.train_blocks):
+            raise UserError(
+                f"`train_blocks` must be last:N, such as last:4 for the last four blocks, got {self.train_blocks!r}; for the "
+                "head alone give `freeze`"
+            )
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise UserError("`lora_alpha` scales low-rank adapters; give `lora_rank` with it, or leave it out")
+
+    @property
+    def last(self) -> int | None:
+        """How many of the last blocks learn; None: all."""
+        return None if self.train_blocks is None else int(self.train_blocks.removeprefix("last:"))
+
+
+def check_light(light: LightConfig, freeze: Freeze) -> None:
+    """Raise a `UserError` where what is to learn is said to be frozen as well."""
+    whole = freeze is True or (isinstance(freeze, tuple) and "blocks" in freeze)
+    if light.train_blocks is not None and whole:
+        raise UserError("`freeze` keeps all blocks as they are, `train_blocks` trains some; leave one out")
+    if light.lora_rank is not None and freeze is not False:
+        raise UserError("`lora_rank` keeps all of the network but its head as it is, beside the adapters; leave `freeze` out")
+
+
+def check_scratch(light: LightConfig, freeze: Freeze) -> None:
+    """Raise a `UserError` for a run from scratch in which weights are to stay as they are."""
+    for name, given in (("freeze", freeze), ("train_blocks", light.train_blocks), ("lora_rank", light.lora_rank)):
+        if given:
+            raise UserError(f"`{name}` keeps the features of `model`; with `scratch` there are none worth keeping")
+
+
 def resolved(value: Value | None) -> Value:
     """The value of an option that is given, or was chosen by `runs.finetune.choose`, before anything reads it."""
     assert value is not None
     return value
 
 
-def check_given(train: TrainConfig, optim: OptimConfig) -> None:
-    """Raise a `UserError` for what only fine-tuning chooses."""
+def check_given(train: TrainConfig, optim: OptimConfig, chosen: Collection[str] = ()) -> None:
+    """Raise a `UserError` for what is left open, but for what the verb chooses."""
     undecided = {"batch_size": train.batch_size, "lr": train.lr, "optim.warmup_epochs": optim.warmup_epochs}
     for name, value in undecided.items():
-        if value is None:
+        if value is None and name not in chosen:
             raise UserError(f"`{name}=None` has no meaning here, only beitkit.finetune chooses; give a number")

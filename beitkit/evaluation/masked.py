@@ -13,6 +13,7 @@ from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
 from beitkit.data.views.masking import predicted_patches
 from beitkit.nn.patches import to_patches
+from beitkit.tokenizers.health import CodeUsage, UsageStatistics
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Normalized images (b, c, h, w), masks (b, n) and positions (b, n) to predictions at the positions (m, outputs)."""
@@ -72,6 +73,14 @@ class MaskedError:
         yield "explained", 1 - loss / max(variance, torch.finfo(torch.float32).eps)
         yield "loss", loss
         yield "variance", variance
+
+
+def token_usage(batches: Iterator[Batch], vocabulary: int, recover_all: bool = False) -> UsageStatistics:
+    """How often each token occurs among the evaluated patches of one pass of `MaskedAccuracy`."""
+    usage = CodeUsage(vocabulary)
+    for batch, at in _readable(batches, recover_all):
+        usage.update(batch["tokens"][at])
+    return usage.statistics()
 
 
 def _readable(batches: Iterator[Batch], recover_all: bool) -> Iterator[tuple[Batch, Tensor]]:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from beitkit.contracts import Autocast, Batch
@@ -28,6 +30,8 @@ TEMPERATURE = 0.07
 """Neighbors vote with weight exp(cosine / temperature), as in DINO's protocol."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weight penalties tried by the linear probe; each is multiplied by half the squared norm and compared on held-out images."""
+STEADY_PENALTY = 1e-2
+"""The one that repeated probes take (`HeldOutProbe`)."""
 HELD_OUT = 5
 """Every fifth image of each class is held out to select the block and the penalty."""
 
@@ -125,6 +129,41 @@ class ProbeAccuracy:
         yield "block", float(self.blocks[best])
 
 
+@dataclass
+class HeldOutProbe:
+    """How well classes can be read off the frozen blocks, on every fifth of some labeled images; a `contracts.Evaluator`.
+
+    Cheap enough to be repeated while the network is trained: one pass over the images, and one penalty. The block is chosen on
+    the images that are reported, so a score by itself is a little too good; scores of the same images can be compared.
+    """
+
+    backbone: Backbone
+    batches: Callable[[], Iterator[Batch]]
+    """A fresh pass over the labeled images."""
+    classes: int
+    precision: Autocast
+    name: str = "labels"
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """Yield linear (a share) and its block, counted from 1, and the same for nearest neighbors."""
+        images = block_features(self.backbone, self.batches(), self.precision, range(self.backbone.depth))
+        kept, out = held_out_split(images.labels)
+        for name, answer in (("linear", self._linear), ("neighbors", self._neighbors)):
+            scores = [
+                _share(answer((block[kept], images.labels[kept]), block[out]), images.labels[out]) for block in images.features
+            ]
+            best = max(range(len(scores)), key=scores.__getitem__)
+            yield name, scores[best]
+            yield f"{name}_block", float(best + 1)
+
+    @torch.enable_grad()
+    def _linear(self, fit: tuple[Tensor, Tensor], ask: Tensor) -> Tensor:
+        return logistic(*fit, ask, self.classes, STEADY_PENALTY)
+
+    def _neighbors(self, fit: tuple[Tensor, Tensor], ask: Tensor) -> Tensor:
+        return _vote(fit, ask, self.classes, NEIGHBORS)
+
+
 @torch.no_grad()
 def block_accuracies(predict: Callable[[Tensor], Tensor], images: BlockFeatures) -> list[float]:
     """Top-1 accuracy of every block; `predict` maps features (blocks, b, f) to logits (blocks, b, classes)."""
@@ -163,6 +202,11 @@ def held_out_split(labels: Int[Tensor, " n"]) -> tuple[Int[Tensor, " kept"], Int
     if not is_out.any():
         raise UserError("every class has only one training image; two are needed, so that one can choose the block")
     return (~is_out).nonzero().squeeze(1), is_out.nonzero().squeeze(1)
+
+
+def held_out_count(labels: NDArray[np.integer]) -> int:
+    """How many of these images `held_out_split` holds out."""
+    return len(held_out_split(torch.from_numpy(labels))[1])
 
 
 def logistic(

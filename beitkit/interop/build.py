@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from beitkit.configs.model import ClassifierConfig, SegmenterConfig
+from beitkit.configs.model import MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import KINDS, AnyNetworkConfig, kind_of_config
+from beitkit.interop.kinds import FRESH_IN_BACKBONE, KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State, check_finite
 
 LISTED = 8
@@ -81,11 +81,14 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _fresh_tensors(config: AnyNetworkConfig | TokenizerConfig, names: Collection[str]) -> dict[str, Tensor]:
-    """Freshly initialized tensors. They are never part of the backbone, so they come from a network with the fewest blocks."""
-    assert isinstance(config, ClassifierConfig | SegmenterConfig)
-    assert not any(name.startswith("backbone.") for name in names)
+    """Freshly initialized tensors. They are never part of a block, so they come from a network with the fewest blocks."""
+    assert isinstance(config, AnyNetworkConfig)
+    assert not any(name.startswith("backbone.") and name not in FRESH_IN_BACKBONE for name in names)
     if isinstance(config, SegmenterConfig):
-        small: ClassifierConfig | SegmenterConfig = replace(config, backbone=replace(config.backbone, depth=4), taps=None)
+        small: AnyNetworkConfig = replace(config, backbone=replace(config.backbone, depth=4), taps=None)
+    elif isinstance(config, MaskedImageModelConfig) and config.cls_branch is not None:
+        branch = replace(config.cls_branch, early_layer=1)
+        small = replace(config, backbone=replace(config.backbone, depth=1), cls_branch=branch)
     else:
         small = replace(config, backbone=replace(config.backbone, depth=1))
     drawn = KINDS[kind_of_config(small)][0](small).state_dict()

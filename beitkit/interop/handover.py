@@ -1,8 +1,9 @@
 """Hand a checkpoint over to another task or size: the target config, and how each tensor gets there.
 
 A pre-training checkpoint becomes a classifier or a segmenter by the rules of the official fine-tuning code (method 5.2): the
-shared position table is copied into every block, the old head is dropped, the new one is freshly initialized. Positions are
-resized for another image size. Nothing else changes, and anything unforeseen is an error.
+shared position table is copied into every block, the old head is dropped, the new one is freshly initialized. The way back, any
+network becomes one that predicts masked patches: what it lacks (mask token, final norm, head) is fresh, tables stay as they are.
+Positions are resized for another image size. Nothing else changes, and anything unforeseen is an error.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,12 @@ from beitkit.errors import UserError
 from beitkit.interop.build import shapes_of
 from beitkit.interop.formats.layouts import NATIVE, SHARED_TABLE
 from beitkit.interop.kinds import (
-    CLASS_TENSORS,
+    CLS_BRANCH,
+    FINAL_NORM,
+    FRESH_IN_BACKBONE,
+    HEAD_REASONS,
+    HEAD_TENSORS,
+    MASK_TOKEN,
     OWN_TENSORS,
     POOLING_TENSORS,
     TASKS,
@@ -36,6 +42,8 @@ from beitkit.nn.resize import resize_absolute_positions, resize_relative_positio
 
 PATCH_FILTERS = "patch_embed.proj.weight"
 BLOCK_TABLE = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
+Predicted = int | Literal["pixels"]
+"""What a masked-image model predicts: that many visual tokens, or the pixels of a patch."""
 
 
 class Target(NamedTuple):
@@ -47,6 +55,7 @@ class Target(NamedTuple):
     image_size: int | Pair | None = None
     drop_path: float | None = None
     channels: int | None = None
+    vocabulary: Predicted | None = None
 
 
 class Handover(NamedTuple):
@@ -66,7 +75,8 @@ def hand_over(found: AnyNetworkConfig, official: State, target: Target) -> Hando
     kind, before = kind_of_config(config), kind_of_config(found)
     wanted = shapes_of(config)
     tensors = dict(official)
-    dropped = _drop(tensors, before, kind, _has_new_classes(found, config))
+    has_new_head = _has_new_classes(found, config) or _has_new_targets(found, config)
+    dropped = _drop(tensors, _unused(found, config, has_new_head))
     if config.backbone.relative_positions == "per_block" and SHARED_TABLE in tensors:
         _expand(tensors, config.backbone.depth)
     if config.backbone.grid != found.backbone.grid:
@@ -74,9 +84,7 @@ def hand_over(found: AnyNetworkConfig, official: State, target: Target) -> Hando
     if config.backbone.channels != found.backbone.channels:
         _spread_filters(tensors, found.backbone.channels, config.backbone.channels)
     ours = {_our_name(kind, name): stored for name, stored in tensors.items()}
-    fresh = tuple(
-        name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, _has_new_classes(found, config))
-    )
+    fresh = tuple(name for name in wanted if name not in ours and _may_be_fresh(name, before, kind, has_new_head))
     records = [TensorRecord(name, stored.fate, stored.sources, stored.shape, _reason(stored)) for name, stored in ours.items()]
     records += [TensorRecord(name, "fresh", (), wanted[name], f"for {TASKS[kind]}") for name in fresh]
     return Handover(config, ours, fresh, (*records, *dropped))
@@ -97,23 +105,22 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
         backbone = replace(backbone, drop_path=target.drop_path)
     if target.channels not in (None, backbone.channels):
         backbone = replace(backbone, channels=target.channels)
-        if isinstance(found, MaskedImageModelConfig) and found.vocabulary is None and target.task in (None, "masked"):
+        is_kept = target.task in (None, "masked") and target.vocabulary is None
+        if is_kept and isinstance(found, MaskedImageModelConfig) and found.vocabulary is None and found.features is None:
             raise UserError(
                 f"the file predicts the pixels of {found.backbone.channels} channels; channels={target.channels} needs a task"
             )
+    is_masked = target.task == "masked" or (target.task is None and isinstance(found, MaskedImageModelConfig))
+    if target.vocabulary is not None and not is_masked:
+        raise UserError("vocabulary= is what a masked-image model predicts; say task='masked' with it")
     if target.task is None and isinstance(found, BareBackbone):
         if target.num_classes is not None or target.classes is not None:
             raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' to get a fresh one")
         return replace(found, backbone=backbone)
-    if target.task == "masked" and not isinstance(found, MaskedImageModelConfig):
-        raise UserError(
-            f"the file holds a network for {TASKS[before]}, which has no mask token and predicts no visual tokens; "
-            "load a pre-trained one"
-        )
-    if isinstance(found, MaskedImageModelConfig) and target.task in (None, "masked"):
+    if is_masked:
         if target.num_classes is not None or target.classes is not None:
             raise UserError("a masked-image model has no classes; say task='classify' or 'segment' to get a fresh head")
-        return replace(found, backbone=backbone)
+        return _masked(found, backbone, target.vocabulary)
     classes = target_classes(target)
     if isinstance(found, ClassifierConfig | SegmenterConfig) and target.task in (None, before):
         if classes is None or (target.classes is None and len(classes) == len(found.classes)):
@@ -125,6 +132,28 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     if classes is None:
         raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
     return _other_task(target.task, found, _fine_tuning_form(backbone), classes)
+
+
+def _masked(found: AnyNetworkConfig, backbone: BackboneConfig, vocabulary: Predicted | None) -> MaskedImageModelConfig:
+    """The network that predicts masked patches, in the positions that the file has."""
+    if isinstance(found, MaskedImageModelConfig):
+        config = replace(found, backbone=backbone)
+        if vocabulary is None or vocabulary == predicted_by(found):
+            return config
+    elif vocabulary is None:
+        there = TASKS[kind_of_config(found)]
+        raise UserError(f"task='masked' needs vocabulary=, the number of visual tokens, because the file is for {there}")
+    else:
+        backbone = replace(backbone, mask_token=True, final_norm=True, pretrain_init=True)
+        config = MaskedImageModelConfig(backbone=backbone, vocabulary=None, preprocessing=found.preprocessing)
+    if vocabulary == "pixels":  # which the class-token branch does not predict
+        return replace(config, vocabulary=None, features=None, cls_branch=None, tokenizer="")
+    return replace(config, vocabulary=vocabulary, features=None, tokenizer="")
+
+
+def predicted_by(config: MaskedImageModelConfig) -> Predicted | None:
+    """What a masked-image model predicts; None for one that regresses features."""
+    return None if config.features is not None else config.vocabulary or "pixels"
 
 
 def target_classes(target: Target) -> tuple[str, ...] | None:
@@ -164,24 +193,39 @@ def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
     return found.classes != config.classes and not are_only_named
 
 
-def _drop(tensors: State, before: str, kind: str, new_classes: bool) -> tuple[TensorRecord, ...]:
-    """Drop tensors that the target network does not have, with reasons."""
+def _has_new_targets(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
+    """Whether both predict masked patches, but not the same of them."""
+    if not isinstance(found, MaskedImageModelConfig) or not isinstance(config, MaskedImageModelConfig):
+        return False
+    return (predicted_by(found), found.outputs) != (predicted_by(config), config.outputs)
+
+
+def _unused(found: AnyNetworkConfig, config: AnyNetworkConfig, has_new_head: bool) -> dict[str, str]:
+    """Prefixes of the official names of the file's tensors that the target network does not take, and why."""
+    before, kind = kind_of_config(found), kind_of_config(config)
     if before != kind:
-        unused = dict.fromkeys(OWN_TENSORS[before], f"for {TASKS[before]}")
-    elif kind == "backbone":
-        unused = dict.fromkeys(POOLING_TENSORS, "for pooling or a head")
-    else:
-        unused = dict.fromkeys(CLASS_TENSORS.get(kind, ()) if new_classes else (), "for other classes")
-        unused |= {} if kind == "masked" else {"mask_token": "for pre-training"}
+        shared = (MASK_TOKEN, FINAL_NORM) if kind == "masked" else ()
+        return {prefix: f"for {TASKS[before]}" for prefix in OWN_TENSORS[before] if prefix not in shared}
+    if kind == "backbone":
+        return dict.fromkeys(POOLING_TENSORS, "for pooling or a head")
+    unused = dict.fromkeys(HEAD_TENSORS[kind] if has_new_head else (), HEAD_REASONS[kind])
+    if kind != "masked":
+        return unused | {MASK_TOKEN: "for pre-training"}
+    branches = [one.cls_branch for one in (found, config) if isinstance(one, MaskedImageModelConfig)]
+    return unused | ({CLS_BRANCH: HEAD_REASONS[kind]} if branches[0] is not None and branches[1] is None else {})
+
+
+def _drop(tensors: State, unused: dict[str, str]) -> tuple[TensorRecord, ...]:
+    """Drop tensors that the target network does not have, with reasons by prefix."""
     reasons = {name: reason for name in tensors for prefix, reason in unused.items() if name.startswith(prefix)}
     taken = [(name, tensors.pop(name), reason) for name, reason in reasons.items()]
     return tuple(TensorRecord(name, "dropped", stored.sources, stored.shape, reason) for name, stored, reason in taken)
 
 
-def _may_be_fresh(our_name: str, before: str, kind: str, new_classes: bool) -> bool:
+def _may_be_fresh(our_name: str, before: str, kind: str, new_head: bool) -> bool:
     if our_name.startswith("backbone."):
-        return False
-    return before != kind or (new_classes and our_name.startswith(CLASS_TENSORS[kind]))
+        return before != kind and kind == "masked" and our_name in FRESH_IN_BACKBONE
+    return before != kind or (new_head and our_name.removeprefix("cls_branch.").startswith(HEAD_TENSORS[kind]))
 
 
 def _expand(tensors: State, depth: int) -> None:

@@ -44,22 +44,28 @@ TASKS: dict[str, str] = {
 }
 """Description of each kind."""
 
+MASK_TOKEN, FINAL_NORM, CLS_BRANCH = "mask_token", "norm.", "cls_pt_"
+FRESH_IN_BACKBONE = ("backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias")
+"""What a backbone lacks that has not been pre-trained on masked patches, by our names."""
+
 OWN_TENSORS: dict[str, tuple[str, ...]] = {
-    "masked": ("mask_token", "norm.", "lm_head.", "cls_pt_"),
-    "classify": ("mask_token", "norm.", "fc_norm.", "head."),
-    "segment": ("mask_token", "fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
-    "backbone": ("mask_token", "norm.", "fc_norm.", "head."),
+    "masked": (MASK_TOKEN, FINAL_NORM, "lm_head.", CLS_BRANCH),
+    "classify": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
+    "segment": (MASK_TOKEN, "fpn1.", "fpn2.", "decode_head.", "auxiliary_head."),
+    "backbone": (MASK_TOKEN, FINAL_NORM, "fc_norm.", "head."),
 }
 """Prefixes of the official names of task-specific tensors; all others belong to the backbone, which is handed over."""
 
 POOLING_TENSORS = ("fc_norm.", "head.")
 """Those of files without a usable head that a bare backbone has not."""
 
-CLASS_TENSORS: dict[str, tuple[str, ...]] = {
+HEAD_TENSORS: dict[str, tuple[str, ...]] = {
+    "masked": ("lm_head.", "cls_pt_lm_head."),
     "classify": ("head.",),
     "segment": ("decode_head.conv_seg.", "auxiliary_head.conv_seg."),
 }
-"""Tensors that depend on the classes, and are freshly initialized for other ones."""
+"""Tensors that depend on the visual tokens or on the classes, and are freshly initialized for other ones."""
+HEAD_REASONS = {"masked": "for other targets", "classify": "for other classes", "segment": "for other classes"}
 
 
 def numbered(count: int) -> tuple[str, ...]:

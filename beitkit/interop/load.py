@@ -11,7 +11,7 @@ from beitkit.contracts import LoadReport
 from beitkit.data.reader import ImageReader, WholeReader
 from beitkit.errors import UserError
 from beitkit.interop.build import build
-from beitkit.interop.handover import Target, hand_over
+from beitkit.interop.handover import Predicted, Target, hand_over
 from beitkit.interop.kinds import Network
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.interop.reading.tokenizers import read_tokenizer
@@ -30,6 +30,7 @@ def load(
     image_size: int | Pair | None = None,
     drop_path: float | None = None,
     channels: int | None = None,
+    vocabulary: Predicted | None = None,
 ) -> Network:
     """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
@@ -42,13 +43,15 @@ def load(
         drop_path: stochastic depth of the last block, for further training; None keeps the value of the file.
         channels: of the images; other than the file's, each channel gets the mean of the patch embedding's filters, rescaled, so
             that a gray image shown in all of them gives what it gave before.
+        vocabulary: visual tokens that a network of task "masked" predicts, or "pixels"; other than the file's, the head is
+            freshly initialized, and so are mask token and final norm where the file has none.
 
     Raises:
         UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot
             be what is asked for.
     """
     checkpoint = read_checkpoint(Path(path))
-    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path, channels)
+    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path, channels, vocabulary)
     try:
         handover = hand_over(checkpoint.config, checkpoint.tensors, target)
         model = build(handover.config, handover.tensors, handover.fresh)

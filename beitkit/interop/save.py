@@ -15,6 +15,7 @@ from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network
 from beitkit.interop.reading.tokenizers import TokenizerCheckpoint
 from beitkit.interop.stored import of_tensors
+from beitkit.nn.lora import merged_state
 from beitkit.tokenizers.frozen import TokenizerNetwork
 
 
@@ -35,7 +36,7 @@ def save(model: Network | TokenizerNetwork, path: str | Path, *, format: Checkpo
         save_native(model, target)
         records = [TensorRecord(name, "kept", (name,), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
         return LoadReport(source=f"{target} (native)", records=tuple(records))
-    output = prepare(model.config, of_tensors(model.state_dict()), file_format)
+    output = prepare(model.config, of_tensors(merged_state(model)), file_format)
     write(output, target, file_format)
     return LoadReport(source=f"{target} ({file_format})", records=output.records, notes=output.notes)
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import NORM_EPS, Pair
 from beitkit.contracts import ShardingUnit
+from beitkit.nn.lora import linear
 from beitkit.nn.position import gather_bias, relative_position_index, table_rows
 
 
@@ -59,7 +60,7 @@ class Attention(nn.Module):
         if self.q_bias is None or self.v_bias is None:
             qkv = self.qkv(x)
         else:
-            qkv = F.linear(x, self.qkv.weight, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
+            qkv = linear(self.qkv, x, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
         query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, k, t, d / k)
         bias = shared_bias
         if self.relative_position_bias_table is not None:

@@ -39,6 +39,14 @@ class MaskedImageModel(nn.Module):
         nn.init.zeros_(self.lm_head.bias)
         self.cls_branch = None if config.cls_branch is None else ClsBranch(config)
 
+    def reset_head(self) -> None:
+        """Initialize the head, and that of the class-token branch if it has one of its own."""
+        own = None if self.cls_branch is None else self.cls_branch.cls_pt_lm_head
+        for head in (self.lm_head, own):
+            if head is not None:
+                truncated_normal_(head.weight, INIT_STD)
+                nn.init.zeros_(head.bias)
+
     def forward(self, images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
         """Logits over the vocabulary at the masked positions only, in row-major order over batch, then position.
 

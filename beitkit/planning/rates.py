@@ -33,6 +33,8 @@ from beitkit.train.step import StepResult, Trainer
 
 MEASURED_FLOPS = 3e11
 """Operations of one timed pass, at most: a second or two on a CPU."""
+GLANCE_FLOPS = 3e10
+"""The same for an estimate before a run, which nobody should wait for."""
 ROUNDS = 6
 """Times each part is run; the first time is not counted."""
 BLOCKS_MORE = 3
@@ -91,23 +93,23 @@ def measure(
     Fewer than `batch_size` images are timed where they would take long; `read` reads and augments one image, another one each
     time.
     """
-    first = workload.least_depth
-    shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
-    images = max(1, min(batch_size, int(MEASURED_FLOPS / deep.flops.step(recompute=recompute))))
     surplus = allocator_surplus(workload, batch_size, runtime, recompute=recompute)
-    steps = [NoiseSteps(part, images, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
-    less, more = _medians(steps, runtime.device)
-    update = _update_seconds(steps[1].trainer, runtime.device)
-    del steps
-    block = max(0.0, more - less - update * (deep.parameters - shallow.parameters)) / BLOCKS_MORE
+    block, rest, update = _network_seconds(workload, batch_size, runtime, recompute=recompute, flops=MEASURED_FLOPS)
     return Measured(
-        block=block / images,
-        rest=max(0.0, less - first * block - update * shallow.parameters) / images,
+        block=block,
+        rest=rest,
         update=update,
-        tokenizer=_tokenizer_seconds(workload, batch_size, runtime),
+        tokenizer=_tokenizer_seconds(workload, batch_size, runtime, MEASURED_FLOPS),
         reading=None if read is None else _medians([read], torch.device("cpu"), rounds=16)[0],
         allocator=surplus,
     )
+
+
+def glance(workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool) -> Measured:
+    """`measure` in a second or two: of fewer images, without the reading and the allocator."""
+    block, rest, update = _network_seconds(workload, batch_size, runtime, recompute=recompute, flops=GLANCE_FLOPS)
+    tokenizer = _tokenizer_seconds(workload, batch_size, runtime, GLANCE_FLOPS)
+    return Measured(block=block, rest=rest, update=update, tokenizer=tokenizer, reading=None, allocator=0.0)
 
 
 def given_rates(path: Path | None, tflops: float | None, share: float | None, precision: str, verb: str) -> Given | None:
@@ -164,10 +166,24 @@ def _update_seconds(trainer: Trainer, device: torch.device) -> float:
     return _medians([update], device)[0] / sum(parameter.numel() for parameter in parameters)
 
 
-def _tokenizer_seconds(workload: Workload, batch_size: int, runtime: Runtime) -> float:
+def _network_seconds(
+    workload: Workload, batch_size: int, runtime: Runtime, *, recompute: bool, flops: float
+) -> tuple[float, float, float]:
+    """`block`, `rest` and `update` of `Measured`."""
+    first = workload.least_depth
+    shallow, deep = workload.of_depth(first), workload.of_depth(first + BLOCKS_MORE)
+    images = max(1, min(batch_size, int(flops / deep.flops.step(recompute=recompute))))
+    steps = [NoiseSteps(part, images, runtime, recompute=recompute, tokenizes=False) for part in (shallow, deep)]
+    less, more = _medians(steps, runtime.device)
+    update = _update_seconds(steps[1].trainer, runtime.device)
+    block = max(0.0, more - less - update * (deep.parameters - shallow.parameters)) / BLOCKS_MORE
+    return block / images, max(0.0, less - first * block - update * shallow.parameters) / images, update
+
+
+def _tokenizer_seconds(workload: Workload, batch_size: int, runtime: Runtime, flops: float) -> float:
     if workload.tokenizer is None:
         return 0.0
-    count = max(1, min(batch_size, int(MEASURED_FLOPS / workload.tokenizer_flops)))
+    count = max(1, min(batch_size, int(flops / workload.tokenizer_flops)))
     encoder, images = workload.encoder(runtime.device, runtime.autocast), workload.token_images(count, runtime.device)
     return _medians([lambda: encoder(images)], runtime.device)[0] / count
 

@@ -28,6 +28,10 @@ SPIKE = 10.0
 """A gradient norm this many times the usual one is a spike."""
 CONSTANT = 0.9
 """Targets are as good as constant when one token makes up more than this share."""
+ONE_POINT = 0.01
+"""Difference of two runs' results from which on it counts where nothing is known of its error."""
+LEAST_VARIED, LEAST_VARIED_SHARE = 16, 0.1
+"""Targets as varied as fewer equally common tokens, or as a smaller share of the vocabulary, teach little."""
 STILL = 0.01
 """Share of its first value by which a loss must fall to count as having moved."""
 LEARNED = 0.02
@@ -108,20 +112,29 @@ def tokenizer_lines(
         lines.append(Line("ok", f"{codes_used:,} of {vocabulary:,} codes are in use ({codes_used / vocabulary:.0%})."))
     if "one token dominates" not in named:
         as_varied = f"as varied as {perplexity:,.0f} equally common ones would be (perplexity {perplexity:,.1f})"
-        lines.append(
-            Line("ok", f"The codes are {as_varied}; the commonest makes up {_small_percent(commonest_share)} of all tokens.")
-        )
+        commonest = f"the commonest makes up {_small_percent(commonest_share)} of all tokens"
+        if _are_poor(perplexity, vocabulary):
+            lines.append(Line("warn", f"Tokens poor: the codes are only {as_varied}; {commonest}. Train longer."))
+        else:
+            lines.append(Line("ok", f"The codes are {as_varied}; {commonest}."))
     if "reconstruction poor" not in named:
         lines.append(Line("ok", f"Images decoded from their own tokens reach {psnr:.1f} dB PSNR."))
     return lines
 
 
 def finetuning_lines(
-    *, classes: int, accuracy: Number, commonest_share: Number, images: int, train_accuracy: Number | None = None
+    *,
+    classes: int,
+    accuracy: Number,
+    commonest_share: Number,
+    images: int,
+    train_accuracy: Number | None = None,
+    unseen: Sequence[str] = (),
 ) -> list[Line]:
     """Classification at its end: accuracy on `images` held-out images against guessing, and against the training images.
 
-    `commonest_share` is the share of the largest class among the held-out images: what always naming it scores.
+    `commonest_share` is the share of the largest class among the held-out images: what always naming it scores. `unseen` names
+    the classes of which not one image was named right.
     """
     guess = max(1 / classes, commonest_share)
     noise = 2 * math.sqrt(guess * (1 - guess) / images)  # two standard errors of a guess on that many images
@@ -134,6 +147,9 @@ def finetuning_lines(
         lines = [
             Line("ok", f"Accuracy is {accuracy:.1%} on {images:,} images (± {margin:.1%} by their number alone); {against}.")
         ]
+    if unseen:
+        advice = "give more images of them, show classes equally often (`balanced`), or train longer"
+        lines.append(Line("warn", f"Never named right: {few(unseen, 6)}; {advice}."))
     if train_accuracy is None:
         return lines
     gap = train_accuracy - accuracy
@@ -146,6 +162,24 @@ def finetuning_lines(
     else:
         lines.append(Line("ok", f"No overfitting to speak of: {both}."))
     return lines
+
+
+def comparison_line(measure: str, share: Number, other: str, other_share: Number, images: int | None) -> Line:
+    """A result beside that of another run, by the same measure.
+
+    Of shares of `images` named right, a difference counts from two standard errors on (as if the images were not the same); of
+    other measures, where `images` is None, from one point on.
+    """
+    margin = ONE_POINT
+    if images is not None:
+        margin = 2 * math.sqrt((share * (1 - share) + other_share * (1 - other_share)) / images)
+    gain, found = share - other_share, f"{measure} {share:.1%} here, {other_share:.1%} in {other}"
+    if gain < -margin:
+        advice = "if this is the pre-trained start, it did not pay: pre-train longer, or fine-tune longer or with a lower `lr`"
+        return Line("warn", f"Worse than the run it is compared with: {found}; {advice}.")
+    if gain <= margin:
+        return Line("note", f"No clear difference: {found}. Repeat both with other values of `seed`.")
+    return Line("ok", f"Better than the run it is compared with: {found}.")
 
 
 def unseen_hint(unseen: Sequence[str], *, is_weighed: bool) -> str | None:
@@ -180,7 +214,7 @@ def segmentation_lines(
     else:
         lines = [Line("ok", f"{found[0].upper()}{found[1:]}; {against}.")]
     if unseen is not None:
-        lines.append(Line("note", unseen))
+        lines.append(Line("warn", unseen))
     if train_accuracy is not None and train_accuracy - pixel_accuracy > 0.1:
         both = f"{train_accuracy:.1%} on training crops, {pixel_accuracy:.1%} on the validation images"
         lines.append(Line("note", f"Some overfitting: {both}; more images help most, drop path and wider scales help too."))
@@ -230,10 +264,17 @@ def _target_lines(vocabulary: int, token_entropy: Number, commonest_share: Numbe
             Line("warn", f"Targets constant: {found}, so there is nothing to learn. The tokenizer has collapsed; train it anew.")
         ]
     varied = f"as varied as {math.exp(token_entropy):,.0f} equally common tokens out of {vocabulary:,}"
+    if _are_poor(math.exp(token_entropy), vocabulary):
+        found = f"they are only {varied}, the commonest makes up {commonest_share:.0%}"
+        return [Line("warn", f"Targets poor: {found}, so there is little to predict. Train the tokenizer longer.")]
     if commonest_share > 0.5:
         found = f"one token makes up {commonest_share:.0%}, perhaps a plain background"
         return [Line("note", f"The targets are {varied}; {found}.")]
     return [Line("ok", f"The targets are {varied}; the commonest makes up {commonest_share:.1%}.")]
+
+
+def _are_poor(perplexity: Number, vocabulary: int) -> bool:
+    return perplexity < max(min(LEAST_VARIED, vocabulary / 2), LEAST_VARIED_SHARE * vocabulary)
 
 
 def _loss_line(vocabulary: int, loss: Number, token_entropy: Number) -> Line:

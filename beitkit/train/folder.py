@@ -29,7 +29,8 @@ from beitkit.version import __version__
 LOCK = ".lock"
 LEFT_OVER = (
     LOCK,
-    *("config.json", "environment.json", "inputs.json", "split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
+    *("config.json", "environment.json", "inputs.json", "start.json"),
+    *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
 """Files that alone do not make a run."""
 
@@ -77,7 +78,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", self.broken_list.name):
+                for name in ("inputs.json", "start.json", self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()
@@ -219,7 +220,7 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
         if name not in NOT_PART_OF_A_RUN and before.get(name) != now.get(name)
     ]
     if differing:
-        raise UserError(
-            f"`out` {path} holds the run of another command ({few(differing, 3, '; ')}); "
-            "give that command again to continue it, or choose another `out`"
-        )
+        advice = "give that command again to continue it, or choose another `out`"
+        if wanted["verb"] == "pretrain" and (path / "model.json").exists():
+            advice = f"it is finished: choose another `out`, with `init` {path} to go on from it"
+        raise UserError(f"`out` {path} holds the run of another command ({few(differing, 3, '; ')}); {advice}")

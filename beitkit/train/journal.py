@@ -17,6 +17,10 @@ from beitkit.system import write_atomically
 
 SECONDS_PER_LINE = 0.5
 """Minimum interval between updates of the progress line on a terminal."""
+SECONDS_OF_SILENCE = 30.0
+"""Off a terminal, a run says how far it is at least this often, steps permitting."""
+BAR = 20
+"""Characters of the progress bar."""
 Item = TypeVar("Item")
 
 
@@ -36,6 +40,7 @@ class Journal:
         self.is_terminal = self.stream.isatty()
         self._line_open = False
         self._last_drawn = 0.0
+        self._last_said = -math.inf
 
     def rewind(self, step: int) -> None:
         """Remove events after `step`: a run that resumes from a checkpoint writes them again."""
@@ -70,15 +75,25 @@ class Journal:
             self._write("\r\x1b[K")
             self._line_open = False
         self._write(text + "\n")
+        self._last_said = time.monotonic()
 
-    def progress(self, text: str, *, is_last: bool) -> None:
-        """Print a line that the next one replaces; off a terminal, a plain line."""
-        if not self.is_terminal or is_last:
+    def progress(self, text: str, share: float) -> None:
+        """Say how far the run is, `share` in [0, 1]: a bar that the next one replaces; off a terminal and at the end, a line."""
+        if not self.is_terminal or share >= 1:
             self.say(text)
         elif time.monotonic() - self._last_drawn > SECONDS_PER_LINE:
+            done = int(share * BAR)
             # A line that wraps could not be erased again.
-            self._write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+            line = f"{'━' * done}{'╌' * (BAR - done)} {text}"[: shutil.get_terminal_size().columns - 1]
+            self._write("\r\x1b[K" + line)
             self._line_open, self._last_drawn = True, time.monotonic()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it is time for a sign of life between two logged steps."""
+        if self.is_terminal:
+            return time.monotonic() - self._last_drawn > SECONDS_PER_LINE
+        return time.monotonic() - self._last_said > SECONDS_OF_SILENCE
 
     @contextmanager
     def open_line(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,16 +38,19 @@ READ_LATE = {"cuda": 1}
 class Best:
     """Keeps the best weights by one metric: writes them whenever an evaluation beats all earlier ones."""
 
-    def __init__(self, metric: str, write: Callable[[], object]) -> None:
-        """`metric`: name of a metric, larger is better; `write` stores the current weights."""
+    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False) -> None:
+        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights."""
         self.metric = metric
         self.write = write
+        self.is_loss = is_loss
         self.value = -math.inf
+        """Of the best evaluation; a loss is negated."""
 
     def offer(self, values: dict[str, float]) -> None:
         """Write if this evaluation is the best; one whose metric is NaN never is."""
-        if values[self.metric] > self.value:
-            self.value = values[self.metric]
+        value = -values[self.metric] if self.is_loss else values[self.metric]
+        if value > self.value:
+            self.value = value
             self.write()
 
 
@@ -78,6 +81,7 @@ def fit(
     training: Training,
     evaluators: Sequence[Evaluator] = (),
     best: Best | None = None,
+    also_at: Collection[int] = (),
 ) -> None:
     """Train `objective` in place; afterward it holds the final weights (the averaged ones with `loop.ema`).
 
@@ -92,6 +96,7 @@ def fit(
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
         best: keeps the weights of the best evaluation.
+        also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
         ProcessLost: if another rank died.
@@ -124,6 +129,12 @@ def fit(
     begun: deque[StepResult] = deque()
     trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
+        if evaluators and 0 in also_at and not is_continued:
+            with window.paused(), trainer.full_weights():
+                if processes.is_main:
+                    _evaluate(objective, evaluators, best, journal, 0)
+            with window.paused():
+                state.save(training.checkpoints)
         while state.done < schedule.steps:
             losses = trainer.forward_backward(stream, state.done)
             norm = trainer.clip()
@@ -133,7 +144,7 @@ def fit(
             begun.append(result)
 
             is_logged = is_due(state.done, loop.log_every, schedule.steps)
-            is_evaluated = evaluators and is_due(state.done, loop.evaluate_every, schedule.steps)
+            is_evaluated = evaluators and (state.done in also_at or is_due(state.done, loop.evaluate_every, schedule.steps))
             is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
             grad_norm, signal_number = math.nan, None
             while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):
@@ -142,6 +153,9 @@ def fit(
                 state.judge(numbers, loop.max_bad_steps, journal)
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
+            elif journal.is_awaited or window.is_first(state.done):
+                line = _how_far(state.done, schedule, window.speed(state.done), window.said)
+                journal.progress(line, state.done / schedule.steps)
             try:
                 if is_evaluated:
                     with window.paused(), trainer.full_weights():
@@ -220,10 +234,14 @@ def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journ
         epoch=done / schedule.steps_per_epoch,
         images_per_second=speed,
     )
-    said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-    left = duration((schedule.steps - done) / steps_per_second)
-    line = f"step {done}/{schedule.steps}  {said}  {speed:.0f} images/s, {waited:.0%} waiting for data, {left} left"
-    journal.progress(line, is_last=done == schedule.steps)
+    window.said = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) + "  "
+    line = _how_far(done, schedule, steps_per_second, window.said, f", {waited:.0%} waiting for data")
+    journal.progress(line, done / schedule.steps)
+
+
+def _how_far(done: int, schedule: Schedule, steps_per_second: float, said: str, waiting: str = "") -> str:
+    speed, left = steps_per_second * schedule.images_per_step, duration((schedule.steps - done) / steps_per_second)
+    return f"step {done}/{schedule.steps}  {said}{speed:.3g} images/s{waiting}, {left} left"
 
 
 class _Window:
@@ -232,6 +250,9 @@ class _Window:
     def __init__(self, step: int, waited: WaitMeter, processes: Processes) -> None:
         self.waited = waited
         self.processes = processes
+        self.first = step
+        self.said = ""
+        """The metrics of the last log line, in words."""
         self._restart(step)
 
     def add(self, result: StepResult) -> None:
@@ -248,9 +269,17 @@ class _Window:
         passes, *others = sums.tolist()
         means = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
-        closed = means, (step - self.step) / seconds, (self.waited.seconds - self.waited_before) / seconds
+        closed = means, self.speed(step), (self.waited.seconds - self.waited_before) / seconds
         self._restart(step)
         return closed
+
+    def speed(self, step: int) -> float:
+        """Steps per second since the last log line."""
+        return (step - self.step) / (time.perf_counter() - self.start)
+
+    def is_first(self, step: int) -> bool:
+        """Whether this is the first step since this process began."""
+        return step == self.first + 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:

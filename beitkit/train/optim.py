@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypedDict, runtime_checkable
+from collections.abc import Callable, Collection
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ class Group(TypedDict):
     params: list[nn.Parameter]
     lr_scale: float
     weight_decay: float
+    from_step: NotRequired[int]
+    """Steps before its first: until then nothing of it changes, by gradients or by weight decay; then it has a warm-up of its
+    own, as long as the run's. Without it the group learns from the start."""
 
 
 @runtime_checkable
@@ -56,6 +59,23 @@ def _grouped(
         group = groups.setdefault((scale, decay), Group(params=[], lr_scale=scale, weight_decay=decay))
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def delayed(groups: list[Group], model: nn.Module, at_once: Collection[str], steps: int) -> list[Group]:
+    """The same groups, with all parameters of `model` but those named `at_once` kept still for the first `steps` steps."""
+    if steps == 0:
+        return groups
+    learning = {id(parameter) for name, parameter in model.named_parameters() if name in at_once}
+    parts: list[Group] = []
+    for group in groups:
+        scale, decay = group["lr_scale"], group["weight_decay"]
+        first = [parameter for parameter in group["params"] if id(parameter) in learning]
+        later = [parameter for parameter in group["params"] if id(parameter) not in learning]
+        if first:
+            parts.append(Group(params=first, lr_scale=scale, weight_decay=decay))
+        if later:
+            parts.append(Group(params=later, lr_scale=scale, weight_decay=decay, from_step=steps))
+    return parts
 
 
 def make_optimizer(groups: list[Group], optim: OptimConfig) -> torch.optim.AdamW:

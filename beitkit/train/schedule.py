@@ -34,6 +34,12 @@ class Schedule(NamedTuple):
         shape = cosine if self.shape == "cosine" else linear
         return shape(step, self.steps, self.warmup, self.lr, self.min_lr)
 
+    def share_at(self, step: int, first: int) -> float:
+        """Share of the learning rate at a step, counted from 0, for what learns from step `first` on: 0, then a warm-up."""
+        if first == 0:
+            return 1.0
+        return min(1.0, max(0.0, (step - first + 1) / max(1, self.warmup)))
+
 
 def make_schedule(train: TrainConfig, loop: LoopConfig, optim: OptimConfig, images: int, *, default_epochs: int) -> Schedule:
     """Convert epochs to steps and scale the learning rate to the batch size."""

@@ -142,6 +142,10 @@ class Trainer:
                 (loss.total / self.own_accumulation_steps).backward()
             losses.append(loss)
         self.parallel.take_gradients()
+        for group in self.optimizer.param_groups:
+            if done < group.get("from_step", 0):  # without a gradient neither the clipping nor AdamW knows the parameter
+                for parameter in group["params"]:
+                    parameter.grad = None
         return losses
 
     def clip(self) -> Tensor:
@@ -161,7 +165,8 @@ class Trainer:
         together = self._runtime.processes.all_reduce(torch.cat([loss[None], signals]))
         result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
         for group in self.optimizer.param_groups:
-            group["lr"] = self._schedule.lr_at(done) * group["lr_scale"]
+            share = self._schedule.share_at(done, group.get("from_step", 0))
+            group["lr"] = self._schedule.lr_at(done) * group["lr_scale"] * share
         # Fused AdamW skips parameters, moments and its step count if this is 1.
         self.optimizer.found_inf = (~result.is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()

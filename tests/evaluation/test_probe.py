@@ -11,6 +11,7 @@ from beitkit.evaluation.probe import (
     NEIGHBORS,
     TEMPERATURE,
     BlockFeatures,
+    HeldOutProbe,
     ProbeAccuracy,
     block_accuracies,
     block_features,
@@ -45,6 +46,29 @@ def test_the_test_images_do_not_influence_the_choice() -> None:
     swapped = clusters(60, 0.3, 1)
     swapped = BlockFeatures(swapped.features.flip(0), swapped.labels)
     assert nearest_neighbors(train, swapped, 3).chosen == linear_probe(train, swapped, 3).chosen == 1
+
+
+def test_a_repeated_probe_is_the_logistic_one_of_the_best_block_on_every_fifth_image() -> None:
+    config = BackboneConfig.named("nano/8", image_size=16)
+    torch.manual_seed(0)
+    backbone = Backbone(config).eval()
+    labels = torch.arange(40) % 2
+    images = torch.randn(40, 3, 16, 16) + 0.2 * labels[:, None, None, None]
+    batch = {"images": images, "labels": labels, "broken": torch.full((40,), -1)}
+    with torch.no_grad():  # as in the training loop
+        found = dict(HeldOutProbe(backbone, lambda: iter([batch]), 2, contextlib.nullcontext).run())
+    stored = block_features(backbone, iter([batch]), contextlib.nullcontext, range(4))
+    kept, out = held_out_split(labels)
+    assert len(out) == 8
+    scores = [
+        (logistic(block[kept], labels[kept], block[out], 2, 1e-2) == labels[out]).float().mean().item()
+        for block in stored.features
+    ]
+    assert found["linear"] == max(scores)
+    assert found["linear_block"] == 1 + scores.index(max(scores))
+    train = BlockFeatures(stored.features[:, kept], labels[kept])
+    neighbors = nearest_neighbors(train, BlockFeatures(stored.features[:, out], labels[out]), 2).test
+    assert found["neighbors"] == max(neighbors)
 
 
 def test_neighbors_vote_like_brute_force() -> None:

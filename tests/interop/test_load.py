@@ -125,6 +125,56 @@ def test_other_classes_of_a_segmenter(saved: Any) -> None:
     assert torch.equal(model.decode_head.fpn_bottleneck.conv.weight, bottleneck)
 
 
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("classify", {"backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias"}),
+        ("classify, class token", {"backbone.mask_token"}),
+        ("classify, shared table", {"backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias"}),
+        ("classify, absolute", {"backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias"}),
+        ("segment", {"backbone.mask_token", "backbone.norm.weight", "backbone.norm.bias"}),
+        ("masked v2, own head", set()),
+    ],
+)
+def test_any_network_becomes_one_that_predicts_masked_patches(
+    name: str, lacking: set[str], saved: Any, random_images: Any
+) -> None:
+    before, path = saved(name)
+    model = load(path, task="masked", vocabulary=20)
+    own_head = {"cls_branch.cls_pt_lm_head.weight", "cls_branch.cls_pt_lm_head.bias"} if "own head" in name else set()
+    assert fresh_tensors(model) == lacking | own_head | {"lm_head.weight", "lm_head.bias"}
+    assert model.config.vocabulary == 20
+    assert model.config.tokenizer == ""
+    assert model.config.backbone.relative_positions == before.config.backbone.relative_positions
+    assert model.config.preprocessing == before.config.preprocessing
+    images = random_images(2, 3, 64, 64)
+    (one,), (other,) = before.backbone.intermediates(images, [7]), model.backbone.intermediates(images, [7])
+    assert torch.equal(one.patches, other.patches)
+    if "class token" in name:
+        assert torch.equal(model.backbone.norm.weight, before.backbone.norm.weight)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 3] = True
+    assert model(images, mask).shape == (2, 20)
+    arrived = {record.name for record in model.load_report.records if record.fate != "dropped"}
+    assert arrived == set(model.state_dict())
+    assert all(record.reason for record in model.load_report.records if record.fate in ("dropped", "fresh"))
+
+
+def test_the_own_vocabulary_keeps_the_head_and_pixels_are_another_target(saved: Any) -> None:
+    before, path = saved("masked v2, own head")
+    kept = load(path, task="masked", vocabulary=32)
+    assert kept.config == before.config
+    assert not fresh_tensors(kept)
+    pixels = load(path, task="masked", vocabulary="pixels")
+    assert pixels.config.cls_branch is None
+    assert fresh_tensors(pixels) == {"lm_head.weight", "lm_head.bias"}
+    assert pixels.lm_head.out_features == 3 * 16 * 16
+    save_native(pixels, path.parent / "pixels")
+    gray = load(path.parent / "pixels", task="masked", vocabulary="pixels", channels=1)
+    assert fresh_tensors(gray) == {"lm_head.weight", "lm_head.bias"}
+    assert not fresh_tensors(load(path.parent / "pixels", task="masked", vocabulary="pixels"))
+
+
 @pytest.mark.parametrize("size", [96, (96, 48), (32, 160)])
 def test_another_image_size(size: Any, saved: Any, random_images: Any) -> None:
     classifier, path = saved("classify")
@@ -167,8 +217,13 @@ def test_drop_path(saved: Any) -> None:
         ("masked", {"task": "classify", "classes": ["a", "a"]}, "one occurs twice"),
         ("masked", {"image_size": 65}, "65x65 is not a whole number of 16x16 patches"),
         ("masked", {"drop_path": 1.5}, r"`drop_path` must lie in \[0, 1\)"),
-        ("classify", {"task": "masked"}, "has no mask token"),
-        ("segment", {"task": "masked"}, "semantic segmentation, which has no mask token"),
+        (
+            "classify",
+            {"task": "masked"},
+            "needs vocabulary=, the number of visual tokens, because the file is for classification",
+        ),
+        ("segment", {"task": "masked"}, "needs vocabulary=, .* because the file is for semantic segmentation"),
+        ("masked", {"task": "classify", "num_classes": 2, "vocabulary": 8}, "say task='masked' with it"),
     ],
 )
 def test_wishes_that_cannot_be_met(name: str, wish: dict[str, Any], message: str, saved: Any) -> None:

@@ -95,6 +95,31 @@ def test_attention_has_no_key_bias() -> None:
     assert {name for name, _ in Attention(12, 3, None).named_parameters() if "bias" in name} == {"q_bias", "v_bias", "proj.bias"}
 
 
+@pytest.mark.parametrize("has_gradient", [False, True])
+def test_a_key_bias_and_an_inner_norm(has_gradient: bool) -> None:
+    """Against the formula: the bias of all three parts in one vector, and LayerNorm before `proj`."""
+    torch.manual_seed(0)
+    attention = randomized(Attention(12, 3, None, key_bias=True, sub_norm_eps=1e-3))
+    assert {name for name, _ in attention.named_parameters() if "bias" in name} == {"qkv.bias", "norm.bias", "proj.bias"}
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    query, key, value = ((x @ attention.qkv.weight.T + attention.qkv.bias).view(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4)).unbind()
+    mixed = (torch.einsum("bkqd,bktd->bkqt", query, key) / 2).softmax(-1)
+    mixed = torch.einsum("bkqt,bktd->bqkd", mixed, value).flatten(2)
+    spread = (mixed.var(-1, unbiased=False, keepdim=True) + 1e-3).sqrt()
+    normed = (mixed - mixed.mean(-1, keepdim=True)) / spread * attention.norm.weight + attention.norm.bias
+    with torch.set_grad_enabled(has_gradient):
+        torch.testing.assert_close(attention(x, None), normed @ attention.proj.weight.T + attention.proj.bias)
+
+
+def test_mlp_with_an_inner_norm() -> None:
+    torch.manual_seed(0)
+    mlp = randomized(Mlp(4, 8, sub_norm_eps=1e-3))
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    hidden = nn.functional.gelu(x @ mlp.fc1.weight.T + mlp.fc1.bias)
+    hidden = nn.functional.layer_norm(hidden, (8,), mlp.norm.weight, mlp.norm.bias, 1e-3)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
 def test_mlp_uses_the_exact_gelu() -> None:
     torch.manual_seed(0)
     mlp = randomized(Mlp(4, 8))

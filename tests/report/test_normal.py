@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from beitkit.report.normal import Line, finetuning_lines, pixel_lines, pretraining_lines, tokenizer_lines, training_lines
+from beitkit.report.normal import (
+    Line,
+    comparison_line,
+    finetuning_lines,
+    pixel_lines,
+    pretraining_lines,
+    tokenizer_lines,
+    training_lines,
+)
 from beitkit.tokenizers.health import UsageStatistics, diagnose
 
 GOOD = {"vocabulary": 64, "loss": 2.5, "accuracy": 0.3, "token_entropy": 3.5, "commonest_share": 0.12, "masked_share": 0.4}
@@ -36,6 +44,8 @@ def test_a_good_pretraining_is_all_right() -> None:
         ({"masked_share": 0.0}, "Mask empty"),
         ({"masked_share": 0.02}, "2% of the patches were hidden"),
         ({"commonest_share": 0.97, "token_entropy": 0.05, "loss": 0.01, "accuracy": 0.98}, "Targets constant"),
+        ({"token_entropy": math.log(6), "loss": 1.0}, "Targets poor"),
+        ({"vocabulary": 8192, "token_entropy": math.log(300), "loss": 1.0}, "Targets poor"),
         ({"loss": 3.5}, "Loss at chance"),
         ({"loss": 4.3}, "worse than guessing"),
         ({"loss": math.nan}, "The loss is nan"),
@@ -91,6 +101,36 @@ def test_tokenizer_lines_say_what_diagnose_found_and_no_opposite() -> None:
     lines = tokenizer_lines(diagnose(ill, 9.0), vocabulary=64, codes_used=2, perplexity=1.2, commonest_share=0.95, psnr=9.0)
     assert states(lines) == ["warn", "warn", "warn"]
     assert [line.sentence.split(":")[0] for line in lines] == ["Codes dead", "One token dominates", "Reconstruction poor"]
+
+
+def test_a_tokenizer_whose_codes_are_hardly_varied_is_warned_about() -> None:
+    ill = UsageStatistics(64, 10_000, 62, 62 / 64, 2, 6.0, 3, 0.5)
+    lines = tokenizer_lines(diagnose(ill, 20.0), vocabulary=64, codes_used=62, perplexity=6.0, commonest_share=0.5, psnr=20.0)
+    assert warnings(lines).startswith("Tokens poor: the codes are only as varied as 6 ")
+
+
+def test_a_class_that_is_never_named_right_is_warned_about() -> None:
+    lines = finetuning_lines(classes=10, accuracy=0.8, commonest_share=0.1, images=1000, unseen=["cat", "dog"])
+    assert "Never named right: cat, dog;" in warnings(lines)
+
+
+@pytest.mark.parametrize(
+    ("share", "other", "images", "state"),
+    [
+        (0.338, 0.412, 500, "warn"),  # two standard errors are 6.1 points
+        (0.38, 0.412, 500, "note"),
+        (0.412, 0.338, 500, "ok"),
+        (0.338, 0.412, 50, "note"),  # 19 points
+        (0.30, 0.33, None, "warn"),
+        (0.33, 0.335, None, "note"),
+    ],
+)
+def test_a_result_below_the_one_it_is_compared_with_gets_no_tick(
+    share: float, other: float, images: int | None, state: str
+) -> None:
+    line = comparison_line("top-1", share, "runs/scratch", other, images)
+    assert line.state == state
+    assert f"top-1 {share:.1%} here, {other:.1%} in runs/scratch" in line.sentence
 
 
 @pytest.mark.parametrize(

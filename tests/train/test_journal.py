@@ -40,12 +40,25 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_one_changing_line_and_a_file_plain_ones(tmp_path: Path) -> None:
-    for stream, expected in ((Terminal(), "\r\x1b[Kstep 1\r\x1b[Kdone\n"), (io.StringIO(), "step 1\ndone\n")):
+def test_a_terminal_gets_one_changing_bar_and_a_file_plain_lines(tmp_path: Path) -> None:
+    bar = "━" * 5 + "╌" * 15
+    for stream, expected in ((Terminal(), f"\r\x1b[K{bar} step 1\r\x1b[Kdone\n"), (io.StringIO(), "step 1\ndone\n")):
         journal = Journal(tmp_path / "journal.jsonl", stream=stream)
-        journal.progress("step 1", is_last=False)
+        journal.progress("step 1", 0.25)
         journal.say("done")
         assert stream.getvalue() == expected
+
+
+def test_a_run_is_heard_of_within_half_a_minute_and_a_terminal_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for stream, seconds in ((Terminal(), 0.5), (io.StringIO(), 30)):
+        journal = Journal(tmp_path / "journal.jsonl", stream=stream)
+        journal.progress("step 1", 0.25)
+        now += seconds - 0.1
+        assert not journal.is_awaited
+        now += 0.2
+        assert journal.is_awaited
 
 
 def test_waiting_is_measured_and_working_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

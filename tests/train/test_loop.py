@@ -1,11 +1,13 @@
 """`fit` on a toy objective: accumulation, resume, averaging, what is not finite, and signals."""
 
 import io
+import itertools
 import json
 import math
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.journal import Journal
 from beitkit.train.loop import Best, Training, fit
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.optim import parameter_groups
+from beitkit.train.optim import delayed, parameter_groups
 from beitkit.train.schedule import make_schedule
 from beitkit.train.step import WeightAverage
 
@@ -292,6 +294,25 @@ def test_several_bad_steps_in_a_row_stop_the_run_and_name_the_step(tmp_path: Pat
         train(tmp_path, 20, batches=lambda start: stream(start, range(4, 20)))
 
 
+def test_the_first_step_is_said_at_once_and_then_a_line_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said = 0.0, io.StringIO()
+
+    def slow(start: int) -> Iterator[Batch]:
+        nonlocal now
+        for batch in stream(start):
+            now += 12
+            yield batch
+
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    settings = training(tmp_path, TrainConfig(steps=8, batch_size=BATCH, lr=0.05), LoopConfig(log_every=6))
+    toy = Toy()
+    fit(toy, slow, parameter_groups(toy, 0.01), replace(settings, journal=Journal(tmp_path / "journal.jsonl", stream=said)))
+    assert [line.split()[1] for line in said.getvalue().splitlines()] == ["1/8", "4/8", "6/8", "8/8"]
+    assert [json.loads(line)["step"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()] == [6, 8]
+
+
 def test_progress_rises_from_zero_toward_one(tmp_path: Path) -> None:
     assert train(tmp_path, 4).progress == [0, 0.25, 0.5, 0.75]
 
@@ -387,6 +408,55 @@ def test_a_metric_that_is_nan_is_never_the_best(tmp_path: Path) -> None:
     best = Best("val/score", lambda: written.append(best.value))
     train(tmp_path, 8, LoopConfig(evaluate_every=2), evaluators=[Scripted([math.nan, 1.0, math.nan, 2.0])], best=best)
     assert written == [1.0, 2.0]
+
+
+def test_the_best_by_a_loss_is_the_smallest(tmp_path: Path) -> None:
+    written: list[float] = []
+    best = Best("val/score", lambda: written.append(best.value), is_loss=True)
+    train(tmp_path, 8, LoopConfig(evaluate_every=2), evaluators=[Scripted([3.0, math.nan, 4.0, 2.0])], best=best)
+    assert written == [-3.0, -2.0]
+
+
+def test_a_run_is_evaluated_before_its_first_step_where_that_is_asked_for(tmp_path: Path) -> None:
+    evaluator = Scripted([5.0, 1.0, 2.0])
+    plain = train(tmp_path / "plain", 6)
+    torch.manual_seed(0)
+    toy = Toy()
+    length, loop = TrainConfig(steps=6, batch_size=BATCH, lr=0.05), LoopConfig(save_every=0)
+    best = Best("val/score", lambda: None)
+    asked = training(tmp_path / "asked", length, loop)
+    fit(toy, stream, parameter_groups(toy, 0.01), asked, [evaluator], best, (0, 4))
+    assert same(toy, plain)
+    assert best.value == 5.0
+    events = [json.loads(line) for line in (tmp_path / "asked" / "journal.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["val/score"]) for event in events if event["kind"] == "evaluate"] == [
+        (0, 5.0),
+        (4, 1.0),
+        (6, 2.0),
+    ]
+
+
+def test_what_learns_later_stays_bit_for_bit_until_then_and_has_a_warm_up_of_its_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    toy = Toy()
+    before = toy.layer.weight.detach().clone()
+    groups = delayed(parameter_groups(toy, 0.5), toy, ["layer.bias"], 3)
+    assert [group.get("from_step", 0) for group in groups] == [3, 0]
+    seen = []
+
+    class Watching:
+        name = "val"
+
+        def run(self) -> Iterator[tuple[str, float]]:
+            seen.append((toy.layer.weight.detach().clone(), toy.layer.bias.detach().clone()))
+            yield "score", 0.0
+
+    length, loop = TrainConfig(steps=5, batch_size=BATCH, lr=0.05), LoopConfig(evaluate_every=1)
+    fit(toy, stream, groups, training(tmp_path, length, loop), [Watching()])
+    assert all(torch.equal(weight, before) for weight, _ in seen[:3])
+    assert not torch.equal(seen[3][0], before)
+    assert all(not torch.equal(one[1], other[1]) for one, other in itertools.pairwise(seen))
+    assert stored(tmp_path, 5)["exp_avg.layer.weight"].any()
 
 
 def test_the_best_value_survives_a_cut(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
-from beitkit.train.schedule import cosine, is_due, linear, make_schedule
+from beitkit.train.schedule import Schedule, cosine, is_due, linear, make_schedule
 
 GOLDEN_200 = {
     0: 0.0,
@@ -51,6 +51,13 @@ def test_what_does_not_fit_together_is_refused() -> None:
         make_schedule(TrainConfig(lr=0.01), LoopConfig(), OptimConfig(min_lr=0.1), 100, default_epochs=1)
     with pytest.raises(UserError, match="give `epochs` or `steps`, not both"):
         TrainConfig(epochs=1.0, steps=1)
+
+
+def test_what_learns_later_warms_up_when_it_begins() -> None:
+    schedule = Schedule(100, 4, 8, 10.0, 1.0, 0.0, 0)
+    assert [schedule.share_at(step, 10) for step in (0, 9, 10, 11, 13, 14, 99)] == [0, 0, 0.25, 0.5, 1, 1, 1]
+    assert schedule.share_at(0, 0) == 1.0
+    assert schedule._replace(warmup=0).share_at(10, 10) == 1.0
 
 
 def test_is_due_fires_every_nth_and_after_the_last() -> None:

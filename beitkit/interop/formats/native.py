@@ -12,6 +12,7 @@ from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
 from beitkit.interop.stored import State, check_finite, read_safetensors
+from beitkit.nn.lora import merged_state
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.checkpoints.tensor_files import write_tensors
@@ -22,8 +23,8 @@ FORMAT_VERSION = 1
 
 
 def save_native(model: Network | TokenizerNetwork, folder: Path | str) -> None:
-    """Write a network to `folder`, which is created; each file is written atomically."""
-    write_native(model.config, model.state_dict(), Path(folder))
+    """Write a network to `folder`, which is created, with adapters merged; each file is written atomically."""
+    write_native(model.config, merged_state(model), Path(folder))
 
 
 def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, Tensor], folder: Path) -> None:

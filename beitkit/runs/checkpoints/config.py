@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from beitkit.configs.bounds import config
+from beitkit.configs.bounds import PositiveInt, config
 from beitkit.configs.model import ImageSize
 from beitkit.configs.parts import CheckpointFormat, ProgramFormat, Task
 
@@ -36,6 +36,8 @@ class ShowLoadRun:
     """What the network is wanted for, if not for what it was saved."""
     num_classes: int | None = None
     """How many classes; other than the file's means a fresh head."""
+    vocabulary: PositiveInt | None = None
+    """How many visual tokens, for `task='masked'`; other than the file's means a fresh head."""
     image_size: ImageSize | None = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
 

@@ -36,7 +36,13 @@ def inspect(config: InspectRun) -> CheckpointSummary:
 
 def show_load(config: ShowLoadRun) -> LoadReport:
     """Load a checkpoint the way `beitkit.load` would, and print the table on stdout."""
-    model = load(config.path, task=config.task, num_classes=config.num_classes, image_size=config.image_size)
+    model = load(
+        config.path,
+        task=config.task,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        vocabulary=config.vocabulary,
+    )
     report = model.load_report
     assert report is not None
     print(report.table())

@@ -11,9 +11,19 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
-from beitkit.configs.model import ImageSize, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
+from beitkit.configs.train import (
+    Freeze,
+    LightConfig,
+    LoopConfig,
+    MachineConfig,
+    OptimConfig,
+    SpeedConfig,
+    TrainConfig,
+    check_light,
+    check_scratch,
+)
 
 
 @config(kw_only=False)
@@ -40,7 +50,7 @@ class FinetuneRun:
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
     pooling: Literal["mean", "cls"] | None = None
     """From scratch without `model`: the head sees the mean of the patches (None takes it) or the class token."""
-    image_size: ImageSize | None = None
+    image_size: ImageSizeOrNone = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     channels: Channels | None = later(None)
     """Channels of the images; None takes those of images that are neither gray nor RGB, else the checkpoint's, or 3."""
@@ -64,7 +74,11 @@ class FinetuneRun:
     fit: Fit | None = later(None)
     """How evaluation brings images to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole;
     stored with the model. None takes what the checkpoint says."""
+    freeze: Freeze = later(False)
+    """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
+    everything but the head."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
+    light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -78,3 +92,6 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         described = {"size": self.size, "patch": self.patch, "pooling": self.pooling}
         check_start(self.model, self.scratch, self.network, described)
+        check_light(self.light, self.freeze)
+        if self.scratch:
+            check_scratch(self.light, self.freeze)

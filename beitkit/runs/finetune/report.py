@@ -13,7 +13,7 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
-from beitkit.report.normal import Line, finetuning_lines
+from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent, thousands
 from beitkit.runs.finetune.config import FinetuneRun
@@ -65,20 +65,27 @@ def write_report(
             *folder.broken_facts(),
         ]
     )
+    measure = "mAP" if network.multilabel else "top-1"
     if compared is not None:
-        report.beside_another_run("mAP" if network.multilabel else "top-1", outcome.score, *compared)
-    report.normal([_ranking_line(outcome)] if network.multilabel else _accuracy_lines(outcome, report.last("accuracy"), config))
+        report.beside_another_run(measure, outcome.score, *compared)
+    lines = [_ranking_line(outcome)]
+    if not network.multilabel:
+        lines = _accuracy_lines(outcome, report.last("accuracy"), config, train.classes)
+    if compared is not None:
+        counted = None if network.multilabel else outcome.images
+        lines.append(comparison_line(measure, outcome.score, str(compared.folder), compared.accuracy, counted))
+    report.normal(lines)
     _preview(report, network, first)
     _learning(report, network)
     report.section("Classes")
-    measure = "average precision" if network.multilabel else "named right"
-    columns = ["class", Column("images", thousands), Column(measure, percent)]
+    of_class = "average precision" if network.multilabel else "named right"
+    columns = ["class", Column("images", thousands), Column(of_class, percent)]
     rows = [[name, *one] for name, one in zip(train.classes, outcome.classes, strict=True)]
     report.table(Table(columns, rows, "Validation images of each class."))
     report.finish()
 
 
-def _accuracy_lines(outcome: FinalScores, train_accuracy: float, config: FinetuneRun) -> list[Line]:
+def _accuracy_lines(outcome: FinalScores, train_accuracy: float, config: FinetuneRun, names: Sequence[str]) -> list[Line]:
     return finetuning_lines(
         classes=len(outcome.classes),
         accuracy=outcome.score,
@@ -86,6 +93,7 @@ def _accuracy_lines(outcome: FinalScores, train_accuracy: float, config: Finetun
         images=outcome.images,
         # Of mixed images only a part can be named right, so their accuracy says nothing about overfitting.
         train_accuracy=None if config.augment.is_mixing else train_accuracy,
+        unseen=[name for name, (count, share) in zip(names, outcome.classes, strict=True) if count and not share],
     )
 
 

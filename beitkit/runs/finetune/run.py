@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from beitkit.configs.model import SIZES, ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
@@ -39,11 +39,11 @@ from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.optim import layered_groups
 
 
 def run(config: FinetuneRun) -> FinetuneResult:
@@ -68,11 +68,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     folder, schedule = session.folder, session.training.schedule
     if runtime.is_main:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
-    torch.manual_seed(config.train.seed)
-    if config.scratch:
-        model = Classifier(model.config)
-    elif _has_fresh_head(model):
-        model.reset_head()  # drawn again, now that the seed is set
+    start = Start.of(partial(_initialized, config, model), config)
+    model = start.model
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in (*pixels.lines, *reasons):
@@ -81,11 +78,11 @@ def run(config: FinetuneRun) -> FinetuneResult:
         session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
     if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:
         session.say(note)
-    start = "from scratch" if config.scratch else f"from {config.model}"
+    origin = "from scratch" if config.scratch else f"from {config.model}"
     session.say(
-        f"fine-tuning {start}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
+        f"fine-tuning {origin}: {len(train)} labeled images of {len(train.classes)} classes, {len(val)} to validate; "
         f"{schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr {schedule.lr:.3g}, "
-        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}"
+        f"layer decay {config.optim.layer_decay:g}; {runtime.describe()}{computed}{start.describe()}"
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)
@@ -93,8 +90,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     streams = _Streams(config, model.config, train, val, session)
 
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
-    groups, best = layered_groups(model, model, config.optim), session.best(f"val/{metric}", model)
-    fit(objective, streams.training, groups, session.training, [evaluator], best)
+    fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
     if runtime.is_main:
         outcome = _final_scores(evaluator)
         result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
@@ -213,6 +209,15 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
     shown = pixels.preprocessing.shown(config.fit, config.crop_share)
     model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
     return model
+
+
+def _initialized(config: FinetuneRun, found: Classifier) -> Classifier:
+    """The network with its first weights: what is fresh, all or the head, is drawn here, where the seed is set."""
+    if config.scratch:
+        return Classifier(found.config)
+    if _has_fresh_head(found):
+        found.reset_head()
+    return found
 
 
 def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> ClassifierConfig:

@@ -18,8 +18,8 @@ from beitkit.planning.estimate import Length
 from beitkit.planning.workload import Workload
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.plan.config import PlanRun
+from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS, choose
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.run import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, network_of
 from beitkit.runs.recipes.recipe import IMAGES, OUT, AnyRun
 from beitkit.runs.recipes.table import recipe_named
@@ -84,7 +84,9 @@ def _run_of(config: PlanRun) -> AnyRun:
     else:
         run = recipe_named(config.recipe).config_without(changed)
     run = replace(run, train=replace(run.train, **changed), **_given(config, "image_size"))
-    return replace(run, views=config.views, **_given(config, "size", "patch")) if isinstance(run, PretrainRun) else run
+    if not isinstance(run, PretrainRun):
+        return run
+    return choose(replace(run, views=config.views, **_given(config, "size", "patch")), None)[0]
 
 
 def _given(config: PlanRun, *names: str) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from beitkit.configs.bounds import PositiveInt, config
+from beitkit.configs.bounds import NonNegativeInt, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ImageColumnConfig, MaskConfig, ReadConfig, ValueLimits, ViewConfig
-from beitkit.configs.model import ImageSize, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, Views
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig, check_given
+from beitkit.configs.train import (
+    Freeze,
+    LightConfig,
+    LoopConfig,
+    MachineConfig,
+    OptimConfig,
+    SpeedConfig,
+    TrainConfig,
+    check_given,
+    check_light,
+)
 from beitkit.errors import UserError
 
 
@@ -30,12 +40,22 @@ class PretrainRun:
     """Run folder to make or to continue."""
     recipe: str | None = None
     """Start from a recipe's values instead of the defaults; other options override them. `beitkit recipes` lists them."""
-    size: SizeName = "base"
-    """Size of the network."""
-    image_size: ImageSize = 224
-    """Of the images in pixels: the side of squares, or height and width."""
-    patch: PositiveInt = 16
-    """Side of a patch, in pixels."""
+    init: Path | None = later(None)
+    """Go on from this network instead of fresh weights: a run folder or checkpoint, also a classifier or a segmenter. Its network
+    is taken as it is; milder rates are chosen, and the best evaluation becomes the finished model."""
+    labels: Path | None = later(None)
+    """Labeled images, as for fine-tuning, by which the blocks are judged along the way: nearest neighbors and a linear probe, on
+    a fifth of (at most 2,000 of) the training images. Nothing is learned from them."""
+    head_steps: NonNegativeInt | None = later(None)
+    """With `init`, steps for which a fresh head learns alone, the rest of the network kept as it is; None takes a tenth of the
+    run, at most 1,000."""
+    size: SizeName | None = None
+    """Size of the network; None takes base, or the one of `init`."""
+    image_size: ImageSizeOrNone = None
+    """Of the images in pixels: the side of squares, or height and width; None takes 224, or that of `init`, whose positions are
+    resized for another."""
+    patch: PositiveInt | None = None
+    """Side of a patch, in pixels; None takes 16, or that of `init`."""
     target: Literal["tokens", "pixels"] = "tokens"
     """What is predicted: visual tokens, or as an ablation the patch's pixels, normalized like the input (mean squared error)."""
     recover: Literal["masked", "all"] = "masked"
@@ -55,19 +75,26 @@ class PretrainRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes the tokenizer's, or where there is
     none finds them as `beitkit tokenizer` does."""
-    train: Annotated[TrainConfig, Flat] = TrainConfig()
+    freeze: Freeze = later(False)
+    """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
+    everything but the head."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig(lr=None)
+    light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     mask: MaskConfig = MaskConfig()
     view: ViewConfig = ViewConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = OptimConfig(warmup_epochs=None)
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
     columns: ImageColumnConfig = later(ImageColumnConfig())
 
     def __post_init__(self) -> None:
-        check_given(self.train, self.optim)
+        check_given(self.train, self.optim, ("lr", "optim.warmup_epochs"))
+        if self.head_steps is not None and self.init is None:
+            raise UserError("`head_steps` is for a fresh head on the network of `init`; leave it out, or give `init`")
+        check_light(self.light, self.freeze)
         if self.mask.kind == "none" and self.recover == "masked":
             raise UserError("`mask.kind='none'` hides nothing, so nothing masked can be predicted; give `recover='all'` with it")
         if self.target == "pixels" and self.tokenizer is not None:

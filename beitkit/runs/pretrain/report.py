@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -13,10 +13,12 @@ from beitkit.contracts import Batch
 from beitkit.data.stream import training_stream
 from beitkit.evaluation.reconstruction import filled_in
 from beitkit.nn.models import MaskedImageModel
+from beitkit.report.charts import Reference
 from beitkit.report.images import png_bytes, sheet
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
 from beitkit.report.sections import TrainingReport
-from beitkit.runs.pretrain.setup import Setup
+from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome
+from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, Setup
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
@@ -35,8 +37,12 @@ def write_report(
     encoder: Encoder | None,
     runtime: Runtime,
     saved: str | None = None,
+    outcome: Outcome | None = None,
 ) -> None:
-    """Write report.html and reconstructions.png of a run whose training is done; `saved` is what a token cache brought."""
+    """Write report.html and reconstructions.png of a run whose training is done.
+
+    `saved` is what a token cache brought, `outcome` what became of a run with `init`.
+    """
     config = setup.config
     stream = training_stream(setup.dataset(), resolved(config.train.batch_size), workers=config.machine.workers)
     prepared = setup.prepared(stream, runtime.device, encoder)
@@ -48,7 +54,8 @@ def write_report(
     report = TrainingReport("Pre-training", folder.path)
     report.facts(
         [
-            ("Network", f"{config.size}/{config.patch} at {by(config.image_size)} pixels"),
+            ("Network", f"{network_words(setup)} pixels"),
+            *([] if config.init is None else [("Start", str(config.init))]),
             ("Targets", targets_of(setup)),
             ("Mask", mask_of(setup)),
             ("Images", f"{len(setup.files):,}, no labels used"),
@@ -59,7 +66,7 @@ def write_report(
             *folder.broken_facts(),
         ]
     )
-    report.normal(_target_lines(setup, report, statistics))
+    report.normal([*([] if outcome is None else [outcome.line()]), *_target_lines(setup, report, statistics)])
     judged = "every patch" if setup.recover_all else "every hidden patch"
     if statistics is None:
         how = f"The network sees the masked image and predicts the pixels of {judged}."
@@ -72,12 +79,50 @@ def write_report(
     columns, caption = what_it_fills_in(setup, model, first)
     report.images(columns, caption)
     write_atomically(folder.path / "reconstructions.png", png_bytes(sheet(columns)))
+    if outcome is not None:
+        report.section("Did it get better than its start?")
+        is_sure = outcome.metric == MASKED or outcome.gain > outcome.margin
+        sentence = outcome.sentence()
+        report.verdict(f"{sentence[0].upper()}{sentence[1:]}.", (is_sure or None) if outcome.is_better else False)
+        _start_curves(report, setup, outcome)
+    elif config.labels is not None:
+        report.section("How good are the blocks?")
+        _probe_curves(report)
     report.section("Learning")
     if statistics is None:
         _pixel_curves(report)
     else:
         _token_curves(report, setup, statistics)
     report.finish()
+
+
+def network_words(setup: Setup) -> str:
+    """The network: size, patch and image size."""
+    backbone, size = setup.model.backbone, setup.config.size
+    name = size or f"width {backbone.width}, {backbone.depth} blocks"
+    return f"{name}/{backbone.patch[0]} at {by(backbone.image_size)}"
+
+
+def _start_curves(report: TrainingReport, setup: Setup, outcome: Outcome) -> None:
+    """What the run was judged by, from before the first step on, against the start."""
+    if outcome.metric == PROBED:
+        _probe_curves(report, [("linear probe of the start", outcome.start)])
+    title, unit = ("Masked loss of the same images", "cross-entropy" if setup.tokenizer is not None else "squared error")
+    start = [("start", outcome.start)] if outcome.metric == MASKED else []
+    lone = f" Up to step {outcome.head_steps} only what is fresh learned." if outcome.head_steps else ""
+    caption = f"On {EVALUATED_IMAGES} images at most, always in the same views.{lone}"
+    report.curves({"loss": MASKED}, caption, title=title, y_label=unit, references=start)
+
+
+def _probe_curves(report: TrainingReport, references: Sequence[Reference] = ()) -> None:
+    report.curves(
+        {"linear probe": PROBED, "nearest neighbors": "labels/neighbors"},
+        "Share of held-out labeled images named right by the best block of each evaluation.",
+        title="What the blocks know of the classes",
+        y_label="share",
+        unit="percent",
+        references=references,
+    )
 
 
 def targets_of(setup: Setup) -> str:

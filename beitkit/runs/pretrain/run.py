@@ -8,51 +8,77 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beitkit.configs.model import by
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, Evaluator
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
+from beitkit.data.tokens.stage import CachedTokens
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
+from beitkit.planning.workload import Workload
+from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, targets_of, what_it_fills_in, write_report
-from beitkit.runs.pretrain.setup import Setup
+from beitkit.runs.pretrain.init import Beginning, begin
+from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome, labeled_images, probe_of
+from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, network_words, targets_of, what_it_fills_in, write_report
+from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
+from beitkit.runs.training.forecast import forecast
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.start import Start
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.optim import layered_groups
+from beitkit.train.optim import delayed
 from beitkit.train.schedule import Schedule
-
-DEFAULT_EPOCHS = 300
-"""Length of the paper's ablations; its main runs took 800 epochs of 1.28 million images."""
 
 
 def run(config: PretrainRun) -> Path:
     """Pre-train or continue; returns the run folder, which `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
     setup = Setup.of(config)
-    session = Session.begin("pretrain", config, runtime, setup.inputs(), images=len(setup.files), default_epochs=DEFAULT_EPOCHS)
+    config, labeled = setup.config, labeled_images(config)
+    inputs = setup.inputs() | ({} if labeled is None else {"labeled pictures": labeled.digest})
+    session = Session.begin("pretrain", config, runtime, inputs, images=len(setup.files), default_epochs=DEFAULT_EPOCHS)
     if session is None:
         return config.out
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited
     encoder = setup.encoder(runtime, begun_cache(setup, folder))
     cached = cached_tokens(setup, encoder, folder, runtime)
-    torch.manual_seed(config.train.seed)
-    objective = setup.objective()
-    model = objective.model
+    dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
+
+    def fixed_batches() -> Iterator[Batch]:
+        return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
+
+    beginning: Beginning | None = None
+
+    def initialize() -> MaskedImageModel:
+        nonlocal beginning
+        network = setup.initialize()
+        if setup.origin is not None:
+            measured = measured_head(setup, network, runtime, fixed_batches)
+            beginning = begin(setup.origin, network, config, folder, schedule.steps, measured)
+        return network
+
+    start = Start.of(initialize, config)
+    model, objective, groups = start.model, setup.objective(start.model), start.groups
+    if beginning is not None:
+        groups = delayed(groups, model, beginning.fresh, beginning.head_steps)
+    accelerated = accelerate(objective, config.speed, runtime, schedule)
     for line in setup.notes:
         session.say(line)
-    session.say(_announcement(setup, model, schedule, runtime) + accelerate(objective, config.speed, runtime, schedule))
+    session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
+    if beginning is not None and model.load_report is not None:
+        session.say(model.load_report.summary())
+        session.say(beginning.head)
+    if (how_long := _forecast(setup, schedule, runtime, cached)) is not None:
+        session.say(how_long)
     if encoder is not None and (how := encoder.describe()):
         session.say(how)
     if cached is not None:
         session.say(described(cached.cache))
-    dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
     first_step = 0
 
     def batches(first: int) -> Iterator[Batch]:
@@ -62,19 +88,22 @@ def run(config: PretrainRun) -> Path:
         stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
         return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
 
-    def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
-
     predict = runtime.precision()(model.predict)
     if setup.tokenizer is None:
         metric = "explained"
-        evaluator = MaskedError(predict, fixed_batches, setup.model.backbone.patch, setup.recover_all)
+        evaluators: list[Evaluator] = [MaskedError(predict, fixed_batches, setup.model.backbone.patch, setup.recover_all)]
     else:
         metric = "accuracy"
-        evaluator = MaskedAccuracy(predict, fixed_batches, setup.recover_all)
-    groups, best = layered_groups(model, model, config.optim), session.best(f"{evaluator.name}/{metric}", model)
+        evaluators = [MaskedAccuracy(predict, fixed_batches, setup.recover_all)]
+    if labeled is not None:
+        evaluators.append(probe_of(model, labeled, reading, runtime))
+    best = session.best(f"{evaluators[0].name}/{metric}", model)
+    if beginning is not None:
+        judge = MASKED if labeled is None else PROBED
+        best = session.best(judge, model, is_loss=judge == MASKED)
+    also_at = () if beginning is None else (0, beginning.head_steps)
     try:
-        fit(objective, batches, groups, session.training, [evaluator], best)
+        fit(objective, batches, groups, session.training, evaluators, best, also_at)
     finally:
         if cached is not None:
             cached.cache.flush()
@@ -83,7 +112,14 @@ def run(config: PretrainRun) -> Path:
         if saved is not None:
             session.training.journal.record("note", schedule.steps, text=saved)
             session.say(saved)
-        write_report(folder, setup, model, encoder, runtime, saved)
+        outcome = None
+        if beginning is not None:
+            outcome = Outcome.of(folder.journal, beginning, labeled)
+            folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
+            model = _kept(folder.best, model)
+        write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)
+        if outcome is not None:
+            session.say(outcome.sentence())
     out = quoted(config.out)
     session.finish(model, f"beitkit probe LABELED --model {out}, or beitkit finetune LABELED --model {out} --out ...")
     return config.out
@@ -98,13 +134,32 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     return what_it_fills_in(setup, model, batch)
 
 
+def _kept(path: Path, last: MaskedImageModel) -> MaskedImageModel:
+    """The network of the best evaluation, which becomes the finished one; `last` if no evaluation gave a number."""
+    if not path.exists():
+        return last
+    network = load(path)
+    assert isinstance(network, MaskedImageModel)
+    return network
+
+
+def _forecast(setup: Setup, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
+    """How long it will take; the tokens of stored views are computed once."""
+    tokenizer = None if setup.tokenizer is None else setup.tokenizer.config
+    workload = Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+    shown_each = schedule.steps / schedule.steps_per_epoch
+    tokenized = 1.0 if cached is None else min(1.0, cached.cache.key.views / shown_each)
+    return forecast(workload, schedule, resolved(setup.config.train.batch_size), tokenized, runtime)
+
+
 def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:
-    config = setup.config
+    config, lr = setup.config, resolved(setup.config.train.lr)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     recipe = "" if config.recipe is None else f" by the recipe {config.recipe}"
+    origin = "" if config.init is None else f" from {config.init}"
     return (
-        f"pre-training{recipe}: {config.size}/{config.patch} at {by(config.image_size)} ({parameters / 1e6:.1f} M parameters), "
+        f"pre-training{recipe}{origin}: {network_words(setup)} ({parameters / 1e6:.1f} M parameters), "
         f"mask {mask_of(setup)}, targets {targets_of(setup)}; "
         f"{len(setup.files)} images, {schedule.steps} steps of {schedule.images_per_step}, warm-up {schedule.warmup}, lr "
-        f"{schedule.lr:.3g} ({config.train.lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
+        f"{schedule.lr:.3g} ({lr:g} at {config.optim.lr_batch}, {config.optim.lr_scaling}); {runtime.describe()}"
     )

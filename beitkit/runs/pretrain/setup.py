@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 
 from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import BackboneConfig, ClsBranchConfig, ImageSize, MaskedImageModelConfig, as_pair, by
-from beitkit.configs.train import TrainConfig
+from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.train import TrainConfig, resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.find import find_images
@@ -21,10 +23,13 @@ from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import Masker, masker, with_positions
 from beitkit.errors import UserError
+from beitkit.evaluation.masked import MaskedAccuracy, token_usage
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
+from beitkit.runs.pretrain.choose import PLAIN_IMAGE_SIZE, choose
 from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.pretrain.init import Origin
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
 from beitkit.train.machine.runtime import Runtime
@@ -38,6 +43,9 @@ class Setup:
     """The parts of a run, checked against each other before anything is written."""
 
     config: PretrainRun
+    """With nothing left open."""
+    origin: Origin | None
+    """What `init` names."""
     tokenizer: TokenizerNetwork | None
     """None where pixels are predicted."""
     model: MaskedImageModelConfig
@@ -46,17 +54,21 @@ class Setup:
     views: int | None
     """Stored views per image; None draws a new view every epoch."""
     notes: tuple[str, ...] = ()
-    """What is to be said of the images before they are trained on."""
+    """What is to be said of the images and of what was chosen, before anything is trained."""
 
     @classmethod
     def of(cls, config: PretrainRun) -> Setup:
         """Load the tokenizer, find the images, and check that they fit together."""
-        tokenizer, files = _tokenizer(config), find_images(config.images, config.columns.image)
-        pixels = _pixels(config, tokenizer, files)
-        model = replace(model_of(replace(config, channels=pixels.channels), tokenizer), preprocessing=pixels.preprocessing)
+        tokenizer, origin = _tokenizer(config), Origin.read(config)
+        files = find_images(config.images, config.columns.image)
+        config, reasons = choose(config, None if origin is None else origin.facts(len(files)))
+        pixels = _pixels(config, tokenizer, origin, files)
+        model = model_of(replace(config, channels=pixels.channels), tokenizer, origin)
+        model = replace(model, preprocessing=pixels.preprocessing)
         _check_range(tokenizer, pixels)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
-        return cls(config, tokenizer, model, masker(config.mask, model.backbone.grid), files, views, pixels.lines)
+        draw_mask = masker(config.mask, model.backbone.grid)
+        return cls(config, origin, tokenizer, model, draw_mask, files, views, (*pixels.lines, *reasons))
 
     @property
     def recover_all(self) -> bool:
@@ -67,12 +79,19 @@ class Setup:
         """Digests of the inputs, by name."""
         tokenizer = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fingerprint}
         stored = {} if self.views is None else {"stored views": str(self.views)}
-        return {"pictures": self.files.digest} | tokenizer | stored
+        init = {} if self.origin is None else {"init": self.origin.digest()}
+        return {"pictures": self.files.digest} | tokenizer | stored | init
 
-    def objective(self) -> MaskedTokens | MaskedPixels:
-        """The objective with a freshly initialized network."""
+    def initialize(self) -> MaskedImageModel:
+        """The network with its first weights: fresh ones, or those of `init`."""
+        if self.origin is None:
+            return MaskedImageModel(self.model)
+        return self.origin.load(self.config, self.model, self.tokenizer)
+
+    def objective(self, model: MaskedImageModel) -> MaskedTokens | MaskedPixels:
+        """The objective of the network."""
         kind = MaskedPixels if self.tokenizer is None else MaskedTokens
-        return kind(MaskedImageModel(self.model), recover_all=self.recover_all)
+        return kind(model, recover_all=self.recover_all)
 
     def cache_key(self, views: int) -> CacheKey:
         """Key of the tokens of this many stored views."""
@@ -120,13 +139,29 @@ class Setup:
         return stream if encoder is None or cached is not None else tokenized(stream, encoder, self.model.backbone.grid)
 
 
+def measured_head(
+    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[[], Iterator[Batch]]
+) -> Callable[[], tuple[float, float]]:
+    """A function that gives the masked loss on the fixed images, and the entropy of their tokens' frequencies, in nats."""
+
+    def measure() -> tuple[float, float]:
+        assert setup.model.vocabulary is not None
+        model.to(runtime.device)
+        evaluator = MaskedAccuracy(runtime.precision()(model.predict), batches, setup.recover_all)
+        loss = dict(evaluator.run())["loss"]
+        model.cpu()  # where all processes have it before the first step
+        return loss, math.log(token_usage(batches(), setup.model.vocabulary, setup.recover_all).perplexity)
+
+    return measure
+
+
 def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int) -> str:
     """What `pretrain` and `tokenize` have to be given alike, as options: each that is not the default, with a blank before it."""
     given: list[tuple[str, object]] = [
         (f"--{name}", value)
         for name, value, default in (
-            ("image-size", " ".join(map(str, dict.fromkeys(as_pair(image_size)))), str(PretrainRun.image_size)),
-            ("patch", patch, PretrainRun.patch),
+            ("image-size", " ".join(map(str, dict.fromkeys(as_pair(image_size)))), str(PLAIN_IMAGE_SIZE)),
+            ("patch", patch, DEFAULT_PATCH),
             ("seed", seed, TrainConfig.seed),
         )
         if value != default
@@ -139,29 +174,33 @@ def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int)
     return "".join(f" {option} {value}" for option, value in given)
 
 
-def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None) -> MaskedImageModelConfig:
-    """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one.
+def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Origin | None = None) -> MaskedImageModelConfig:
+    """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one, all else that of `init`.
 
     Raises:
         UserError: for an image size that is not a whole number of patches, or other channels than the tokenizer's.
     """
     channels = config.channels or (3 if tokenizer is None else tokenizer.channels)
+    if tokenizer is not None and channels != tokenizer.channels:
+        raise UserError(f"`channels` {channels} does not fit a tokenizer of {tokenizer.channels}; leave `channels` out")
+    if origin is not None:
+        model = origin.target(config, channels, tokenizer)
+        _check_grid(model.backbone)
+        return model
     if tokenizer is None:
         return network_of(config, channels, vocabulary=None)
-    if channels != tokenizer.channels:
-        raise UserError(f"`channels` {channels} does not fit a tokenizer of {tokenizer.channels}; leave `channels` out")
     return network_of(config, channels, vocabulary=tokenizer.vocabulary, fingerprint=tokenizer.fingerprint)
 
 
 def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fingerprint: str = "") -> MaskedImageModelConfig:
-    """The network a run asks for, given what its tokenizer says; `vocabulary` is None where pixels are predicted.
+    """The network that a config with nothing left open asks for, without `init`; `vocabulary` None is for pixels.
 
     Raises:
         UserError: for an image size that is not a whole number of patches.
     """
     backbone = BackboneConfig.named(
         f"{config.size}/{config.patch}",
-        image_size=config.image_size,
+        image_size=resolved(config.image_size),
         channels=channels,
         absolute_positions=config.network.positions == "none",
         relative_positions=config.network.positions,
@@ -170,11 +209,7 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
         mask_token=True,
         pretrain_init=True,
     )
-    if min(backbone.grid) < 2:
-        raise UserError(
-            f"`image_size` {by(config.image_size)} holds {by(backbone.grid)} patches of `patch` {config.patch}; "
-            "at least 2x2 are needed"
-        )
+    _check_grid(backbone)
     if config.cls_branch is not None and config.cls_branch > backbone.depth:
         raise UserError(
             f"`cls_branch` must be at most the {backbone.depth} blocks of `size` {config.size}, got {config.cls_branch}"
@@ -188,9 +223,19 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     )
 
 
-def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, files: ImageList) -> Pixels:
-    """Channels, range and statistics: the first two are the tokenizer's, where there is one."""
+def _check_grid(backbone: BackboneConfig) -> None:
+    if min(backbone.grid) < 2:
+        raise UserError(
+            f"`image_size` {by(backbone.image_size)} holds {by(backbone.grid)} patches of `patch` {backbone.patch[0]}; "
+            "at least 2x2 are needed"
+        )
+
+
+def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Origin | None, files: ImageList) -> Pixels:
+    """Channels, range and statistics: the first two are the tokenizer's, where there is one, the last those of `init`."""
     base, channels = config.network.preprocessing, 3
+    if origin is not None:
+        base, channels = origin.preprocessing, origin.backbone.channels
     if tokenizer is not None:
         base, channels = replace(base, value_range=tokenizer.value_range), tokenizer.channels
     return decided_pixels(

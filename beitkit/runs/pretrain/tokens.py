@@ -111,7 +111,8 @@ def _check_alone(setup: Setup, path: Path, runtime: Runtime) -> None:
     if runtime.world_size == 1:
         return
     config = setup.config
-    options = view_options(config.view, config.image_size, config.patch, config.train.seed)
+    backbone = setup.model.backbone
+    options = view_options(config.view, backbone.image_size, backbone.patch[0], config.train.seed)
     raise UserError(
         f"the token cache {path} is not complete and only one process can fill it; first do beitkit tokenize "
         f"{quoted(config.images)} --tokenizer {quoted(config.tokenizer or Path())} --views {setup.views}{options} --out CACHE, "

@@ -1,4 +1,4 @@
-"""Pre-training as it was published: BEiT (arXiv 2106.08254) and BEiT v2 (arXiv 2208.06366).
+"""Pre-training as it was published: BEiT (arXiv 2106.08254), BEiT v2 (arXiv 2208.06366), and DiT on documents (arXiv 2203.02378).
 
 Common to all: AdamW with a cosine after the warm-up, weight decay 0.05, patches of 16 pixels, jitter 0.4, at most 75 of 196
 patches masked in blocks of at least 16 (method 2.4). The tokenizers are DALL-E's (BEiT) and VQ-KD taught by CLIP (BEiT v2); any
@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Literal
 
 from beitkit.configs.data import MaskConfig, ViewConfig
-from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
+from beitkit.runs.pretrain.choose import PLAIN_IMAGE_SIZE
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.recipe import IMAGES, OUT, Recipe
 
@@ -23,6 +24,7 @@ VIT = NetworkConfig(positions="none", layer_scale=0.0)
 CODE = NetworkConfig(positions="shared")
 """What the released code trains: one table of relative positions, LayerScale 0.1 (base) or 1e-5 (large)."""
 CODE_IN22K = replace(CODE, normalization="inception")
+DIT = replace(VIT, layer_scale=1e-5, normalization="inception")
 CODE_V2_300 = replace(CODE, drop_path=0.0)
 
 
@@ -45,6 +47,8 @@ def pretrain_run(
         IMAGES,
         out=OUT,
         size=size,
+        image_size=PLAIN_IMAGE_SIZE,
+        patch=DEFAULT_PATCH,
         cls_branch=cls_branch,
         train=TrainConfig(epochs=epochs, batch_size=PER_PASS[size], lr=1.5e-3),
         network=network,
@@ -57,6 +61,18 @@ def pretrain_run(
     )
 
 
+def dit_run(size: Literal["base", "large"]) -> PretrainRun:
+    """DiT: BEiT's pre-training on pages of documents, its length in steps."""
+    run = pretrain_run(size, 1.0, DIT, warmup_steps=10_000)
+    return replace(run, train=replace(run.train, epochs=None, steps=500_000, lr=1e-3))
+
+
+DIT_NOTE = (
+    "The tokenizer is a discrete VAE of documents (8192 codes, stride 8, tokens of 112 pixels), which was never released: train "
+    "one on your pages with beitkit tokenizer. Published are length, batch, rate, warm-up, weight decay, betas, drop path and "
+    "40% masked patches as in BEiT; LayerScale and the statistics 0.5 and 0.5 are those of its fine-tuning. Clipping, the final "
+    "rate, jitter and flip are BEiT's, of which nothing is said."
+)
 README, V2_README = "microsoft/unilm beit/README.md", "microsoft/unilm beit2/PRETRAINING.md"
 ON_16, ON_64 = "16 GPUs with 128 images each (README)", "64 GPUs with 32 images each (README)"
 
@@ -121,5 +137,15 @@ PRETRAINING = (
         V2_README, "86.6% top-1 on ImageNet-1k after fine-tuning at 224", ON_64,
         pretrain_run("large", 300.0, CODE_V2_300, cls_branch=21, beta2=0.98),
         "The tokenizer and its view are those of the base network."),
+    Recipe("dit-base",
+        "DiT-B in 500,000 steps on 42 million document pages (IIT-CDIP): absolute positions, LayerScale 1e-5.",
+        "DiT (arXiv 2203.02378), section 4.2, and microsoft/unilm dit/classification/README.md",
+        "92.11% on RVL-CDIP after finetune-dit-base-rvlcdip", "not published",
+        dit_run("base"), DIT_NOTE),
+    Recipe("dit-large",
+        "DiT-L in 500,000 steps on 42 million document pages (IIT-CDIP): as the base network.",
+        "DiT (arXiv 2203.02378), section 4.2, and microsoft/unilm dit/classification/README.md",
+        "92.69% on RVL-CDIP after fine-tuning", "not published",
+        dit_run("large"), DIT_NOTE),
 )  # fmt: skip
 """In the order in which they are listed."""

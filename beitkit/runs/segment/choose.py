@@ -13,7 +13,7 @@ from beitkit.configs.choices import Choices, Facts, narrowness
 from beitkit.configs.train import resolved
 from beitkit.runs.segment.config import SegmentRun
 
-Start = Literal["scratch", "pre-trained", "fine-tuned"]
+Origin = Literal["scratch", "pre-trained", "fine-tuned"]
 PASSES = 80
 """Passes over the images that a run gets, within the limits in steps."""
 STEPS = {"cpu": (300, 3_000), "mps": (1_000, 20_000), "cuda": (1_000, 160_000)}
@@ -34,7 +34,7 @@ WARMUP = 1_500
 class SegmentFacts(Facts):
     """What the choices depend on."""
 
-    start: Start
+    start: Origin
     """Fresh weights, a masked-image model, or a network that was fine-tuned before."""
 
 
@@ -52,16 +52,16 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> tuple[SegmentRun, tup
         run.train,
         batch_size=batch_size,
         steps=steps,
-        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze)),
+        lr=choices.pick(run.train.lr, "--lr", _rate(found, is_frozen=run.freeze is True)),
     )
     optim = replace(
         run.optim,
-        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze)),
+        layer_decay=choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_frozen=run.freeze is True)),
     )
     if optim.warmup_epochs is None and optim.warmup_steps is None:
         warmup = min(WARMUP, length // 10), f"{WARMUP:,}, at most a tenth of the run"
         optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
-    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze))
+    drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze is True))
     config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
     return config, tuple(choices.lines)
 

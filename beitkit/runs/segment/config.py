@@ -11,11 +11,20 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ColumnsConfig, ReadConfig, SceneViewConfig, ValueLimits
-from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
+from beitkit.configs.model import ImageSizeOrNone, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SpeedConfig, TrainConfig
-from beitkit.errors import UserError
+from beitkit.configs.train import (
+    Freeze,
+    LightConfig,
+    LoopConfig,
+    MachineConfig,
+    OptimConfig,
+    SpeedConfig,
+    TrainConfig,
+    check_light,
+    check_scratch,
+)
 
 
 @config(kw_only=False)
@@ -40,7 +49,7 @@ class SegmentRun:
     """Size of the network, from scratch without `model`."""
     patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
-    image_size: ImageSize | None = None
+    image_size: ImageSizeOrNone = None
     """Of the crops that the network sees, in pixels: the side of squares, or height and width; positions are resized to it."""
     head: SegmentationHead = "uper"
     """uper: BEiT's UPerNet; setr_pup: the paper's progressive upsampling; linear: one layer, to judge features."""
@@ -51,8 +60,9 @@ class SegmentRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes the checkpoint's if it has any, else 0 to 255 for
     images of 8 bits, and else finds them in the images."""
-    freeze: bool = False
-    """Train the head alone on frozen features."""
+    freeze: Freeze = False
+    """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
+    everything but the head."""
     val: Path | None = None
     """Images and masks to evaluate on, when there is no val/ part."""
     classes: Path | None = None
@@ -67,6 +77,7 @@ class SegmentRun:
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
+    light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     view: SceneViewConfig = SceneViewConfig()
@@ -80,5 +91,6 @@ class SegmentRun:
 
     def __post_init__(self) -> None:
         check_start(self.model, self.scratch, self.network, {"size": self.size, "patch": self.patch})
-        if self.freeze and self.scratch:
-            raise UserError("`freeze` keeps the features of `model`; with `scratch` there are none worth keeping")
+        check_light(self.light, self.freeze)
+        if self.scratch:
+            check_scratch(self.light, self.freeze)

@@ -9,7 +9,7 @@ from beitkit.configs.model import SegmenterConfig, by
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.report.normal import segmentation_lines, unseen_hint
+from beitkit.report.normal import comparison_line, segmentation_lines, unseen_hint
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent
 from beitkit.runs.segment.config import SegmentRun
@@ -57,15 +57,16 @@ def write_report(
     )
     if compared is not None:
         _comparison(report, scene_scores, compared)
-    report.normal(
-        segmentation_lines(
-            mean_iou=scores.mean_iou,
-            pixel_accuracy=scores.pixel_accuracy,
-            commonest_share=max(audited.shares),
-            unseen=hint_on_unseen(config.loss, scene_scores),
-            train_accuracy=report.last("accuracy"),
-        )
+    lines = segmentation_lines(
+        mean_iou=scores.mean_iou,
+        pixel_accuracy=scores.pixel_accuracy,
+        commonest_share=max(audited.shares),
+        unseen=hint_on_unseen(config.loss, scene_scores),
+        train_accuracy=report.last("accuracy"),
     )
+    if compared is not None:
+        lines.append(comparison_line("mIoU", scores.mean_iou, str(compared.folder), compared.mean_iou, None))
+    report.normal(lines)
     scene_sections(report, scene_scores)
     report.section("Learning")
     caption = "Cross-entropy; the total has the auxiliary head's share in it, where there is one."

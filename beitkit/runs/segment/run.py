@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from beitkit.configs.data import IMAGENET, INCEPTION
-from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, SegmenterConfig, as_pair, by
+from beitkit.configs.model import BackboneConfig, BareBackbone, MaskedImageModelConfig, SegmenterConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
@@ -26,20 +26,21 @@ from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.nn.lora import merged_state
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
-from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
+from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.loop import fit
-from beitkit.train.optim import layered_groups
 from beitkit.train.schedule import Schedule
 
 AUXILIARY_CHANNELS = 256
@@ -58,7 +59,7 @@ def run(config: SegmentRun) -> SegmentResult:
         columns=config.columns,
     )
     audits = audit(train), audit(val)
-    backbone, origin = _start(config)
+    backbone, origin = _origin(config)
     pixels = _pixels(config, train.files)
     backbone = replace(backbone, channels=pixels.channels)
     facts = SegmentFacts(
@@ -72,11 +73,12 @@ def run(config: SegmentRun) -> SegmentResult:
     )
     config, reasons = choose_scenes(config, facts)
     compared = None if config.compare is None else result_of(config.compare, val.digest)
-    model = _network(config, backbone, train, pixels)
+    start = Start.of(partial(_initialized, config, backbone, train, pixels), config)
+    model = start.model
     inputs = {
         "pictures": train.digest,
         "validation pictures": val.digest,
-        "model": digest_of(model.config.backbone, model.backbone.state_dict()),
+        "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
     session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
     if session is None:
@@ -91,7 +93,7 @@ def run(config: SegmentRun) -> SegmentResult:
     objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
-    session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}")
+    session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}{start.describe()}")
     dataset = ImageDataset(
         train.files,
         SceneTrainView(config.view, model.config.backbone.image_size),
@@ -118,8 +120,7 @@ def run(config: SegmentRun) -> SegmentResult:
         return ((scene.image, scene.label_map) for scene in scenes())
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
-    groups = layered_groups(model, model, config.optim)
-    fit(objective, batches, groups, session.training, [evaluator], session.best("val/miou", model))
+    fit(objective, batches, start.groups, session.training, [evaluator], session.best("val/miou", model))
     if runtime.is_main:
         scored = evaluate_scenes(predict, scenes(), train.classes, model.config.colors)
         result = {
@@ -151,7 +152,7 @@ def result_of(folder: Path, val_digest: str) -> SegmentResult:
     return read_result(folder, "segmentation", val_digest, read)
 
 
-def _announcement(config: SegmentRun, origin: Start, images: str, schedule: Schedule) -> str:
+def _announcement(config: SegmentRun, origin: Origin, images: str, schedule: Schedule) -> str:
     weights = f"from {config.model}" if origin != "scratch" else "from scratch"
     crops = by(resolved(config.image_size))
     return (
@@ -161,7 +162,7 @@ def _announcement(config: SegmentRun, origin: Start, images: str, schedule: Sche
     )
 
 
-def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
+def _origin(config: SegmentRun) -> tuple[BackboneConfig, Origin]:
     """The network's backbone as the checkpoint has it, or as the options describe it, and where its weights come from."""
     if config.model is None:
         patch = config.patch or DEFAULT_PATCH
@@ -171,7 +172,7 @@ def _start(config: SegmentRun) -> tuple[BackboneConfig, Start]:
     found = read_checkpoint(config.model).config
     if config.scratch:
         return found.backbone, "scratch"
-    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig) else "fine-tuned"
+    return found.backbone, "pre-trained" if isinstance(found, MaskedImageModelConfig | BareBackbone) else "fine-tuned"
 
 
 def _pixels(config: SegmentRun, files: ImageList) -> Pixels:
@@ -190,9 +191,8 @@ def _pixels(config: SegmentRun, files: ImageList) -> Pixels:
     return decided_pixels(files, base, channels, channels=config.image_channels, value_range=value_range, own_statistics=own)
 
 
-def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes, pixels: Pixels) -> Segmenter:
+def _initialized(config: SegmentRun, backbone: BackboneConfig, train: Scenes, pixels: Pixels) -> Segmenter:
     """The network with its first weights: a backbone handed over or fresh, and a head, kept if the checkpoint has just that."""
-    torch.manual_seed(config.train.seed)
     side = resolved(config.image_size)
     if config.model is None:
         found = None
@@ -223,10 +223,7 @@ def _network(config: SegmentRun, backbone: BackboneConfig, train: Scenes, pixels
     is_as_wide = config.channels is None or config.channels == start.decoder_channels
     if has_head and start.head == config.head and is_as_wide:
         found.config = start
-        model = found
-    else:
-        model = Segmenter(wanted)
-        model.backbone.load_state_dict(found.backbone.state_dict())
-    if config.freeze:
-        model.backbone.requires_grad_(False)
+        return found
+    model = Segmenter(wanted)
+    model.backbone.load_state_dict(found.backbone.state_dict())
     return model

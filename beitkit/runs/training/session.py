@@ -130,9 +130,9 @@ class Session:
         """This process's endless batches from number `first` on, uint8 and on the device (see `training_batches`)."""
         return training_batches(dataset, first, self.reading, self.training.runtime, self.training.waited)
 
-    def best(self, metric: str, model: Network | TokenizerNetwork) -> Best:
+    def best(self, metric: str, model: Network | TokenizerNetwork, *, is_loss: bool = False) -> Best:
         """Keeps the best `model` by this evaluation in the folder."""
-        return Best(metric, lambda: save_native(model, self.folder.best))
+        return Best(metric, lambda: save_native(model, self.folder.best), is_loss=is_loss)
 
     def finish(self, model: Network | TokenizerNetwork, next_command: str) -> None:
         """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""

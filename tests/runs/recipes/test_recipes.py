@@ -56,6 +56,7 @@ FINETUNING = {
     "finetune-v2-large-in21k": (4096, 6e-4, 20, 90, 0.75, 0.2, 0.05, None),
     "finetune-v2-base-ft21k": (1024, 5e-5, 20, 30, 0.75, 0.1, 0.05, None),
     "finetune-v2-large-ft21k": (1024, 7e-5, 5, 20, 0.8, 0.25, 0.05, None),
+    "finetune-dit-base-rvlcdip": (1024, 5e-4, 20, 180, 0.75, 0.2, 0.05, 1.0),
     "scratch-base-in1k": (1024, 1e-3, 5, 300, 1.0, 0.1, 0.05, None),
     "scratch-small-in1k": (1024, 1e-3, 5, 300, 1.0, 0.1, 0.05, None),
     "supervised-base-in22k": (4096, 1e-3, 3, 90, 1.0, 0.1, 0.03, 1.0),
@@ -67,12 +68,12 @@ OURS = {"finetune-base-in1k-384", "finetune-large-in1k-384", "supervised-base-in
 def test_no_two_rows_have_one_name() -> None:
     rows = (*pretraining.PRETRAINING, *finetuning.FINETUNING, *supervised.SUPERVISED, *segmentation.SEGMENTATION)
     assert [row.name for row in rows] == list(RECIPES)
-    assert len(rows) == 46
+    assert len(rows) == 49
 
 
 def test_every_recipe_has_a_row() -> None:
     others = {name for name, recipe in RECIPES.items() if recipe.verb == "segment"}  # test_segmentation.py
-    assert set(RECIPES) - others == set(PRETRAINING) | set(FINETUNING) | OURS
+    assert set(RECIPES) - others == set(PRETRAINING) | {"dit-base", "dit-large"} | set(FINETUNING) | OURS
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -115,6 +116,20 @@ def test_pretraining_recipes_are_the_published_ones(name: str) -> None:
     assert config.cls_branch == branch
 
 
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_dit_is_the_published_one(size: str) -> None:
+    """DiT, section 4.2, on 42 million pages."""
+    config = RECIPES[f"dit-{size}"].config
+    assert isinstance(config, PretrainRun)
+    schedule = make_schedule(config.train, config.loop, config.optim, 42_000_000, default_epochs=1)
+    assert (schedule.images_per_step, schedule.steps, schedule.warmup, schedule.lr) == (2048, 500_000, 10_000, 1e-3)
+    assert (config.optim.betas, config.optim.weight_decay) == ((0.9, 0.999), 0.05)
+    network = config.network
+    assert (config.size, network.positions, network.layer_scale, network.drop_path) == (size, "none", 1e-5, 0.1)
+    assert network.normalization == "inception"
+    assert (config.mask.kind, round(config.mask.ratio * 196)) == ("official", 75)
+
+
 @pytest.mark.parametrize("name", FINETUNING)
 def test_finetuning_recipes_are_the_published_ones(name: str) -> None:
     batch, lr, warmup, epochs, layer_decay, drop_path, weight_decay, clip = FINETUNING[name]
@@ -135,6 +150,7 @@ NOT_MIXING = {
     "finetune-base-in22k", "finetune-large-in22k", "finetune-base-pt22k-ft22k", "finetune-base-pt22k-ft22k-384",
     "finetune-large-pt22k-ft22k", "finetune-large-pt22k-ft22k-384", "finetune-large-pt22k-ft22k-512", "finetune-v2-base-ft21k",
     "finetune-v2-large-ft21k", "supervised-base-in1k-384", "supervised-base-in22k",
+    "finetune-dit-base-rvlcdip",
 }  # fmt: skip
 REPEATING = {"finetune-base-in1k", "finetune-base-in1k-384", "scratch-base-in1k", "scratch-small-in1k"}
 """Repeated augmentation: the paper's base network, and DeiT."""

@@ -9,7 +9,7 @@ import pytest
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.train import DeviceKind, LoopConfig, OptimConfig, TrainConfig
-from beitkit.runs.segment.choose import SegmentFacts, Start, choose_scenes
+from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 
 RUN = SegmentRun(Path("scenes"), model=Path("pre"), out=Path("out"))
@@ -92,7 +92,7 @@ def test_a_batch_is_never_larger_than_the_set() -> None:
     ("start", "width", "expected"),
     [("pre-trained", 768, 7e-4), ("fine-tuned", 768, 3e-5), ("scratch", 768, 1e-3), ("pre-trained", 192, 1.4e-3)],
 )
-def test_the_rate_follows_the_start_and_the_width(start: Start, width: int, expected: float) -> None:
+def test_the_rate_follows_the_start_and_the_width(start: Origin, width: int, expected: float) -> None:
     assert rate(replace(ADE20K, start=start, width=width)) == pytest.approx(expected)
 
 
@@ -107,7 +107,7 @@ def test_the_rate_follows_the_start_and_the_width(start: Start, width: int, expe
         ("scratch", 12, 1.0, 0.1),
     ],
 )
-def test_layer_decay_and_drop_path_follow_start_and_depth(start: Start, depth: int, decay: float, drop_path: float) -> None:
+def test_layer_decay_and_drop_path_follow_start_and_depth(start: Origin, depth: int, decay: float, drop_path: float) -> None:
     config = choose_scenes(RUN, replace(ADE20K, start=start, depth=depth))[0]
     assert (config.optim.layer_decay, config.drop_path) == (decay, drop_path)
 

@@ -87,3 +87,20 @@ def test_compiled_and_recomputed_blocks_are_sharded_too(images: Path, tmp_path: 
     losses = [[event["loss"] for event in events if event["kind"] == "train"] for events in (plain, compiled)]
     assert len(losses[0]) == 3
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_frozen_weights_and_adapters_are_sharded_too(images: Path, tmp_path: Path, launch_two: Launch) -> None:
+    size = ["--target", "pixels", "--size", "nano", "--patch", "8", "--image-size", "32", "--steps", "1", "--batch-size", "4"]
+    with pytest.raises(SystemExit):
+        main(["pretrain", str(images / "train"), "--out", str(tmp_path / "pre"), *size, *MACHINE])
+    options = ["--model", tmp_path / "pre", "--lora-rank", "1", "--train-blocks", "last:2", "--steps", "3", "--batch-size", "4",
+               "--loop.accumulate", "2", "--lr", "0.05", "--loop.ema", "0.5", "--drop-path", "0.3"]  # fmt: skip
+    for name, more in (("full", ["--speed.recompute"]), ("none", [])):
+        launched(launch_two, "finetune", images, "--out", tmp_path / name, *options, "--speed.sharding", name, *more)
+    with pytest.raises(SystemExit):
+        main(["finetune", str(images), "--out", str(tmp_path / "alone"), *map(str, options), *MACHINE])
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("pre", "alone"))
+    moved = {name for name in before.keys() & after.keys() if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[2] for name in moved} == {"2", "3"}
+    for name in ("full", "none"):
+        assert_same_weights(tmp_path / name, tmp_path / "alone")
