@@ -84,6 +84,17 @@ def test_it_learns_a_tiny_set_and_the_config_is_resolved(configured: Callable[..
     assert again == result
 
 
+def test_a_head_that_sees_a_grid_learns_from_a_checkpoint_and_from_scratch(configured: Callable[..., FinetuneRun]) -> None:
+    for scratch in (False, True):
+        result = finetune.run(
+            configured(f"grid{scratch}", scratch=scratch, pooling="grid", train=TrainConfig(steps=40, batch_size=8, lr=1e-3))
+        )
+        model = beitkit.load(result.folder)
+        assert isinstance(model, beitkit.Classifier)
+        assert model.head.in_features == 16 * model.config.backbone.width
+        assert result.accuracy == 1
+
+
 def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
