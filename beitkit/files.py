@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 MOST_JSON = 2**24
 """Bytes of a file of JSON, if nothing else is said: class names, configs, digests."""
+MOST_OWN = 2**30
+"""Bytes of what a run wrote itself, which grows as long as it goes on."""
 MOST_TEXT = 2**24
 """Bytes of a file of names."""
 DEEPEST = 64
@@ -110,6 +112,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 _TOO_DEEP = f"more than {DEEPEST} lists and objects inside each other"
+
+
+def why(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, in a few words on one line."""
+    return (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _no_constant(name: str) -> NoReturn:

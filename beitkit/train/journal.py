@@ -13,6 +13,7 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from beitkit.files import MOST_OWN, parse_json, read_regular
 from beitkit.system import write_atomically
 
 SECONDS_PER_LINE = 0.5
@@ -42,14 +43,14 @@ class Journal:
         if not self.is_main or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in read_regular(self.path, MOST_OWN).splitlines(keepends=True):
             try:
-                is_kept = line.endswith("\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                is_kept = False  # an incomplete line of a killed run
+                is_kept = line.endswith(b"\n") and parse_json(line)["step"] <= step
+            except (ValueError, KeyError, TypeError, IndexError):
+                is_kept = False  # an incomplete line of a killed run, or a damaged one
             if is_kept:
                 kept.append(line)
-        write_atomically(self.path, "".join(kept).encode())
+        write_atomically(self.path, b"".join(kept))
 
     def note(self, step: int, sentence: str) -> None:
         """Say a sentence, and append it to the file."""
