@@ -23,6 +23,7 @@ MOST_TEXT = 2**24
 """Bytes of a file of names."""
 DEEPEST = 64
 """Objects and lists inside each other; what was read may then be walked by functions that call themselves."""
+LONGEST_NUMBER = 300  # digits of a whole number: more do not fit a float
 NOT_REGULAR = "not a regular file"
 
 
@@ -99,7 +100,7 @@ def parse_json(text: str | bytes) -> Any:
     """What a text of JSON in UTF-8 holds.
 
     Raises:
-        ValueError: no JSON; deeper than `DEEPEST`; a number that is not finite, or has more digits than Python reads.
+        ValueError: no JSON; deeper than `DEEPEST`; a number that is not finite, or too large for a float.
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -130,7 +131,13 @@ def _finite(digits: str) -> float:
     return number
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"the number {digits[:30]}... is too large")
+    return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
 
 
 def _check_depth(content: Any) -> None:

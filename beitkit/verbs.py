@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitkit.errors import UserError
+from beitkit.terminal import printed_harmless
 
 
 class Entry(NamedTuple):
@@ -162,7 +163,7 @@ def _limited(run: Callable[[Any], Any], config: Any) -> Any:
     from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
     from beitkit.data.decoding.limit import reading_up_to
 
-    with reading_up_to(getattr(config, "read", ReadLimit())):
+    with printed_harmless(), reading_up_to(getattr(config, "read", ReadLimit())):
         return run(config)
 
 

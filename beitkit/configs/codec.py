@@ -82,7 +82,11 @@ def _decode_dataclass(cls: Any, data: object, where: str, path: tuple[str, ...])
         if keys:
             listed = few([_name((*path, short(key).strip("'"))) for key in keys[:MOST_NAMED]], MOST_NAMED)
             raise UserError(f"{where}{problem} {listed}; {cls.__name__} has exactly: {', '.join(names)}")
-    return cls(**{name: _decode(types_of[name], data[name], where, (*path, name)) for name in names if name in data})
+    values = {name: _decode(types_of[name], data[name], where, (*path, name)) for name in names if name in data}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def _decode(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:

@@ -15,6 +15,7 @@ from typing import TextIO, TypeVar
 
 from beitkit.files import MOST_OWN, parse_json, read_regular
 from beitkit.system import write_atomically
+from beitkit.terminal import bare, harmless, one_line
 
 SECONDS_PER_LINE = 0.5
 """Minimum interval between updates of the progress line on a terminal."""
@@ -33,7 +34,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._is_quiet = not is_main
-        self.stream: TextIO | TextIOBase = sys.stderr if stream is None else stream
+        self.stream: TextIO | TextIOBase = bare(sys.stderr if stream is None else stream)
         self.is_terminal = self.stream.isatty()
         self._line_open = False
         self._last_drawn = 0.0
@@ -70,7 +71,7 @@ class Journal:
         if self._line_open:
             self._write("\r\x1b[K")
             self._line_open = False
-        self._write(text + "\n")
+        self._write(harmless(text) + "\n")
 
     def progress(self, text: str, *, is_last: bool) -> None:
         """Print a line that the next one replaces; off a terminal, a plain line."""
@@ -78,7 +79,7 @@ class Journal:
             self.say(text)
         elif time.monotonic() - self._last_drawn > SECONDS_PER_LINE:
             # A line that wraps could not be erased again.
-            self._write("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1])
+            self._write("\r\x1b[K" + harmless(text)[: shutil.get_terminal_size().columns - 1])
             self._line_open, self._last_drawn = True, time.monotonic()
 
     @contextmanager
@@ -122,7 +123,7 @@ class WaitMeter:
 
 def say_skipped(file: Path, reason: str) -> None:
     """Print on stderr that a file cannot be read."""
-    print(f"skipped {file}: {reason}", file=sys.stderr)
+    print(one_line(f"skipped {file}: {reason}"), file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

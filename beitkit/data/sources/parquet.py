@@ -248,7 +248,9 @@ def _group(place: str, stamp: int, group: int, column: str | None) -> Any:
     values = _kept.pop(key, None)
     if values is None:
         values = _read_group(place, group, column)
-        while _kept and (len(_kept) >= KEPT_GROUPS or why_too_much_memory(sum(kept.nbytes for kept in (*_kept.values(), values)))):
+        while _kept and (
+            len(_kept) >= KEPT_GROUPS or why_too_much_memory(sum(kept.nbytes for kept in (*_kept.values(), values)))
+        ):
             del _kept[next(iter(_kept))]
     _kept[key] = values
     return values

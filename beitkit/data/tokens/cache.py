@@ -224,7 +224,7 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], mode: Liter
     try:
         check_regular(path)
         array = np.load(path, mmap_mode=mode)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy's reader of headers raises nearly every type there is
         raise UserError(f"{path} cannot be read: {one_line(error)}; tokenize the images anew") from None
     if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape[1:] != shape or not array.ndim:
         raise UserError(f"{path} is damaged: it is no array of {kind} with {shape} for each image; tokenize the images anew")

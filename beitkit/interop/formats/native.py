@@ -11,6 +11,7 @@ from beitkit.configs.codec import from_json, short, to_json
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.files import read_json, why
+from beitkit.interop.build import check_possible
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
 from beitkit.interop.stored import State, check_finite, read_safetensors
 from beitkit.system import write_atomically
@@ -69,4 +70,9 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
         raise UserError(f"{path} holds a network of kind {short(kind)}, this beitkit knows {', '.join(KINDS)}; update beitkit")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
-    return from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
+    parsed, tensors = from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
+    try:
+        check_possible(parsed, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return parsed, tensors

@@ -8,7 +8,7 @@ from typing import Any
 
 from beitkit.errors import UserError
 from beitkit.files import read_json, why
-from beitkit.interop.build import listed
+from beitkit.interop.build import check_possible, listed
 from beitkit.interop.formats.layouts import FOREIGN, NATIVE, TIMM, Layout
 from beitkit.interop.formats.names import NameTable
 from beitkit.interop.formats.native import DESCRIPTION, read_native
@@ -125,6 +125,8 @@ def _understand(path: Path, tensors: State, hints: Hints, known: Layout | None =
     try:
         official = to_official(used, names)
         config, notes = describe(official, _with_grid(hints, tensors))
+        if isinstance(config, AnyNetworkConfig):
+            check_possible(config, official)
     except UserError as problem:
         raise UserError(f"{path} ({layout.name}): {problem}") from None
     return Checkpoint(path=path, layout=layout.name, config=config, tensors=official, skipped=skipped, notes=notes)

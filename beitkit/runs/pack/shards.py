@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.formats import DEEP, FORMATS, has_ending
-from beitkit.data.decoding.raw import whole_format
 from beitkit.data.decoding.limit import LARGEST_FILE
+from beitkit.data.decoding.raw import whole_format
 from beitkit.data.sources.archives import CLASSES, Archives, archive_images, label_member
 from beitkit.data.sources.image_list import ImageList, below_common_folder, common_folder
 from beitkit.data.sources.index import INDEX, write_index

@@ -18,9 +18,9 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,6 +47,7 @@ from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
 from beitkit.runs.predict.parts import images_of
 from beitkit.system import quoted, write_atomically
+from beitkit.terminal import one_line
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
@@ -220,7 +221,7 @@ def _line(
     try:
         image = _read(files.source(place), model)
     except BrokenImage as error:
-        print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
+        print(one_line(f"unreadable: {path}: {error.reason}"), file=sys.stderr)
         return {"path": str(path), "error": error.reason}
     prediction = predict_scene(model, image, config.inference.over(model.config.inference), runtime.precision)
     keep(image, prediction)
