@@ -67,8 +67,8 @@ def _check_sizes(config: dict[str, Any], largest: int, count: int) -> None:
         most = largest if name in WIDTHS else count if name in LAYERS else LONGEST_SIDE
         if name in (*WIDTHS, *LAYERS, "image_size", "patch", "stride") and any(isinstance(s, int) and s > most for s in sides):
             raise UserError(
-                f"its config says {name} {short(value)}, but its {count} tensors, of up to {largest:,} along a side, are those of a "
-                "smaller network; copy it again"
+                f"its config says {name} {short(value)}, but its {count} tensors, up to {largest:,} along a side, are those of "
+                "a smaller network; copy it again"
             )
     if {"image_size", "patch", "absolute_positions", "relative_positions"} <= config.keys():
         grid = [side // patch for side, patch in zip(config["image_size"], config["patch"], strict=True)]
@@ -76,8 +76,8 @@ def _check_sizes(config: dict[str, Any], largest: int, count: int) -> None:
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) if has_table else grid[0] * grid[1] if config["absolute_positions"] else 0
         if rows > largest:
             raise UserError(
-                f"its config says {grid[0]}x{grid[1]} patches, more than its tensors have positions for ({largest:,} along a side "
-                "at most); copy it again"
+                f"its config says {grid[0]}x{grid[1]} patches, more than its tensors have positions for ({largest:,} along a "
+                "side at most); copy it again"
             )
 
 

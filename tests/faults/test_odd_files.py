@@ -184,7 +184,7 @@ def changed(content: Any, path: str, value: Any) -> Any:
         ("config.backbone.depth", 10**7),
         ("config.backbone.heads", 0),
         ("config.backbone.hidden", 10**9),
-        ("config.backbone.layer_scale", 10**299),
+        ("config.backbone.layer_scale", 10**400),
         ("config.backbone.image_size", [16 * 10**6, 16]),
         ("config.backbone.image_size", [16 * 10**9, 16 * 10**9]),
         ("config.backbone.patch", [0, 0]),

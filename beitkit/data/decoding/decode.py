@@ -126,14 +126,10 @@ class StoredImage:
         Raises:
             BrokenImage: the pixels are damaged or cut short.
         """
-        reduction = _possible(reduction)
-        whole = self.kept.get(reduction)
-        if whole is None:
-            with opened_image(self.source) as image:
-                whole = self._by_pillow(image, reduction)
-        elif not isinstance(whole, Image.Image):
-            whole = Image.fromarray(whole)
-        self.kept[reduction] = whole
+        # The copy takes as long as simplejpeg is faster, and Pillow alone would have to be checked on.
+        whole = self.pixels(reduction)
+        if not isinstance(whole, Image.Image):
+            whole = self.kept[_possible(reduction)] = Image.fromarray(whole)
         return whole
 
     def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
@@ -167,7 +163,7 @@ class StoredImage:
 
 
 def check_whole(image: Image.Image) -> None:
-    """Raise a `ValueError` for a JPEG, opened but not decoded, of which a part is missing; Pillow would show gray in its place."""
+    """Raise a `ValueError` for a JPEG, opened but not decoded, of which a part is missing; Pillow would show gray there."""
     if image.format in JPEGS:
         check_jpeg(_content(image), image.mode)
 

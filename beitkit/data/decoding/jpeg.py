@@ -29,7 +29,7 @@ START_OF_SCAN, END_OF_IMAGE, ALONE = 0xDA, 0xD9, (0x01, *range(0xD0, 0xD9))
 """Markers, and those without a length."""
 
 
-class DamagedJPEG(ValueError):
+class DamagedJPEG(ValueError):  # noqa: N818 - it names a file, as `BrokenImage` does
     """Some of the pixels are missing."""
 
 

@@ -53,8 +53,8 @@ def why_too_large(width: int, height: int, bytes_per_pixel: int | float) -> str 
     pixels = width * height
     if pixels > round(_limit.max_pixels * MILLION):
         return (
-            f"{width}x{height} pixels, more than {allowed():g} million; `read.max_pixels={math.ceil(pixels / MILLION)}` lets it in "
-            f"({pixels * BYTES / MILLION:.0f} MB decoded, in every process that reads)"
+            f"{width}x{height} pixels, more than {allowed():g} million; "
+            f"`read.max_pixels={math.ceil(pixels / MILLION)}` lets it in ({pixels * BYTES / MILLION:.0f} MB decoded, in every process that reads)"
         )
     reason = why_too_much_memory(pixels * bytes_per_pixel)
     return None if reason is None else f"{width}x{height} pixels {reason}"

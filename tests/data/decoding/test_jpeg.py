@@ -125,7 +125,7 @@ def test_damaged_files_are_refused_where_pillow_refuses(
 
 def test_an_image_that_is_opened_does_not_need_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(photo(64, 48)))
-    for is_decodable in (decode.is_decodable, lambda mode, size: False):
-        monkeypatch.setattr(decode, "is_decodable", is_decodable)
+    for is_tried in (is_decodable, lambda mode, size: False):
+        monkeypatch.setattr(decode, "is_decodable", is_tried)
         image = open_image(tmp_path / "a.jpg", 3)
         assert image.resize((8, 8)).size == (8, 8)
