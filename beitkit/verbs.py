@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitkit.errors import UserError
+from beitkit.terminal import printed_harmless
 
 
 class Entry(NamedTuple):
@@ -163,11 +164,11 @@ def option_names(config: type[Any]) -> dict[str, str]:
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels`."""
+    """What a verb does, its images being no larger than its `read.max_pixels` and `read.max_memory`."""
     from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
-    from beitkit.data.decoding.limit import pixels_up_to
+    from beitkit.data.decoding.limit import reading_up_to
 
-    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+    with printed_harmless(), reading_up_to(getattr(config, "read", ReadLimit())):
         return run(config)
 
 

@@ -155,6 +155,15 @@ class ReadLimit:
     max_pixels: PositiveFloat = later(64.0)
     """Largest images that are read, in millions of pixels; decoded, one takes 3 bytes a pixel (64: 192 MB) in every process that
     reads (`workers`)."""
+    max_memory: PositiveFloat | None = later(None)
+    """Largest images that are read, in MB of memory that decoding them takes, in every process that reads: 4 bytes a pixel for
+    RGB, 8 with transparency, 7 to 10 for a progressive JPEG, 18 for WebP. Also the largest row groups of Parquet files. None
+    takes 400, or, where `read.max_pixels` is above 64, 12 for each million."""
+
+    @property
+    def memory(self) -> float:
+        """`max_memory`, or the rule."""
+        return self.max_memory or (400.0 if self.max_pixels <= 64 else 12.0 * self.max_pixels)
 
 
 @config("read")

@@ -16,6 +16,7 @@ from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.data.sources.list_rows import band_columns, csv_cells, known_column
 from beitkit.data.sources.lists import TABLES, Split
 from beitkit.errors import UserError
+from beitkit.files import read_text, why
 
 VOC_LISTS = Path("ImageSets", "Segmentation")
 COLUMNS = ("image", "mask", "split")
@@ -126,12 +127,19 @@ def _folders(sides: _Sides | None) -> Pairs:
     return paired(images, masks)
 
 
+def _names_in(file: Path) -> list[str]:
+    try:
+        return read_text(file, encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a list of names: {why(error)}") from None
+
+
 def _listed_in(file: Path, sides: _Sides) -> Pairs:
     """The pairs that one of VOC's lists names, one stem a line."""
     images, masks = find_images(sides.images), find_images(sides.masks)
     places = [{named(files, index): index for index in range(len(files))} for files in (images, masks)]
     chosen: list[tuple[int, int]] = []
-    for line, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for line, text in enumerate(_names_in(file), start=1):
         if not (name := text.strip()):
             continue
         for folder, place in zip(sides, places, strict=True):
