@@ -2,7 +2,7 @@
 
     python -m benchmarks.small [--shape 96x4/4@28 ...] [--batch-size 64] [--rounds 15] [--turn 0.5] [--jitter 0] [--threads 0]
 
-A shape is WIDTHxBLOCKS/PATCH@SIDE; heads are 32 wide, the MLP four times the width, images gray at 28 pixels and in color elsewhere.
+A shape is WIDTHxBLOCKS/PATCH@SIDE; heads are 32 wide, the MLP four times the width, images gray at 28 pixels, else in color.
 The candidates pre-train on tokens that are given (512 of them), 40% of the patches masked:
 
 * bare: images as one uint8 tensor, shifted by up to 3 pixels and flipped in batch, random masks, a network in fifty lines with
@@ -244,10 +244,13 @@ def measure(shape: Shape, options: argparse.Namespace, runtime: Runtime, folder:
         name: median(ours / bare for ours, bare in zip(taken[name], taken["bare"], strict=True)) for name in ("step", "run")
     }
     shares = {name: speed[name] * shape.flops / rate for name in ("bare", "run")}
-    return (
-        f"| {shape} | {shape.num_patches} | {shape.flops / 1e6:.0f} | {rate / 1e9:.0f} | {speed['bare']:.0f} | {speed['step']:.0f} | "
-        f"{speed['run']:.0f} | {ratios['step']:.2f} | {ratios['run']:.2f} | {shares['bare']:.0%} | {shares['run']:.0%} |"
-    )
+    cells = [
+        *(shape, shape.num_patches, f"{shape.flops / 1e6:.0f}", f"{rate / 1e9:.0f}"),
+        *(f"{speed[name]:.0f}" for name in speed),
+        *(f"{ratios[name]:.2f}" for name in ratios),
+        *(f"{shares[name]:.0%}" for name in shares),
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:

@@ -41,10 +41,14 @@ class Masker(ABC):
 
     def __call__(self, rng: random.Random) -> Bool[Tensor, "gh gw"]:
         """A random mask, True where hidden; equal generators give equal masks."""
+        return self.together([rng])[0].view(self.grid)
+
+    def together(self, generators: Iterable[random.Random]) -> Bool[Tensor, "b n"]:
+        """The mask of each generator, its patches in raster order."""
         num = self.grid[0] * self.grid[1]
-        packed = np.frombuffer(self.draw(rng).to_bytes((num + 7) // 8, "little"), dtype=np.uint8)
-        cells = np.unpackbits(packed, count=num, bitorder="little").view(np.bool_)
-        return torch.from_numpy(cells).view(self.grid)
+        drawn = b"".join(self.draw(rng).to_bytes((num + 7) // 8, "little") for rng in generators)
+        packed = np.frombuffer(drawn, dtype=np.uint8).reshape(-1, (num + 7) // 8)
+        return torch.from_numpy(np.unpackbits(packed, axis=1, count=num, bitorder="little").view(np.bool_))
 
 
 class RandomMasking(Masker):
