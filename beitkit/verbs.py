@@ -163,11 +163,13 @@ def option_names(config: type[Any]) -> dict[str, str]:
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels`."""
-    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
+    """What a verb does, its images being no larger than its `read.max_pixels`, and `read.memory` of them being held."""
+    from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
     from beitkit.data.decoding.limit import pixels_up_to
+    from beitkit.data.memory import memory_up_to
 
-    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+    read = getattr(config, "read", ReadConfig())
+    with pixels_up_to(read.max_pixels), memory_up_to(getattr(read, "memory", ReadConfig().memory)):
         return run(config)
 
 

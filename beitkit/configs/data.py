@@ -159,10 +159,13 @@ class ReadLimit:
 
 @config("read")
 class ReadConfig(ReadLimit):
-    """What happens to files that cannot be read."""
+    """What happens to files that cannot be read, and how much is held of those that can."""
 
     max_broken: Share = 0.01
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
+    memory: NonNegativeFloat = later(512.0)
+    """MiB that each process of a run may hold of decoded images: small ones (up to 128x128 pixels) are then decoded once, and the
+    views of an evaluation are made once; 0 holds nothing. What comes out is the same."""
 
 
 Separator = Literal["comma", "semicolon", "space", "bar", "single"]

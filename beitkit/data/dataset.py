@@ -356,12 +356,11 @@ class ImageDataset:
             return self._last[1]
         self._last = None  # before the next one takes its memory
         image = readable_image(self.files.source(index), self.channels, self.value_range, self.smallest)
-        if image.width * image.height > SMALL_PIXELS:
-            self._last = index, image
-            return image
-        image = image.decoded() if isinstance(image, StoredImage) else image
-        if self._held is not None:
-            self._held.put(index, as_tensor(image))
+        if image.width * image.height <= SMALL_PIXELS:
+            image = image.decoded() if isinstance(image, StoredImage) else image
+            if self._held is not None and self._held.put(index, as_tensor(image)):
+                return image
+        self._last = index, image
         return image
 
     def _decoded(self, index: int) -> AnyImage:

@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from beitkit.configs.data import ReadConfig
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
 
 MIB = 2**20
-DEFAULT = 512.0
+DEFAULT = ReadConfig().memory
 """MiB where nothing else is said."""
 SMALL_PIXELS = 128 * 128
 """Only images up to this size are worth holding decoded."""

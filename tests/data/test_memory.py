@@ -92,6 +92,7 @@ def test_a_batch_from_memory_is_that_of_its_images_one_by_one(tmp_path: Path, ca
         options |= {"repeats": rng.choice([1, 2]), "balanced": rng.random() < 0.5}
     held = ImageDataset(files, view, **options)  # type: ignore[arg-type]
     batches = take(training_stream(held, 5), 9)
+    assert held._is_checked
     assert held._is_together
     assert_same(batches, take(training_stream(one_by_one(files, view, **options), 5), 9))
 
@@ -229,9 +230,9 @@ def test_it_is_said_how_images_are_held(tmp_path: Path) -> None:
     mixed = ImageDataset(write(tmp_path / "mixed", [(28, 28), (200, 200)]), view).describe()
     assert mixed == "the images are not held in memory, each is decoded whenever it is shown: they are of mixed size"
     assert ImageDataset(write(tmp_path / "large", [(200, 200)] * 2), view).describe() is None
-    with memory_up_to(0.001):
+    with memory_up_to(2 / 1024):
         none = ImageDataset(find_images(tmp_path / "alike"), view).describe()
-    assert none == "the images are not held in memory, each is decoded whenever it is shown: `read.memory` holds 0.001 MiB"
+    assert none == "the images are not held in memory, each is decoded whenever it is shown: `read.memory` holds 0.00195 MiB"
 
 
 def test_memory_that_nobody_touches_takes_no_room() -> None:
