@@ -1,6 +1,7 @@
 """Steps of small networks on small images: beitkit's runs and a bare PyTorch loop over uint8 tensors, in turns in one process.
 
-    python -m benchmarks.small [--shape 96x4/4@28 ...] [--batch-size 64] [--rounds 15] [--turn 0.5] [--jitter 0] [--threads 0]
+    python -m benchmarks.small [--shape 96x4/4@28 ...] [--batch-size 64] [--rounds 15] [--turn 0.5] [--jitter 0]
+        [--threads 0]
 
 A shape is WIDTHxBLOCKS/PATCH@SIDE; heads are 32 wide, the MLP four times the width, images gray at 28 pixels, else in color.
 The candidates pre-train on tokens that are given (512 of them), 40% of the patches masked:
@@ -9,7 +10,8 @@ The candidates pre-train on tokens that are given (512 of them), 40% of the patc
   absolute positions, autocast, AdamW. What anyone would write for such images.
 * step: `Trainer` over `MaskedTokens` with the product's own network (shared position bias, LayerScale, drop path), one batch that
   lies there.
-* run: the same fed by `training_stream` of PNG files, with crop, flip and block-wise masks.
+* run: the same fed by `training_stream` of PNG files, as a run is: shifted and flipped like the bare loop's, block-wise masks.
+* crops: the same with random crops in place of shifts.
 
 Stated are medians over rounds, and the medians of the ratios within each round. The share of the matrix rate is the time that the
 matrix products of the bare network would take at the rate of the fastest plain product of these shapes, over the step's time.
@@ -193,10 +195,11 @@ def ours(shape: Shape, stream: Iterator[Batch], runtime: Runtime) -> Step:
     return step
 
 
-def batches(shape: Shape, files: ImageList, tokens: Tensor, batch_size: int, jitter: float, runtime: Runtime) -> Iterator[Batch]:
+def batches(
+    shape: Shape, files: ImageList, tokens: Tensor, batch_size: int, view_config: ViewConfig, runtime: Runtime
+) -> Iterator[Batch]:
     """Batches as pre-training makes them."""
-    size = (shape.side, shape.side)
-    view = PretrainView(ViewConfig(color_jitter=jitter), size, None)
+    view = PretrainView(view_config, (shape.side, shape.side), None)
     mask = masker(MaskConfig(ratio=RATIO), shape.backbone.grid)
     dataset = ImageDataset(files, view, masker=mask, channels=shape.channels, smallest=shape.backbone.patch)
     stream = with_limit_on_broken(training_stream(dataset, batch_size), dataset, 0.0, lambda path, reason: None, None)
@@ -220,28 +223,30 @@ def measure(shape: Shape, options: argparse.Namespace, runtime: Runtime, folder:
     tokens = torch.randint(0, VOCABULARY, (IMAGES, shape.num_patches), generator=generator)
     files = write_images(folder, pixels)
 
-    def stream() -> Iterator[Batch]:
-        return batches(shape, files, tokens, options.batch_size, options.jitter, runtime)
+    def stream(shift: int | None) -> Iterator[Batch]:
+        view = ViewConfig(shift=shift, color_jitter=options.jitter)
+        return batches(shape, files, tokens, options.batch_size, view, runtime)
 
-    def run() -> Step:
-        step = ours(shape, stream(), runtime)
+    def run(shift: int | None) -> Step:
+        step = ours(shape, stream(shift), runtime)
         for _ in range(IMAGES // options.batch_size):  # the first epoch decodes
             step()
         return step
 
     contestants: list[tuple[str, Callable[[], Step]]] = [
         ("bare", lambda: bare(shape, pixels, tokens, options.batch_size, runtime)),
-        ("step", lambda: ours(shape, itertools.repeat(next(stream())), runtime)),
-        ("run", run),
+        ("step", lambda: ours(shape, itertools.repeat(next(stream(SHIFT))), runtime)),
+        ("run", lambda: run(SHIFT)),
+        ("crops", lambda: run(None)),
     ]
     racing = [Candidate(name, "", prepare, is_ours=True) for name, prepare in contestants]
     products = matrix.products_of(shape.backbone, options.batch_size, ["bfloat16" if runtime.autocast else "float32"])
     racing += [matrix.candidate(product, runtime.device) for product in products]
     taken = interleaved(racing, options.rounds, turn=options.turn, wait=synchronizer(runtime.device))
     (rate,) = matrix.best_rates(products, taken).values()
-    speed = {name: options.batch_size / median(taken[name]) for name in ("bare", "step", "run")}
+    speed = {name: options.batch_size / median(taken[name]) for name, _ in contestants}
     ratios = {
-        name: median(ours / bare for ours, bare in zip(taken[name], taken["bare"], strict=True)) for name in ("step", "run")
+        name: median(ours / bare for ours, bare in zip(taken[name], taken["bare"], strict=True)) for name in list(speed)[1:]
     }
     shares = {name: speed[name] * shape.flops / rate for name in ("bare", "run")}
     cells = [
@@ -265,8 +270,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     runtime = start_runtime(MachineConfig(threads=options.threads))
     print(f"{runtime.describe()}, batch {options.batch_size}, PyTorch {torch.__version__}; medians of {options.rounds} rounds\n")
-    print("| shape | patches | MFLOP/image | GFLOP/s of products | bare, images/s | step | run | step/bare | run/bare ", end="")
-    print("| share, bare | share, run |\n|---|---|---|---|---|---|---|---|---|---|---|")
+    print("| shape | patches | MFLOP/image | GFLOP/s of products | bare, images/s | step | run | crops | step/bare ", end="")
+    print("| run/bare | crops/bare | share, bare | share, run |\n|" + 13 * "---|")
     for shape in options.shape:
         with tempfile.TemporaryDirectory() as folder:
             print(measure(shape, options, runtime, Path(folder)), flush=True)

@@ -55,6 +55,10 @@ class ViewConfig:
     """Share of the image's area that a random crop keeps, smallest and largest."""
     crop_ratio: Annotated[tuple[float, float], Bounds(gt=0, is_range=True)] = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of a random crop, smallest and largest."""
+    shift: NonNegativeInt | None = later(None)
+    """In place of a random crop, the whole image moved by up to this many pixels along each axis, black where it has left: for
+    small images that one thing fills. Pixels are those of the network's image size. None crops; classifiers of images of at most
+    32 pixels always move them, by up to 4 unless this says otherwise."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     vertical_flip: Share = later(0.0)

@@ -61,6 +61,7 @@ def drawn_view(rng: random.Random) -> View:
         vertical_flip=rng.choice([0.0, 0.5]),
         quarter_turns=rng.choice([0.0, 0.75]),
         color_jitter=rng.choice([0.0, 0.4, 0.9]),
+        shift=rng.choice([None, 0, 3]),
     )
     size = rng.choice([(16, 16), (28, 28), (32, 32), (24, 40)])
     if rng.random() < 0.4:
@@ -76,7 +77,7 @@ def one_by_one(files: ImageList, view: View, **options: object) -> ImageDataset:
     return data
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(24))
 def test_a_batch_from_memory_is_that_of_its_images_one_by_one(tmp_path: Path, case: int) -> None:
     rng = random.Random(case)
     sizes = [(28, 28)] * 14 if case % 3 else [(rng.randint(9, 40), rng.randint(9, 40)) for _ in range(14)]
@@ -92,7 +93,7 @@ def test_a_batch_from_memory_is_that_of_its_images_one_by_one(tmp_path: Path, ca
         options |= {"repeats": rng.choice([1, 2]), "balanced": rng.random() < 0.5}
     held = ImageDataset(files, view, **options)  # type: ignore[arg-type]
     batches = take(training_stream(held, 5), 9)
-    assert held._is_checked
+    assert held._is_checked == (isinstance(view, PretrainView) or case % 3 > 0)  # others are resized by Pillow
     assert held._is_together
     assert_same(batches, take(training_stream(one_by_one(files, view, **options), 5), 9))
 
