@@ -7,8 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Int64
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -91,7 +93,7 @@ class ImageDataset:
         self.repeats = repeats
         self.balanced = balanced
         self.views = views
-        self._orders: dict[int, Tensor] = {}
+        self._orders: dict[int, NDArray[np.int64]] = {}
         self.kept: KeptPass | None = KeptPass() if is_repeated else None
         """The batches of a pass, where passes are repeated."""
         self._held: HeldImages | None = None
@@ -112,7 +114,7 @@ class ImageDataset:
         if epoch not in self._orders:
             # A batch may span two epochs; more than two orders would only take memory.
             self._orders = {known: order for known, order in self._orders.items() if abs(known - epoch) == 1}
-            self._orders[epoch] = self._drawn_order(epoch)
+            self._orders[epoch] = self._drawn_order(epoch).numpy()
         occurrence, index = divmod(int(self._orders[epoch][place // self.repeats]), len(self))
         return epoch, index, occurrence * self.repeats + place % self.repeats
 
@@ -241,10 +243,11 @@ class ImageDataset:
         """Images (b, c, h, w) in equal frames, and their sizes; None for what cannot be read or is larger."""
         held = self._held
         assert held is not None
+        at = torch.tensor(indices).clamp_(max=held.count - 1)
         sizes: list[Pair | None] = []
         beyond: dict[int, Tensor] = {}
-        for row, index in enumerate(indices):
-            size = held.size(index)
+        for row, (index, (height, width)) in enumerate(zip(indices, held.sizes[at].tolist(), strict=True)):
+            size = (height, width) if height > 0 and index < held.count else None
             if size is None and not held.refuses(index):
                 try:
                     pixels = as_tensor(self._decoded(index))
@@ -257,7 +260,7 @@ class ImageDataset:
                     elif not held.refuses(index) and held.has_room_for(height, width):
                         size, beyond[row] = (height, width), pixels
             sizes.append(size)
-        images = held.pixels[torch.tensor(indices).clamp_(max=held.count - 1)]
+        images = held.pixels[at]
         for row, pixels in beyond.items():
             images[row].zero_()[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         return images, sizes
