@@ -1,7 +1,7 @@
 """Steps of small networks on small images: beitkit's runs and a bare PyTorch loop over uint8 tensors, in turns in one process.
 
     python -m benchmarks.small [--shape 96x4/4@28 ...] [--batch-size 64] [--rounds 15] [--turn 0.5] [--jitter 0]
-        [--threads 0]
+        [--threads 0] [--views]
 
 A shape is WIDTHxBLOCKS/PATCH@SIDE; heads are 32 wide, the MLP four times the width, images gray at 28 pixels, else in color.
 The candidates pre-train on tokens that are given (512 of them), 40% of the patches masked:
@@ -13,6 +13,9 @@ The candidates pre-train on tokens that are given (512 of them), 40% of the patc
 * run: the same fed by `training_stream` of PNG files, as a run is: shifted and flipped like the bare loop's, block-wise masks.
 * crops: the same with random crops in place of shifts.
 
+With `--views` nothing is trained: stated is the processor time to read an image of the shapes' sizes, in microseconds of one
+core: from memory batch by batch, from memory one by one, and decoded each time (`--read.memory 0`), masks included.
+
 Stated are medians over rounds, and the medians of the ratios within each round. The share of the matrix rate is the time that the
 matrix products of the bare network would take at the rate of the fastest plain product of these shapes, over the step's time.
 """
@@ -23,6 +26,7 @@ import argparse
 import itertools
 import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,10 +44,11 @@ from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.configs.train import MachineConfig, OptimConfig
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
+from beitkit.data.memory import DEFAULT, memory_up_to
 from beitkit.data.sources.find import find_images
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
-from beitkit.data.views.image import PretrainView
+from beitkit.data.views.image import PretrainView, TrainView, View
 from beitkit.data.views.masking import masker, with_positions
 from beitkit.nn.models import MaskedImageModel
 from beitkit.objectives.masked import MaskedTokens
@@ -207,6 +212,12 @@ def batches(
     return (batch | {"tokens": tokens[batch["index"]]} for batch in stream)
 
 
+def pixels_of(shape: Shape) -> Tensor:
+    """Smooth images, uint8 (n, c, h, w)."""
+    coarse = torch.rand(IMAGES, shape.channels, 6, 6, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, (shape.side, shape.side), mode="bilinear").mul_(255).to(torch.uint8)
+
+
 def write_images(folder: Path, pixels: Tensor) -> ImageList:
     """The images as PNG files."""
     for number, image in enumerate(pixels):
@@ -217,10 +228,8 @@ def write_images(folder: Path, pixels: Tensor) -> ImageList:
 
 def measure(shape: Shape, options: argparse.Namespace, runtime: Runtime, folder: Path) -> str:
     """A row of the table."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(IMAGES, shape.channels, 6, 6, generator=generator)
-    pixels = F.interpolate(coarse, (shape.side, shape.side), mode="bilinear").mul_(255).to(torch.uint8)
-    tokens = torch.randint(0, VOCABULARY, (IMAGES, shape.num_patches), generator=generator)
+    pixels = pixels_of(shape)
+    tokens = torch.randint(0, VOCABULARY, (IMAGES, shape.num_patches), generator=torch.Generator().manual_seed(1))
     files = write_images(folder, pixels)
 
     def stream(shift: int | None) -> Iterator[Batch]:
@@ -258,6 +267,39 @@ def measure(shape: Shape, options: argparse.Namespace, runtime: Runtime, folder:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def measure_views(shape: Shape, options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Rows of the table of views."""
+    torch.set_num_threads(1)
+    files = write_images(folder, pixels_of(shape))
+    size = (shape.side, shape.side)
+    views: dict[str, View] = {
+        "shift": PretrainView(ViewConfig(shift=SHIFT, color_jitter=0.0), size, None),
+        "crop": PretrainView(ViewConfig(color_jitter=0.0), size, None),
+        "crop, and the tokenizer's": PretrainView(ViewConfig(color_jitter=0.0), size, size),
+        "crop, jitter": PretrainView(ViewConfig(), size, None),
+        "of a classifier": TrainView(ViewConfig(color_jitter=0.0), size),
+    }
+    for name, view in views.items():
+        streams = []
+        for way in ("together", "alone", "decoded"):
+            with memory_up_to(0.0 if way == "decoded" else DEFAULT):
+                mask = masker(MaskConfig(ratio=RATIO), shape.backbone.grid)
+                dataset = ImageDataset(files, view, masker=mask, channels=shape.channels)
+                dataset.hold()
+            if way == "alone":
+                dataset = dataset.showing(lambda image, rng, view=view: view(image, rng))  # which draws no batches
+            streams.append(training_stream(dataset, options.batch_size))
+        taken: list[list[float]] = [[] for _ in streams]
+        for round in range(-(IMAGES // options.batch_size), options.rounds):
+            for stream, seconds in zip(streams, taken, strict=True):
+                start = time.thread_time()
+                next(stream)
+                if round >= 0:
+                    seconds.append(time.thread_time() - start)
+        together, alone, decoded = (1e6 * median(seconds) / options.batch_size for seconds in taken)
+        yield f"| {shape.channels}x{shape.side}x{shape.side} | {name} | {together:.0f} | {alone:.0f} | {decoded:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", type=Shape.read, default=[Shape.read(text) for text in SHAPES])
@@ -266,9 +308,17 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=0.5)
     parser.add_argument("--jitter", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--views", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     runtime = start_runtime(MachineConfig(threads=options.threads))
+    if options.views:
+        print("| image | view | in memory, together | one by one | decoded each time |\n|---|---|---|---|---|")
+        for shape in {shape.side: shape for shape in options.shape}.values():
+            with tempfile.TemporaryDirectory() as folder:
+                for row in measure_views(shape, options, Path(folder)):
+                    print(row, flush=True)
+        return
     print(f"{runtime.describe()}, batch {options.batch_size}, PyTorch {torch.__version__}; medians of {options.rounds} rounds\n")
     print("| shape | patches | MFLOP/image | GFLOP/s of products | bare, images/s | step | run | crops | step/bare ", end="")
     print("| run/bare | crops/bare | share, bare | share, run |\n|" + 13 * "---|")
