@@ -164,11 +164,13 @@ def option_names(config: type[Any]) -> dict[str, str]:
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels` and `read.max_memory`."""
-    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
+    """What a verb does: its images no larger than its `read.max_pixels` and `read.max_memory`, and `read.cache` of them held."""
+    from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
     from beitkit.data.decoding.limit import reading_up_to
+    from beitkit.data.memory import memory_up_to
 
-    with printed_harmless(), reading_up_to(getattr(config, "read", ReadLimit())):
+    read = getattr(config, "read", ReadConfig())
+    with printed_harmless(), reading_up_to(read), memory_up_to(getattr(read, "cache", ReadConfig().cache)):
         return run(config)
 
 

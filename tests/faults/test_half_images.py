@@ -207,4 +207,8 @@ def test_the_limit_counts_what_decoding_takes(save: Callable[[Path], None], mega
 
 
 def test_without_a_number_the_limit_follows_the_pixels() -> None:
-    assert (ReadLimit().memory, ReadLimit(max_pixels=120.0).memory, ReadLimit(max_memory=50.0).memory) == (400, 1440, 50)
+    assert [one.decoding_memory for one in (ReadLimit(), ReadLimit(max_pixels=120.0), ReadLimit(max_memory=50.0))] == [
+        400,
+        1440,
+        50,
+    ]

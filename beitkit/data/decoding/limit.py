@@ -52,9 +52,10 @@ def why_too_large(width: int, height: int, bytes_per_pixel: int | float) -> str 
     """Why an image of this size is refused, if it is, and what it would take to read it."""
     pixels = width * height
     if pixels > round(_limit.max_pixels * MILLION):
+        decoded = f"{pixels * BYTES / MILLION:.0f} MB decoded, in every process that reads"
         return (
             f"{width}x{height} pixels, more than {allowed():g} million; "
-            f"`read.max_pixels={math.ceil(pixels / MILLION)}` lets it in ({pixels * BYTES / MILLION:.0f} MB decoded, in every process that reads)"
+            f"`read.max_pixels={math.ceil(pixels / MILLION)}` lets it in ({decoded})"
         )
     reason = why_too_much_memory(pixels * bytes_per_pixel)
     return None if reason is None else f"{width}x{height} pixels {reason}"
@@ -63,9 +64,9 @@ def why_too_large(width: int, height: int, bytes_per_pixel: int | float) -> str 
 def why_too_much_memory(size: int | float) -> str | None:
     """Why something that takes this many bytes is refused, if it is: to follow its name."""
     megabytes = math.ceil(size / MILLION)
-    if size <= _limit.memory * MILLION:
+    if size <= _limit.decoding_memory * MILLION:
         return None
     return (
-        f"take {megabytes} MB decoded, more than {_limit.memory:g}; `read.max_memory={megabytes}` lets it in (in every process "
+        f"take {megabytes} MB decoded, more than {_limit.decoding_memory:g}; `read.max_memory={megabytes}` lets it in (in every process "
         "that reads)"
     )

@@ -116,6 +116,11 @@ class Session:
         """Print a line."""
         self.training.journal.say(text)
 
+    def say_held(self, dataset: ImageDataset) -> None:
+        """Say how small images are held in memory."""
+        if (line := dataset.describe()) is not None:
+            self.say(line)
+
     def batches(self, dataset: ImageDataset, first: int) -> Iterator[Batch]:
         """This process's endless batches from number `first` on, uint8 and on the device (see `training_batches`)."""
         return training_batches(dataset, first, self.reading, self.training.runtime, self.training.waited)
