@@ -72,8 +72,8 @@ def pixels(images: Shaped[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
     return in_unit_range(images).flatten(1)
 
 
-def without_copies(*lists: Shaped[Tensor, "n c h w"]) -> tuple[Shaped[Tensor, "n d h w"], ...]:
-    """The images with one channel, if all channels of all of them are equal: gray images that are stored as RGB."""
+def without_copies(*lists: Tensor) -> tuple[Tensor, ...]:
+    """Images (n, c, h, w) with one channel, if all channels of all of them are equal: gray images that are stored as RGB."""
     is_gray = all(bool((images == images[:, :1]).all()) for images in lists)
     return tuple(images[:, :1] if is_gray else images for images in lists)
 

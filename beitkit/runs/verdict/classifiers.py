@@ -31,7 +31,7 @@ from beitkit.evaluation.floors import SIDE, Dictionary, logistic_answers, neighb
 from beitkit.evaluation.probe import BlockFeatures, frozen_features, linear_probe
 from beitkit.evaluation.verdict import Contest, contest
 from beitkit.interop.load import load
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.training.pixels import decided_pixels
@@ -44,7 +44,7 @@ MakeRun = Callable[[Start, int, int], FinetuneRun]
 """A start, a number of labels and a seed to the fine-tuning of them."""
 Answer = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Features (n, f), labels (n,), features that are asked for (q, f) and the number of classes to classes (q,)."""
-NEIGHBORS, PIXELS, DICTIONARY = "k-NN on pixels", "logistic regression on pixels", "logistic regression on a patch dictionary"
+NEIGHBORS, PIXELS, DICTIONARY = "k-NN on pixels", "logistic regression on pixels", "patch dictionary"
 FLOORS: dict[str, tuple[str, Answer]] = {
     NEIGHBORS: ("floor-neighbors", neighbor_answers),
     PIXELS: ("floor-pixels", logistic_answers),
@@ -181,8 +181,8 @@ def _probes(
     features: dict[str, _Features] = {}
     if missing:
         assert start.path is not None
-        model = load(start.path)
-        assert isinstance(model, MaskedImageModel | Classifier)
+        model = load(start.path, task="classify", num_classes=len(images.train.classes))
+        assert isinstance(model, Classifier)
         model.to(start_runtime(images.machine).device).requires_grad_(False)
         features["train"] = _features(images, model, images.train, np.unique(np.concatenate(list(drawn.values()))))
         features["val"] = _features(images, model, images.val, np.arange(len(images.val)))
@@ -215,9 +215,7 @@ class _Features:
         return BlockFeatures(self.values[:, self.row_of[wanted]], torch.from_numpy(self.files.labels)[wanted])
 
 
-def _features(
-    images: LabeledImages, model: MaskedImageModel | Classifier, files: ImageList, index: NDArray[np.int64]
-) -> _Features:
+def _features(images: LabeledImages, model: Classifier, files: ImageList, index: NDArray[np.int64]) -> _Features:
     preprocessing, precision = model.config.preprocessing, start_runtime(images.machine).precision
     dataset = evaluation_dataset(files.subset(index), model.config.backbone, preprocessing)
     blocks = range(model.backbone.depth)

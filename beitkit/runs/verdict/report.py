@@ -141,7 +141,7 @@ def _cells(entry: Entry, contest: Contest, verdict: Verdict) -> list[str]:
         f"floor: {entry.name}" if entry.is_floor else entry.name,
         percent(entry.mean),
         *([percent(mean(entry.pixel_accuracy or [float("nan")]))] if verdict.measure == "mIoU" else []),
-        " ".join(percent(score) for score in entry.scores),
+        " ".join(f"{100 * score:.1f}" for score in entry.scores),
         "-" if entry.deviation is None else f"{100 * entry.deviation:.1f}",
         *([percent(mean(entry.probe)) if entry.probe else "-"] if has_probe else []),
         f"{100 * (entry.mean - contest.best.mean):+.1f}" if entry is not contest.best else "",
@@ -230,13 +230,13 @@ def differences(verdict: Verdict) -> Table:
         "difference",
         "interval",
         "spread",
-        "images ahead to behind",
+        "ahead to behind",
         "p",
         "seeds ahead",
         "clear",
     ]
     caption = (
-        "Differences in points. Intervals: 95%, for other images of the same kind (normal approximation of paired differences); "
-        "what another seed would change is the spread, the larger standard deviation of the two."
+        "Differences in points; images on which the first is ahead, or behind. Intervals: 95%, for other images of the same kind "
+        "(normal approximation of paired differences); what another seed would change is the spread, the larger one of the two."
     )
     return Table(columns, rows, caption)

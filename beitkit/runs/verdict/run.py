@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from beitkit.configs.parts import Task
 from beitkit.configs.train import OptimConfig, TrainConfig
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
 from beitkit.data.scenes.scenes import CLASSES_FILE, as_csv, train_and_val_scenes
@@ -17,7 +18,7 @@ from beitkit.data.sources.find import LabeledArchives, labeled_source
 from beitkit.data.sources.split import split_table, train_and_val
 from beitkit.errors import UserError
 from beitkit.interop.load import load
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.table import plain
 from beitkit.runs.finetune.config import FinetuneRun
@@ -55,7 +56,7 @@ def _classified(config: VerdictRun) -> Verdict:
         raise UserError(f"{config.images} has several labels an image; beitkit verdict takes one")
     labels = config.labels or (len(train),)
     check_labels(train, labels)
-    starts, digests = _loaded(config)
+    starts, digests = _loaded(config, "classify", len(train.classes))
     source = labeled_source(config.images, config.columns)
     is_divided = config.val is not None or ("train" in source.splits and bool({"val", "test"} & set(source.splits)))
     if not is_divided and isinstance(source, LabeledArchives):
@@ -89,7 +90,7 @@ def _segmented(config: VerdictRun) -> Verdict:
         all_values=config.all_values,
         columns=config.columns,
     )
-    starts, digests = _loaded(config)
+    starts, digests = _loaded(config, "segment", len(train.classes))
     splits = scene_splits(config.images, config.columns)
     is_divided = config.val is not None or ("train" in splits and bool({"val", "test"} & set(splits)))
     if not is_divided and train.files.members is not None:
@@ -113,11 +114,11 @@ def _segmented(config: VerdictRun) -> Verdict:
     return Verdict("mIoU", "images", config.seeds, len(val), (found,))
 
 
-def _loaded(config: VerdictRun) -> tuple[tuple[Start, ...], dict[str, str]]:
-    """The starts by name, and a digest of the weights of each.
+def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[Start, ...], dict[str, str]]:
+    """The starts by name, and a digest of the weights of each, which can all be started from.
 
     Raises:
-        UserError: a start that cannot be loaded or is no network, or one that is given twice.
+        UserError: a start that is no network or cannot be one for this task, or one that is given twice.
     """
     seen: dict[Path, Path] = {}
     for path in config.trained_starts:
@@ -127,9 +128,9 @@ def _loaded(config: VerdictRun) -> tuple[tuple[Start, ...], dict[str, str]]:
     for start in starts:
         if start.path is None:
             continue
-        model = load(start.path)
-        assert isinstance(model, MaskedImageModel | Classifier | Segmenter)
-        digests[f"model {start.name}"] = digest_of(model.config, model.backbone.state_dict())
+        model = load(start.path, task=task, num_classes=classes, image_size=config.image_size)
+        assert isinstance(model, Classifier | Segmenter)
+        digests[f"model {start.name}"] = digest_of(model.config.backbone, model.backbone.state_dict())
     return starts, digests
 
 
