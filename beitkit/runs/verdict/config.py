@@ -13,7 +13,7 @@ from beitkit.configs.data import AugmentConfig, ColumnsConfig, ReadConfig, ViewC
 from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, From, NetworkConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, SpeedConfig
+from beitkit.configs.train import Freeze, LightConfig, LoopConfig, MachineConfig, SpeedConfig, check_light
 from beitkit.errors import UserError
 
 SCRATCH = Path("scratch")
@@ -68,6 +68,8 @@ class VerdictRun:
     """Factor on the learning rate per block below the top; from scratch there is none."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    freeze: Freeze = False
+    """Parts of the starts with weights that stay as they are (as in fine-tuning). Without a value: everything but the head."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
     floors: bool = True
@@ -82,6 +84,7 @@ class VerdictRun:
     """Segmentation without a classes.json: take every value in the masks for a class."""
     json: bool = False
     """Print the result as JSON on stdout."""
+    light: Annotated[LightConfig, Flat] = LightConfig()
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -95,6 +98,7 @@ class VerdictRun:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise UserError(f"give `epochs` or `steps`, not both (got {self.epochs:g} epochs and {self.steps} steps)")
+        check_light(self.light, self.freeze)
         described = {"size": self.size, "patch": self.patch, "network": self.network if self.network != NetworkConfig() else None}
         given = [name for name, value in described.items() if value is not None]
         if given and SCRATCH not in self.starts:

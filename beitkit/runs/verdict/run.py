@@ -190,7 +190,7 @@ OPTIM: Mapping[str, OptimConfig] = {
 def _origin(config: VerdictRun, start: Start) -> dict[str, object]:
     """Weights or, from scratch, the network: that of the first other start, or the one that is described."""
     if start.path is not None:
-        return {"model": start.path}
+        return {"model": start.path, "freeze": config.freeze, "light": config.light}
     if config.size is None:
         return {"model": config.trained_starts[0], "scratch": True}
     return {"scratch": True, "size": config.size, "patch": config.patch, "network": config.network}
