@@ -155,7 +155,7 @@ def neighbor_answers(
 
 
 @dataclass(frozen=True)
-class Dictionary:
+class PatchDictionary:
     """Centers of whitened patches: features of an image are how near its patches come to each, summed over its four quadrants."""
 
     side: int
@@ -165,7 +165,7 @@ class Dictionary:
     centers: Float[Tensor, "k p"]
 
     @classmethod
-    def learn(cls, images: Shaped[Tensor, "n c h w"], seed: int, num_centers: int = CENTERS) -> Dictionary:
+    def learn(cls, images: Shaped[Tensor, "n c h w"], seed: int, num_centers: int = CENTERS) -> PatchDictionary:
         """Draw patches of these images, normalize their contrast, whiten them (ZCA) and find their centers."""
         generator = torch.Generator().manual_seed(seed)
         side = min(PATCH, images.shape[2], images.shape[3])

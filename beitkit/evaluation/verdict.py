@@ -27,7 +27,7 @@ EQUAL = 1e-9
 """Means over seeds closer than this are equal, but for rounding."""
 
 
-class Entry(NamedTuple):
+class Entrant(NamedTuple):
     """What one start, or one floor, reaches with some labels."""
 
     name: str
@@ -95,9 +95,9 @@ class Contest(NamedTuple):
     """All entries with one number of labels."""
 
     labels: int
-    starts: tuple[Entry, ...]
+    starts: tuple[Entrant, ...]
     """Best first."""
-    floors: tuple[Entry, ...]
+    floors: tuple[Entrant, ...]
     """Best first; none where they were left out."""
     pairs: tuple[Paired, ...]
     """The best start against every other start, in their order."""
@@ -105,7 +105,7 @@ class Contest(NamedTuple):
     """The better of the best start and the best floor, against the other."""
 
     @property
-    def best(self) -> Entry:
+    def best(self) -> Entrant:
         """The start with the largest mean."""
         return self.starts[0]
 
@@ -167,7 +167,7 @@ def probability(p_value: float) -> str:
     return "< 0.0001" if p_value < 1e-4 else f"= {p_value:.2g}"
 
 
-def paired(first: Entry, second: Entry) -> Paired:
+def paired(first: Entrant, second: Entrant) -> Paired:
     """Two entries on the same images and with the same seeds."""
     per_image = first.images.double().mean(0) - second.images.double().mean(0)
     per_image = per_image[~per_image.isnan()]
@@ -190,7 +190,7 @@ def paired(first: Entry, second: Entry) -> Paired:
     )
 
 
-def contest(labels: int, entries: Sequence[Entry]) -> Contest:
+def contest(labels: int, entries: Sequence[Entrant]) -> Contest:
     """Order the entries and compare the best start with all others, and with the best floor."""
     ordered = sorted(entries, key=lambda entry: -entry.mean)
     starts = tuple(entry for entry in ordered if not entry.is_floor)

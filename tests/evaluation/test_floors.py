@@ -11,8 +11,8 @@ from beitkit.evaluation.floors import (
     CONTRAST,
     PENALTIES,
     WHITENING,
-    Dictionary,
     Logistic,
+    PatchDictionary,
     PixelClassifier,
     Standard,
     kmeans,
@@ -155,7 +155,7 @@ def test_features_of_a_dictionary_by_loops() -> None:
     """Every patch, contrast normalized, whitened and compared with every center, summed over the quadrant it lies in."""
     images = torch.randint(256, (3, 2, 9, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     # Of other images: the distance of a patch to itself is a difference of large numbers.
-    dictionary = Dictionary.learn(images.flip(0, 3) // 2 + 9, 0, num_centers=5)
+    dictionary = PatchDictionary.learn(images.flip(0, 3) // 2 + 9, 0, num_centers=5)
     assert dictionary.side == 6
     found = dictionary.features(images)
     assert found.shape == (3, 4 * 5)
@@ -173,7 +173,7 @@ def test_features_of_a_dictionary_by_loops() -> None:
 
 def test_whitening_makes_directions_alike() -> None:
     images = (drawn(400, 1, 12, 12).cumsum(3) * 20 + 128).clamp(0, 255).to(torch.uint8)
-    dictionary = Dictionary.learn(images, 0, num_centers=2)
+    dictionary = PatchDictionary.learn(images, 0, num_centers=2)
     patches = normalized_patches(F.unfold(images / 255, 6).transpose(1, 2)).flatten(0, 1)
     white = (patches - dictionary.mean) @ dictionary.whitening
     before = torch.linalg.eigvalsh(torch.cov(patches.T)).clamp_min(0)
@@ -191,7 +191,7 @@ def test_a_dictionary_tells_textures_apart_that_pixels_do_not() -> None:
         (labels == 0)[:, None, None], stripes[:, :, None].expand(-1, 16, 16), stripes[:, None, :].expand(-1, 16, 16)
     )[:, None].contiguous()
     images = (images + torch.randint(50, images.shape, generator=generator, dtype=torch.uint8)).to(torch.uint8)
-    described = Dictionary.learn(images, 0, num_centers=20).features(images)
+    described = PatchDictionary.learn(images, 0, num_centers=20).features(images)
     answers = logistic_answers(described[:60], labels[:60], described[60:], 2)
     assert torch.equal(answers, labels[60:])
 

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from beitkit.evaluation.statistics import mcnemar
-from beitkit.evaluation.verdict import Entry, claim, contest, paired
+from beitkit.evaluation.verdict import Entrant, claim, contest, paired
 
 IMAGES = 2000
 
 
-def planted(name: str, shares: list[float], *, is_floor: bool = False, images: int = IMAGES, seed: int = 0) -> Entry:
+def planted(name: str, shares: list[float], *, is_floor: bool = False, images: int = IMAGES, seed: int = 0) -> Entrant:
     """Answers of which these shares are right, at places that a seed draws."""
     rows = []
     for number, share in enumerate(shares):
         order = torch.randperm(images, generator=torch.Generator().manual_seed(seed + 100 * number))
         rows.append((order < share * images).double())
     scores = tuple(float(row.mean()) for row in rows)
-    return Entry(name, is_floor, scores, torch.stack(rows), (1.0,) * len(shares))
+    return Entrant(name, is_floor, scores, torch.stack(rows), (1.0,) * len(shares))
 
 
 PRE, BEIT, SCRATCH = (
@@ -128,7 +128,7 @@ def test_the_interval_covers_the_true_difference() -> None:
     for _ in range(400):
         luck = torch.rand(1, 500, generator=generator)
         rows = [(luck < 0.7).double(), ((luck + torch.rand(1, 500, generator=generator)) / 2 < 0.5).double()]
-        entries = [Entry("x", False, (float(row.mean()),), row, (0.0,)) for row in rows]
+        entries = [Entrant("x", False, (float(row.mean()),), row, (0.0,)) for row in rows]
         low, high = paired(*entries).image_interval
         covered += low <= 0.2 <= high
     assert 0.92 <= covered / 400 <= 0.98

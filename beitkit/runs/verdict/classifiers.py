@@ -27,7 +27,7 @@ from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset,
 from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import collect_answers
-from beitkit.evaluation.floors import SIDE, Dictionary, logistic_answers, neighbor_answers, pixels, without_copies
+from beitkit.evaluation.floors import SIDE, PatchDictionary, logistic_answers, neighbor_answers, pixels, without_copies
 from beitkit.evaluation.probe import BlockFeatures, frozen_features, linear_probe
 from beitkit.evaluation.verdict import Contest, contest
 from beitkit.interop.load import load
@@ -36,11 +36,11 @@ from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.training.pixels import decided_pixels
 from beitkit.runs.training.reader import median_side
-from beitkit.runs.verdict.measured import Kept, Measured, Start, entry, training_seconds
+from beitkit.runs.verdict.measured import Kept, NamedStart, Outcome, entry, training_seconds
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
-MakeRun = Callable[[Start, int, int], FinetuneRun]
+MakeRun = Callable[[NamedStart, int, int], FinetuneRun]
 """A start, a number of labels and a seed to the fine-tuning of them."""
 Answer = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Features (n, f), labels (n,), features that are asked for (q, f) and the number of classes to classes (q,)."""
@@ -92,7 +92,7 @@ class LabeledImages:
 
 def classifier_contests(
     images: LabeledImages,
-    starts: Sequence[Start],
+    starts: Sequence[NamedStart],
     labels: Sequence[int],
     seeds: Sequence[int],
     make: MakeRun,
@@ -122,14 +122,14 @@ def classifier_contests(
         say("\n[bold]floors[/]: what simple methods reach with the same labels")
         floors = _floors(images, labels, seeds, kept)
     probes: dict[str, dict[int, list[float]]] = {}
-    reached: dict[str, dict[int, list[Measured]]] = {}
+    reached: dict[str, dict[int, list[Outcome]]] = {}
     for number, start in enumerate(starts, 1):
         say(f"\n[bold]{number} of {len(starts)}[/] {start.name}", markup=True)
         if has_probe and start.path is not None:
             probes[start.name] = _probes(images, start, labels, seeds, kept)
         reached[start.name] = {
             count: [
-                kept.get(start.slug, count, seed, lambda at=(start, count, seed): _finetuned(images, make(*at))) for seed in seeds
+                kept.get(start.slug, count, seed, lambda at=(start, count, seed): _finetuned(images, make, *at)) for seed in seeds
             ]
             for count in labels
         }
@@ -148,8 +148,9 @@ def classifier_contests(
     )
 
 
-def _finetuned(images: LabeledImages, run: FinetuneRun) -> Measured:
+def _finetuned(images: LabeledImages, make: MakeRun, start: NamedStart, count: int, seed: int) -> Outcome:
     """Fine-tune, and look at which validation images the finished network names right."""
+    run = make(start, count, seed)
     finetune.run(run)
     model = load(run.out)
     assert isinstance(model, Classifier)
@@ -162,17 +163,17 @@ def _finetuned(images: LabeledImages, run: FinetuneRun) -> Measured:
     return _right(images.val, logits.argmax(1), index, training_seconds(run.out, labeled))
 
 
-def _right(val: ImageList, answers: Tensor, index: Tensor, seconds: float) -> Measured:
+def _right(val: ImageList, answers: Tensor, index: Tensor, seconds: float) -> Outcome:
     """What answers for the images at these places of the list are worth."""
     assert val.labels is not None
     right = (answers == torch.from_numpy(val.labels)[index]).double()
     scores = torch.full((len(val),), math.nan, dtype=torch.float64)
     scores[index] = right
-    return Measured(score=float(right.mean()), images=scores.tolist(), seconds=seconds)
+    return Outcome(score=float(right.mean()), images=scores.tolist(), seconds=seconds)
 
 
 def _probes(
-    images: LabeledImages, start: Start, labels: Sequence[int], seeds: Sequence[int], kept: Kept
+    images: LabeledImages, start: NamedStart, labels: Sequence[int], seeds: Sequence[int], kept: Kept
 ) -> dict[int, list[float]]:
     """Linear probe of a frozen start: for each number of labels the accuracy of every seed, at the block that is chosen."""
     slug = f"probe-{start.slug}"
@@ -187,11 +188,11 @@ def _probes(
         features["train"] = _features(images, model, images.train, np.unique(np.concatenate(list(drawn.values()))))
         features["val"] = _features(images, model, images.val, np.arange(len(images.val)))
 
-    def measure(count: int, seed: int) -> Measured:
+    def measure(count: int, seed: int) -> Outcome:
         began = time.perf_counter()
         fit, ask = features["train"].at(drawn[count, seed]), features["val"].at(np.arange(len(images.val)))
         result = linear_probe(fit, ask, len(images.train.classes))
-        return Measured(score=result.test[result.chosen], images=[], seconds=time.perf_counter() - began)
+        return Outcome(score=result.test[result.chosen], images=[], seconds=time.perf_counter() - began)
 
     return {
         count: [kept.get(slug, count, seed, lambda at=(count, seed): measure(*at)).score for seed in seeds] for count in labels
@@ -239,11 +240,11 @@ def _places(index: Tensor, total: int) -> Tensor:
 
 def _floors(
     images: LabeledImages, labels: Sequence[int], seeds: Sequence[int], kept: Kept
-) -> dict[str, dict[int, list[Measured]]]:
+) -> dict[str, dict[int, list[Outcome]]]:
     """Every floor with every number of labels and every seed."""
     measured = _FloorImages(images)
 
-    def measure(name: str, count: int, seed: int) -> Measured:
+    def measure(name: str, count: int, seed: int) -> Outcome:
         return measured.measure(name, images.drawn(count, seed))
 
     measured.wanted = [
@@ -273,7 +274,7 @@ class _FloorImages:
         self._val: tuple[Tensor, Tensor] | None = None
         self._described: tuple[Tensor, Tensor, float] | None = None
 
-    def measure(self, name: str, index: NDArray[np.int64]) -> Measured:
+    def measure(self, name: str, index: NDArray[np.int64]) -> Outcome:
         """A floor that learns from the training images at these places."""
         train, places, val, asked = self._read()
         assert self._images.train.labels is not None
@@ -311,7 +312,7 @@ class _FloorImages:
         if self._described is None:
             train, _, val, _ = self._read()
             began = time.perf_counter()
-            dictionary = Dictionary.learn(train[:: max(1, len(train) // DICTIONARY_IMAGES)], seed=0)
+            dictionary = PatchDictionary.learn(train[:: max(1, len(train) // DICTIONARY_IMAGES)], seed=0)
             self._described = dictionary.features(train), dictionary.features(val), time.perf_counter() - began
         return self._described
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from beitkit.evaluation.verdict import Entry
+from beitkit.evaluation.verdict import Entrant
 from beitkit.report.journal import read_journal
 from beitkit.report.table import plain
 from beitkit.runs.evaluate.model_paths import short_names
@@ -19,7 +19,7 @@ from beitkit.runs.verdict.config import SCRATCH
 from beitkit.system import write_atomically
 
 
-class Start(NamedTuple):
+class NamedStart(NamedTuple):
     """Weights that a training starts from."""
 
     name: str
@@ -30,13 +30,13 @@ class Start(NamedTuple):
     """None: fresh weights."""
 
 
-class Measured(NamedTuple):
+class Outcome(NamedTuple):
     """What a training, or a floor, reached on the validation images."""
 
     score: float
     """Top-1, or mIoU."""
     images: list[float]
-    """Score of each image, NaN where it has none (see `evaluation.verdict.Entry`)."""
+    """Score of each image, NaN where it has none (see `evaluation.verdict.Entrant`)."""
     seconds: float
     """Time to train, without what was the same for all."""
     pixel_accuracy: float | None = None
@@ -52,13 +52,13 @@ class Kept:
         """Whether this was measured before."""
         return self._path(slug, labels, seed).exists()
 
-    def get(self, slug: str, labels: int, seed: int, measure: Callable[[], Measured]) -> Measured:
+    def get(self, slug: str, labels: int, seed: int, measure: Callable[[], Outcome]) -> Outcome:
         """What was measured before, or is now."""
         path = self._path(slug, labels, seed)
         if path.exists():
             content = json.loads(path.read_text(encoding="utf-8"))
             images = [math.nan if value is None else value for value in content.pop("images")]
-            return Measured(images=images, **content)
+            return Outcome(images=images, **content)
         found = measure()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(plain(found)).encode())
@@ -68,11 +68,11 @@ class Kept:
         return self.folder / f"{slug}-{labels}-{seed}.json"
 
 
-def named_starts(paths: Sequence[Path]) -> tuple[Start, ...]:
+def named_starts(paths: Sequence[Path]) -> tuple[NamedStart, ...]:
     """The starts with names that tell them apart."""
     trained = [path for path in paths if path != SCRATCH]
     names = dict(zip(trained, short_names(trained), strict=True))
-    starts: list[Start] = []
+    starts: list[NamedStart] = []
     for path in paths:
         name = names.get(path, str(SCRATCH))
         if path != SCRATCH and name == str(SCRATCH):
@@ -80,15 +80,15 @@ def named_starts(paths: Sequence[Path]) -> tuple[Start, ...]:
         slug = re.sub(r"[^\w.]+", "_", name).strip("_.") or "start"
         while slug in {start.slug for start in starts}:
             slug += "_"
-        starts.append(Start(name, slug, None if path == SCRATCH else path))
+        starts.append(NamedStart(name, slug, None if path == SCRATCH else path))
     return tuple(starts)
 
 
-def entry(name: str, found: Iterable[Measured], *, is_floor: bool, probe: Sequence[float] | None = None) -> Entry:
+def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequence[float] | None = None) -> Entrant:
     """One row of the table: what was measured with each seed."""
     runs = list(found)
     accuracies = [run.pixel_accuracy for run in runs if run.pixel_accuracy is not None]
-    return Entry(
+    return Entrant(
         name=name,
         is_floor=is_floor,
         scores=tuple(run.score for run in runs),

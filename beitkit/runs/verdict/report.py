@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from beitkit.evaluation.statistics import Interval
-from beitkit.evaluation.verdict import RULE, Claim, Contest, Entry, Paired, claim, probability
+from beitkit.evaluation.verdict import RULE, Claim, Contest, Entrant, Paired, claim, probability
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, thousands
@@ -69,7 +69,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def _row(entry: Entrant) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": entry.name,
         "mean": entry.mean,
@@ -134,7 +134,7 @@ def caption(verdict: Verdict, *, has_probe: bool) -> str:
     )
 
 
-def _cells(entry: Entry, contest: Contest, verdict: Verdict) -> list[str]:
+def _cells(entry: Entrant, contest: Contest, verdict: Verdict) -> list[str]:
     pair = _against_best(entry, contest)
     has_probe = any(one.probe is not None for each in verdict.contests for one in each.starts)
     return [
@@ -150,7 +150,7 @@ def _cells(entry: Entry, contest: Contest, verdict: Verdict) -> list[str]:
     ]
 
 
-def _against_best(entry: Entry, contest: Contest) -> Paired | None:
+def _against_best(entry: Entrant, contest: Contest) -> Paired | None:
     if contest.floor is not None and contest.floors[0] is entry:
         return contest.floor
     return contest.against(entry.name) if not entry.is_floor else None

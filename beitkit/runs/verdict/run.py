@@ -25,7 +25,7 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.verdict.classifiers import LabeledImages, check_labels, classifier_contests
 from beitkit.runs.verdict.config import VerdictRun
-from beitkit.runs.verdict.measured import Kept, Start, named_starts
+from beitkit.runs.verdict.measured import Kept, NamedStart, named_starts
 from beitkit.runs.verdict.report import Verdict, as_json, print_result, write_report
 from beitkit.runs.verdict.scenes import LabeledScenes, scene_contest
 from beitkit.system import write_atomically
@@ -114,7 +114,7 @@ def _segmented(config: VerdictRun) -> Verdict:
     return Verdict("mIoU", "images", config.seeds, len(val), (found,))
 
 
-def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[Start, ...], dict[str, str]]:
+def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[NamedStart, ...], dict[str, str]]:
     """The starts by name, and a digest of the weights of each, which can all be started from.
 
     Raises:
@@ -134,7 +134,7 @@ def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[Start, 
     return starts, digests
 
 
-def finetune_run(config: VerdictRun, start: Start, labels: int, seed: int) -> FinetuneRun:
+def finetune_run(config: VerdictRun, start: NamedStart, labels: int, seed: int) -> FinetuneRun:
     """The fine-tuning of a start; what the command left out is chosen by the rules of fine-tuning."""
     return FinetuneRun(
         config.images,
@@ -157,7 +157,7 @@ def finetune_run(config: VerdictRun, start: Start, labels: int, seed: int) -> Fi
     )
 
 
-def segment_run(config: VerdictRun, start: Start, images: int, seed: int) -> SegmentRun:
+def segment_run(config: VerdictRun, start: NamedStart, images: int, seed: int) -> SegmentRun:
     """The training of a segmenter from a start."""
     return SegmentRun(
         config.images,
@@ -187,7 +187,7 @@ OPTIM: Mapping[str, OptimConfig] = {
 """What the two verbs take where nothing is said."""
 
 
-def _origin(config: VerdictRun, start: Start) -> dict[str, object]:
+def _origin(config: VerdictRun, start: NamedStart) -> dict[str, object]:
     """Weights or, from scratch, the network: that of the first other start, or the one that is described."""
     if start.path is not None:
         return {"model": start.path, "freeze": config.freeze, "light": config.light}
@@ -196,16 +196,16 @@ def _origin(config: VerdictRun, start: Start) -> dict[str, object]:
     return {"scratch": True, "size": config.size, "patch": config.patch, "network": config.network}
 
 
-def _out(config: VerdictRun, start: Start, labels: int, seed: int) -> Path:
+def _out(config: VerdictRun, start: NamedStart, labels: int, seed: int) -> Path:
     return config.out / "finetune" / f"{start.slug}-{labels}-{seed}"
 
 
-def _train(config: VerdictRun, start: Start, seed: int) -> TrainConfig:
+def _train(config: VerdictRun, start: NamedStart, seed: int) -> TrainConfig:
     lr = config.scratch_lr if start.path is None else config.lr
     return TrainConfig(epochs=config.epochs, steps=config.steps, batch_size=config.batch_size, lr=lr, seed=seed)
 
 
-def _optim(config: VerdictRun, start: Start, optim: OptimConfig) -> OptimConfig:
+def _optim(config: VerdictRun, start: NamedStart, optim: OptimConfig) -> OptimConfig:
     """Fresh weights have nothing that layer decay could spare."""
     return replace(optim, layer_decay=config.layer_decay if start.path is not None else 1.0)
 

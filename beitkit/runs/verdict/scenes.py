@@ -27,10 +27,12 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.segment import run as segment
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.training.pixels import decided_pixels
-from beitkit.runs.verdict.measured import Kept, Measured, Start, entry, training_seconds
+from beitkit.runs.verdict.measured import Kept, NamedStart, Outcome, entry, training_seconds
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
+MakeRun = Callable[[NamedStart, int], SegmentRun]
+"""A start and a seed to the training of a segmenter."""
 COMMONEST, COLOR = "commonest class", "linear head on color and position"
 FLOORS = {COMMONEST: "floor-commonest", COLOR: "floor-color"}
 """Names of the floors, and of their files."""
@@ -61,9 +63,9 @@ class LabeledScenes:
 
 def scene_contest(
     scenes: LabeledScenes,
-    starts: Sequence[Start],
+    starts: Sequence[NamedStart],
     seeds: Sequence[int],
-    make: Callable[[Start, int], SegmentRun],
+    make: MakeRun,
     kept: Kept,
     *,
     has_floors: bool = True,
@@ -88,13 +90,14 @@ def scene_contest(
         ]
     for number, start in enumerate(starts, 1):
         say(f"\n[bold]{number} of {len(starts)}[/] {start.name}")
-        found = [kept.get(start.slug, count, seed, lambda at=(start, seed): _segmented(scenes, make(*at))) for seed in seeds]
+        found = [kept.get(start.slug, count, seed, lambda at=(start, seed): _segmented(scenes, make, *at)) for seed in seeds]
         entries.append(entry(start.name, found, is_floor=False))
     return contest(count, entries)
 
 
-def _segmented(scenes: LabeledScenes, run: SegmentRun) -> Measured:
+def _segmented(scenes: LabeledScenes, make: MakeRun, start: NamedStart, seed: int) -> Outcome:
     """Train, and measure every validation image."""
+    run = make(start, seed)
     segment.run(run)
     model = load(run.out)
     assert isinstance(model, Segmenter)
@@ -108,7 +111,7 @@ def _segmented(scenes: LabeledScenes, run: SegmentRun) -> Measured:
     return _scored(scenes, predict, shown, training_seconds(run.out, len(scenes.train)))
 
 
-def _floor(scenes: LabeledScenes, name: str, seed: int) -> Measured:
+def _floor(scenes: LabeledScenes, name: str, seed: int) -> Outcome:
     start_runtime(scenes.machine)  # sets the number of threads
     found = decided_pixels(scenes.train.files, Preprocessing(), 3)
     channels, value_range = found.channels, found.preprocessing.value_range
@@ -133,10 +136,10 @@ def _filled(label: int, image: Tensor) -> Tensor:
 
 def _scored(
     scenes: LabeledScenes, predict: Callable[[Tensor], Tensor], shown: Iterator[NumberedScene], seconds: float
-) -> Measured:
+) -> Outcome:
     table = ConfusionTable(len(scenes.train.classes))
     images = [math.nan] * len(scenes.val)
     for scene in shown:
         images[scene.place] = table.add(predict(scene.image), scene.label_map)
     scores = table.scores()
-    return Measured(score=scores.mean_iou, images=images, seconds=seconds, pixel_accuracy=scores.pixel_accuracy)
+    return Outcome(score=scores.mean_iou, images=images, seconds=seconds, pixel_accuracy=scores.pixel_accuracy)
