@@ -130,6 +130,13 @@ VERBS = {
         "what is each part of BEiT worth on your images?",
         trains=True,
     ),
+    "verdict": Entry(
+        "verdict",
+        "VerdictRun",
+        "labeled/ --from scratch runs/pre beit.pth",
+        "which start is best, with simple methods beside",
+        trains=True,
+    ),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes"),
     "plan": Entry(
         "plan", "PlanRun", "--recipe NAME --images 1_281_167 --gpus 8", "steps, memory, time and cost, before anything is spent"
@@ -146,6 +153,8 @@ def option_names(config: type[Any]) -> dict[str, str]:
     """
     from tyro.conf import Positional  # here, because the overview does without
 
+    from beitkit.configs.parts import From
+
     hints = get_type_hints(config, include_extras=True)
     names: dict[str, str] = {}
     for field in fields(config):
@@ -154,6 +163,8 @@ def option_names(config: type[Any]) -> dict[str, str]:
             names |= option_names(get_args(hint)[0])
         elif Positional in get_args(hint):
             names[field.name] = field.name.upper()
+        elif From in get_args(hint):
+            names[field.name] = "--from"
         else:
             names[field.name] = f"--{field.name.replace('_', '-')}"
             inner = option_names(hint) if is_dataclass(hint) and isinstance(hint, type) else {}

@@ -39,6 +39,19 @@ def scene_splits(path: Path, columns: ColumnsConfig = ColumnsConfig()) -> tuple[
     return tuple(_voc_lists(path, sides)) or tuple(_side_splits(sides))
 
 
+def looks_like_scenes(path: Path) -> bool:
+    """Whether a folder, or a table, holds images with masks rather than images with labels; nothing of it is read in full.
+
+    Archives are not looked into, and a table must call its masks something that cannot mean labels.
+    """
+    if path.is_dir():
+        return _sides(path) is not None or any(_sides(folder) is not None for folder in split_folders(path).values())
+    if not path.is_file() or path.suffix.lower() not in TABLES:
+        return False
+    _, names = next(csv_cells(path), (0, []))
+    return known_column(names, [name for name in MASK_FOLDERS if not name.startswith("label")]) is not None
+
+
 def locate_scenes(path: Path, split: Split | None, columns: ColumnsConfig = ColumnsConfig()) -> Pairs:
     """The pairs of a folder, table, archives or index, of one split where it is divided.
 
