@@ -21,7 +21,7 @@ from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
 
 MIB = 2**20
-DEFAULT = ReadConfig().memory
+DEFAULT = ReadConfig().cache
 """MiB where nothing else is said."""
 SMALL_PIXELS = 128 * 128
 """Only images up to this size are worth holding decoded."""

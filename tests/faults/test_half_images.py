@@ -207,8 +207,5 @@ def test_the_limit_counts_what_decoding_takes(save: Callable[[Path], None], mega
 
 
 def test_without_a_number_the_limit_follows_the_pixels() -> None:
-    assert [one.decoding_memory for one in (ReadLimit(), ReadLimit(max_pixels=120.0), ReadLimit(max_memory=50.0))] == [
-        400,
-        1440,
-        50,
-    ]
+    limits = ReadLimit(), ReadLimit(max_pixels=120.0), ReadLimit(max_memory=50.0)
+    assert [limit.decoding_memory for limit in limits] == [400, 1440, 50]

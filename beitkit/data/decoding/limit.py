@@ -67,6 +67,6 @@ def why_too_much_memory(size: int | float) -> str | None:
     if size <= _limit.decoding_memory * MILLION:
         return None
     return (
-        f"take {megabytes} MB decoded, more than {_limit.decoding_memory:g}; `read.max_memory={megabytes}` lets it in (in every process "
-        "that reads)"
+        f"take {megabytes} MB decoded, more than {_limit.decoding_memory:g}; "
+        f"`read.max_memory={megabytes}` lets it in (in every process that reads)"
     )
