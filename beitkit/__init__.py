@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from beitkit.interop.load import load, load_tokenizer
     from beitkit.interop.save import save
     from beitkit.nn.backbone import Backbone, Features
-    from beitkit.nn.models import Classifier, MaskedImageModel
+    from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
     from beitkit.nn.segmentation.segmenter import Segmenter
     from beitkit.tokenizers.dvae import DiscreteVAE
+    from beitkit.tokenizers.kmeans import KMeansTokenizer
     from beitkit.tokenizers.vqkd import VQKD
 
 _HOME = {
@@ -29,7 +30,9 @@ _HOME = {
     "DiscreteVAE": "tokenizers.dvae",
     "Embedder": "inference.predictor",
     "Embedding": "inference.networks",
+    "FeatureNetwork": "nn.models",
     "Features": "nn.backbone",
+    "KMeansTokenizer": "tokenizers.kmeans",
     "MaskedImageModel": "nn.models",
     "Predictor": "inference.predictor",
     "Segmenter": "nn.segmentation.segmenter",
@@ -48,7 +51,9 @@ __all__ = [
     "DiscreteVAE",
     "Embedder",
     "Embedding",
+    "FeatureNetwork",
     "Features",
+    "KMeansTokenizer",
     "MaskedImageModel",
     "Predictor",
     "Segmenter",

@@ -60,7 +60,12 @@ VERBS = {
     "index": Entry("pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run"),
     "pack": Entry("pack", "PackRun", "photos/ --out shards", "copy images into tar shards"),
     "tokenizer": Entry(
-        "tokenizer", "TokenizerRun", "photos/ --out runs/tok", "train a discrete VAE on your images", trains=True, is_shared=True
+        "tokenizer",
+        "TokenizerRun",
+        "photos/ --out runs/tok",
+        "a visual token for each patch of your images",
+        trains=True,
+        is_shared=True,
     ),
     "tokenize": Entry(
         "tokenize",

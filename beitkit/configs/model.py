@@ -177,14 +177,21 @@ class MaskedImageModelConfig:
         return self.vocabulary or self.features or backbone.channels * backbone.patch[0] * backbone.patch[1]
 
 
+Pooling = Literal["mean", "cls", "grid"]
+"""How the tokens of an image become the input of a classifier's head."""
+
+
 @config()
 class ClassifierConfig:
     """A backbone that names what an image shows; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
     classes: Annotated[tuple[str, ...], Bounds(min_length=1)]
-    pooling: Literal["mean", "cls"] = "mean"
-    """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm."""
+    pooling: Pooling = "mean"
+    """mean: average of the patches, then a LayerNorm (`fc_norm`); cls: the class token after the final norm; grid: averages over
+    the cells of a coarse grid, each through the LayerNorm, side by side, so that the head sees where something is."""
+    pool_cells: PositiveInt = later(4)
+    """Rows and columns of that grid; where the network has fewer patches, some cells share one."""
     multilabel: bool = False
     """Whether an image may show several classes at once: each logit is then a yes or no of its own (sigmoid)."""
     preprocessing: Preprocessing = INCEPTION
@@ -192,8 +199,13 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if self.backbone.final_norm != (self.pooling == "cls"):
             raise UserError(
-                "mean pooling needs a backbone with `final_norm=False`, class-token pooling one with `final_norm=True`"
+                "pooling over patches needs a backbone with `final_norm=False`, class-token pooling one with `final_norm=True`"
             )
+
+    @property
+    def head_width(self) -> int:
+        """Numbers that the head sees of an image."""
+        return self.backbone.width * (self.pool_cells**2 if self.pooling == "grid" else 1)
 
 
 @config()

@@ -1,4 +1,4 @@
-"""Configs of tokenizers: discrete VAEs, VQ-KD, and training of a discrete VAE."""
+"""Configs of tokenizers: discrete VAEs, VQ-KD, k-means of patches, and training of a discrete VAE."""
 
 from __future__ import annotations
 
@@ -119,4 +119,43 @@ class ReconstructConfig:
     """A code is unused when it is chosen less often than this share of the average."""
 
 
-TokenizerConfig = DVAEConfig | VQKDConfig
+@config("kmeans")
+class KMeansConfig:
+    """k-means of whitened patches: how many codes, how many pixels one code stands for, and from what the centers are made."""
+
+    vocabulary: Annotated[int, Bounds(ge=2)] = 512
+    """Number of codes, which are the centers."""
+    stride: Annotated[int, Bounds(ge=2)] = 8
+    """Pixels per code, along each axis; 4 for small images."""
+    margin: NonNegativeInt = 2
+    """Pixels around a patch, on each side, that its code is found from as well; beyond the border the outermost pixels repeat."""
+    patches: Annotated[int, Bounds(ge=2, le=2**24)] = 200_000
+    """Patches, with their margins, that the centers are made from, all held in memory as float32."""
+    iterations: PositiveInt = 30
+    """Rounds of k-means (Lloyd); it ends before when no patch changes its center."""
+    contrast_eps: PositiveFloat = 10 / 255**2
+    """Added to the variance of a patch's pixels in [0, 1] before it is divided by its root (published: 10 with pixels to 255)."""
+    whitening_eps: PositiveFloat = 0.1
+    """Added to the variance along each principal axis before it is divided by its root (published: 0.1)."""
+    channels: Channels = 3
+    """Of the images, 1 to 16."""
+    value_range: Annotated[ValueRange | None, tyro.conf.Suppress] = None
+    """The values that are 0 and 1 in the images it was made from; None where they have 8 bits."""
+
+    def __post_init__(self) -> None:
+        check_range(self.value_range)
+        if self.patches < self.vocabulary:
+            raise UserError(
+                f"`kmeans.patches` must be at least `kmeans.vocabulary`, a patch for each center, "
+                f"got {self.patches} and {self.vocabulary}"
+            )
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of what one code is found from: the patch and its margins."""
+        return self.stride + 2 * self.margin
+
+
+TokenizerKind = Literal["dvae", "kmeans"]
+"""What can be made here."""
+TokenizerConfig = DVAEConfig | VQKDConfig | KMeansConfig

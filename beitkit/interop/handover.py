@@ -56,6 +56,7 @@ class Target(NamedTuple):
     drop_path: float | None = None
     channels: int | None = None
     vocabulary: Predicted | None = None
+    pooling: Literal["mean", "grid"] | None = None
 
 
 class Handover(NamedTuple):
@@ -75,7 +76,7 @@ def hand_over(found: AnyNetworkConfig, official: State, target: Target) -> Hando
     kind, before = kind_of_config(config), kind_of_config(found)
     wanted = shapes_of(config)
     tensors = dict(official)
-    has_new_head = _has_new_classes(found, config) or _has_new_targets(found, config)
+    has_new_head = _has_new_classes(found, config) or _has_new_targets(found, config) or _has_new_pooling(found, config)
     dropped = _drop(tensors, _unused(found, config, has_new_head))
     if config.backbone.relative_positions == "per_block" and SHARED_TABLE in tensors:
         _expand(tensors, config.backbone.depth)
@@ -113,6 +114,8 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     is_masked = target.task == "masked" or (target.task is None and isinstance(found, MaskedImageModelConfig))
     if target.vocabulary is not None and not is_masked:
         raise UserError("vocabulary= is what a masked-image model predicts; say task='masked' with it")
+    if target.pooling is not None:
+        found = _pooled(found, target)
     if target.task is None and isinstance(found, BareBackbone):
         if target.num_classes is not None or target.classes is not None:
             raise UserError("the file holds a backbone without a head; say task='classify' or 'segment' to get a fresh one")
@@ -131,7 +134,19 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     assert target.task in ("classify", "segment")
     if classes is None:
         raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
-    return _other_task(target.task, found, _fine_tuning_form(backbone), classes)
+    made = _other_task(target.task, found, _fine_tuning_form(backbone), classes)
+    return replace(made, pooling=target.pooling) if target.pooling is not None and isinstance(made, ClassifierConfig) else made
+
+
+def _pooled(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
+    """A classifier with another pooling; any other network as it is, to become one."""
+    if target.task != "classify" and not (target.task is None and isinstance(found, ClassifierConfig)):
+        raise UserError("pooling= is of a classifier; say task='classify' with it")
+    if not isinstance(found, ClassifierConfig):
+        return found
+    if found.pooling == "cls":
+        raise UserError(f"the file's classifier reads its class token, so pooling={target.pooling!r} does not fit; leave it out")
+    return replace(found, pooling=target.pooling)
 
 
 def _masked(found: AnyNetworkConfig, backbone: BackboneConfig, vocabulary: Predicted | None) -> MaskedImageModelConfig:
@@ -183,6 +198,12 @@ def _other_task(
         return ClassifierConfig(backbone=backbone, classes=classes, preprocessing=found.preprocessing)
     # The official decoders are as wide as their backbones (method 7.2).
     return SegmenterConfig(backbone=backbone, classes=classes, channels=backbone.width, preprocessing=found.preprocessing)
+
+
+def _has_new_pooling(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
+    """Whether the file's head saw another kind of features."""
+    both = isinstance(found, ClassifierConfig) and isinstance(config, ClassifierConfig)
+    return both and found.pooling != config.pooling  # type: ignore[union-attr]
 
 
 def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:

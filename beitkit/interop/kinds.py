@@ -6,10 +6,11 @@ from torch import nn
 
 from beitkit.configs.data import Fit
 from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, VQKDConfig
 from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.kmeans import KMeansTokenizer
 from beitkit.tokenizers.vqkd import VQKD
 
 OUR_NOTE = "beitkit"
@@ -31,6 +32,7 @@ KINDS: dict[str, tuple[type[nn.Module], type]] = {
     "backbone": (FeatureNetwork, BareBackbone),
     "dvae": (DiscreteVAE, DVAEConfig),
     "vqkd": (VQKD, VQKDConfig),
+    "kmeans": (KMeansTokenizer, KMeansConfig),
 }
 """By name in `model.json`: class and config class."""
 
@@ -41,6 +43,7 @@ TASKS: dict[str, str] = {
     "backbone": "features only",
     "dvae": "tokenizing with a discrete VAE",
     "vqkd": "tokenizing with VQ-KD",
+    "kmeans": "tokenizing with k-means of whitened patches",
 }
 """Description of each kind."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from beitkit.configs.model import Pair
 from beitkit.configs.parts import Task
@@ -31,6 +32,7 @@ def load(
     drop_path: float | None = None,
     channels: int | None = None,
     vocabulary: Predicted | None = None,
+    pooling: Literal["mean", "grid"] | None = None,
 ) -> Network:
     """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
@@ -45,13 +47,16 @@ def load(
             that a gray image shown in all of them gives what it gave before.
         vocabulary: visual tokens that a network of task "masked" predicts, or "pixels"; other than the file's, the head is
             freshly initialized, and so are mask token and final norm where the file has none.
+        pooling: what a classifier's head sees: the mean of the patches, or the means of the cells of a coarse grid side by side;
+            None keeps that of a classifier, and is mean for others.
 
     Raises:
         UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot
             be what is asked for.
     """
     checkpoint = read_checkpoint(Path(path))
-    target = Target(task, num_classes, None if classes is None else tuple(classes), image_size, drop_path, channels, vocabulary)
+    names = None if classes is None else tuple(classes)
+    target = Target(task, num_classes, names, image_size, drop_path, channels, vocabulary, pooling)
     try:
         handover = hand_over(checkpoint.config, checkpoint.tensors, target)
         model = build(handover.config, handover.tensors, handover.fresh)

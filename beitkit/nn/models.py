@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig
 from beitkit.contracts import ImageInput, LoadReport, Reader
@@ -100,8 +101,8 @@ class Classifier(nn.Module):
         self.config = config
         self.backbone = Backbone(config.backbone)
         width = config.backbone.width
-        self.fc_norm = nn.LayerNorm(width, eps=config.backbone.norm_eps) if config.pooling == "mean" else None
-        self.head = nn.Linear(width, len(config.classes))
+        self.fc_norm = nn.LayerNorm(width, eps=config.backbone.norm_eps) if config.pooling != "cls" else None
+        self.head = nn.Linear(config.head_width, len(config.classes))
         self.reset_head(head_scale)
 
     def reset_head(self, head_scale: float = 0.001) -> None:
@@ -111,10 +112,16 @@ class Classifier(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(head_scale)
 
-    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """Pooled features, the input of the head."""
+    def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
+        """Pooled features, the input of the head: as many as the network is wide, or with grid pooling that for every cell."""
         features = self.backbone(images)
-        return features.cls if self.fc_norm is None else self.fc_norm(features.patches.mean(1))
+        if self.fc_norm is None:
+            return features.cls
+        if self.config.pooling == "mean":
+            return self.fc_norm(features.patches.mean(1))
+        # Divided by the cells, a head learns as fast as one that sees their mean: n inputs of 1 / n instead of one.
+        cells = grid_means(features, self.config.pool_cells)
+        return self.fc_norm(cells).flatten(1) / cells.shape[1]
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Logits, one per class."""
@@ -183,6 +190,15 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Features:
         """Class token and patches."""
         return self.backbone(images)
+
+
+def grid_means(features: Features, cells: int) -> Float[Tensor, "b m d"]:
+    """Means of the patches in each of m = cells x cells equal parts of the image, in raster order.
+
+    Where the patches cannot be shared out evenly, neighboring parts overlap (as in adaptive average pooling).
+    """
+    patches = features.patches.transpose(1, 2).unflatten(2, features.grid)
+    return F.adaptive_avg_pool2d(patches, cells).flatten(2).transpose(1, 2)
 
 
 def layer_of(backbone: Backbone, name: str) -> int:

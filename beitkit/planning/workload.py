@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from beitkit.configs.model import ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
-from beitkit.configs.tokenizer import DVAEConfig, TokenizerConfig
+from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.contracts import Batch
+from beitkit.interop.kinds import KINDS, kind_of_config
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -23,9 +24,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
 from beitkit.planning.flops import Flops, count_forward, counting
-from beitkit.tokenizers.dvae import DiscreteVAE
-from beitkit.tokenizers.frozen import Encoder
-from beitkit.tokenizers.vqkd import VQKD
+from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork
 
 CPU = torch.device("cpu")
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
@@ -155,9 +154,10 @@ def tokenizer_flops(config: TokenizerConfig, grid: Pair) -> int:
         return counter.get_total_flops()
 
 
-def tokenizer_network(config: TokenizerConfig) -> DiscreteVAE | VQKD:
+def tokenizer_network(config: TokenizerConfig) -> TokenizerNetwork:
     """A tokenizer in eval mode with fresh weights, laid out in memory as `Encoder.laid_out` does."""
-    network = DiscreteVAE(config) if isinstance(config, DVAEConfig) else VQKD(config)
+    network = KINDS[kind_of_config(config)][0](config)
+    assert isinstance(network, TokenizerNetwork)
     return network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] - documented, but not declared
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from beitkit.configs.data import ValueRange
 from beitkit.configs.tokenizer import DVAEConfig
-from beitkit.errors import UserError
+from beitkit.tokenizers.checks import check_ids, check_images
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.tokenizers.geometries import build_parts, initialize, layers_of, without_autocast
 
@@ -69,7 +69,7 @@ class DiscreteVAE(nn.Module):
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d gh gw"]:
         """Input of the code layer, from images in [0, 1]."""
-        self._check(images)
+        check_images(images, self.channels, self.stride)
         first, *between, _ = layers_of(self.encoder)
         x = without_autocast(first, self.normalize(images))
         for layer in between:
@@ -91,10 +91,7 @@ class DiscreteVAE(nn.Module):
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
         """Images in [0, 1] from visual tokens."""
-        if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocabulary):
-            raise UserError(
-                f"token ids reach from {int(ids.min())} to {int(ids.max())}, the tokenizer has codes 0 to {self.vocabulary - 1}"
-            )
+        check_ids(ids, self.vocabulary)
         embedded = F.embedding(ids, self.embeddings).permute(0, 3, 1, 2)  # (b, d, gh, gw)
         if self.codebook is None:
             bias = self._first_decoder_layer().bias
@@ -134,16 +131,3 @@ class DiscreteVAE(nn.Module):
         for layer in layers[1:] if self.codebook is None else layers:
             x = layer(x)
         return x
-
-    def _check(self, images: Tensor) -> None:
-        _, channels, height, width = images.shape
-        if channels != self.channels:
-            raise UserError(
-                f"the images have {channels} channels, the tokenizer was made for {self.channels}; choose another `tokenizer`"
-            )
-        if height % self.stride or width % self.stride or min(height, width) < self.stride:
-            nearest = [max(1, round(side / self.stride)) * self.stride for side in (height, width)]
-            raise UserError(
-                f"images of {height}x{width} pixels do not divide into the tokenizer's cells of {self.stride}x{self.stride}; "
-                f"the nearest `image_size` that does: {nearest[0]}x{nearest[1]}"
-            )

@@ -19,6 +19,7 @@ from beitkit.data.stream import evaluation_stream
 from beitkit.data.tokens.key import CacheKey
 from beitkit.data.views.image import PretrainView
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.kmeans import KMeansTokenizer
 from beitkit.tokenizers.vqkd import VQKD
 from beitkit.train.machine.runtime import Runtime
 
@@ -28,7 +29,7 @@ TRIED_IMAGES = 16
 LEAST_AGREEMENT = 0.995
 """Least share of tokens that have to agree with float32."""
 
-TokenizerNetwork = DiscreteVAE | VQKD
+TokenizerNetwork = DiscreteVAE | VQKD | KMeansTokenizer
 
 
 class Encoder(NamedTuple):

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from beitkit.configs.tokenizer import TokenizerKind
+
 MIN_USED_SHARE = 0.75
 MAX_COMMONEST_SHARE = 0.6
 """Half of Fashion-MNIST is empty background, which should be one code; above this share, always predicting it is too good."""
@@ -77,8 +79,32 @@ class Diagnosis(NamedTuple):
     advice: str
 
 
-def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
+class Advice(NamedTuple):
+    """What to do about a problem of one kind of tokenizer."""
+
+    dead: str
+    dominates: str
+    poor: str | None
+    """None where the reconstructions say nothing about the tokens."""
+
+
+ADVICE: dict[TokenizerKind, Advice] = {
+    "dvae": Advice(
+        "Train longer, keep revival and the start from data on, or use a smaller vocabulary.",
+        "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
+        "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
+    ),
+    "kmeans": Advice(
+        "Use a smaller vocabulary, or images and crops (`view`) more like those that are judged.",
+        "Crop away empty borders, or use a larger margin.",
+        None,
+    ),
+}
+
+
+def diagnose(statistics: UsageStatistics, psnr: float, kind: TokenizerKind = "dvae") -> list[Diagnosis]:
     """Problems of a tokenizer with this code usage and reconstruction quality (dB); empty if there are none."""
+    advice = ADVICE[kind]
     found: dict[Diagnosis, bool] = {
         Diagnosis(
             "vocabulary too large for so few patches",
@@ -88,17 +114,17 @@ def diagnose(statistics: UsageStatistics, psnr: float) -> list[Diagnosis]:
         Diagnosis(
             "codes dead",
             f"{statistics.dead_codes:,} of {statistics.vocabulary:,} codes were never chosen.",
-            "Train longer, keep revival and the start from data on, or use a smaller vocabulary.",
+            advice.dead,
         ): statistics.used_share < MIN_USED_SHARE,
         Diagnosis(
             "one token dominates",
             f"Code {statistics.commonest_code} is {statistics.commonest_share:.0%} of all tokens: guessing it pays.",
-            "Crop away empty borders, use a smaller stride or a larger vocabulary, or lower the KL weight.",
+            advice.dominates,
         ): statistics.commonest_share > MAX_COMMONEST_SHARE,
         Diagnosis(
             "reconstruction poor",
             f"Images decoded from their own tokens have {psnr:.1f} dB PSNR, less than {MIN_PSNR:.0f}.",
-            "Train longer, or use a larger vocabulary, more hidden channels or a smaller stride.",
-        ): psnr < MIN_PSNR,
+            advice.poor or "",
+        ): advice.poor is not None and psnr < MIN_PSNR,
     }
     return [diagnosis for diagnosis, is_found in found.items() if is_found]

@@ -15,6 +15,7 @@ from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import UserError
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load
+from beitkit.interop.save import save
 from beitkit.nn.models import FeatureNetwork
 from beitkit.nn.resize import resize_absolute_positions, resize_relative_positions
 
@@ -102,6 +103,20 @@ def test_other_classes_mean_a_fresh_head(saved: Any) -> None:
         assert model.load_report.counts()["fresh"] == 2
         assert torch.equal(model.fc_norm.weight, classifier.fc_norm.weight)
         assert float(model.head.weight.detach().abs().max()) < 1e-4
+
+
+def test_another_pooling_means_a_fresh_head(saved: Any, tmp_path: Path) -> None:
+    before, path = saved("classify")
+    model = load(path, pooling="grid")
+    assert fresh_tensors(model) == {"head.weight", "head.bias"}
+    assert model.config.classes == before.config.classes
+    assert model.head.in_features == 16 * before.head.in_features
+    assert torch.equal(model.fc_norm.weight, before.fc_norm.weight)
+    save_native(model, tmp_path / "grid")
+    again = load(tmp_path / "grid", pooling="grid", image_size=96)
+    assert fresh_tensors(again) == set(), "the head of a coarse grid serves images of any size"
+    with pytest.raises(UserError, match="the timm format has no grid pooling"):
+        save(model, tmp_path / "timm", format="timm")
 
 
 def test_numbered_classes_can_be_given_names(saved: Any, tmp_path: Path) -> None:
@@ -239,6 +254,8 @@ def test_drop_path(saved: Any) -> None:
         ),
         ("segment", {"task": "masked"}, "needs vocabulary=, .* because the file is for semantic segmentation"),
         ("masked", {"task": "classify", "num_classes": 2, "vocabulary": 8}, "say task='masked' with it"),
+        ("masked", {"pooling": "grid"}, "pooling= is of a classifier"),
+        ("masked", {"task": "segment", "num_classes": 2, "pooling": "grid"}, "pooling= is of a classifier"),
     ],
 )
 def test_wishes_that_cannot_be_met(name: str, wish: dict[str, Any], message: str, saved: Any) -> None:

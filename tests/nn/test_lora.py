@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +18,16 @@ from beitkit.nn.models import Classifier
 RANK, ALPHA = 3, 6.0
 
 
-def classifier() -> Classifier:
+def classifier(key_bias: bool = False) -> Classifier:
     backbone = BackboneConfig.named("nano/8", image_size=16, relative_positions="per_block", layer_scale=None, final_norm=False)
+    backbone = replace(backbone, key_bias=key_bias)
     return Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b")), head_scale=1.0)
 
 
-def adapted() -> tuple[Classifier, Classifier]:
+def adapted(key_bias: bool = False) -> tuple[Classifier, Classifier]:
     """A network, and the same one with adapters that have learned something."""
     torch.manual_seed(0)
-    plain = classifier()
+    plain = classifier(key_bias)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():  # biases and position tables that are not zero
             if parameter.ndim == 1 or "table" in name:
@@ -65,10 +67,11 @@ def test_gradients_are_those_of_the_dense_weight_projected() -> None:
     assert layer.bias.grad is None
 
 
-def test_merged_equals_unmerged_and_has_the_ordinary_names() -> None:
-    plain, light = adapted()
+@pytest.mark.parametrize("key_bias", [False, True])
+def test_merged_equals_unmerged_and_has_the_ordinary_names(key_bias: bool) -> None:
+    plain, light = adapted(key_bias)
     images = torch.randn(3, 3, 16, 16)
-    merged = classifier().eval()
+    merged = classifier(key_bias).eval()
     merged.load_state_dict(merged_state(light), strict=True)
     with torch.no_grad():
         torch.testing.assert_close(merged(images), light(images), rtol=1e-6, atol=1e-6)

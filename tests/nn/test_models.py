@@ -337,3 +337,30 @@ def test_wrong_use_is_one_clear_line(golden_mask: Tensor) -> None:
         ClsBranchConfig(early_layer=0)
     with pytest.raises(UserError, match="mask_token=True"):
         replace(masked_model().config, backbone=small())
+
+
+def test_grid_pooling_puts_the_means_of_the_cells_side_by_side() -> None:
+    backbone = BackboneConfig(width=8, depth=1, heads=2, hidden=16, image_size=(24, 16), patch=(4, 4), final_norm=False)
+    model = Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"), pooling="grid", pool_cells=2)).eval()
+    images = torch.rand(3, 3, 24, 16)
+    with torch.no_grad():
+        patches = model.backbone(images).patches  # 6 rows of 4
+        assert model.fc_norm is not None
+        cells = []
+        for rows in (range(3), range(3, 6)):
+            for columns in (range(2), range(2, 4)):
+                cells.append(
+                    model.fc_norm(torch.stack([patches[:, 4 * row + column] for row in rows for column in columns]).mean(0))
+                )
+        expected = model.head(torch.cat(cells, dim=1) / 4)
+        torch.testing.assert_close(model(images), expected)
+    assert model.head.weight.shape == (2, 32)
+
+
+def test_grid_pooling_with_equal_weights_for_all_cells_is_mean_pooling_of_normalized_cells() -> None:
+    backbone = BackboneConfig(width=8, depth=1, heads=2, hidden=16, image_size=(16, 16), patch=(4, 4), final_norm=False)
+    grid = Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"), pooling="grid", pool_cells=1)).eval()
+    mean = Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"))).eval()
+    mean.load_state_dict(grid.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(grid(images), mean(images))

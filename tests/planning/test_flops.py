@@ -19,7 +19,7 @@ from beitkit.configs.model import (
     Pair,
     SegmenterConfig,
 )
-from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, KMeansConfig, TokenizerConfig, VQKDConfig
 from beitkit.planning.flops import Flops
 from beitkit.planning.workload import TrainedConfig, Workload, network_flops, tokenizer_flops
 
@@ -103,9 +103,11 @@ def backbone_form(config: BackboneConfig) -> Flops:
     )
 
 
-def tokenizer_form(config: DVAEConfig | VQKDConfig, grid: Pair) -> int:
+def tokenizer_form(config: TokenizerConfig, grid: Pair) -> int:
     if isinstance(config, DVAEConfig):
         return sum(convolution.flops for convolution in encoder_convolutions(config, grid))
+    if isinstance(config, KMeansConfig):
+        return 2 * grid[0] * grid[1] * config.channels * (config.stride + 2 * config.margin) ** 2 * config.vocabulary
     tokens, width = grid[0] * grid[1], config.encoder.width
     task_layer = 2 * tokens * width * (width + config.code_dim)
     return backbone_form(config.encoder).forward + task_layer + 2 * tokens * config.code_dim * config.vocabulary
@@ -196,13 +198,14 @@ def test_a_step_takes_what_the_counter_counts(workload: Workload) -> None:
         *((config, (3, 4)) for config in PUBLISHED_DVAES.values()),
         (DVAEConfig(vocabulary=30, hidden=40, stride=4, channels=1), (3, 4)),
         (DVAEConfig(vocabulary=30, hidden=128, stride=8), (3, 4)),
+        (KMeansConfig(vocabulary=30, stride=4, margin=3, channels=2), (3, 4)),
         (VQKDConfig(encoder=BackboneConfig(**SHAPE), vocabulary=30, code_dim=6), (3, 4)),
         (PUBLISHED_DVAES["dalle"], (14, 14)),
         (VQKDConfig(encoder=BackboneConfig.named("base/16", mask_token=False), vocabulary=8192, code_dim=32), (14, 14)),
     ],
-    ids=["dalle", "beit", "light/4", "light/8", "vqkd", "dalle at 112", "vqkd base"],
+    ids=["dalle", "beit", "light/4", "light/8", "kmeans", "vqkd", "dalle at 112", "vqkd base"],
 )
-def test_a_tokenizer_takes_what_the_closed_form_says(config: DVAEConfig | VQKDConfig, grid: Pair) -> None:
+def test_a_tokenizer_takes_what_the_closed_form_says(config: TokenizerConfig, grid: Pair) -> None:
     assert tokenizer_flops(config, grid) == tokenizer_form(config, grid)
 
 

@@ -57,6 +57,12 @@ def test_diagnoses_by_name(statistics: UsageStatistics, psnr: float, names: list
     assert all(text.endswith(".") for diagnosis in found for text in diagnosis[1:])
 
 
+def test_reconstructions_of_kmeans_are_not_judged() -> None:
+    found = diagnose(make(used=3, commonest=0.95), 9.0, "kmeans")
+    assert [diagnosis.name for diagnosis in found] == ["codes dead", "one token dominates"]
+    assert not any("KL" in diagnosis.advice or "Train" in diagnosis.advice for diagnosis in found)
+
+
 def test_a_diagnosis_names_the_numbers() -> None:
     (found,) = diagnose(make(tokens=1000), 22.0)
     assert "1,000 patches" in found.finding

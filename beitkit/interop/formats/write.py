@@ -17,7 +17,7 @@ from torch import Tensor
 
 from beitkit.configs.codec import to_json
 from beitkit.configs.data import IMAGENET
-from beitkit.configs.model import NORM_EPS, MaskedImageModelConfig, SegmenterConfig
+from beitkit.configs.model import NORM_EPS, ClassifierConfig, MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.parts import CheckpointFormat
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
@@ -66,6 +66,8 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
         UserError: if the format cannot hold this network.
     """
     writer, kind = WRITERS[file_format], kind_of_config(config)
+    if isinstance(config, ClassifierConfig) and config.pooling == "grid" and file_format != "native":
+        raise UserError(f"the {file_format} format has no grid pooling; use native, or fine-tune with `pooling='mean'`")
     # The official layout is also that of EVA and data2vec, which regress features.
     is_held = file_format == "native" or (file_format == "microsoft" and getattr(config, "features", None) is not None)
     if isinstance(config, MaskedImageModelConfig) and config.vocabulary is None and not is_held:

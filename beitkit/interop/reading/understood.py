@@ -81,13 +81,24 @@ def with_usual_positions(official: State, image_size: Pair | None) -> State:
     stored = official.get("pos_embed")
     if stored is None:
         return official
-    if len(stored.shape) == 2:
-        shape, reason = (1, stored.shape[0] - 2, stored.shape[1]), "without the two rows that are never looked up"
-        usual = replace(stored, shape=shape, read=lambda: stored.read()[2:].unsqueeze(0), fate="split", reason=reason)
-    elif "blocks.0.attn.qkv.bias" in official and stored.shape[1] == _patches(official, image_size, stored.shape[1]):
-        shape, reason = (1, stored.shape[1] + 1, stored.shape[2]), "a row of zeros for the class token, which has no position"
-        read = lambda: functional.pad(stored.read(), (0, 0, 1, 0))  # noqa: E731
-        usual = replace(stored, shape=shape, read=read, fate="expanded", reason=reason)
+    rows, width = stored.shape[-2:] if len(stored.shape) > 1 else (0, 0)
+    is_plain_vit = "blocks.0.attn.qkv.bias" in official and len(stored.shape) == 3
+    if len(stored.shape) == 2 and rows > 2:
+        usual = replace(
+            stored,
+            shape=(1, rows - 2, width),
+            read=lambda: stored.read()[2:].unsqueeze(0),
+            fate="split",
+            reason="without the two rows that are never looked up",
+        )
+    elif is_plain_vit and rows == _patches(official, image_size, rows):
+        usual = replace(
+            stored,
+            shape=(1, rows + 1, width),
+            read=lambda: functional.pad(stored.read(), (0, 0, 1, 0)),
+            fate="expanded",
+            reason="a row of zeros for the class token, which has no position",
+        )
     else:
         return official
     return official | {"pos_embed": usual}
@@ -96,7 +107,7 @@ def with_usual_positions(official: State, image_size: Pair | None) -> State:
 def _patches(official: State, image_size: Pair | None, rows: int) -> int:
     """How many patches an image has; without its size, the largest square of at most `rows`."""
     kernel = official.get("patch_embed.proj.weight")
-    if image_size is None or kernel is None:
+    if image_size is None or kernel is None or len(kernel.shape) != 4:
         return math.isqrt(rows) ** 2
     return (image_size[0] // kernel.shape[2]) * (image_size[1] // kernel.shape[3])
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
-from beitkit.configs.model import ImageSizeOrNone, SizeName
+from beitkit.configs.model import ImageSizeOrNone, Pooling, SizeName
 from beitkit.configs.parts import Flat, NetworkConfig, check_start
 from beitkit.configs.train import (
     Freeze,
@@ -24,6 +24,7 @@ from beitkit.configs.train import (
     check_light,
     check_scratch,
 )
+from beitkit.errors import UserError
 
 
 @config(kw_only=False)
@@ -48,8 +49,9 @@ class FinetuneRun:
     """Size of the network, from scratch without `model`."""
     patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
-    pooling: Literal["mean", "cls"] | None = None
-    """From scratch without `model`: the head sees the mean of the patches (None takes it) or the class token."""
+    pooling: Pooling | None = None
+    """What the head sees: mean is the average of the patches, grid the averages of 4x4 parts of the image side by side, which
+    keeps where something is; cls, from scratch without `model`, the class token. None is chosen."""
     image_size: ImageSizeOrNone = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     channels: Channels | None = later(None)
@@ -90,7 +92,9 @@ class FinetuneRun:
     columns: ColumnsConfig = later(ColumnsConfig())
 
     def __post_init__(self) -> None:
-        described = {"size": self.size, "patch": self.patch, "pooling": self.pooling}
+        if self.model is not None and self.pooling == "cls":
+            raise UserError("`pooling='cls'` is for a network from scratch without `model`; give mean or grid, or leave it out")
+        described = {"size": self.size, "patch": self.patch}
         check_start(self.model, self.scratch, self.network, described)
         check_light(self.light, self.freeze)
         if self.scratch:

@@ -203,6 +203,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
             image_size=config.image_size,
             drop_path=config.drop_path,
             channels=pixels.channels,
+            pooling=None if config.pooling == "cls" else config.pooling,
         )
         assert isinstance(loaded, Classifier)
         model = loaded

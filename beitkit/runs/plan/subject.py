@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from beitkit.configs.model import SIZES, ClassifierConfig, SegmenterConfig
 from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
-from beitkit.configs.tokenizer import PUBLISHED_DVAES, DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import PUBLISHED_DVAES, TokenizerConfig
 from beitkit.configs.train import resolved
 from beitkit.data.views.masking import masker
 from beitkit.errors import UserError
@@ -122,7 +122,7 @@ def _workload(config: PlanRun, run: AnyRun) -> Workload:
     return Workload(network=segmenter, loss=run.loss)
 
 
-def _tokenizer(config: PlanRun) -> DVAEConfig | VQKDConfig:
+def _tokenizer(config: PlanRun) -> TokenizerConfig:
     if config.tokenizer in PUBLISHED_DVAES:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)

@@ -98,12 +98,10 @@ class Session:
             UserError: if the folder holds something else, or an input is not what the run began with (see `RunFolder`), or the
                 configuration does not fit the images (see `make_schedule`).
         """
-        folder = RunFolder(config.out, verb, config, runtime.processes)
-        journal = Journal(folder.journal, is_main=runtime.is_main)
-        if folder.is_finished():
-            journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+        opened = open_folder(verb, config, runtime, inputs)
+        if opened is None:
             return None
-        folder.pin(**inputs)
+        folder, journal = opened
         training = Training(
             schedule=make_schedule(config.train, config.loop, config.optim, images, default_epochs=default_epochs),
             loop=config.loop,
@@ -112,15 +110,7 @@ class Session:
             journal=journal,
             checkpoints=folder.checkpoints,
         )
-        reading = Reading(
-            batch_size=resolved(config.train.batch_size),
-            workers=config.machine.workers,
-            device=runtime.device,
-            max_broken=config.read.max_broken,
-            report=folder.note_broken,
-            list_file=folder.broken_list,
-        )
-        return cls(folder, training, reading)
+        return cls(folder, training, reading_of(config, folder, runtime))
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -136,10 +126,44 @@ class Session:
 
     def finish(self, model: Network | TokenizerNetwork, next_command: str) -> None:
         """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
-        if self.training.runtime.is_main:
-            save_native(model.cpu(), self.folder.path)
-        self.training.runtime.processes.barrier()
-        self.say(f"done: {self.folder.path} (report.html shows it). Next: {next_command}")
+        save_result(self.folder, self.training.runtime, self.training.journal, model, next_command)
+
+
+def open_folder(verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str]) -> tuple[RunFolder, Journal] | None:
+    """A run's folder, made or opened to continue, and its journal; None if the run is finished, which is then said.
+
+    Raises:
+        UserError: if the folder holds something else, or an input is not what the run began with (see `RunFolder`).
+    """
+    folder = RunFolder(config.out, verb, config, runtime.processes)
+    journal = Journal(folder.journal, is_main=runtime.is_main)
+    if folder.is_finished():
+        journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
+        return None
+    folder.pin(**inputs)
+    return folder, journal
+
+
+def reading_of(config: TrainingRun, folder: RunFolder, runtime: Runtime) -> Reading:
+    """How a run reads its images."""
+    return Reading(
+        batch_size=resolved(config.train.batch_size),
+        workers=config.machine.workers,
+        device=runtime.device,
+        max_broken=config.read.max_broken,
+        report=folder.note_broken,
+        list_file=folder.broken_list,
+    )
+
+
+def save_result(
+    folder: RunFolder, runtime: Runtime, journal: Journal, model: Network | TokenizerNetwork, next_command: str
+) -> None:
+    """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
+    if runtime.is_main:
+        save_native(model.cpu(), folder.path)
+    runtime.processes.barrier()
+    journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
 
 
 def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:

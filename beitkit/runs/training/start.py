@@ -11,12 +11,13 @@ import torch
 
 from beitkit.configs.train import Freeze, LightConfig, OptimConfig, Part, TrainConfig
 from beitkit.errors import UserError
-from beitkit.interop.kinds import Network
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.lora import add_adapters
+from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.train.optim import Group, layered_groups
 
-Model = TypeVar("Model", bound=Network)
+Model = TypeVar("Model", bound=MaskedImageModel | Classifier | Segmenter)
 
 NAMES: dict[Part, str] = {
     "patch_embed": r"patch_embed\.",
@@ -25,7 +26,7 @@ NAMES: dict[Part, str] = {
     "blocks": r"blocks\.",
     "attn": r"blocks\.\d+\.attn\.(?!relative_position_bias_table)",
     "mlp": r"blocks\.\d+\.mlp\.",
-    "norms": r"blocks\.\d+\.norm[12]\.",
+    "norms": r"blocks\.\d+\.(?:norm[12]|attn\.norm|mlp\.norm)\.",
 }
 """The beginnings of a part's names in a backbone, as patterns."""
 ABOVE = r"norm\."

@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import beitkit
 from beitkit.configs.model import BackboneConfig
-from beitkit.configs.tokenizer import DVAEConfig, VQKDConfig
+from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, VQKDConfig
 from beitkit.errors import UserError
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.load import load, load_tokenizer
 from beitkit.system import peak_resident_bytes, reset_peak_memory
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.kmeans import KMeansTokenizer
 from beitkit.tokenizers.vqkd import VQKD
 
 TOKENIZERS: dict[str, Callable[[], Any]] = {
@@ -28,6 +29,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
     "dalle": lambda: DiscreteVAE(
         DVAEConfig(geometry="dalle", vocabulary=16, hidden=16, codebook_dim=8, reconstruction="logit_laplace")
     ),
+    "kmeans": lambda: KMeansTokenizer(KMeansConfig(vocabulary=16, stride=4, channels=2)),
     "vqkd": lambda: VQKD(
         VQKDConfig(
             encoder=BackboneConfig(

@@ -137,7 +137,7 @@ def test_mixing_waits_for_a_long_run_on_many_images() -> None:
         ({"scratch": True}, "nothing says which network"),
         ({"size": "base"}, "nothing says which network"),
         ({"model": Path("pre"), "scratch": True, "size": "base"}, "`size` describes a network for `scratch`, but `model='pre'`"),
-        ({"model": Path("pre"), "pooling": "cls"}, "`pooling` describes"),
+        ({"model": Path("pre"), "pooling": "cls"}, "`pooling='cls'` is for a network from scratch"),
         ({"model": Path("pre"), "network": NetworkConfig(positions="none")}, "`network` describes"),
         ({"model": Path("pre"), "crop_share": 1.5}, r"`crop_share` must lie in \(0, 1\], got 1.5"),
         ({"model": Path("pre"), "drop_path": 1.3}, r"`drop_path` must lie in \[0, 1\), got 1.3"),

@@ -84,6 +84,18 @@ def test_it_learns_a_tiny_set_and_the_config_is_resolved(configured: Callable[..
     assert again == result
 
 
+def test_a_head_that_sees_a_grid_learns_from_scratch_and_from_a_checkpoint(configured: Callable[..., FinetuneRun]) -> None:
+    length = TrainConfig(steps=40, batch_size=8, lr=1e-3)
+    result = finetune.run(configured("grid", pooling="grid", train=length))
+    described = {"scratch": False, "size": None, "patch": None, "model": result.folder}
+    for folder in (result.folder, finetune.run(configured("on", **described, pooling="mean", train=length)).folder):
+        assert json.loads((folder / "result.json").read_text())["top1"] == 1
+    again = finetune.run(configured("again", **described | {"model": result.folder.parent / "on"}, pooling="grid", train=length))
+    model = beitkit.load(again.folder)
+    assert isinstance(model, beitkit.Classifier)
+    assert model.head.in_features == 16 * model.config.backbone.width
+
+
 def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     configured: Callable[..., FinetuneRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:

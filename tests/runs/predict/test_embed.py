@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import beitkit
+from beitkit.configs.model import BackboneConfig, BareBackbone
+from beitkit.data.reader import ImageReader
 
 Command = Callable[..., int]
 
@@ -43,6 +45,28 @@ def test_an_array_with_its_paths(world: Path, images: Path, tmp_path: Path, comm
         if not row["error"]:
             with torch.no_grad():
                 np.testing.assert_allclose(values, model.features(model.reader([row["path"]]))[0], atol=1e-5)
+
+
+def test_a_plain_vit_without_a_head(
+    world: Path, images: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its class token after the last norm, as DINO's is used; it is probed, and names nothing."""
+    backbone = BackboneConfig(
+        width=24, depth=4, heads=2, hidden=48, image_size=(32, 32), patch=(8, 8), relative_positions="none",
+        absolute_positions=True, layer_scale=None, key_bias=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = beitkit.FeatureNetwork(BareBackbone(backbone=backbone)).eval()
+    beitkit.save(model, tmp_path / "dino")
+    out = tmp_path / "features.npy"
+    assert command("embed", images, "--model", tmp_path / "dino", "--pool", "cls", "--out", out, "--precision", "float32") == 0
+    files = [path for path in sorted(images.iterdir()) if path.suffix == ".png"]
+    with torch.no_grad():
+        expected = model(ImageReader.of(backbone, model.config.preprocessing)(files)).cls
+    np.testing.assert_allclose(np.load(out)[1:], expected, atol=1e-5)
+    assert command("probe", world / "new", "--model", tmp_path / "dino") == 0
+    assert command("predict", images, "--model", tmp_path / "dino") == 2
+    assert "holds a FeatureNetwork, which names nothing in images" in capsys.readouterr().err
 
 
 def test_a_table_with_nested_lists(world: Path, images: Path, tmp_path: Path, command: Command) -> None:

@@ -90,6 +90,16 @@ def test_parts_of_the_blocks() -> None:
     assert learning(classifier()) - learning(model) == {f"{block}.attn.relative_position_bias_table" for block in BLOCKS}
 
 
+def test_norms_inside_attention_and_mlp_are_norms_as_well() -> None:
+    config = replace(BackboneConfig.named("nano/8", image_size=16, final_norm=False), key_bias=True, sub_norm=True)
+    model = Start.of(
+        lambda: Classifier(ClassifierConfig(backbone=config, classes=("a", "b"))), configured(freeze=("norms",))
+    ).model
+    kept = {name for name, _ in model.named_parameters()} - learning(model)
+    norms = ("norm1", "norm2", "attn.norm", "mlp.norm")
+    assert kept == {f"{block}.{norm}.{kind}" for block in BLOCKS for norm in norms for kind in ("weight", "bias")}
+
+
 def test_adapters_in_the_blocks_that_learn() -> None:
     start = Start.of(masked, configured(light=LightConfig(lora_rank=2, train_blocks="last:2")))
     layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")

@@ -1,0 +1,83 @@
+"""Training of a discrete VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from beitkit.configs.model import by
+from beitkit.contracts import Batch
+from beitkit.evaluation.tokens import TokenizerQuality
+from beitkit.objectives.reconstruct import Reconstruct
+from beitkit.report.sections import TrainingReport
+from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.tokenizer.images import RunImages, in_unit_range
+from beitkit.runs.tokenizer.report import Judgement, facts, next_command, show_tokens
+from beitkit.runs.training.session import Session, start_run
+from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.train.loop import fit
+from beitkit.train.optim import parameter_groups
+
+DEFAULT_EPOCHS = 20
+
+
+def run(config: TokenizerRun) -> Path:
+    """Train or continue one; returns its run folder."""
+    config, runtime = start_run(config)
+    images = RunImages.of(config)
+    files = images.files
+    session = Session.begin("tokenizer", config, runtime, images.inputs(), images=len(files), default_epochs=DEFAULT_EPOCHS)
+    if session is None:
+        return config.out
+    torch.manual_seed(config.train.seed)
+    objective = Reconstruct(DiscreteVAE(images.fitted(config.dvae)), config.reconstruct).to(runtime.device)
+    tokenizer, schedule = objective.tokenizer, session.training.schedule
+    for line in images.pixels.lines:
+        session.say(line)
+    session.say(
+        f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}, at {by(images.size)}; "
+        f"{len(files)} images, {schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
+    )
+    dataset = images.dataset()
+
+    def batches(first: int) -> Iterator[Batch]:
+        return in_unit_range(session.batches(dataset, first))
+
+    quality = images.quality(tokenizer, session.reading)
+    groups = parameter_groups(objective, config.optim.weight_decay)
+    fit(objective, batches, groups, session.training, [quality], session.best("tokenizer/psnr", tokenizer))
+    if runtime.is_main:
+        judgement = Judgement.of(quality, "dvae")
+        judgement.warn(session.say)
+        _report(session, tokenizer, quality, judgement, len(files))
+    session.finish(tokenizer, next_command(config))
+    return config.out
+
+
+@torch.no_grad()
+def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality, judgement: Judgement, images: int) -> None:
+    config = tokenizer.config
+    report = TrainingReport("Tokenizer", session.folder.path)
+    report.facts(facts(f"discrete VAE, {config.geometry}", config, images, session.training.runtime, session.folder))
+    report.normal(judgement.lines())
+    show_tokens(report, tokenizer, quality)
+    report.section("Learning")
+    caption = f"Training loss per pixel and channel ({config.reconstruction})."
+    report.curves({"reconstruction": "reconstruction"}, caption, title="Reconstruction loss", y_label="loss")
+    report.curves(
+        {"perplexity": "perplexity"},
+        "How many equally common codes would be as varied as those of a batch.",
+        title="Perplexity of the codes",
+        y_label="codes",
+        references=[("all codes equally common", config.vocabulary)],
+    )
+    report.curves(
+        {"KL to uniform": "kl"},
+        f"How certain the encoder is of its choice; at most ln {config.vocabulary}. Last reconstruction loss: "
+        f"{report.last('reconstruction'):.4g}.",
+        title="KL to uniform",
+        y_label="nats",
+    )
+    report.finish()

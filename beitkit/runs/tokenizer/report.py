@@ -1,0 +1,87 @@
+"""What the reports of all kinds of tokenizers share: facts, judgement, and images beside their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
+from beitkit.evaluation.tokens import TokenizerQuality
+from beitkit.report.images import token_map
+from beitkit.report.normal import Line, tokenizer_lines
+from beitkit.report.sections import TrainingReport
+from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.system import quoted
+from beitkit.tokenizers.frozen import TokenizerNetwork
+from beitkit.tokenizers.health import Diagnosis, UsageStatistics, diagnose
+from beitkit.train.folder import RunFolder
+from beitkit.train.machine.runtime import Runtime
+
+SHOWN_IMAGES = 8
+
+
+class Judgement(NamedTuple):
+    """How well a finished tokenizer does."""
+
+    statistics: UsageStatistics
+    psnr: float
+    problems: list[Diagnosis]
+
+    @classmethod
+    def of(cls, quality: TokenizerQuality, kind: TokenizerKind) -> Judgement:
+        """Measure it."""
+        psnr = dict(quality.run())["psnr"]
+        statistics = quality.usage.statistics()
+        return cls(statistics, psnr, diagnose(statistics, psnr, kind))
+
+    def warn(self, say: Callable[[str], None]) -> None:
+        """Say what is wrong."""
+        for problem in self.problems:
+            say(f"warning: {problem.name}: {problem.finding} {problem.advice}")
+
+    def lines(self) -> list[Line]:
+        """For "Is this normal?"."""
+        return tokenizer_lines(
+            self.problems,
+            vocabulary=self.statistics.vocabulary,
+            codes_used=self.statistics.codes_used,
+            perplexity=self.statistics.perplexity,
+            commonest_share=self.statistics.commonest_share,
+            psnr=self.psnr,
+        )
+
+
+def facts(
+    network: str, config: DVAEConfig | KMeansConfig, images: int, runtime: Runtime, folder: RunFolder
+) -> list[tuple[str, str]]:
+    """The page's head; `network` says what kind of tokenizer it is."""
+    return [
+        ("Network", network),
+        ("Codes", f"{config.vocabulary:,}, one for {config.stride}x{config.stride} pixels"),
+        ("Images", f"{images:,}"),
+        ("Device", runtime.describe()),
+        *folder.broken_facts(),
+    ]
+
+
+def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: TokenizerQuality) -> None:
+    """Some of the images that it was judged on, their tokens, and what is decoded from these."""
+    report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
+    batch = next(iter(quality.batches()))
+    shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
+    ids = tokenizer.encode(shown)
+    report.images(
+        {
+            "original": shown.cpu(),
+            "tokens": torch.stack([token_map(row, tokenizer.vocabulary) for row in ids]),
+            "reconstruction": tokenizer.decode(ids).cpu(),
+        },
+        "Images, their tokens (one color a code), and what is decoded from the tokens.",
+    )
+
+
+def next_command(config: TokenizerRun) -> str:
+    """What one does with a finished tokenizer."""
+    return f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.out)} --out ..."
