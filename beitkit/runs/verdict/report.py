@@ -84,11 +84,16 @@ def _row(entry: Entrant) -> dict[str, Any]:
 def print_result(verdict: Verdict, images: Path, out: Path, best: Path) -> None:
     """The table and what to take from it, on stdout; `best` is a run of the best start."""
     table(verdict).print()
+    print_sentences(verdict)
+    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(images)} --model {quoted(best)}")
+
+
+def print_sentences(verdict: Verdict) -> None:
+    """What to take from the table, on stdout."""
     for contest in verdict.contests:
         for sentence in (contest.sentence, *_sentences(contest)):
             print(f"{_where(contest, verdict)}{sentence}")
     print(f"{verdict.claim.text}.")
-    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(images)} --model {quoted(best)}")
 
 
 def _sentences(contest: Contest) -> list[str]:
