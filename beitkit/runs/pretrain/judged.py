@@ -15,7 +15,7 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.report.journal import read_journal, series
 from beitkit.report.normal import Line
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.init import Beginning
+from beitkit.runs.pretrain.init import StartRecord
 from beitkit.train.machine.runtime import Runtime
 
 LABELED_IMAGES = 2_000
@@ -53,7 +53,7 @@ def probe_of(model: MaskedImageModel, files: ImageList, reading: Reading, runtim
     )
 
 
-class Outcome(NamedTuple):
+class Judgment(NamedTuple):
     """What a run with `init` came to."""
 
     metric: str
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
     """Labeled images that the probe is judged on; 0 where the masked loss is."""
 
     @classmethod
-    def of(cls, journal: Path, beginning: Beginning, labeled: ImageList | None) -> Outcome:
+    def of(cls, journal: Path, beginning: StartRecord, labeled: ImageList | None) -> Judgment:
         """Of a run whose training is done."""
         metric = MASKED if labeled is None else PROBED
         points = series(read_journal(journal), metric, "evaluate")

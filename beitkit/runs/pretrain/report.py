@@ -17,7 +17,7 @@ from beitkit.report.charts import Reference
 from beitkit.report.images import png_bytes, sheet
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
 from beitkit.report.sections import TrainingReport
-from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome
+from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment
 from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, Setup
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import Encoder
@@ -37,7 +37,7 @@ def write_report(
     encoder: Encoder | None,
     runtime: Runtime,
     saved: str | None = None,
-    outcome: Outcome | None = None,
+    outcome: Judgment | None = None,
 ) -> None:
     """Write report.html and reconstructions.png of a run whose training is done.
 
@@ -103,7 +103,7 @@ def network_words(setup: Setup) -> str:
     return f"{name}/{backbone.patch[0]} at {by(backbone.image_size)}"
 
 
-def _start_curves(report: TrainingReport, setup: Setup, outcome: Outcome) -> None:
+def _start_curves(report: TrainingReport, setup: Setup, outcome: Judgment) -> None:
     """What the run was judged by, from before the first step on, against the start."""
     if outcome.metric == PROBED:
         _probe_curves(report, [("linear probe of the start", outcome.start)])
