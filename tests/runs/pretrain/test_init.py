@@ -225,7 +225,7 @@ def test_labels_without_init_are_watched(world: Path, tmp_path: Path) -> None:
     assert not (run / "result.json").exists()
 
 
-@pytest.mark.parametrize("cut", [0, 1, 3, 5])
+@pytest.mark.parametrize("cut", [0, 3])
 def test_a_run_that_is_cut_goes_on_bit_for_bit(cut: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {
         "tokenizer": world / "other",
