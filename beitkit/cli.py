@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
+from beitkit.terminal import one_line
 from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.verbs import VERBS, option_names
 from beitkit.version import __version__
@@ -249,5 +250,5 @@ def _kept(verb: str) -> str:
 
 
 def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
-    print(f"beitkit{f' (process {process})' if process else ''}: {message}", file=sys.stderr)
+    print(f"beitkit{f' (process {process})' if process else ''}: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from beitkit.errors import UserError
+from beitkit.terminal import printed_harmless
 
 
 class Entry(NamedTuple):
@@ -129,6 +130,13 @@ VERBS = {
         "what is each part of BEiT worth on your images?",
         trains=True,
     ),
+    "verdict": Entry(
+        "verdict",
+        "VerdictRun",
+        "labeled/ --from scratch runs/pre beit.pth",
+        "which start is best, with simple methods beside",
+        trains=True,
+    ),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes"),
     "plan": Entry(
         "plan", "PlanRun", "--recipe NAME --images 1_281_167 --gpus 8", "steps, memory, time and cost, before anything is spent"
@@ -145,6 +153,8 @@ def option_names(config: type[Any]) -> dict[str, str]:
     """
     from tyro.conf import Positional  # here, because the overview does without
 
+    from beitkit.configs.parts import From
+
     hints = get_type_hints(config, include_extras=True)
     names: dict[str, str] = {}
     for field in fields(config):
@@ -153,6 +163,8 @@ def option_names(config: type[Any]) -> dict[str, str]:
             names |= option_names(get_args(hint)[0])
         elif Positional in get_args(hint):
             names[field.name] = field.name.upper()
+        elif From in get_args(hint):
+            names[field.name] = "--from"
         else:
             names[field.name] = f"--{field.name.replace('_', '-')}"
             inner = option_names(hint) if is_dataclass(hint) and isinstance(hint, type) else {}
@@ -163,11 +175,13 @@ def option_names(config: type[Any]) -> dict[str, str]:
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does, its images being no larger than its `read.max_pixels`."""
-    from beitkit.configs.data import ReadLimit  # here, as they import what the overview does without
-    from beitkit.data.decoding.limit import pixels_up_to
+    """What a verb does: its images no larger than its `read.max_pixels` and `read.max_memory`, and `read.cache` of them held."""
+    from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
+    from beitkit.data.decoding.limit import reading_up_to
+    from beitkit.data.memory import memory_up_to
 
-    with pixels_up_to(getattr(config, "read", ReadLimit()).max_pixels):
+    read = getattr(config, "read", ReadConfig())
+    with printed_harmless(), reading_up_to(read), memory_up_to(getattr(read, "cache", ReadConfig().cache)):
         return run(config)
 
 

@@ -7,13 +7,15 @@ Numbers, strings, bools, None, `Path`, `Literal`, tuples, unions and nested data
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import reprlib
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 NOT_PART_OF_A_RUN = (
     "out",
@@ -25,6 +27,7 @@ NOT_PART_OF_A_RUN = (
     "loop.log_every",
     "loop.save_every",
     "read.max_broken",
+    "read.cache",
     "compare",
     "json",
 )
@@ -32,6 +35,8 @@ NOT_PART_OF_A_RUN = (
 
 T = TypeVar("T")
 LATER = "later"
+MOST_NAMED = 20
+"""Keys that a message names."""
 
 
 def later(default: T) -> T:
@@ -68,7 +73,7 @@ def _encode(value: object) -> Any:
 
 def _decode_dataclass(cls: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
     if not isinstance(data, dict):
-        raise UserError(f"{where}{_name(path)} must be an object with the fields of {cls.__name__}, got {_short(data)}")
+        raise UserError(f"{where}{_name(path)} must be an object with the fields of {cls.__name__}, got {short(data)}")
     types_of = get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     names = list(fields)
@@ -76,9 +81,13 @@ def _decode_dataclass(cls: Any, data: object, where: str, path: tuple[str, ...])
     missing = [name for name in names if name not in data and LATER not in fields[name].metadata]
     for keys, problem in ((unknown, "unknown"), (missing, "missing")):
         if keys:
-            listed = ", ".join(_name((*path, str(key))) for key in keys)
+            listed = few([_name((*path, short(key).strip("'"))) for key in keys[:MOST_NAMED]], MOST_NAMED)
             raise UserError(f"{where}{problem} {listed}; {cls.__name__} has exactly: {', '.join(names)}")
-    return cls(**{name: _decode(types_of[name], data[name], where, (*path, name)) for name in names if name in data})
+    values = {name: _decode(types_of[name], data[name], where, (*path, name)) for name in names if name in data}
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from None
 
 
 def _decode(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
@@ -89,7 +98,7 @@ def _decode(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
         return _decode_union(parameters, data, where, path)
     if origin is Literal:
         if not any(data == choice and type(data) is type(choice) for choice in parameters):
-            raise UserError(f"{where}{_name(path)} must be one of {', '.join(map(repr, parameters))}, got {_short(data)}")
+            raise UserError(f"{where}{_name(path)} must be one of {', '.join(map(repr, parameters))}, got {short(data)}")
         return data
     if origin is tuple:
         return _decode_tuple(parameters, data, where, path)
@@ -112,7 +121,7 @@ def _decode_union(choices: tuple[Any, ...], data: object, where: str, path: tupl
 
 def _decode_tuple(items: tuple[Any, ...], data: object, where: str, path: tuple[str, ...]) -> tuple[Any, ...]:
     if not isinstance(data, list):
-        raise UserError(f"{where}{_name(path)} must be a list, got {_short(data)}")
+        raise UserError(f"{where}{_name(path)} must be a list, got {short(data)}")
     kinds = [items[0]] * len(data) if len(items) == 2 and items[1] is Ellipsis else list(items)
     if len(kinds) != len(data):
         raise UserError(f"{where}{_name(path)} must have {len(kinds)} values, got {len(data)}")
@@ -124,11 +133,13 @@ def _decode_tuple(items: tuple[Any, ...], data: object, where: str, path: tuple[
 def _decode_scalar(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
     if kind is Path and isinstance(data, str):
         return Path(data)
-    if kind is float and type(data) in (int, float) and math.isfinite(data):  # type: ignore[arg-type]
-        return float(data)  # type: ignore[arg-type]
+    if kind is float and type(data) in (int, float):
+        with contextlib.suppress(OverflowError):  # a whole number may be larger than any float
+            if math.isfinite(number := float(data)):  # type: ignore[arg-type]
+                return number
     if kind in (int, str, bool) and type(data) is kind:  # type() so that true is not taken for 1
         return data
-    raise UserError(f"{where}{_name(path)} must be {_KINDS[kind]}, got {_short(data)}")
+    raise UserError(f"{where}{_name(path)} must be {_KINDS[kind]}, got {short(data)}")
 
 
 _KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", Path: "a path"}
@@ -138,9 +149,14 @@ def _name(path: tuple[str, ...]) -> str:
     return ".".join(path) or "the config"
 
 
-def _short(data: object) -> str:
-    text = repr(data)
+def short(data: object) -> str:
+    """A value for a message; its inside is not walked to the end, for there may be no end."""
+    text = _SHORT.repr(data)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 60, 60
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

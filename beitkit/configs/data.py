@@ -55,6 +55,10 @@ class ViewConfig:
     """Share of the image's area that a random crop keeps, smallest and largest."""
     crop_ratio: Annotated[tuple[float, float], Bounds(gt=0, is_range=True)] = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of a random crop, smallest and largest."""
+    shift: NonNegativeInt | None = later(None)
+    """In place of a random crop, the whole image moved by up to this many pixels along each axis, black where it has left: for
+    small images that one thing fills. Pixels are those of the network's image size. None crops; classifiers of images of at most
+    32 pixels always move them, by up to 4 unless this says otherwise."""
     flip: Share = 0.5
     """Probability of a horizontal flip."""
     vertical_flip: Share = later(0.0)
@@ -155,14 +159,26 @@ class ReadLimit:
     max_pixels: PositiveFloat = later(64.0)
     """Largest images that are read, in millions of pixels; decoded, one takes 3 bytes a pixel (64: 192 MB) in every process that
     reads (`workers`)."""
+    max_memory: PositiveFloat | None = later(None)
+    """Largest images that are read, in MB of memory that decoding them takes, in every process that reads: 4 bytes a pixel for
+    RGB, 8 with transparency, 7 to 10 for a progressive JPEG, 18 for WebP. Also the largest row groups of Parquet files. None
+    takes 400, or, where `read.max_pixels` is above 64, 12 for each million."""
+
+    @property
+    def decoding_memory(self) -> float:
+        """`max_memory`, or the rule."""
+        return self.max_memory or (400.0 if self.max_pixels <= 64 else 12.0 * self.max_pixels)
 
 
 @config("read")
 class ReadConfig(ReadLimit):
-    """What happens to files that cannot be read."""
+    """What happens to files that cannot be read, and how much is held of those that can."""
 
     max_broken: Share = 0.01
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
+    cache: NonNegativeFloat = later(512.0)
+    """MiB that each process of a run may hold of decoded images: small ones (up to 128x128 pixels) are then decoded once, and the
+    views of an evaluation are made once; 0 holds nothing. What comes out is the same."""
 
 
 Separator = Literal["comma", "semicolon", "space", "bar", "single"]

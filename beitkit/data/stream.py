@@ -69,16 +69,26 @@ def training_stream(
             yield [dataset.locate(position + place) for place in range(batch_size)]
             position += batch_size * world
 
-    return read_batches(dataset.read, keys(), workers)
+    dataset.hold()
+    return read_batches(dataset.read_batch, keys(), workers)
 
 
 def evaluation_stream(dataset: ImageDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
-    """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`."""
+    """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`.
+
+    Of a dataset whose passes are repeated, the batches are kept in memory where they fit.
+    """
     total = len(dataset)
-    keys = (
-        [dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in range(0, total, batch_size)
-    )
-    return read_batches(dataset.read, keys, workers)
+
+    def read() -> Generator[Batch, None, None]:
+        keys = ([dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in firsts)
+        return read_batches(dataset.read_batch, keys, workers)
+
+    firsts = range(0, total, batch_size)
+    if dataset.kept is not None:
+        return dataset.kept.batches(read, batch_size, total)
+    dataset.hold()
+    return read()
 
 
 def stored_views_stream(
@@ -89,7 +99,8 @@ def stored_views_stream(
     # In the first `views` epochs an image has each of its views once.
     epochs = range(dataset.views)
     keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
-    return read_batches(dataset.read, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
+    dataset.hold()
+    return read_batches(dataset.read_batch, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
 
 
 def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -169,7 +180,9 @@ def with_limit_on_broken(
         yield batch
 
 
-def evaluation_dataset(files: ImageList, backbone: BackboneConfig, preprocessing: Preprocessing) -> ImageDataset:
+def evaluation_dataset(
+    files: ImageList, backbone: BackboneConfig, preprocessing: Preprocessing, *, is_repeated: bool = False
+) -> ImageDataset:
     """Images as a network is evaluated on them: whole or their center, in its size and channels."""
     return ImageDataset(
         files,
@@ -178,6 +191,7 @@ def evaluation_dataset(files: ImageList, backbone: BackboneConfig, preprocessing
         value_range=preprocessing.value_range,
         kind="evaluate",
         smallest=backbone.patch,
+        is_repeated=is_repeated,
     )
 
 

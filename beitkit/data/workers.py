@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beitkit.contracts import Batch
@@ -22,8 +21,8 @@ from beitkit.system import usable_cores
 
 Key = tuple[int, int, int]
 """(epoch, index, repeat): all that a sample depends on, besides the seed; the repeat counts how often the epoch has shown it."""
-Read = Callable[[int, int, int], dict[str, Tensor]]
-"""From a key to a sample."""
+Read = Callable[[list[Key]], Batch]
+"""From the keys of samples to a batch of them."""
 
 
 def default_workers(cores: int | None = None) -> int:
@@ -60,10 +59,9 @@ class _Fetch(Dataset[Batch | UserError]):
 
     def __getitem__(self, index: list[Key]) -> Batch | UserError:
         try:
-            samples = [self.read(*key) for key in index]
+            return self.read(index)
         except UserError as error:
             return error  # a raised one would arrive with the worker's traceback inside its message
-        return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
 def _as_it_is(item: Any) -> Any:

@@ -214,20 +214,35 @@ def logistic(
 ) -> Int[Tensor, " q"]:
     """Fit a linear classifier (full-batch L-BFGS, zero start) and name the classes of `ask`."""
     mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    standardized = (features - mean) / std
-    weight = torch.zeros(features.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS((weight, bias), max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+    weight, bias = fit_logistic((features - mean) / std, labels, classes, penalty)
+    return ((ask - mean) / std @ weight + bias).argmax(1)
+
+
+def fit_logistic(
+    features: Float[Tensor, "n f"],
+    labels: Int[Tensor, " n"],
+    classes: int,
+    penalty: float | Float[Tensor, "f 1"],
+    *,
+    start: tuple[Tensor, Tensor] | None = None,
+    steps: int = 100,
+) -> tuple[Float[Tensor, "f classes"], Float[Tensor, " classes"]]:
+    """Weights and bias of a linear classifier: mean cross-entropy + penalty / 2 * |weights|^2, by full-batch L-BFGS.
+
+    It begins at `start`, or at zero. Features may have penalties of their own.
+    """
+    first = (torch.zeros(features.shape[1], classes), torch.zeros(classes)) if start is None else start
+    weight, bias = (part.clone().requires_grad_() for part in first)
+    optimizer = torch.optim.LBFGS((weight, bias), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(standardized @ weight + bias, labels) + 0.5 * penalty * weight.square().sum()
+        loss = F.cross_entropy(features @ weight + bias, labels) + 0.5 * (penalty * weight.square()).sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    with torch.no_grad():
-        return ((ask - mean) / std @ weight + bias).argmax(1)
+    return weight.detach(), bias.detach()
 
 
 def _probe(

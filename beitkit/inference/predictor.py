@@ -22,7 +22,7 @@ from beitkit.configs.data import Fit, ReadLimit
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import ImageInput
 from beitkit.data.decoding.decode import BrokenImage
-from beitkit.data.decoding.limit import pixels_up_to
+from beitkit.data.decoding.limit import reading_up_to
 from beitkit.data.reader import ImageReader
 from beitkit.errors import UserError
 from beitkit.inference.networks import Computation, Embedding, Probabilities, cast_weights_, source_of
@@ -70,7 +70,7 @@ class BatchComputation:
         readable, pixels = [], []
         for place, image in enumerate(column):
             try:
-                with pixels_up_to(self.read.max_pixels):
+                with reading_up_to(self.read):
                     pixels.append(loaded.reader.pixels(image))
                 readable.append(place)
             except BrokenImage as broken:

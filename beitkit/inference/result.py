@@ -15,6 +15,7 @@ from typing import NamedTuple
 from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
+from beitkit.files import read_json
 from beitkit.inference.part import OutputFile, Rows
 from beitkit.interop.kinds import Network
 from beitkit.system import write_atomically
@@ -89,7 +90,7 @@ class PartedOutput:
         Raises:
             UserError: no image could be read; nothing is kept.
         """
-        counts = [json.loads(self._marker(number).read_text()) for number in range(self.parts)]
+        counts = [read_json(self._marker(number)) for number in range(self.parts)]
         images, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
         if images and unreadable == images:
             shutil.rmtree(self.folder)
@@ -108,9 +109,9 @@ class PartedOutput:
         if not is_begun and not any(path.exists() for path in self._tables):
             return None
         try:
-            record = json.loads(self._record.read_text(encoding="utf-8"))
+            record = read_json(self._record)
             command, outcome = record["command"], record["outcome"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             there = next((path for path in self._tables if path.exists()), self.folder)
             raise UserError(f"`out`: {there} is already there; choose another name, or remove it yourself") from None
         differing = [

@@ -17,7 +17,7 @@ from torch import Tensor
 from beitkit.configs.data import ReadLimit
 from beitkit.configs.train import MachineConfig
 from beitkit.data.decoding.decode import BrokenImage
-from beitkit.data.decoding.limit import pixels_up_to
+from beitkit.data.decoding.limit import reading_up_to
 from beitkit.data.decoding.reading import readable_image
 from beitkit.data.seeds import stored_view_generator
 from beitkit.data.stream import token_ids
@@ -77,7 +77,7 @@ class ViewTokens:
         view = PretrainView(key.view, key.image_size, key.token_size, only_tokens=True)
         tokenizer = _loaded(self.tokenizer, self.machine)[0].tokenizer
         assert isinstance(tokenizer, TokenizerNetwork)
-        with pixels_up_to(self.read.max_pixels):
+        with reading_up_to(self.read):
             image = readable_image(path, key.channels, tokenizer.value_range, key.patch)
         return [view(image, stored_view_generator(key.seed, index, number))["token_images"] for number in numbers]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from beitkit.configs.codec import short, to_json
 from beitkit.configs.model import MaskedImageModelConfig, SegmenterConfig
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
@@ -39,6 +41,44 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
     model.load_state_dict(state, strict=True, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     return model.eval()
+
+
+def check_possible(config: AnyNetworkConfig | TokenizerConfig, tensors: State) -> None:
+    """Raise a `UserError` for a config whose network cannot be that of a file's tensors, before anything of it is made.
+
+    Who reads the tensors knows that the file holds them, so what is as large as one of them is no larger than the file.
+    """
+    largest = max((side for stored in tensors.values() for side in stored.shape), default=0)
+    _check_sizes(to_json(config), largest, len(tensors))
+
+
+WIDTHS = ("width", "hidden", "vocabulary", "features", "code_dim", "target_dim", "codebook_dim", "auxiliary_channels")
+"""Fields of configs that are a side of some tensor, or smaller than one."""
+LAYERS = ("depth", "decoder_depth", "head_layers")
+"""Fields that are a number of layers, each with a tensor."""
+LONGEST_SIDE = 2**15  # pixels
+
+
+def _check_sizes(config: dict[str, Any], largest: int, count: int) -> None:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            _check_sizes(value, largest, count)
+        sides = value if name in ("image_size", "patch") and isinstance(value, list) else [value]
+        most = largest if name in WIDTHS else count if name in LAYERS else LONGEST_SIDE
+        if name in (*WIDTHS, *LAYERS, "image_size", "patch", "stride") and any(isinstance(s, int) and s > most for s in sides):
+            raise UserError(
+                f"its config says {name} {short(value)}, but its {count} tensors, up to {largest:,} along a side, are those of "
+                "a smaller network; copy it again"
+            )
+    if {"image_size", "patch", "absolute_positions", "relative_positions"} <= config.keys():
+        grid = [side // patch for side, patch in zip(config["image_size"], config["patch"], strict=True)]
+        has_table = config["relative_positions"] != "none"
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) if has_table else grid[0] * grid[1] if config["absolute_positions"] else 0
+        if rows > largest:
+            raise UserError(
+                f"its config says {grid[0]}x{grid[1]} patches, more than its tensors have positions for ({largest:,} along a "
+                "side at most); copy it again"
+            )
 
 
 def shell(config: AnyNetworkConfig | TokenizerConfig) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from beitkit.contracts import Fate
 from beitkit.errors import UserError, few
+from beitkit.files import check_regular, why
 from beitkit.train.checkpoints.tensor_files import TYPE_OF_NAME
 
 
@@ -93,7 +94,10 @@ def _entry(path: Path, name: str, about: Any) -> LazyTensor:
 def _opened(path: Path) -> Iterator[Any]:
     """Open a safetensors file; its errors become one-line `UserError`s."""
     try:
+        check_regular(path)  # the library would wait for a pipe's writer
         with safe_open(path, framework="pt") as file:
             yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {why(error)}") from None
     except SafetensorError:
         raise UserError(f"{path} is damaged, cut off, or not a safetensors file; download or copy it again") from None

@@ -9,7 +9,6 @@ trace; for a slow network, on two with fewer blocks.
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch
 from beitkit.data.stream import tokenized
 from beitkit.errors import UserError
+from beitkit.files import read_json
 from beitkit.nn.blocks import set_recompute
 from beitkit.planning.memory import trace_step
 from beitkit.planning.workload import Workload
@@ -131,10 +131,10 @@ def given_rates(path: Path | None, tflops: float | None, share: float | None, pr
         reached = tflops * 1e12 * share
         return Given("the given hardware", reached, reached, "given")
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         rates, shares, device = dict(found["matrix_rate"]), dict(found["share"]), str(found["device"])
         rate, tokenizer = float(rates[precision]), _tokenizer_rate(found["jobs"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"`rates` {path} should be a bench.json of benchmarks/bench.py with a matrix_rate of {precision}, and is not"
         ) from None

@@ -6,7 +6,6 @@ twice (before the kill, and after resuming from the last checkpoint). Both are h
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beitkit.errors import UserError
+from beitkit.files import MOST_OWN, parse_json, read_regular, why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,11 @@ def read_journal(path: Path) -> list[Event]:
     """
     try:
         # A kill can cut a character of several bytes in two, which must not cost the rest of the file.
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = read_regular(path, MOST_OWN).decode("utf-8", errors="replace")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected the journal that a run writes into its folder") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); expected the journal of a run") from None
+        raise UserError(f"{path} cannot be read ({why(error)}); expected the journal of a run") from None
     events = [event for line in text.splitlines() if (event := _parse(line)) is not None]
     if text.strip() and not events:
         raise UserError(f"{path} holds no event of a run; expected one JSON object per line with a kind and a step")
@@ -64,8 +64,8 @@ def series(events: Iterable[Event], key: str, kind: str = "train") -> Points:
 
 def _parse(line: str) -> Event | None:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(found, dict):
         return None

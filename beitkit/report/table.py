@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.table import Table as TerminalTable
+
+from beitkit.terminal import bare, one_line
 
 Align = Literal["left", "right"]
 
@@ -60,10 +63,10 @@ class Table(NamedTuple):
 
     def print(self) -> None:
         """Show the table on stdout, without its caption."""
-        console = Console(highlight=False, markup=False, width=None if Console().is_terminal else WIDTH)
-        table = TerminalTable(*self.header, box=None)
+        console = Console(file=bare(sys.stdout), highlight=False, markup=False, width=None if Console().is_terminal else WIDTH)
+        table = TerminalTable(*map(one_line, self.header), box=None)
         for row in self.cells:
-            table.add_row(*row)
+            table.add_row(*map(one_line, row))
         console.print(table)
 
 

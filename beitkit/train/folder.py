@@ -20,6 +20,7 @@ import torch
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError, few, writing_to
+from beitkit.files import MOST_OWN, read_json, read_text, why
 from beitkit.system import write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import say_skipped
@@ -132,7 +133,7 @@ class RunFolder:
         return [("Unreadable files", f"{count:,}, listed in {self.broken_list.name}")] if count else []
 
     def _broken_lines(self) -> list[str]:
-        return self.broken_list.read_text(encoding="utf-8").splitlines(keepends=True) if self.broken_list.exists() else []
+        return read_text(self.broken_list, MOST_OWN).splitlines(keepends=True) if self.broken_list.exists() else []
 
     def _record_start(self) -> None:
         """Store the environment of the first start and of every resume."""
@@ -202,9 +203,9 @@ def _in_words(pinned: str) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); choose another `out`") from None
+        content = read_json(path, MOST_OWN)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({why(error)}); choose another `out`") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} does not describe a run; choose another `out`")
     return content

@@ -13,7 +13,9 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+from beitkit.files import MOST_OWN, parse_json, read_regular
 from beitkit.system import write_atomically
+from beitkit.terminal import bare, harmless, one_line
 
 SECONDS_PER_LINE = 0.5
 """Minimum interval between updates of the progress line on a terminal."""
@@ -36,7 +38,7 @@ class Journal:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._is_quiet = not is_main
-        self.stream: TextIO | TextIOBase = sys.stderr if stream is None else stream
+        self.stream: TextIO | TextIOBase = bare(sys.stderr if stream is None else stream)
         self.is_terminal = self.stream.isatty()
         self._line_open = False
         self._last_drawn = 0.0
@@ -47,14 +49,14 @@ class Journal:
         if not self.is_main or not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in read_regular(self.path, MOST_OWN).splitlines(keepends=True):
             try:
-                is_kept = line.endswith("\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                is_kept = False  # an incomplete line of a killed run
+                is_kept = line.endswith(b"\n") and parse_json(line)["step"] <= step
+            except (ValueError, KeyError, TypeError, IndexError):
+                is_kept = False  # an incomplete line of a killed run, or a damaged one
             if is_kept:
                 kept.append(line)
-        write_atomically(self.path, "".join(kept).encode())
+        write_atomically(self.path, b"".join(kept))
 
     def note(self, step: int, sentence: str) -> None:
         """Say a sentence, and append it to the file."""
@@ -74,7 +76,7 @@ class Journal:
         if self._line_open:
             self._write("\r\x1b[K")
             self._line_open = False
-        self._write(text + "\n")
+        self._write(harmless(text) + "\n")
         self._last_said = time.monotonic()
 
     def progress(self, text: str, share: float) -> None:
@@ -84,7 +86,7 @@ class Journal:
         elif time.monotonic() - self._last_drawn > SECONDS_PER_LINE:
             done = int(share * BAR)
             # A line that wraps could not be erased again.
-            line = f"{'━' * done}{'╌' * (BAR - done)} {text}"[: shutil.get_terminal_size().columns - 1]
+            line = f"{'━' * done}{'╌' * (BAR - done)} {harmless(text)}"[: shutil.get_terminal_size().columns - 1]
             self._write("\r\x1b[K" + line)
             self._line_open, self._last_drawn = True, time.monotonic()
 
@@ -136,7 +138,7 @@ class WaitMeter:
 
 def say_skipped(file: Path, reason: str) -> None:
     """Print on stderr that a file cannot be read."""
-    print(f"skipped {file}: {reason}", file=sys.stderr)
+    print(one_line(f"skipped {file}: {reason}"), file=sys.stderr)
 
 
 def duration(seconds: float) -> str:

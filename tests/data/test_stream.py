@@ -23,6 +23,7 @@ from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import dataset as datasets
 from beitkit.data.dataset import ImageDataset, balanced_order
+from beitkit.data.memory import MIB, memory_up_to
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.image_list import ImageList
@@ -259,9 +260,9 @@ def test_small_images_are_decoded_once(files: ImageList, monkeypatch: pytest.Mon
     [data.sample(place) for place in range(10, 20)]
     assert len(opened) == 10
     assert same(first, [data.sample(place) for place in range(10)])
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 12 * 12 * 3 * 4)  # room for four
-    data = dataset(files)
-    [data.sample(place) for place in range(20)]
+    with memory_up_to((12 * 12 * 3 + 4) * 4 / MIB):  # room for four
+        data = dataset(files)
+        [data.sample(place) for place in range(20)]
     assert len(opened) == 10 + 10 + 6
 
 

@@ -14,13 +14,12 @@ import ctypes
 import importlib
 import io
 import logging
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,9 +30,10 @@ from torch import Tensor
 
 from beitkit.configs.model import Pair
 from beitkit.data.decoding.formats import FORMATS, HAS_HEIF, HEIF_EXTRA
-from beitkit.data.decoding.jpeg import decode_jpeg, is_decodable
-from beitkit.data.decoding.limit import allowed, is_too_large, too_large
+from beitkit.data.decoding.jpeg import check_jpeg, decode_jpeg, is_decodable
+from beitkit.data.decoding.limit import LARGEST_FILE, allowed, why_too_large
 from beitkit.errors import UserError
+from beitkit.files import opened_regular
 
 Image.init()
 if HAS_HEIF:
@@ -53,6 +53,13 @@ UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+JPEGS = ("JPEG", "MPO")
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+"""Of a pixel in Pillow's memory, by mode; the others take 4."""
+_BYTES_BESIDE = {"WEBP": 14, "JPEG2000": 16, "AVIF": 6, "HEIF": 4, "TIFF": 4, "DDS": 3, "FTEX": 3, "BLP": 3, "ICNS": 16}
+"""What decoders take beside Pillow's own pixels, in bytes a pixel; rows of most others pass through a small buffer."""
+STRIP = 2**18
+"""Pixels that are converted together: what lies between the decoded image and the shown one is never whole."""
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 SIDEWAYS = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
@@ -119,14 +126,10 @@ class StoredImage:
         Raises:
             BrokenImage: the pixels are damaged or cut short.
         """
-        reduction = _possible(reduction)
-        whole = self.kept.get(reduction)
-        if whole is None:
-            with opened_image(self.source) as image:
-                whole = self._by_pillow(image, reduction)
-        elif not isinstance(whole, Image.Image):
-            whole = Image.fromarray(whole)
-        self.kept[reduction] = whole
+        # The copy takes as long as simplejpeg is faster, and Pillow alone would have to be checked on.
+        whole = self.pixels(reduction)
+        if not isinstance(whole, Image.Image):
+            whole = self.kept[_possible(reduction)] = Image.fromarray(whole)
         return whole
 
     def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
@@ -146,17 +149,43 @@ class StoredImage:
         if reduction > 1:
             size = max(1, image.width // reduction), max(1, image.height // reduction)
             image.draft(None, size)  # type: ignore[arg-type] - None keeps the colors as they are stored
+        if not self.kept:  # else it was decoded to its end before
+            check_whole(image)
         image.load()
-        # A JPEG needs no copy in a mode that it has: its pixels stay when the file closes.
-        return upright(image if image.mode == self.mode else opaque(image, self.mode), image)
+        return upright(opaque(image, self.mode), image)
 
     def _by_simplejpeg(self, image: Image.Image, reduction: int) -> Pixels | None:
         """The pixels of a JPEG that is stored as it is wanted."""
         size = image.height, image.width
         if not is_decodable(image.mode, size) or image.mode != self.mode or _turn(image) is not None:
             return None
-        image.fp.seek(0)  # type: ignore[attr-defined] - an image that was opened has its file
-        return decode_jpeg(image.fp.read(), image.mode, size, reduction)  # type: ignore[attr-defined]
+        return decode_jpeg(_content(image), image.mode, size, reduction)
+
+
+def check_whole(image: Image.Image) -> None:
+    """Raise a `ValueError` for a JPEG, opened but not decoded, of which a part is missing; Pillow would show gray there."""
+    if image.format in JPEGS:
+        check_jpeg(_content(image), image.mode)
+
+
+def _content(image: Image.Image) -> bytes:
+    """The file of an image that was opened; Pillow finds its own place in it again."""
+    file = image.fp  # type: ignore[attr-defined] - an image that was opened has its file
+    file.seek(0)
+    return file.read(LARGEST_FILE)
+
+
+def bytes_per_pixel(image: Image.Image, mode: str) -> int | float:
+    """What it takes to decode an image that was opened, and to show it in a mode of Pillow's; measured (docs/robustness.md)."""
+    decoded = _BYTES.get(image.mode, 4)
+    shown = 0 if image.mode == mode and "transparency" not in image.info else _BYTES.get(mode, 4)
+    if "exif" in image.info and _turn(image) is not None:  # without it, a PNG would be decoded to look for it at its end
+        shown += _BYTES.get(mode, 4)
+    if image.format in JPEGS and image.info.get("progressive"):
+        layers = image.layer  # type: ignore[attr-defined] - of each component: id, samples across, samples down, table
+        whole = max(across for _, across, _, _ in layers) * max(down for _, _, down, _ in layers)
+        return decoded + shown + 2 * sum(across * down for _, across, down, _ in layers) / whole  # all coefficients are kept
+    return decoded + shown + _BYTES_BESIDE.get(image.format or "", 0)
 
 
 def _possible(reduction: int) -> int:
@@ -170,13 +199,12 @@ def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1,
     path = display_name(source)
     with opened_image(source) as image:
         width, height = image.size
-        if is_too_large(width, height):
-            raise BrokenImage(path, too_large(width, height))
-        if (reason := beyond_8_bits(image)) is not None:
+        reason = why_too_large(width, height, bytes_per_pixel(image, mode)) or beyond_8_bits(image)
+        if reason is not None:
             raise BrokenImage(path, reason)
         if min(image.size) < min(smallest) or max(image.size) < max(smallest):
             raise BrokenImage(path, f"{width}x{height} pixels, smaller than a patch of {smallest[1]}x{smallest[0]}")
-        if image.format not in ("JPEG", "MPO"):
+        if image.format not in JPEGS:
             image.load()
             return upright(opaque(image, mode), image)
         is_sideways = _turn(image) in SIDEWAYS
@@ -241,6 +269,9 @@ def image_header(source: Path | Encoded) -> Header:
         BrokenImage: the header cannot be read.
     """
     with opened_image(source) as image:
+        # A PNG is decoded, as what turns it may stand at its end.
+        if (reason := why_too_large(*image.size, bytes_per_pixel(image, image.mode))) is not None:
+            raise BrokenImage(display_name(source), reason)
         return Header(image.size, _turn(image))
 
 
@@ -292,14 +323,10 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
     """A file as Pillow opens it; whatever goes wrong with it inside the block becomes a `BrokenImage`."""
     path = display_name(source)
     try:
-        # Opening a pipe would wait for a writer, for ever; a device may never end.
-        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-            raise BrokenImage(path, "not a regular file")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), opened_file(source) as file:
             # Pillow warns about odd metadata and about size; the first does not matter, the second is our limit's business.
             warnings.simplefilter("ignore")
-            file = source if isinstance(source, Path) else io.BytesIO(source.content)
-            with Image.open(file, formats=READABLE) as image:
+            with Image.open(cast(IO[bytes], file), formats=READABLE) as image:
                 yield image
     except BrokenImage:
         raise
@@ -307,13 +334,25 @@ def opened_image(source: Path | Encoded) -> Iterator[Image.Image]:
         raise BrokenImage(path, f"more than {allowed():g} million pixels; `read.max_pixels` lets larger ones in") from error
     except Image.UnidentifiedImageError as error:
         raise BrokenImage(path, _unidentified(source)) from error
+    except OSError as error:
+        raise BrokenImage(path, error.strerror or one_line(error)) from error
     except Exception as error:  # decoders raise nearly every type there is on damaged bytes
         raise BrokenImage(path, one_line(error)) from error
 
 
+def opened_file(source: Path | Encoded) -> io.BufferedIOBase:
+    """The bytes of an image's file.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file, or larger than any image.
+    """
+    return opened_regular(source, LARGEST_FILE) if isinstance(source, Path) else io.BytesIO(source.content)
+
+
 def _unidentified(source: Path | Encoded) -> str:
     """Why Pillow cannot open a file, by its first bytes: the box `ftyp` names what phones write (ISO 14496-12, 4.3)."""
-    start = source.content[:132] if isinstance(source, Encoded) else _beginning(source)
+    with opened_file(source) as file:
+        start = file.read(132)
     if start.startswith((b"\x93NUMPY", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")) or start[128:] == b"DICM":
         return "is no 8-bit gray or RGB image; say which values are black and white (`value_range`), or the number of `channels`"
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not HAS_HEIF:
@@ -321,11 +360,6 @@ def _unidentified(source: Path | Encoded) -> str:
     if start[4:8] == b"ftyp" and start[8:12] in AVIF_BRANDS and "AVIF" not in READABLE:
         return "an AVIF image, which this build of Pillow does not read; install a newer one"
     return "not an image, or damaged at its beginning"
-
-
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(132)
 
 
 def display_name(source: Path | Encoded | Bands) -> Path:
@@ -358,12 +392,18 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         raise ValueError("more than 8 bits a channel, of which nothing says what they mean")
     if image.mode == mode and "transparency" not in image.info:
-        return image.copy()  # the file closes, the pixels stay
-    if image.has_transparency_data:
-        with_alpha = image.convert("RGBA")
-        image = Image.new("RGBA", image.size, "white")
-        image.alpha_composite(with_alpha)
-    return image.convert(mode)
+        # The file closes, the pixels stay; but those that are mapped from it.
+        return image.copy() if image.readonly else image._new(image.im)
+    shown = Image.new(mode, image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.has_transparency_data:
+            with_alpha = strip.convert("RGBA")
+            strip = Image.new("RGBA", strip.size, "white")
+            strip.alpha_composite(with_alpha)
+        shown.paste(strip.convert(mode), (0, top))
+    return shown
 
 
 def one_line(error: Exception) -> str:

@@ -33,16 +33,19 @@ from beitkit.data.decoding.decode import (
     Bands,
     BrokenImage,
     Encoded,
+    bytes_per_pixel,
+    check_whole,
     display_name,
     format_when_whole,
     is_plain,
     one_line,
     opaque,
+    opened_file,
     opened_image,
     raw_mode,
 )
 from beitkit.data.decoding.deep import TURNS
-from beitkit.data.decoding.limit import MILLION, allowed, is_too_large, too_large
+from beitkit.data.decoding.limit import why_too_large, why_too_much_memory
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said in one line, with its name
 
@@ -108,8 +111,6 @@ def raw_size(source: Path | Encoded | Bands) -> tuple[int, int]:
 
 
 def _start(source: Path | Encoded) -> bytes:
-    if isinstance(source, Encoded):
-        return source.content[:132]
     with opened_binary(source) as file:
         return file.read(132)
 
@@ -120,14 +121,10 @@ def opened_binary(source: Path | Encoded) -> io.BufferedIOBase:
     Raises:
         BrokenImage: it cannot be opened, or is no regular file.
     """
-    if isinstance(source, Encoded):
-        return io.BytesIO(source.content)
     try:
-        if not source.is_file():  # opening a pipe would wait for a writer, for ever
-            raise BrokenImage(source, "not a regular file")
-        return source.open("rb")
+        return opened_file(source)
     except OSError as error:
-        raise BrokenImage(source, error.strerror or type(error).__name__) from error
+        raise BrokenImage(display_name(source), error.strerror or type(error).__name__) from error
 
 
 def _caught(source: Path | Encoded, read: Any) -> RawImage:
@@ -149,16 +146,26 @@ def _checked(raw: RawImage, path: Path) -> RawImage:
         raise BrokenImage(path, f"holds {raw.values.dtype} of shape {raw.values.shape}, which is no image")
     if channels - raw.has_alpha > MOST_CHANNELS:
         raise BrokenImage(path, f"has {channels} channels, more than {MOST_CHANNELS}")
-    if is_too_large(width, height):
-        raise BrokenImage(path, too_large(width, height))
+    _check_size(path, width, height, channels, raw.values.dtype)
     return raw
+
+
+def _check_size(path: Path, width: int, height: int, channels: int, kind: np.dtype[Any]) -> None:
+    """Raise for an image that is too large, as it is stored and as the 32-bit floats that are made of it."""
+    if (reason := why_too_large(width, height, channels * max(kind.itemsize, 4))) is not None:
+        raise BrokenImage(path, reason)
 
 
 def _by_pillow(image: Image.Image, source: Path | Encoded) -> RawImage:
     """Inside of `opened_image`: what Pillow decodes, with all its bits."""
     plain, stored = is_plain(image), raw_mode(image)
+    # Besides what Pillow decodes, floats: of more than 8 bits, twice what it keeps of them.
+    per_pixel = bytes_per_pixel(image, image.mode) + 4 * len(image.getbands())
+    if (reason := why_too_large(*image.size, per_pixel)) is not None:
+        raise BrokenImage(display_name(source), reason)
     turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))  # after these: it may decode the image, which forgets them
     if plain:
+        check_whole(image)
         image.load()
         pixels = np.asarray(opaque(image, "L" if image.mode in ("1", "L", "LA") else "RGB"))
         raw = RawImage(_channels_first(pixels))
@@ -234,8 +241,9 @@ def _has_all(image: Image.Image) -> bool:
 def _by_tifffile(file: io.BufferedIOBase, path: Path) -> RawImage:
     with tifffile.TiffFile(cast(IO[bytes], file), name=path.name) as tiff:
         page = tiff.pages.first
-        if is_too_large(page.imagewidth, page.imagelength):
-            raise BrokenImage(path, too_large(page.imagewidth, page.imagelength))
+        if page.dtype is None:
+            raise BrokenImage(path, f"holds numbers of {page.bitspersample} bits, which is no image")
+        _check_size(path, page.imagewidth, page.imagelength, page.samplesperpixel, page.dtype)
         try:
             pixels = page.asarray(maxworkers=1)
         except ValueError as error:
@@ -289,9 +297,9 @@ def _check_header(stream: IO[bytes] | io.BufferedIOBase, path: Path) -> None:
     """Raise for an array that is larger than any image, by its header: a small file may unpack to a large one."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape = read(stream)[0]
-    if math.prod(shape) > allowed() * MILLION * MOST_CHANNELS:
-        raise BrokenImage(path, f"an array of shape {shape}, more than {allowed():g} million pixels of {MOST_CHANNELS} channels")
+    shape, _, kind = read(stream)
+    if (reason := why_too_much_memory(math.prod(shape) * max(kind.itemsize, 4))) is not None:
+        raise BrokenImage(path, f"its numbers, of shape {shape}, {reason}")
 
 
 def channels_first(array: np.ndarray, channels: int | None = None, *, first: bool = False) -> np.ndarray | None:
@@ -317,8 +325,10 @@ def _joined(bands: Bands) -> RawImage:
         raw = read_raw(path)
         if len(raw.values) != 1:
             raise BrokenImage(path, f"has {len(raw.values)} channels; a file that is one band of an image has one")
+        height, width = raw.values.shape[1:]
+        _check_size(bands.path, width, height, len(bands.paths), raw.values.dtype)
         if parts and raw.values.shape != parts[0].shape:
-            (height, width), (wanted_height, wanted_width) = raw.values.shape[1:], parts[0].shape[1:]
+            wanted_height, wanted_width = parts[0].shape[1:]
             raise BrokenImage(path, f"is {width}x{height} pixels, but {bands.paths[0].name} {wanted_width}x{wanted_height}")
         parts.append(raw.values)
     return _checked(RawImage(np.concatenate(parts)), bands.path)
@@ -334,6 +344,8 @@ def _dicom(file: io.BufferedIOBase, path: Path) -> RawImage:
     frames = int(dataset.get("NumberOfFrames", None) or 1)
     if frames != 1:
         raise BrokenImage(path, f"has {frames} frames; save each as an image")
+    height, width, samples = (int(dataset.get(name, 1)) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    _check_size(path, width, height, samples, np.dtype(np.float32))
     pixels = dataset.pixel_array
     if dataset.get("SamplesPerPixel", 1) != 1:
         return RawImage(_channels_first(pixels))

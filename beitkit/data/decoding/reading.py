@@ -91,7 +91,9 @@ def scaled(raw: RawImage, channels: int, value_range: ValueRange | None, path: P
     elif bands < channels:
         values = np.repeat(values, channels, axis=0)
     low, high = np.array(value_range or (BYTES,) * channels, dtype=np.float32).T[:, :, None, None]
-    shown = np.nan_to_num((values - low) / (high - low), nan=0.0).clip(0, 1)
+    values -= low  # in place, as are the others: each copy would take as much memory as the image
+    values /= high - low
+    shown = np.nan_to_num(values, copy=False, nan=0.0).clip(0, 1, out=values)
     if raw.has_alpha:
         alpha = raw.values[bands].astype(np.float32) / float(
             np.iinfo(raw.values.dtype).max if raw.values.dtype.kind == "u" else 1

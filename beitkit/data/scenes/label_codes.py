@@ -21,6 +21,7 @@ from beitkit.contracts import IGNORED
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.masks import NUM_VALUES, Mask, packed, unpacked
 from beitkit.errors import UserError, few
+from beitkit.files import read_json, why
 
 UNKNOWN = -1  # in a lookup table: a value that nobody has declared
 SHOWN = 6  # colors or values that an error names
@@ -147,9 +148,9 @@ def read_classes(path: Path) -> LabelMapping:
         UserError: unreadable, an unknown key, a wrong type, or a contradiction; the message names file and key.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; give a classes.json as `classes`") from error
+        raise UserError(f"{path} cannot be read: {why(error)}; give a classes.json as `classes`") from error
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict) or not set(content) <= set(KEYS):

@@ -16,6 +16,7 @@ from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.data.sources.list_rows import band_columns, csv_cells, known_column
 from beitkit.data.sources.lists import TABLES, Split
 from beitkit.errors import UserError
+from beitkit.files import read_text, why
 
 VOC_LISTS = Path("ImageSets", "Segmentation")
 COLUMNS = ("image", "mask", "split")
@@ -36,6 +37,19 @@ def scene_splits(path: Path, columns: ColumnsConfig = ColumnsConfig()) -> tuple[
     if sides is None:
         return tuple(split for split, folder in split_folders(path).items() if _sides(folder) is not None)
     return tuple(_voc_lists(path, sides)) or tuple(_side_splits(sides))
+
+
+def looks_like_scenes(path: Path) -> bool:
+    """Whether a folder, or a table, holds images with masks rather than images with labels; nothing of it is read in full.
+
+    Archives are not looked into, and a table must call its masks something that cannot mean labels.
+    """
+    if path.is_dir():
+        return _sides(path) is not None or any(_sides(folder) is not None for folder in split_folders(path).values())
+    if not path.is_file() or path.suffix.lower() not in TABLES:
+        return False
+    _, names = next(csv_cells(path), (0, []))
+    return known_column(names, [name for name in MASK_FOLDERS if not name.startswith("label")]) is not None
 
 
 def locate_scenes(path: Path, split: Split | None, columns: ColumnsConfig = ColumnsConfig()) -> Pairs:
@@ -126,12 +140,19 @@ def _folders(sides: _Sides | None) -> Pairs:
     return paired(images, masks)
 
 
+def _names_in(file: Path) -> list[str]:
+    try:
+        return read_text(file, encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as a list of names: {why(error)}") from None
+
+
 def _listed_in(file: Path, sides: _Sides) -> Pairs:
     """The pairs that one of VOC's lists names, one stem a line."""
     images, masks = find_images(sides.images), find_images(sides.masks)
     places = [{named(files, index): index for index in range(len(files))} for files in (images, masks)]
     chosen: list[tuple[int, int]] = []
-    for line, text in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for line, text in enumerate(_names_in(file), start=1):
         if not (name := text.strip()):
             continue
         for folder, place in zip(sides, places, strict=True):

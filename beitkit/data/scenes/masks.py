@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from beitkit.configs.segmentation import Color
-from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded, display_name, opened_image
-from beitkit.data.decoding.limit import is_too_large, too_large
+from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded, bytes_per_pixel, display_name, opened_image
+from beitkit.data.decoding.limit import why_too_large
 
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")  # those that keep every value; JPEG and WebP do not
 MODES = ("1", "L", "P", "RGB", "I", "I;16", "I;16B")
@@ -58,8 +58,9 @@ def read_mask(source: Path | Encoded | Bands) -> Mask:
     with opened_image(source) as image:
         if image.format not in FORMATS:
             raise BrokenImage(path, f"a mask must be a PNG or TIFF file; {image.format} changes pixel values")
-        if is_too_large(image.width, image.height):
-            raise BrokenImage(path, too_large(image.width, image.height))
+        # Besides what Pillow decodes, the array that is made of it.
+        if (reason := why_too_large(image.width, image.height, 2 * bytes_per_pixel(image, image.mode))) is not None:
+            raise BrokenImage(path, reason)
         step = _gray_step(image)
         image.load()
         return _mask(path, image, step)

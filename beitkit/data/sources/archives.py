@@ -19,7 +19,7 @@ import numpy as np
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import has_ending
-from beitkit.data.sources.folders import entries_of, is_image
+from beitkit.data.sources.folders import entries_of, is_file, is_folder, is_image
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import INDEX
 from beitkit.data.sources.list_rows import as_text
@@ -29,9 +29,11 @@ from beitkit.data.sources.members import KINDS, Kind, Members
 from beitkit.data.sources.parquet import ArchiveImages, parquet_images
 from beitkit.data.sources.tar import ReadAt, tar_members
 from beitkit.errors import UserError
+from beitkit.files import opened_regular
 
 CLASSES = "classes.txt"
 """The names of the classes beside tar archives, one a line: what a number in a `.cls` member stands for."""
+MOST_CLASSES = 2**24  # bytes
 LABEL_ENDING = b".cls"
 LONGEST_LABEL = 4096  # bytes
 AT_ONCE = 8
@@ -190,11 +192,11 @@ def _in_folder(folder: Path) -> Archives | None:
     index: str | None = None
     other: str | None = None
     for entry in entries_of(os.fsencode(folder)):
-        if entry.is_dir() or is_image(entry):
+        if is_folder(entry) or is_image(entry):
             other = other or os.fsdecode(entry.name)
-        elif _kind_of(os.fsdecode(entry.name)) is not None and entry.is_file():
+        elif _kind_of(os.fsdecode(entry.name)) is not None and is_file(entry):
             archives.append(os.fsdecode(entry.path))
-        elif entry.name == INDEX.encode() and entry.is_file():
+        elif entry.name == INDEX.encode() and is_file(entry):
             index = os.fsdecode(entry.path)
     found = _archives_among(str(folder), sorted(archives))
     if found is not None and other is not None:
@@ -223,7 +225,7 @@ def _tar_images(place: str, labeled: bool) -> ArchiveImages:
     classes: dict[bytes, str] = {}
     try:
         size = size_of(place)
-        with contextlib.nullcontext() if is_url(place) else Path(place).open("rb") as file:
+        with contextlib.nullcontext() if is_url(place) else opened_regular(place) as file:
             read: ReadAt = _ahead(place) if file is None else lambda start, length: os.pread(file.fileno(), length, start)
             for member in tar_members(read, size, place):
                 name = member.name.lstrip(b"/")
@@ -274,9 +276,13 @@ def _declared(found: Archives, parts: Sequence[ArchiveImages]) -> tuple[str, ...
         return named.pop()
     beside = found.places[0].rpartition("/")[0]
     try:
-        text = read_whole(f"{beside}/{CLASSES}" if beside else CLASSES).decode("utf-8-sig", "surrogateescape")
-    except OSError:
+        text = read_whole(f"{beside}/{CLASSES}" if beside else CLASSES, MOST_CLASSES).decode("utf-8-sig", "surrogateescape")
+    except FileNotFoundError:
         return ()
+    except OSError as error:
+        if is_url(found.places[0]):
+            return ()  # servers have many ways to say that there is none
+        raise UserError(unreadable(f"{beside}/{CLASSES}" if beside else CLASSES, error)) from None
     return tuple(line for line in as_text(text).replace("\r\n", "\n").split("\n") if line)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import ALL_EXTENSIONS
 from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order
-from beitkit.data.sources.folders import described_ending, entries_of, in_words, is_image, say_left_out, walk
+from beitkit.data.sources.folders import described_ending, entries_of, in_words, is_folder, is_image, say_left_out, walk
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.index import ENDING, archives_in, open_index
 from beitkit.data.sources.list_rows import as_text, names_labels
@@ -252,7 +252,7 @@ def _metadata(folder: Path, columns: ColumnsConfig) -> Path | None:
             )
         return None
     entries = list(entries_of(os.fsencode(folder)))
-    has_class_folders = sum(entry.is_dir() for entry in entries) > 1 and not any(map(is_image, entries))
+    has_class_folders = sum(is_folder(entry) for entry in entries) > 1 and not any(map(is_image, entries))
     if not has_class_folders:
         return found[0]
     if names_labels(found[0], columns):
@@ -292,9 +292,9 @@ def _split_folder(path: Path, split: Split | None) -> Path:
 
 def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
     entries = sorted(entries_of(os.fsencode(path)), key=lambda entry: entry.name)
-    folders = {as_text(os.fsdecode(entry.name)): entry.name for entry in entries if entry.is_dir()}
+    folders = {as_text(os.fsdecode(entry.name)): entry.name for entry in entries if is_folder(entry)}
     found = sorted(folders, key=class_order)
-    if len(found) < sum(entry.is_dir() for entry in entries):
+    if len(found) < sum(is_folder(entry) for entry in entries):
         raise UserError(f"{path} holds two class folders whose names differ only in how they are encoded; rename one")
     stray = next((entry.name for entry in entries if is_image(entry)), None)
     if not found:
@@ -306,7 +306,7 @@ def _class_folders(path: Path, classes: Sequence[str] | None) -> ImageList:
         _at_least_two(found, path)
         classes = found
     index = {name: label for label, name in enumerate(classes)}
-    left_out = Counter(described_ending(entry.name) for entry in entries if not entry.is_dir())
+    left_out = Counter(described_ending(entry.name) for entry in entries if not is_folder(entry))
     names: list[bytes] = []
     labels: list[int] = []
     for name in found:

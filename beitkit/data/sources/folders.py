@@ -35,14 +35,17 @@ def walk(root: Path, left_out: Counter[str] | None = None) -> Iterator[bytes]:
     folders = [top]
     while folders:
         folder = folders.pop()
-        status = os.stat(folder)  # noqa: PTH116
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+        except OSError as error:
+            raise UserError(f"the folder {os.fsdecode(folder)} cannot be listed: {error.strerror}") from error
         # A folder is known by device and inode: links that lead back up would otherwise be followed for ever.
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
         inside = []
         for entry in entries_of(folder):
-            if entry.is_dir():
+            if is_folder(entry):
                 inside.append(entry.path)
             elif is_image(entry):
                 yield entry.path[len(top) :]
@@ -77,7 +80,23 @@ def _run(file: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
 
 def is_image(entry: os.DirEntry[bytes]) -> bool:
     """Whether this is a regular file with the ending of an image."""
-    return has_ending(entry.name) and entry.is_file()
+    return has_ending(entry.name) and is_file(entry)
+
+
+def is_file(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a regular file, or a link to one; a link to itself is nothing."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this is a folder, or a link to one; a link to itself is nothing."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def described_ending(name: bytes) -> str:

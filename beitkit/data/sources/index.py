@@ -13,7 +13,7 @@ import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import is_url, read_whole, size_of, unreadable
-from beitkit.data.sources.members import Members
+from beitkit.data.sources.members import KINDS, Members
 from beitkit.errors import UserError
+from beitkit.files import opened_regular, parse_json
 from beitkit.system import write_atomically
 
 ENDING = ".index"
@@ -34,8 +35,12 @@ INDEX = f"pictures{ENDING}"
 """The index that lies beside archives and is used in their place."""
 DESCRIPTION, CHECKSUM = "beitkit index", "checksum"
 """Keys of the metadata: a description of the list in JSON, and the checksum of this."""
+AT_ONCE = 2**22
+"""Numbers that are checked together."""
 BEFORE_SAFETENSORS = b"beitkit pictures"
 """How an index began that was no safetensors file."""
+MOST_BYTES = 2**34
+"""Of an index that is fetched from a URL."""
 _ALIGNMENT = 8
 _TYPES = {
     "offsets": ("I64", "<i8"),
@@ -160,7 +165,7 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         if not is_url(place):
             return _opened(Path(place), place)
         with tempfile.NamedTemporaryFile() as copy:
-            copy.write(read_whole(place))
+            copy.write(read_whole(place, MOST_BYTES))
             copy.flush()
             description, arrays = _opened(Path(copy.name), place)
             return description, {name: np.array(array) for name, array in arrays.items()}
@@ -168,12 +173,12 @@ def _read(place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         raise UserError(f"{place} does not exist; expected an index of images") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
-    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{place} is no index, or is damaged ({one_line(error)}); make it again") from None
 
 
 def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    with path.open("rb") as file:
+    with opened_regular(path) as file:
         start = file.read(len(BEFORE_SAFETENSORS))
     if start == BEFORE_SAFETENSORS:
         raise UserError(f"{place} was made by an earlier version; remove it and make it again")
@@ -192,7 +197,7 @@ def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[A
             arrays[name] = _mapped(*there)
             checksums[name] = zlib.crc32(_mapped(*there).data)  # by a mapping of its own, which leaves memory
             end += arrays[name].nbytes
-    description = json.loads(metadata[DESCRIPTION])
+    description = parse_json(metadata[DESCRIPTION])
     if checksums != description["checksums"]:
         raise ValueError("its checksum is another one")
     of_images = arrays.keys() - {"names", "offsets"}
@@ -200,7 +205,41 @@ def _opened(path: Path, place: str) -> tuple[dict[str, Any], dict[str, NDArray[A
     counts = {len(arrays["offsets"]) - 1, *(len(arrays[name]) for name in of_images)}
     if not is_complete or len(counts) > 1 or arrays["offsets"][-1] != len(arrays["names"]):
         raise ValueError("its tensors do not belong together")
+    _check(description, arrays)
     return description, arrays
+
+
+def _check(description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise a `ValueError` for what no index says, whoever wrote it: its checksums say only that it is as it was written."""
+    classes, archives, column = description["classes"], description.get("archives", []), description.get("column")
+    texts = [description["root"], description["digest"], *classes, *(name for name, _ in archives)]
+    texts += [text for text in (description["labelled_digest"], column) if text is not None]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(classes, list):
+        raise ValueError("its description holds no texts where they are expected")
+    if "kind" in description and (description["kind"] not in KINDS or not all(type(size) is int for _, size in archives)):
+        raise ValueError("its archives are of no known kind")
+    shapes = {name: array.shape[1:] for name, array in arrays.items()}
+    if any(shape != ((2,) if name == "places" else ()) for name, shape in shapes.items()):
+        raise ValueError("its tensors have other shapes")
+    bounds = {"offsets": len(arrays["names"]) + 1, "labels": len(classes), "archive": len(archives), "places": 1 << 62}
+    if any(_is_outside(arrays[name], most) for name, most in bounds.items() if name in arrays):
+        raise ValueError("its tensors point outside of it")
+    offsets = arrays["offsets"]
+    if offsets[0] != 0 or any((np.diff(part) < 0).any() for part in _parts(offsets)):
+        raise ValueError("its names overlap")
+    if "labels" in arrays and not isinstance(description["labelled_digest"], str):
+        raise ValueError("it has labels and no digest of them")
+
+
+def _parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """An array a part at a time, each beginning with the end of the one before; it may be larger than the memory."""
+    for start in range(0, max(1, len(array) - 1), AT_ONCE):
+        yield np.asarray(array[start : start + AT_ONCE + 1])
+
+
+def _is_outside(array: NDArray[Any], most: int) -> bool:
+    """Whether a number is negative or not below the limit."""
+    return any(part.size and (part.min() < 0 or part.max() >= most) for part in _parts(array))
 
 
 def _checksum(text: str) -> str:

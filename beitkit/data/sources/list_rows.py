@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.errors import UserError
+from beitkit.files import opened_regular, opened_text, parse_json, why
 
 CLASS_ROW = "class"
 """In place of a split: the row names a class, not an image."""
@@ -34,6 +36,7 @@ LABEL_COLUMNS = ("class", "class_name", "category", "target", "tags")
 PLURAL = ("labels", "tags")
 """Names of columns whose cells may hold any number of labels."""
 LONGEST_HEADER = 300  # characters of the first line in an error
+LONGEST_LINE = 2**24  # characters
 HOT = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 """What one-hot columns may hold."""
 BAND = "band"
@@ -57,11 +60,10 @@ class ListRow(NamedTuple):
 
 def text_rows(path: Path) -> Iterator[ListRow]:
     """One path a line; empty lines and lines that begin with `#` are skipped."""
-    with _opened(path) as file:
-        for line, text in enumerate(file, start=1):
-            name = text.strip()
-            if name and not name.startswith("#"):
-                yield ListRow(line, name, (), has_several=False, split="")
+    for line, text in enumerate(_lines(path), start=1):
+        name = text.strip()
+        if name and not name.startswith("#"):
+            yield ListRow(line, name, (), has_several=False, split="")
 
 
 def as_text(value: str) -> str:
@@ -82,26 +84,23 @@ def csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         UserError: another number of cells, or broken quotes; names the line.
     """
-    with _opened(path) as file:
-        try:
-            first = file.readline()
-            widths = {delimiter: len(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in DELIMITERS}
-            file.seek(0)
-            reader = csv.reader(file, strict=True, delimiter=max(DELIMITERS, key=widths.__getitem__))
-        except csv.Error as error:
-            raise UserError(f"{path}, line 1: {error}") from error
-        try:
-            columns = [name.strip() for name in next(reader, [])]
-            yield 1, columns
-            for cells in filter(None, reader):
-                if len(cells) != len(columns):
-                    line, expected = reader.line_num, f"{len(columns)} columns as in the first line"
-                    raise UserError(f"{path}, line {line}: expected {expected}, found {len(cells)}")
-                yield reader.line_num, cells
-        except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-        except UnicodeDecodeError:
-            raise UserError(f"{path}, line {reader.line_num + 1}: it begins as UTF-16, but this line is not") from None
+    lines = _lines(path)
+    first = next(lines, "")
+    try:
+        widths = {delimiter: len(next(csv.reader([first], delimiter=delimiter), [])) for delimiter in DELIMITERS}
+    except csv.Error as error:
+        raise UserError(f"{path}, line 1: {error}") from error
+    reader = csv.reader(itertools.chain((first,), lines), strict=True, delimiter=max(DELIMITERS, key=widths.__getitem__))
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        yield 1, columns
+        for cells in filter(None, reader):
+            if len(cells) != len(columns):
+                line, expected = reader.line_num, f"{len(columns)} columns as in the first line"
+                raise UserError(f"{path}, line {line}: expected {expected}, found {len(cells)}")
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def csv_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> Iterator[ListRow]:
@@ -148,13 +147,27 @@ def names_labels(path: Path, columns: ColumnsConfig) -> bool:
     return known_column(tuple(found), columns.label or ("label", "labels", *LABEL_COLUMNS)) is not None
 
 
-def _opened(path: Path) -> IO[str]:
-    """A list as text: UTF-8, with or without a BOM, in which other bytes are kept; UTF-16 where it begins with its BOM."""
-    with path.open("rb") as file:
-        is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    if is_wide:
-        return path.open(encoding="utf-16", newline="")
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a list with their ends: UTF-8, with or without a BOM, in which other bytes are kept; UTF-16 if it says so.
+
+    Raises:
+        UserError: it is not there or no regular file, a line has no end, or what begins as UTF-16 is not.
+    """
+    line = 0
+    try:
+        with opened_regular(path) as file:
+            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        kind = ("utf-16", "strict") if is_wide else ("utf-8-sig", "surrogateescape")
+        with opened_text(path, *kind, newline="") as text:
+            while read := text.readline(LONGEST_LINE):
+                line += 1
+                if len(read) == LONGEST_LINE:
+                    raise UserError(f"{path}, line {line}: has {LONGEST_LINE:,} characters or more; expected one image a line")
+                yield read
+    except UnicodeError:
+        raise UserError(f"{path}, line {line + 1}: it begins as UTF-16, but this line is not") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {why(error)}") from None
 
 
 def _image_columns(path: Path, names: Sequence[str], columns: ColumnsConfig) -> tuple[str, ...]:
@@ -250,29 +263,22 @@ def _divided(cell: str, is_plural: bool, columns: ColumnsConfig) -> tuple[tuple[
     return tuple(part.strip() for part in text.split(SEPARATORS[columns.separator or "bar"])), True
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
-
-
 def json_objects(path: Path) -> Iterator[tuple[int, Any]]:
     """What the lines of a file hold, by number; empty lines are skipped.
 
     Raises:
         UserError: no JSON; names the line.
     """
-    line = 0
-    with _opened(path) as file:
+    for line, text in enumerate(_lines(path), start=1):
+        if text.isspace():
+            continue
         try:
-            for line, text in enumerate(file, start=1):
-                if not text.isspace():
-                    yield line, _JSON.decode(text)
+            content = parse_json(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {line}: not valid JSON ({error.msg}, column {error.colno})") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{path}, line {line}: not valid JSON ({error})") from error
+        yield line, content
 
 
 def json_rows(path: Path, *, labeled: bool, columns: ColumnsConfig = ColumnsConfig()) -> Iterator[ListRow]:

@@ -31,6 +31,7 @@ from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import EXTENSIONS
 from beitkit.data.sources.list_rows import BETWEEN_BANDS, CLASS_ROW, SEPARATORS, ListRow, as_text, csv_rows, json_rows, text_rows
 from beitkit.errors import UserError
+from beitkit.files import opened_regular, why
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
@@ -139,8 +140,11 @@ def _refuse_binary(path: Path) -> None:
 
     Half the bytes of a list in UTF-16 are NUL; it begins with its byte order mark.
     """
-    with path.open("rb") as file:
-        start = file.read(FIRST_BLOCK)
+    try:
+        with opened_regular(path) as file:
+            start = file.read(FIRST_BLOCK)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {why(error)}; give a folder of images, or a list") from None
     if b"\0" in start and not start.startswith(UTF16):
         raise UserError(
             f"{path} is no list: it holds binary data; give a folder of images, or a list as text (.txt, .csv, .jsonl) in UTF-8"

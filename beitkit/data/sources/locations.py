@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import math
@@ -16,6 +17,7 @@ import fsspec.core
 
 from beitkit.data.decoding.decode import one_line
 from beitkit.errors import UserError
+from beitkit.files import opened_regular, read_regular
 
 ATTEMPTS = 3
 """How often something behind a URL is asked for; networks fail now and then."""
@@ -77,7 +79,8 @@ def read_range(place: str, start: int, length: int) -> bytes:
     """
     if not is_url(place):
         # Opened anew each time: workers share no handle, and any number of archives can be read from.
-        with open(place, "rb", buffering=0) as file:  # noqa: PTH123 - a Path for every read takes time
+        with opened_regular(place) as file:
+            length = min(length, max(0, os.fstat(file.fileno()).st_size - start))  # of what is there, memory is taken for no more
             parts = []
             while length > 0 and (part := os.pread(file.fileno(), length, start)):
                 parts.append(part)
@@ -93,14 +96,16 @@ def read_range(place: str, start: int, length: int) -> bytes:
     return content
 
 
-def read_whole(place: str) -> bytes:
-    """All bytes of a file.
+def read_whole(place: str, most: int) -> bytes:
+    """All bytes of a file that has at most so many.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: it is not there, is no regular file, has more bytes or cannot be read.
     """
     if not is_url(place):
-        return Path(place).read_bytes()
+        return read_regular(place, most)
+    if (size := size_of(place)) > most:
+        raise OSError(errno.EFBIG, f"{size:,} bytes, more than {most:,}", place)
     system, path = _system(place)
     return _insisting(lambda: system.cat_file(path))
 
@@ -153,7 +158,7 @@ def opened(place: str) -> Any:
         OSError: it is not there or cannot be read.
     """
     if not is_url(place):
-        return open(place, "rb")  # noqa: PTH123
+        return opened_regular(place)
     system, path = _system(place)
     return _insisting(lambda: system.open(path, "rb"))
 

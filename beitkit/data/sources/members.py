@@ -11,13 +11,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from beitkit.data.decoding.limit import LARGEST_FILE
 from beitkit.data.sources.locations import read_range
 from beitkit.data.sources.parquet import read_row
 
 Kind = Literal["tar", "parquet"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-LARGEST_MEMBER = 2**30
-"""Bytes of one image; more cannot be an image of at most 64 million pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,8 @@ class Members:
         archive, (first, second) = self.archives[self.archive[index]], self.places[index].tolist()
         if self.kind == "parquet":
             return read_row(archive, first, second, self.column)
-        if second > LARGEST_MEMBER:
-            raise OSError(f"{second:,} bytes, more than {LARGEST_MEMBER:,}")
+        if second > LARGEST_FILE:
+            raise OSError(f"{second:,} bytes, more than {LARGEST_FILE:,}")
         content = read_range(archive, first, second)
         if len(content) < second:
             raise OSError("the archive is cut short")

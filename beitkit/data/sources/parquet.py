@@ -8,8 +8,8 @@ Arrow's own threads are not used: one that is still busy when the program ends, 
 
 from __future__ import annotations
 
-import functools
-import json
+import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.decode import one_line
+from beitkit.data.decoding.limit import why_too_much_memory
 from beitkit.data.sources.locations import opened, stamp_of, unreadable
 from beitkit.errors import UserError, few
+from beitkit.files import parse_json
 
 COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "png", "jpeg")
 """Names of a column of images, in the order in which they are looked for."""
@@ -75,9 +77,9 @@ def read_row(place: str, group: int, row: int, column: str | None = None) -> byt
     arrow = pyarrow(place)
     try:
         value = _group(place, stamp_of(place), group, column)[row].as_py()
-    except (arrow.ArrowException, IndexError) as error:
+    except (arrow.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise OSError(one_line(error)) from error
-    if value is None:
+    if not isinstance(value, bytes):
         raise OSError("the row holds no bytes of an image")
     return value
 
@@ -92,7 +94,9 @@ def parquet_images(place: str, labeled: bool, columns: ColumnsConfig = ColumnsCo
     try:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
             return _images(arrow, file, place, labeled, columns)
-    except arrow.ArrowException as error:
+    except UserError:
+        raise
+    except (arrow.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
@@ -109,7 +113,9 @@ def image_columns(place: str) -> tuple[str, ...]:
         with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
             schema = file.schema_arrow
             return tuple(name for name in schema.names if _holds_files(arrow, schema.field(name).type))
-    except arrow.ArrowException as error:
+    except UserError:
+        raise
+    except (arrow.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{place} is no Parquet file that can be read: {one_line(error)}") from None
     except OSError as error:
         raise UserError(unreadable(place, error)) from None
@@ -127,15 +133,31 @@ def _images(arrow: Any, file: Any, place: str, labeled: bool, columns: ColumnsCo
     places = []
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
+        _check_group(file.metadata.row_group(group), image.leaf, place)
         table = file.read_row_group(group, columns=wanted if label is None else [*wanted, label], use_threads=False)
         paths = table.column(image.name).combine_chunks().field("path").to_pylist() if wanted else [None] * rows
         first = len(names)
-        names += [path.encode().lstrip(b"/") if path else f"{stem}/{first + row:08d}".encode() for row, path in enumerate(paths)]
+        names += [_name(path) or os.fsencode(f"{stem}/{first + row:08d}") for row, path in enumerate(paths)]
         places.append(np.column_stack([np.full(rows, group), np.arange(rows)]))
         if label is not None:
             labels += _class_names(table.column(label).to_pylist(), declared, place, first)
     where = np.concatenate([np.empty((0, 2)), *places]).astype(np.int64)
     return ArchiveImages(names, where, [None] * len(names) if label is None else labels, declared)
+
+
+def _name(path: object) -> bytes:
+    """The name of an image by its path; empty where that is no text."""
+    if isinstance(path, str):
+        path = path.encode("utf-8", "surrogatepass")
+    return path.lstrip(b"/").replace(b"\0", b"") if isinstance(path, bytes) else b""
+
+
+def _check_group(group: Any, leaf: str, place: str) -> None:
+    """Raise for a row group whose images would take more memory than an image may."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
+    if (reason := why_too_much_memory(size)) is not None:
+        raise UserError(f"the images of a row group of {place} {reason}; or write it anew with fewer rows in a group")
 
 
 def _holds_files(arrow: Any, kind: Any) -> bool:
@@ -144,6 +166,9 @@ def _holds_files(arrow: Any, kind: Any) -> bool:
 
 def _image_column(arrow: Any, schema: Any, place: str, given: str | None) -> _Column:
     """The column of images: the given one, one of a usual name, or the only one of structs with bytes."""
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    if twice:
+        raise UserError(f"{place} has several columns {_listed(twice)}; name each column once")
     fits = {
         name: _holds_files(arrow, kind := schema.field(name).type)
         or ((name in COLUMNS or name == given) and (arrow.types.is_binary(kind) or arrow.types.is_large_binary(kind)))
@@ -191,8 +216,8 @@ def _listed(names: Sequence[str]) -> str:
 def _feature(schema: Any, column: str) -> dict[str, Any]:
     """What Hugging Face's datasets note beside the schema about a column."""
     try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-    except (KeyError, TypeError, ValueError):
+        feature = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+    except (LookupError, TypeError, ValueError):
         return {}
     return feature if isinstance(feature, dict) else {}
 
@@ -217,11 +242,28 @@ def _class_names(labels: list[Any], declared: tuple[str, ...], place: str, first
     return names
 
 
-@functools.lru_cache(maxsize=KEPT_GROUPS)
 def _group(place: str, stamp: int, group: int, column: str | None) -> Any:
-    """The encoded images of a row group; `stamp` is in the key, so that a file that was written anew is read anew."""
+    """The encoded images of a row group, kept with the last few as long as they take no more memory than an image may."""
+    key = place, stamp, group, column
+    values = _kept.pop(key, None)
+    if values is None:
+        values = _read_group(place, group, column)
+        while _kept and (
+            len(_kept) >= KEPT_GROUPS or why_too_much_memory(sum(kept.nbytes for kept in (*_kept.values(), values)))
+        ):
+            del _kept[next(iter(_kept))]
+    _kept[key] = values
+    return values
+
+
+_kept: dict[tuple[str, int, int, str | None], Any] = {}
+"""The row groups that this process keeps, the last used last; by when the file changed, so that a new one is read anew."""
+
+
+def _read_group(place: str, group: int, column: str | None) -> Any:
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
         image = _image_column(arrow, file.schema_arrow, place, column)
+        _check_group(file.metadata.row_group(group), image.leaf, place)
         values = file.read_row_group(group, columns=[image.leaf], use_threads=False).column(image.name).combine_chunks()
         return values if image.leaf == image.name else values.field("bytes")

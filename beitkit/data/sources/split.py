@@ -87,16 +87,21 @@ def few_per_class(files: ImageList, labels: int, seed: int, field: str = "labels
     Raises:
         UserError: fewer labels than classes, or more than there are.
     """
+    return files.subset(few_indices(files, labels, seed, field))
+
+
+def few_indices(files: ImageList, labels: int, seed: int, field: str = "labels") -> NDArray[np.int64]:
+    """The ascending indices of the images that `few_per_class` draws."""
     classes = len(files.classes)
     if not classes <= labels <= len(files):
         raise UserError(f"`{field}` {labels} must lie between the {classes} classes and the {len(files)} training images")
     shuffled = np.array(random.Random(seed).sample(range(len(files)), len(files)))
     if files.targets is not None:
-        return files.subset(np.sort(_fewest_first(files.targets[shuffled], shuffled, labels)))
+        return np.sort(_fewest_first(files.targets[shuffled], shuffled, labels))
     known = _labels(files)
     # Position of every image within its class, in shuffled order: taking the smallest first takes classes in turn.
     order = np.lexsort((known, _position_in_class(known, shuffled)))
-    return files.subset(np.sort(order[:labels]))
+    return np.sort(order[:labels])
 
 
 def split_table(train: ImageList, val: ImageList) -> str:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,12 @@ from torch import Tensor
 
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import ViewConfig
+from beitkit.data.decoding.decode import one_line
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.tokens.contents import BYTES_PER_IMAGE, contents_of, first_changed
 from beitkit.data.tokens.key import CacheKey
 from beitkit.errors import UserError
+from beitkit.files import check_regular, read_json, why
 from beitkit.system import write_atomically
 
 VERSION = 2
@@ -66,8 +68,10 @@ class TokenCache:
         self.key = key
         self._first = first
         mode = "r+" if is_writable else "r"
-        self._tokens = np.load(path / TOKENS, mmap_mode=mode)
-        self._marks = np.load(path / STATES, mmap_mode=mode)
+        self._marks = _mapped(path / STATES, np.dtype(np.uint8), (key.views,), mode)
+        self._tokens = _mapped(path / TOKENS, _type_of(key.vocabulary), (key.views, key.grid[0] * key.grid[1]), mode)
+        if len(self._marks) != len(self._tokens):
+            raise UserError(f"{path} is damaged: {STATES} and {TOKENS} are of different lengths; tokenize the images anew")
         self._states = np.array(self._marks)  # includes what is written and not yet marked
         if is_writable:
             self._states[self._states == UNREADABLE] = MISSING  # the disk may have been unavailable; try again
@@ -158,7 +162,10 @@ def open_cache(path: Path, key: CacheKey, files: ImageList, *, is_writable: bool
         _make(path, key, contents_of(files), shard)
         return TokenCache(path, key, is_writable=True, first=rows.start)
     _check_key(path, read_key(path, shard), key)
-    changed = first_changed(files, np.load(path / CONTENTS))
+    contents = _contents(path)
+    if len(contents) != len(files):
+        raise UserError(f"{path} is damaged: {CONTENTS} is not of its {len(files)} images; tokenize the images anew")
+    changed = first_changed(files, contents)
     if changed is not None:
         raise UserError(
             f"{files.path(changed)} changed since its tokens were stored in {path}; "
@@ -180,7 +187,7 @@ def join_caches(path: Path, key: CacheKey, files: ImageList, shards: Sequence[To
                 states[start + first : start + last] = shard._marks[first:last]
             start += shard.num_images
 
-    _make(path, key, np.concatenate([np.load(shard.path / CONTENTS) for shard in shards]), WHOLE, fill)
+    _make(path, key, np.concatenate([_contents(shard.path) for shard in shards]), WHOLE, fill)
 
 
 def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
@@ -191,11 +198,11 @@ def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
     """
     header = path / HEADER
     try:
-        content = json.loads(header.read_text(encoding="utf-8"))
+        content = read_json(header)
     except FileNotFoundError:
         raise UserError(f"{path} holds no token cache ({HEADER} is missing); tokenize the images first") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} holds no token cache ({header.name}: {error}); tokenize the images first") from None
+        raise UserError(f"{path} holds no token cache ({header.name}: {why(error)}); tokenize the images first") from None
     if not isinstance(content, dict) or content.pop("version", None) != VERSION:
         raise UserError(f"{header} is not of version {VERSION}; tokenize the images into another folder")
     there = content.pop("shard", str(WHOLE))
@@ -206,6 +213,26 @@ def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
             else f"{path} is not shard {shard} but {there} of a token cache; choose another `out`"
         )
     return from_json(CacheKey, content, where=str(header))
+
+
+def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], mode: Literal["r", "r+"]) -> NDArray[Any]:
+    """An array of a cache, mapped from its file; `shape` is that of one image.
+
+    Raises:
+        UserError: it is not there, or is no such array.
+    """
+    try:
+        check_regular(path)
+        array = np.load(path, mmap_mode=mode)
+    except Exception as error:  # NumPy's reader of headers raises nearly every type there is
+        raise UserError(f"{path} cannot be read: {one_line(error)}; tokenize the images anew") from None
+    if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape[1:] != shape or not array.ndim:
+        raise UserError(f"{path} is damaged: it is no array of {kind} with {shape} for each image; tokenize the images anew")
+    return array
+
+
+def _contents(path: Path) -> NDArray[np.int64]:
+    return np.array(_mapped(path / CONTENTS, np.dtype(np.int64), (3,), "r"))
 
 
 def bytes_per_view(key: CacheKey) -> float:

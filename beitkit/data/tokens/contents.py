@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.locations import stamp_of
+from beitkit.files import opened_regular
 from beitkit.system import usable_cores
 
 BYTES_PER_IMAGE = 24
@@ -89,7 +90,7 @@ def _content(files: ImageList, index: int, stamps: _Stamps) -> tuple[int, int, i
     try:
         source = files.source(index)
         for one in source.paths if isinstance(source, Bands) else (source,):
-            with io.BytesIO(one.content) if isinstance(one, Encoded) else one.open("rb") as file:
+            with io.BytesIO(one.content) if isinstance(one, Encoded) else opened_regular(one) as file:
                 while part := file.read(2**20):
                     digest.update(part)
     except (OSError, BrokenImage):

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
+from beitkit.data.views.batched import Jitter, cut_alike, jittered
 from beitkit.data.views.orientation import Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
 
 View = Callable[..., dict[str, Tensor]]
@@ -44,7 +45,20 @@ HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (
 VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
 GRAY_SIDE = 128  # of images of at least twice this side the mean gray is that of fewer pixels (decision 007)
 
-Jitter = Literal["brightness", "contrast", "saturation"]
+
+@runtime_checkable
+class TogetherView(Protocol):
+    """A view that can draw a batch of small images together, bit for bit as it would draw each alone."""
+
+    def fits(self, sizes: Sequence[Pair]) -> bool:
+        """Whether it can for images of these (height, width)."""
+        ...
+
+    def together(
+        self, images: UInt8[Tensor, "b c h w"], sizes: Sequence[Pair], generators: Sequence[random.Random]
+    ) -> dict[str, Tensor]:
+        """The views of images that lie in the top left corners of equal frames, black around them, stacked by key."""
+        ...
 
 
 class Box(NamedTuple):
@@ -61,8 +75,8 @@ class PretrainView:
     """BEiT's two views: one jitter, crop and flip (and turn), at the backbone's size and at the tokenizer's.
 
     `images` is resized with a bicubic filter, `token_images` with Lanczos (left out when `token_size` is None); both from
-    the same crop. The steps follow the original's: jitter of the whole image, of which only the crop is computed, then crop
-    and flip.
+    the same crop, or with `view.shift` from the whole image, moved. The steps follow the original's: jitter of the whole image,
+    of which only the crop is computed, then crop and flip.
     """
 
     view: ViewConfig
@@ -74,10 +88,10 @@ class PretrainView:
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
         jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
-        box, orientation = _drawn_crop(image, self.view, rng)
+        box, orientation = _drawn_part((image.height, image.width), self.view, self.image_size, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
         largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        whole, box = _decoded_for(image, box, largest, orientation, as_image=bool(jitters))
+        whole, box = _decoded_for(image, box, largest, orientation, as_image=bool(jitters) or self.view.shift is not None)
         crop = _cut(whole, box)
         if jitters:
             assert isinstance(whole, AnyImage)
@@ -87,6 +101,39 @@ class PretrainView:
         views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
             views["token_images"] = _shrunk(pixels, self.token_size, "lanczos")
+        return views
+
+    def fits(self, sizes: Sequence[Pair]) -> bool:
+        """Always."""
+        return True
+
+    def together(
+        self, images: UInt8[Tensor, "b c h w"], sizes: Sequence[Pair], generators: Sequence[random.Random]
+    ) -> dict[str, Tensor]:
+        """See `TogetherView`."""
+        mode, jitters, crops = "L" if images.shape[1] == 1 else "RGB", [], []
+        for size, rng in zip(sizes, generators, strict=True):
+            jitters.append(_drawn_jitters(self.view.color_jitter, mode, rng))
+            crops.append(_drawn_part(size, self.view, self.image_size, rng))
+        margin = 0 if self.view.shift is None else max(_beyond(box, (images.shape[2], images.shape[3])) for box, _ in crops)
+        images = jittered(F.pad(images, (margin,) * 4) if margin else images, sizes, jitters)
+        crops = [(box._replace(top=box.top + margin, left=box.left + margin), way) for box, way in crops]
+        shown = [] if self.only_tokens else [("images", self.image_size, "bicubic")]
+        if self.token_size is not None:
+            shown.append(("token_images", self.token_size, "lanczos"))
+        uncut = [name for name, size, _ in shown if _are_alike(crops, size)]
+        views: dict[str, Tensor] = {}
+        if uncut:
+            boxes, ways = zip(*crops, strict=True)
+            cut = cut_alike(images, [(box.top, box.left) for box in boxes], (boxes[0].height, boxes[0].width), ways)
+            views = dict.fromkeys(uncut, cut)
+        if len(uncut) < len(shown):
+            parts = [_part(image, *crop) for image, crop in zip(images, crops, strict=True)]
+            views |= {
+                name: torch.stack([_shrunk(part, size, filter) for part in parts])
+                for name, size, filter in shown
+                if name not in uncut
+            }
         return views
 
 
@@ -110,14 +157,37 @@ class TrainView:
         if max(self.image_size) <= SMALL:
             turns = drawn_turns(self.view, rng)
             small = _resized(_decoded(image), on_its_side(self.image_size, turns), Image.Resampling.BICUBIC)
-            shown = _transposed(_shifted(small, rng), drawn_orientation(self.view, turns, rng))
+            shown = _transposed(_shifted(small, _most_shifted(self.view), rng), drawn_orientation(self.view, turns, rng))
         else:
-            shown = _to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
+            shown = to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
         shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
         sample = {"images": as_tensor(shown)}
         if self.erasing > 0:
             sample["erased"] = draw_erasing(self.image_size, self.erasing, rng)
         return sample
+
+    def fits(self, sizes: Sequence[Pair]) -> bool:
+        """Of squares that have the network's size, without RandAugment."""
+        height, width = self.image_size
+        return self.augment is None and height == width <= SMALL and all(size == self.image_size for size in sizes)
+
+    def together(
+        self, images: UInt8[Tensor, "b c h w"], sizes: Sequence[Pair], generators: Sequence[random.Random]
+    ) -> dict[str, Tensor]:
+        """See `TogetherView`."""
+        mode, most = "L" if images.shape[1] == 1 else "RGB", _most_shifted(self.view)
+        jitters, corners, orientations, erasing = [], [], [], []
+        for rng in generators:
+            turns = drawn_turns(self.view, rng)
+            across, down = _drawn_shift(most, rng)
+            corners.append((most + down, most + across))
+            orientations.append(drawn_orientation(self.view, turns, rng))
+            jitters.append(_drawn_jitters(self.view.color_jitter, mode, rng))
+            if self.erasing > 0:
+                erasing.append(draw_erasing(self.image_size, self.erasing, rng))
+        shown = cut_alike(F.pad(images, (most,) * 4), corners, self.image_size, orientations)
+        sample = {"images": jittered(shown, sizes, jitters)}
+        return sample | {"erased": torch.stack(erasing)} if erasing else sample
 
 
 @dataclass(frozen=True)
@@ -303,10 +373,18 @@ def _saturated(image: Image.Image, factor: float) -> Image.Image:
     return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
-def _drawn_crop(image: AnyImage | StoredImage, view: ViewConfig, rng: random.Random) -> tuple[Box, Orientation]:
-    """A random crop, and how it is flipped and turned; its aspect is drawn as it is shown, after the turn."""
+def _drawn_part(size: Pair, view: ViewConfig, shown: Pair, rng: random.Random) -> tuple[Box, Orientation]:
+    """A random crop of an image (height, width), or all of it moved, and how it is flipped and turned.
+
+    A crop's aspect is drawn as it is shown, after the turn. The box of an image that is moved lies beyond it in part; `shown` is
+    the size in whose pixels that is drawn.
+    """
     turns = drawn_turns(view, rng)
-    box = crop_box(on_its_side((image.height, image.width), turns), view.crop_scale, view.crop_ratio, rng)
+    if view.shift is not None:
+        across, down = _drawn_shift(view.shift, rng)
+        height, width = on_its_side(shown, turns)
+        return Box(round(down * size[0] / height), round(across * size[1] / width), *size), drawn_orientation(view, turns, rng)
+    box = crop_box(on_its_side(size, turns), view.crop_scale, view.crop_ratio, rng)
     if turns % 2:
         box = Box(box.left, box.top, box.width, box.height)  # where it lies is drawn evenly, either way
     return box, drawn_orientation(view, turns, rng)
@@ -316,8 +394,8 @@ def _cropped(
     image: AnyImage | StoredImage, view: ViewConfig, size: Pair, mode: str, rng: random.Random
 ) -> Shaped[Tensor, "c h w"]:
     """A random crop at (height, width) `size`, flipped and turned or not."""
-    box, orientation = _drawn_crop(image, view, rng)
-    whole, box = _decoded_for(image, box, size, orientation)
+    box, orientation = _drawn_part((image.height, image.width), view, size, rng)
+    whole, box = _decoded_for(image, box, size, orientation, as_image=view.shift is not None)
     return _shrunk(_pixels(_cut(whole, box), orientation), size, mode)
 
 
@@ -359,6 +437,12 @@ def _pixels(crop: AnyImage | Pixels, orientation: Orientation) -> DeepImage | UI
     return oriented(torch.from_numpy(np.array(crop) if isinstance(crop, Image.Image) else crop), orientation)
 
 
+def _part(image: UInt8[Tensor, "c h w"], box: Box, orientation: Orientation) -> UInt8[Tensor, "rows columns *channels"]:
+    """The same of an image in memory."""
+    crop = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    return oriented(crop[0] if len(crop) == 1 else crop.permute(1, 2, 0), orientation)
+
+
 def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pair, mode: str) -> Shaped[Tensor, "c h w"]:
     """A crop at (height, width) `size` by PyTorch's antialiased filter; how it differs from Pillow's: decision 007."""
     if isinstance(crop, DeepImage):
@@ -366,6 +450,8 @@ def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pai
     if mode == "lanczos" and not HAS_LANCZOS:
         return as_tensor(_resized(Image.fromarray(crop.numpy()), size, Image.Resampling.LANCZOS))
     pixels = crop.unsqueeze(0) if crop.ndim == 2 else crop.permute(2, 0, 1)
+    if pixels.shape[1:] == size:  # which every filter leaves as it is
+        return pixels.contiguous()
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 
@@ -391,7 +477,8 @@ def _centered(part: int, whole: int) -> tuple[slice, slice]:
     return slice(start, start + whole), slice(0, whole)
 
 
-def _to_image(pixels: Shaped[Tensor, "c h w"]) -> AnyImage:
+def to_image(pixels: Shaped[Tensor, "c h w"]) -> AnyImage:
+    """The image of pixels, the inverse of `as_tensor`."""
     if pixels.is_floating_point():
         return DeepImage(pixels.numpy())
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
@@ -401,10 +488,30 @@ def _transposed(image: AnyImage, orientation: Orientation) -> AnyImage:
     return image if orientation is None else image.transpose(orientation)
 
 
-def _shifted(image: AnyImage, rng: random.Random) -> AnyImage:
-    """The image shifted by up to `PADDING` pixels along each axis, padded with black."""
-    across, down = rng.randint(-PADDING, PADDING), rng.randint(-PADDING, PADDING)
+def _shifted(image: AnyImage, most: int, rng: random.Random) -> AnyImage:
+    """The image shifted by up to so many pixels along each axis, padded with black."""
+    across, down = _drawn_shift(most, rng)
     return image.crop((across, down, across + image.width, down + image.height))
+
+
+def _drawn_shift(most: int, rng: random.Random) -> Pair:
+    """Pixels (across, down)."""
+    return rng.randint(-most, most), rng.randint(-most, most)
+
+
+def _most_shifted(view: ViewConfig) -> int:
+    return PADDING if view.shift is None else view.shift
+
+
+def _beyond(box: Box, size: Pair) -> int:
+    """How many pixels a box reaches beyond an image (height, width), at most."""
+    return max(0, -box.top, -box.left, box.top + box.height - size[0], box.left + box.width - size[1])
+
+
+def _are_alike(parts: Sequence[tuple[Box, Orientation]], size: Pair) -> bool:
+    """Whether all have this (height, width) and need no resizing."""
+    is_square = size[0] == size[1]
+    return all((box.height, box.width) == size and (is_square or way not in SIDEWAYS) for box, way in parts)
 
 
 def _shortened(image: AnyImage) -> AnyImage:

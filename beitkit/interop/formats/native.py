@@ -7,9 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beitkit.configs.codec import from_json, to_json
+from beitkit.configs.codec import from_json, short, to_json
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
+from beitkit.files import read_json, why
+from beitkit.interop.build import check_possible
 from beitkit.interop.kinds import KINDS, AnyNetworkConfig, Network, kind_of_config
 from beitkit.interop.stored import State, check_finite, read_safetensors
 from beitkit.nn.lora import merged_state
@@ -57,14 +59,21 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
     """
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
         version, kind, config = description["format_version"], description["kind"], description["config"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not the description of a beitkit network ({why(error)}); save the model again") from None
+    except (KeyError, TypeError):
         raise UserError(f"{path} is not the description of a beitkit network; save the model again") from None
     if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, this beitkit reads {FORMAT_VERSION}; update beitkit")
-    if kind not in KINDS:
-        raise UserError(f"{path} holds a network of kind {kind!r}, this beitkit knows {', '.join(KINDS)}; update beitkit")
+        raise UserError(f"{path} has format version {short(version)}, this beitkit reads {FORMAT_VERSION}; update beitkit")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"{path} holds a network of kind {short(kind)}, this beitkit knows {', '.join(KINDS)}; update beitkit")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
-    return from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
+    parsed, tensors = from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
+    try:
+        check_possible(parsed, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return parsed, tensors

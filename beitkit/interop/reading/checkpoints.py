@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from beitkit.errors import UserError
-from beitkit.interop.build import listed
+from beitkit.files import read_json, why
+from beitkit.interop.build import check_possible, listed
 from beitkit.interop.formats.layouts import FOREIGN, NATIVE, SKIPPED, TIMM, TIMM_VIT, Layout
 from beitkit.interop.formats.names import NameTable
 from beitkit.interop.formats.native import DESCRIPTION, read_native
@@ -61,7 +61,7 @@ def _native(path: Path) -> Checkpoint:
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    config = read_json(path / "config.json")
+    config = read_object(path / "config.json")
     if config is None:
         raise UserError(
             f"{path} holds neither {DESCRIPTION} nor config.json; give a run folder, a Hugging Face or timm folder, or a file"
@@ -71,7 +71,7 @@ def _read_folder(path: Path) -> Checkpoint:
     tensors = _read_weights(path)
     if "architecture" in config or "pretrained_cfg" in config:
         return _understand(path, tensors, hints_of_timm(config), (TIMM, TIMM_VIT))
-    return _understand(path, tensors, hints_of_hugging_face(config, read_json(path / "preprocessor_config.json")))
+    return _understand(path, tensors, hints_of_hugging_face(config, read_object(path / "preprocessor_config.json")))
 
 
 def _read_weights(folder: Path) -> State:
@@ -81,7 +81,7 @@ def _read_weights(folder: Path) -> State:
         raise UserError(f"{folder} has a config.json but none of {', '.join(WEIGHT_FILES)}")
     if found.suffix != ".json":
         return read_file(found)[0]
-    index = read_json(found) or {}
+    index = read_object(found) or {}
     places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
         raise UserError(f"{found} is no index of weight files in the same folder")
@@ -125,6 +125,8 @@ def _understand(path: Path, tensors: State, hints: Hints, known: tuple[Layout, .
     try:
         official = with_usual_positions(to_official(used, names), hints.image_size)
         config, notes = describe(official, _with_grid(hints, tensors))
+        if isinstance(config, AnyNetworkConfig):
+            check_possible(config, official)
     except UserError as problem:
         raise UserError(f"{path} ({layout.name}): {problem}") from None
     return Checkpoint(path=path, layout=layout.name, config=config, tensors=official, skipped=skipped, notes=notes)
@@ -158,14 +160,14 @@ def _with_grid(hints: Hints, tensors: State) -> Hints:
     return replace(hints, image_size=(grid[0] * kernel.shape[2], grid[1] * kernel.shape[3]))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None if there is no such file."""
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON object ({why(error)}); download or copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a JSON object; download or copy it again")
     return content

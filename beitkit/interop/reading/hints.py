@@ -21,6 +21,8 @@ MODEL_TYPES = ("beit", "data2vec-vision", "vit", "vit_mae", "dinov2")
 FILTERS: tuple[Filter, ...] = get_args(Filter)
 FITS: dict[object, Fit] = {mode: fit for fit, mode in CROP_MODES.items()}
 DEFAULT_EPS = 1e-12
+LARGEST = 1e300
+"""Numbers from here on mean nothing, and whole ones may not fit a float."""
 BICUBIC = FILTERS.index("bicubic")
 
 
@@ -198,13 +200,17 @@ def _per_channel(values: object) -> tuple[float, ...] | None:
 def _typed(kind: type[T], value: object) -> T | None:
     """The value if it has the type (int counts as float), else None."""
     if kind is float and type(value) is int:
-        return kind(value)  # type: ignore[call-arg]
+        return kind(value) if abs(value) < LARGEST else None  # type: ignore[call-arg]
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
 
 
 def _numbers(values: object, count: int, kind: Callable[[Any], T]) -> tuple[T, ...] | None:
-    is_usable = isinstance(values, list | tuple) and len(values) == count and all(type(value) in (int, float) for value in values)
+    is_usable = isinstance(values, list | tuple) and len(values) == count and all(map(_is_number, values))
     return tuple(kind(value) for value in values) if is_usable and isinstance(values, list | tuple) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _pair(size: object) -> Pair | None:

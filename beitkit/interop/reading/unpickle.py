@@ -10,18 +10,25 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
 from beitkit.errors import UserError
+from beitkit.files import opened_regular, why
 from beitkit.interop.stored import LazyTensor, State, read_slice
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of PyTorch's format before 1.6
 MAX_DEPTH = 32  # of modules in modules; a module that contains itself must not loop forever
+MOST_SHARED = 16
+"""How many times the numbers of a file may be shown as tensors: some weights are stored once and used twice."""
+SMALL = 2**26  # bytes; tables of positions, shared by all blocks, may be most of a small network
+DEEPEST_TUPLE = 64
+"""Tuples inside each other; Python's hash of a deep one overflows the stack."""
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -141,6 +148,12 @@ class Unpickled(NamedTuple):
 
     def state(self, tensors: dict[str, TensorNote]) -> State:
         """Tensors to be read when they are wanted."""
+        wanted, there = (
+            sum(math.prod(note.shape) * note.storage.dtype.itemsize for note in tensors.values()),
+            sum(size for _, size in self.block_offsets.values()),
+        )
+        if wanted > MOST_SHARED * there + SMALL:
+            raise UserError(f"{self.path} shows its {there:,} bytes as tensors of {wanted:,}; it may have been tampered with")
         return {name: self._stored(name, note) for name, note in tensors.items()}
 
     def _stored(self, name: str, note: TensorNote) -> LazyTensor:
@@ -151,7 +164,8 @@ class Unpickled(NamedTuple):
             1 + sum((side - 1) * step for side, step in zip(note.shape, note.stride, strict=True)) if note.shape else 1
         )
         numel = math.prod(note.shape)
-        if numel and (reach * storage.dtype.itemsize > size or numel > storage.numel):
+        # By the bytes that are there, not by what the file says of them: a stride of 0 shows one number any number of times.
+        if numel and (reach * storage.dtype.itemsize > size or numel * storage.dtype.itemsize > size):
             raise UserError(f"{path} is damaged: tensor {name} reaches beyond its {max(size, 0)} bytes")
         offset = begin + first * storage.dtype.itemsize
         return LazyTensor(
@@ -170,7 +184,7 @@ def read_pickled(path: Path) -> Unpickled:
             cut off, or if it is not a PyTorch checkpoint.
     """
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             if file.read(4) == b"PK\x03\x04":
                 return _read_zip(path)
             file.seek(257)
@@ -180,8 +194,10 @@ def read_pickled(path: Path) -> Unpickled:
                 )
             file.seek(0)
             return _read_legacy(path, file)
-    except (UserError, OSError):
+    except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {why(error)}") from None
     except Exception as problem:  # a damaged pickle can fail in any way at all
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise UserError(f"{path} is damaged or no PyTorch checkpoint ({reason}); download or copy it again") from None
@@ -214,7 +230,7 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, path: Path, file: Any) -> None:
         super().__init__(file)
-        self.path = path
+        self.path, self.file = path, file
         self.storages: dict[str, Storage] = {}
         self.names: dict[tuple[str, str], object] = {
             ("collections", "OrderedDict"): _fresh(Dictionary),
@@ -229,6 +245,11 @@ class _Unpickler(pickle.Unpickler):
         self.names |= {("torch", str(dtype).removeprefix("torch.")): None for dtype in STORAGES.values()}
         self.names |= {place: _fresh(Module) for place in MODULES}
         self.names |= {place: _fresh(Inert) for place in REMEMBERED}
+
+    def checked(self) -> Any:
+        """What the pickle holds, whose instructions were looked through before any is carried out."""
+        check_program(self.file)
+        return self.load()
 
     def find_class(self, module: str, name: str, /) -> Any:
         """The stand-in for a name; the only way a pickle could reach an object."""
@@ -247,9 +268,84 @@ class _Unpickler(pickle.Unpickler):
             return parts[1]
         if len(parts) not in (5, 6) or parts[0] != "storage" or not isinstance(parts[1], _Kind):
             raise UserError(f"{self.path} refers to something that is not a tensor's storage; this is no PyTorch checkpoint")
-        key, view = str(parts[2]), parts[5] if len(parts) == 6 else None
+        key, view = _key(self.path, parts[2]), parts[5] if len(parts) == 6 else None
         self.storages[key] = Storage(key, parts[1].dtype, int(parts[4]))
         return self.storages[key]._replace(offset=0 if view is None else int(view[1]))
+
+
+def _key(path: Path, key: object) -> str:
+    if not isinstance(key, str | int):  # anything else may be too large to be written out
+        raise UserError(f"{path} names a storage in a way that PyTorch does not write; it may have been tampered with")
+    return str(key)
+
+
+def check_program(file: IO[bytes] | io.BufferedIOBase) -> None:
+    """Look through a pickle's instructions and go back to its beginning; none is carried out.
+
+    A few bytes may ask for any amount of memory: by the number under which something is remembered, for which Python makes a
+    table that long, or by a length that the file does not have. Both are refused here, as are tuples too deep to be hashed.
+
+    Raises:
+        ValueError: it is no pickle, is cut off, or asks for such a thing.
+    """
+    start = file.tell()
+    stack: list[int] = []  # how deep each object is in tuples
+    marks: list[int] = []
+    remembered: dict[int, int] = {}
+
+    def popped(count: int) -> list[int]:
+        """The last objects; after a mark, all of them."""
+        end = len(stack) - count if count >= 0 else marks.pop() if marks else 0
+        taken = stack[max(0, end) :]
+        del stack[max(0, end) :]
+        return taken
+
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(_Bounded(file))):
+        name = instruction.name
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            number = len(remembered) if name == "MEMOIZE" else argument
+            if not 0 <= number <= count:
+                raise ValueError(f"it remembers {count} objects at most, one of them as number {number}")
+            remembered[number] = stack[-1] if stack else 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(remembered.get(argument, 0))
+        elif name == "DUP":
+            stack.append(stack[-1] if stack else 0)
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        else:
+            is_marked = pickletools.markobject in instruction.stack_before
+            below = instruction.stack_before.index(pickletools.markobject) if is_marked else len(instruction.stack_before)
+            inside = (popped(-1) if is_marked else []) + popped(below)
+            if instruction.stack_after:
+                depth = 1 + max(inside, default=0) if name.startswith("TUPLE") or name in _MAKES else 0
+                if depth > DEEPEST_TUPLE:
+                    raise ValueError(f"more than {DEEPEST_TUPLE} tuples inside each other")
+                stack.append(depth)
+    file.seek(start)
+
+
+_MAKES = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "PERSID", "BINPERSID", "FROZENSET")
+
+
+class _Bounded:
+    """A file that is asked for no more bytes than it has: what it would answer with is made before it is read."""
+
+    def __init__(self, file: IO[bytes] | io.BufferedIOBase) -> None:
+        self.file, here = file, file.tell()
+        self.end = file.seek(0, io.SEEK_END)
+        file.seek(here)
+
+    def read(self, length: int) -> bytes:
+        return self.file.read(max(0, min(length, self.end - self.file.tell())))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 class _Kind:
@@ -278,7 +374,7 @@ def _note(storage: object, offset: object, shape: object, stride: object, *_: ob
 
 def _read_zip(path: Path) -> Unpickled:
     """PyTorch's format since 1.6: a zip archive of `data.pkl` and one uncompressed record per storage."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+    with opened_regular(path) as file, zipfile.ZipFile(file) as archive:
         records = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in records if name.rsplit("/", 1)[-1] == "data.pkl"]
         if len(pickles) != 1 or any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in records):
@@ -292,7 +388,7 @@ def _read_zip(path: Path) -> Unpickled:
         if order in records and archive.read(order) != b"little":
             raise UserError(f"{path} was saved on a big-endian machine; load and save it there with byteorder 'little'")
         unpickler = _Unpickler(path, io.BytesIO(archive.read(pickles[0])))
-        root = unpickler.load()
+        root = unpickler.checked()
         blocks = {}
         for key in unpickler.storages:
             info = records.get(f"{folder}data/{key}")
@@ -308,16 +404,16 @@ def _read_zip(path: Path) -> Unpickled:
 def _read_legacy(path: Path, file: io.BufferedReader) -> Unpickled:
     """PyTorch's format before 1.6: a magic number, three pickles, the names of the storages, then their bytes."""
     unpickler = _Unpickler(path, file)
-    if unpickler.load() != LEGACY_MAGIC:
+    if unpickler.checked() != LEGACY_MAGIC:
         raise UserError(f"{path} is a pickle, but no PyTorch checkpoint; save a state dict with torch.save")
-    _Unpickler(path, file).load()  # protocol version
-    _Unpickler(path, file).load()  # sizes of C types on the machine that saved it
+    _Unpickler(path, file).checked()  # protocol version
+    _Unpickler(path, file).checked()  # sizes of C types on the machine that saved it
     unpickler = _Unpickler(path, file)
-    root = unpickler.load()
-    keys = _Unpickler(path, file).load()
+    root = unpickler.checked()
+    keys = _Unpickler(path, file).checked()
     blocks = {}
-    for key in keys:
-        storage = unpickler.storages[str(key)]
+    for key in keys if isinstance(keys, list) else ():
+        storage = unpickler.storages[_key(path, key)]
         numel = int.from_bytes(file.read(8), "little")
         blocks[storage.key] = (file.tell(), numel * storage.dtype.itemsize)
         file.seek(numel * storage.dtype.itemsize, io.SEEK_CUR)

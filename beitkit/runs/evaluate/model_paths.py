@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from beitkit.files import read_json
 
 
 def run_config(model: Path) -> dict[str, Any] | None:
     """What the run of this folder was asked for; None for a checkpoint that is no run."""
     try:
-        content = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        content = read_json(model / "config.json")
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "verb" in content else None
@@ -19,7 +21,7 @@ def run_config(model: Path) -> dict[str, Any] | None:
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, or all of them where these are the same."""
-    last = [path.resolve().name for path in paths]
+    last = [Path(os.path.realpath(path)).name for path in paths]  # a link to itself has no `resolve`
     return [name if last.count(name) == 1 else str(path) for name, path in zip(last, paths, strict=True)]
 
 
@@ -27,6 +29,6 @@ def run_on(model: Path, images: Path) -> dict[str, Any] | None:
     """What the run of this folder was asked for, if these very images were given to it."""
     run = run_config(model)
     try:
-        return run if run is not None and "val" in run and Path(run["images"]).resolve() == images.resolve() else None
-    except (KeyError, TypeError):
+        return run if run is not None and "val" in run and os.path.realpath(run["images"]) == os.path.realpath(images) else None
+    except (KeyError, TypeError, ValueError):
         return None

@@ -88,7 +88,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         session.say(note)
 
     streams = _Streams(config, model.config, train, val, session)
-
+    session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
     if runtime.is_main:
@@ -130,7 +130,7 @@ class _Streams:
             repeats=augment.repeats,
             balanced=self.config.balanced,
         )
-        self.evaluation = evaluation_dataset(self.val, backbone, preprocessing)
+        self.evaluation = evaluation_dataset(self.val, backbone, preprocessing, is_repeated=True)
 
     def training(self, first: int) -> Iterator[Batch]:
         """Endless batches from number `first` on: views, normalized, erased, mixed."""

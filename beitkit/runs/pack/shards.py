@@ -17,12 +17,14 @@ from typing import IO, NamedTuple
 
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.formats import DEEP, FORMATS, has_ending
+from beitkit.data.decoding.limit import LARGEST_FILE
 from beitkit.data.decoding.raw import whole_format
 from beitkit.data.sources.archives import CLASSES, Archives, archive_images, label_member
 from beitkit.data.sources.image_list import ImageList, below_common_folder, common_folder
 from beitkit.data.sources.index import INDEX, write_index
 from beitkit.data.sources.tar import BLOCK
 from beitkit.errors import UserError
+from beitkit.files import MOST_OWN, read_json, read_regular, why
 from beitkit.system import usable_cores, write_atomically
 
 PACKING = "packing.json"
@@ -149,11 +151,9 @@ class _Readable:
 
 def _content(path: Path) -> bytes:
     try:
-        if not path.is_file():  # a pipe would be waited for
-            raise BrokenImage(path, "not a regular file")
-        return path.read_bytes()
+        return read_regular(path, LARGEST_FILE)
     except OSError as error:
-        raise BrokenImage(path, error.strerror or str(error)) from error
+        raise BrokenImage(path, why(error)) from error
 
 
 def _write_shard(file: IO[bytes], readable: _Readable, files: ImageList, shard_bytes: int) -> None:
@@ -208,7 +208,7 @@ def _check_classes(classes: tuple[str, ...]) -> None:
 def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple[int, str]]]:
     """How many images were taken up to the end of each shard that is there, and what was left out on the way."""
     try:
-        content = json.loads((out / PACKING).read_text(encoding="utf-8"))
+        content = read_json(out / PACKING, MOST_OWN)
         there = _Settings(**content["settings"])
         done: list[int] = content["taken"]
         skipped = [(int(index), str(reason)) for index, reason in content["skipped"]]

@@ -19,6 +19,7 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun
 from beitkit.runs.predict.inputs import gather_images
 from beitkit.runs.training.reader import note_on_cut
+from beitkit.terminal import one_line
 
 
 def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
@@ -46,7 +47,7 @@ def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computatio
         for part in engine(files):
             for path, error in zip(part.paths, part.errors, strict=True):
                 if error:
-                    print(f"unreadable: {path}: {error}", file=sys.stderr)
+                    print(one_line(f"unreadable: {path}: {error}"), file=sys.stderr)
             yield part
 
     return results

@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +37,7 @@ from beitkit.data.decoding.reading import as_tensor, whole_image
 from beitkit.data.scenes.scenes import CLASSES_FILE
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
+from beitkit.files import MOST_OWN, parse_json, read_json, read_regular
 from beitkit.inference.result import Written, command_of
 from beitkit.nn.prediction import ScenePrediction
 from beitkit.nn.segmentation.label_map import predict_scene
@@ -45,6 +47,7 @@ from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
 from beitkit.runs.predict.parts import images_of
 from beitkit.system import quoted, write_atomically
+from beitkit.terminal import one_line
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
@@ -94,7 +97,7 @@ class _Folder:
         record = path / f"command{part}.json"
         if path.is_dir() and any(path.iterdir()) and not any(path.glob("command*.json")):
             raise UserError(f"`out` {path} is not empty and holds no predictions; choose another, or remove it yourself")
-        if record.exists() and json.loads(record.read_text(encoding="utf-8")) != command:
+        if record.exists() and _recorded(record) != command:
             raise UserError(f"`out` {path} holds the predictions of another command; choose another, or remove it yourself")
         path.mkdir(parents=True, exist_ok=True)
         running = path / f".running{part}"  # shards write side by side
@@ -160,9 +163,26 @@ class _Folder:
         """What has been done; a line torn by a kill is cut off, and its image done again."""
         if not self.areas.exists():
             return
-        kept = [line for line in self.areas.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        write_atomically(self.areas, "".join(kept).encode())
-        yield from map(json.loads, kept)
+        kept = []
+        for line in read_regular(self.areas, MOST_OWN).splitlines(keepends=True):
+            with suppress(ValueError):
+                if line.endswith(b"\n") and _is_done(content := parse_json(line)):
+                    kept.append((line, content))
+        write_atomically(self.areas, b"".join(line for line, _ in kept))
+        yield from (content for _, content in kept)
+
+
+def _recorded(record: Path) -> object:
+    """The command that wrote a folder; None for a record that is none."""
+    try:
+        return read_json(record)
+    except (OSError, ValueError):
+        return None
+
+
+def _is_done(line: object) -> bool:
+    """Whether a line says what became of an image."""
+    return isinstance(line, dict) and isinstance(line.get("path"), str)
 
 
 def _read(source: Path | Encoded | Bands, model: Segmenter) -> Tensor:
@@ -201,7 +221,7 @@ def _line(
     try:
         image = _read(files.source(place), model)
     except BrokenImage as error:
-        print(f"unreadable: {path}: {error.reason}", file=sys.stderr)
+        print(one_line(f"unreadable: {path}: {error.reason}"), file=sys.stderr)
         return {"path": str(path), "error": error.reason}
     prediction = predict_scene(model, image, config.inference.over(model.config.inference), runtime.precision)
     keep(image, prediction)

@@ -43,7 +43,7 @@ def labeled_images(config: PretrainRun) -> ImageList | None:
 
 def probe_of(model: MaskedImageModel, files: ImageList, reading: Reading, runtime: Runtime) -> HeldOutProbe:
     """The evaluator of `labels`."""
-    dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
+    dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing, is_repeated=True)
     preprocessing = model.config.preprocessing
     return HeldOutProbe(
         model.backbone,

@@ -79,12 +79,13 @@ def run(config: PretrainRun) -> Path:
         session.say(how)
     if cached is not None:
         session.say(described(cached.cache))
+    session.say_held(dataset)
     first_step = 0
 
     def batches(first: int) -> Iterator[Batch]:
         nonlocal first_step
         first_step = first * runtime.world_size // resolved(config.loop.accumulate)
-        stream = raw_batches(setup, first, cached, runtime)
+        stream = raw_batches(setup, dataset, first, cached, runtime)
         stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
         return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
 

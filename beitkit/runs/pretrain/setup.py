@@ -108,12 +108,9 @@ class Setup:
         in the same view and under the same mask.
         """
         backbone = self.model.backbone
-        token_size = None
-        if self.tokenizer is not None and shows_tokenizer:
-            token_size = token_size_of(self.tokenizer, backbone.grid)
         return ImageDataset(
             self.files.evenly_spread(EVALUATED_IMAGES) if is_evaluated else self.files,
-            PretrainView(self.config.view, backbone.image_size, token_size),
+            self.view(shows_tokenizer=shows_tokenizer),
             masker=self.draw_mask,
             channels=backbone.channels,
             value_range=self.model.preprocessing.value_range,
@@ -121,7 +118,15 @@ class Setup:
             kind="evaluate" if is_evaluated else "train",
             smallest=backbone.patch,
             views=None if is_evaluated else self.views,
+            is_repeated=is_evaluated,
         )
+
+    def view(self, *, shows_tokenizer: bool) -> PretrainView:
+        """What is shown to the network and, where there is one and it is to be shown, to the tokenizer."""
+        backbone, token_size = self.model.backbone, None
+        if self.tokenizer is not None and shows_tokenizer:
+            token_size = token_size_of(self.tokenizer, backbone.grid)
+        return PretrainView(self.config.view, backbone.image_size, token_size)
 
     def encoder(self, runtime: Runtime, begun: CacheKey | None) -> Encoder | None:
         """The tokenizer on the device, in the precision of the token cache, if any; None if pixels are predicted."""

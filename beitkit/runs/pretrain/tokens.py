@@ -10,6 +10,7 @@ from torch import Tensor
 
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch, precision_name
+from beitkit.data.dataset import ImageDataset
 from beitkit.data.stream import token_ids, training_stream
 from beitkit.data.tokens.cache import HEADER, TokenCache, bytes_per_view, open_cache, read_key
 from beitkit.data.tokens.key import CacheKey
@@ -58,13 +59,15 @@ def cached_tokens(setup: Setup, encoder: Encoder | None, folder: RunFolder, runt
     return CachedTokens(cache, encode, resolved(setup.config.train.batch_size))
 
 
-def raw_batches(setup: Setup, start: int, cached: CachedTokens | None, runtime: Runtime) -> Iterator[Batch]:
+def raw_batches(
+    setup: Setup, dataset: ImageDataset, start: int, cached: CachedTokens | None, runtime: Runtime
+) -> Iterator[Batch]:
     """Endless batches of this rank on the CPU; without the tokenizer's view once all tokens are stored."""
     machine, batch_size = setup.config.machine, resolved(setup.config.train.batch_size)
     is_stored = cached is not None and cached.cache.is_complete
     while True:
         stream = training_stream(
-            setup.dataset(shows_tokenizer=not is_stored),
+            dataset.showing(setup.view(shows_tokenizer=False)) if is_stored else dataset,
             batch_size,
             start_batch=start,
             workers=machine.workers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from typing import Any
 
@@ -14,6 +15,7 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.config import RecipesRun
 from beitkit.runs.recipes.recipe import Recipe
 from beitkit.runs.recipes.table import RECIPES, recipe_named
+from beitkit.terminal import bare
 
 
 def run(config: RecipesRun) -> tuple[Recipe, ...]:
@@ -64,7 +66,7 @@ def _print_table(recipes: tuple[Recipe, ...]) -> None:
         # Two lines a recipe: in four columns the sentences would not fit a terminal.
         table.add_row(recipe.name, recipe.what)
         table.add_row("", f"published: {recipe.published}; here: {recipe.measured or 'not measured'}")
-    Console(highlight=False, markup=False).print(table)
+    Console(file=bare(sys.stdout), highlight=False, markup=False).print(table)
 
 
 def _print_one(recipe: Recipe) -> None:

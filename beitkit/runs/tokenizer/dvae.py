@@ -41,6 +41,7 @@ def run(config: TokenizerRun) -> Path:
         f"{len(files)} images, {schedule.steps} steps of {schedule.images_per_step}, lr {schedule.lr:.3g}; {runtime.describe()}"
     )
     dataset = images.dataset()
+    session.say_held(dataset)
 
     def batches(first: int) -> Iterator[Batch]:
         return in_unit_range(session.batches(dataset, first))

@@ -81,6 +81,7 @@ class RunImages:
             channels=self.pixels.channels,
             value_range=self.pixels.preprocessing.value_range,
             kind="evaluate",
+            is_repeated=True,
         )
         return TokenizerQuality(tokenizer, lambda: evaluation_batches(evaluation, UNIT_RANGE, reading._replace(workers=0)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.stream import Reading
 from beitkit.errors import UserError
+from beitkit.files import read_json
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
 from beitkit.runs.training.reader import training_batches
@@ -116,6 +116,11 @@ class Session:
         """Print a line."""
         self.training.journal.say(text)
 
+    def say_held(self, dataset: ImageDataset) -> None:
+        """Say how small images are held in memory."""
+        if (line := dataset.describe()) is not None:
+            self.say(line)
+
     def batches(self, dataset: ImageDataset, first: int) -> Iterator[Batch]:
         """This process's endless batches from number `first` on, uint8 and on the device (see `training_batches`)."""
         return training_batches(dataset, first, self.reading, self.training.runtime, self.training.waited)
@@ -174,7 +179,7 @@ def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[s
     """
     path = folder / "result.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         result, measured_on = read(content), content["val_digest"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{folder} holds no finished {kind} run (expected {path})") from None

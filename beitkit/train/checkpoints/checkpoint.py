@@ -15,8 +15,9 @@ from pathlib import Path
 from torch import Tensor
 
 from beitkit.errors import UserError
+from beitkit.files import read_regular
 from beitkit.system import write_atomically
-from beitkit.train.checkpoints.manifest import Manifest, Piece, RowRange, StoredFile, StoredTensor, parse_manifest
+from beitkit.train.checkpoints.manifest import MAX_BYTES, Manifest, Piece, RowRange, StoredFile, StoredTensor, parse_manifest
 from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE, digest_of_file, read_rows, write_tensors
 from beitkit.train.machine.processes import ALONE, Processes
 
@@ -113,7 +114,7 @@ class Checkpoints:
 
     def _read(self, step: int) -> Manifest | None:
         try:
-            manifest = parse_manifest(self._manifest(step).read_bytes())
+            manifest = parse_manifest(read_regular(self._manifest(step), MAX_BYTES))
         except (OSError, ValueError):
             return None
         return manifest if manifest.step == step else None

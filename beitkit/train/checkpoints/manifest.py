@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from beitkit.files import parse_json
 from beitkit.train.checkpoints.tensor_files import NAME_OF_TYPE
 
 FORMAT_VERSION = 1
@@ -123,7 +124,7 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_BYTES:
         raise ValueError("too large for a manifest")
     try:
-        content = json.loads(data)
+        content = parse_json(data)
         checksum = content.pop("checksum", None)
         _check(content.keys() == KEYS and (checksum is None or checksum == _checksum(content)))
         _check(content["format"] == FORMAT_VERSION)

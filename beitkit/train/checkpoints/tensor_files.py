@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from beitkit.errors import UserError
+from beitkit.files import check_regular, opened_regular
 
 TYPE_OF_NAME = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
                 "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
@@ -54,6 +55,7 @@ def read_rows(path: Path, wanted: Sequence[tuple[str, int, Tensor]]) -> None:
         UserError: if the file does not hold them.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             for name, first, target in wanted:
                 stored = file.get_tensor(name) if target.ndim == 0 else file.get_slice(name)[first : first + len(target)]
@@ -66,7 +68,7 @@ def read_rows(path: Path, wanted: Sequence[tuple[str, int, Tensor]]) -> None:
 
 def digest_of_file(path: Path) -> str:
     """Digest of a file, as returned by `write_tensors`."""
-    with path.open("rb") as file:
+    with opened_regular(path) as file:
         return hashlib.file_digest(file, _hash).hexdigest()
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from beitkit.configs.data import ReadLimit
 from beitkit.data.decoding.decode import (
     BrokenImage,
     Encoded,
@@ -23,7 +24,7 @@ from beitkit.data.decoding.decode import (
     to_tensor,
 )
 from beitkit.data.decoding.formats import HAS_HEIF
-from beitkit.data.decoding.limit import pixels_up_to
+from beitkit.data.decoding.limit import reading_up_to
 from beitkit.data.scenes.masks import read_mask
 from beitkit.errors import UserError
 
@@ -152,7 +153,7 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("svg", lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"), "not an image"),
     ("postscript", lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not an image"),
     ("pipe", os.mkfifo, "not a regular file"),
-    ("folder", lambda path: path.mkdir(), "not a regular file"),
+    ("folder", lambda path: path.mkdir(), "Is a directory"),
     ("device", lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
     ("large", lambda path: path.write_bytes(png_header(9000, 8000) + bytes(64)), "9000x8000 pixels, more than 64 million"),
     ("larger", lambda path: path.write_bytes(png_header(12000, 12000)), "12000x12000 pixels"),
@@ -199,7 +200,7 @@ def test_an_image_smaller_than_a_patch_is_of_no_use(tmp_path: Path) -> None:
 def test_the_limit_is_set_for_a_while_and_says_what_it_would_take(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("L", (300, 200)).save(path)  # 0.06 million
-    with pixels_up_to(0.05):
+    with reading_up_to(ReadLimit(max_pixels=0.05)):
         with pytest.raises(BrokenImage) as error:
             open_image(path, 3)
         assert error.value.reason == (
@@ -207,7 +208,7 @@ def test_the_limit_is_set_for_a_while_and_says_what_it_would_take(tmp_path: Path
         )
         with pytest.raises(BrokenImage, match="more than 0.05 million"):
             read_mask(path)
-        with pixels_up_to(0.06):
+        with reading_up_to(ReadLimit(max_pixels=0.06)):
             assert open_image(path, 3).size == (300, 200)
     assert open_image(path, 3).size == (300, 200)
     assert read_mask(path).pixels.shape == (200, 300)
@@ -219,7 +220,7 @@ def test_larger_images_are_read_where_they_are_allowed(tmp_path: Path, side: int
     path.write_bytes(png_header(side, side))
     with pytest.raises(BrokenImage, match=f"{megabytes} MB decoded|more than 64 million pixels; `read.max_pixels` lets"):
         open_image(path, 3)
-    with pixels_up_to(side * side / 1e6):
+    with reading_up_to(ReadLimit(max_pixels=side * side / 1e6)):
         assert stored_size(path) == (side, side)
         with pytest.raises(BrokenImage) as error:  # the file has nothing but a header
             open_image(path, 3)

@@ -270,7 +270,5 @@ def test_an_array_that_says_it_is_huge_is_refused_by_its_header(tmp_path: Path, 
             archive.writestr("image.npy", header.getvalue())
     else:
         path.write_bytes(header.getvalue())
-    with pytest.raises(
-        BrokenImage, match=r"an array of shape \(1048576, 1048576, 8\), more than 64 million pixels of 16 channels"
-    ):
+    with pytest.raises(BrokenImage, match=r"its numbers, of shape \(1048576, 1048576, 8\), take \d+ MB decoded, more than 400"):
         read_raw(path)

@@ -140,7 +140,7 @@ GOOD = {"path": "a.jpg", "label": "x"}
 JSON_MISTAKES: list[tuple[list[object], str]] = [
     ([GOOD, '{"path": "b.jpg"'], r"line 2: not valid JSON \(Expecting ',' delimiter, column"),
     ([GOOD, '{"path": "b.jpg", "label": NaN}'], r"line 2: not valid JSON \(NaN"),
-    ([GOOD, "[" * 100_000], r"line 2: not valid JSON \(maximum recursion depth"),
+    ([GOOD, "[" * 100_000], r"line 2: not valid JSON \(more than 64 lists"),
     ([GOOD, ["b.jpg", "y"]], r'line 2: expected an object such as {"path": .*, found a list'),
     ([GOOD, "3"], "line 2: expected an object .*, found the number 3"),
     ([{"label": "x"}], 'line 1: "path" is missing'),
@@ -150,7 +150,7 @@ JSON_MISTAKES: list[tuple[list[object], str]] = [
     ([GOOD | {"labels": []}], 'line 1: expected "label" or "labels", found both'),
     ([GOOD, GOOD | {"label": True}], "line 2: a label must be a string or a number, found true"),
     ([GOOD, GOOD | {"label": {}}], "line 2: a label must be a string or a number, found an object"),
-    ([GOOD, '{"path": "a.jpg", "label": 1e999}'], "line 2: a label must be .* found the number inf"),
+    ([GOOD, '{"path": "a.jpg", "label": 1e999}'], r"line 2: not valid JSON \(the number 1e999 is too large"),
     ([GOOD, GOOD | {"label": " "}], "line 2: the label is empty"),
     ([GOOD, GOOD | {"label": "\ud800"}], r"line 2: the label '\\ud800' is no valid text"),
     ([{"path": "a.jpg", "labels": "x"}], 'line 1: "labels" must be a list, found a string'),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
+from torch.nn import functional as F
 
 from beitkit.configs.data import INCEPTION, Fit, Preprocessing, ViewConfig
 from beitkit.data.decoding.decode import StoredImage, image_to_crop, open_image, to_tensor
@@ -286,3 +287,47 @@ def test_what_is_cut_away_of_known_shapes() -> None:
     assert cut_away((100, 300), (224, 224), Preprocessing(crop_share=1.0, fit="squeeze")) == 0
     assert cut_away((100, 300), (224, 224), Preprocessing(crop_share=1.0, fit="letterbox")) == 0
     assert cut_away((100, 300), (24, 24), Preprocessing()) == 0  # small networks see whole images
+
+
+def test_a_shifted_image_by_numpy() -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (12, 16, 3)).astype(np.uint8)
+    padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)))
+    expected = {(top, left): padded[top : top + 12, left : left + 16] for top in range(5) for left in range(5)}
+    view = PretrainView(ViewConfig(shift=2, flip=0.0, color_jitter=0.0), (12, 16), (6, 8))
+    seen = set()
+    for seed in range(300):
+        shown = view(Image.fromarray(pixels), random.Random(seed))
+        array = shown["images"].permute(1, 2, 0).numpy()
+        (place,) = [place for place, one in expected.items() if np.array_equal(one, array)]
+        seen.add(place)
+        token_view = F.interpolate(shown["images"][None], (6, 8), mode="bicubic", antialias=True)[0]
+        assert (token_view.float() - shown["token_images"].float()).abs().mean() < 12  # the same part, by another filter
+    assert seen == set(expected)
+    flipped = PretrainView(ViewConfig(shift=0, flip=1.0, color_jitter=0.0), (12, 16), None)(
+        Image.fromarray(pixels), random.Random(0)
+    )
+    assert np.array_equal(flipped["images"].permute(1, 2, 0).numpy(), pixels[:, ::-1])
+
+
+def test_a_shift_is_in_pixels_of_what_is_shown() -> None:
+    """An image of twice the size moves twice as far, so that after resizing the shift is whole pixels."""
+    pixels = np.random.default_rng(0).integers(1, 256, (16, 16, 3)).astype(np.uint8)
+    large = Image.fromarray(pixels.repeat(2, 0).repeat(2, 1))
+    view = PretrainView(ViewConfig(shift=3, flip=0.0, color_jitter=0.0), (16, 16), None)
+    for seed in range(20):
+        shown = view(large, random.Random(seed))["images"].float()
+        alone = view(Image.fromarray(pixels), random.Random(seed))["images"].float()
+        assert (shown - alone).abs().mean() < 30 < (shown - alone.roll(1, 2)).abs().mean()
+
+
+def test_a_classifier_moves_as_far_as_it_is_told() -> None:
+    pixels = np.random.default_rng(0).integers(1, 256, (28, 28, 3)).astype(np.uint8)
+    plain = ViewConfig(flip=0.0, color_jitter=0.0)
+
+    def black_lines(view: ViewConfig) -> int:
+        shown = [TrainView(view, (28, 28))(Image.fromarray(pixels), random.Random(seed))["images"] for seed in range(200)]
+        return max(int((image.sum((0, 2)) == 0).sum()) for image in shown)
+
+    assert [black_lines(replace(plain, shift=most)) for most in (None, 0, 1, 6)] == [4, 0, 1, 6]
+    moved = [TrainView(replace(plain, shift=2), (40, 40))(Image.fromarray(pixels), random.Random(s))["images"] for s in range(9)]
+    assert len({image.sum().item() for image in moved}) > 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 
 import pytest
@@ -28,6 +29,23 @@ def test_official_masks_are_the_original_ones(seed: int) -> None:
     assert mask.sum(1).tolist() == rows
     assert hidden[:12].tolist() == first
     assert hidden.sum() == total
+
+
+def test_block_masks_are_those_of_earlier_runs() -> None:
+    """600 masks by the calls of `random.Random` that the first release made: other ones would change every resumed run."""
+    digest = hashlib.sha256()
+    for grid in ((4, 4), (7, 7), (14, 14), (6, 11)):
+        for ratio in (0.2, 0.4, 0.75):
+            draw = masker(MaskConfig(ratio=ratio), grid).draw
+            for seed in range(50):
+                digest.update(f"{draw(random.Random(seed)):x} ".encode())
+    assert digest.hexdigest()[:16] == "fd95f553e668b90f"
+
+
+def test_masks_drawn_together_are_those_drawn_alone() -> None:
+    draw = masker(MaskConfig(), (6, 11))
+    together = draw.together(map(random.Random, range(9)))
+    assert torch.equal(together, torch.stack([draw(random.Random(seed)).flatten() for seed in range(9)]))
 
 
 def test_official_masks_fall_short_as_often_as_measured() -> None:

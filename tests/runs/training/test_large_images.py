@@ -62,7 +62,7 @@ def test_every_verb_that_reads_images_has_the_option() -> None:
 def test_a_verb_reads_up_to_its_limit(
     world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    monkeypatch.setattr(limit, "_allowed", 5_000)  # as if 10,000 pixels were more than 64 million
+    monkeypatch.setattr(limit, "_limit", ReadLimit(max_pixels=0.005))  # as if 10,000 pixels were more than 64 million
     options = {"model": world / "cls", "workers": workers, **MACHINE}
     with pytest.raises(UserError, match="4 of 4 images cannot be read|none of the 4 images can be read"):
         beitkit.evaluate(world / "images", read=ReadConfig(max_pixels=0.005, max_broken=1.0), **options)

@@ -1,0 +1,157 @@
+"""Small images, decoded once and held in memory as one tensor, which the processes that read share.
+
+A process has a limit for all that it holds, and what is held is counted as it lies there: decoded pixels, padded to the size of
+the largest. A verb sets the limit for as long as it runs, to its `read.cache` (`beitkit.verbs`).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from beitkit.configs.data import ReadConfig
+from beitkit.configs.model import Pair
+from beitkit.contracts import Batch
+
+MIB = 2**20
+DEFAULT = ReadConfig().cache
+"""MiB where nothing else is said."""
+SMALL_PIXELS = 128 * 128
+"""Only images up to this size are worth holding decoded."""
+
+
+class Budget:
+    """Bytes that may be held."""
+
+    def __init__(self, total: int) -> None:
+        self.total = self.left = total
+
+    def taken(self, number: int, each: int, owner: object) -> int:
+        """How many of `number` things of `each` bytes fit; they count until `owner` is gone."""
+        number = max(0, min(number, self.left // each))
+        self.left -= number * each
+        weakref.finalize(owner, self._give_back, number * each).atexit = False
+        return number
+
+    def _give_back(self, count: int) -> None:
+        self.left += count
+
+
+_budget = Budget(int(DEFAULT * MIB))
+
+
+@contextmanager
+def memory_up_to(mib: float) -> Iterator[None]:
+    """This many MiB may be held inside the block."""
+    global _budget
+    before, _budget = _budget, Budget(int(mib * MIB))
+    try:
+        yield
+    finally:
+        _budget = before
+
+
+def budget() -> Budget:
+    """What this process may hold."""
+    return _budget
+
+
+class HeldImages:
+    """The first images of a list, as far as they have been decoded; a larger image than the slots is never held.
+
+    The memory is shared with processes that are forked: what one of them decodes, all have.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Room for up to `count` images of at most `shape` (c, h, w), as far as the process may hold them."""
+        each = math.prod(shape) * dtype.itemsize + 4
+        self.count = budget().taken(count, each, self)
+        """How many there is room for."""
+        self.bytes = self.count * each
+        self.pixels = _shared((self.count, *shape), dtype)
+        """(count, c, h, w), 0 beyond an image's own size."""
+        self.sizes = _shared((self.count, 2), torch.int16)
+        """(height, width) of each; 0 before it is decoded, -1 if it is not to be held."""
+
+    def size(self, index: int) -> Pair | None:
+        """(height, width) of an image; None if it is not here."""
+        height, width = self.sizes[index].tolist() if index < self.count else (0, 0)
+        return (height, width) if height > 0 else None
+
+    def get(self, index: int) -> Shaped[Tensor, "c h w"] | None:
+        """The pixels of an image; None if they are not here."""
+        size = self.size(index)
+        return None if size is None else self.pixels[index, :, : size[0], : size[1]]
+
+    def has_room_for(self, height: int, width: int) -> bool:
+        """Whether an image of this size fits a slot."""
+        return height <= self.pixels.shape[2] and width <= self.pixels.shape[3]
+
+    def put(self, index: int, pixels: Shaped[Tensor, "c h w"]) -> bool:
+        """Hold an image, if there is room for it; returns whether there is."""
+        if index >= self.count:
+            return False
+        height, width = pixels.shape[1:]
+        if not self.has_room_for(height, width):
+            self.refuse(index)
+            return False
+        self.pixels[index, :, :height, :width] = pixels
+        self.sizes[index] = torch.tensor([height, width], dtype=torch.int16)  # the last thing: others believe it
+        return True
+
+    def refuse(self, index: int) -> None:
+        """An image is not to be held."""
+        if index < self.count:
+            self.sizes[index] = -1
+
+    def refuses(self, index: int) -> bool:
+        """Whether that was said of it."""
+        return index < self.count and bool(self.sizes[index, 0] < 0)
+
+
+class KeptPass:
+    """The batches of a pass over images, kept for the next one where they fit."""
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+        self._batch_size = 0
+        self._is_whole = False
+        self._has_room: bool | None = None
+
+    def batches(
+        self, read: Callable[[], Generator[Batch, None, None]], batch_size: int, images: int
+    ) -> Generator[Batch, None, None]:
+        """What `read` yields: the batches of this many images; the second time from memory."""
+        if self._is_whole and self._batch_size == batch_size:
+            yield from map(dict, self._batches)
+            return
+        kept: list[Batch] | None = []
+        with closing(read()) as stream:
+            for batch in stream:
+                if kept == []:
+                    size = len(batch["index"])
+                    kept = kept if self._fit(sum(value.nbytes for value in batch.values()) / size * images) else None
+                if kept is not None:
+                    kept.append(dict(batch))
+                yield batch
+        if kept is not None:
+            self._batches, self._batch_size, self._is_whole = kept, batch_size, True
+
+    def _fit(self, total: float) -> bool:
+        """Whether so many bytes may be held; asked once, they count as long as the pass does."""
+        if self._has_room is None:
+            self._has_room = budget().taken(1, math.ceil(total), self) > 0
+        return self._has_room
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in memory that forked processes share; pages that nobody touches take no room."""
+    count = math.prod(shape) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, count), dtype=dtype).view(shape) if count else torch.zeros(shape, dtype=dtype)

@@ -1,0 +1,109 @@
+"""What each training reached, kept in a file of its own, so that the same command goes on where it was cut."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from beitkit.evaluation.verdict import Entrant
+from beitkit.report.journal import read_journal
+from beitkit.report.table import plain
+from beitkit.runs.evaluate.model_paths import short_names
+from beitkit.runs.verdict.config import SCRATCH
+from beitkit.system import write_atomically
+
+
+class NamedStart(NamedTuple):
+    """Weights that a training starts from."""
+
+    name: str
+    """What tables call it: the last part of its path, or all of it where that is not enough."""
+    slug: str
+    """What its folders are called."""
+    path: Path | None
+    """None: fresh weights."""
+
+
+class Outcome(NamedTuple):
+    """What a training, or a floor, reached on the validation images."""
+
+    score: float
+    """Top-1, or mIoU."""
+    images: list[float]
+    """Score of each image, NaN where it has none (see `evaluation.verdict.Entrant`)."""
+    seconds: float
+    """Time to train, without what was the same for all."""
+    pixel_accuracy: float | None = None
+
+
+class Kept:
+    """The files of what was measured, in `measured/` of a run folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "measured"
+
+    def has(self, slug: str, labels: int, seed: int) -> bool:
+        """Whether this was measured before."""
+        return self._path(slug, labels, seed).exists()
+
+    def get(self, slug: str, labels: int, seed: int, measure: Callable[[], Outcome]) -> Outcome:
+        """What was measured before, or is now."""
+        path = self._path(slug, labels, seed)
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            images = [math.nan if value is None else value for value in content.pop("images")]
+            return Outcome(images=images, **content)
+        found = measure()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(plain(found)).encode())
+        return found
+
+    def _path(self, slug: str, labels: int, seed: int) -> Path:
+        return self.folder / f"{slug}-{labels}-{seed}.json"
+
+
+def named_starts(paths: Sequence[Path]) -> tuple[NamedStart, ...]:
+    """The starts with names that tell them apart."""
+    trained = [path for path in paths if path != SCRATCH]
+    names = dict(zip(trained, short_names(trained), strict=True))
+    starts: list[NamedStart] = []
+    for path in paths:
+        name = names.get(path, str(SCRATCH))
+        if path != SCRATCH and name == str(SCRATCH):
+            name = str(path)
+        slug = re.sub(r"[^\w.]+", "_", name).strip("_.") or "start"
+        while slug in {start.slug for start in starts}:
+            slug += "_"
+        starts.append(NamedStart(name, slug, None if path == SCRATCH else path))
+    return tuple(starts)
+
+
+def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequence[float] | None = None) -> Entrant:
+    """One row of the table: what was measured with each seed."""
+    runs = list(found)
+    accuracies = [run.pixel_accuracy for run in runs if run.pixel_accuracy is not None]
+    return Entrant(
+        name=name,
+        is_floor=is_floor,
+        scores=tuple(run.score for run in runs),
+        images=torch.tensor([run.images for run in runs], dtype=torch.float64),
+        seconds=tuple(run.seconds for run in runs),
+        probe=None if probe is None else tuple(probe),
+        pixel_accuracy=tuple(accuracies) or None,
+    )
+
+
+def training_seconds(folder: Path, images: int) -> float:
+    """How long a run's steps took, from its journal, whatever starts it took; `images` are in an epoch."""
+    seconds, before = 0.0, 0.0
+    for event in read_journal(folder / "journal.jsonl"):
+        if event.kind == "train":
+            seconds += (event.numbers["epoch"] - before) * images / event.numbers["images_per_second"]
+            before = event.numbers["epoch"]
+    return seconds

@@ -1,0 +1,62 @@
+"""What reaches a terminal: names of files, classes and tensors come from anywhere, and may hold codes that it would obey.
+
+An escape sequence in a name can hide lines, write others in their place, or type a command. Here every control character becomes
+visible (`\\x1b`), as do those that turn the direction of writing round.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters (C0 without tab and line feed, DEL, C1), and Unicode's marks of direction and of lines."""
+
+
+def harmless(text: str) -> str:
+    """A text with control characters made visible; lines and tabs stay."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same on a single line: a name with a line break in it must not look like a message of its own."""
+    return harmless(text).replace("\n", "\\n")
+
+
+class Harmless:
+    """A stream that shows control characters instead of passing them on."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what is harmless of a text."""
+        self.stream.write(harmless(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def bare(stream: Any) -> Any:
+    """The stream itself, for those that write control characters of their own and make everything else harmless."""
+    return stream.stream if isinstance(stream, Harmless) else stream
+
+
+@contextmanager
+def printed_harmless() -> Iterator[None]:
+    """Whatever is printed inside the block is harmless."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream if isinstance(stream, Harmless) else Harmless(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -1,0 +1,256 @@
+"""`beitkit verdict` end to end on tiny images: the table is what the runs say, it resumes, and mistakes are one line."""
+
+import json
+import random
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import beitkit
+from beitkit.cli import main
+from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
+from beitkit.data.sources.find import find_labeled
+from beitkit.data.sources.split import few_per_class
+from beitkit.errors import UserError
+from beitkit.evaluation.floors import neighbor_answers, pixels
+from beitkit.runs.finetune import run as finetune
+from beitkit.runs.verdict.config import VerdictRun
+from beitkit.runs.verdict.measured import named_starts
+from beitkit.runs.verdict.run import finetune_run, segment_run
+
+MACHINE = ["--device", "cpu", "--precision", "float32", "--threads", "1", "--workers", "0"]
+SHORT = ["--steps", "2", "--batch-size", "4", "--speed.compile", "off"]
+
+
+def tiny(path: Path) -> None:
+    """A pre-trained network of four narrow blocks."""
+    torch.manual_seed(0)
+    backbone = BackboneConfig(width=12, depth=4, heads=2, hidden=24, image_size=(16, 16), patch=(8, 8), mask_token=True)
+    beitkit.save(beitkit.MaskedImageModel(MaskedImageModelConfig(backbone=backbone, vocabulary=8)), path)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of two classes that their brightness tells apart, 24 to train and 16 to compare on; scenes; a network."""
+    folder = tmp_path_factory.mktemp("world")
+    for index in range(40):
+        chance = random.Random(index)
+        image = Image.new("RGB", (16, 16), (90 + 60 * (index % 2) + chance.randrange(20), 100, 110))
+        ImageDraw.Draw(image).rectangle((3, 2, 8 + index % 4, 9), fill=(200 - 100 * (index % 2), 40, 90))
+        path = folder / "labeled" / ("train" if index < 24 else "val") / ("dark", "light")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    for index in range(8):
+        image, mask = Image.new("RGB", (32, 32), (20, 30, 150)), Image.new("L", (32, 32), 0)
+        for canvas, fill in ((image, (220, 40, 30)), (mask, 1)):
+            ImageDraw.Draw(canvas).rectangle((4, 4 + index, 15, 15 + index), fill=fill)
+        for part, canvas in (("images", image), ("masks", mask)):
+            (folder / "scenes" / part).mkdir(parents=True, exist_ok=True)
+            canvas.save(folder / "scenes" / part / f"{index}.png")
+    tiny(folder / "pre")
+    return folder
+
+
+def run(*words: object, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == code
+
+
+def result(out: Path) -> dict[str, Any]:
+    return json.loads((out / "verdict.json").read_text())
+
+
+def test_classifiers_end_to_end_and_continued(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "verdict"
+    command = ["verdict", world / "labeled", "--from", "scratch", world / "pre", "--labels", 8, 16]
+    command += ["--seeds", 3, 5, "--out", out, *SHORT, *MACHINE]
+
+    done = 0
+    real = finetune.run
+
+    def stopping(config: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 4:
+            raise KeyboardInterrupt
+        return real(config)
+
+    monkeypatch.setattr(finetune, "run", stopping)
+    run(*command, code=130)
+    assert not (out / "verdict.json").exists()
+    run(*command)
+    assert done == 1 + 8  # the three that were finished are not asked for again
+
+    printed = capsys.readouterr().out
+    found = result(out)
+    assert found["seeds"] == [3, 5]
+    assert [contest["labels"] for contest in found["contests"]] == [8, 16]
+    for contest in found["contests"]:
+        assert {row["name"] for row in contest["starts"]} == {"scratch", "pre"}
+        assert len(contest["floors"]) == 3
+        assert contest["starts"] == sorted(contest["starts"], key=lambda row: -row["mean"])
+        for row in contest["starts"]:
+            folders = [out / "finetune" / f"{row['name']}-{contest['labels']}-{seed}" for seed in (3, 5)]
+            runs = [json.loads((folder / "result.json").read_text()) for folder in folders]
+            assert row["scores"] == pytest.approx([run["top1"] for run in runs], abs=1e-6)
+            assert all(run["labels"] == contest["labels"] and run["scratch"] == (row["name"] == "scratch") for run in runs)
+            assert row["mean"] == pytest.approx(mean(row["scores"]))
+            assert row["deviation"] == pytest.approx(stdev(row["scores"]))
+            assert (row["probe"] is None) == (row["name"] == "scratch")
+            assert row["seconds"] > 0
+            assert f"{100 * row['mean']:.1f}%" in printed
+        pixels = next(row for row in contest["floors"] if "pixels" in row["name"])
+        assert pixels["mean"] == 1.0  # brightness tells them apart
+        assert contest["sentence"] in printed
+        assert contest["floor_sentence"] in printed
+    assert printed.splitlines()[-1].startswith(f"done: {out}")
+    page = (out / "report.html").read_text()
+    assert "Which start is best?" in page
+    assert "Luck or not?" in page
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/model.safetensors")}
+    assert len(before) == 8
+    capsys.readouterr()
+    run(*command, "--json")
+    assert json.loads(capsys.readouterr().out) == found
+    assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/model.safetensors")} == before
+    run("verdict", world / "labeled", "--from", "scratch", world / "pre", "--out", out, *SHORT, *MACHINE, code=2)
+    assert "holds the run of another command" in capsys.readouterr().err
+
+
+def test_floors_and_probe_see_the_labels_of_the_fine_tuning(world: Path, tmp_path: Path) -> None:
+    """The same answers as the floors and the probe verb give on the subset that fine-tuning draws."""
+    verdict = beitkit.verdict(
+        world / "labeled", starts=world / "pre", labels=(6,), seeds=(4,), out=tmp_path / "out", steps=1, batch_size=4,
+        device="cpu", threads=1, workers=0, precision="float32",
+    )  # fmt: skip
+    (contest,) = verdict.contests
+    train, val = (find_labeled(world / "labeled", split) for split in ("train", "val"))
+    few = few_per_class(train, 6, 4)
+
+    def shown(files: Any) -> torch.Tensor:
+        images = [torch.from_numpy(np.array(Image.open(files.path(i)))) for i in range(len(files))]
+        return pixels(torch.stack(images).permute(0, 3, 1, 2))
+
+    answers = neighbor_answers(shown(few), torch.from_numpy(few.labels), shown(val), 2)
+    row = next(entry for entry in contest.floors if "k-NN" in entry.name)
+    assert row.images[0].tolist() == (answers == torch.from_numpy(val.labels)).double().tolist()
+    probed = beitkit.probe(world / "labeled", model=world / "pre", limit=6, seed=4, threads=1, workers=0, device="cpu")
+    assert contest.best.probe == (probed.linear.test[probed.linear.chosen],)
+    assert verdict.best is None
+    assert "there is no other start" in contest.sentence
+
+
+def test_images_that_are_not_divided_are_divided_once(world: Path, tmp_path: Path) -> None:
+    """All seeds are compared on the images that the first one set aside."""
+    out = tmp_path / "out"
+    run("verdict", world / "labeled" / "train", "--from", world / "pre", "--seeds", 1, 2, "--out", out, *SHORT, *MACHINE,
+        "--no-floors", "--no-probe")  # fmt: skip
+    splits = [(out / "finetune" / f"pre-20-{seed}" / "split.csv").read_bytes() for seed in (1, 2)]
+    assert splits[0] == splits[1]
+    assert result(out)["images"] == 4
+    assert result(out)["contests"][0]["floors"] == []
+
+
+def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["verdict", world / "scenes", "--from", "scratch", world / "pre", "--seeds", 0, 1, "--image-size", 32]
+    command += ["--head", "linear", "--out", out, *SHORT, *MACHINE]
+    run(*command)
+    found = result(out)
+    assert found["measure"] == "mIoU"
+    (contest,) = found["contests"]
+    for row in contest["starts"]:
+        runs = [json.loads((out / "finetune" / f"{row['name']}-6-{seed}" / "result.json").read_text()) for seed in (0, 1)]
+        assert row["scores"] == pytest.approx([run["miou"] for run in runs])
+        assert row["pixel_accuracy"] == pytest.approx([run["aacc"] for run in runs])
+    floors = {row["name"]: row for row in contest["floors"]}
+    share = 1 - 12 * 12 / 32 / 32
+    assert floors["commonest class"]["pixel_accuracy"] == pytest.approx([share, share])
+    assert floors["commonest class"]["mean"] == pytest.approx(share / 2)
+    assert floors["linear head on color and position"]["mean"] > 0.99
+    assert "A floor is ahead, though not clearly: linear head on color and position" in capsys.readouterr().out
+    before = (out / "measured" / "pre-6-0.json").stat().st_mtime_ns
+    run(*command)
+    assert (out / "measured" / "pre-6-0.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "--from", "pre"], "nowhere does not exist"),
+        (["labeled", "--from", "pre", "nothing"], "nothing does not exist"),
+        (["labeled", "--from", "pre", "labeled/val/dark/24.png"], "24.png"),
+        (
+            ["labeled", "--from", "pre", "--labels", "100"],
+            "--labels 100 must lie between 4 (two images of each of 2 classes) and",
+        ),
+        (["labeled", "--from", "pre", "--labels", "2"], "--labels 2 must lie between 4"),
+        (["labeled", "--from", "pre", "pre"], "--from must name each at most once"),
+        (["labeled", "--from", "pre", "labeled/../pre"], "--from names labeled/../pre and pre, which are the same"),
+        (["labeled", "--from", "pre", "--seeds", "1", "1"], "--seeds must name each at most once"),
+        (["labeled", "--from", "scratch"], "--from names scratch alone; give --size"),
+        (["labeled", "--from", "pre", "--size", "nano"], "--size describes the network of scratch, which --from does not name"),
+        (["labeled", "--from", "pre", "--head", "linear"], "--head has no meaning for class folders"),
+        (["scenes", "--from", "pre", "--labels", "3"], "--labels has no meaning for images with masks"),
+        (["labeled", "--from", "pre", "--steps", "2", "--epochs", "2"], "give --epochs or --steps, not both"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    words: list[str],
+    message: str,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(world)
+    run("verdict", *words, "--out", tmp_path / "out", *MACHINE, code=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_starts_are_named_by_what_tells_them_apart() -> None:
+    starts = named_starts([Path("scratch"), Path("a/run"), Path("b/run"), Path("beit.pth"), Path("runs/scratch")])
+    assert [start.name for start in starts] == ["scratch", "a/run", "b/run", "beit.pth", "runs/scratch"]
+    assert [start.slug for start in starts] == ["scratch", "a_run", "b_run", "beit.pth", "runs_scratch"]
+    assert [start.path is None for start in starts] == [True, False, False, False, False]
+    assert len({start.slug for start in named_starts([Path("a b/x"), Path("a_b/x")])}) == 2
+
+
+def test_each_start_gets_its_settings() -> None:
+    """Rates and layer decay are chosen for the start; from scratch there is no layer decay, in the network of the first other."""
+    config = VerdictRun(
+        Path("labeled"), starts=(Path("pre"), Path("scratch")), lr=1e-3, scratch_lr=2e-3, layer_decay=0.7, steps=5, head="uper"
+    )
+    pre, scratch = named_starts(config.starts)
+    runs = [finetune_run(config, start, 10, 2) for start in (pre, scratch)]
+    assert [(run.model, run.scratch, run.train.lr, run.optim.layer_decay) for run in runs] == [
+        (Path("pre"), False, 1e-3, 0.7),
+        (Path("pre"), True, 2e-3, 1.0),
+    ]
+    assert {(run.labels, run.train.seed, run.train.steps) for run in runs} == {(10, 2, 5)}
+    described = VerdictRun(Path("labeled"), starts=(Path("scratch"),), size="tiny", patch=8, image_size=32)
+    run = finetune_run(described, named_starts(described.starts)[0], 10, 2)
+    assert (run.model, run.size, run.patch, run.image_size) == (None, "tiny", 8, 32)
+    assert segment_run(config, scratch, 10, 2).optim.schedule == "linear"
+
+
+def test_several_labels_an_image_are_refused(world: Path, tmp_path: Path) -> None:
+    rows = [f"labeled/val/{name}/{index}.png,{label}" for name, index, label in (("dark", 24, "a|b"), ("light", 25, "b"))]
+    table = world / "several.csv"
+    rows += [f"labeled/val/{name}/{index}.png,{label}" for name, index, label in (("dark", 26, "a"), ("light", 27, "b"))]
+    table.write_text("\n".join(["path,labels", *rows]))
+    with pytest.raises(UserError, match="takes one"):
+        beitkit.verdict(table, starts=world / "pre", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
