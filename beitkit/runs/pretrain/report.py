@@ -81,9 +81,8 @@ def write_report(
     write_atomically(folder.path / "reconstructions.png", png_bytes(sheet(columns)))
     if outcome is not None:
         report.section("Did it get better than its start?")
-        is_sure = outcome.metric == MASKED or outcome.gain > outcome.margin
         sentence = outcome.sentence()
-        report.verdict(f"{sentence[0].upper()}{sentence[1:]}.", (is_sure or None) if outcome.is_better else False)
+        report.verdict(f"{sentence[0].upper()}{sentence[1:]}.", (outcome.is_clear or None) if outcome.is_better else False)
         _start_curves(report, setup, outcome)
     elif config.labels is not None:
         report.section("How good are the blocks?")
