@@ -34,7 +34,7 @@ ABOVE = r"norm\."
 
 
 @runtime_checkable
-class Beginning(Protocol):
+class StartingRun(Protocol):
     """What a verb's configuration says of the init stage."""
 
     @property
@@ -67,7 +67,7 @@ class Start(Generic[Model]):
     """What of it learns, and how fast (see `train.optim`)."""
 
     @classmethod
-    def of(cls, initialize: Callable[[], Model], config: Beginning) -> Start[Model]:
+    def of(cls, initialize: Callable[[], Model], config: StartingRun) -> Start[Model]:
         """The init stage of every training verb.
 
         Args:
