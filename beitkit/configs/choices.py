@@ -9,7 +9,7 @@ from beitkit.configs.train import DeviceKind
 
 BASE_WIDTH = 768
 """Of the network that the paper's rates were found for."""
-Choice = TypeVar("Choice", int, float)
+Choice = TypeVar("Choice", int, float, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +42,5 @@ class Choices:
         """The given value, or else that of the rule; the rule's reason is then kept."""
         value, reason = rule
         if given is None:
-            self.lines.append(f"{name} {value:.4g}: {reason}")
+            self.lines.append(f"{name} {value if isinstance(value, str) else format(value, '.4g')}: {reason}")
         return value if given is None else given

@@ -102,6 +102,12 @@ class Logistic:
         weight, bias = fit_logistic(self._rotated * stretch, self.labels, self.classes, penalties, start=start, steps=STEPS)
         self.weights = self._basis @ (stretch[:, None] * weight), bias
 
+    def layer(self) -> tuple[Float[Tensor, "classes f"], Float[Tensor, " classes"]]:
+        """Weight and bias of the linear layer that gives the same logits for features as they are."""
+        weight, bias = self.weights
+        weight = weight / self.standard.deviation[:, None]
+        return weight.T, bias - self.standard.mean @ weight
+
     def answers(self, features: Float[Tensor, "q f"]) -> Int[Tensor, " q"]:
         """The most probable class of each."""
         weight, bias = self.weights
@@ -120,10 +126,8 @@ def principal_components(features: Float[Tensor, "n f"]) -> tuple[Float[Tensor, 
     return vectors, values
 
 
-def logistic_answers(
-    features: Float[Tensor, "n f"], labels: Int[Tensor, " n"], ask: Float[Tensor, "q f"], classes: int
-) -> Int[Tensor, " q"]:
-    """What logistic regression on standardized features names, its penalty chosen on a fifth of the training images.
+def chosen_logistic(features: Float[Tensor, "n f"], labels: Int[Tensor, " n"], classes: int) -> Logistic:
+    """Logistic regression on standardized features, its penalty chosen on a fifth of them.
 
     Raises:
         UserError: no class has two images, so none can be held out.
@@ -135,7 +139,14 @@ def logistic_answers(
         scores.append(float((model.answers(features[out]) == labels[out]).float().mean()))
     model = Logistic(features, labels, classes)
     model.fit(PENALTIES[max(range(len(PENALTIES)), key=scores.__getitem__)])
-    return model.answers(ask)
+    return model
+
+
+def logistic_answers(
+    features: Float[Tensor, "n f"], labels: Int[Tensor, " n"], ask: Float[Tensor, "q f"], classes: int
+) -> Int[Tensor, " q"]:
+    """What `chosen_logistic` names; raises what it raises."""
+    return chosen_logistic(features, labels, classes).answers(ask)
 
 
 def neighbor_answers(

@@ -215,7 +215,7 @@ def read_key(path: Path, shard: Shard | None = WHOLE) -> CacheKey:
     return from_json(CacheKey, content, where=str(header))
 
 
-def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], mode: Literal["r", "r+"]) -> NDArray[Any]:
+def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
     """An array of a cache, mapped from its file; `shape` is that of one image.
 
     Raises:
@@ -226,7 +226,7 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...], mode: Liter
         array = np.load(path, mmap_mode=mode)
     except Exception as error:  # NumPy's reader of headers raises nearly every type there is
         raise UserError(f"{path} cannot be read: {one_line(error)}; tokenize the images anew") from None
-    if not isinstance(array, np.ndarray) or array.dtype != kind or array.shape[1:] != shape or not array.ndim:
+    if not isinstance(array, np.memmap) or array.dtype != kind or array.shape[1:] != shape or not array.ndim:
         raise UserError(f"{path} is damaged: it is no array of {kind} with {shape} for each image; tokenize the images anew")
     return array
 

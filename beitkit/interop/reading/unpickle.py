@@ -300,15 +300,16 @@ def check_program(file: IO[bytes] | io.BufferedIOBase) -> None:
         del stack[max(0, end) :]
         return taken
 
-    for count, (instruction, argument, _) in enumerate(pickletools.genops(_Bounded(file))):
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(_Bounded(file))):  # type: ignore[arg-type] - it reads, which is enough
         name = instruction.name
+        key = argument if isinstance(argument, int) else 0
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            number = len(remembered) if name == "MEMOIZE" else argument
+            number = len(remembered) if name == "MEMOIZE" else key
             if not 0 <= number <= count:
                 raise ValueError(f"it remembers {count} objects at most, one of them as number {number}")
             remembered[number] = stack[-1] if stack else 0
         elif name in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(remembered.get(argument, 0))
+            stack.append(remembered.get(key, 0))
         elif name == "DUP":
             stack.append(stack[-1] if stack else 0)
         elif name == "MARK":

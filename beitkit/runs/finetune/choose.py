@@ -7,10 +7,11 @@ if there are enough images (arXiv 2106.08254, table 13; method 5.3); with fewer,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from beitkit.configs.choices import Choices, Facts, narrowness
 from beitkit.configs.data import PAPER_AUGMENT
-from beitkit.configs.model import ImageSize, Pair, as_pair
+from beitkit.configs.model import ImageSize, Pair, Pooling, as_pair
 from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
 
@@ -27,7 +28,7 @@ STEPS_CEILING = {"cpu": 2_000, "mps": 20_000, "cuda": None}
 MIXED_EPOCHS = 30
 """Mixup and CutMix pay late: not in a run shorter than this."""
 SMALL_IMAGES = 64
-"""Up to this side, erasing hides too much (the paper's CIFAR recipe has none)."""
+"""Up to this side, erasing hides too much (the paper's CIFAR recipe has none), and things stand where they usually do."""
 UNCROPPED = 384
 """From this image size on, evaluation shows the whole short side (the original's rule)."""
 LARGEST_SCRATCH_SIZE = 224
@@ -47,6 +48,10 @@ class FinetuneFacts(Facts):
     """What the checkpoint was made for; None without one."""
     crop_share: float
     """What the checkpoint says."""
+    has_head: bool = False
+    """Whether the checkpoint is a classifier, whose pooling and head stay as they are if they can."""
+    can_be_probed: bool = True
+    """Whether a linear probe can be fitted: one label an image, and a class with two images."""
 
 
 def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[str, ...]]:
@@ -61,12 +66,14 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     if run.train.steps is None:
         epochs = choices.pick(epochs, "--epochs", _epochs(found, per_epoch))
     length = run.train.steps / per_epoch if run.train.steps is not None else resolved(epochs)
-    train = replace(
-        run.train,
-        batch_size=batch_size,
-        epochs=epochs,
-        lr=choices.pick(run.train.lr, "--lr", _lr(found, is_pretrained)),
-    )
+    pooling, head_init = run.pooling, run.head_init
+    if not found.has_head:
+        pooling = choices.pick(pooling, "--pooling", _pooling(found, side))
+        head_init = choices.pick(head_init, "--head-init", _head_init(found, is_pretrained))
+    rate, why = _lr(found, is_pretrained)
+    if is_pretrained and head_init == "probe":
+        rate, why = rate / 2, f"{why}, halved because the head is fitted first"
+    train = replace(run.train, batch_size=batch_size, epochs=epochs, lr=choices.pick(run.train.lr, "--lr", (rate, why)))
     warmup_epochs = run.optim.warmup_epochs
     if run.optim.warmup_steps is None:
         warmup_epochs = choices.pick(warmup_epochs, "--optim.warmup-epochs", (length / 10, "a tenth of the run"))
@@ -82,6 +89,8 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     )
     config = replace(
         run,
+        pooling=pooling,
+        head_init=head_init,
         image_size=image_size,
         crop_share=crop_share,
         drop_path=choices.pick(run.drop_path, "--drop-path", _drop_path(found)),
@@ -117,6 +126,20 @@ def _batch_size(found: FinetuneFacts, side: int) -> tuple[int, str]:
     while 2 * power <= min(largest, found.images / 4):
         power *= 2
     return power, f"{found.images} images, {found.device}"
+
+
+def _pooling(found: FinetuneFacts, side: int) -> tuple[Pooling, str]:
+    """Small images are often of one thing in the middle: there it counts where something is, which a mean throws away."""
+    if side <= SMALL_IMAGES:
+        return "grid", f"images of {side} pixels, in which it counts where something is"
+    return "mean", "the paper's"
+
+
+def _head_init(found: FinetuneFacts, is_pretrained: bool) -> tuple[Literal["zero", "probe"], str]:
+    """With few images, a head that is fitted first spares what the start has learned."""
+    if is_pretrained and found.images < FEW and found.can_be_probed:
+        return "probe", f"pre-trained, {found.images} images"
+    return "zero", "the paper's"
 
 
 def _epochs(found: FinetuneFacts, per_epoch: float) -> tuple[float, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
@@ -52,6 +52,9 @@ class FinetuneRun:
     pooling: Pooling | None = None
     """What the head sees: mean is the average of the patches, grid the averages of 4x4 parts of the image side by side, which
     keeps where something is; cls, from scratch without `model`, the class token. None is chosen."""
+    head_init: Literal["zero", "probe"] | None = later(None)
+    """The head's first weights: zero, nearly (the published way), or those of a linear probe of the frozen features (LP-FT),
+    which spare a good start. None is chosen."""
     image_size: ImageSizeOrNone = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
     channels: Channels | None = later(None)

@@ -34,6 +34,7 @@ from beitkit.nn.models import Classifier
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
@@ -70,6 +71,10 @@ def run(config: FinetuneRun) -> FinetuneResult:
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
     start = Start.of(partial(_initialized, config, model), config)
     model = start.model
+    if config.head_init == "probe":
+        check_head(model, train, is_fresh=config.scratch or _has_fresh_head(model))
+        if not folder.checkpoints.has_begun:  # what a checkpoint holds goes on from there
+            session.say(fit_head(model, train, session.reading, runtime))
     objective = Classify(model, config.label_smoothing)
     computed = accelerate(objective, config.speed, runtime, schedule)
     for line in (*pixels.lines, *reasons):
@@ -158,16 +163,16 @@ class _Streams:
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
-    imbalance = 1.0
+    imbalance, can_be_probed, has_head = 1.0, False, False
     if train.labels is not None:
         counts = np.unique(train.labels, return_counts=True)[1]
-        imbalance = float(counts.max() / counts.min())
+        imbalance, can_be_probed = float(counts.max() / counts.min()), bool(counts.max() > 1)
     if config.model is None:
         size, patch, image_size = SIZES[resolved(config.size)], config.patch or DEFAULT_PATCH, None
         width, depth, preprocessing = size.width, size.depth, config.network.preprocessing
     else:
         stored = read_checkpoint(config.model).config
-        backbone, preprocessing = stored.backbone, stored.preprocessing
+        backbone, preprocessing, has_head = stored.backbone, stored.preprocessing, isinstance(stored, ClassifierConfig)
         width, depth, patch, image_size = backbone.width, backbone.depth, max(backbone.patch), backbone.image_size
     return FinetuneFacts(
         images=len(train),
@@ -178,6 +183,8 @@ def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneF
         patch=patch,
         image_size=image_size,
         crop_share=preprocessing.crop_share,
+        has_head=has_head,
+        can_be_probed=can_be_probed,
         device=runtime.kind,
     )
 

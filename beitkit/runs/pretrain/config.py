@@ -95,6 +95,11 @@ class PretrainRun:
         if self.head_steps is not None and self.init is None:
             raise UserError("`head_steps` is for a fresh head on the network of `init`; leave it out, or give `init`")
         check_light(self.light, self.freeze)
+        if self.init is None and (self.light != LightConfig() or self.freeze is True):
+            raise UserError(
+                "`train_blocks`, `lora_rank` and `freeze` of all keep the weights of `init`, and fresh ones are not worth "
+                "keeping; give `init`, or leave them out"
+            )
         if self.mask.kind == "none" and self.recover == "masked":
             raise UserError("`mask.kind='none'` hides nothing, so nothing masked can be predicted; give `recover='all'` with it")
         if self.target == "pixels" and self.tokenizer is not None:

@@ -145,7 +145,7 @@ def _own_rate(path: Path) -> OwnRate | None:
         return None
 
 
-class Beginning(NamedTuple):
+class StartRecord(NamedTuple):
     """How a run with `init` begins; stored in its folder."""
 
     head: str
@@ -161,7 +161,7 @@ class Beginning(NamedTuple):
         return any(name.startswith(HEADS) for name in self.fresh)
 
     @classmethod
-    def recorded(cls, folder: RunFolder) -> Beginning | None:
+    def recorded(cls, folder: RunFolder) -> StartRecord | None:
         """That of a run that has begun; None before."""
         path = folder.path / RECORD
         if not path.exists():
@@ -177,7 +177,7 @@ def begin(
     folder: RunFolder,
     steps: int,
     measured: Callable[[], tuple[float, float]],
-) -> Beginning:
+) -> StartRecord:
     """Decide whether the head is kept, and draw it anew if not; collective, and decided once in a run's life.
 
     Args:
@@ -188,12 +188,12 @@ def begin(
         steps: its length.
         measured: the masked loss with this head on the fixed images, and the entropy of their tokens' frequencies, in nats.
     """
-    beginning = Beginning.recorded(folder)
+    beginning = StartRecord.recorded(folder)
     if beginning is None and folder.processes.is_main:
         beginning = _decide(origin, model, config, steps, measured)
         folder.write_json(RECORD, beginning._asdict())
     folder.processes.barrier()
-    beginning = beginning or Beginning.recorded(folder)
+    beginning = beginning or StartRecord.recorded(folder)
     assert beginning is not None
     if beginning.has_fresh_head:
         model.reset_head()
@@ -202,20 +202,20 @@ def begin(
 
 def _decide(
     origin: Origin, model: MaskedImageModel, config: PretrainRun, steps: int, measured: Callable[[], tuple[float, float]]
-) -> Beginning:
+) -> StartRecord:
     assert model.load_report is not None
     fresh = [record.name for record in model.load_report.records if record.fate == "fresh"]
     is_kept, why = _known(origin, model.config) or _judged(*measured(), model.config.outputs)
     heads = [name for name in model.state_dict() if name.startswith(HEADS)]
     names = (*fresh, *(name for name in heads if not is_kept and name not in fresh))
     if is_kept:
-        return Beginning(f"head kept: {why}", 0, names)
+        return StartRecord(f"head kept: {why}", 0, names)
     length, reason = head_steps(config, steps)
     if length >= steps:
         raise UserError(f"`head_steps` {length} leave nothing of a run of {steps} steps to the rest of the network; give fewer")
     others = {"backbone.mask_token": "mask token", "backbone.norm.weight": "final norm"}
     learning = ", ".join(["head", *(word for name, word in others.items() if name in fresh)])
-    return Beginning(f"head fresh: {why}; what is fresh ({learning}) learns alone for {length} steps ({reason})", length, names)
+    return StartRecord(f"head fresh: {why}; what is fresh ({learning}) learns alone for {length} steps ({reason})", length, names)
 
 
 def _known(origin: Origin, model: MaskedImageModelConfig) -> tuple[bool, str] | None:

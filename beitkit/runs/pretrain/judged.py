@@ -15,7 +15,7 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.report.journal import read_journal, series
 from beitkit.report.normal import Line
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.init import Beginning
+from beitkit.runs.pretrain.init import StartRecord
 from beitkit.train.machine.runtime import Runtime
 
 LABELED_IMAGES = 2_000
@@ -53,7 +53,7 @@ def probe_of(model: MaskedImageModel, files: ImageList, reading: Reading, runtim
     )
 
 
-class Outcome(NamedTuple):
+class Judgment(NamedTuple):
     """What a run with `init` came to."""
 
     metric: str
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
     """Labeled images that the probe is judged on; 0 where the masked loss is."""
 
     @classmethod
-    def of(cls, journal: Path, beginning: Beginning, labeled: ImageList | None) -> Outcome:
+    def of(cls, journal: Path, beginning: StartRecord, labeled: ImageList | None) -> Judgment:
         """Of a run whose training is done."""
         metric = MASKED if labeled is None else PROBED
         points = series(read_journal(journal), metric, "evaluate")
@@ -87,6 +87,11 @@ class Outcome(NamedTuple):
         return self.step > self.head_steps
 
     @property
+    def is_clear(self) -> bool:
+        """Whether the best beats the start by more than chance; always, where the same images have a smaller loss."""
+        return self.is_better and (self.metric == MASKED or self.gain > self.margin)
+
+    @property
     def gain(self) -> float:
         """How much better the best is than the start; nats, or a share."""
         return self.best - self.start if self.metric == PROBED else self.start - self.best
@@ -101,6 +106,7 @@ class Outcome(NamedTuple):
         """For result.json; a number that is not finite is null."""
         numbers = {"start": self.start, "best": self.best, "gain": self.gain, "margin": self.margin}
         whole = {"step": self.step, "head_steps": self.head_steps, "held_out": self.held_out, "is_better": self.is_better}
+        whole |= {"is_clear": self.is_clear}
         clean = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         return {"metric": self.metric, **clean, **whole, "sentence": self.sentence()}
 
@@ -112,9 +118,10 @@ class Outcome(NamedTuple):
                 f"The finished model is the start{', with a head trained for this tokenizer' if self.head_steps else ''}"
             )
         start = "at the start" if not self.head_steps else f"after the {self.head_steps} steps of the head alone"
-        found = f"better than step 0: {self._words(self.best)} after step {self.step}, {self._value(self.start)} {start}"
+        verdict = "better than step 0" if self.is_clear else "not clearly better than step 0"
+        found = f"{verdict}: {self._words(self.best)} after step {self.step}, {self._value(self.start)} {start}"
         if self.metric == PROBED:
-            sure = "more" if self.gain > self.margin else "less"
+            sure = "more" if self.is_clear else "less"
             chance = f"{sure} than the {100 * self.margin:.1f} that chance explains on {self.held_out} images"
             return f"{found}: {100 * self.gain:+.1f} points, {chance}. The finished model is the one of that step"
         doubt = (
@@ -129,9 +136,8 @@ class Outcome(NamedTuple):
         if not self.is_better:
             advice = "lower `lr`, or train on more images"
             return Line("warn", f"Not better than its start: {self.sentence()}. To go on all the same, {advice}.")
-        is_sure = self.metric == MASKED or self.gain > self.margin
         sentence = self.sentence()
-        return Line("ok" if is_sure else "note", f"{sentence[0].upper()}{sentence[1:]}.")
+        return Line("ok" if self.is_clear else "note", f"{sentence[0].upper()}{sentence[1:]}.")
 
     def _words(self, value: float) -> str:
         return f"linear probe {self._value(value)}" if self.metric == PROBED else f"masked loss {self._value(value)}"

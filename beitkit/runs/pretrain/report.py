@@ -17,7 +17,7 @@ from beitkit.report.charts import Reference
 from beitkit.report.images import png_bytes, sheet
 from beitkit.report.normal import Line, pixel_lines, pretraining_lines
 from beitkit.report.sections import TrainingReport
-from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome
+from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment
 from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, Setup
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import Encoder
@@ -37,7 +37,7 @@ def write_report(
     encoder: Encoder | None,
     runtime: Runtime,
     saved: str | None = None,
-    outcome: Outcome | None = None,
+    outcome: Judgment | None = None,
 ) -> None:
     """Write report.html and reconstructions.png of a run whose training is done.
 
@@ -81,9 +81,8 @@ def write_report(
     write_atomically(folder.path / "reconstructions.png", png_bytes(sheet(columns)))
     if outcome is not None:
         report.section("Did it get better than its start?")
-        is_sure = outcome.metric == MASKED or outcome.gain > outcome.margin
         sentence = outcome.sentence()
-        report.verdict(f"{sentence[0].upper()}{sentence[1:]}.", (is_sure or None) if outcome.is_better else False)
+        report.verdict(f"{sentence[0].upper()}{sentence[1:]}.", (outcome.is_clear or None) if outcome.is_better else False)
         _start_curves(report, setup, outcome)
     elif config.labels is not None:
         report.section("How good are the blocks?")
@@ -103,7 +102,7 @@ def network_words(setup: Setup) -> str:
     return f"{name}/{backbone.patch[0]} at {by(backbone.image_size)}"
 
 
-def _start_curves(report: TrainingReport, setup: Setup, outcome: Outcome) -> None:
+def _start_curves(report: TrainingReport, setup: Setup, outcome: Judgment) -> None:
     """What the run was judged by, from before the first step on, against the start."""
     if outcome.metric == PROBED:
         _probe_curves(report, [("linear probe of the start", outcome.start)])

@@ -18,8 +18,8 @@ from beitkit.nn.models import MaskedImageModel
 from beitkit.planning.workload import Workload
 from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.runs.pretrain.init import Beginning, begin
-from beitkit.runs.pretrain.judged import MASKED, PROBED, Outcome, labeled_images, probe_of
+from beitkit.runs.pretrain.init import StartRecord, begin
+from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment, labeled_images, probe_of
 from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, network_words, targets_of, what_it_fills_in, write_report
 from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
@@ -52,7 +52,7 @@ def run(config: PretrainRun) -> Path:
     def fixed_batches() -> Iterator[Batch]:
         return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
 
-    beginning: Beginning | None = None
+    beginning: StartRecord | None = None
 
     def initialize() -> MaskedImageModel:
         nonlocal beginning
@@ -115,7 +115,7 @@ def run(config: PretrainRun) -> Path:
             session.say(saved)
         outcome = None
         if beginning is not None:
-            outcome = Outcome.of(folder.journal, beginning, labeled)
+            outcome = Judgment.of(folder.journal, beginning, labeled)
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
             model = _kept(folder.best, model)
         write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)

@@ -90,7 +90,7 @@ def learn(tokenizer: KMeansTokenizer, batches: Iterator[Batch], journal: Journal
         if is_last or found.number == 1 or found.number % ROUNDS_PER_LINE == 0:
             redrawn = f", {found.redrawn} rare centers drawn again" if found.redrawn else ""
             text = f"round {found.number}/{config.iterations}  distance {found.distance:.4g}  {found.moved:.1%} moved{redrawn}"
-            journal.progress(text, is_last=is_last)
+            journal.progress(text, 1.0 if is_last else found.number / config.iterations)
 
     centers, ids = kmeans(windows, config.vocabulary, config.iterations, generator, watch)
     tokenizer.set_centers(whitening, centers, ids, patches)
@@ -116,7 +116,7 @@ def drawn_patches(
         count += len(chosen)
         if 4 * count // config.patches > shown:
             shown = 4 * count // config.patches
-            journal.progress(f"patches {count:,}/{config.patches:,}", is_last=count == config.patches)
+            journal.progress(f"patches {count:,}/{config.patches:,}", count / config.patches)
     return windows, patches
 
 

@@ -34,7 +34,7 @@ ABOVE = r"norm\."
 
 
 @runtime_checkable
-class Beginning(Protocol):
+class StartingRun(Protocol):
     """What a verb's configuration says of the init stage."""
 
     @property
@@ -67,7 +67,7 @@ class Start(Generic[Model]):
     """What of it learns, and how fast (see `train.optim`)."""
 
     @classmethod
-    def of(cls, initialize: Callable[[], Model], config: Beginning) -> Start[Model]:
+    def of(cls, initialize: Callable[[], Model], config: StartingRun) -> Start[Model]:
         """The init stage of every training verb.
 
         Args:
@@ -84,7 +84,7 @@ class Start(Generic[Model]):
         # 2: what of them is kept
         keep(model.backbone, config.freeze)
         keep_below(model.backbone, config.light)
-        adapt(model.backbone, config.light)
+        adapt(model, config.light)
         # 3: what learns at which rate
         groups = layered_groups(model, model, config.optim)
         return cls(model, groups)
@@ -122,15 +122,21 @@ def keep_below(backbone: Backbone, light: LightConfig) -> None:
     _freeze(backbone, rf"(?!{ABOVE}|blocks\.(?:{trained})\.)")
 
 
-def adapt(backbone: Backbone, light: LightConfig) -> None:
+def adapt(model: MaskedImageModel | Classifier | Segmenter, light: LightConfig) -> None:
     """Freeze all but the last norm, and add low-rank adapters to attention and MLP of the blocks that learn.
+
+    What is fresh, such as the mask token of a network that had none, learns with them.
 
     Raises:
         UserError: if the rank is more than a layer's inputs or outputs.
     """
     if light.lora_rank is None:
         return
+    backbone, report = model.backbone, model.load_report
     _freeze(backbone, rf"(?!{ABOVE})")
+    for record in () if report is None else report.records:
+        if record.fate == "fresh":
+            model.get_parameter(record.name).requires_grad_(True)
     for block in backbone.each_block()[-(light.last or backbone.depth) :]:
         add_adapters(block, light.lora_rank, float(light.lora_alpha or light.lora_rank))
 

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.data import AugmentConfig, ColumnsConfig, ReadConfig, ViewConfig
-from beitkit.configs.model import ImageSize, SegmentationHead, SizeName
+from beitkit.configs.model import ImageSizeOrNone, Pooling, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, From, NetworkConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.configs.train import Freeze, LightConfig, LoopConfig, MachineConfig, SpeedConfig, check_light
@@ -19,7 +19,7 @@ from beitkit.errors import UserError
 SCRATCH = Path("scratch")
 """Among the starts: fresh weights."""
 DIVIDED_BY_TASK = {
-    "segment": ("labels", "augment", "view", "label_smoothing"),
+    "segment": ("labels", "pooling", "augment", "view", "label_smoothing"),
     "classify": ("head", "classes", "all_values", "loss"),
 }
 """Options without a meaning for this task."""
@@ -50,7 +50,9 @@ class VerdictRun:
     """Size of the network of scratch, where it is not that of another start."""
     patch: PositiveInt | None = None
     """Side of its patches in pixels; None takes 16."""
-    image_size: ImageSize | None = None
+    pooling: Pooling | None = None
+    """What the head of a classifier sees, for every start: mean or grid, as in fine-tuning. None is chosen."""
+    image_size: ImageSizeOrNone = None
     """Of the images in pixels (of the crops, for segmentation): the side of squares, or height and width."""
     val: Path | None = None
     """Images to compare on, when they are not in a val/ part; without either, a fifth is set aside by the first seed."""

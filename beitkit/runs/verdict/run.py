@@ -140,6 +140,7 @@ def finetune_run(config: VerdictRun, start: NamedStart, labels: int, seed: int) 
         config.images,
         **_origin(config, start),  # type: ignore[arg-type]
         out=_out(config, start, labels, seed),
+        pooling=config.pooling,
         image_size=config.image_size,
         val=config.val,
         labels=labels,

@@ -76,6 +76,11 @@ class Checkpoints:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove that folder to start anew")
         return None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a state was saved, whole or not."""
+        return bool(self._newest_first())
+
     def restore(self, manifest: Manifest, pieces: Mapping[str, Piece]) -> None:
         """Copy the values of a complete checkpoint into the pieces that this rank holds; reads no other rows.
 

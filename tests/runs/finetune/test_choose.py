@@ -45,7 +45,23 @@ def test_for_many_images_it_is_the_paper_s_recipe() -> None:
 def test_narrow_networks_get_more_of_the_paper_s_rate() -> None:
     """The root of 768 / width; wide ones are not slowed down by it."""
     for width, expected in ((96, 4e-3 * 8**0.5), (192, 8e-3), (768, 4e-3), (800, 4e-3)):
-        assert choose(RUN, replace(FEW, width=width))[0].train.lr == pytest.approx(expected, abs=1e-4)
+        assert choose(replace(RUN, head_init="zero"), replace(FEW, width=width))[0].train.lr == pytest.approx(expected, abs=1e-4)
+
+
+def test_with_few_images_a_head_is_fitted_first_and_all_then_learns_at_half_the_rate() -> None:
+    config = choose(RUN, FEW)[0]
+    assert (config.head_init, config.train.lr, config.pooling) == ("probe", 2e-3, "mean")
+    assert choose(RUN, replace(FEW, can_be_probed=False))[0].head_init == "zero"
+    assert choose(RUN, IMAGENET)[0].head_init == "zero"
+    scratch = choose(replace(RUN, model=None, scratch=True, size="base"), replace(FEW, image_size=None))[0]
+    assert scratch.head_init == "zero"
+    kept = choose(RUN, replace(FEW, has_head=True))[0]
+    assert (kept.head_init, kept.pooling) == (None, None)
+
+
+def test_small_images_are_pooled_over_a_grid() -> None:
+    for side, expected in ((32, "grid"), (64, "grid"), (96, "mean")):
+        assert choose(RUN, replace(IMAGENET, side=side, image_size=(side, side)))[0].pooling == expected
 
 
 def test_for_few_images_the_run_is_short_and_mild() -> None:
@@ -92,7 +108,7 @@ def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
     lines = choose(RUN, FEW)[1]
     assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
     assert "--augment.mixup 0: 500 images" in lines
-    assert len({line.partition(":")[0] for line in lines}) == len(lines) == 13
+    assert len({line.partition(":")[0] for line in lines}) == len(lines) == 15
     assert not any("note" in line for line in lines)
     uneven = replace(FEW, imbalance=12.4)
     assert any("--balanced" in line for line in choose(RUN, uneven)[1])

@@ -19,6 +19,7 @@ import beitkit
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
 from beitkit.configs.train import Freeze, LightConfig, LoopConfig, OptimConfig
+from beitkit.contracts import LoadReport, TensorRecord
 from beitkit.errors import Interrupted, UserError
 from beitkit.nn.lora import merged_state
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -127,6 +128,19 @@ def test_it_starts_exactly_where_it_would_without_adapters() -> None:
     assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in state.items())
 
 
+def test_what_is_fresh_learns_beside_adapters() -> None:
+    def loaded() -> MaskedImageModel:
+        model = masked()
+        record = TensorRecord("backbone.mask_token", "fresh", (), (1, 1, 96), "for masked-image modeling")
+        model.load_report = LoadReport(source="a classifier", records=(record,), notes=())
+        return model
+
+    model = Start.of(loaded, configured(light=LightConfig(lora_rank=2))).model
+    assert {"backbone.mask_token"} == {
+        name for name in learning(model) if name.startswith("backbone.") and "lora" not in name and ".norm." not in name
+    }
+
+
 def test_no_gradient_below_the_lowest_block_that_learns() -> None:
     model = Start.of(classifier, configured(light=LightConfig(train_blocks="last:2"))).model
     has_gradient = []
@@ -165,7 +179,7 @@ LORA, LAST = LightConfig(lora_rank=2), LightConfig(train_blocks="last:2")
 )
 @pytest.mark.parametrize("kind", [FinetuneRun, SegmentRun, PretrainRun])
 def test_contradictions(kind: Callable[..., Any], options: dict[str, Any], message: str) -> None:
-    given = {"target": "pixels"} if kind is PretrainRun else {"model": Path("m")}
+    given = {"target": "pixels", "init": Path("m")} if kind is PretrainRun else {"model": Path("m")}
     with pytest.raises(UserError, match=message):
         kind(images=Path("i"), out=Path("o"), **given, **options)
 
@@ -177,6 +191,13 @@ def test_contradictions(kind: Callable[..., Any], options: dict[str, Any], messa
 def test_fresh_weights_are_not_worth_keeping(kind: Callable[..., Any], options: dict[str, Any], name: str) -> None:
     with pytest.raises(UserError, match=f"`{name}` keeps the features of `model`; with `scratch` there are none"):
         kind(images=Path("i"), out=Path("o"), model=Path("m"), scratch=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"freeze": True}, {"light": LORA}, {"light": LAST}])
+def test_pretraining_keeps_weights_of_a_start_alone(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="fresh ones are not worth keeping; give `init`"):
+        PretrainRun(images=Path("i"), out=Path("o"), target="pixels", **options)
+    assert PretrainRun(images=Path("i"), out=Path("o"), target="pixels", freeze=("patch_embed",)).freeze == ("patch_embed",)
 
 
 def test_more_blocks_than_there_are() -> None:
@@ -210,12 +231,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ):
                 (folder / kind).mkdir(parents=True, exist_ok=True)
                 content.save(folder / kind / f"{index}.png")
-    pretrained(folder, folder / "pre")
+    size: dict[str, Any] = {"size": "nano", "patch": 4, "image_size": 16}
+    beitkit.pretrain(folder / "images", out=folder / "pre", target="pixels", **size, **SHORT)
     return folder
 
 
-def pretrained(world: Path, out: Path, **options: Any) -> None:
-    beitkit.pretrain(world / "images", out=out, target="pixels", size="nano", patch=4, image_size=16, **SHORT, **options)
+def continued(world: Path, out: Path, **options: Any) -> None:
+    beitkit.pretrain(world / "images", init=world / "pre", out=out, target="pixels", **(SHORT | {"lr": 0.1}), **options)
 
 
 def finetuned(world: Path, out: Path, **options: Any) -> None:
@@ -237,7 +259,7 @@ def saved(out: Path) -> set[str]:
     return set(manifest.tensors)
 
 
-@pytest.mark.parametrize("verb", [pretrained, finetuned, segmented])
+@pytest.mark.parametrize("verb", [continued, finetuned, segmented])
 def test_the_verbs_leave_ordinary_files(
     world: Path, tmp_path: Path, verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,12 +271,11 @@ def test_the_verbs_leave_ordinary_files(
     assert not any("lora" in name for name in light)
     beitkit.load(tmp_path / "light")
     beitkit.load(tmp_path / "light" / "checkpoints" / "best")
-    if verb is not pretrained:
-        backbone = {name for name in light.keys() & before.keys() if name.startswith("backbone.")}
-        moved = {name for name in backbone if not torch.equal(light[name], before[name])}
-        layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-        assert moved == {f"backbone.blocks.{index}.{layer}.weight" for index in range(4) for layer in layers}
-        assert {name.split(".")[2] for name in backbone if not torch.equal(last[name], before[name])} == {"3"}
+    backbone = {name for name in light.keys() & before.keys() if name.startswith("backbone.") and ".norm." not in name}
+    moved = {name for name in backbone if not torch.equal(light[name], before[name])}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert moved == {f"backbone.blocks.{index}.{layer}.weight" for index in range(4) for layer in layers}
+    assert {name.split(".")[2] for name in backbone if not torch.equal(last[name], before[name])} == {"3"}
     names = saved(tmp_path / "light")
     weight = "model.backbone.blocks.0.attn.qkv"
     assert {f"parameter.{weight}.weight", f"parameter.{weight}.lora_A", f"exp_avg.{weight}.lora_A"} <= names
