@@ -7,8 +7,8 @@ is decision 012: training images that were held out, never the images that are r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from PIL import Image
 from rich.console import Console
@@ -34,7 +34,6 @@ from beitkit.runs.verdict.classifiers import LabeledImages, classifier_contests
 from beitkit.runs.verdict.config import SCRATCH
 from beitkit.runs.verdict.measured import Kept, NamedStart, named_starts
 from beitkit.runs.verdict.report import Verdict, add_verdict, as_json, print_sentences, table
-from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import duration
 
@@ -72,7 +71,7 @@ def run(config: DemoRun) -> Verdict:
         Kept(out),
     )
     verdict = Verdict("top-1", "labels", SEEDS, len(val), contests)
-    write_atomically(out / "verdict.json", (json.dumps(plain(as_json(verdict)), indent=2) + "\n").encode())
+    folder.write_json("verdict.json", plain(as_json(verdict)))
     # Since the images were unpacked, whatever starts it took; pauses between starts count.
     seconds = (out / "verdict.json").stat().st_mtime - (images / "complete").stat().st_mtime
     _report(config, images, verdict, probed, seconds)
@@ -107,7 +106,7 @@ def tokenizer_run(config: DemoRun, images: Path) -> TokenizerRun:
         kind="kmeans",
         image_size=IMAGE_SIZE,
         machine=config.machine,
-        kmeans=KMeansConfig(vocabulary=256, stride=PATCH, margin=2, channels=1),
+        kmeans=KMeansConfig(vocabulary=256, stride=PATCH, margin=0, patches=100_000, channels=1),
         view=VIEW,
     )
 
@@ -121,7 +120,7 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
         size="micro",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        train=TrainConfig(steps=6000, batch_size=64, lr=4e-3),
+        train=TrainConfig(steps=6000, batch_size=64, lr=8e-3),
         machine=config.machine,
         network=NetworkConfig(positions="none", drop_path=0.0, normalization="inception"),
         mask=MaskConfig(kind="random"),
@@ -131,10 +130,27 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
     )
 
 
+class Length(NamedTuple):
+    """Steps, learning rate and first head of a fine-tuning."""
+
+    steps: int
+    lr: float
+    head_init: Literal["zero", "probe"]
+
+
+LENGTHS = {
+    ("scratch", 100): Length(200, 5e-4, "probe"),
+    ("scratch", 1000): Length(1000, 3e-3, "zero"),
+    ("pretrained", 100): Length(200, 5e-4, "probe"),
+    ("pretrained", 1000): Length(600, 2e-3, "probe"),
+}
+"""What suits each start best on held-out training images: longer did not help either of them."""
+
+
 def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, seed: int) -> FinetuneRun:
-    """The same network, labels, views and head for both starts, each at the length and rate that suit it."""
+    """The same network, labels, views and pooling for both starts, each at the length and rate that suit it."""
     is_scratch = start.path is None
-    steps = {100: 300, 1000: 1000}[labels] if is_scratch else {100: 200, 1000: 600}[labels]
+    length = LENGTHS["scratch" if is_scratch else "pretrained", labels]
     return FinetuneRun(
         images / "labelled",
         model=config.out / "pretrain",
@@ -142,12 +158,15 @@ def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, 
         scratch=is_scratch,
         labels=labels,
         pooling="grid",
-        drop_path=0.0,
-        train=TrainConfig(steps=steps, batch_size=32, lr=3e-3 if is_scratch else 2e-3, seed=seed),
+        head_init=length.head_init,
+        drop_path=0.1,
+        train=TrainConfig(steps=length.steps, batch_size=32, lr=length.lr, seed=seed),
         machine=config.machine,
         view=VIEW,
         augment=NO_AUGMENT,
-        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0),
+        optim=OptimConfig(
+            lr_batch=32, min_lr=1e-6, warmup_steps=length.steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0
+        ),
         loop=LoopConfig(log_every=100, ema=0.0),
     )
 
