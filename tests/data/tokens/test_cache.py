@@ -154,6 +154,7 @@ def test_an_image_is_decoded_once_for_its_views(tmp_path: Path, monkeypatch: pyt
 
     def shown(order: list[int]) -> list[torch.Tensor]:
         data = ImageDataset(files, PretrainView(ViewConfig(), (64, 64), (32, 32)), views=4)
+        data.hold()  # looks at headers, to learn that these are too large to be held
         opened.clear()
         stream = stored_views_stream(data, 5, lambda index, number: True, order)
         batches = list(stream)
