@@ -57,6 +57,7 @@ class Target(NamedTuple):
     channels: int | None = None
     vocabulary: Predicted | None = None
     pooling: Literal["mean", "grid"] | None = None
+    pool_cells: int | None = None
 
 
 class Handover(NamedTuple):
@@ -135,7 +136,7 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
     if classes is None:
         raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
     made = _other_task(target.task, found, _fine_tuning_form(backbone), classes)
-    return replace(made, pooling=target.pooling) if target.pooling is not None and isinstance(made, ClassifierConfig) else made
+    return _with_pooling(made, target) if isinstance(made, ClassifierConfig) else made
 
 
 def _pooled(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
@@ -146,7 +147,11 @@ def _pooled(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
         return found
     if found.pooling == "cls":
         raise UserError(f"the file's classifier reads its class token, so pooling={target.pooling!r} does not fit; leave it out")
-    return replace(found, pooling=target.pooling)
+    return _with_pooling(found, target)
+
+
+def _with_pooling(config: ClassifierConfig, target: Target) -> ClassifierConfig:
+    return replace(config, pooling=target.pooling or config.pooling, pool_cells=target.pool_cells or config.pool_cells)
 
 
 def _masked(found: AnyNetworkConfig, backbone: BackboneConfig, vocabulary: Predicted | None) -> MaskedImageModelConfig:
@@ -202,8 +207,9 @@ def _other_task(
 
 def _has_new_pooling(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:
     """Whether the file's head saw another kind of features."""
-    both = isinstance(found, ClassifierConfig) and isinstance(config, ClassifierConfig)
-    return both and found.pooling != config.pooling  # type: ignore[union-attr]
+    if not isinstance(found, ClassifierConfig) or not isinstance(config, ClassifierConfig):
+        return False
+    return (found.pooling, found.head_width) != (config.pooling, config.head_width)
 
 
 def _has_new_classes(found: AnyNetworkConfig, config: AnyNetworkConfig) -> bool:

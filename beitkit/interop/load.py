@@ -33,6 +33,7 @@ def load(
     channels: int | None = None,
     vocabulary: Predicted | None = None,
     pooling: Literal["mean", "grid"] | None = None,
+    pool_cells: int | None = None,
 ) -> Network:
     """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
@@ -49,6 +50,7 @@ def load(
             freshly initialized, and so are mask token and final norm where the file has none.
         pooling: what a classifier's head sees: the mean of the patches, or the means of the cells of a coarse grid side by side;
             None keeps that of a classifier, and is mean for others.
+        pool_cells: rows and columns of that grid; None keeps those of a classifier, and is 4 for others.
 
     Raises:
         UserError: if the path holds no BEiT network, a tensor is missing, surplus or of the wrong shape, or the file cannot
@@ -56,7 +58,7 @@ def load(
     """
     checkpoint = read_checkpoint(Path(path))
     names = None if classes is None else tuple(classes)
-    target = Target(task, num_classes, names, image_size, drop_path, channels, vocabulary, pooling)
+    target = Target(task, num_classes, names, image_size, drop_path, channels, vocabulary, pooling, pool_cells)
     try:
         handover = hand_over(checkpoint.config, checkpoint.tensors, target)
         model = build(handover.config, handover.tensors, handover.fresh)

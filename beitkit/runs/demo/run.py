@@ -39,7 +39,7 @@ from beitkit.train.journal import duration
 
 LABELS = (100, 1000)
 SEEDS = (0, 1, 2)
-IMAGE_SIZE, PATCH = 28, 7
+IMAGE_SIZE, PATCH = 28, 4
 VIEW = ViewConfig(shift=2, color_jitter=0.0)
 """Gray images of clothes in the middle, all alike in light and size: moved a little, and mirrored."""
 
@@ -106,7 +106,7 @@ def tokenizer_run(config: DemoRun, images: Path) -> TokenizerRun:
         kind="kmeans",
         image_size=IMAGE_SIZE,
         machine=config.machine,
-        kmeans=KMeansConfig(vocabulary=256, stride=PATCH, margin=0, patches=100_000, channels=1),
+        kmeans=KMeansConfig(vocabulary=256, stride=PATCH, margin=2, patches=100_000, channels=1),
         view=VIEW,
     )
 
@@ -120,12 +120,12 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
         size="micro",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        train=TrainConfig(steps=6000, batch_size=64, lr=8e-3),
+        train=TrainConfig(steps=2500, batch_size=64, lr=6e-3),
         machine=config.machine,
         network=NetworkConfig(positions="none", drop_path=0.0, normalization="inception"),
         mask=MaskConfig(kind="random"),
         view=VIEW,
-        optim=OptimConfig(lr_batch=64, warmup_steps=600, betas=(0.9, 0.98)),
+        optim=OptimConfig(lr_batch=64, warmup_steps=250, betas=(0.9, 0.98)),
         loop=LoopConfig(log_every=250),
     )
 
@@ -140,7 +140,7 @@ class Length(NamedTuple):
 
 LENGTHS = {
     ("scratch", 100): Length(200, 5e-4, "probe"),
-    ("scratch", 1000): Length(1000, 3e-3, "zero"),
+    ("scratch", 1000): Length(800, 3e-3, "zero"),
     ("pretrained", 100): Length(200, 5e-4, "probe"),
     ("pretrained", 1000): Length(600, 2e-3, "probe"),
 }
@@ -158,6 +158,7 @@ def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, 
         scratch=is_scratch,
         labels=labels,
         pooling="grid",
+        pool_cells=IMAGE_SIZE // PATCH,
         head_init=length.head_init,
         drop_path=0.1,
         train=TrainConfig(steps=length.steps, batch_size=32, lr=length.lr, seed=seed),

@@ -29,6 +29,7 @@ MIXED_EPOCHS = 30
 """Mixup and CutMix pay late: not in a run shorter than this."""
 SMALL_IMAGES = 64
 """Up to this side, erasing hides too much (the paper's CIFAR recipe has none), and things stand where they usually do."""
+MOST_CELLS = 8
 UNCROPPED = 384
 """From this image size on, evaluation shows the whole short side (the original's rule)."""
 LARGEST_SCRATCH_SIZE = 224
@@ -70,6 +71,9 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     if not found.has_head:
         pooling = choices.pick(pooling, "--pooling", _pooling(found, side))
         head_init = choices.pick(head_init, "--head-init", _head_init(found, is_pretrained))
+    pool_cells = run.pool_cells
+    if pooling == "grid":
+        pool_cells = choices.pick(pool_cells, "--pool-cells", _pool_cells(found, side))
     rate, why = _lr(found, is_pretrained)
     if is_pretrained and head_init == "probe":
         rate, why = rate / 2, f"{why}, halved because the head is fitted first"
@@ -90,6 +94,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     config = replace(
         run,
         pooling=pooling,
+        pool_cells=pool_cells,
         head_init=head_init,
         image_size=image_size,
         crop_share=crop_share,
@@ -133,6 +138,12 @@ def _pooling(found: FinetuneFacts, side: int) -> tuple[Pooling, str]:
     if side <= SMALL_IMAGES:
         return "grid", f"images of {side} pixels, in which it counts where something is"
     return "mean", "the paper's"
+
+
+def _pool_cells(found: FinetuneFacts, side: int) -> tuple[int, str]:
+    """A cell for each patch, up to a number that a head learns from few images."""
+    patches = max(1, side // found.patch)
+    return min(patches, MOST_CELLS), f"{patches} patches a row"
 
 
 def _head_init(found: FinetuneFacts, is_pretrained: bool) -> tuple[Literal["zero", "probe"], str]:

@@ -50,8 +50,10 @@ class FinetuneRun:
     patch: PositiveInt | None = None
     """Side of a patch in pixels, from scratch without `model`; None takes 16."""
     pooling: Pooling | None = None
-    """What the head sees: mean is the average of the patches, grid the averages of 4x4 parts of the image side by side, which
+    """What the head sees: mean is the average of the patches, grid the averages over the cells of a grid side by side, which
     keeps where something is; cls, from scratch without `model`, the class token. None is chosen."""
+    pool_cells: PositiveInt | None = later(None)
+    """Rows and columns of that grid; None takes one for each patch, at most 8."""
     head_init: Literal["zero", "probe"] | None = later(None)
     """The head's first weights: zero, nearly (the published way), or those of a linear probe of the frozen features (LP-FT),
     which spare a good start. None is chosen."""
@@ -97,6 +99,8 @@ class FinetuneRun:
     def __post_init__(self) -> None:
         if self.model is not None and self.pooling == "cls":
             raise UserError("`pooling='cls'` is for a network from scratch without `model`; give mean or grid, or leave it out")
+        if self.pool_cells is not None and self.pooling in ("mean", "cls"):
+            raise UserError(f"`pool_cells` are those of `pooling='grid'`, and here is `pooling={self.pooling!r}`; leave one out")
         described = {"size": self.size, "patch": self.patch}
         check_start(self.model, self.scratch, self.network, described)
         check_light(self.light, self.freeze)

@@ -211,6 +211,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
             drop_path=config.drop_path,
             channels=pixels.channels,
             pooling=None if config.pooling == "cls" else config.pooling,
+            pool_cells=config.pool_cells,
         )
         assert isinstance(loaded, Classifier)
         model = loaded
@@ -242,6 +243,7 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
         ),
         classes=classes,
         pooling=pooling,
+        pool_cells=config.pool_cells or ClassifierConfig.pool_cells,
         preprocessing=network.preprocessing,
     )
 

@@ -60,8 +60,9 @@ def test_with_few_images_a_head_is_fitted_first_and_all_then_learns_at_half_the_
 
 
 def test_small_images_are_pooled_over_a_grid() -> None:
-    for side, expected in ((32, "grid"), (64, "grid"), (96, "mean")):
-        assert choose(RUN, replace(IMAGENET, side=side, image_size=(side, side)))[0].pooling == expected
+    for side, patch, expected in ((32, 4, ("grid", 8)), (28, 7, ("grid", 4)), (64, 4, ("grid", 8)), (96, 16, ("mean", None))):
+        config = choose(RUN, replace(IMAGENET, side=side, image_size=(side, side), patch=patch))[0]
+        assert (config.pooling, config.pool_cells) == expected
 
 
 def test_for_few_images_the_run_is_short_and_mild() -> None:
@@ -118,6 +119,8 @@ def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
 def test_what_is_given_stays_and_is_not_mentioned() -> None:
     run = replace(
         RUN,
+        pooling="mean",
+        head_init="zero",
         drop_path=0.3,
         crop_share=0.9,
         train=TrainConfig(steps=300, batch_size=7, lr=0.5),
@@ -154,6 +157,7 @@ def test_mixing_waits_for_a_long_run_on_many_images() -> None:
         ({"size": "base"}, "nothing says which network"),
         ({"model": Path("pre"), "scratch": True, "size": "base"}, "`size` describes a network for `scratch`, but `model='pre'`"),
         ({"model": Path("pre"), "pooling": "cls"}, "`pooling='cls'` is for a network from scratch"),
+        ({"model": Path("pre"), "pooling": "mean", "pool_cells": 2}, "`pool_cells` are those of `pooling='grid'`"),
         ({"model": Path("pre"), "network": NetworkConfig(positions="none")}, "`network` describes"),
         ({"model": Path("pre"), "crop_share": 1.5}, r"`crop_share` must lie in \(0, 1\], got 1.5"),
         ({"model": Path("pre"), "drop_path": 1.3}, r"`drop_path` must lie in \[0, 1\), got 1.3"),
