@@ -120,12 +120,12 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
         size="micro",
         image_size=IMAGE_SIZE,
         patch=PATCH,
-        train=TrainConfig(steps=2500, batch_size=64, lr=6e-3),
+        train=TrainConfig(steps=2000, batch_size=64, lr=6e-3),
         machine=config.machine,
         network=NetworkConfig(positions="none", drop_path=0.0, normalization="inception"),
         mask=MaskConfig(kind="random"),
         view=VIEW,
-        optim=OptimConfig(lr_batch=64, warmup_steps=250, betas=(0.9, 0.98)),
+        optim=OptimConfig(lr_batch=64, warmup_steps=200, betas=(0.9, 0.98)),
         loop=LoopConfig(log_every=250),
     )
 
@@ -140,7 +140,7 @@ class Length(NamedTuple):
 
 LENGTHS = {
     ("scratch", 100): Length(200, 5e-4, "probe"),
-    ("scratch", 1000): Length(800, 3e-3, "zero"),
+    ("scratch", 1000): Length(700, 3e-3, "zero"),
     ("pretrained", 100): Length(200, 5e-4, "probe"),
     ("pretrained", 1000): Length(600, 2e-3, "probe"),
 }

@@ -93,7 +93,7 @@ def test_a_head_that_sees_a_grid_learns_from_scratch_and_from_a_checkpoint(confi
     again = finetune.run(configured("again", **described | {"model": result.folder.parent / "on"}, pooling="grid", train=length))
     model = beitkit.load(again.folder)
     assert isinstance(model, beitkit.Classifier)
-    assert model.head.in_features == 16 * model.config.backbone.width
+    assert model.head.in_features == 4 * model.config.backbone.width  # a cell for each of 2x2 patches
 
 
 def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
