@@ -49,11 +49,11 @@ def run(config: TokenizerRun) -> Path:
     quality = images.quality(tokenizer, session.reading)
     groups = parameter_groups(objective, config.optim.weight_decay)
     fit(objective, batches, groups, session.training, [quality], session.best("tokenizer/psnr", tokenizer))
-    if runtime.is_main:
-        judgement = Judgement.of(quality, "dvae")
+    judgement = Judgement.of(quality, "dvae") if runtime.is_main else None
+    if judgement is not None:
         judgement.warn(session.say)
         _report(session, tokenizer, quality, judgement, len(files))
-    session.finish(tokenizer, next_command(config))
+    session.finish(tokenizer, next_command(config, judgement))
     return config.out
 
 

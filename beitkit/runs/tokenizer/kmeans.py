@@ -73,7 +73,7 @@ def run(config: TokenizerRun) -> Path:
     )
     judgement.warn(journal.say)
     _report(folder, runtime, tokenizer, quality, judgement, len(images.files))
-    save_result(folder, runtime, journal, tokenizer, next_command(config))
+    save_result(folder, runtime, journal, tokenizer, next_command(config, judgement))
     return config.out
 
 

@@ -82,6 +82,9 @@ def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: To
     )
 
 
-def next_command(config: TokenizerRun) -> str:
-    """What one does with a finished tokenizer."""
-    return f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.out)} --out ..."
+def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:
+    """What one does with a finished tokenizer; with one that was warned about, make another first."""
+    following = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.out)} --out ..."
+    if judgement is None or not judgement.problems:
+        return following
+    return f"do what the warning says, in another --out, or pre-train on it all the same: {following}"
