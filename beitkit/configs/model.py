@@ -148,7 +148,7 @@ class MaskedImageModelConfig:
     """A backbone that predicts visual tokens, or pixels; what `model.json` stores beside the weights."""
 
     backbone: BackboneConfig
-    vocabulary: int | None
+    vocabulary: PositiveInt | None
     """Number of visual tokens; None for a network that predicts the pixels of a patch instead (BEiT's ablation), or features."""
     features: PositiveInt | None = later(None)
     """Width of the feature vectors that are regressed instead (EVA: CLIP's, arXiv 2211.07636; data2vec: its own, arXiv

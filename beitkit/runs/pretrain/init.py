@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig, by
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
+from beitkit.files import read_json
 from beitkit.interop.handover import Predicted, Target, predicted_by, target_config
 from beitkit.interop.kinds import TASKS, kind_of_config
 from beitkit.interop.load import load
@@ -135,7 +135,7 @@ class Origin:
 def _own_rate(path: Path) -> OwnRate | None:
     """How fast the pre-training run in a folder learned; None where there is none."""
     try:
-        there = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        there = read_json(path / "config.json")
         train, optim = there["train"], there["optim"]
         batch = train["batch_size"] * (there["loop"]["accumulate"] or 1)
         names = ("lr_batch", "lr_scaling")
@@ -166,8 +166,11 @@ class StartRecord(NamedTuple):
         path = folder.path / RECORD
         if not path.exists():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["head"], content["head_steps"], tuple(content["fresh"]))
+        try:
+            content = read_json(path)
+            return cls(str(content["head"]), int(content["head_steps"]), tuple(map(str, content["fresh"])))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path} is damaged; choose another `out`, or put the file back") from None
 
 
 def begin(

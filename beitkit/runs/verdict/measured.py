@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from beitkit.errors import UserError
 from beitkit.evaluation.verdict import Entrant
+from beitkit.files import MOST_OWN, read_json
 from beitkit.report.journal import read_journal
 from beitkit.report.table import plain
 from beitkit.runs.evaluate.model_paths import short_names
@@ -56,9 +58,12 @@ class Kept:
         """What was measured before, or is now."""
         path = self._path(slug, labels, seed)
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            images = [math.nan if value is None else value for value in content.pop("images")]
-            return Outcome(images=images, **content)
+            try:
+                content = read_json(path, MOST_OWN)
+                images = [math.nan if value is None else value for value in content.pop("images")]
+                return Outcome(images=images, **content)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(f"{path} is damaged; remove it, and that part is measured again") from None
         found = measure()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(plain(found)).encode())
