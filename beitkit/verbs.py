@@ -177,8 +177,8 @@ def option_names(config: type[Any]) -> dict[str, str]:
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
     """What a verb does: its images no larger than its `read.max_pixels` and `read.max_memory`, and `read.cache` of them held."""
     from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
+    from beitkit.data.budget import memory_up_to
     from beitkit.data.decoding.limit import reading_up_to
-    from beitkit.data.memory import memory_up_to
 
     read = getattr(config, "read", ReadConfig())
     with printed_harmless(), reading_up_to(read), memory_up_to(getattr(read, "cache", ReadConfig().cache)):

@@ -83,7 +83,11 @@ def test_a_missing_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         ("--steps", "1.5", "--steps"),
         ("--mask.kind", "blok", "block"),
         ("--mask.ratio", "1.2", "--mask.ratio must lie in (0, 1), got 1.2"),
-        ("--size", "bas", "--size expects one of base, giant, huge, large, nano, small, tiny, got 'bas'; did you mean 'base'?"),
+        (
+            "--size",
+            "bas",
+            "--size expects one of base, giant, huge, large, micro, nano, small, tiny, got 'bas'; did you mean 'base'?",
+        ),
         ("--lr", "fast", "--lr expects a number, got 'fast'"),
         ("--seed", "first", "--seed expects an integer, got 'first'"),
         ("--mask.ratio", "half", "--mask.ratio expects a number, got 'half'"),

@@ -17,9 +17,10 @@ from torch import Tensor
 from beitkit.configs.data import ValueRange
 from beitkit.configs.model import Pair
 from beitkit.contracts import IGNORED, Batch
+from beitkit.data.budget import MIB, budget
 from beitkit.data.decoding.decode import BrokenImage, StoredImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor, blank, header_of, is_deep, readable_image
-from beitkit.data.memory import MIB, SMALL_PIXELS, HeldImages, KeptPass, budget
+from beitkit.data.memory import SMALL_PIXELS, HeldImages, KeptPass
 from beitkit.data.seeds import derived_seed, stored_view_generator
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import TogetherView, View, to_image

@@ -1,66 +1,25 @@
 """Small images, decoded once and held in memory as one tensor, which the processes that read share.
 
-A process has a limit for all that it holds, and what is held is counted as it lies there: decoded pixels, padded to the size of
-the largest. A verb sets the limit for as long as it runs, to its `read.cache` (`beitkit.verbs`).
+What is held is counted as it lies there, decoded pixels padded to the size of the largest, against `data.budget`.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-import weakref
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from beitkit.configs.data import ReadConfig
 from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
+from beitkit.data.budget import budget
 
-MIB = 2**20
-DEFAULT = ReadConfig().cache
-"""MiB where nothing else is said."""
 SMALL_PIXELS = 128 * 128
 """Only images up to this size are worth holding decoded."""
-
-
-class Budget:
-    """Bytes that may be held."""
-
-    def __init__(self, total: int) -> None:
-        self.total = self.left = total
-
-    def taken(self, number: int, each: int, owner: object) -> int:
-        """How many of `number` things of `each` bytes fit; they count until `owner` is gone."""
-        number = max(0, min(number, self.left // each))
-        self.left -= number * each
-        weakref.finalize(owner, self._give_back, number * each).atexit = False
-        return number
-
-    def _give_back(self, count: int) -> None:
-        self.left += count
-
-
-_budget = Budget(int(DEFAULT * MIB))
-
-
-@contextmanager
-def memory_up_to(mib: float) -> Iterator[None]:
-    """This many MiB may be held inside the block."""
-    global _budget
-    before, _budget = _budget, Budget(int(mib * MIB))
-    try:
-        yield
-    finally:
-        _budget = before
-
-
-def budget() -> Budget:
-    """What this process may hold."""
-    return _budget
 
 
 class HeldImages:

@@ -15,8 +15,9 @@ from PIL import Image
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import dataset as datasets
+from beitkit.data.budget import MIB, Budget, budget, memory_up_to
 from beitkit.data.dataset import ImageDataset
-from beitkit.data.memory import MIB, Budget, HeldImages, budget, memory_up_to
+from beitkit.data.memory import HeldImages
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken

@@ -22,8 +22,8 @@ from torch import Tensor
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.contracts import Batch
 from beitkit.data import dataset as datasets
+from beitkit.data.budget import MIB, memory_up_to
 from beitkit.data.dataset import ImageDataset, balanced_order
-from beitkit.data.memory import MIB, memory_up_to
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.image_list import ImageList

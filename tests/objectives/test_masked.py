@@ -131,8 +131,8 @@ def test_predicted_pixels_lie_where_the_patch_has_them(batch) -> None:
 
 def test_pixels_are_learned(batch) -> None:
     objective = MaskedPixels(masked_model(None))
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
-    for _ in range(300):
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
+    for _ in range(600):
         loss = objective(batch, 0.0)
         optimizer.zero_grad()
         loss.total.backward()

@@ -130,7 +130,7 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
     )
 
 
-class Length(NamedTuple):
+class Course(NamedTuple):
     """Steps, learning rate and first head of a fine-tuning."""
 
     steps: int
@@ -138,11 +138,11 @@ class Length(NamedTuple):
     head_init: Literal["zero", "probe"]
 
 
-LENGTHS = {
-    ("scratch", 100): Length(200, 5e-4, "probe"),
-    ("scratch", 1000): Length(700, 3e-3, "zero"),
-    ("pretrained", 100): Length(200, 5e-4, "probe"),
-    ("pretrained", 1000): Length(600, 2e-3, "probe"),
+COURSES = {
+    ("scratch", 100): Course(200, 5e-4, "probe"),
+    ("scratch", 1000): Course(700, 3e-3, "zero"),
+    ("pretrained", 100): Course(200, 5e-4, "probe"),
+    ("pretrained", 1000): Course(600, 2e-3, "probe"),
 }
 """What suits each start best on held-out training images: longer did not help either of them."""
 
@@ -150,7 +150,7 @@ LENGTHS = {
 def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, seed: int) -> FinetuneRun:
     """The same network, labels, views and pooling for both starts, each at the length and rate that suit it."""
     is_scratch = start.path is None
-    length = LENGTHS["scratch" if is_scratch else "pretrained", labels]
+    course = COURSES["scratch" if is_scratch else "pretrained", labels]
     return FinetuneRun(
         images / "labelled",
         model=config.out / "pretrain",
@@ -159,14 +159,14 @@ def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, 
         labels=labels,
         pooling="grid",
         pool_cells=IMAGE_SIZE // PATCH,
-        head_init=length.head_init,
+        head_init=course.head_init,
         drop_path=0.1,
-        train=TrainConfig(steps=length.steps, batch_size=32, lr=length.lr, seed=seed),
+        train=TrainConfig(steps=course.steps, batch_size=32, lr=course.lr, seed=seed),
         machine=config.machine,
         view=VIEW,
         augment=NO_AUGMENT,
         optim=OptimConfig(
-            lr_batch=32, min_lr=1e-6, warmup_steps=length.steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0
+            lr_batch=32, min_lr=1e-6, warmup_steps=course.steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0
         ),
         loop=LoopConfig(log_every=100, ema=0.0),
     )

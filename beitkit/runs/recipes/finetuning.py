@@ -31,15 +31,19 @@ def finetune_run(
     is_mixing: bool = True,
     erasing: float = 0.25,
     repeats: int = 1,
+    has_head: bool = False,
 ) -> FinetuneRun:
     """A complete fine-tuning run but for its paths.
 
-    `batch` is (images per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0.
+    `batch` is (images per pass, passes per step), `warmup` in epochs. `is_mixing` stands for Mixup 0.8 and CutMix 1.0. A start
+    that `has_head` is a classifier, whose pooling stays as it is.
     """
     return FinetuneRun(
         IMAGES,
         model=MODEL,
         out=OUT,
+        pooling=None if has_head else "mean",
+        head_init=None if has_head else "zero",
         image_size=image_size,
         crop_share=0.875 if image_size < WHOLE_FROM else 1.0,
         drop_path=drop_path,
@@ -66,7 +70,7 @@ def finetune_run(
     )
 
 
-after_labels = partial(finetune_run, lr=2e-5, epochs=30.0, warmup=5.0, weight_decay=1e-8, is_mixing=False)
+after_labels = partial(finetune_run, lr=2e-5, epochs=30.0, warmup=5.0, weight_decay=1e-8, is_mixing=False, has_head=True)
 """What the README uses on networks that have seen labels."""
 
 GET_STARTED = "microsoft/unilm beit/get_started_for_image_classification.md"

@@ -23,6 +23,8 @@ from beitkit.runs.finetune import report as finetune_report
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.verdict.config import SCRATCH
+from beitkit.runs.verdict.measured import named_starts
 from beitkit.train import loop as loops
 from beitkit.train.step import WeightAverage
 
@@ -194,11 +196,12 @@ def test_several_labels_an_image(configured: Callable[..., FinetuneRun]) -> None
 
 
 def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
-    run = demo.finetune_run(DemoRun(), Path("images"), 100, 0, scratch=False)
-    found = FinetuneFacts(
-        images=100, side=28, imbalance=1.0, width=96, depth=4, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
-    )
-    config, lines = choose(run, found)
-    assert lines == ("--crop-share 0.875: the network's own",)
-    assert config == replace(run, crop_share=0.875)
-    assert (config.augment, config.drop_path, config.loop.ema, config.train.lr) == (NO_AUGMENT, 0.1, 0.0, 4e-3)
+    for start in named_starts((SCRATCH, DemoRun().out / "pretrain")):
+        run = demo.finetune_run(DemoRun(), Path("images"), start, 100, 0)
+        found = FinetuneFacts(
+            images=100, side=28, imbalance=1.0, width=128, depth=3, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
+        )
+        config, lines = choose(run, found)
+        assert lines == ("--crop-share 0.875: the network's own",)
+        assert config == replace(run, crop_share=0.875)
+        assert (config.augment, config.pooling, config.pool_cells, config.head_init) == (NO_AUGMENT, "grid", 7, "probe")
