@@ -43,8 +43,8 @@ from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
 from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.configs.train import MachineConfig, OptimConfig
 from beitkit.contracts import Batch
+from beitkit.data.budget import DEFAULT, memory_up_to
 from beitkit.data.dataset import ImageDataset
-from beitkit.data.memory import DEFAULT, memory_up_to
 from beitkit.data.sources.find import find_images
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
