@@ -196,7 +196,7 @@ def truncated_normal_(tensor: Tensor, cut: float) -> None:
     """Fill from a normal with mean 0 and std 0.02, truncated at +-`cut` (an absolute bound).
 
     By the inverse of the distribution function: one draw a number, where rejection, as in PyTorch, needs many at a cut of one
-    standard deviation (BEiT-B: 1 s instead of 9).
+    standard deviation.
     """
     share = math.erf(cut / (INIT_STD * math.sqrt(2)))
     with torch.no_grad():

@@ -150,7 +150,9 @@ def _forecast(setup: Setup, schedule: Schedule, runtime: Runtime, cached: Cached
     workload = Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
     shown_each = schedule.steps / schedule.steps_per_epoch
     tokenized = 1.0 if cached is None else min(1.0, cached.cache.key.views / shown_each)
-    return forecast(workload, schedule, resolved(setup.config.train.batch_size), tokenized, runtime)
+    return forecast(
+        workload, schedule, resolved(setup.config.train.batch_size), tokenized, runtime, recompute=setup.config.speed.recompute
+    )
 
 
 def _announcement(setup: Setup, model: MaskedImageModel, schedule: Schedule, runtime: Runtime) -> str:

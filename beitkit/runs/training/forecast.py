@@ -21,7 +21,9 @@ LONG = 86400.0
 """Seconds from which on smaller networks are named as well."""
 
 
-def forecast(workload: Workload, schedule: Schedule, batch_size: int, tokenized: float, runtime: Runtime) -> str | None:
+def forecast(
+    workload: Workload, schedule: Schedule, batch_size: int, tokenized: float, runtime: Runtime, *, recompute: bool = False
+) -> str | None:
     """A sentence on the time of a run, and where it is days, on what smaller networks would take; None for short runs.
 
     Args:
@@ -30,14 +32,15 @@ def forecast(workload: Workload, schedule: Schedule, batch_size: int, tokenized:
         batch_size: images of a forward pass.
         tokenized: share of the images shown whose tokens are computed.
         runtime: where it runs; the speed is timed there, on a few images of noise.
+        recompute: whether the blocks' activations are computed again for the backward pass.
     """
     length = Length(schedule.steps, batch_size, schedule.images_per_step // batch_size, 1, tokenized, 0)
-    flops = operations(workload, length, recompute=False).total
+    flops = operations(workload, length, recompute=recompute).total
     if runtime.world_size > 1 or flops < FORECAST_FROM.get(runtime.kind, float("inf")):
         return None
     with torch.random.fork_rng():  # the networks that are timed draw weights
-        rates = glance(workload, batch_size, runtime, recompute=False)
-    step = step_seconds(workload, length, rates, recompute=False, workers=1, exchanged=0.0)
+        rates = glance(workload, batch_size, runtime, recompute=recompute)
+    step = step_seconds(workload, length, rates, recompute=recompute, workers=1, exchanged=0.0)
     seconds = step.total * length.steps
     said = (
         f"about {duration(seconds)} on this machine: {schedule.images_per_step / step.total:.3g} images/s, timed on a few images "
@@ -45,19 +48,19 @@ def forecast(workload: Workload, schedule: Schedule, batch_size: int, tokenized:
     )
     if seconds < LONG:
         return said
-    smaller = [f"`size='{name}'` {duration(seconds * share)}" for name, share in _shares(workload, length, flops)]
+    smaller = [f"`size='{name}'` {duration(seconds * share)}" for name, share in _shares(workload, length, flops, recompute)]
     others = f"By their operations, smaller networks would take: {', '.join(smaller)}. " if smaller else ""
     return f"{said}. {others}Fewer `epochs` or a smaller `image_size` shorten it too; Ctrl-C stops"
 
 
-def _shares(workload: Workload, length: Length, flops: int) -> list[tuple[str, float]]:
+def _shares(workload: Workload, length: Length, flops: int, recompute: bool) -> list[tuple[str, float]]:
     """The published sizes that need fewer operations in this run, and the share of them, the largest first."""
     assert isinstance(workload.network, MaskedImageModelConfig)
     found = []
     for name, size in SIZES.items():
         backbone = replace(workload.network.backbone, width=size.width, depth=size.depth, heads=size.heads, hidden=size.hidden)
         smaller = replace(workload, network=replace(workload.network, backbone=backbone, cls_branch=None))
-        share = operations(smaller, length, recompute=False).total / flops
+        share = operations(smaller, length, recompute=recompute).total / flops
         if share < 0.9:
             found.append((name, share))
     return found[::-1]
