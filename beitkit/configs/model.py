@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
@@ -112,7 +112,31 @@ class BackboneConfig:
         size_name, _, patch_text = name.partition("/")
         if size_name not in SIZES or not patch_text.isdigit():
             raise UserError(f"no backbone is called {name!r}; write SIZE/PATCH, such as base/16, with SIZE of {', '.join(SIZES)}")
-        size, patch = SIZES[size_name], int(patch_text)
+        return cls.of_size(
+            SIZES[size_name],
+            patch=int(patch_text),
+            image_size=image_size,
+            channels=channels,
+            absolute_positions=absolute_positions,
+            relative_positions=relative_positions,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+            mask_token=mask_token,
+            final_norm=final_norm,
+            pretrain_init=pretrain_init,
+        )
+
+    @classmethod
+    def of_size(
+        cls,
+        size: Size,
+        *,
+        patch: int,
+        image_size: int | Pair = 224,
+        layer_scale: float | Literal["default"] | None = "default",
+        **details: Any,
+    ) -> BackboneConfig:
+        """The config of a width, depth and so on, with square patches; `details` are other fields."""
         return cls(
             width=size.width,
             depth=size.depth,
@@ -120,14 +144,8 @@ class BackboneConfig:
             hidden=size.hidden,
             image_size=as_pair(image_size),
             patch=(patch, patch),
-            channels=channels,
-            absolute_positions=absolute_positions,
-            relative_positions=relative_positions,
             layer_scale=size.layer_scale if layer_scale == "default" else layer_scale,
-            drop_path=drop_path,
-            mask_token=mask_token,
-            final_norm=final_norm,
-            pretrain_init=pretrain_init,
+            **details,
         )
 
 

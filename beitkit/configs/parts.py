@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from beitkit.configs.bounds import Bounds, NonNegativeFloat, ShareBelowOne, config
+from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import IMAGENET, INCEPTION, Preprocessing
-from beitkit.configs.model import BackboneConfig, ImageSize, RelativePositions, SizeName
+from beitkit.configs.model import SIZES, BackboneConfig, ImageSize, RelativePositions, Size, SizeName
 from beitkit.errors import UserError
 
 EngineName = Literal["local", "ray"]
@@ -46,17 +46,35 @@ class NetworkConfig:
     """Mean of each channel, with values in [0, 1], in place of `network.normalization`."""
     std: tuple[float, ...] | None = later(None)
     """Standard deviation of each channel."""
+    depth: PositiveInt | None = later(None)
+    """Number of blocks, in place of the size's."""
+    width: PositiveInt | None = later(None)
+    """Width of the tokens, in place of the size's; the MLP's grows with it."""
+    heads: PositiveInt | None = later(None)
+    """Attention heads, in place of the size's; with another width None keeps the width of a head."""
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
             raise UserError("`network.mean` and `network.std` belong together; give both, or `network.normalization`")
 
+    def shape(self, size: SizeName) -> Size:
+        """The named size with the depth, width and heads that are given in its place."""
+        named = SIZES[size]
+        width = named.width if self.width is None else self.width
+        return named._replace(
+            width=width,
+            depth=named.depth if self.depth is None else self.depth,
+            heads=max(1, width * named.heads // named.width) if self.heads is None else self.heads,
+            hidden=width * named.hidden // named.width,
+        )
+
     def backbone(
         self, size: SizeName, patch: int, image_size: ImageSize, *, drop_path: float, final_norm: bool, channels: int = 3
     ) -> BackboneConfig:
         """The fine-tuning form of the network that is described, for fresh weights."""
-        return BackboneConfig.named(
-            f"{size}/{patch}",
+        return BackboneConfig.of_size(
+            self.shape(size),
+            patch=patch,
             image_size=image_size,
             channels=channels,
             absolute_positions=self.positions == "none",

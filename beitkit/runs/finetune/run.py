@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beitkit.configs.model import SIZES, ClassifierConfig
+from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
@@ -168,7 +168,7 @@ def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneF
         counts = np.unique(train.labels, return_counts=True)[1]
         imbalance, can_be_probed = float(counts.max() / counts.min()), bool(counts.max() > 1)
     if config.model is None:
-        size, patch, image_size = SIZES[resolved(config.size)], config.patch or DEFAULT_PATCH, None
+        size, patch, image_size = config.network.shape(resolved(config.size)), config.patch or DEFAULT_PATCH, None
         width, depth, preprocessing = size.width, size.depth, config.network.preprocessing
     else:
         stored = read_checkpoint(config.model).config

@@ -203,22 +203,18 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     Raises:
         UserError: for an image size that is not a whole number of patches.
     """
-    backbone = BackboneConfig.named(
-        f"{config.size}/{config.patch}",
-        image_size=resolved(config.image_size),
-        channels=channels,
-        absolute_positions=config.network.positions == "none",
-        relative_positions=config.network.positions,
-        layer_scale="default" if config.network.layer_scale is None else config.network.layer_scale or None,
+    backbone = config.network.backbone(
+        resolved(config.size),
+        resolved(config.patch),
+        resolved(config.image_size),
         drop_path=config.network.drop_path,
-        mask_token=True,
-        pretrain_init=True,
+        final_norm=True,
+        channels=channels,
     )
+    backbone = replace(backbone, mask_token=True, pretrain_init=True)
     _check_grid(backbone)
     if config.cls_branch is not None and config.cls_branch > backbone.depth:
-        raise UserError(
-            f"`cls_branch` must be at most the {backbone.depth} blocks of `size` {config.size}, got {config.cls_branch}"
-        )
+        raise UserError(f"`cls_branch` must be at most the network's {backbone.depth} blocks, got {config.cls_branch}")
     return MaskedImageModelConfig(
         backbone=backbone,
         vocabulary=vocabulary,
