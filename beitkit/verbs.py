@@ -175,13 +175,15 @@ def option_names(config: type[Any]) -> dict[str, str]:
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does: its images no larger than its `read.max_pixels` and `read.max_memory`, and `read.cache` of them held."""
+    """What a verb does, with the limits of its `read`: how large an image may be, how many are held, how long they may take."""
     from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
     from beitkit.data.budget import memory_up_to
     from beitkit.data.decoding.limit import reading_up_to
+    from beitkit.data.patience import patient_for
 
-    read = getattr(config, "read", ReadConfig())
-    with printed_harmless(), reading_up_to(read), memory_up_to(getattr(read, "cache", ReadConfig().cache)):
+    read, default = getattr(config, "read", ReadConfig()), ReadConfig()
+    held, patience = (getattr(read, name, getattr(default, name)) for name in ("cache", "timeout"))
+    with printed_harmless(), reading_up_to(read), memory_up_to(held), patient_for(patience):
         return run(config)
 
 

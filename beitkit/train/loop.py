@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError, few
+from beitkit.errors import Interrupted, NumericalError, UserError, few
+from beitkit.terminal import told_to
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.machine.processes import Processes
-from beitkit.train.machine.runtime import Runtime, StopRequest
+from beitkit.train.machine.runtime import NoImages, Runtime, StopRequest
 from beitkit.train.optim import Group
 from beitkit.train.schedule import Schedule, is_due
 from beitkit.train.step import StepNumbers, StepResult, Trainer
@@ -99,6 +100,7 @@ def fit(
         also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
+        UserError: if images cannot be read; in a single process the steps before are saved.
         ProcessLost: if another rank died.
         NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
         Interrupted: after a signal, with everything saved.
@@ -128,7 +130,12 @@ def fit(
     window = _Window(state.done, training.waited, processes)
     begun: deque[StepResult] = deque()
     trainer.parallel.module.train()
-    with StopRequest().listening() as stop, journal.open_line(), processes.watched():
+    with (
+        StopRequest().listening() as stop,
+        journal.open_line(),
+        processes.watched(),
+        told_to(lambda sentence: journal.note(state.done, sentence)),
+    ):
         if evaluators and 0 in also_at and not is_continued:
             with window.paused(), trainer.full_weights():
                 if processes.is_main:
@@ -136,7 +143,13 @@ def fit(
             with window.paused():
                 state.save(training.checkpoints)
         while state.done < schedule.steps:
-            losses = trainer.forward_backward(stream, state.done)
+            try:
+                losses = trainer.forward_backward(stream, state.done)
+            except (UserError, NoImages) as error:
+                what_now = _saved_without(trainer, state, begun, training)
+                if isinstance(error, NoImages):
+                    raise Interrupted(state.done, schedule.steps, stop.signal_number or 0, what_now) from None
+                raise
             norm = trainer.clip()
             result = trainer.update(losses, norm, state.done, stop)
             state.done += 1
@@ -178,6 +191,19 @@ def fit(
     objective.eval()
 
 
+def _saved_without(trainer: Trainer, state: _State, begun: deque[StepResult], training: Training) -> str:
+    """Save the state before a step whose images did not come; returns what is saved, in words."""
+    if training.runtime.world_size > 1:
+        # The others are in the middle of the step, and saving needs all of them.
+        return "the images did not come; the last saved step is kept, the same command continues"
+    trainer.abandon()
+    while begun:
+        state.judge(begun.popleft().read(), training.loop.max_bad_steps, training.journal)
+    if state.done > state.saved:
+        state.save(training.checkpoints)
+    return "the images did not come; everything is saved, the same command continues"
+
+
 class _State:
     """The training state, as stored in a checkpoint."""
 
@@ -185,6 +211,8 @@ class _State:
         self.trainer = trainer
         self.best = best
         self.done = 0
+        self.saved = 0
+        """The step of the last checkpoint."""
         self.bad_steps = 0
 
     def restore(self, checkpoints: Checkpoints) -> bool:
@@ -195,7 +223,8 @@ class _State:
         checkpoints.restore(stored, self.trainer.state())
         if self.best is not None:
             self.best.value = stored.numbers.get("best", -math.inf)
-        self.done, self.bad_steps = stored.step, int(stored.numbers.get("bad_steps", 0))
+        self.done = self.saved = stored.step
+        self.bad_steps = int(stored.numbers.get("bad_steps", 0))
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
@@ -204,6 +233,7 @@ class _State:
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
         checkpoints.save(self.done, self.trainer.state(), numbers)
+        self.saved = self.done
 
     def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:
         """Report a skipped non-finite step; raise a `NumericalError` if it is the `most`-th in a row."""

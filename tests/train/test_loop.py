@@ -6,7 +6,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from torch import nn
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
+from beitkit.data.patience import patient_for
+from beitkit.data.workers import Key, read_batches
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.codebook import Codebook
@@ -94,6 +98,11 @@ def stored(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def notes_of(folder: Path) -> list[dict]:
+    events = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return [event for event in events if event["kind"] == "note"]
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -539,3 +548,75 @@ def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
     fit(toy, stream, parameter_groups(toy, 0.0), training(tmp_path, length, loop), [Scripted([1.0, 1.0])])
     events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [event["loss"] for event in events if event["kind"] == "train"] == [pytest.approx(sum(seen) / 4)]
+
+
+def read_by(workers: int, fail_at: int, fail: str, folder: Path) -> Callable[[int], Iterator[Batch]]:
+    """The stream, read by worker processes that are killed at a batch or hang there; they do so once, or `for ever`."""
+
+    def read(keys: list[Key]) -> Batch:
+        ((_, index, _),) = keys
+        mark = folder / "failed"
+        if index == fail_at and (fail.endswith("for ever") or not mark.exists()):
+            mark.touch()
+            if fail.startswith("killed"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return next(stream(index))
+
+    folder.mkdir()
+    return lambda start: read_batches(read, ([(0, index, 0)] for index in itertools.count(start)), workers)
+
+
+@pytest.mark.parametrize("fail", ["killed", "hanging"])
+def test_readers_that_die_or_hang_change_nothing_and_it_is_said(tmp_path: Path, fail: str) -> None:
+    steps, loop = 12, LoopConfig(save_every=0)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    with patient_for(2.0):
+        broken = train(tmp_path / "cut", steps, loop, batches=read_by(1, 7, fail, tmp_path / "mark"))
+    assert same(unbroken, broken)
+    (note,) = notes_of(tmp_path / "cut")
+    assert "started anew with the same batch" in note["text"]
+
+
+def test_what_readers_that_give_up_leave_is_saved_and_continues_exactly(tmp_path: Path) -> None:
+    steps, loop = 9, LoopConfig(save_every=0, accumulate=2, ema=0.9)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    with pytest.raises(UserError, match="failed 3 times .* fewer `workers`"):  # in the middle of step 4
+        train(tmp_path / "cut", steps, loop, batches=read_by(1, 7, "killed for ever", tmp_path / "mark"))
+    assert len(notes_of(tmp_path / "cut")) == 2
+    resumed = train(tmp_path / "cut", steps, loop)
+    assert resumed.progress[0] == 3 / steps
+    assert same(unbroken, resumed)
+
+
+def test_readers_that_give_up_at_once_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="failed 3 times"):
+        train(tmp_path / "cut", 9, batches=read_by(1, 0, "killed for ever", tmp_path / "mark"))
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "is_twice"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_signals_are_heard_while_no_image_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_twice: bool, workers: int
+) -> None:
+    """The disk hangs for ever: the second signal stops the run at once, one alone after a while."""
+    monkeypatch.setattr("beitkit.train.machine.runtime.GRACE", 60.0 if is_twice else 0.5)
+    steps, loop = 9, LoopConfig(save_every=0, accumulate=2)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    hanging = read_by(workers, 7, "hanging for ever", tmp_path / "mark")
+
+    def interrupting() -> None:
+        while not (tmp_path / "mark" / "failed").exists():
+            time.sleep(0.02)
+        for _ in range(1 + is_twice):
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupting)
+    thread.start()
+    with pytest.raises(Interrupted, match="after step 3 of 9; the images did not come; everything is saved") as caught:
+        train(tmp_path / "cut", steps, loop, batches=hanging)
+    thread.join()
+    assert caught.value.exit_code == 128 + number
+    assert same(unbroken, train(tmp_path / "cut", steps, loop))
