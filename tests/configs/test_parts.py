@@ -1,6 +1,7 @@
 """The shape of a network that is described by options."""
 
 import pytest
+
 from beitkit.configs.model import SIZES
 from beitkit.configs.parts import NetworkConfig
 from beitkit.errors import UserError
