@@ -138,6 +138,12 @@ VERBS = {
         trains=True,
     ),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes"),
+    "replay": Entry(
+        "replay",
+        "ReplayRun",
+        "runs/pre --step 1200",
+        "the same steps of a run again: do they give the same numbers?",
+    ),
     "plan": Entry(
         "plan", "PlanRun", "--recipe NAME --images 1_281_167 --gpus 8", "steps, memory, time and cost, before anything is spent"
     ),

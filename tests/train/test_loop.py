@@ -26,6 +26,7 @@ from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.codebook import Codebook
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.train.bad_steps import BadSteps, listed
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.journal import Journal
@@ -100,9 +101,16 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def events_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def untimed(events: list[dict]) -> list[dict]:
+    return [{key: value for key, value in event.items() if key not in ("images_per_second", "data_wait")} for event in events]
+
+
 def notes_of(folder: Path) -> list[dict]:
-    events = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
-    return [event for event in events if event["kind"] == "note"]
+    return [event for event in events_of(folder) if event["kind"] == "note"]
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -111,7 +119,7 @@ def test_training_learns(tmp_path: Path) -> None:
 
 
 def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> None:
-    steps, loop = 12, LoopConfig(save_every=3, ema=0.9, accumulate=2)
+    steps, loop = 12, LoopConfig(save_every=3, log_every=4, ema=0.9, accumulate=2)
     unbroken = train(tmp_path / "unbroken", steps, loop)
     for cut in (1, 5, 9, 11):
         folder = tmp_path / str(cut)
@@ -128,6 +136,7 @@ def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> No
         resumed = train(folder, steps, loop)
         assert resumed.progress[0] == cut // 3 * 3 / steps, "the last checkpoint was not continued"
         assert same(unbroken, resumed), cut
+        assert untimed(events_of(folder)) == untimed(events_of(tmp_path / "unbroken"))
 
 
 def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
@@ -278,17 +287,12 @@ def test_a_buffer_that_is_not_finite_at_the_end_is_named_and_the_run_is_not_done
 def test_outcomes_that_are_read_late_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the host reads a step's outcome while the next one runs; here both ways on the CPU."""
 
-    def events(name: str) -> list[dict]:
-        lines = (tmp_path / name / "journal.jsonl").read_text().splitlines()
-        timed = ("time", "images_per_second", "data_wait")
-        return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
-
     loop = LoopConfig(ema=0.9, log_every=5, max_bad_steps=3)
     at_once = train(tmp_path / "at once", 12, loop, batches=lambda start: stream(start, range(3, 5)))
     monkeypatch.setattr("beitkit.train.loop.READ_LATE", {"cpu": 1})
     late = train(tmp_path / "late", 12, loop, batches=lambda start: stream(start, range(3, 5)))
     assert same(at_once, late)
-    assert events("at once") == events("late")
+    assert untimed(events_of(tmp_path / "at once")) == untimed(events_of(tmp_path / "late"))
     with pytest.raises(NumericalError, match="the last was step 6"):
         train(tmp_path / "bad", 12, loop, batches=lambda start: stream(start, range(3, 9)))
 
@@ -620,3 +624,67 @@ def test_signals_are_heard_while_no_image_comes(
     thread.join()
     assert caught.value.exit_code == 128 + number
     assert same(unbroken, train(tmp_path / "cut", steps, loop))
+
+
+def named(start: int, poisoned: range) -> Iterator[Batch]:
+    """The stream, with the numbers of its images."""
+    for index, batch in enumerate(stream(start, poisoned), start):
+        yield batch | {"index": torch.arange(index * BATCH, (index + 1) * BATCH)}
+
+
+def fit_named(folder: Path, steps: int, loop: LoopConfig, batches: Callable[[int], Iterator[Batch]]) -> Toy:
+    torch.manual_seed(0)
+    toy = Toy()
+    settings = training(folder, TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop)
+    bad_steps = BadSteps(folder, lambda index: f"{index}.png", settings.runtime.processes)
+    fit(toy, batches, parameter_groups(toy, 0.01), replace(settings, bad_steps=bad_steps))
+    return toy
+
+
+def test_after_three_bad_steps_a_run_goes_back_and_on_with_the_images_after_theirs(tmp_path: Path) -> None:
+    loop, bad = LoopConfig(save_every=4, ema=0.9, log_every=1), range(10, 13)
+    went_back = fit_named(tmp_path / "back", 20, loop, lambda start: named(start, bad))
+    # Step 9 is made of batch 13, and so on; random numbers are the steps' own.
+    moved = train(tmp_path / "moved", 20, loop, batches=lambda start: itertools.chain(itertools.islice(stream(0), 8), stream(13)))
+    assert same(moved, went_back)
+    (note,) = notes_of(tmp_path / "back")
+    assert note["step"] == 8
+    assert "the last was step 13: going back to the checkpoint after step 8" in note["text"]
+    assert "those of 5 steps are left out (1 of at most 2 times)" in note["text"]
+    steps = [event["step"] for event in events_of(tmp_path / "back") if event["kind"] == "train"]
+    assert steps == list(range(1, 21))
+    kept = listed(tmp_path / "back" / "bad_steps" / "steps.jsonl")
+    assert [(line["step"], line["first_batch"], line["loss"]) for line in kept] == [
+        (11, 10, "nan"),
+        (12, 11, "nan"),
+        (13, 12, "nan"),
+    ]
+    assert kept[1]["images"] == ["44.png", "45.png", "46.png", "47.png"]
+    state = load_file(tmp_path / "back" / "bad_steps" / "step-00000010.0.safetensors")
+    assert state["step.layer.weight"].item() == 10
+
+
+@pytest.mark.parametrize("cut", [11, 14, 17])  # among the bad steps, after it went back, and after the next checkpoint
+def test_a_run_that_went_back_and_was_killed_continues_exactly(tmp_path: Path, cut: int) -> None:
+    loop, bad = LoopConfig(save_every=4), range(10, 13)
+    unbroken = fit_named(tmp_path / "unbroken", 20, loop, lambda start: named(start, bad))
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(named(start, bad), start):
+            if position == cut:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        fit_named(tmp_path / "cut", 20, loop, dying)
+    assert same(unbroken, fit_named(tmp_path / "cut", 20, loop, lambda start: named(start, bad)))
+    assert len(listed(tmp_path / "cut" / "bad_steps" / "steps.jsonl")) == 3
+
+
+@pytest.mark.parametrize(("first_bad", "to"), [(13, [8]), (14, [12, 12])])  # there the step in between was saved while it was bad
+def test_a_run_goes_back_only_so_often_and_further_where_it_can(tmp_path: Path, first_bad: int, to: list[int]) -> None:
+    with pytest.raises(
+        NumericalError, match=r"3 steps in a row were not finite after going back 2 times, .*names of their images"
+    ):
+        fit_named(tmp_path, 40, LoopConfig(save_every=4), lambda start: named(start, range(first_bad, 99)))
+    assert [note["step"] for note in notes_of(tmp_path) if "going back" in note["text"]] == to
