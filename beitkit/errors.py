@@ -20,6 +20,10 @@ class NumericalError(RuntimeError):
     """Training produced a loss or gradient that is not finite several steps in a row."""
 
 
+class NotSaved(RuntimeError):  # noqa: N818 - what happened
+    """A run is done, but something that it should have saved is not there."""
+
+
 class ProcessLost(RuntimeError):  # noqa: N818 - what happened, not what is wrong here
     """Another process of a run ended, so this one cannot go on; the other one says why."""
 

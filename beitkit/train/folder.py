@@ -21,7 +21,8 @@ import torch
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError, few, writing_to
 from beitkit.files import MOST_OWN, read_json, read_text, why
-from beitkit.system import write_atomically
+from beitkit.system import append, write_atomically
+from beitkit.terminal import tell
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.processes import ALONE, Processes
@@ -78,6 +79,8 @@ class RunFolder:
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
+            for left in path.glob("*.tmp"):  # by a run that was killed while it wrote
+                left.unlink()
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
                 for name in ("inputs.json", "start.json", self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
@@ -124,8 +127,10 @@ class RunFolder:
         if line in self._broken_lines():
             return
         say_skipped(file, reason)
-        with self.broken_list.open("a", encoding="utf-8") as listing:
-            listing.write(line)
+        try:
+            append(self.broken_list, line.encode())
+        except OSError as error:
+            tell(f"{self.broken_list} cannot be written ({why(error)})")
 
     def broken_facts(self) -> list[tuple[str, str]]:
         """For the header of a report: number of unreadable files, if any."""

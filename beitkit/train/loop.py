@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
 from beitkit.errors import Interrupted, NumericalError, UserError, few
-from beitkit.terminal import told_to
+from beitkit.files import why
+from beitkit.terminal import tell, told_to
 from beitkit.train.bad_steps import BadSteps, Shown
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Manifest
@@ -36,6 +37,9 @@ from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 WINDOW = "window."
 """Before the names of the sums since the last log line, among the numbers of a checkpoint."""
+COPIED_ON_CPU = 2**28
+"""Bytes of a state on the CPU that are copied to be written while training goes on; a GPU's state is copied to the host in any
+case."""
 READ_LATE = {"cuda": 1}
 """By device, how many steps later the host reads the result of a step, so that the device always has work."""
 
@@ -78,13 +82,20 @@ class Best:
         self.is_loss = is_loss
         self.value = -math.inf
         """Of the best evaluation; a loss is negated."""
+        self.failure: str | None = None
+        """Why the best weights could not be written, if they could not."""
 
     def offer(self, values: dict[str, float]) -> None:
         """Write if this evaluation is the best; one whose metric is NaN never is."""
         value = -values[self.metric] if self.is_loss else values[self.metric]
         if value > self.value:
-            self.value = value
-            self.write()
+            try:
+                self.write()
+            except OSError as error:  # no reason to lose the run
+                self.failure = f"{error.filename}: {why(error)}"
+                tell(f"the best weights so far could not be written ({self.failure})")
+            else:
+                self.value, self.failure = value, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +181,7 @@ def fit(
     trainer.parallel.module.train()
     with (
         StopRequest().listening() as stop,
+        training.checkpoints.settled(),
         journal.open_line(),
         processes.watched(),
         told_to(lambda sentence: journal.note(state.done, sentence)),
@@ -227,11 +239,14 @@ def fit(
             finally:  # a failing evaluation must not lose the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
-                        state.save(training.checkpoints)
+                        state.save(training.checkpoints, in_background=signal_number is None and state.done < schedule.steps)
             if signal_number is not None and state.done < schedule.steps:
-                raise Interrupted(state.done, schedule.steps, signal_number)
+                raise Interrupted(state.done, schedule.steps, signal_number, *_unless_saved(training.checkpoints))
+            _say_unsaved(training)
         not_finite = trainer.not_finite()
         trainer.finish()
+        _say_unsaved(training)
+        training.checkpoints.failure = training.checkpoints.failure or (best.failure if best is not None else None)
     if state.bad_steps or not_finite:
         where = f" in {few(not_finite, 4)}" if not_finite else ""
         raise NumericalError(
@@ -251,7 +266,25 @@ def _saved_without(state: _State, begun: deque[tuple[StepResult, list[Tensor]]],
         state.judge(*begun.popleft(), training)
     if state.done > state.saved:
         state.save(training.checkpoints)
-    return "the images did not come; everything is saved, the same command continues"
+    training.checkpoints.settle()
+    return (
+        "the images did not come; "
+        + (_unless_saved(training.checkpoints) or ["everything is saved, the same command continues"])[0]
+    )
+
+
+def _say_unsaved(training: Training) -> None:
+    """Say which states could not be saved; training goes on."""
+    while training.checkpoints.failures:
+        step, reason = training.checkpoints.failures.pop(0)
+        training.journal.note(step, f"the state after step {step} could not be saved ({reason}); the one before is kept")
+
+
+def _unless_saved(checkpoints: Checkpoints) -> list[str]:
+    """What to say of a run that stops and is not saved."""
+    if checkpoints.failure is None:
+        return []
+    return [f"its state could not be saved ({checkpoints.failure}); the same command continues from the one before"]
 
 
 class _State:
@@ -291,13 +324,15 @@ class _State:
         self.window.begin(self.done, numbers)
         return True
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Save it."""
+    def save(self, checkpoints: Checkpoints, *, in_background: bool = False) -> None:
+        """Save it; in the background if a copy for that does not take much of the memory that training needs."""
         numbers = {"bad_steps": float(self.bad_steps), **self.window.numbers()}
         numbers |= {name: float(value) for name, value in (("moved", self.moved), ("setbacks", self.setbacks)) if value}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
-        checkpoints.save(self.done, self.trainer.state(), numbers)
+        pieces = self.trainer.state()
+        size = sum(piece.rows.nbytes for piece in pieces.values() if piece.rows.device.type == "cpu")
+        checkpoints.save(self.done, pieces, numbers, in_background=in_background and size <= COPIED_ON_CPU)
         self.saved = self.done
 
     def judge(self, result: StepResult, shown: list[Tensor], training: Training) -> StepNumbers:

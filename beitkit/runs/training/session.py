@@ -13,7 +13,7 @@ from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
-from beitkit.errors import UserError
+from beitkit.errors import NotSaved, UserError
 from beitkit.files import read_json
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
@@ -172,6 +172,8 @@ def save_result(
         save_native(model.cpu(), folder.path)
     runtime.processes.barrier()
     journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
+    if folder.checkpoints.failure is not None:
+        raise NotSaved(f"{folder.path} is done, but not all of it could be saved ({folder.checkpoints.failure})")
 
 
 def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:
