@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
-    if {"-h", "--help", "--help-all"} & {*arguments[1:]}:
-        print(_help(verb, arguments[1:]), end="")
-        sys.exit(0)
     rank = Rank()
     try:
+        if {"-h", "--help", "--help-all"} & {*arguments[1:]}:
+            print(_help(verb, arguments[1:]), end="")
+            sys.exit(0)
         rank = rank_from_environment()
         if rank.world_size > 1 and not VERBS[verb].is_shared:
             shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
@@ -102,7 +102,7 @@ def _help(verb: str, arguments: list[str]) -> str:
 
     entry = VERBS[verb]
     if "--help-all" in arguments:
-        return full_help(verb, entry.config_class())
+        return full_help(verb, entry.config_class(), _from_recipe(verb, arguments))
     return short_help(verb, entry.config_class(), entry.common.split(), takes_config=entry.trains)
 
 
