@@ -23,9 +23,9 @@ from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
     ClassifierQuality,
-    class_precisions,
     mean_average_precision,
     per_class,
+    rankings,
     top_k,
 )
 from beitkit.interop.load import load
@@ -252,7 +252,7 @@ def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
     logits, labels = evaluator.answers()
     if not evaluator.is_multilabel:
         return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-    classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))
+    classes = list(zip(labels.sum(0).tolist(), [one.average_precision for one in rankings(logits, labels)], strict=True))
     return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
 
 
