@@ -9,15 +9,12 @@ from typing import Any
 from beitkit.evaluation.calibration import NUM_BINS
 from beitkit.evaluation.comparison import AnyScores, Evaluation
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.evaluation.scores import INTERVALS, THRESHOLD, MultilabelScores, Scores, largest_confusions
-from beitkit.report.charts import Dots, dot_chart, heat_map, reliability_diagram
+from beitkit.evaluation.score_sheets import score_sections
+from beitkit.evaluation.scores import INTERVALS, THRESHOLD, Scores, largest_confusions
+from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
-from beitkit.report.table import Column, Table, percent, plain, thousands
+from beitkit.report.table import Column, Table, percent, plain
 
-CONFUSIONS = 10
-"""Largest confusions that are listed."""
-MOST_ON_A_MAP = 60
-"""Classes up to which the confusion matrix is drawn; more could not be told apart."""
 DECISIONS = f"F1, and whether all labels are right, count a class as named above a probability of {THRESHOLD:g}."
 CALIBRATION = (
     f"Calibration error (ECE): images are put into {NUM_BINS} bins of equal width by the probability of the class they were "
@@ -104,36 +101,8 @@ def write_report(path: Path, result: Evaluation, facts: Sequence[tuple[str, str]
         if isinstance(model.scores, SceneScores):
             scene_sections(report, model.scores)
         else:
-            _model_sections(report, model.scores, "" if is_alone else f"{model.name}: ")
+            score_sections(report, model.scores, "" if is_alone else f"{model.name}: ")
     report.write(path)
-
-
-def _model_sections(report: Report, scores: Scores | MultilabelScores, prefix: str) -> None:
-    """Classes, and what is taken for what; `prefix` is the network's name where there are several."""
-    report.section(_title(prefix, "classes"))
-    report.table(scores.class_table)
-    if isinstance(scores, MultilabelScores):
-        return
-    report.section(_title(prefix, "confusions"), "What is taken for what, and how certainly.")
-    names = list(scores.classes)
-    if len(names) <= MOST_ON_A_MAP:
-        report.figure(
-            heat_map(scores.confusion, names, title="Confusion matrix", x_label="named", y_label="label"),
-            "Rows are labels, columns the names that were given; the darker, the larger the share of its row.",
-        )
-    filled = [(one.certainty, one.accuracy, one.images) for one in scores.bins]
-    report.figure(
-        reliability_diagram(*map(list, zip(*filled, strict=True)), title="Reliability"),
-        f"Below the diagonal the model is too sure of itself, above it too careful. ECE {scores.calibration_error:.1%}.",
-    )
-    if mistakes := largest_confusions(scores, CONFUSIONS):
-        named = Column("named", align="left")
-        columns = ["label", named, Column("images", thousands), Column("share of the label", percent)]
-        report.table(Table(columns, mistakes, "The largest confusions."))
-
-
-def _title(prefix: str, title: str) -> str:
-    return f"{prefix}{title}" if prefix else title.capitalize()
 
 
 def _model_table(result: Evaluation) -> Table:

@@ -21,13 +21,8 @@ from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
-from beitkit.evaluation.classification import (
-    ClassifierQuality,
-    mean_average_precision,
-    per_class,
-    rankings,
-    top_k,
-)
+from beitkit.evaluation.classification import ClassifierQuality
+from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
@@ -35,7 +30,7 @@ from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
+from beitkit.runs.finetune.report import FinetuneResult, write_report
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -97,12 +92,13 @@ def run(config: FinetuneRun) -> FinetuneResult:
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
     if runtime.is_main:
-        outcome = _final_scores(evaluator)
-        result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
+        scores = _final_scores(evaluator, model.config.classes)
+        score = scores.measures[0].value
+        result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
-        write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)))
         name = "mean average precision" if model.config.multilabel else "accuracy"
-        session.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
+        session.say(f"{name} {score:.1%} on {scores.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
     return _result_of(config.out, val.digest, metric)
 
@@ -248,12 +244,9 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
     )
 
 
-def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
+def _final_scores(evaluator: ClassifierQuality, classes: tuple[str, ...]) -> Scores | MultilabelScores:
     logits, labels = evaluator.answers()
-    if not evaluator.is_multilabel:
-        return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-    classes = list(zip(labels.sum(0).tolist(), [one.average_precision for one in rankings(logits, labels)], strict=True))
-    return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
+    return multilabel_scores(logits, labels, classes) if evaluator.is_multilabel else single_label_scores(logits, labels, classes)
 
 
 def _has_fresh_head(model: Classifier) -> bool:

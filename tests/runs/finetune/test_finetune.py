@@ -121,6 +121,8 @@ def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     report = (whole.folder / "report.html").read_text()
     assert "What the network sees" in report
     assert "Before label smoothing." in report
+    assert "Confusion matrix" in report
+    assert "Reliability" in report
 
 
 def test_the_finished_and_the_best_model_are_the_averaged_ones(
