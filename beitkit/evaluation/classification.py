@@ -133,13 +133,19 @@ class Ranking(NamedTuple):
     @classmethod
     def of(cls, scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> Ranking:
         """Of the images `hits` by `scores`, which must be finite; images of equal score are taken together."""
-        ordered, order = scores.sort(descending=True)
-        is_last = torch.cat((ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)))  # of its equal scores
-        found = hits[order].double().cumsum(0)[is_last]
-        taken = is_last.nonzero().squeeze(1) + 1.0
+        _, found, taken = distinct_scores(scores, hits)
         rise, wrong = (steps.diff(prepend=steps.new_zeros(1)) for steps in (found, taken - found))
         area = (wrong * (found - rise / 2)).sum() / (found[-1] * (taken - found)[-1])  # 0 / 0 is NaN
         return cls(area.item(), (found / taken * rise / found[-1]).sum().item())
+
+
+def distinct_scores(
+    scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """The different scores, largest first, and how many hits, and images at all, have at least each of them (float64)."""
+    ordered, order = scores.sort(descending=True)
+    is_last = torch.cat((ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)))  # of its equal scores
+    return ordered[is_last], hits[order].double().cumsum(0)[is_last], is_last.nonzero().squeeze(1).double() + 1
 
 
 def rankings(scores: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[Ranking]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from beitkit.evaluation.scores import MultilabelScores, Scores, largest_confusions
+from beitkit.evaluation.scores import FITTED, MultilabelScores, Scores, largest_confusions
 from beitkit.report.charts import heat_map, reliability_diagram
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, thousands
@@ -17,6 +17,8 @@ def score_sections(report: Report, scores: Scores | MultilabelScores, prefix: st
     """Classes, and what is taken for what; `prefix` begins the titles: a network's name where there are several."""
     report.section(_title(prefix, "classes"))
     report.table(scores.class_table)
+    if scores.calibrated:
+        report.paragraph(f"{scores.calibrated[0].upper()}{scores.calibrated[1:]}. {FITTED}")
     if isinstance(scores, MultilabelScores):
         return
     report.section(_title(prefix, "confusions"), "What is taken for what, and how certainly.")

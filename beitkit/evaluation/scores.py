@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.evaluation.calibration import Bin, calibration_error, reliability
+from beitkit.evaluation.calibration import Bin, as_decided, calibration_error, loss_of, reliability
 from beitkit.evaluation.classification import Decisions, balanced_accuracy, confusion, nan_mean, per_class, rankings, top_k
 from beitkit.evaluation.statistics import Interval, Measure, wilson
 from beitkit.nn.prediction import check_outputs
@@ -21,8 +22,8 @@ OF_A_CLASS = (
     "Recall is the share of a class's images that are named so, precision the share of the images named so that are of it, F1 "
     "their harmonic mean. AUROC and average precision order all images by the probability of the class."
 )
-THRESHOLD = 0.5
-"""Multi-label: a class is predicted if its probability is larger."""
+FITTED = "Temperature and thresholds were fitted on the run's validation images; on these they are flattered."
+"""On numbers that depend on them."""
 
 
 class ClassShare(NamedTuple):
@@ -47,6 +48,25 @@ class ClassShare(NamedTuple):
         return f"{self.top1:.1%} {wilson(round(self.top1 * self.images), self.images)}" if self.images else "-"
 
 
+class Calibration(NamedTuple):
+    """What the scores would be without the network's temperature."""
+
+    temperature: float
+    """What logits are divided by; 1 changes nothing."""
+    loss: float
+    error: float
+    """Calibration error."""
+
+    def words(self, loss: float, error: float) -> str:
+        """Beside the scores with it; empty where there is none."""
+        if self.temperature == 1:
+            return ""
+        return (
+            f"temperature {self.temperature:.4g}: calibration error {percent(self.error)} before, {percent(error)} after; "
+            f"loss {nats(self.loss)} before, {nats(loss)} after"
+        )
+
+
 class Scores(NamedTuple):
     """Scores of a single-label classifier; accuracies are in [0, 1]."""
 
@@ -66,6 +86,7 @@ class Scores(NamedTuple):
     """Mean of the average precisions, over classes that have images."""
     loss: float
     """Mean cross-entropy, in nats."""
+    calibration: Calibration
     calibration_error: float
     bins: list[Bin]
     """Bins of the calibration error, for a reliability diagram."""
@@ -87,6 +108,11 @@ class Scores(NamedTuple):
             Measure("loss", self.loss, text=nats),
             Measure("calibration error", self.calibration_error),
         ]
+
+    @property
+    def calibrated(self) -> str:
+        """What the temperature changed, in words; empty without one."""
+        return self.calibration.words(self.loss, self.calibration_error)
 
     @property
     def class_table(self) -> Table:
@@ -121,6 +147,8 @@ class ClassScores(NamedTuple):
     """Of the decisions; NaN where there are no images."""
     auroc: float
     """NaN unless there are images with and without this label."""
+    threshold: float
+    """Probability from which it is predicted."""
 
 
 class MultilabelScores(NamedTuple):
@@ -140,6 +168,9 @@ class MultilabelScores(NamedTuple):
     subset_interval: Interval
     loss: float
     """Mean binary cross-entropy over images and classes, in nats."""
+    calibration: Calibration
+    calibration_error: float
+    """Of all (image, class) probabilities, against whether the image shows the class."""
     classes: dict[str, ClassScores]
 
     @property
@@ -152,22 +183,30 @@ class MultilabelScores(NamedTuple):
             Measure("AUROC", self.auroc),
             Measure("all labels right", self.subset_accuracy, self.subset_interval),
             Measure("loss", self.loss, text=nats),
+            Measure("calibration error", self.calibration_error),
         ]
+
+    @property
+    def calibrated(self) -> str:
+        """What the temperature changed, in words; empty without one."""
+        return self.calibration.words(self.loss, self.calibration_error)
 
     @property
     def class_table(self) -> Table:
         """One row per class."""
-        names = ("recall", "precision", "F1", "AUROC", "average precision")
+        names = ("threshold", "recall", "precision", "F1", "AUROC", "average precision")
         columns = ["class", Column("images", thousands), *(Column(name, percent) for name in names)]
         rows = [
-            [name, one.images, one.recall, one.precision, one.f1, one.auroc, one.average_precision]
+            [name, one.images, one.threshold, one.recall, one.precision, one.f1, one.auroc, one.average_precision]
             for name, one in self.classes.items()
         ]
-        return Table(columns, rows, f"{OF_A_CLASS} A class counts as named above a probability of {THRESHOLD:g}.")
+        return Table(columns, rows, f"{OF_A_CLASS} A class counts as named from its threshold on. {FITTED}")
 
 
-def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...]) -> Scores:
-    """Single-label scores of logits.
+def single_label_scores(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], names: tuple[str, ...], temperature: float = 1.0
+) -> Scores:
+    """Single-label scores of logits, whose probabilities are the softmax of them over the temperature.
 
     Raises:
         UserError: logits that are not finite.
@@ -178,7 +217,8 @@ def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, 
     top5 = top_k(logits, labels, 5) if has_top5 else None
     classes, counts = per_class(logits, labels), confusion(logits, labels)
     decisions = Decisions.of(counts.diagonal(), counts.sum(1), counts.sum(0))
-    probabilities = logits.double().softmax(1)
+    scaled = logits.double() / temperature
+    probabilities = scaled.softmax(1)
     ranked = rankings(probabilities, F.one_hot(labels, logits.shape[1]).bool())
     bins = reliability(probabilities.amax(1), right)
     rows = zip(names, classes, decisions.precision.tolist(), decisions.f1.tolist(), ranked, strict=True)
@@ -192,7 +232,12 @@ def single_label_scores(logits: Float[Tensor, "n classes"], labels: Int[Tensor, 
         macro_f1=decisions.f1.nanmean().item(),
         auroc=nan_mean([one.auroc for one in ranked]),
         average_precision=nan_mean([one.average_precision for one in ranked]),
-        loss=F.cross_entropy(logits, labels).item(),
+        loss=loss_of(scaled, labels),
+        calibration=Calibration(
+            temperature,
+            loss_of(logits.double(), labels),
+            calibration_error(reliability(logits.double().softmax(1).amax(1), right)),
+        ),
         calibration_error=calibration_error(bins),
         bins=bins,
         classes={name: ClassShare(*share, precision, f1, *ranking) for name, share, precision, f1, ranking in rows},
@@ -213,22 +258,32 @@ def largest_confusions(scores: Scores, limit: int) -> list[Mistake]:
 
 
 def multilabel_scores(
-    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], names: tuple[str, ...]
+    logits: Float[Tensor, "n classes"],
+    targets: Bool[Tensor, "n classes"],
+    names: tuple[str, ...],
+    temperature: float = 1.0,
+    thresholds: Sequence[float] | None = None,
 ) -> MultilabelScores:
-    """Multi-label scores of logits (a sigmoid per class).
+    """Multi-label scores of logits: over the temperature, a sigmoid per class, which is predicted from its threshold on (0.5).
 
     Raises:
         UserError: logits that are not finite.
     """
     check_outputs(logits)
-    named = logits.sigmoid() > THRESHOLD
+    scaled = logits / temperature
+    decided = thresholds or [0.5] * len(names)
+    named = as_decided(scaled.sigmoid(), decided)
     hits, shown, said = (table.sum(0) for table in (named & targets, targets, named))
     decisions, ranked = Decisions.of(hits, shown, said), rankings(logits, targets)
     right = (named == targets).all(1)
     precisions = [one.average_precision for one in ranked]
     aurocs = [one.auroc for one in ranked]
     columns = (precisions, *(one.tolist() for one in (decisions.f1, decisions.precision, decisions.recall)), aurocs)
-    rows = zip(shown.tolist(), *columns, strict=True)
+    rows = zip(shown.tolist(), *columns, decided, strict=True)
+
+    def error(one: Tensor) -> float:
+        return calibration_error(reliability(one.sigmoid().flatten(), targets.flatten()))
+
     return MultilabelScores(
         images=len(targets),
         mean_average_precision=nan_mean(precisions),
@@ -237,6 +292,8 @@ def multilabel_scores(
         auroc=nan_mean(aurocs),
         subset_accuracy=right.double().mean().item(),
         subset_interval=wilson(int(right.sum()), len(targets)),
-        loss=F.binary_cross_entropy_with_logits(logits, targets.float()).item(),
+        loss=loss_of(scaled, targets),
+        calibration=Calibration(temperature, loss_of(logits, targets), error(logits)),
+        calibration_error=error(scaled),
         classes={name: ClassScores(*row) for name, row in zip(names, rows, strict=True)},
     )

@@ -19,7 +19,7 @@ from beitkit.errors import UserError
 from beitkit.nn.backbone import INIT_STD, Backbone, Features, truncated_normal_
 from beitkit.nn.cls_branch import ClsBranch
 from beitkit.nn.patches import Positions, take_patches
-from beitkit.nn.prediction import Prediction, check_outputs
+from beitkit.nn.prediction import Prediction, check_outputs, class_probabilities
 
 BACKBONE_PREFIX = "backbone."
 
@@ -128,8 +128,8 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Softmax of the logits in float32; sigmoid if multi-label."""
-        return logits.float().sigmoid() if self.config.multilabel else logits.float().softmax(dim=1)
+        """Softmax of the logits over the network's temperature, in float32; sigmoid if multi-label."""
+        return class_probabilities(logits, self.config)
 
     @overload
     def predict(self, images: ImageInput, *, top: int = 5) -> Prediction: ...

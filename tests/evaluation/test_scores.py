@@ -138,7 +138,7 @@ def test_multilabel_scores_are_scikit_learn_s() -> None:
     logits = torch.randn(50, 4, generator=generator).mul(2).round() / 2  # with ties
     targets = torch.rand(50, 4, generator=generator) < 0.4
     scores = multilabel_scores(logits, targets, NAMES[:4])
-    ranked, named = logits.sigmoid().numpy(), (logits > 0).numpy()
+    ranked, named = logits.sigmoid().numpy(), (logits >= 0).numpy()
     table = metrics.precision_recall_fscore_support(targets.numpy(), named)
     found = [(one.precision, one.recall, one.f1, one.images) for one in scores.classes.values()]
     assert list(map(tuple, zip(*table, strict=True))) == [pytest.approx(one) for one in found]
@@ -164,3 +164,22 @@ def test_scores_of_logits_that_are_not_finite_are_refused(value: float) -> None:
         single_label_scores(logits, torch.zeros(4, dtype=torch.int64), NAMES[:3])
     with pytest.raises(UserError, match="not finite .* for 1 of 4 images"):
         multilabel_scores(logits, torch.zeros(4, 3).bool(), NAMES[:3])
+
+
+def test_temperature_changes_probabilities_and_not_what_is_right() -> None:
+    logits, labels = random_case(6, 6)
+    plain, sharp = single_label_scores(logits, labels, NAMES[:6]), single_label_scores(4 * logits, labels, NAMES[:6], 4.0)
+    assert (sharp.loss, sharp.calibration_error, sharp.auroc) == (plain.loss, plain.calibration_error, plain.auroc)
+    assert sharp.calibration == (4.0, *single_label_scores(4 * logits, labels, NAMES[:6]).calibration[1:])
+    assert plain.calibrated == ""
+    assert sharp.calibrated.startswith("temperature 4: calibration error ")
+    assert sharp.confusion == plain.confusion
+
+
+def test_each_class_has_its_threshold() -> None:
+    logits, targets = torch.tensor([[0.0, 0.0], [-1.0, 1.0]]), torch.tensor([[True, False], [True, True]])
+    scores = multilabel_scores(logits, targets, ("a", "b"), 2.0, (0.3, 0.5))
+    assert (scores.classes["a"].recall, scores.classes["a"].threshold) == (1.0, 0.3)  # sigmoid(-1 / 2) is 0.38
+    assert multilabel_scores(logits, targets, ("a", "b")).classes["a"].recall == 0.5
+    assert scores.classes["b"].precision == 0.5
+    assert scores.calibration.temperature == 2

@@ -10,15 +10,18 @@ from beitkit.evaluation.calibration import NUM_BINS
 from beitkit.evaluation.comparison import AnyScores, Evaluation
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
 from beitkit.evaluation.score_sheets import score_sections
-from beitkit.evaluation.scores import INTERVALS, THRESHOLD, Scores, largest_confusions
+from beitkit.evaluation.scores import FITTED, INTERVALS, Scores, largest_confusions
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, plain
 
-DECISIONS = f"F1, and whether all labels are right, count a class as named above a probability of {THRESHOLD:g}."
 CALIBRATION = (
     f"Calibration error (ECE): images are put into {NUM_BINS} bins of equal width by the probability of the class they were "
     "given; the difference of mean probability and accuracy, without sign, is averaged over the images."
+)
+DECISIONS = (
+    "F1, and whether all labels are right, count a class as named from its threshold on, 0.5 where none is stored. Calibration "
+    f"error (ECE): as for one label, of the probability of every class of every image. {FITTED}"
 )
 
 
@@ -63,7 +66,7 @@ def print_result(result: Evaluation) -> None:
         if isinstance(first, Scores) and (mistakes := largest_confusions(first, 3)):
             listed = "; ".join(f"{one.label} named {one.named} {one.images} times" for one in mistakes)
             print(f"largest confusions: {listed}")
-    for sentence in _comparisons(result):
+    for sentence in (*_calibrations(result), *_comparisons(result)):
         print(sentence)
 
 
@@ -125,6 +128,13 @@ def _summary(scores: AnyScores) -> str:
     if isinstance(scores, SceneScores) and (unseen := scores.scores.unseen):
         text += f" ({unseen} of {len(scores.class_iou)} classes never occur)"
     return ", ".join([text, *(f"{one.name} {one.short}" for one in rest)])
+
+
+def _calibrations(result: Evaluation) -> list[str]:
+    """What the temperatures changed, a sentence for each network that has one."""
+    scores = {model.name: model.scores for model in result.models if not isinstance(model.scores, SceneScores)}
+    prefix = "{}: " if len(result.models) > 1 else ""
+    return [prefix.format(name) + one.calibrated for name, one in scores.items() if one.calibrated]
 
 
 def _comparisons(result: Evaluation) -> list[str]:

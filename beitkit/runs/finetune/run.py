@@ -21,11 +21,13 @@ from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
+from beitkit.evaluation.calibration import chosen_thresholds, fitted_temperature
 from beitkit.evaluation.classification import ClassifierQuality
 from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
+from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
@@ -92,7 +94,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
     if runtime.is_main:
-        scores = _final_scores(evaluator, model.config.classes)
+        scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
@@ -212,7 +214,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
         assert isinstance(loaded, Classifier)
         model = loaded
     shown = pixels.preprocessing.shown(config.fit, config.crop_share)
-    model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
+    model.config = replace(model.config.uncalibrated(), multilabel=files.targets is not None, preprocessing=shown)
     return model
 
 
@@ -244,9 +246,18 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
     )
 
 
-def _final_scores(evaluator: ClassifierQuality, classes: tuple[str, ...]) -> Scores | MultilabelScores:
+def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
+    """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
     logits, labels = evaluator.answers()
-    return multilabel_scores(logits, labels, classes) if evaluator.is_multilabel else single_label_scores(logits, labels, classes)
+    temperature = fitted_temperature(logits, labels)
+    session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
+    config = model.config = replace(model.config, temperature=temperature.value)
+    if not config.multilabel:
+        return single_label_scores(logits, labels, config.classes, config.temperature)
+    thresholds = chosen_thresholds(class_probabilities(logits, config), labels)
+    model.config = replace(config, thresholds=thresholds)
+    session.say(f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: the best F1 of each class on the validation images")
+    return multilabel_scores(logits, labels, config.classes, config.temperature, thresholds)
 
 
 def _has_fresh_head(model: Classifier) -> bool:

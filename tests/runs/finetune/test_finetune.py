@@ -191,6 +191,8 @@ def test_several_labels_an_image(configured: Callable[..., FinetuneRun]) -> None
     model = beitkit.load(result.folder)
     assert isinstance(model, beitkit.Classifier)
     assert model.config.multilabel
+    assert model.config.thresholds is not None
+    assert model.config.temperature > 0
     assert "average precision" in (result.folder / "report.html").read_text()
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label an image"):
