@@ -287,6 +287,7 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if self.backbone.final_norm or self.backbone.mask_token:
             raise UserError("a segmenter needs a backbone with `final_norm=False` and `mask_token=False`")
+        self.inference.refuse_shift()
         if len(self.classes) > MAX_CLASSES:
             raise UserError(f"a segmenter has at most {MAX_CLASSES} classes, got {len(self.classes)}")
         if self.head == "linear" and self.channels is not None:

@@ -26,6 +26,7 @@ from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
 from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.inference.networks import source_of
+from beitkit.nn.averaged import averaged_logits, check_views
 from beitkit.nn.models import Classifier
 from beitkit.nn.prediction import class_probabilities
 from beitkit.runs.evaluate.config import EvaluateRun
@@ -44,21 +45,23 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     Raises:
         UserError: networks that cannot be compared, options that are for segmenters, or no images for them.
     """
-    if (config.inference, config.classes) != (InferenceConfig(), None):
-        raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
+    if config.classes is not None:
+        raise UserError(f"--classes is for segmentation, but {config.model[0]} is not; leave it out")
     models = _classifiers(config.model, networks)
     for model in models:
+        check_views(config.inference, model.config.backbone.image_size)
         model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
     files, where = _images(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
+    views = config.inference.view_words
     return Prepared(
-        where=where,
+        where=where + (f" ({views})" if views else ""),
         measure=partial(_measure, config, models, files),
         file="predictions.csv",
-        facts=[],
+        facts=[("Averaged over views", views)] if views else [],
         following=f"beitkit export --model {quoted(config.model[0])} --format onnx --out model.onnx",
     )
 
@@ -79,7 +82,7 @@ def _measure(
     for cut in dict.fromkeys(note_on_cut(files, *shape) for shape in shapes):
         if cut is not None:
             print(cut, file=sys.stderr)
-    logits, index = _answers(models, files, reading, runtime)
+    logits, index = _answers(models, files, reading, runtime, config.inference)
     targets = _targets(files)[index]
     names = short_names(config.model)
     scores, right = zip(*(_scored(answer, targets, one) for answer, one in zip(logits, configs, strict=True)), strict=True)
@@ -109,7 +112,9 @@ def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Clas
     return models
 
 
-def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime) -> tuple[list[Tensor], Tensor]:
+def _answers(
+    models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime, inference: InferenceConfig
+) -> tuple[list[Tensor], Tensor]:
     """Logits (n, classes) of every model, columns in the first one's order, and which n images they are of.
 
     Models that take the same input share one reading of the images. An image counts if every model can read it: one that
@@ -126,7 +131,7 @@ def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, r
         members = [models[place].to(runtime.device) for place in places]
         preprocessing = members[0].config.preprocessing
         dataset = evaluation_dataset(files, members[0].config.backbone, preprocessing)
-        predicts = [runtime.precision()(member.__call__) for member in members]
+        predicts = [runtime.precision()(partial(averaged_logits, member, config=inference)) for member in members]
         names = [source_of(member) for member in members]
         answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index", names)
         for place, member, answer in zip(places, members, answers, strict=True):

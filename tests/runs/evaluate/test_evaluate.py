@@ -14,6 +14,7 @@ from PIL import Image
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.sources.image_list import ImageList
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -227,6 +228,31 @@ def test_the_stored_temperature_is_used_and_what_it_changed_is_told(
     with (out / "predictions.csv").open(newline="") as file:
         first = next(csv.DictReader(file))
     assert float(first["probability"]) == pytest.approx(scaled[0].softmax(0).max().item(), rel=1e-3)
+
+
+def test_views_are_averaged_by_evaluate_and_predict_alike(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = InferenceConfig(flip=True, shift=2)
+    result = beitkit.evaluate(world / "images", model=world / "a", inference=views, out=tmp_path / "out", **ALSO)
+    assert "images (mirrored too, shifted by 2 pixels): top-1" in capsys.readouterr().out
+    assert result.loss != beitkit.evaluate(world / "images", model=world / "a", **ALSO).loss
+    out = tmp_path / "told.csv"
+    beitkit.predict(world / "images" / "val", model=world / "a", inference=views, out=out, **ALSO)
+    model = beitkit.load(world / "a")
+    told = []
+    for path in (tmp_path / "out" / "predictions.csv", out):
+        with path.open(newline="") as file:
+            told.append({row["path"]: float(row["probability"]) for row in csv.DictReader(file)})
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+    path, probability = next(iter(told[0].items()))
+    assert model.predict(path, inference=views).probability == pytest.approx(probability, rel=1e-4)
+    with pytest.raises(beitkit.errors.UserError, match="of another command .*views was .*mirrored too"):
+        beitkit.predict(world / "images" / "val", model=world / "a", out=out, **ALSO)
+    capsys.readouterr()
+    assert "--inference.stride is for segmentation" in refused(
+        capsys, "evaluate", world / "images", "--model", world / "a", "--inference.stride", 4
+    )
 
 
 def test_evaluate_and_predict_obey_the_thresholds(world: Path, tmp_path: Path) -> None:
