@@ -37,6 +37,7 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
     for option, value in (("--crop-share", config.crop_share), ("--fit", config.fit)):
         if value is not None:
             raise UserError(f"{option} is for classifiers, but {config.model[0]} labels whole images; leave it out")
+    config.inference.refuse_shift()
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
