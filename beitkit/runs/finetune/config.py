@@ -74,6 +74,9 @@ class FinetuneRun:
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
     crop_share: PositiveShare | None = None

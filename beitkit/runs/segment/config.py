@@ -74,6 +74,9 @@ class SegmentRun:
     normalization: Literal["imagenet", "inception", "data"] | None = None
     """Pixel statistics: imagenet, inception, or the images' own; the checkpoint's if left out (the official runs take imagenet's
     whatever the backbone saw)."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
