@@ -20,6 +20,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -79,6 +80,8 @@ class SegmentRun:
     None trains to the end and takes the last ones."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

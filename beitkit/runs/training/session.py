@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from beitkit.configs.codec import flat, to_json
 from beitkit.configs.data import ReadConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, TrainConfig, resolved
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, SinkName, TrainConfig, resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.stream import Reading
@@ -26,6 +27,7 @@ from beitkit.train.journal import Journal
 from beitkit.train.loop import Best, Training
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_schedule
+from beitkit.train.sinks import Tracker
 
 
 @runtime_checkable
@@ -57,6 +59,11 @@ class TrainingRun(Protocol):
     @property
     def machine(self) -> MachineConfig:
         """Where it runs."""
+        ...
+
+    @property
+    def log(self) -> SinkName | None:
+        """Where its numbers go besides the journal."""
         ...
 
     @property
@@ -169,7 +176,8 @@ def open_folder(verb: str, config: TrainingRun, runtime: Runtime, inputs: Mappin
         UserError: if the folder holds something else, or an input is not what the run began with (see `RunFolder`).
     """
     folder = RunFolder(config.out, verb, config, runtime.processes)
-    journal = Journal(folder.journal, is_main=runtime.is_main)
+    tracker = Tracker(config.log, folder.path, flat(to_json(config)))
+    journal = Journal(folder.journal, is_main=runtime.is_main, tracker=tracker)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return None
@@ -196,6 +204,7 @@ def save_result(
     if runtime.is_main:
         save_native(model.cpu(), folder.path)
     runtime.processes.barrier()
+    journal.close()
     journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
 
 
