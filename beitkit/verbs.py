@@ -58,6 +58,13 @@ class Entry(NamedTuple):
 
 VERBS = {
     "demo": Entry("demo", "DemoRun", "", "everything below on bundled images, in minutes", trains=True),
+    "run": Entry(
+        "pipeline",
+        "PipelineRun",
+        "photos/ --labels labeled/ --out runs/mine",
+        "tokenizer to exported model, and a verdict, within a budget",
+        trains=True,
+    ),
     "index": Entry("pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run"),
     "pack": Entry("pack", "PackRun", "photos/ --out shards", "copy images into tar shards"),
     "tokenizer": Entry(
