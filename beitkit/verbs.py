@@ -63,6 +63,13 @@ VERBS = {
     "demo": Entry(
         "demo", "DemoRun", "", "everything below on bundled images, in minutes", trains=True, common="out device threads"
     ),
+    "run": Entry(
+        "pipeline",
+        "PipelineRun",
+        "photos/ --labels labeled/ --out runs/mine",
+        "tokenizer to exported model, and a verdict, within a budget",
+        trains=True,
+    ),
     "index": Entry(
         "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
     ),

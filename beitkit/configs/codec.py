@@ -28,6 +28,8 @@ NOT_PART_OF_A_RUN = (
     "loop.save_every",
     "read.max_broken",
     "read.cache",
+    "budget",
+    "log",
     "compare",
     "json",
 )

@@ -25,6 +25,7 @@ from beitkit.errors import UserError
 Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Sharding = Literal["auto", "none", "full"]
+SinkName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 @config()

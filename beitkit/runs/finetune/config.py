@@ -19,6 +19,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -86,6 +87,9 @@ class FinetuneRun:
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
     crop_share: PositiveShare | None = None
@@ -96,6 +100,8 @@ class FinetuneRun:
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

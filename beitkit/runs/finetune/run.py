@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
@@ -92,13 +94,20 @@ def run(config: FinetuneRun) -> FinetuneResult:
     streams = _Streams(config, model.config, train, val, session)
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
+    best = session.best(f"val/{metric}", model, patience=config.patience)
+    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
     if runtime.is_main:
+        if config.patience is not None:
+            model = session.best_kept(model).to(runtime.device)
+            evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
+            with torch.no_grad():
+                deque(evaluator.run(), maxlen=0)
         scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
-        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)))
+        length = session.length_facts(f"val/{metric}", config.patience)
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")

@@ -20,6 +20,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -86,8 +87,13 @@ class SegmentRun:
     normalization: Literal["imagenet", "inception", "data"] | None = None
     """Pixel statistics: imagenet, inception, or the images' own; the checkpoint's if left out (the official runs take imagenet's
     whatever the backbone saw)."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -120,8 +120,11 @@ def run(config: SegmentRun) -> SegmentResult:
         return ((scene.image, scene.label_map) for scene in scenes())
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
-    fit(objective, batches, start.groups, session.training, [evaluator], session.best("val/miou", model))
+    best = session.best("val/miou", model, patience=config.patience)
+    fit(objective, batches, start.groups, session.training, [evaluator], best)
     if runtime.is_main:
+        if config.patience is not None:
+            model = session.best_kept(model).to(runtime.device)  # what `predict` calls
         scored = evaluate_scenes(predict, scenes(), train.classes, model.config.colors)
         result = {
             "miou": scored.scores.mean_iou,
@@ -133,7 +136,8 @@ def run(config: SegmentRun) -> SegmentResult:
             "val_digest": val.digest,
         }
         folder.write_json("result.json", result)
-        write_report(folder, config, model.config, audits[0], scored, compared, runtime)
+        length = session.length_facts("val/miou", config.patience)
+        write_report(folder, config, model.config, audits[0], scored, compared, runtime, length)
         session.say(
             f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"
         )

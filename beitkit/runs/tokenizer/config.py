@@ -14,7 +14,7 @@ from beitkit.configs.data import Channels, ImageColumnConfig, ReadConfig, ValueL
 from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, ReconstructConfig, TokenizerKind
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SinkName, TrainConfig, check_given
 from beitkit.errors import UserError
 
 NOT_FOR: dict[TokenizerKind, tuple[str, ...]] = {
@@ -51,6 +51,8 @@ class TokenizerRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes 0 to 255 for images of 8 bits, and else finds
     them in the images."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()
