@@ -105,6 +105,7 @@ VERBS = {
     "evaluate": Entry("evaluate", "EvaluateRun", "labeled/ --model runs/cls", "measure it"),
     "predict": Entry("predict", "PredictRun", "new/ --model runs/cls --out p.csv", "name what new images show"),
     "embed": Entry("predict", "EmbedRun", "new/ --model runs/pre --out f.npy", "their features, of any block", run="embed.run"),
+    "show": Entry("show", "ShowRun", "photos/ --model runs/pre --out sheet.html", "masks, tokens, attention, features, reasons"),
     "inspect": Entry(
         "checkpoints", "InspectRun", "beit_base_patch16_224_pt22k.pth", "what is this checkpoint?", run="run.inspect"
     ),

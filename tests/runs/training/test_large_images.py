@@ -33,6 +33,7 @@ READING = {
     "evaluate",
     "predict",
     "embed",
+    "show",
     "ablate",
     "plan",
 }
