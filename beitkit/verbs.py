@@ -138,6 +138,7 @@ VERBS = {
         "which start is best, with simple methods beside",
         trains=True,
     ),
+    "compare": Entry("compare", "CompareRun", "runs/a runs/b", "runs side by side: options, curves, results"),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes"),
     "plan": Entry(
         "plan", "PlanRun", "--recipe NAME --images 1_281_167 --gpus 8", "steps, memory, time and cost, before anything is spent"
