@@ -69,6 +69,7 @@ VERBS = {
         "photos/ --labels labeled/ --out runs/mine",
         "tokenizer to exported model, and a verdict, within a budget",
         trains=True,
+        common="labels val budget init size seed device threads",
     ),
     "index": Entry(
         "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
@@ -154,6 +155,13 @@ VERBS = {
         run="embed.run",
         common="block pool dtype batch_size shard engine device",
     ),
+    "show": Entry(
+        "show",
+        "ShowRun",
+        "photos/ --model runs/pre --out sheet.html",
+        "masks, tokens, attention, features, reasons",
+        common="tokenizer only count gallery neighbors block queries target seed fit device",
+    ),
     "inspect": Entry(
         "checkpoints",
         "InspectRun",
@@ -202,6 +210,7 @@ VERBS = {
         trains=True,
         common="labels seeds out size image_size val epochs steps lr floors probe json device threads",
     ),
+    "compare": Entry("compare", "CompareRun", "runs/a runs/b", "runs side by side: options, curves, results", common="out json"),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes", common="name json"),
     "plan": Entry(
         "plan",
