@@ -35,6 +35,7 @@ from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -90,6 +91,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)
+    if runtime.is_main and (leak := note_on_leaks(train, val)) is not None:
+        session.say(leak)
 
     streams = _Streams(config, model.config, train, val, session)
     session.say_held(streams.dataset)

@@ -33,6 +33,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -90,6 +91,8 @@ def run(config: SegmentRun) -> SegmentResult:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*pixels.lines, *reasons, *(f"note: {note}" for note in odd)):
         session.say(line)
+    if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
+        session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
