@@ -23,7 +23,7 @@ from beitkit.train.machine.processes import Processes
 FOLDER, LIST = "bad_steps", "steps.jsonl"
 
 
-class Shown:
+class Remembered:
     """A stream of batches that remembers which images it has shown since it was last asked."""
 
     def __init__(self, stream: Iterator[Batch]) -> None:

@@ -29,8 +29,13 @@ from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
 LOCK = ".lock"
+CONTENTS = "contents.npy"
+"""What the image files held when the run began (`runs.training.contents`)."""
+DONE = "done.json"
+"""Written last: only a folder that has it, and the model, is finished."""
 LEFT_OVER = (
     LOCK,
+    CONTENTS,
     *("config.json", "environment.json", "inputs.json", "start.json"),
     *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
@@ -82,7 +87,7 @@ class RunFolder:
             for left in path.glob("*.tmp"):  # by a run that was killed while it wrote
                 left.unlink()
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", "start.json", self.broken_list.name):
+                for name in ("inputs.json", "start.json", CONTENTS, self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()
@@ -114,8 +119,19 @@ class RunFolder:
                 )
 
     def is_finished(self) -> bool:
-        """Whether the finished model has been written."""
-        return (self.path / "model.json").exists()
+        """Whether the run ended with its model.
+
+        A `model.json` alone says nothing: it may have been copied here. Runs that began before there was `done.json` have none.
+        """
+        if not all((self.path / name).is_file() for name in ("model.json", "model.safetensors")):
+            return False
+        path = self.path / "environment.json"
+        marks_end = path.exists() and _read(path).get("marks_end", False)
+        return not marks_end or (self.path / DONE).exists()
+
+    def mark_done(self) -> None:
+        """The model is written, and with it the run is finished."""
+        self.write_json(DONE, {"beitkit": __version__})
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the folder atomically."""
@@ -147,7 +163,7 @@ class RunFolder:
         path = self.path / "environment.json"
         first = _read(path) if path.exists() else None
         if first is None:
-            self.write_json(path.name, environment())
+            self.write_json(path.name, environment() | {"marks_end": True})
         else:
             self.write_json(path.name, first | {"continued": [*first.get("continued", []), environment()]})
 

@@ -25,7 +25,7 @@ from beitkit.contracts import Batch, Evaluator
 from beitkit.errors import Interrupted, NumericalError, UserError, few
 from beitkit.files import why
 from beitkit.terminal import tell, told_to
-from beitkit.train.bad_steps import BadSteps, Shown
+from beitkit.train.bad_steps import BadSteps, Remembered
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Manifest
 from beitkit.train.journal import Journal, WaitMeter, duration
@@ -75,27 +75,38 @@ def replayed(replay: Replay) -> Iterator[None]:
 class Best:
     """Keeps the best weights by one metric: writes them whenever an evaluation beats all earlier ones."""
 
-    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False) -> None:
-        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights."""
+    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False, patience: int | None = None) -> None:
+        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights.
+
+        `patience`: after this many evaluations in a row that are not better training ends; None: it goes on.
+        """
         self.metric = metric
         self.write = write
         self.is_loss = is_loss
+        self.patience = patience
         self.value = -math.inf
         """Of the best evaluation; a loss is negated."""
         self.failure: str | None = None
         """Why the best weights could not be written, if they could not."""
+        self.waited = 0
+        """Evaluations since the best one."""
 
     def offer(self, values: dict[str, float]) -> None:
         """Write if this evaluation is the best; one whose metric is NaN never is."""
         value = -values[self.metric] if self.is_loss else values[self.metric]
+        self.waited += 1
         if value > self.value:
+            before, self.value, self.waited, self.failure = self.value, value, 0, None
             try:
                 self.write()
             except OSError as error:  # no reason to lose the run
-                self.failure = f"{error.filename}: {why(error)}"
+                self.value, self.failure = before, f"{error.filename}: {why(error)}"
                 tell(f"the best weights so far could not be written ({self.failure})")
-            else:
-                self.value, self.failure = value, None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.waited >= self.patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +152,7 @@ def fit(
         groups: of the optimizer (`train.optim`).
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
-        best: keeps the weights of the best evaluation.
+        best: keeps the weights of the best evaluation, and ends the run where its patience runs out.
         also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
@@ -173,11 +184,14 @@ def fit(
     if training.checkpoints.damaged:
         damaged = few(training.checkpoints.damaged, 4)
         journal.note(state.done, f"the checkpoint after step {damaged} is damaged; going back to the one after step {state.done}")
+    for step in training.checkpoints.unfinished:
+        journal.say(f"the state after step {step} was not saved to its end; going on from step {state.done}")
     if is_continued:
         journal.say(f"continuing after step {state.done} of {schedule.steps}")
 
-    stream = Shown(batches(state.first_batch))
+    stream = Remembered(batches(state.first_batch))
     begun: deque[tuple[StepResult, list[Tensor]]] = deque()
+    is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
     with (
         StopRequest().listening() as stop,
@@ -192,7 +206,7 @@ def fit(
                     _evaluate(objective, evaluators, best, journal, 0)
             with window.paused():
                 state.save(training.checkpoints)
-        while state.done < schedule.steps:
+        while state.done < schedule.steps and not is_over:
             try:
                 losses = trainer.forward_backward(stream, state.done)
             except (UserError, NoImages) as error:
@@ -224,7 +238,7 @@ def fit(
             if state.bad_steps >= loop.max_bad_steps:
                 with window.paused():
                     state.go_back(training)
-                    stream = Shown(batches(state.first_batch))
+                    stream = Remembered(batches(state.first_batch))
                 continue
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
@@ -236,11 +250,20 @@ def fit(
                     with window.paused(), trainer.full_weights():
                         if processes.is_main:
                             _evaluate(objective, evaluators, best, journal, state.done)
+                    if best is not None and best.patience is not None and state.done < schedule.steps:
+                        is_over = processes.all_gather(best.is_exhausted)[0]
+                    if is_over and best is not None:
+                        journal.note(
+                            state.done,
+                            f"stopped after step {state.done} of {schedule.steps}: {best.patience} evaluations in a row were not "
+                            f"better in {best.metric}",
+                        )
             finally:  # a failing evaluation must not lose the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
-                        state.save(training.checkpoints, in_background=signal_number is None and state.done < schedule.steps)
-            if signal_number is not None and state.done < schedule.steps:
+                        is_last = is_over or signal_number is not None or state.done == schedule.steps
+                        state.save(training.checkpoints, in_background=not is_last)
+            if signal_number is not None and state.done < schedule.steps and not is_over:
                 raise Interrupted(state.done, schedule.steps, signal_number, *_unless_saved(training.checkpoints))
             _say_unsaved(training)
         not_finite = trainer.not_finite()
@@ -319,6 +342,7 @@ class _State:
         numbers = stored.numbers
         if self.best is not None:
             self.best.value = max(self.best.value, numbers.get("best", -math.inf))
+            self.best.waited = int(numbers.get("waited", 0))
         self.done = self.saved = stored.step
         self.bad_steps, self.moved, self.setbacks = (int(numbers.get(name, 0)) for name in ("bad_steps", "moved", "setbacks"))
         self.window.begin(self.done, numbers)
@@ -330,8 +354,11 @@ class _State:
         numbers |= {name: float(value) for name, value in (("moved", self.moved), ("setbacks", self.setbacks)) if value}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
+        if self.best is not None and self.best.waited:
+            numbers["waited"] = float(self.best.waited)
         pieces = self.trainer.state()
-        size = sum(piece.rows.nbytes for piece in pieces.values() if piece.rows.device.type == "cpu")
+        on_cpu = [piece for piece in pieces.values() if piece.rows.device.type == "cpu"]
+        size = sum(math.prod(piece.shape) * piece.rows.element_size() for piece in on_cpu)  # the same on all ranks
         checkpoints.save(self.done, pieces, numbers, in_background=in_background and size <= COPIED_ON_CPU)
         self.saved = self.done
 

@@ -200,7 +200,7 @@ def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
         command = [
             sys.executable, "-m", "beitkit", "pretrain", tmp_path / "images", "--target", "pixels", "--size",
             "nano", "--image-size", 16, "--patch", 8, "--steps", 6, "--batch-size", 2, "--threads", 1, "--device", "cpu",
-            "--loop.save-every", 2,             "--loop.evaluate-every", 2, "--out", mounted / "run",
+            "--loop.save-every", 2, "--loop.evaluate-every", 2, "--out", mounted / "run",
         ]  # fmt: skip
         done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True)
         assert done.returncode == 1, done.stderr

@@ -40,6 +40,8 @@ class Checkpoints:
         self.keep = keep
         self.damaged: list[int] = []
         """Steps whose checkpoints `newest` passed over, because a file is damaged or missing; newest first."""
+        self.unfinished: list[int] = []
+        """Steps after the newest checkpoint of which there are tensors and no manifest, as a killed save leaves them."""
         self.failure: str | None = None
         """Why the last state that was to be saved is not there; None if it is, or is being written."""
         self.failures: list[tuple[int, str]] = []
@@ -153,9 +155,17 @@ class Checkpoints:
             if all(self.processes.all_gather(is_whole)):
                 assert manifest is not None
                 self.damaged = steps[: steps.index(step)]
+                self.unfinished = [later for later in self._without_manifest() if later > step]
                 return manifest
         if steps:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.folder} is whole; remove that folder to start anew")
+        if most is None:
+            self.unfinished = self._without_manifest()
+            if len(self.unfinished) > 1:  # a kill leaves one such step: at the next save everything else is removed
+                raise UserError(
+                    f"{self.folder} holds {_named(self.unfinished)} but not their manifests "
+                    f"({self._manifest(self.unfinished[0]).name}); put these back, or remove that folder to start anew"
+                )
         return None
 
     @property
@@ -230,6 +240,11 @@ class Checkpoints:
     def _newest_first(self) -> list[int]:
         """Steps with a manifest; files without one are left from a killed save."""
         found = (_step_of(path) for path in self.folder.glob("step-*.json"))
+        return sorted((step for step in found if step is not None), reverse=True)
+
+    def _without_manifest(self) -> list[int]:
+        """Steps of which there are tensors only, newest first."""
+        found = {_step_of(path) for path in self.folder.glob("step-*.safetensors")} - {None, *self._newest_first()}
         return sorted((step for step in found if step is not None), reverse=True)
 
     def _clean(self, manifest: Manifest) -> None:
