@@ -9,12 +9,13 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from beitkit.errors import Interrupted, NotSaved, NumericalError, ProcessLost, UserError
+from beitkit.errors import CONTINUES, Interrupted, NotSaved, NumericalError, ProcessLost, UserError
 from beitkit.system import free_bytes, is_full
 from beitkit.terminal import one_line
 from beitkit.train.machine.launch import Rank, rank_from_environment
@@ -72,7 +73,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = error.exit_code if isinstance(error, Interrupted) else 1
         if rank.rank:
             sys.exit(code)  # only rank 0 says why
-        _fail(*_lines(error, verb), code=code)
+        lines = _lines(error, verb)
+        if lines[-1].endswith(CONTINUES):
+            launched = " (started by torchrun or srun as before)" if rank.world_size > 1 else ""
+            lines[-1] += f"{launched}: {shlex.join(['beitkit', *arguments])}"
+        _fail(*lines, code=code)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:

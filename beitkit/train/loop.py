@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError, UserError, few
+from beitkit.errors import CONTINUES, Interrupted, NumericalError, UserError, few
 from beitkit.files import why
 from beitkit.terminal import tell, told_to
 from beitkit.train.bad_steps import BadSteps, Remembered
@@ -283,17 +283,14 @@ def _saved_without(state: _State, begun: deque[tuple[StepResult, list[Tensor]]],
     """Save the state before a step whose images did not come; returns what is saved, in words."""
     if training.runtime.world_size > 1:
         # The others are in the middle of the step, and saving needs all of them.
-        return "the images did not come; the last saved step is kept, the same command continues"
+        return f"the images did not come; the last saved step is kept, {CONTINUES}"
     state.trainer.abandon()
     while begun:
         state.judge(*begun.popleft(), training)
     if state.done > state.saved:
         state.save(training.checkpoints)
     training.checkpoints.settle()
-    return (
-        "the images did not come; "
-        + (_unless_saved(training.checkpoints) or ["everything is saved, the same command continues"])[0]
-    )
+    return "the images did not come; " + (_unless_saved(training.checkpoints) or [f"everything is saved, {CONTINUES}"])[0]
 
 
 def _say_unsaved(training: Training) -> None:
@@ -307,7 +304,7 @@ def _unless_saved(checkpoints: Checkpoints) -> list[str]:
     """What to say of a run that stops and is not saved."""
     if checkpoints.failure is None:
         return []
-    return [f"its state could not be saved ({checkpoints.failure}); the same command continues from the one before"]
+    return [f"its state could not be saved ({checkpoints.failure}), but the one before is there; {CONTINUES}"]
 
 
 class _State:
