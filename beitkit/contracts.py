@@ -80,7 +80,8 @@ def pixel_statistics(
 
     Images of another number of channels than these, such as gray ones with the statistics of RGB, take the average.
     """
-    statistics = torch.tensor([tuple(mean), tuple(std)], dtype=like.dtype, device=like.device)
+    # Filled on the device: a tensor made of Python numbers would be copied from memory that the copy has to wait for.
+    statistics = torch.stack([like.new_full((), value) for value in (*mean, *std)]).view(2, -1)
     if channels != statistics.shape[1]:
         statistics = statistics.mean(1, keepdim=True)
     return statistics[0, :, None, None], statistics[1, :, None, None]

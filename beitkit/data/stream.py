@@ -27,6 +27,7 @@ from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import Batch, in_unit_range, pixel_statistics
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.transfer import to_device
 from beitkit.data.views.image import EvaluationView
 from beitkit.data.workers import Key, read_batches
 from beitkit.errors import UserError
@@ -101,13 +102,6 @@ def stored_views_stream(
     keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
     dataset.hold()
     return read_batches(dataset.read_batch, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
-
-
-def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches moved to a device; to CUDA through pinned memory, asynchronously."""
-    is_cuda = device.type == "cuda"
-    for batch in stream:
-        yield {key: (value.pin_memory() if is_cuda else value).to(device, non_blocking=is_cuda) for key, value in batch.items()}
 
 
 def normalized(stream: Iterable[Batch], mean: Sequence[float], std: Sequence[float]) -> Iterator[Batch]:

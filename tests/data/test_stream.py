@@ -27,7 +27,8 @@ from beitkit.data.dataset import ImageDataset, balanced_order
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import evaluation_stream, normalized, to_device, tokenized, training_stream, with_limit_on_broken
+from beitkit.data.stream import evaluation_stream, normalized, tokenized, training_stream, with_limit_on_broken
+from beitkit.data.transfer import to_device
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
 from beitkit.data.views.masking import masker

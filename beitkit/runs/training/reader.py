@@ -13,7 +13,8 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.decoding.reading import header_of, size_of
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import Reading, to_device, training_stream, with_limit_on_broken
+from beitkit.data.stream import Reading, training_stream, with_limit_on_broken
+from beitkit.data.transfer import to_device
 from beitkit.data.views.image import cut_away
 from beitkit.errors import UserError
 from beitkit.train.journal import WaitMeter
