@@ -303,13 +303,14 @@ def test_other_channels_give_what_a_replicated_image_gave(channels: int, saved: 
     assert masked.config.backbone.channels == channels
 
 
-def test_a_tensor_that_is_not_finite_is_neither_written_nor_read(network: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_tensor_that_is_not_finite_is_neither_written_nor_read(number: float, network: Any, tmp_path: Path) -> None:
     model = network("masked v2, own head")
     save_native(model, tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     name = "backbone.blocks.1.mlp.fc1.bias"
     with torch.no_grad():
-        model.get_parameter(name)[0] = float("inf")
+        model.get_parameter(name)[-1] = number
     with pytest.raises(UserError, match=f"numbers are not finite .* in {name};"):
         save_native(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == whole
