@@ -12,6 +12,7 @@ from beitkit.configs.train import resolved
 from beitkit.contracts import Batch, Evaluator
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
 from beitkit.data.tokens.stage import CachedTokens
+from beitkit.data.transfer import pinned
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
@@ -87,7 +88,7 @@ def run(config: PretrainRun) -> Path:
         first_step = first * runtime.world_size // resolved(config.loop.accumulate)
         stream = raw_batches(setup, dataset, first, cached, runtime)
         stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
-        return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
+        return setup.prepared(waited.metered(pinned(stream, runtime.device)), runtime.device, encoder, cached)
 
     predict = runtime.precision()(model.predict)
     if setup.tokenizer is None:
