@@ -17,7 +17,7 @@ from torch import nn
 
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
-from beitkit.contracts import Batch, Loss
+from beitkit.contracts import WHOLE, Batch, Loss, Share
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.codebook import Codebook
@@ -321,7 +321,7 @@ def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(t
     class Watch:
         name = "watch"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             yield "value", 1.0
 
     plain = train(tmp_path / "plain", 6)
@@ -390,7 +390,7 @@ class Scripted:
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         yield "score", self.values.pop(0)
 
 
@@ -447,7 +447,7 @@ def test_what_learns_later_stays_bit_for_bit_until_then_and_has_a_warm_up_of_its
     class Watching:
         name = "val"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             seen.append((toy.layer.weight.detach().clone(), toy.layer.bias.detach().clone()))
             yield "score", 0.0
 
@@ -479,7 +479,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Pa
     class Failing:
         name = "val"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             raise UserError("an image cannot be read")
             yield "never", 0.0
 

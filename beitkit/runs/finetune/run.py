@@ -12,7 +12,7 @@ import numpy as np
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
@@ -155,11 +155,11 @@ class _Streams:
             )
         return stream
 
-    def validation(self) -> Iterator[Batch]:
-        """One pass of the validation images as they are."""
+    def validation(self, share: Share = WHOLE) -> Iterator[Batch]:
+        """One pass of the validation images as they are, or a share of it."""
         reading = self.session.reading
         reading = reading._replace(batch_size=2 * reading.batch_size)
-        return evaluation_batches(self.evaluation, self.network.preprocessing, reading)
+        return evaluation_batches(self.evaluation, self.network.preprocessing, reading, share)
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
@@ -249,7 +249,9 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
 
 
 def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
-    logits, labels = evaluator.answers()
+    answers = evaluator.answers()
+    assert answers is not None  # one process asks for all
+    logits, labels = answers
     if not evaluator.is_multilabel:
         return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
     classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))

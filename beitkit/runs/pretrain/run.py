@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch, Evaluator
+from beitkit.contracts import WHOLE, Batch, Evaluator, Share
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
 from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.transfer import pinned
@@ -50,8 +50,8 @@ def run(config: PretrainRun) -> Path:
     cached = cached_tokens(setup, encoder, folder, runtime)
     dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
 
-    def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
+    def fixed_batches(share: Share = WHOLE) -> Iterator[Batch]:
+        return setup.prepared(evaluation_stream(fixed, reading.batch_size, share=share), runtime.device, encoder)
 
     beginning: StartRecord | None = None
 

@@ -146,7 +146,7 @@ class Setup:
 
 
 def measured_head(
-    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[[], Iterator[Batch]]
+    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[..., Iterator[Batch]]
 ) -> Callable[[], tuple[float, float]]:
     """A function that gives the masked loss on the fixed images, and the entropy of their tokens' frequencies, in nats."""
 
