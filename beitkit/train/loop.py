@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
-from beitkit.contracts import Batch, Evaluator
+from beitkit.contracts import WHOLE, Batch, Evaluator, Share
 from beitkit.errors import Interrupted, NumericalError, UserError, few
 from beitkit.terminal import told_to
 from beitkit.train.bad_steps import BadSteps, Shown
@@ -181,6 +181,7 @@ def fit(
     begun: deque[tuple[StepResult, list[Tensor]]] = deque()
     is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
+    share = Share(processes.rank, processes.world_size, processes.gather) if trainer.parallel.is_whole_everywhere else None
     with (
         StopRequest().listening() as stop,
         journal.open_line(),
@@ -189,8 +190,7 @@ def fit(
     ):
         if evaluators and 0 in also_at and not is_continued and _replay is None:
             with window.paused(), trainer.full_weights():
-                if processes.is_main:
-                    _evaluate(objective, evaluators, best, journal, 0)
+                _evaluate(objective, evaluators, best, journal, 0, share)
             with window.paused():
                 state.save(training.checkpoints)
         while state.done < schedule.steps and not is_over:
@@ -235,8 +235,7 @@ def fit(
             try:
                 if is_evaluated:
                     with window.paused(), trainer.full_weights():
-                        if processes.is_main:
-                            _evaluate(objective, evaluators, best, journal, state.done)
+                        _evaluate(objective, evaluators, best, journal, state.done, share)
                     if best is not None and best.patience is not None and state.done < schedule.steps:
                         is_over = processes.all_gather(best.is_exhausted)[0]
                     if is_over and best is not None:
@@ -462,12 +461,20 @@ class _Window:
         self.sums: dict[str, Tensor] = {}
 
 
-def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int) -> None:
+def _evaluate(
+    objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int, share: Share | None
+) -> None:
+    """Evaluate, each process its share; by rank 0 alone where the others have no weights (`share` None)."""
+    if share is None and not journal.is_main:
+        return
     objective.eval()
     values: dict[str, float] = {}
     with torch.no_grad():
         for evaluator in evaluators:
-            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run(share or WHOLE)})
+    if not journal.is_main:
+        objective.train()
+        return
     if best is not None:
         best.offer(values)
     journal.record("evaluate", step, **values)

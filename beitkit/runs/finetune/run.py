@@ -14,7 +14,7 @@ import torch
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
@@ -165,11 +165,11 @@ class _Streams:
             )
         return stream
 
-    def validation(self) -> Iterator[Batch]:
-        """One pass of the validation images as they are."""
+    def validation(self, share: Share = WHOLE) -> Iterator[Batch]:
+        """One pass of the validation images as they are, or a share of it."""
         reading = self.session.reading
         reading = reading._replace(batch_size=2 * reading.batch_size)
-        return evaluation_batches(self.evaluation, self.network.preprocessing, reading)
+        return evaluation_batches(self.evaluation, self.network.preprocessing, reading, share)
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
@@ -260,7 +260,9 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
 
 def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
     """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
-    logits, labels = evaluator.answers()
+    answers = evaluator.answers()
+    assert answers is not None  # one process asks for all
+    logits, labels = answers
     temperature = fitted_temperature(logits, labels)
     session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
     config = model.config = replace(model.config, temperature=temperature.value)
