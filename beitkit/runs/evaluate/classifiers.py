@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.data.sources.find import LabeledList, labeled_source
+from beitkit.data.sources.find import LabeledList, find_labeled, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
@@ -32,6 +33,7 @@ from beitkit.nn.prediction import class_probabilities
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
+from beitkit.runs.training.leaks import name_leaks
 from beitkit.runs.training.reader import note_on_cut
 from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
@@ -54,6 +56,7 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     files, where = _images(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)
+    name_leaks(_trained_on(config), files)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
     views = config.inference.view_words
@@ -195,6 +198,19 @@ def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, s
     is_for_training = bool(runs) or "train" in source.splits
     files = source.read("train" if "train" in source.splits else None, classes)
     return files, str(config.images) + (" (training images)" if is_for_training else "")
+
+
+def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
+    """What the models were trained on, as their runs wrote it down; else the train part of the images."""
+    listed = [model / "split.csv" for model in config.model if (model / "split.csv").is_file()]
+    for table in listed:
+        with suppress(UserError):  # images that have been moved, or lie in archives
+            yield find_labeled(table, "train")
+    if not listed:
+        with suppress(UserError):
+            source = labeled_source(config.images, config.columns)
+            if "train" in source.splits:
+                yield source.read("train")
 
 
 def _predictions(

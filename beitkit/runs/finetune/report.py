@@ -44,8 +44,9 @@ def write_report(
     compared: FinetuneResult | None,
     runtime: Runtime,
     first: Batch,
+    length: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write report.html; `first` is a training batch as the network sees it."""
+    """Write report.html; `first` is a training batch as the network sees it, `length` says how long a run with patience was."""
     backbone = network.backbone
     report = TrainingReport("Fine-tuning", folder.path)
     report.facts(
@@ -54,6 +55,7 @@ def write_report(
             ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
             ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
             ("Device", runtime.describe()),
+            *length,
             *folder.broken_facts(),
         ]
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH, shard_of
@@ -35,6 +37,7 @@ from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -65,7 +68,7 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
+    session = Session.begin("finetune", config, runtime, inputs, files=train, default_epochs=0)
     if session is None:
         return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule
@@ -93,18 +96,27 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)
+    if runtime.is_main and (leak := note_on_leaks(train, val)) is not None:
+        session.say(leak)
 
     streams = _Streams(config, model.config, train, val, session)
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
+    best = session.best(f"val/{metric}", model, patience=config.patience)
+    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
     if runtime.is_main:
+        if config.patience is not None:
+            model = session.best_kept(model).to(runtime.device)
+            evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
+            with torch.no_grad():
+                deque(evaluator.run(), maxlen=0)
         scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
-        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)))
+        length = session.length_facts(f"val/{metric}", config.patience)
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
