@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from beitkit.configs.model import ClassifierConfig
-from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
 from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
@@ -31,8 +31,10 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
+from beitkit.report.table import plain
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinetuneResult, write_report
 from beitkit.runs.training.leaks import note_on_leaks
@@ -47,10 +49,13 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun) -> FinetuneResult:
-    """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+    if config.folds is not None:
+        return cross_validate(config, run)
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns)
+    fold = None if config.fold is None else shard_of(config.fold, "fold")
+    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns, fold)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
@@ -108,6 +113,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
+        folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
         write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
