@@ -27,6 +27,7 @@ NOT_PART_OF_A_RUN = (
     "loop.log_every",
     "loop.save_every",
     "loop.max_setbacks",
+    "loop.check_contents",
     "read.max_broken",
     "read.cache",
     "budget",
