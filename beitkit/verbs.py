@@ -71,6 +71,13 @@ VERBS = {
         trains=True,
         common="labels val budget init size seed device threads",
     ),
+    "audit": Entry(
+        "audit",
+        "AuditRun",
+        "photos/",
+        "what is in there: broken, odd, twice there, in training and validation",
+        common="val out list near image_size patch",
+    ),
     "index": Entry(
         "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
     ),
