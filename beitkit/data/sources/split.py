@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -121,21 +122,36 @@ def split_table(train: ImageList, val: ImageList) -> str:
     Raises:
         UserError: images can have several labels, and the name of a class has a `|` in it.
     """
-    separated = next((name for name in train.classes if SEPARATOR in name), None)
-    if train.targets is not None and separated is not None:
+    return list_table({"train": train, "val": val})
+
+
+def list_table(parts: Mapping[str, ImageList]) -> str:
+    """The same of lists by their split, or of one list whose split is empty; images need not have labels.
+
+    Raises:
+        UserError: as `split_table`.
+    """
+    lists = list(parts.values())
+    is_labeled = lists[0].labels is not None or lists[0].targets is not None
+    classes = dict.fromkeys(name for files in lists for name in files.classes)
+    separated = next((name for name in classes if SEPARATOR in name), None)
+    if any(files.targets is not None for files in lists) and separated is not None:
         raise UserError(
             f"the class {separated!r} has a {SEPARATOR} in its name, which separates labels in a CSV table; rename it"
         )
     text = io.StringIO()
     # Quotes around everything: the writer leaves a bare carriage return unquoted, which would end the row when read.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    several = len(train.files(0)) if train.members is None else 1
+    several = len(lists[0].files(0)) if lists[0].members is None else 1
     paths = ["path"] if several == 1 else [f"{BAND}{number + 1}" for number in range(several)]
-    table.writerow([*paths, "label" if train.targets is None else "labels", "split"])
-    table.writerows([*[""] * len(paths), name, CLASS_ROW] for name in train.classes)
-    for split, files in (("train", train), ("val", val)):
-        for path, cell in zip(files.paths(), _cells(files), strict=True):
-            table.writerow([*map(os.fsdecode, path.split(BETWEEN_BANDS)), cell, split])
+    label = [] if not is_labeled else ["label"] if lists[0].targets is None else ["labels"]
+    is_divided = is_labeled or any(parts)  # the rows of classes have a split, too
+    table.writerow([*paths, *label, *["split"][:is_divided]])
+    table.writerows([*[""] * len(paths), name, CLASS_ROW] for name in classes)
+    for split, files in parts.items():
+        cells = ([cell] for cell in _cells(files)) if is_labeled else itertools.repeat([])
+        for path, cell in zip(files.paths(), cells):  # noqa: B905 - as many cells as paths, or endlessly many
+            table.writerow([*map(os.fsdecode, path.split(BETWEEN_BANDS)), *cell, *[split][:is_divided]])
     return text.getvalue()
 
 
