@@ -13,6 +13,7 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
+from beitkit.evaluation.statistics import wilson
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent, thousands
@@ -67,7 +68,10 @@ def write_report(
     )
     measure = "mAP" if network.multilabel else "top-1"
     if compared is not None:
-        report.beside_another_run(measure, outcome.score, *compared)
+        counted = 0 if network.multilabel else outcome.images
+        scores = (outcome.score, compared.accuracy)
+        intervals = [wilson(round(score * counted), counted) for score in scores] if counted else []
+        report.beside_another_run(measure, outcome.score, *compared, intervals)
     lines = [_ranking_line(outcome)]
     if not network.multilabel:
         lines = _accuracy_lines(outcome, report.last("accuracy"), config, train.classes)
