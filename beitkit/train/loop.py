@@ -38,20 +38,32 @@ READ_LATE = {"cuda": 1}
 class Best:
     """Keeps the best weights by one metric: writes them whenever an evaluation beats all earlier ones."""
 
-    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False) -> None:
-        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights."""
+    def __init__(self, metric: str, write: Callable[[], object], *, is_loss: bool = False, patience: int | None = None) -> None:
+        """`metric`: name of a metric, larger is better unless it is a loss; `write` stores the current weights.
+
+        `patience`: after this many evaluations in a row that are not better training ends; None: it goes on.
+        """
         self.metric = metric
         self.write = write
         self.is_loss = is_loss
+        self.patience = patience
         self.value = -math.inf
         """Of the best evaluation; a loss is negated."""
+        self.waited = 0
+        """Evaluations since the best one."""
 
     def offer(self, values: dict[str, float]) -> None:
         """Write if this evaluation is the best; one whose metric is NaN never is."""
         value = -values[self.metric] if self.is_loss else values[self.metric]
+        self.waited += 1
         if value > self.value:
-            self.value = value
+            self.value, self.waited = value, 0
             self.write()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return self.patience is not None and self.waited >= self.patience
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +107,7 @@ def fit(
         groups: of the optimizer (`train.optim`).
         training: all other settings.
         evaluators: run every `loop.evaluate_every` steps and at the end.
-        best: keeps the weights of the best evaluation.
+        best: keeps the weights of the best evaluation, and ends the run where its patience runs out.
         also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
@@ -127,6 +139,7 @@ def fit(
     stream = batches(state.done * trainer.own_accumulation_steps)
     window = _Window(state.done, training.waited, processes)
     begun: deque[StepResult] = deque()
+    is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
     with StopRequest().listening() as stop, journal.open_line(), processes.watched():
         if evaluators and 0 in also_at and not is_continued:
@@ -135,7 +148,7 @@ def fit(
                     _evaluate(objective, evaluators, best, journal, 0)
             with window.paused():
                 state.save(training.checkpoints)
-        while state.done < schedule.steps:
+        while state.done < schedule.steps and not is_over:
             losses = trainer.forward_backward(stream, state.done)
             norm = trainer.clip()
             result = trainer.update(losses, norm, state.done, stop)
@@ -161,11 +174,19 @@ def fit(
                     with window.paused(), trainer.full_weights():
                         if processes.is_main:
                             _evaluate(objective, evaluators, best, journal, state.done)
+                    if best is not None and best.patience is not None and state.done < schedule.steps:
+                        is_over = processes.all_gather(best.is_exhausted)[0]
+                    if is_over and best is not None:
+                        journal.note(
+                            state.done,
+                            f"stopped after step {state.done} of {schedule.steps}: {best.patience} evaluations in a row were not "
+                            f"better in {best.metric}",
+                        )
             finally:  # a failing evaluation must not lose the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
                         state.save(training.checkpoints)
-            if signal_number is not None and state.done < schedule.steps:
+            if signal_number is not None and state.done < schedule.steps and not is_over:
                 raise Interrupted(state.done, schedule.steps, signal_number)
         not_finite = trainer.not_finite()
         trainer.finish()
@@ -195,6 +216,7 @@ class _State:
         checkpoints.restore(stored, self.trainer.state())
         if self.best is not None:
             self.best.value = stored.numbers.get("best", -math.inf)
+            self.best.waited = int(stored.numbers.get("waited", 0))
         self.done, self.bad_steps = stored.step, int(stored.numbers.get("bad_steps", 0))
         return True
 
@@ -203,6 +225,8 @@ class _State:
         numbers = {"bad_steps": float(self.bad_steps)}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
+        if self.best is not None and self.best.waited:
+            numbers["waited"] = float(self.best.waited)
         checkpoints.save(self.done, self.trainer.state(), numbers)
 
     def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:

@@ -539,3 +539,45 @@ def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
     fit(toy, stream, parameter_groups(toy, 0.0), training(tmp_path, length, loop), [Scripted([1.0, 1.0])])
     events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [event["loss"] for event in events if event["kind"] == "train"] == [pytest.approx(sum(seen) / 4)]
+
+
+class Course:
+    """An evaluator whose values are given."""
+
+    name = "val"
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.asked = 0
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        self.asked += 1
+        yield "score", self.values[self.asked - 1]
+
+
+def test_patience_counts_evaluations_since_the_best_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    values = [0.1, 0.5, 0.4, 0.5, math.nan, 0.9]  # neither an equal value nor NaN is better
+    loop = LoopConfig(evaluate_every=2)
+    written: list[int] = []
+    course = Course(values)
+    best = Best("val/score", lambda: written.append(course.asked), patience=3)
+    train(tmp_path / "whole", 100, loop, evaluators=[course], best=best)
+    assert (course.asked, written, best.value) == (5, [1, 2], 0.5)
+    assert (tmp_path / "whole" / "checkpoints" / "step-00000010.0.safetensors").exists()
+    notes = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes if note["kind"] == "note"] == [10]
+
+    class Cut(Course):
+        def run(self) -> Iterator[tuple[str, float]]:
+            if self.asked == 4:
+                raise ConnectionError
+            yield from super().run()
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "cut", 100, loop, evaluators=[Cut(values)], best=Best("val/score", lambda: None, patience=3))
+    rest = Course(values[4:])  # the fifth is the third in a row, of which two came before the cut
+    train(tmp_path / "cut", 100, loop, evaluators=[rest], best=Best("val/score", lambda: None, patience=3))
+    assert rest.asked == 1
+    again = Course([])
+    train(tmp_path / "cut", 100, loop, evaluators=[again], best=Best("val/score", lambda: None, patience=3))
+    assert again.asked == 0, "a run that had stopped went on"
