@@ -212,6 +212,12 @@ VERBS = {
     ),
     "compare": Entry("compare", "CompareRun", "runs/a runs/b", "runs side by side: options, curves, results", common="out json"),
     "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes", common="name json"),
+    "replay": Entry(
+        "replay",
+        "ReplayRun",
+        "runs/pre --step 1200",
+        "the same steps of a run again: do they give the same numbers?",
+    ),
     "plan": Entry(
         "plan",
         "PlanRun",
@@ -224,13 +230,15 @@ VERBS = {
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:
-    """What a verb does: its images no larger than its `read.max_pixels` and `read.max_memory`, and `read.cache` of them held."""
+    """What a verb does, with the limits of its `read`: how large an image may be, how many are held, how long they may take."""
     from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
     from beitkit.data.budget import memory_up_to
     from beitkit.data.decoding.limit import reading_up_to
+    from beitkit.data.patience import patient_for
 
-    read = getattr(config, "read", ReadConfig())
-    with printed_harmless(), reading_up_to(read), memory_up_to(getattr(read, "cache", ReadConfig().cache)):
+    read, default = getattr(config, "read", ReadConfig()), ReadConfig()
+    held, patience = (getattr(read, name, getattr(default, name)) for name in ("cache", "timeout"))
+    with printed_harmless(), reading_up_to(read), memory_up_to(held), patient_for(patience):
         return run(config)
 
 

@@ -26,10 +26,12 @@ NOT_PART_OF_A_RUN = (
     "speed.sharding",
     "loop.log_every",
     "loop.save_every",
+    "loop.max_setbacks",
     "read.max_broken",
     "read.cache",
     "budget",
     "log",
+    "read.timeout",
     "compare",
     "json",
 )

@@ -20,6 +20,7 @@ from beitkit.configs.bounds import (
     ShareBelowOne,
     config,
 )
+from beitkit.configs.codec import later
 from beitkit.errors import UserError
 
 Value = TypeVar("Value")
@@ -99,7 +100,10 @@ class LoopConfig:
     save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3
-    """Stop after this many steps in a row whose loss or gradient is not finite; such steps are not applied."""
+    """Steps whose loss or gradient is not finite are not applied. After this many in a row a run goes back to the last checkpoint
+    before them, and on with the images after theirs."""
+    max_setbacks: NonNegativeInt = later(2)
+    """How often it goes back so before it stops."""
 
     def shared_by(self, processes: int) -> LoopConfig:
         """The same with `accumulate` as a number that this many processes share evenly.

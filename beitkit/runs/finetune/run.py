@@ -63,7 +63,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
+    session = Session.begin("finetune", config, runtime, inputs, files=train, default_epochs=0)
     if session is None:
         return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule

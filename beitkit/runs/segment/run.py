@@ -81,7 +81,7 @@ def run(config: SegmentRun) -> SegmentResult:
         "validation pictures": val.digest,
         "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
-    session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
+    session = Session.begin("segment", config, runtime, inputs, files=train.files, default_epochs=1)
     if session is None:
         return result_of(config.out, val.digest)
     folder, schedule = session.folder, session.training.schedule
