@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,onnx,parquet,ray]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,hub,onnx,parquet,ray]"
 	# A referee in tests, under a stub of torchvision: with its dependencies, pip would replace the pinned PyTorch.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@
