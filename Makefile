@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit docs bench screenshot clean
+.PHONY: demo test check unit docs wheel-check bench screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -21,6 +21,16 @@ unit: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/site/build.py build/docs
+
+# The wheel, alone in an environment of its own, away from the clone: what somebody has who installs it without extras.
+wheel-check:
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	build/wheel/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt build/wheel/beitkit-*.whl
+	cd build/wheel && PYTHONPATH= venv/bin/python "$(CURDIR)/tools/check_wheel.py"
+	cd build/wheel && PYTHONPATH= venv/bin/beitkit demo --help >/dev/null
+	@echo "the wheel works by itself; the whole demo: build/wheel/venv/bin/beitkit demo --out build/wheel/demo"
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --against transformers timm --out runs/bench
