@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -70,6 +71,10 @@ class Report:
     def paragraph(self, text: str) -> None:
         """Running text."""
         self._add("paragraph", text=text)
+
+    def links(self, pages: Mapping[str, str]) -> None:
+        """Other pages by name, as paths from this one."""
+        self._add("links", pages=[(name, quote(page)) for name, page in pages.items()])
 
     def command(self, text: str) -> None:
         """Something to type into a terminal."""

@@ -16,6 +16,7 @@ from typing import TextIO, TypeVar
 from beitkit.files import MOST_OWN, parse_json, read_regular
 from beitkit.system import write_atomically
 from beitkit.terminal import bare, harmless, one_line
+from beitkit.train.sinks import Tracker
 
 SECONDS_PER_LINE = 0.5
 """Minimum interval between updates of the progress line on a terminal."""
@@ -32,8 +33,12 @@ class Journal:
     Only rank 0 logs; calls on other ranks do nothing.
     """
 
-    def __init__(self, path: Path, *, stream: TextIOBase | None = None, is_main: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, stream: TextIOBase | None = None, is_main: bool = True, tracker: Tracker | None = None
+    ) -> None:
+        """`tracker`: gets the numbers of all events as well."""
         self.is_main = is_main
+        self.tracker = tracker if is_main else None
         if is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
@@ -46,6 +51,8 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Remove events after `step`: a run that resumes from a checkpoint writes them again."""
+        if self.tracker is not None:
+            self.tracker.begin_after(step)
         if not self.is_main or not self.path.exists():
             return
         kept = []
@@ -70,6 +77,13 @@ class Journal:
         clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in values.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        if self.tracker is not None and kind != "note" and (warning := self.tracker.send(values, step)) is not None:
+            self.say(warning)
+
+    def close(self) -> None:
+        """The run is finished: so it is for its tracker."""
+        if self.tracker is not None and (warning := self.tracker.close()) is not None:
+            self.say(warning)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -19,6 +19,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -33,6 +34,18 @@ class FinetuneRun:
 
     What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None chooses by how many there are.",
+        "batch_size": "Images per forward pass; None chooses by the images, the network and the device.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by the network.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
+        "and 1 from scratch.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
+        "in long runs from scratch.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv or .jsonl list with path and label."""
@@ -74,6 +87,9 @@ class FinetuneRun:
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
     crop_share: PositiveShare | None = None
@@ -84,6 +100,8 @@ class FinetuneRun:
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -22,6 +22,7 @@ from beitkit.verbs import VERBS
 
 MACHINE = {"threads": 1, "device": "cpu", "precision": "float32"}
 READING = {
+    "run",
     "verdict",
     "pack",
     "tokenizer",
@@ -33,6 +34,7 @@ READING = {
     "evaluate",
     "predict",
     "embed",
+    "show",
     "ablate",
     "plan",
 }
