@@ -1,6 +1,6 @@
 """Run the installed package through a tiny life cycle on the images that it brings along: `make wheel-check`.
 
-It is run in an environment that has the wheel and what that requires, and nothing else: a file that was left out of the wheel, or a
+It runs in an environment that has the wheel and what that requires, nothing else: a file that was left out of the wheel, or a
 library that only an extra installs, ends it.
 """
 
@@ -37,7 +37,18 @@ def check(folder: Path) -> None:
         Image.fromarray(image).save(path)
     images, tokens, pretrained, classifier = (str(folder / name) for name in ("images", "tok", "pre", "cls"))
     shape = ["--image-size", "28"]
-    codes = ["--dvae.vocabulary", "8", "--dvae.stride", "4", "--dvae.hidden", "16", "--dvae.codebook-dim", "8", "--dvae.channels", "1"]
+    codes = [
+        "--dvae.vocabulary",
+        "8",
+        "--dvae.stride",
+        "4",
+        "--dvae.hidden",
+        "16",
+        "--dvae.codebook-dim",
+        "8",
+        "--dvae.channels",
+        "1",
+    ]
     run("tokenizer", images, "--out", tokens, *codes, *shape, *STEPS)
     run("pretrain", images, "--tokenizer", tokens, "--out", pretrained, "--size", "nano", "--patch", "4", *shape, *STEPS)
     run("finetune", images, "--model", pretrained, "--out", classifier, *STEPS)
