@@ -60,15 +60,19 @@ def write_report(
             *folder.broken_facts(),
         ]
     )
-    headline, is_multilabel = scores.measures[0], isinstance(scores, MultilabelScores)
+    headline = scores.measures[0]
     if compared is not None:
-        images = 0 if is_multilabel else scores.images
+        images = 0 if isinstance(scores, MultilabelScores) else scores.images
         both = (headline.value, compared.accuracy)
         intervals = [wilson(round(share * images), images) for share in both] if images else []
         report.beside_another_run(headline.name, headline.value, *compared, intervals)
-    lines = [_ranking_line(scores)] if is_multilabel else _accuracy_lines(scores, report.last("accuracy"), config)
+    lines = (
+        [_ranking_line(scores)]
+        if isinstance(scores, MultilabelScores)
+        else _accuracy_lines(scores, report.last("accuracy"), config)
+    )
     if compared is not None:
-        counted = None if is_multilabel else scores.images
+        counted = None if isinstance(scores, MultilabelScores) else scores.images
         lines.append(comparison_line(headline.name, headline.value, str(compared.folder), compared.accuracy, counted))
     report.normal(lines)
     _preview(report, network, first)
