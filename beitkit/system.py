@@ -1,4 +1,4 @@
-"""Atomic file writes, usable cores, memory statistics and heap settings."""
+"""Atomic file writes, waiting, usable cores, memory statistics and heap settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -33,6 +35,25 @@ def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object])
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save hides a full disk behind an error of its own
         raise
+
+
+_waiting_since: float | None = None
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """The main thread waits for images inside the block: a disk that is gone may keep it there for ever."""
+    global _waiting_since
+    before, _waiting_since = _waiting_since, time.monotonic()
+    try:
+        yield
+    finally:
+        _waiting_since = before
+
+
+def seconds_waited() -> float | None:
+    """For how long it has waited; None if it does not."""
+    return None if _waiting_since is None else time.monotonic() - _waiting_since
 
 
 def quoted(path: Path) -> str:

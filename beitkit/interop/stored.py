@@ -65,9 +65,14 @@ def of_tensors(tensors: dict[str, Tensor]) -> State:
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise a `UserError` that names the tensors with numbers that are not finite."""
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         raise UserError(f"numbers are not finite (NaN or infinite) in {few(bad, 8)}; take a checkpoint from before they went bad")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The extremes carry every NaN and infinity; `isfinite` on the tensor itself would hold a copy of it for a moment.
+    return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
 def read_safetensors(path: Path) -> State:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,17 +22,50 @@ from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
 from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError, few
+from beitkit.errors import Interrupted, NumericalError, UserError, few
+from beitkit.terminal import told_to
+from beitkit.train.bad_steps import BadSteps, Shown
 from beitkit.train.checkpoints.checkpoint import Checkpoints
+from beitkit.train.checkpoints.manifest import Manifest
 from beitkit.train.journal import Journal, WaitMeter, duration
 from beitkit.train.machine.processes import Processes
-from beitkit.train.machine.runtime import Runtime, StopRequest
+from beitkit.train.machine.runtime import NoImages, Runtime, StopRequest
 from beitkit.train.optim import Group
 from beitkit.train.schedule import Schedule, is_due
 from beitkit.train.step import StepNumbers, StepResult, Trainer
 
+WINDOW = "window."
+"""Before the names of the sums since the last log line, among the numbers of a checkpoint."""
 READ_LATE = {"cuda": 1}
 """By device, how many steps later the host reads the result of a step, so that the device always has work."""
+
+
+class Replayed(Exception):  # noqa: N818 - not an error
+    """The last step of a replay is done."""
+
+
+@dataclass
+class Replay:
+    """Steps that are computed again only to be looked at: nothing is evaluated or saved."""
+
+    until: int
+    """The last of them."""
+    results: list[StepNumbers] = field(default_factory=list)
+    """What each of them gave."""
+
+
+_replay: Replay | None = None
+
+
+@contextmanager
+def replayed(replay: Replay) -> Iterator[None]:
+    """Inside, `fit` fills `replay` and raises `Replayed` after its last step."""
+    global _replay
+    before, _replay = _replay, replay
+    try:
+        yield
+    finally:
+        _replay = before
 
 
 class Best:
@@ -85,6 +118,8 @@ class Training:
     renew: Callable[[int], object] | None = None
     """Called by rank 0 with the number of each step that is evaluated or saved: the objective is then in eval mode, with the
     weights that the run would end with here."""
+    bad_steps: BadSteps | None = None
+    """Where steps that are not finite are listed, if they are."""
     waited: WaitMeter = field(default_factory=WaitMeter)
     """Meter inside the stream, for the share of time spent waiting for data."""
 
@@ -114,12 +149,17 @@ def fit(
         also_at: steps after which is evaluated as well; 0 is before the first.
 
     Raises:
+        UserError: if images cannot be read; in a single process the steps before are saved.
         ProcessLost: if another rank died.
-        NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite.
+        NumericalError: after `loop.max_bad_steps` steps in a row whose loss or gradient is not finite, if there is no checkpoint
+            to go back to, or `loop.max_setbacks` times it was tried.
         Interrupted: after a signal, with everything saved.
     """
     schedule, loop, runtime, journal = training.schedule, training.loop, training.runtime, training.journal
     processes = runtime.processes
+    if _replay is not None and _replay.until > schedule.steps:
+        raise UserError(f"the run has {schedule.steps} steps; `step` must be one of them, got {_replay.until}")
+    late = READ_LATE.get(runtime.kind, 0) if loop.max_bad_steps > 1 else 0
     with processes.watched():
         trainer = Trainer(
             objective,
@@ -130,8 +170,9 @@ def fit(
             accumulation_steps=resolved(loop.shared_by(runtime.world_size).accumulate),
             ema=loop.ema,
         )
-    state = _State(trainer, best)
-    is_continued = state.restore(training.checkpoints)
+    window = _Window(training.waited, processes)
+    state = _State(trainer, best, window)
+    is_continued = state.restore(training.checkpoints.newest(), training.checkpoints)
     journal.rewind(state.done)
     if training.checkpoints.damaged:
         damaged = few(training.checkpoints.damaged, 4)
@@ -139,34 +180,56 @@ def fit(
     if is_continued:
         journal.say(f"continuing after step {state.done} of {schedule.steps}")
 
-    stream = batches(state.done * trainer.own_accumulation_steps)
-    window = _Window(state.done, training.waited, processes)
-    begun: deque[StepResult] = deque()
+    stream = Shown(batches(state.first_batch))
+    begun: deque[tuple[StepResult, list[Tensor]]] = deque()
     is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
-    with StopRequest().listening() as stop, journal.open_line(), processes.watched():
-        if evaluators and 0 in also_at and not is_continued:
+    with (
+        StopRequest().listening() as stop,
+        journal.open_line(),
+        processes.watched(),
+        told_to(lambda sentence: journal.note(state.done, sentence)),
+    ):
+        if evaluators and 0 in also_at and not is_continued and _replay is None:
             with window.paused(), trainer.full_weights():
                 if processes.is_main:
                     _evaluate(objective, evaluators, best, journal, 0)
             with window.paused():
                 state.save(training.checkpoints)
         while state.done < schedule.steps and not is_over:
-            losses = trainer.forward_backward(stream, state.done)
+            try:
+                losses = trainer.forward_backward(stream, state.done)
+            except (UserError, NoImages) as error:
+                what_now = _saved_without(state, begun, training)
+                if isinstance(error, NoImages):
+                    raise Interrupted(state.done, schedule.steps, stop.signal_number or 0, what_now) from None
+                raise
             norm = trainer.clip()
             result = trainer.update(losses, norm, state.done, stop)
             state.done += 1
             window.add(result)
-            begun.append(result)
+            begun.append((result, stream.taken()))
 
             is_logged = is_due(state.done, loop.log_every, schedule.steps)
+            if _replay is not None:
+                _replay.results.append(result.read())
+                if is_logged:
+                    _log(window, state.done, schedule, _replay.results[-1].grad_norm, journal)
+                if state.done == _replay.until:
+                    raise Replayed
+                begun.clear()
+                continue
             is_evaluated = evaluators and (state.done in also_at or is_due(state.done, loop.evaluate_every, schedule.steps))
             is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
             grad_norm, signal_number = math.nan, None
-            while len(begun) > (0 if is_logged or is_saved or signal_number else READ_LATE.get(runtime.kind, 0)):
-                numbers = begun.popleft().read()
+            while len(begun) > (0 if is_logged or is_saved or signal_number or state.bad_steps else late):
+                numbers = state.judge(*begun.popleft(), training)
                 grad_norm, signal_number = numbers.grad_norm, signal_number or numbers.signal_number
-                state.judge(numbers, loop.max_bad_steps, journal)
+            if state.bad_steps >= loop.max_bad_steps:
+                with window.paused():
+                    state.go_back(training)
+                    stream = Shown(batches(state.first_batch))
+                continue
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
             elif journal.is_awaited or window.is_first(state.done):
@@ -205,49 +268,115 @@ def fit(
     objective.eval()
 
 
+def _saved_without(state: _State, begun: deque[tuple[StepResult, list[Tensor]]], training: Training) -> str:
+    """Save the state before a step whose images did not come; returns what is saved, in words."""
+    if training.runtime.world_size > 1:
+        # The others are in the middle of the step, and saving needs all of them.
+        return "the images did not come; the last saved step is kept, the same command continues"
+    state.trainer.abandon()
+    while begun:
+        state.judge(*begun.popleft(), training)
+    if state.done > state.saved:
+        state.save(training.checkpoints)
+    return "the images did not come; everything is saved, the same command continues"
+
+
 class _State:
     """The training state, as stored in a checkpoint."""
 
-    def __init__(self, trainer: Trainer, best: Best | None) -> None:
+    def __init__(self, trainer: Trainer, best: Best | None, window: _Window) -> None:
         self.trainer = trainer
         self.best = best
+        self.window = window
         self.done = 0
+        self.saved = 0
+        """The step of the last checkpoint."""
         self.bad_steps = 0
+        """How many steps in a row were not finite."""
+        self.moved = 0
+        """How many steps the images are ahead of the weights, because the run went back."""
+        self.setbacks = 0
+        """How often it did."""
+        self._gone_back_to: int | None = None
+        window.begin(0)
 
-    def restore(self, checkpoints: Checkpoints) -> bool:
-        """Load the stored state; returns whether there was one."""
-        stored = checkpoints.newest()
+    @property
+    def first_batch(self) -> int:
+        """Number of this rank's next batch."""
+        return (self.done + self.moved) * self.trainer.own_accumulation_steps
+
+    def restore(self, stored: Manifest | None, checkpoints: Checkpoints) -> bool:
+        """Load a stored state; returns whether there was one."""
         if stored is None:
             return False
         checkpoints.restore(stored, self.trainer.state())
+        numbers = stored.numbers
         if self.best is not None:
-            self.best.value = stored.numbers.get("best", -math.inf)
-            self.best.waited = int(stored.numbers.get("waited", 0))
-        self.done, self.bad_steps = stored.step, int(stored.numbers.get("bad_steps", 0))
+            self.best.value = max(self.best.value, numbers.get("best", -math.inf))
+            self.best.waited = int(numbers.get("waited", 0))
+        self.done = self.saved = stored.step
+        self.bad_steps, self.moved, self.setbacks = (int(numbers.get(name, 0)) for name in ("bad_steps", "moved", "setbacks"))
+        self.window.begin(self.done, numbers)
         return True
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Save it."""
-        numbers = {"bad_steps": float(self.bad_steps)}
+        numbers = {"bad_steps": float(self.bad_steps), **self.window.numbers()}
+        numbers |= {name: float(value) for name, value in (("moved", self.moved), ("setbacks", self.setbacks)) if value}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
         if self.best is not None and self.best.waited:
             numbers["waited"] = float(self.best.waited)
         checkpoints.save(self.done, self.trainer.state(), numbers)
+        self.saved = self.done
 
-    def judge(self, numbers: StepNumbers, most: int, journal: Journal) -> None:
-        """Report a skipped non-finite step; raise a `NumericalError` if it is the `most`-th in a row."""
+    def judge(self, result: StepResult, shown: list[Tensor], training: Training) -> StepNumbers:
+        """Read the result of a step; one that is not finite is said, and listed with its images."""
+        numbers = result.read()
         if numbers.is_applied:
             self.bad_steps = 0
-            return
+            return numbers
         self.bad_steps += 1
         sentence = f"step {numbers.number} was not applied: loss {numbers.loss:g}, gradient norm {numbers.grad_norm:g}"
-        journal.note(numbers.number, sentence)
-        if self.bad_steps >= most:
+        training.journal.note(numbers.number, sentence)
+        if training.bad_steps is not None:
+            first_batch = (numbers.number - 1 + self.moved) * self.trainer.accumulation_steps
+            training.bad_steps.note(numbers.number, first_batch, numbers.loss, numbers.grad_norm, shown)
+        return numbers
+
+    def go_back(self, training: Training) -> None:
+        """Back to the last checkpoint before the bad steps, and on with the images after theirs.
+
+        Raises:
+            NumericalError: if there is none, or this was done `loop.max_setbacks` times.
+        """
+        last, first = self.done, self.done - self.bad_steps
+        count, self.bad_steps, self.done = self.bad_steps, 0, first
+        if training.bad_steps is not None:  # no bad step was applied, so the state before the first of them is this one
+            self.save(training.bad_steps.checkpoints)
+        checkpoints, most = training.checkpoints, training.loop.max_setbacks
+        stored = checkpoints.newest(first) or checkpoints.newest()  # those saved amid the bad steps hold the state before them
+        if stored is None or self.setbacks >= most:
+            again = f" after going back {self.setbacks} times" if self.setbacks else ""
+            listed = "" if training.bad_steps is None else f"; {training.bad_steps.folder} holds the names of their images"
             raise NumericalError(
-                f"{self.bad_steps} steps in a row were not finite, the last was step {numbers.number}; start again in another "
-                "`out` with a lower `lr`, a smaller `optim.clip`, or `precision='float32'`"
+                f"{count} steps in a row were not finite{again}, the last was step {last}{listed}; start again in another `out` "
+                "with a lower `lr`, a smaller `optim.clip`, or `precision='float32'`"
             )
+        if stored.step == self._gone_back_to and (older := checkpoints.newest(stored.step - 1)) is not None:
+            stored = older  # from there it went wrong before
+        reached, setbacks = last + self.moved, self.setbacks + 1
+        self.restore(stored, checkpoints)
+        self.bad_steps, self.moved, self.setbacks = 0, reached - self.done, setbacks
+        self._gone_back_to = self.done
+        training.journal.rewind(self.done)
+        training.journal.note(
+            self.done,
+            f"{count} steps in a row were not finite, the last was step {last}: going back to the checkpoint after step "
+            f"{self.done}, and on with the images after theirs; those of {last - self.done} steps are left out ({setbacks} of at "
+            f"most {most} times)",
+        )
+        self.save(checkpoints)
 
 
 def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journal: Journal) -> None:
@@ -277,13 +406,27 @@ def _how_far(done: int, schedule: Schedule, steps_per_second: float, said: str, 
 class _Window:
     """Metrics since the last log line; values stay on the device until the line is due."""
 
-    def __init__(self, step: int, waited: WaitMeter, processes: Processes) -> None:
+    def __init__(self, waited: WaitMeter, processes: Processes) -> None:
         self.waited = waited
         self.processes = processes
-        self.first = step
+        self.first = 0
         self.said = ""
         """The metrics of the last log line, in words."""
+
+    def begin(self, step: int, numbers: Mapping[str, float] | None = None) -> None:
+        """Begin after a step, with the sums that `numbers` of a checkpoint hold."""
+        self.first = step
         self._restart(step)
+        for name, value in (numbers or {}).items():
+            if name.startswith(WINDOW):
+                self.sums[name.removeprefix(WINDOW)] = torch.tensor(value if self.processes.is_main else 0.0)
+
+    def numbers(self) -> dict[str, float]:
+        """The sums over all ranks, for a checkpoint; collective."""
+        if not self.sums:
+            return {}
+        totals = {WINDOW + name: value for name, value in zip(self.sums, self._totals(), strict=True)}
+        return totals if all(map(math.isfinite, totals.values())) else {}
 
     def add(self, result: StepResult) -> None:
         """Add the losses of a step, if it was applied."""
@@ -294,9 +437,7 @@ class _Window:
 
     def close(self, step: int) -> tuple[dict[str, float], float, float]:
         """Means over all passes since the last call, steps per second, and the share of time this process waited for data."""
-        device = self.sums["loss"].device
-        sums = self.processes.all_reduce(torch.stack([value.float().to(device) for value in self.sums.values()]))
-        passes, *others = sums.tolist()
+        passes, *others = self._totals()
         means = dict(zip(list(self.sums)[1:], (value / passes for value in others), strict=True)) if passes else {}
         seconds = time.perf_counter() - self.start
         closed = means, self.speed(step), (self.waited.seconds - self.waited_before) / seconds
@@ -317,6 +458,10 @@ class _Window:
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start
+
+    def _totals(self) -> list[float]:
+        device = self.sums["loss"].device
+        return self.processes.all_reduce(torch.stack([value.float().to(device) for value in self.sums.values()])).tolist()
 
     def _restart(self, step: int) -> None:
         self.step, self.start, self.waited_before = step, time.perf_counter(), self.waited.seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -34,6 +34,18 @@ class FinetuneRun:
 
     What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None chooses by how many there are.",
+        "batch_size": "Images per forward pass; None chooses by the images, the network and the device.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by the network.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
+        "and 1 from scratch.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
+        "in long runs from scratch.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv or .jsonl list with path and label."""

@@ -23,21 +23,19 @@ from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
-from beitkit.evaluation.classification import (
-    ClassifierQuality,
-    class_precisions,
-    mean_average_precision,
-    per_class,
-    top_k,
-)
+from beitkit.evaluation.calibration import chosen_thresholds, fitted_temperature
+from beitkit.evaluation.classification import ClassifierQuality
+from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
+from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinalScores, FinetuneResult, facts_of, write_report
+from beitkit.runs.finetune.report import FinetuneResult, facts_of, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
@@ -66,7 +64,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
+    session = Session.begin("finetune", config, runtime, inputs, files=train, default_epochs=0)
     if session is None:
         return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule
@@ -94,6 +92,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)
+    if runtime.is_main and (leak := note_on_leaks(train, val)) is not None:
+        session.say(leak)
 
     streams = _Streams(config, model.config, train, val, session)
     session.say_held(streams.dataset)
@@ -107,13 +107,14 @@ def run(config: FinetuneRun) -> FinetuneResult:
             evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
             with torch.no_grad():
                 deque(evaluator.run(), maxlen=0)
-        outcome = _final_scores(evaluator)
-        result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
+        scores = _calibrated(model, evaluator, session)
+        score = scores.measures[0].value
+        result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
-        write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)), length)
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
-        session.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
+        session.say(f"{name} {score:.1%} on {scores.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
     return _result_of(config.out, val.digest, metric)
 
@@ -227,7 +228,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
         assert isinstance(loaded, Classifier)
         model = loaded
     shown = pixels.preprocessing.shown(config.fit, config.crop_share)
-    model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
+    model.config = replace(model.config.uncalibrated(), multilabel=files.targets is not None, preprocessing=shown)
     return model
 
 
@@ -259,12 +260,18 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
     )
 
 
-def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
+def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
+    """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
     logits, labels = evaluator.answers()
-    if not evaluator.is_multilabel:
-        return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-    classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))
-    return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
+    temperature = fitted_temperature(logits, labels)
+    session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
+    config = model.config = replace(model.config, temperature=temperature.value)
+    if not config.multilabel:
+        return single_label_scores(logits, labels, config.classes, config.temperature)
+    thresholds = chosen_thresholds(class_probabilities(logits, config), labels)
+    model.config = replace(config, thresholds=thresholds)
+    session.say(f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: the best F1 of each class on the validation images")
+    return multilabel_scores(logits, labels, config.classes, config.temperature, thresholds)
 
 
 def _has_fresh_head(model: Classifier) -> bool:

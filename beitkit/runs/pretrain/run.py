@@ -51,7 +51,7 @@ def run(config: PretrainRun) -> Path:
     setup = Setup.of(config)
     config, labeled = setup.config, labeled_images(config)
     inputs = setup.inputs() | ({} if labeled is None else {"labeled pictures": labeled.digest})
-    session = Session.begin("pretrain", config, runtime, inputs, images=len(setup.files), default_epochs=DEFAULT_EPOCHS)
+    session = Session.begin("pretrain", config, runtime, inputs, files=setup.files, default_epochs=DEFAULT_EPOCHS)
     if session is None:
         return config.out
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited

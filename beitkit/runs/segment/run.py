@@ -33,6 +33,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, facts_of, hint_on_unseen, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
@@ -81,7 +82,7 @@ def run(config: SegmentRun) -> SegmentResult:
         "validation pictures": val.digest,
         "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
-    session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
+    session = Session.begin("segment", config, runtime, inputs, files=train.files, default_epochs=1)
     if session is None:
         return result_of(config.out, val.digest)
     folder, schedule = session.folder, session.training.schedule
@@ -91,6 +92,8 @@ def run(config: SegmentRun) -> SegmentResult:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*pixels.lines, *reasons, *(f"note: {note}" for note in odd)):
         session.say(line)
+    if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
+        session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)
     computed = accelerate(objective, config.speed, runtime, schedule)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional
 
@@ -29,6 +29,13 @@ FOR_BOTH = ("batch_size", "seed")
 @config(kw_only=False)
 class TokenizerRun:
     """Make a tokenizer of your images, a discrete VAE or k-means of patches, so that each patch gets a visual token."""
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None takes 20.",
+        "optim.layer_decay": "Has no meaning for a tokenizer.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished tokenizer; 0 and None keep none.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""

@@ -13,6 +13,7 @@ from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, SinkName, TrainConfig, resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
 from beitkit.errors import UserError
 from beitkit.files import read_json
@@ -22,6 +23,7 @@ from beitkit.interop.load import load
 from beitkit.report.journal import read_journal, series
 from beitkit.runs.training.reader import training_batches
 from beitkit.tokenizers.frozen import TokenizerNetwork
+from beitkit.train.bad_steps import BadSteps
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal
 from beitkit.train.loop import Best, Training
@@ -93,7 +95,7 @@ class Session:
 
     @classmethod
     def begin(
-        cls, verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str], *, images: int, default_epochs: int
+        cls, verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str], *, files: ImageList, default_epochs: int
     ) -> Session | None:
         """Make the run's folder or open it to continue; None if the run is finished, which is then said.
 
@@ -102,7 +104,7 @@ class Session:
             config: complete; what the folder records.
             runtime: of `start_run`.
             inputs: digests of what the run reads, by name.
-            images: number of training images.
+            files: the training images.
             default_epochs: length of a run that asks for none.
 
         Raises:
@@ -114,12 +116,13 @@ class Session:
             return None
         folder, journal = opened
         training = Training(
-            schedule=make_schedule(config.train, config.loop, config.optim, images, default_epochs=default_epochs),
+            schedule=make_schedule(config.train, config.loop, config.optim, len(files), default_epochs=default_epochs),
             loop=config.loop,
             optim=config.optim,
             runtime=runtime,
             journal=journal,
             checkpoints=folder.checkpoints,
+            bad_steps=BadSteps(folder.path, files.path, runtime.processes),
         )
         return cls(folder, training, reading_of(config, folder, runtime))
 

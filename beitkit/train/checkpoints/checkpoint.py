@@ -28,9 +28,11 @@ KEEP = 2
 class Checkpoints:
     """The checkpoints of one run; its methods are collective: all ranks call them."""
 
-    def __init__(self, folder: Path, processes: Processes = ALONE) -> None:
+    def __init__(self, folder: Path, processes: Processes = ALONE, keep: int = KEEP) -> None:
+        """Those in `folder`, of which the newest `keep` stay."""
         self.folder = folder
         self.processes = processes
+        self.keep = keep
         self.damaged: list[int] = []
         """Steps whose checkpoints `newest` passed over, because a file is damaged or missing; newest first."""
 
@@ -52,13 +54,13 @@ class Checkpoints:
             self._clean(manifest)
         self.processes.barrier()
 
-    def newest(self) -> Manifest | None:
-        """The newest complete checkpoint; None if the run has not saved yet.
+    def newest(self, most: int | None = None) -> Manifest | None:
+        """The newest complete checkpoint, after at most this many steps; None if there is none to be read.
 
         Raises:
             UserError: if none of the existing checkpoints is complete, or ranks see different ones.
         """
-        steps = self._newest_first()
+        steps = [step for step in self._newest_first() if most is None or step <= most]
         for rank, seen in enumerate(self.processes.all_gather(steps)):
             if seen != steps:
                 raise UserError(
@@ -145,7 +147,7 @@ class Checkpoints:
     def _clean(self, manifest: Manifest) -> None:
         """Keep this checkpoint and those before it; later ones are damaged, or the run would have continued there."""
         before = [step for step in self._newest_first() if step < manifest.step]
-        kept = [manifest.step, *before][:KEEP]
+        kept = [manifest.step, *before][: self.keep]
         own = {self._manifest(manifest.step), *(self.file(manifest.step, number) for number in manifest.files)}
         # A manifest goes before its files do.
         for path in sorted(self.folder.glob("step-*"), key=lambda path: path.suffix != ".json"):

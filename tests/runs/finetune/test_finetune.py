@@ -121,6 +121,8 @@ def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     report = (whole.folder / "report.html").read_text()
     assert "What the network sees" in report
     assert "Before label smoothing." in report
+    assert "Confusion matrix" in report
+    assert "Reliability" in report
 
 
 def test_the_finished_and_the_best_model_are_the_averaged_ones(
@@ -189,6 +191,8 @@ def test_several_labels_an_image(configured: Callable[..., FinetuneRun]) -> None
     model = beitkit.load(result.folder)
     assert isinstance(model, beitkit.Classifier)
     assert model.config.multilabel
+    assert model.config.thresholds is not None
+    assert model.config.temperature > 0
     assert "average precision" in (result.folder / "report.html").read_text()
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label an image"):

@@ -34,6 +34,7 @@ READING = {
     "evaluate",
     "predict",
     "embed",
+    "show",
     "ablate",
     "plan",
 }
