@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,23 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.verdict.config import SCRATCH, VerdictRun
 
-SHARES = {"tokenizer": 0.05, "pretrain": 0.50, "probe": 0.03, "verdict": 0.27, "finetune": 0.10, "export": 0.05}
-"""Of the budget, in the order of the stages. A stage gets its share of the time that is left, by its part of the shares that are
-left, so what one stage spares or takes too much is spread over the others."""
-UNLABELED = ("tokenizer", "pretrain")
+
+class PipelineStage(Enum):
+    """The stages in their order: share of the budget, and what they do."""
+
+    TOKENIZER = 0.05, "a visual token for each patch"
+    PRETRAIN = 0.50, "predict the tokens of hidden patches, without labels"
+    PROBE = 0.03, "what frozen features of each block know of the classes"
+    VERDICT = 0.27, "the same fine-tuning from each start, and simple methods beside"
+    FINETUNE = 0.10, "the best start with all labels"
+    EXPORT = 0.05, "a program that runs without beitkit"
+
+
+SHARES = {stage.name.lower(): stage.value[0] for stage in PipelineStage}
+"""Of the budget. A stage gets its share of the time that is left, by its part of the shares that are left, so what one stage
+spares or takes too much is spread over the others."""
+WORDS = {stage.name.lower(): stage.value[1] for stage in PipelineStage}
+UNLABELED = tuple(SHARES)[:2]
 """The stages without labels."""
 SMALL_IMAGES = 64
 """Up to this side, in pixels, the settings are those of decision 012."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from beitkit.configs.data import ReadConfig
 from beitkit.configs.model import SizeName
 from beitkit.configs.train import LoopConfig, resolved
 from beitkit.data.memory import SMALL_PIXELS
@@ -26,9 +27,9 @@ from beitkit.planning.workload import Workload
 from beitkit.report.journal import read_journal
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.runs.pipeline.choose import Pace
+from beitkit.runs.pipeline.choose import LEAST_STEPS, Pace, Shape, pretrain_run
+from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pretrain import run as pretrain
-from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.setup import network_of
 from beitkit.runs.segment import run as segment
 from beitkit.runs.segment.config import SegmentRun
@@ -43,9 +44,9 @@ WINDOW = 2
 """Steps that are timed together; the first ones, which wait for much that comes once, are left out."""
 
 
-def images_per_second(run: PretrainRun, size: SizeName, runtime: Runtime) -> float:
+def images_per_second(config: PipelineRun, shape: Shape, size: SizeName, batch: int, runtime: Runtime) -> float:
     """Of pre-training a network of this size, timed on a few images of noise, without tokens and reading."""
-    run = replace(run, size=size)
+    run = pretrain_run(config, shape, size, batch, LEAST_STEPS)
     model = network_of(run, 3, vocabulary=512)
     workload = Workload(network=model, predicted=masker(run.mask, model.backbone.grid).count)
     with torch.random.fork_rng():
@@ -53,9 +54,9 @@ def images_per_second(run: PretrainRun, size: SizeName, runtime: Runtime) -> flo
     return 1 / (model.backbone.depth * rates.block + rates.rest)
 
 
-def pretraining_pace(run: PretrainRun, files: ImageList, side: int) -> Pace:
+def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, batch: int, files: ImageList, side: int) -> Pace:
     """Of a pre-training; where images are held in memory once they were seen, a sample is shown several times."""
-    batch = resolved(run.train.batch_size)
+    run = pretrain_run(config, shape, size, batch, LEAST_STEPS)
     sample = files.evenly_spread(SAMPLE * batch)
     steps = PASSES * max(1, len(sample) // batch)
     folder = run.out.parent / "rehearsal"
@@ -75,7 +76,9 @@ def pretraining_pace(run: PretrainRun, files: ImageList, side: int) -> Pace:
             loop=LoopConfig(log_every=WINDOW, evaluate_every=steps, save_every=0),
             columns=type(run.columns)() if images != run.images else run.columns,
         )
-        return _timed(lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(run, files, side))
+        return _timed(
+            lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(config.read, len(files), side)
+        )
 
 
 def finetuning_pace(run: FinetuneRun | SegmentRun) -> Pace:
@@ -124,11 +127,9 @@ def _images_a_step(folder: Path) -> int:
     return int(config["train"]["batch_size"]) * int(config["loop"]["accumulate"] or 1)
 
 
-def _held_share(run: PretrainRun, files: ImageList, side: int) -> float:
+def _held_share(read: ReadConfig, images: int, side: int) -> float:
     """Share of the images that are held in memory after the first pass."""
-    if side * side > SMALL_PIXELS:
-        return 0.0
-    return min(1.0, run.read.cache * 2**20 / (len(files) * 3 * side * side))
+    return min(1.0, read.cache * 2**20 / (images * 3 * side * side)) if side * side <= SMALL_PIXELS else 0.0
 
 
 @contextlib.contextmanager

@@ -39,13 +39,12 @@ from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.probe import run as probe
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.segment import run as segment
-from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.tokenizer import run as tokenizer
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.verdict import run as verdict
 from beitkit.runs.verdict.classifiers import check_labels
 from beitkit.runs.verdict.config import VerdictRun
-from beitkit.runs.verdict.measured import NamedStart, named_starts
+from beitkit.runs.verdict.measured import named_starts
 from beitkit.runs.verdict.report import Verdict
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
@@ -243,8 +242,7 @@ class _Pipeline:
         if config.init is None and size is None:
             size, reason = self._size(batch)
             why.append(reason)
-        run = choose.pretrain_run(config, self.shape, size, batch, choose.LEAST_STEPS)
-        pace = rehearse.pretraining_pace(run, self.files, self.side)
+        pace = rehearse.pretraining_pace(config, self.shape, size, batch, self.files, self.side)
         per_pass = len(self.files) / batch
         seconds = until - self.ledger.spent
         steps = pace.steps(seconds, per_pass)
@@ -260,8 +258,7 @@ class _Pipeline:
         chosen, shown = CANDIDATES[0], 0.0
         seconds, runtime = self.left("pretrain"), start_runtime(self.config.machine)
         for size in CANDIDATES:
-            run = choose.pretrain_run(self.config, self.shape, size, batch, choose.LEAST_STEPS)
-            reached = seconds * rehearse.images_per_second(run, size, runtime)
+            reached = seconds * rehearse.images_per_second(self.config, self.shape, size, batch, runtime)
             if size != CANDIDATES[0] and not choose.is_enough(self.facts, reached):
                 break
             chosen, shown = size, reached
@@ -340,7 +337,7 @@ class _Pipeline:
         some = choose.verdict_run(self.config, self.shape, table, count, Rounds(1, choose.SHORT_STEPS), is_dense=dense)
         start = named_starts(some.starts)[-1]
         labels = self.ledger.stages["labels"]["settings"]
-        pace = rehearse.finetuning_pace(_training(some, start, labels["labels"], self.config.seed, is_dense=dense))
+        pace = rehearse.finetuning_pace(verdict.training_of(some, start, labels["labels"], self.config.seed))
         batch = pace.batch
         per_pass = labels["labels"] / batch
         floors = [
@@ -360,7 +357,7 @@ class _Pipeline:
         assert self.labeled is not None
         with self.ledger.stage("finetune") as kept:
             settings = self.decided("finetune", self.ledger.decided("finetune", self._length_of_finetuning))
-            config, dense = self.config, self.facts.is_dense
+            config = self.config
             table, columns, val = resolved(config.labels), config.columns, config.val
             if settings["val"] < len(self.labeled.val):
                 table, columns, val = config.out / "labeled" / "all" / "labeled.csv", ColumnsConfig(), None
@@ -369,7 +366,7 @@ class _Pipeline:
             some = self._verdict_run(*self.labels())
             start = next(one for one in named_starts(some.starts) if one.name == settings["start"])
             some = replace(some, images=table, columns=columns, val=val, steps=settings["steps"])
-            run = _training(some, start, len(self.labeled.train), config.seed, is_dense=dense)
+            run = verdict.training_of(some, start, len(self.labeled.train), config.seed)
             run = replace(run, out=config.out / self.finetuned)
             if isinstance(run, FinetuneRun):
                 kept["top-1"] = finetune.run(run).accuracy
@@ -382,7 +379,7 @@ class _Pipeline:
         settings, labels = verdict_stage["settings"], self.ledger.stages["labels"]["settings"]
         some = self._verdict_run(*self.labels())
         start = next(one for one in named_starts(some.starts) if one.name == verdict_stage["winner"])
-        made = _training(some, start, labels["labels"], some.seeds[0], is_dense=self.facts.is_dense).out
+        made = verdict.training_of(some, start, labels["labels"], some.seeds[0]).out
         step, batch, total = rehearse.seconds_a_step(made), settings["batch"], len(self.labeled.train)
         # A forward pass takes a third of a step's time; of scenes whole images are looked at, so what that took is the measure.
         each = settings["overhead"] / labels["val"] if self.facts.is_dense else step / batch / 2
@@ -407,8 +404,3 @@ class _Pipeline:
             if not path.exists():  # written whole or not at all
                 checkpoints.export(ExportRun(self.config.out / self.finetuned, "onnx" if has_onnx else "torch", path))
             kept["file"] = path.name
-
-
-def _training(config: VerdictRun, start: NamedStart, labels: int, seed: int, *, is_dense: bool) -> FinetuneRun | SegmentRun:
-    """One of the verdict's trainings."""
-    return verdict.segment_run(config, start, labels, seed) if is_dense else verdict.finetune_run(config, start, labels, seed)
