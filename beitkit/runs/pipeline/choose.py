@@ -27,19 +27,20 @@ from beitkit.runs.verdict.config import SCRATCH, VerdictRun
 class PipelineStage(Enum):
     """The stages in their order: share of the budget, and what they do."""
 
+    AUDIT = 0.04, "what is in the images: broken, odd, twice there"
     TOKENIZER = 0.05, "a visual token for each patch"
-    PRETRAIN = 0.50, "predict the tokens of hidden patches, without labels"
+    PRETRAIN = 0.48, "predict the tokens of hidden patches, without labels"
     PROBE = 0.03, "what frozen features of each block know of the classes"
-    VERDICT = 0.27, "the same fine-tuning from each start, and simple methods beside"
+    VERDICT = 0.26, "the same fine-tuning from each start, and simple methods beside"
     FINETUNE = 0.10, "the best start with all labels"
-    EXPORT = 0.05, "a program that runs without beitkit"
+    EXPORT = 0.04, "a program that runs without beitkit"
 
 
 SHARES = {stage.name.lower(): stage.value[0] for stage in PipelineStage}
 """Of the budget. A stage gets its share of the time that is left, by its part of the shares that are left, so what one stage
 spares or takes too much is spread over the others."""
 WORDS = {stage.name.lower(): stage.value[1] for stage in PipelineStage}
-UNLABELED = tuple(SHARES)[:2]
+UNLABELED = tuple(SHARES)[:3]
 """The stages without labels."""
 SMALL_IMAGES = 64
 """Up to this side, in pixels, the settings are those of decision 012."""
@@ -63,6 +64,8 @@ take (docs/guide/verdict.md), which is then a fourteenth of the time."""
 SCENES_PER_SECOND = 0.2
 FLOOR_SECONDS, SCENE_SECONDS = 0.012, 0.15
 """What a labeled image, or a scene, costs the floors for each seed."""
+AUDITED_PER_SECOND, LEAST_AUDITED = 300, 200
+"""Images that are audited, by second of that stage's time; of more a sample."""
 PATCHES_PER_SECOND = 200
 """Patches that the tokenizer is made from, by second of the budget."""
 WINDOW_BYTES = 2**28

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import os
 import shutil
 import statistics
 import time
@@ -20,6 +18,7 @@ from beitkit.configs.model import SizeName
 from beitkit.configs.train import LoopConfig, resolved
 from beitkit.data.memory import SMALL_PIXELS
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.split import list_table
 from beitkit.data.views.masking import masker
 from beitkit.files import MOST_OWN, read_json
 from beitkit.planning.rates import glance
@@ -62,11 +61,9 @@ def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, b
     folder = run.out.parent / "rehearsal"
     with _removed(folder):
         images = run.images
-        if files.members is None and len(files.files(0)) == 1:
+        if files.members is None:
             images = folder / "sample.csv"
-            text = io.StringIO()
-            csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["path"], *([os.fsdecode(path)] for path in sample.paths())])
-            write_atomically(images, text.getvalue().encode("utf-8", "surrogateescape"))
+            write_atomically(images, as_table(sample))
         short = replace(
             run,
             images=images,
@@ -79,6 +76,11 @@ def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, b
         return _timed(
             lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(config.read, len(files), side)
         )
+
+
+def as_table(files: ImageList) -> bytes:
+    """A list of these images, without labels."""
+    return list_table({"": files}).encode("utf-8", "surrogateescape")
 
 
 def finetuning_pace(run: FinetuneRun | SegmentRun) -> Pace:

@@ -41,6 +41,9 @@ def write_page(config: PipelineRun, stages: Sequence[str], ledger: Ledger, verdi
     report.links({stage: link for stage in stages if (link := _page_of(config.out, stage, finetuned)) is not None})
     rows = [[stage, WORDS[stage], *_times(ledger.stages.get(stage, {}))] for stage in stages]
     report.table(Table(["stage", Column("what it does", align="left"), "time", "state"], rows, "Time of all starts together."))
+    if lines := ledger.stages.get("audit", {}).get("lines"):
+        report.section("The images", "What the audit found; its page shows which.")
+        report.normal_lines([(level, text) for level, text in lines])
     why = [line for found in ledger.stages.values() for line in found.get("settings", {}).get("why", [])]
     if why:
         report.section(

@@ -1,4 +1,4 @@
-"""`beitkit run`: tokenizer, pre-training, probe, verdict, fine-tuning and export, one after the other, within a budget of time.
+"""`beitkit run`: audit, tokenizer, pre-training, probe, verdict, fine-tuning and export, one after the other, within a budget.
 
 Each stage is an ordinary run below `out`. Its settings are decided when it begins, from the time that is left and from the speed
 of some steps on the real images, and kept in `progress.json`; a finished stage is not looked at again.
@@ -11,13 +11,13 @@ import importlib.util
 import io
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from beitkit.configs.data import ColumnsConfig
+from beitkit.configs.data import ColumnsConfig, ReadLimit
 from beitkit.configs.train import resolved
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
@@ -26,6 +26,8 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, split_table, train_and_val
 from beitkit.errors import UserError
 from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.runs.audit import run as audit
+from beitkit.runs.audit.config import AuditRun
 from beitkit.runs.checkpoints import run as checkpoints
 from beitkit.runs.checkpoints.config import ExportRun
 from beitkit.runs.finetune import run as finetune
@@ -34,6 +36,7 @@ from beitkit.runs.pipeline import choose, rehearse
 from beitkit.runs.pipeline.choose import CANDIDATES, SHARES, UNLABELED, Pace, PipelineFacts, Rounds, Shape
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pipeline.ledger import Ledger
+from beitkit.runs.pipeline.rehearse import as_table
 from beitkit.runs.pipeline.report import write_page
 from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.probe import run as probe
@@ -220,6 +223,27 @@ class _Pipeline:
         for line in settings.get("why", ()):
             self.say(line)
         return settings
+
+    def audit(self) -> None:
+        """What is in the images; of more than there is time for, in some of them, evenly spread."""
+        config, total, seconds = self.config, len(self.files), self.left("audit")
+        with self.ledger.stage("audit") as kept:
+            wanted = max(choose.LEAST_AUDITED, int(choose.AUDITED_PER_SECOND * seconds))
+            count = min(total, self.ledger.decided("audit", lambda: {"images": wanted})["images"])
+            source, columns = config.images, config.columns
+            if count < total:
+                if self.files.members is not None:
+                    self.say(
+                        f"left out: {total:,} images in archives take more time than this; beitkit audit looks at all of them"
+                    )
+                    return
+                source, columns = config.out / "audited.csv", ColumnsConfig()
+                write_atomically(source, as_table(self.files.evenly_spread(count)))
+                self.say(f"{count:,} of {total:,} images, evenly spread")
+            limit = ReadLimit(**{field.name: getattr(config.read, field.name) for field in fields(ReadLimit)})
+            workers, out = config.machine.workers, config.out / "audit"
+            found = audit.run(AuditRun(source, task="none", out=out, workers=workers, read=limit, columns=columns))
+            kept["lines"] = [[*line] for line in found.lines]
 
     def tokenizer(self) -> None:
         """A token for each patch."""

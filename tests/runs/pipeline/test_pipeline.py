@@ -15,6 +15,7 @@ from PIL import Image
 import beitkit
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
+from beitkit.runs.audit import run as audit
 from beitkit.runs.checkpoints import programs
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.pipeline import choose, rehearse
@@ -65,7 +66,7 @@ def results(out: Path) -> list[bytes]:
 
 def test_it_leaves_ordinary_runs_a_page_and_a_program(whole: PipelineRun) -> None:
     out = whole.out
-    for name in ("tokenizer", "pretrain", "probe", "verdict", "finetune"):
+    for name in ("audit", "tokenizer", "pretrain", "probe", "verdict", "finetune"):
         assert (out / name / "config.json").exists(), name
         assert (out / name / "report.html").exists(), name
     assert isinstance(beitkit.load(out / "pretrain"), beitkit.MaskedImageModel)
@@ -83,6 +84,7 @@ def test_it_leaves_ordinary_runs_a_page_and_a_program(whole: PipelineRun) -> Non
 
 
 CUTS: list[tuple[object, str, int]] = [
+    (audit, "write_report", 1),
     (kmeans, "learn", 1),
     (rehearse, "_timed", 1),
     (loop, "_evaluate", 1),
@@ -161,8 +163,11 @@ def test_labels_that_no_later_stage_would_take_are_refused_before_anything_is_tr
 
 def test_shares_follow_what_is_left() -> None:
     stages = tuple(choose.SHARES)
-    assert choose.share_of("tokenizer", stages, 1000.0) == pytest.approx(50)
-    assert choose.share_of("pretrain", stages, 950.0) == pytest.approx(500)  # as planned where the first stage took its share
+    assert sum(choose.SHARES.values()) == pytest.approx(1)
+    assert choose.share_of("audit", stages, 1000.0) == pytest.approx(40)
+    assert choose.share_of("pretrain", stages, 910.0) == pytest.approx(
+        480
+    )  # as planned where the stages before took their shares
     assert choose.share_of("export", stages, 12.0) == pytest.approx(12)  # the last stage has all that is left
     assert choose.share_of("verdict", stages, -5.0) == 0
 
