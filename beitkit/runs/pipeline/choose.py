@@ -63,7 +63,7 @@ LABELS_PER_SECOND = 2.0
 take (docs/guide/verdict.md), which is then a fourteenth of the time."""
 SCENES_PER_SECOND = 0.2
 FLOOR_SECONDS, SCENE_SECONDS = 0.012, 0.15
-"""What a labeled image, or a scene, costs the floors for each seed."""
+"""What a labeled image, or a scene, costs the floors for each seed, where they are not timed."""
 AUDITED_PER_SECOND, LEAST_AUDITED = 300, 200
 """Images that are audited, by second of that stage's time; of more a sample."""
 PATCHES_PER_SECOND = 200
@@ -240,8 +240,10 @@ def most_labels(seconds: float, total: int, classes: int, *, is_dense: bool) -> 
     return min(total, wanted)
 
 
-def floor_seconds(labels: int, compared: int, seeds: int, *, is_dense: bool) -> float:
-    """What floors and probes take, by estimate."""
+def floor_seconds(labels: int, compared: int, seeds: int, timed: float | None, *, is_dense: bool) -> float:
+    """What floors and probes take, by estimate, or as one seed was timed; what all seeds share is about two fifths of it."""
+    if timed is not None:
+        return timed * (0.4 + 0.6 * seeds)
     return seeds * (labels + compared / 4) * (SCENE_SECONDS if is_dense else FLOOR_SECONDS)
 
 

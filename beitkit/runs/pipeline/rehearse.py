@@ -32,6 +32,8 @@ from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.pretrain.setup import network_of
 from beitkit.runs.segment import run as segment
 from beitkit.runs.segment.config import SegmentRun
+from beitkit.runs.verdict.classifiers import LabeledImages, measured_floors
+from beitkit.runs.verdict.measured import Kept
 from beitkit.system import write_atomically
 from beitkit.train.machine.runtime import Runtime
 
@@ -39,6 +41,10 @@ SAMPLE = 4
 """Batches of images that are shown again and again."""
 PASSES = 6
 STEPS = {FinetuneRun: 16, SegmentRun: 6}
+PART = 4
+"""The floors are timed on a quarter of the images: what they take grows as the images do."""
+LEAST_TIMED = 400
+"""Labels from which on they are."""
 WINDOW = 2
 """Steps that are timed together; the first ones, which wait for much that comes once, are left out."""
 
@@ -96,6 +102,22 @@ def finetuning_pace(run: FinetuneRun | SegmentRun) -> Pace:
         )
         go = (lambda: finetune.run(short)) if isinstance(short, FinetuneRun) else (lambda: segment.run(short))
         return _timed(go, short.out, float("inf"), held=0.0)
+
+
+def floors_pace(images: LabeledImages, labels: int, out: Path) -> float | None:
+    """Seconds of the floors of one seed with so many labels, timed on a part of all images; None where there are too few."""
+    if labels < max(LEAST_TIMED, 2 * PART * len(images.train.classes)):
+        return None
+    folder = out / "rehearsal"
+    some = replace(images, train=_part(images.train), val=_part(images.val))
+    began = time.monotonic()
+    with _removed(folder), contextlib.redirect_stderr(io.StringIO()):
+        measured_floors(some, (labels // PART,), (0,), Kept(folder))
+    return PART * (time.monotonic() - began)
+
+
+def _part(files: ImageList) -> ImageList:
+    return files.evenly_spread(max(1, len(files) // PART))
 
 
 def seconds_a_step(folder: Path) -> float:

@@ -45,7 +45,7 @@ from beitkit.runs.segment import run as segment
 from beitkit.runs.tokenizer import run as tokenizer
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.verdict import run as verdict
-from beitkit.runs.verdict.classifiers import check_labels
+from beitkit.runs.verdict.classifiers import LabeledImages, check_labels
 from beitkit.runs.verdict.config import VerdictRun
 from beitkit.runs.verdict.measured import named_starts
 from beitkit.runs.verdict.report import Verdict
@@ -364,8 +364,10 @@ class _Pipeline:
         pace = rehearse.finetuning_pace(verdict.training_of(some, start, labels["labels"], self.config.seed))
         batch = pace.batch
         per_pass = labels["labels"] / batch
+        timed = self._timed_floors(labels)
         floors = [
-            choose.floor_seconds(labels["labels"], labels["val"], seeds + 1, is_dense=dense) for seeds in range(choose.SEEDS)
+            choose.floor_seconds(labels["labels"], labels["val"], seeds, timed, is_dense=dense)
+            for seeds in range(1, choose.SEEDS + 1)
         ]
         seconds, repeated = until - self.ledger.spent, pace._replace(overhead=REPEATED * pace.overhead)
         rounds = choose.rounds_of(seconds, repeated, len(some.starts), floors, per_pass)
@@ -375,6 +377,17 @@ class _Pipeline:
             f"about {duration(floors[rounds.seeds - 1])} of them for floors and probes"
         ]
         return rounds._asdict() | {"overhead": pace.overhead, "batch": batch, "why": why}
+
+    def _timed_floors(self, labels: dict[str, Any]) -> float | None:
+        """Seconds of the floors of one seed, timed here; None of scenes, and where there are too few images for it."""
+        assert self.labeled is not None
+        if self.facts.is_dense or self.labeled.is_packed:
+            return None
+        part = self.labeled.part(labels["drawn_from"], labels["val"], self.config.seed)
+        assert isinstance(part.train, ImageList)
+        assert isinstance(part.val, ImageList)
+        images = LabeledImages(part.train, part.val, self.config.machine, self.config.read)
+        return rehearse.floors_pace(images, labels["labels"], self.config.out)
 
     def finetune(self) -> None:
         """The best start with all labels, for the time that is left."""

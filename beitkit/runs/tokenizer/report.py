@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
+from beitkit.contracts import WHOLE
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.report.images import token_map
 from beitkit.report.normal import Line, tokenizer_lines
@@ -72,7 +73,7 @@ def facts(
 def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: TokenizerQuality) -> None:
     """Some of the images that it was judged on, their tokens, and what is decoded from these."""
     report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
-    batch = next(iter(quality.batches()))
+    batch = next(iter(quality.batches(WHOLE)))
     shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
     ids = tokenizer.encode(shown)
     report.images(
@@ -90,7 +91,7 @@ def strip_of(tokenizer: TokenizerNetwork, quality: TokenizerQuality, folder: Run
 
     @cache
     def first() -> Tensor:
-        batch = next(iter(quality.batches()))
+        batch = next(iter(quality.batches(WHOLE)))
         return batch["images"][batch["broken"] < 0][:STRIP_IMAGES]
 
     return Strip(folder.path, lambda: {"original": first().cpu(), "now": tokenizer.decode(tokenizer.encode(first())).cpu()})
