@@ -15,6 +15,7 @@ from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
 from beitkit.evaluation.score_sheets import score_sections
 from beitkit.evaluation.scores import MultilabelScores, Scores
+from beitkit.evaluation.statistics import wilson
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Table
@@ -51,7 +52,10 @@ def write_report(
     report.facts([*facts_of(config, network, train, runtime), *length, *folder.broken_facts()])
     headline, is_multilabel = scores.measures[0], isinstance(scores, MultilabelScores)
     if compared is not None:
-        report.beside_another_run(headline.name, headline.value, *compared)
+        images = 0 if is_multilabel else scores.images
+        both = (headline.value, compared.accuracy)
+        intervals = [wilson(round(share * images), images) for share in both] if images else []
+        report.beside_another_run(headline.name, headline.value, *compared, intervals)
     lines = [_ranking_line(scores)] if is_multilabel else _accuracy_lines(scores, report.last("accuracy"), config)
     if compared is not None:
         counted = None if is_multilabel else scores.images
