@@ -52,6 +52,7 @@ TINY: dict[str, list[str]] = {
     "predict": SMALL,
     "embed": ["--block", "2", *SMALL],
     "audit": ["--workers", "0"],
+    "run": ["--budget", "1s", *SMALL],
     "verdict": ["--labels", "4", "--seeds", "0", "--no-floors", *IMAGES, *STEP, *SMALL],
     "ablate": ["--finetune-steps", "1", *NETWORK, *IMAGES, *STEP, *SMALL],
 }

@@ -104,7 +104,7 @@ def check_other(words: list[str]) -> None:
         assert words[0] in OTHERS, f"what is {words[0]}?"
 
 
-OTHERS = {"docker", "sbatch", "git", "source", "cd", "trtexec"}
+OTHERS = {"tensorboard", "docker", "sbatch", "git", "source", "cd", "trtexec"}
 """Programs that the pages use and a test has not."""
 
 
