@@ -149,12 +149,13 @@ class Tracker:
 
     def send(self, values: Mapping[str, object], step: int) -> str | None:
         """Send the numbers among these values; returns a warning where that failed for the first time."""
-        if self._name is None:
+        name = self._name
+        if name is None:
             return None
         numbers = {
             name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
         }
-        return self._guarded(lambda: self._opened(self._name).log(numbers, step))
+        return self._guarded(lambda: self._opened(name).log(numbers, step))
 
     def close(self) -> str | None:
         """The run is finished."""
