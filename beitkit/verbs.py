@@ -67,7 +67,7 @@ VERBS = {
         "pipeline",
         "PipelineRun",
         "photos/ --labels labeled/ --out runs/mine",
-        "tokenizer to exported model, and a verdict, within a budget",
+        "audit to exported model, and a verdict, within a budget",
         trains=True,
         common="labels val budget init size seed device threads",
     ),

@@ -54,6 +54,7 @@ TINY: dict[str, list[str]] = {
     "embed": ["--block", "2", *SMALL],
     "audit": ["--workers", "0"],
     "show": ["--count", "2", "--gallery", "4", *SMALL],
+    "run": ["--budget", "1s", *SMALL],
     "verdict": ["--labels", "4", "--seeds", "0", "--no-floors", *IMAGES, *STEP, *SMALL],
     "ablate": ["--finetune-steps", "1", *NETWORK, *IMAGES, *STEP, *SMALL],
 }

@@ -48,18 +48,8 @@ def write_report(
     length: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write report.html; `first` is a training batch as the network sees it, `length` says how long a run with patience was."""
-    backbone = network.backbone
     report = TrainingReport("Fine-tuning", folder.path)
-    report.facts(
-        [
-            ("Start", "fresh weights" if config.scratch else str(config.model)),
-            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
-            ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
-            ("Device", runtime.describe()),
-            *length,
-            *folder.broken_facts(),
-        ]
-    )
+    report.facts([*facts_of(config, network, train, runtime), *length, *folder.broken_facts()])
     headline = scores.measures[0]
     if compared is not None:
         images = 0 if isinstance(scores, MultilabelScores) else scores.images
@@ -79,6 +69,17 @@ def write_report(
     _learning(report, network)
     score_sections(report, scores, "Validation: ")
     report.finish()
+
+
+def facts_of(config: FinetuneRun, network: ClassifierConfig, train: ImageList, runtime: Runtime) -> list[tuple[str, str]]:
+    """What one must know of the run, which does not change while it goes on."""
+    backbone = network.backbone
+    return [
+        ("Start", "fresh weights" if config.scratch else str(config.model)),
+        ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
+        ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
+        ("Device", runtime.describe()),
+    ]
 
 
 def _accuracy_lines(scores: Scores, train_accuracy: float, config: FinetuneRun) -> list[Line]:

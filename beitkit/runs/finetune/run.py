@@ -36,8 +36,9 @@ from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.finetune.report import FinetuneResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -103,7 +104,8 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
+    renewed = renewing(session.training, "Fine-tuning", facts_of(config, model.config, train, runtime))
+    fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
             model = session.best_kept(model).to(runtime.device)

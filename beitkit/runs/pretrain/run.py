@@ -21,10 +21,20 @@ from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.init import StartRecord, begin
 from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment, labeled_images, probe_of
-from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, network_words, targets_of, what_it_fills_in, write_report
+from beitkit.runs.pretrain.report import (
+    SHOWN_IMAGES,
+    facts_of,
+    mask_of,
+    network_words,
+    strip_of,
+    targets_of,
+    what_it_fills_in,
+    write_report,
+)
 from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.forecast import forecast
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import accelerate
 from beitkit.runs.training.start import Start
@@ -104,8 +114,10 @@ def run(config: PretrainRun) -> Path:
         judge = MASKED if labeled is None else PROBED
         best = session.best(judge, model, is_loss=judge == MASKED)
     also_at = () if beginning is None else (0, beginning.head_steps)
+    strip = strip_of(setup, model, folder, fixed_batches)
+    renewed = renewing(session.training, "Pre-training", facts_of(setup, encoder, runtime), strip)
     try:
-        fit(objective, batches, groups, session.training, evaluators, best, also_at)
+        fit(objective, batches, groups, renewed, evaluators, best, also_at)
     finally:
         if cached is not None:
             cached.cache.flush()
@@ -119,7 +131,8 @@ def run(config: PretrainRun) -> Path:
             outcome = Judgment.of(folder.journal, beginning, labeled)
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
             model = session.best_kept(model)
-        write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)
+        strip = strip_of(setup, model.to(runtime.device), folder, fixed_batches)
+        write_report(folder, setup, model, encoder, runtime, saved, outcome, strip)
         if outcome is not None:
             session.say(outcome.sentence())
     out = quoted(config.out)

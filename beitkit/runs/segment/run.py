@@ -32,8 +32,9 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
+from beitkit.runs.segment.report import SegmentResult, facts_of, hint_on_unseen, write_report
 from beitkit.runs.training.leaks import note_on_leaks
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -126,7 +127,8 @@ def run(config: SegmentRun) -> SegmentResult:
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
     best = session.best("val/miou", model, patience=config.patience)
-    fit(objective, batches, start.groups, session.training, [evaluator], best)
+    renewed = renewing(session.training, "Segmentation", facts_of(config, model.config, audits[0], runtime))
+    fit(objective, batches, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
             model = session.best_kept(model).to(runtime.device)  # what `predict` calls

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
 from beitkit.contracts import WHOLE
@@ -14,6 +16,7 @@ from beitkit.report.images import token_map
 from beitkit.report.normal import Line, tokenizer_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.training.live import STRIP_IMAGES, Strip
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.tokenizers.health import Diagnosis, UsageStatistics, diagnose
@@ -81,6 +84,17 @@ def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: To
         },
         "Images, their tokens (one color a code), and what is decoded from the tokens.",
     )
+
+
+def strip_of(tokenizer: TokenizerNetwork, quality: TokenizerQuality, folder: RunFolder) -> Strip:
+    """What is decoded from the tokens, of the first images that it is judged on."""
+
+    @cache
+    def first() -> Tensor:
+        batch = next(iter(quality.batches(WHOLE)))
+        return batch["images"][batch["broken"] < 0][:STRIP_IMAGES]
+
+    return Strip(folder.path, lambda: {"original": first().cpu(), "now": tokenizer.decode(tokenizer.encode(first())).cpu()})
 
 
 def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:
