@@ -50,8 +50,8 @@ def test_a_cut_cross_validation_goes_on_and_its_folds_are_ordinary_runs(
 ) -> None:
     save, calls = loops.Checkpoints.save, []
 
-    def cut(self: loops.Checkpoints, step: int, *state: dict) -> None:
-        save(self, step, *state)
+    def cut(self: loops.Checkpoints, step: int, *state: dict, **rest: bool) -> None:
+        save(self, step, *state, **rest)
         calls.append(step)
         if len(calls) == 4:  # in the second fold
             raise Interrupted(1, 3, 2)
