@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
+from beitkit.errors import CONTINUES, Interrupted, NotSaved, NumericalError, ProcessLost, UserError
+from beitkit.system import free_bytes, is_full
 from beitkit.terminal import one_line
 from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.verbs import VERBS
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
-    rank = Rank()
+    rank, config = Rank(), None
     try:
         if {"-h", "--help", "--help-all"} & {*arguments[1:]}:
             print(_help(verb, arguments[1:]), end="")
@@ -63,15 +65,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         given = _with_config_file(verb, arguments[1:])
         config = parse(VERBS[verb].config_class(), given, f"beitkit {verb}", _from_recipe(verb, given))
-        VERBS[verb].function()(config)
+        found = VERBS[verb].function()(config)
         sys.stdout.flush()
+        if getattr(found, "is_broken", False):  # what was asked for was done, and says that something else is wrong
+            sys.exit(1)
     except UserError as error:
         _fail(*_lines(error, verb), process=rank.rank)
-    except (Interrupted, NumericalError, ProcessLost) as error:
+    except (Interrupted, NotSaved, NumericalError, ProcessLost) as error:
         code = error.exit_code if isinstance(error, Interrupted) else 1
         if rank.rank:
             sys.exit(code)  # only rank 0 says why
-        _fail(*_lines(error, verb), code=code)
+        lines = _lines(error, verb)
+        if lines[-1].endswith(CONTINUES):
+            launched = " (started by torchrun or srun as before)" if rank.world_size > 1 else ""
+            lines[-1] += f"{launched}: {shlex.join(['beitkit', *arguments])}"
+        _fail(*lines, code=code)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -79,7 +87,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), code=1)
+        reason, out = error.strerror or str(error), getattr(config, "out", None)
+        if error.filename:
+            reason += f": {error.filename}"
+        elif is_full(error) and isinstance(out, Path):
+            reason += f" on the disk of `out` {out} ({free_bytes(out) / 1e6:.3g} MB are free)"
+        _fail(*_lines(OSError(reason), verb), code=1)
     except RuntimeError as error:
         # torch's own class on GPUs, a plain RuntimeError on the CPU; torch may not be imported here
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):

@@ -71,6 +71,13 @@ VERBS = {
         trains=True,
         common="labels val budget init size seed device threads",
     ),
+    "audit": Entry(
+        "audit",
+        "AuditRun",
+        "photos/",
+        "what is in there: broken, odd, twice there, in training and validation",
+        common="val out list near image_size patch",
+    ),
     "index": Entry(
         "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
     ),
@@ -225,6 +232,7 @@ VERBS = {
         "steps, memory, time and cost, before anything is spent",
         common="recipe size image_size patch batch_size epochs steps gpus tokenizer views precision price json",
     ),
+    "doctor": Entry("doctor", "DoctorRun", "", "what this machine has, and what is missing or broken"),
 }
 """All verbs by name, in the order in which one meets them."""
 

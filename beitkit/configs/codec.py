@@ -27,6 +27,7 @@ NOT_PART_OF_A_RUN = (
     "loop.log_every",
     "loop.save_every",
     "loop.max_setbacks",
+    "loop.check_contents",
     "read.max_broken",
     "read.cache",
     "budget",
@@ -34,6 +35,8 @@ NOT_PART_OF_A_RUN = (
     "read.timeout",
     "compare",
     "json",
+    "list",
+    "workers",
 )
 """Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 

@@ -104,6 +104,9 @@ class LoopConfig:
     before them, and on with the images after theirs."""
     max_setbacks: NonNegativeInt = later(2)
     """How often it goes back so before it stops."""
+    check_contents: Literal["sizes", "digests", "off"] = later("sizes")
+    """What is compared of the image files where a run is continued: their sizes and times, digests of all their bytes, or
+    nothing."""
 
     def shared_by(self, processes: int) -> LoopConfig:
         """The same with `accumulate` as a number that this many processes share evenly.

@@ -1,7 +1,7 @@
 """Steps that were not finite, kept so that they can be looked at: which images they showed, and the state before them.
 
 `bad_steps/steps.jsonl` has a line for each: its number, loss and gradient norm, and the names of its images. Beside it lies the
-state before the last of several in a row, a checkpoint like any other, from which `beitkit replay` computes them again.
+state before the last of several in a row, a checkpoint like any other, from which they can be computed again.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from pathlib import Path
 from torch import Tensor
 
 from beitkit.contracts import Batch
-from beitkit.files import MOST_OWN, parse_json, read_regular
+from beitkit.files import MOST_OWN, parse_json, read_regular, why
+from beitkit.system import append
+from beitkit.terminal import tell
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.machine.processes import Processes
 
 FOLDER, LIST = "bad_steps", "steps.jsonl"
 
 
-class Shown:
+class Remembered:
     """A stream of batches that remembers which images it has shown since it was last asked."""
 
     def __init__(self, stream: Iterator[Batch]) -> None:
@@ -70,10 +72,12 @@ class BadSteps:
         path = self.folder / LIST
         if any(key.items() <= line.items() for line in listed(path)):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = {"loss": _written(loss), "grad_norm": _written(grad_norm)}
-        with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(json.dumps({**key, **numbers, "images": together}) + "\n")
+        line = {**key, "loss": _written(loss), "grad_norm": _written(grad_norm), "images": together}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append(path, (json.dumps(line) + "\n").encode())
+        except OSError as error:
+            tell(f"{path} cannot be written ({why(error)})")
 
 
 def listed(path: Path) -> list[dict]:

@@ -13,8 +13,8 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from beitkit.files import MOST_OWN, parse_json, read_regular
-from beitkit.system import write_atomically
+from beitkit.files import MOST_OWN, parse_json, read_regular, why
+from beitkit.system import append, write_atomically
 from beitkit.terminal import bare, harmless, one_line
 from beitkit.train.sinks import Tracker
 
@@ -45,6 +45,8 @@ class Journal:
         self._is_quiet = not is_main
         self.stream: TextIO | TextIOBase = bare(sys.stderr if stream is None else stream)
         self.is_terminal = self.stream.isatty()
+        self._unwritten = b""
+        self._is_failing = False
         self._line_open = False
         self._last_drawn = 0.0
         self._last_said = -math.inf
@@ -75,8 +77,15 @@ class Journal:
         if not self.is_main:
             return
         clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._unwritten += (json.dumps({"kind": kind, "step": step, **clean}) + "\n").encode()
+        try:
+            append(self.path, self._unwritten)
+        except OSError as error:
+            if not self._is_failing:
+                self._is_failing = True
+                self.say(f"{self.path} cannot be written ({why(error)}); its lines are kept and written when that is possible")
+        else:
+            self._unwritten, self._is_failing = b"", False
         if self.tracker is not None and kind != "note" and (warning := self.tracker.send(values, step)) is not None:
             self.say(warning)
 

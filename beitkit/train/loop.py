@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
-from beitkit.contracts import Batch, Evaluator
-from beitkit.errors import Interrupted, NumericalError, UserError, few
-from beitkit.terminal import told_to
-from beitkit.train.bad_steps import BadSteps, Shown
+from beitkit.contracts import WHOLE, Batch, Evaluator, Share
+from beitkit.errors import CONTINUES, Interrupted, NumericalError, UserError, few
+from beitkit.files import why
+from beitkit.terminal import tell, told_to
+from beitkit.train.bad_steps import BadSteps, Remembered
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Manifest
 from beitkit.train.journal import Journal, WaitMeter, duration
@@ -36,6 +37,9 @@ from beitkit.train.step import StepNumbers, StepResult, Trainer
 
 WINDOW = "window."
 """Before the names of the sums since the last log line, among the numbers of a checkpoint."""
+COPIED_ON_CPU = 2**28
+"""Bytes of a state on the CPU that are copied to be written while training goes on; a GPU's state is copied to the host in any
+case."""
 READ_LATE = {"cuda": 1}
 """By device, how many steps later the host reads the result of a step, so that the device always has work."""
 
@@ -82,6 +86,8 @@ class Best:
         self.patience = patience
         self.value = -math.inf
         """Of the best evaluation; a loss is negated."""
+        self.failure: str | None = None
+        """Why the best weights could not be written, if they could not."""
         self.waited = 0
         """Evaluations since the best one."""
 
@@ -90,8 +96,12 @@ class Best:
         value = -values[self.metric] if self.is_loss else values[self.metric]
         self.waited += 1
         if value > self.value:
-            self.value, self.waited = value, 0
-            self.write()
+            before, self.value, self.waited, self.failure = self.value, value, 0, None
+            try:
+                self.write()
+            except OSError as error:  # no reason to lose the run
+                self.value, self.failure = before, f"{error.filename}: {why(error)}"
+                tell(f"the best weights so far could not be written ({self.failure})")
 
     @property
     def is_exhausted(self) -> bool:
@@ -174,23 +184,26 @@ def fit(
     if training.checkpoints.damaged:
         damaged = few(training.checkpoints.damaged, 4)
         journal.note(state.done, f"the checkpoint after step {damaged} is damaged; going back to the one after step {state.done}")
+    for step in training.checkpoints.unfinished:
+        journal.say(f"the state after step {step} was not saved to its end; going on from step {state.done}")
     if is_continued:
         journal.say(f"continuing after step {state.done} of {schedule.steps}")
 
-    stream = Shown(batches(state.first_batch))
+    stream = Remembered(batches(state.first_batch))
     begun: deque[tuple[StepResult, list[Tensor]]] = deque()
     is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
+    share = Share(processes.rank, processes.world_size, processes.gather) if trainer.parallel.is_whole_everywhere else None
     with (
         StopRequest().listening() as stop,
+        training.checkpoints.settled(),
         journal.open_line(),
         processes.watched(),
         told_to(lambda sentence: journal.note(state.done, sentence)),
     ):
         if evaluators and 0 in also_at and not is_continued and _replay is None:
             with window.paused(), trainer.full_weights():
-                if processes.is_main:
-                    _evaluate(objective, evaluators, best, journal, 0)
+                _evaluate(objective, evaluators, best, journal, 0, share)
             with window.paused():
                 state.save(training.checkpoints)
         while state.done < schedule.steps and not is_over:
@@ -225,7 +238,7 @@ def fit(
             if state.bad_steps >= loop.max_bad_steps:
                 with window.paused():
                     state.go_back(training)
-                    stream = Shown(batches(state.first_batch))
+                    stream = Remembered(batches(state.first_batch))
                 continue
             if is_logged:
                 _log(window, state.done, schedule, grad_norm, journal)
@@ -235,8 +248,7 @@ def fit(
             try:
                 if is_evaluated:
                     with window.paused(), trainer.full_weights():
-                        if processes.is_main:
-                            _evaluate(objective, evaluators, best, journal, state.done)
+                        _evaluate(objective, evaluators, best, journal, state.done, share)
                     if best is not None and best.patience is not None and state.done < schedule.steps:
                         is_over = processes.all_gather(best.is_exhausted)[0]
                     if is_over and best is not None:
@@ -248,11 +260,15 @@ def fit(
             finally:  # a failing evaluation must not lose the steps since the last save
                 if is_saved or signal_number is not None:
                     with window.paused():
-                        state.save(training.checkpoints)
+                        is_last = is_over or signal_number is not None or state.done == schedule.steps
+                        state.save(training.checkpoints, in_background=not is_last)
             if signal_number is not None and state.done < schedule.steps and not is_over:
-                raise Interrupted(state.done, schedule.steps, signal_number)
+                raise Interrupted(state.done, schedule.steps, signal_number, *_unless_saved(training.checkpoints))
+            _say_unsaved(training)
         not_finite = trainer.not_finite()
         trainer.finish()
+        _say_unsaved(training)
+        training.checkpoints.failure = training.checkpoints.failure or (best.failure if best is not None else None)
     if state.bad_steps or not_finite:
         where = f" in {few(not_finite, 4)}" if not_finite else ""
         raise NumericalError(
@@ -266,13 +282,28 @@ def _saved_without(state: _State, begun: deque[tuple[StepResult, list[Tensor]]],
     """Save the state before a step whose images did not come; returns what is saved, in words."""
     if training.runtime.world_size > 1:
         # The others are in the middle of the step, and saving needs all of them.
-        return "the images did not come; the last saved step is kept, the same command continues"
+        return f"the images did not come; the last saved step is kept, {CONTINUES}"
     state.trainer.abandon()
     while begun:
         state.judge(*begun.popleft(), training)
     if state.done > state.saved:
         state.save(training.checkpoints)
-    return "the images did not come; everything is saved, the same command continues"
+    training.checkpoints.settle()
+    return "the images did not come; " + (_unless_saved(training.checkpoints) or [f"everything is saved, {CONTINUES}"])[0]
+
+
+def _say_unsaved(training: Training) -> None:
+    """Say which states could not be saved; training goes on."""
+    while training.checkpoints.failures:
+        step, reason = training.checkpoints.failures.pop(0)
+        training.journal.note(step, f"the state after step {step} could not be saved ({reason}); the one before is kept")
+
+
+def _unless_saved(checkpoints: Checkpoints) -> list[str]:
+    """What to say of a run that stops and is not saved."""
+    if checkpoints.failure is None:
+        return []
+    return [f"its state could not be saved ({checkpoints.failure}), but the one before is there; {CONTINUES}"]
 
 
 class _State:
@@ -313,15 +344,18 @@ class _State:
         self.window.begin(self.done, numbers)
         return True
 
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Save it."""
+    def save(self, checkpoints: Checkpoints, *, in_background: bool = False) -> None:
+        """Save it; in the background if a copy for that does not take much of the memory that training needs."""
         numbers = {"bad_steps": float(self.bad_steps), **self.window.numbers()}
         numbers |= {name: float(value) for name, value in (("moved", self.moved), ("setbacks", self.setbacks)) if value}
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
         if self.best is not None and self.best.waited:
             numbers["waited"] = float(self.best.waited)
-        checkpoints.save(self.done, self.trainer.state(), numbers)
+        pieces = self.trainer.state()
+        on_cpu = [piece for piece in pieces.values() if piece.rows.device.type == "cpu"]
+        size = sum(math.prod(piece.shape) * piece.rows.element_size() for piece in on_cpu)  # the same on all ranks
+        checkpoints.save(self.done, pieces, numbers, in_background=in_background and size <= COPIED_ON_CPU)
         self.saved = self.done
 
     def judge(self, result: StepResult, shown: list[Tensor], training: Training) -> StepNumbers:
@@ -462,12 +496,20 @@ class _Window:
         self.sums: dict[str, Tensor] = {}
 
 
-def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int) -> None:
+def _evaluate(
+    objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int, share: Share | None
+) -> None:
+    """Evaluate, each process its share; by rank 0 alone where the others have no weights (`share` None)."""
+    if share is None and not journal.is_main:
+        return
     objective.eval()
     values: dict[str, float] = {}
     with torch.no_grad():
         for evaluator in evaluators:
-            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run(share or WHOLE)})
+    if not journal.is_main:
+        objective.train()
+        return
     if best is not None:
         best.offer(values)
     journal.record("evaluate", step, **values)

@@ -53,6 +53,7 @@ TINY: dict[str, list[str]] = {
     "predict": SMALL,
     "embed": ["--block", "2", *SMALL],
     "show": ["--count", "2", "--gallery", "4", *SMALL],
+    "audit": ["--workers", "0"],
     "verdict": ["--labels", "4", "--seeds", "0", "--no-floors", *IMAGES, *STEP, *SMALL],
     "ablate": ["--finetune-steps", "1", *NETWORK, *IMAGES, *STEP, *SMALL],
 }

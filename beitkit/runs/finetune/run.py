@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from beitkit.configs.model import ClassifierConfig
-from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
@@ -31,8 +31,10 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
+from beitkit.report.table import plain
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinetuneResult, write_report
 from beitkit.runs.training.leaks import note_on_leaks
@@ -47,10 +49,13 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun) -> FinetuneResult:
-    """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+    if config.folds is not None:
+        return cross_validate(config, run)
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns)
+    fold = None if config.fold is None else shard_of(config.fold, "fold")
+    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns, fold)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
@@ -63,7 +68,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    session = Session.begin("finetune", config, runtime, inputs, files=train, default_epochs=0)
+    session = Session.begin("finetune", config, runtime, inputs, files=train, others=[val], default_epochs=0)
     if session is None:
         return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule
@@ -108,6 +113,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
+        folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
         write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
@@ -165,11 +171,11 @@ class _Streams:
             )
         return stream
 
-    def validation(self) -> Iterator[Batch]:
-        """One pass of the validation images as they are."""
+    def validation(self, share: Share = WHOLE) -> Iterator[Batch]:
+        """One pass of the validation images as they are, or a share of it."""
         reading = self.session.reading
         reading = reading._replace(batch_size=2 * reading.batch_size)
-        return evaluation_batches(self.evaluation, self.network.preprocessing, reading)
+        return evaluation_batches(self.evaluation, self.network.preprocessing, reading, share)
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
@@ -260,7 +266,9 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
 
 def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
     """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
-    logits, labels = evaluator.answers()
+    answers = evaluator.answers()
+    assert answers is not None  # one process asks for all
+    logits, labels = answers
     temperature = fitted_temperature(logits, labels)
     session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
     config = model.config = replace(model.config, temperature=temperature.value)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch, Evaluator
+from beitkit.contracts import WHOLE, Batch, Evaluator, Share
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
 from beitkit.data.tokens.stage import CachedTokens
+from beitkit.data.transfer import pinned
 from beitkit.evaluation.masked import MaskedAccuracy, MaskedError
 from beitkit.interop.load import load
 from beitkit.nn.models import MaskedImageModel
@@ -49,8 +50,8 @@ def run(config: PretrainRun) -> Path:
     cached = cached_tokens(setup, encoder, folder, runtime)
     dataset, fixed = setup.dataset(), setup.dataset(is_evaluated=True)
 
-    def fixed_batches() -> Iterator[Batch]:
-        return setup.prepared(evaluation_stream(fixed, reading.batch_size), runtime.device, encoder)
+    def fixed_batches(share: Share = WHOLE) -> Iterator[Batch]:
+        return setup.prepared(evaluation_stream(fixed, reading.batch_size, share=share), runtime.device, encoder)
 
     beginning: StartRecord | None = None
 
@@ -87,7 +88,7 @@ def run(config: PretrainRun) -> Path:
         first_step = first * runtime.world_size // resolved(config.loop.accumulate)
         stream = raw_batches(setup, dataset, first, cached, runtime)
         stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
-        return setup.prepared(waited.metered(stream), runtime.device, encoder, cached)
+        return setup.prepared(waited.metered(pinned(stream, runtime.device)), runtime.device, encoder, cached)
 
     predict = runtime.precision()(model.predict)
     if setup.tokenizer is None:

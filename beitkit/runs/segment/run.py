@@ -14,7 +14,7 @@ from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.model import BackboneConfig, BareBackbone, MaskedImageModelConfig, SegmenterConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.scenes.audit import audit
 from beitkit.data.scenes.reading import NumberedScene, readable_scenes
@@ -81,7 +81,9 @@ def run(config: SegmentRun) -> SegmentResult:
         "validation pictures": val.digest,
         "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
-    session = Session.begin("segment", config, runtime, inputs, files=train.files, default_epochs=1)
+    session = Session.begin(
+        "segment", config, runtime, inputs, files=train.files, others=[train.masks, val.files, val.masks], default_epochs=1
+    )
     if session is None:
         return result_of(config.out, val.digest)
     folder, schedule = session.folder, session.training.schedule
@@ -115,12 +117,12 @@ def run(config: SegmentRun) -> SegmentResult:
     def predict(image: Tensor) -> Tensor:
         return predict_label_map(model, image, config.inference, runtime.precision)
 
-    def scenes() -> Iterator[NumberedScene]:
+    def scenes(share: Share = WHOLE) -> Iterator[NumberedScene]:
         max_broken, report = session.reading.max_broken, session.reading.report
-        return readable_scenes(val, backbone.channels, max_broken, report, preprocessing.value_range)
+        return readable_scenes(val, backbone.channels, max_broken, report, preprocessing.value_range, share)
 
-    def labeled() -> Iterator[tuple[Tensor, Tensor]]:
-        return ((scene.image, scene.label_map) for scene in scenes())
+    def labeled(share: Share) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((scene.image, scene.label_map) for scene in scenes(share))
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
     best = session.best("val/miou", model, patience=config.patience)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -15,12 +15,13 @@ from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
-from beitkit.errors import UserError
+from beitkit.errors import NotSaved, UserError
 from beitkit.files import read_json
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.report.journal import read_journal, series
+from beitkit.runs.training.contents import check_contents
 from beitkit.runs.training.reader import training_batches
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.bad_steps import BadSteps
@@ -95,7 +96,15 @@ class Session:
 
     @classmethod
     def begin(
-        cls, verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str], *, files: ImageList, default_epochs: int
+        cls,
+        verb: str,
+        config: TrainingRun,
+        runtime: Runtime,
+        inputs: Mapping[str, str],
+        *,
+        files: ImageList,
+        others: Sequence[ImageList] = (),
+        default_epochs: int,
     ) -> Session | None:
         """Make the run's folder or open it to continue; None if the run is finished, which is then said.
 
@@ -105,6 +114,7 @@ class Session:
             runtime: of `start_run`.
             inputs: digests of what the run reads, by name.
             files: the training images.
+            others: masks, and images that the run is judged by.
             default_epochs: length of a run that asks for none.
 
         Raises:
@@ -115,6 +125,8 @@ class Session:
         if opened is None:
             return None
         folder, journal = opened
+        if runtime.is_main:
+            check_contents(folder, (files, *others), config.loop.check_contents, journal.say)
         training = Training(
             schedule=make_schedule(config.train, config.loop, config.optim, len(files), default_epochs=default_epochs),
             loop=config.loop,
@@ -206,9 +218,12 @@ def save_result(
     """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
     if runtime.is_main:
         save_native(model.cpu(), folder.path)
+        folder.mark_done()
     runtime.processes.barrier()
     journal.close()
     journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
+    if folder.checkpoints.failure is not None:
+        raise NotSaved(f"{folder.path} is done, but not all of it could be saved ({folder.checkpoints.failure})")
 
 
 def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -43,11 +43,17 @@ class Processes:
     world_size: int = 1
     host: ProcessGroup | None = None
     """The gloo group of host collectives; None for a single process."""
+    background: ProcessGroup | None = None
+    """Another one, for a thread that works beside the main one."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
+
+    def aside(self) -> Processes:
+        """The same for a thread: what it exchanges does not get between what the main thread does."""
+        return replace(self, host=self.background)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -61,6 +67,15 @@ class Processes:
         if self.world_size > 1:
             with self.watched():
                 distributed.all_gather_object(values, value, group=self.host)
+        return values
+
+    def gather(self, value: Value) -> list[Value] | None:
+        """The values of all ranks, in rank order, in rank 0; None elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        values = [value] * self.world_size if self.is_main else None
+        with self.watched():
+            distributed.gather_object(value, values, dst=0, group=self.host)
         return values
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -98,9 +113,10 @@ def join(rank: Rank, device: torch.device) -> Processes:
     with _saying_what_it_waits_for(rank):
         if not distributed.is_initialized():
             _meet(rank, device)
-        host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        host, background = (distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) for _ in range(2))
     assert isinstance(host, ProcessGroup)
-    return Processes(rank.rank, rank.world_size, host)
+    assert isinstance(background, ProcessGroup)
+    return Processes(rank.rank, rank.world_size, host, background)
 
 
 @contextmanager
