@@ -83,7 +83,12 @@ class Snippet(NamedTuple):
 
 def pages() -> list[Path]:
     """README and every page of docs/ that tells a reader what to type."""
-    found = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md")]
+    found = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "guide").glob("*.md"),
+        *(ROOT / "docs" / "concepts").glob("*.md"),
+    ]
     return sorted(page for page in found if page.name not in RECORDS)
 
 

@@ -31,7 +31,7 @@ HELP_WIDTH = "100"
 BOX = re.compile(r"^[╭│╰─]+ ?|[ ─]*[╮│╯]$")
 
 FIRST = ("docs/tutorial", "docs/concepts/tokens", "docs/concepts/objective", "docs/expectations")
-GUIDE_FIRST = ("data", "tokenizer", "pretrain", "continue", "finetune", "evaluate", "segment", "predict")
+GUIDE_FIRST = ("run", "data", "audit", "tokenizer", "continue", "finetune", "evaluate", "verdict", "predict", "show", "segment")
 PROJECT = ("docs/method", "docs/results", "docs/performance", "docs/robustness", "docs/interop", "docs/architecture")
 ABOUT = ("docs/decisions/index", "benchmarks/README", "CONTRIBUTING", "SECURITY", "CHANGELOG")
 
