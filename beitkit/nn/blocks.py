@@ -106,6 +106,8 @@ class Block(ShardingUnit):
 
     recompute = False
     """Activation checkpointing: keep only the input of the block and recompute the rest in the backward pass."""
+    takes_factors = False
+    """Whether it is given stochastic-depth factors though it drops nothing."""
     compiled: Callable[..., Tensor] | None = None
     """`branches` as `torch.compile` made it, for training; see `compile_training`."""
 
@@ -143,15 +145,21 @@ class Block(ShardingUnit):
         if self.drop_path:
             # Drawn outside the compiled and recomputed part, so that recomputation sees the same draws.
             kept = [kept_branches(self.drop_path, len(x), x.device).to(x.dtype) for _ in range(2)]
+        elif self.takes_factors:
+            kept = [x.new_ones(len(x), 1, 1) for _ in range(2)]  # not one twice, for which there would be another graph
         branches = self.branches if self.compiled is None else partial(self.compiled, self)
         if self.recompute:
             return checkpoint(branches, x, shared_bias, *kept, use_reentrant=False, preserve_rng_state=False)
         return branches(x, shared_bias, *kept)
 
-    def compile_training(self) -> None:
-        """Compile the training forward, once for blocks of the same shape; evaluation stays eager, as its shapes vary."""
+    def compile_training(self, *, takes_factors: bool) -> None:
+        """Compile the training forward, once for blocks of the same shape; evaluation stays eager, as its shapes vary.
+
+        `takes_factors`: whether some of these blocks drop branches; one that drops none gets factors of 1, and shares the graph.
+        """
         # Not bound to this block, so that a copy of it (of which weights are sharded) computes with its own weights.
         self.compiled = torch.compile(Block.branches, dynamic=False)
+        self.takes_factors = takes_factors
 
     def branches(
         self,

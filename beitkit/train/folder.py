@@ -30,7 +30,7 @@ from beitkit.version import __version__
 LOCK = ".lock"
 LEFT_OVER = (
     LOCK,
-    *("config.json", "environment.json", "inputs.json", "start.json"),
+    *("config.json", "environment.json", "inputs.json", "start.json", "speed.json"),
     *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
 """Files that alone do not make a run."""
@@ -79,7 +79,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", "start.json", self.broken_list.name):
+                for name in ("inputs.json", "start.json", "speed.json", self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()
