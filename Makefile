@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit bench screenshot clean
+.PHONY: demo test check unit docs bench screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -19,6 +19,9 @@ check: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/site/build.py build/docs
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --against transformers timm --out runs/bench
 
@@ -32,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,onnx,parquet,ray]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,onnx,parquet,ray]"
 	# A referee in tests, under a stub of torchvision: with its dependencies, pip would replace the pinned PyTorch.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@

@@ -73,12 +73,12 @@ def __getattr__(name: str) -> Any:  # itself not decorated: type checkers then k
 def _public(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"beitkit.{_HOME[name]}"), name)
-    from beitkit.verbs import VERBS, Verb
+    from beitkit.verbs import VERBS, function_of
 
     verb = name.replace("_", "-")
     if verb not in VERBS or "-" in name:
         raise AttributeError(f"beitkit has no {name!r}")
-    return Verb(verb)
+    return function_of(verb)
 
 
 def __dir__() -> list[str]:

@@ -6,36 +6,27 @@ and mistyped options answer at once.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import os
-import re
-import shutil
+import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from pathlib import Path
+from typing import NoReturn
 
-from beitkit.errors import Interrupted, NumericalError, ProcessLost, UserError
+from beitkit.errors import CONTINUES, Interrupted, NotSaved, NumericalError, ProcessLost, UserError
+from beitkit.system import free_bytes, is_full
 from beitkit.terminal import one_line
 from beitkit.train.machine.launch import Rank, rank_from_environment
-from beitkit.verbs import VERBS, option_names
+from beitkit.verbs import VERBS
 from beitkit.version import __version__
-
-Config = TypeVar("Config")
 
 PURPOSE = "beitkit pre-trains a vision Transformer on your own images the BEiT way, fine-tunes it, and measures the gain."
 HINT = "`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."
 USAGE_ERROR = 2
-BOX = re.compile(r"[╭╮╰╯│─]+|-{3,}")
-WIDEST_HELP = 129
-"""Characters: tyro sets help that is wider in columns, with the groups in an order of its own."""
-KINDS = {"INT": "an integer", "FLOAT": "a number", "PATH": "a path", "STR": "a word"}
-"""tyro's names of types, in words."""
-FIELD = re.compile(r"`([a-z_.]+)(?:=['\"]?([^`'\"]*)['\"]?)?`")
-"""A field of a config in a message, alone or with a value: `read.max_broken`, `precision='float32'`."""
+CONFIG = "--config"
+"""Of the training verbs: a file with options."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -50,13 +41,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if arguments[0] == "--version":
         print(__version__)
         sys.exit(0)
+    if arguments[0].split("=")[0] == "--completion":
+        print(_completion(arguments))
+        sys.exit(0)
     verb = arguments[0]
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
-    rank = Rank()
+    rank, config = Rank(), None
     try:
+        if {"-h", "--help", "--help-all"} & {*arguments[1:]}:
+            print(_help(verb, arguments[1:]), end="")
+            sys.exit(0)
         rank = rank_from_environment()
         if rank.world_size > 1 and not VERBS[verb].is_shared:
             shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
@@ -64,17 +61,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
                 f"beitkit {verb} runs in one process, but torchrun or srun started {rank.world_size}; start it without them "
                 f"({shared} run in several)"
             )
-        default = _from_recipe(verb, arguments[1:])
-        config = parse(VERBS[verb].config_class(), arguments[1:], f"beitkit {verb}", default)
-        VERBS[verb].function()(config)
+        from beitkit.command.parse import parse  # here, because the overview and a mistyped verb do without
+
+        given = _with_config_file(verb, arguments[1:])
+        config = parse(VERBS[verb].config_class(), given, f"beitkit {verb}", _from_recipe(verb, given))
+        found = VERBS[verb].function()(config)
         sys.stdout.flush()
+        if getattr(found, "is_broken", False):  # what was asked for was done, and says that something else is wrong
+            sys.exit(1)
     except UserError as error:
-        _fail(with_options(str(error), VERBS[verb].config_class()), process=rank.rank)
-    except (Interrupted, NumericalError, ProcessLost) as error:
+        _fail(*_lines(error, verb), process=rank.rank)
+    except (Interrupted, NotSaved, NumericalError, ProcessLost) as error:
         code = error.exit_code if isinstance(error, Interrupted) else 1
         if rank.rank:
             sys.exit(code)  # only rank 0 says why
-        _fail(with_options(str(error), VERBS[verb].config_class()), code)
+        lines = _lines(error, verb)
+        if lines[-1].endswith(CONTINUES):
+            launched = " (started by torchrun or srun as before)" if rank.world_size > 1 else ""
+            lines[-1] += f"{launched}: {shlex.join(['beitkit', *arguments])}"
+        _fail(*lines, code=code)
     except KeyboardInterrupt:
         _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
     except BrokenPipeError:
@@ -82,7 +87,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), code=1)
+        reason, out = error.strerror or str(error), getattr(config, "out", None)
+        if error.filename:
+            reason += f": {error.filename}"
+        elif is_full(error) and isinstance(out, Path):
+            reason += f" on the disk of `out` {out} ({free_bytes(out) / 1e6:.3g} MB are free)"
+        _fail(*_lines(OSError(reason), verb), code=1)
     except RuntimeError as error:
         # torch's own class on GPUs, a plain RuntimeError on the CPU; torch may not be imported here
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
@@ -99,72 +109,45 @@ def _overview() -> str:
     return "\n".join([PURPOSE, "", *lines, "", HINT])
 
 
-def parse(config: type[Config], arguments: list[str], program: str, default: Any = None) -> Config:
-    """A command's config from the arguments that follow its name; tyro's boxed complaint becomes one line.
+def _help(verb: str, arguments: list[str]) -> str:
+    """One screen of what people change; with --help-all every option."""
+    from beitkit.command.help import full_help, short_help
 
-    The values of `default`, if there is one, take the place of the fields' defaults.
-
-    Raises:
-        UserError: options that there are not, or wrong values.
-    """
-    import tyro  # here, because the overview and a mistyped verb do without
-
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint), _narrow():
-            return tyro.cli(
-                config,
-                prog=program,
-                args=arguments,
-                default=default,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.PositionalMetavarFromFieldName),
-                registry=_help_registry(config) if {"-h", "--help"} & {*arguments} else None,
-            )
-    except SystemExit as stop:
-        if stop.code != USAGE_ERROR:
-            raise
-    words = " ".join(BOX.sub(" ", complaint.getvalue()).split())
-    raise UserError(f"{with_options(_one_line(words), config)}; see {program} --help")
+    entry = VERBS[verb]
+    if "--help-all" in arguments:
+        return full_help(verb, entry.config_class(), _from_recipe(verb, arguments))
+    return short_help(verb, entry.config_class(), entry.common.split(), takes_config=entry.trains)
 
 
-def with_options(text: str, config: type[Any]) -> str:
-    """A text with options where it names fields of a verb's config: --read.max-broken for `read.max_broken`.
+def _completion(arguments: list[str]) -> str:
+    """The script that makes a shell complete commands."""
+    from beitkit.command.completion import SHELLS, script
+    from beitkit.command.options import options_of
 
-    Messages and help are written for Python callers, who set fields. What is no field of this config stays as it is.
-    """
-    options = option_names(config)
-
-    def typed(found: re.Match[str]) -> str:
-        name, value = found[1], found[2]
-        if name not in options:
-            return found[0]
-        return options[name] if value in (None, "True") else f"{options[name]} {value}"
-
-    return FIELD.sub(typed, text)
+    shell = arguments[0].partition("=")[2] or next(iter(arguments[1:]), "")
+    if shell not in SHELLS:
+        _fail(f"--completion is for one of {', '.join(SHELLS)}, got {shell!r}")
+    verbs = {verb: options_of(entry.config_class()) for verb, entry in VERBS.items()}
+    takes_config = frozenset(verb for verb, entry in VERBS.items() if entry.trains)
+    return script(shell, verbs, {verb: entry.summary for verb, entry in VERBS.items()}, takes_config)
 
 
-def _help_registry(config: type[Any]) -> Any:
-    """tyro's rules for dataclasses, whose help then names options where docstrings name fields."""
-    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+def _with_config_file(verb: str, arguments: list[str]) -> list[str]:
+    """The arguments, those that the file of `--config` stands for in front; without one they stay as they are."""
+    places = [place for place, argument in enumerate(arguments) if argument.split("=", 1)[0] == CONFIG]
+    if not places or not VERBS[verb].trains:
+        return arguments  # of a verb without it the parser says so
+    from beitkit.command.config_file import arguments_of
 
-    registry = ConstructorRegistry()
-    is_inner = False
-
-    def translated(field: StructFieldSpec) -> StructFieldSpec:
-        text = field.helptext() if callable(field.helptext) else field.helptext
-        return replace(field, helptext=text and with_options(text, config))
-
-    @registry.struct_rule
-    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        nonlocal is_inner
-        if is_inner:
-            return None  # asked by the line below: tyro's own rule is wanted
-        is_inner = True
-        spec = ConstructorRegistry.get_struct_spec(info)
-        is_inner = False
-        return replace(spec, fields=tuple(map(translated, spec.fields))) if isinstance(spec, StructConstructorSpec) else None
-
-    return registry
+    place = places[0]
+    _, is_joined, file = arguments[place].partition("=")
+    rest = arguments[:place] + arguments[place + (1 if is_joined else 2) :]
+    file = file or next(iter(arguments[place + 1 : place + 2]), "")
+    if len(places) > 1 or not file or file.startswith("--"):
+        raise UserError(f"{CONFIG} needs one file, such as runs/pre/config.json")
+    given = {argument.split("=", 1)[0] for argument in rest if argument.startswith("--")}
+    inputs = next((number for number, argument in enumerate(rest) if argument.startswith("--")), len(rest))
+    return [*arguments_of(Path(file), verb, VERBS[verb].config_class(), given, inputs), *rest]
 
 
 def _from_recipe(verb: str, arguments: list[str]):
@@ -187,59 +170,6 @@ def _from_recipe(verb: str, arguments: list[str]):
     return config
 
 
-@contextlib.contextmanager
-def _narrow() -> Iterator[None]:
-    """Where the terminal is no wider than one column of help: what people change comes first, then the rest."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, WIDEST_HELP))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _one_line(words: str) -> str:
-    """The point of tyro's complaint, given as running text."""
-    words = re.split(r"For full helptext|Argument helptext", words)[0].strip()
-    titles = "Unrecognized options|Required options|Value error|Invalid choice|Missing argument|Parsing error"
-    words = re.sub(rf"^({titles}) (?=\S)", "", words)
-    if unknown := re.match(r"Unrecognized options: ([^,\s]+)", words):
-        if not unknown[1].startswith("-"):
-            return f"unexpected argument {unknown[1]!r}"
-        meant = re.search(r"Perhaps you meant: (--[\w.-]+)", words)
-        return f"there is no option {unknown[1]}" + (f", did you mean {meant[1]}?" if meant else "")
-    if missing := re.match(r"Missing from [^:]+: (.*)\(required\)", words):
-        names = [entry.split()[0] for entry in missing[1].split("(required)")]
-        what = "option" if all(name[0] == "-" for name in names) else "argument"
-        listed = ", ".join(name if name[0] == "-" else f"{name} (before the options)" for name in names)
-        return f"missing required {what}{'s' if len(names) > 1 else ''} {listed}"
-    if short := re.match(r"Missing value for argument '(.*?)'. Expected (\d+) values", words):
-        return f"{short[1]} needs {'a value' if short[2] == '1' else f'{short[2]} values'}"
-    if wrong := re.match(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*)\)", words):
-        return _wrong_choice(wrong[2], wrong[1], re.findall(r"'(.*?)'", wrong[3]))
-    if wrong := re.match(r"Error parsing (--[\w.-]+): no type matching (.*?) could be instantiated from \[(.*?)\]", words):
-        given = " ".join(re.findall(r"'(.*?)'", wrong[3]))
-        if "{INT INT}" in wrong[2]:
-            return f"{wrong[1]} expects a whole number, or two (the height, then the width), got {given!r}"
-        kinds = [str(kind) for kind in re.findall(r"[A-Za-z]\w*", wrong[2]) if kind != "None"]
-        return f"{wrong[1]} expects {' or '.join(dict.fromkeys(KINDS.get(kind, kind) for kind in kinds))}, got {given!r}"
-    if wrong := re.match(
-        r"Error parsing (--[\w.-]+): (?:invalid literal for (int)|could not convert string to float).*?'(.*)'", words
-    ):
-        return f"{wrong[1]} expects {KINDS['INT' if wrong[2] else 'FLOAT']}, got {wrong[3]!r}"
-    return re.sub(r"^Error parsing \w+: ", "", words).rstrip(".")
-
-
-def _wrong_choice(option: str, given: str, choices: list[str]) -> str:
-    """What an option expects instead; tyro names the choices in no order."""
-    close = difflib.get_close_matches(given, choices, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{option} expects one of {', '.join(sorted(set(choices) - {'None'}))}, got {given!r}{meant}"
-
-
 def _kept(verb: str) -> str:
     """What is left of a command that Ctrl-C ended where it had nothing to save."""
     if VERBS[verb].trains:
@@ -249,6 +179,16 @@ def _kept(verb: str) -> str:
     return "nothing more was written, the same command does it again"
 
 
-def _fail(message: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
-    print(f"beitkit{f' (process {process})' if process else ''}: {one_line(message)}", file=sys.stderr)
+def _lines(error: Exception, verb: str) -> list[str]:
+    """What an error says, with options where it names fields."""
+    from beitkit.command.options import with_options
+    from beitkit.command.parse import Mistakes
+
+    lines = error.lines if isinstance(error, Mistakes) else [str(error)]
+    return [with_options(line, VERBS[verb].config_class()) for line in lines]
+
+
+def _fail(*lines: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
+    for line in lines:
+        print(f"beitkit{f' (process {process})' if process else ''}: {one_line(line)}", file=sys.stderr)
     sys.exit(code)

@@ -20,8 +20,16 @@ class NumericalError(RuntimeError):
     """Training produced a loss or gradient that is not finite several steps in a row."""
 
 
+class NotSaved(RuntimeError):  # noqa: N818 - what happened
+    """A run is done, but something that it should have saved is not there."""
+
+
 class ProcessLost(RuntimeError):  # noqa: N818 - what happened, not what is wrong here
     """Another process of a run ended, so this one cannot go on; the other one says why."""
+
+
+CONTINUES = "the same command continues"
+"""The end of a message after which the command line writes the command."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it, and the work is saved
@@ -32,7 +40,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
         step: int,
         steps: int,
         signal_number: int,
-        what_now: str = "everything is saved, the same command continues",
+        what_now: str = f"everything is saved, {CONTINUES}",
         unit: str = "step",
     ) -> None:
         super().__init__(f"stopped after {unit} {step} of {steps}; {what_now}")

@@ -1,13 +1,19 @@
-"""Atomic file writes, usable cores, memory statistics and heap settings."""
+"""Atomic file writes, waiting, usable cores, memory statistics and heap settings."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,24 +21,109 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
-def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    """Write to a temporary file, fsync it, then rename it to `path`; creates the folder."""
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object], size: int = 0) -> None:
+    """Write to a temporary file, fsync it, rename it to `path` and fsync the folder, which is created if need be.
+
+    `size` is how many bytes a writer will write, for the message if they do not fit.
+
+    Raises:
+        OSError: with the file's name; where the disk is full, also how much was needed and how much is free.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    # Two processes that write the same file must not write into each other's half.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    written = 0
     try:
         with temporary.open("wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                content(file)
+            try:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    content(file)
+            finally:
+                written = file.tell()
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None  # torch.save hides a full disk behind an error of its own
+            error = error.__context__  # torch.save hides a full disk behind an error of its own
+        if isinstance(error, OSError):
+            raise _named(error, path, max(size, written, len(content) if isinstance(content, bytes) else 0)) from None
         raise
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file: all of it or, if there is no room, nothing.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise _named(error, path, len(content)) from None
+
+
+def drop_from_cache(path: Path) -> None:
+    """Let the next reader of a file see what the disk holds, where the system can."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk, or what the user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk of a file or folder that may not be there yet."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.exists())).free
+
+
+def _named(error: OSError, path: Path, size: int) -> OSError:
+    """An error in writing `path`, with its name and, where the disk is full, the numbers."""
+    reason = error.strerror or str(error)
+    if is_full(error):
+        reason += f" ({size / 1e6:.3g} MB are needed, {free_bytes(path) / 1e6:.3g} MB are free)"
+    return OSError(error.errno, reason, str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+_waiting_since: float | None = None
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """The main thread waits for images inside the block: a disk that is gone may keep it there for ever."""
+    global _waiting_since
+    before, _waiting_since = _waiting_since, time.monotonic()
+    try:
+        yield
+    finally:
+        _waiting_since = before
+
+
+def seconds_waited() -> float | None:
+    """For how long it has waited; None if it does not."""
+    return None if _waiting_since is None else time.monotonic() - _waiting_since
 
 
 def quoted(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,3 +60,25 @@ def printed_harmless() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+_listener: Callable[[str], None] | None = None
+
+
+@contextmanager
+def told_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """What is told inside the block goes to `listener`, the journal of a run for instance."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+def tell(sentence: str) -> None:
+    """Say what happened where nobody asked: to whom `told_to` says, else on stderr."""
+    if _listener is None:
+        print(one_line(sentence), file=sys.stderr)
+    else:
+        _listener(sentence)

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import beitkit
-from beitkit.cli import main, with_options
+from beitkit.cli import main
+from beitkit.command.options import with_options
 from beitkit.configs import train
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
@@ -46,9 +47,10 @@ def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main([verb, "--help"])
+        main([verb, "--help-all"])
     assert stopped.value.code == 0
-    assert "--out" in capsys.readouterr().out or verb in ("evaluate", "inspect", "show-load", "recipes", "plan")
+    without = ("evaluate", "inspect", "show-load", "recipes", "plan", "replay", "doctor")
+    assert "--out" in capsys.readouterr().out or verb in without
 
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +129,7 @@ def test_help_begins_with_what_people_change(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     with pytest.raises(SystemExit):
-        main(["finetune", "--help"])
+        main(["finetune", "--help-all"])
     printed = capsys.readouterr().out
     assert os.environ["COLUMNS"] == columns
     assert max(map(len, printed.splitlines())) <= 129
@@ -138,7 +140,7 @@ def test_help_begins_with_what_people_change(
 
 def test_help_names_options_where_docstrings_name_fields(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["pretrain", "--help"])
+        main(["pretrain", "--help-all"])
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Optimizer steps, instead of --epochs." in printed
     assert "at a batch of --optim.lr-batch images" in printed
@@ -150,7 +152,7 @@ def test_help_names_options_where_docstrings_name_fields(capsys: pytest.CaptureF
 @pytest.mark.parametrize("verb", ["predict", "embed"])
 def test_inputs_of_a_verb_have_no_empty_default(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([verb, "--help"])
+        main([verb, "--help-all"])
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "mixed. (one or more)" in printed
     assert "(default: )" not in printed
@@ -253,6 +255,7 @@ def test_python_reads_the_field_and_the_command_line_the_option(
             "raise `workers` or `read.max_broken` in `load_tokenizer`",
             "raise --workers or `read.max_broken` in `load_tokenizer`",
         ),
+        ("verdict", "give `floors=False`, or `probe`", "give --no-floors, or --no-probe"),
         ("show-load", "`num_classes` of `path`", "--num-classes of PATH"),
     ],
 )

@@ -9,6 +9,8 @@ from beitkit.configs.train import DeviceKind
 
 BASE_WIDTH = 768
 """Of the network that the paper's rates were found for."""
+EVALUATIONS = 20
+"""Of a run that may stop early."""
 Choice = TypeVar("Choice", int, float, str)
 
 
@@ -30,6 +32,11 @@ class Facts:
 def narrowness(width: int) -> float:
     """How much more learning rate a network narrower than the base size bears: the root of the ratio (decision 006)."""
     return max(1.0, (BASE_WIDTH / width) ** 0.5)
+
+
+def evaluate_every(steps: float) -> tuple[int, str]:
+    """Steps between the evaluations that patience counts, and why, where nobody said."""
+    return max(1, round(steps / EVALUATIONS)), f"a {EVALUATIONS}th of the run, for `patience` to count"
 
 
 class Choices:

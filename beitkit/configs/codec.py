@@ -26,15 +26,24 @@ NOT_PART_OF_A_RUN = (
     "speed.sharding",
     "loop.log_every",
     "loop.save_every",
+    "loop.max_setbacks",
+    "loop.check_contents",
     "read.max_broken",
     "read.cache",
+    "budget",
+    "log",
+    "read.timeout",
     "compare",
     "json",
+    "list",
+    "workers",
 )
 """Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 
 T = TypeVar("T")
 LATER = "later"
+MOST_SHOWN = 60
+"""Characters of a key that a message names."""
 MOST_NAMED = 20
 """Keys that a message names."""
 
@@ -48,7 +57,7 @@ def to_json(config: object) -> dict[str, Any]:
     """A config dataclass as nested dicts, lists, numbers and strings, one key per field."""
     assert dataclasses.is_dataclass(config)
     values = [(field, getattr(config, field.name)) for field in dataclasses.fields(config)]
-    return {field.name: _encode(value) for field, value in values if LATER not in field.metadata or value != field.default}
+    return {field.name: as_json(value) for field, value in values if LATER not in field.metadata or value != field.default}
 
 
 def from_json(cls: type[T], data: object, *, where: str = "") -> T:
@@ -60,11 +69,31 @@ def from_json(cls: type[T], data: object, *, where: str = "") -> T:
     return _decode_dataclass(cls, data, f"{where}: " if where else "", ())
 
 
-def _encode(value: object) -> Any:
+def changed_by_json(config: T, data: dict[str, Any], name: str) -> T:
+    """A config with the fields that `data`, nested like `to_json`'s result but with some fields only, gives.
+
+    Raises:
+        UserError: naming the key, for an unknown one or a value of another type.
+    """
+    types_of = get_type_hints(type(config), include_extras=True)
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in types_of:
+            raise UserError(f"unknown `{name}.{str(key)[:MOST_SHOWN]}`; `{name}` has {', '.join(types_of)}")
+        inner = getattr(config, key)
+        is_part = dataclasses.is_dataclass(inner) and isinstance(value, dict)
+        changes[key] = (
+            changed_by_json(inner, value, f"{name}.{key}") if is_part else _decode(types_of[key], value, "", (name, key))
+        )
+    return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+
+
+def as_json(value: object) -> Any:
+    """A value of a config as JSON has it: tuples are lists, paths text."""
     if dataclasses.is_dataclass(value):
         return to_json(value)
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     assert value is None or isinstance(value, str | bool | int | float), f"{type(value).__name__} has no JSON form"

@@ -179,6 +179,9 @@ class ReadConfig(ReadLimit):
     cache: NonNegativeFloat = later(512.0)
     """MiB that each process of a run may hold of decoded images: small ones (up to 128x128 pixels) are then decoded once, and the
     views of an evaluation are made once; 0 holds nothing. What comes out is the same."""
+    timeout: NonNegativeFloat = later(300.0)
+    """Seconds after which processes that read (`workers`) and bring no batch are taken to hang, and are started anew at the same
+    image; 0 waits for ever."""
 
 
 Separator = Literal["comma", "semicolon", "space", "bar", "single"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
@@ -214,12 +215,31 @@ class ClassifierConfig:
     multilabel: bool = False
     """Whether an image may show several classes at once: each logit is then a yes or no of its own (sigmoid)."""
     preprocessing: Preprocessing = INCEPTION
+    temperature: PositiveFloat = later(1.0)
+    """What logits are divided by to become probabilities (arXiv 1706.04599, section 4.2)."""
+    thresholds: Annotated[tuple[float, ...] | None, Bounds(ge=0, le=1)] = later(None)
+    """Multi-label: probability of each class from which it is predicted; None takes 0.5 for all."""
 
     def __post_init__(self) -> None:
         if self.backbone.final_norm != (self.pooling == "cls"):
             raise UserError(
                 "pooling over patches needs a backbone with `final_norm=False`, class-token pooling one with `final_norm=True`"
             )
+
+        if self.thresholds is not None and not (self.multilabel and len(self.thresholds) == len(self.classes)):
+            raise UserError(
+                f"`thresholds` are one for each of {len(self.classes)} classes of a network for several labels an image, "
+                f"got {len(self.thresholds)}{'' if self.multilabel else ' for one that gives one label'}"
+            )
+
+    @property
+    def decisions(self) -> tuple[float, ...]:
+        """Multi-label: `thresholds`, or 0.5 for all."""
+        return self.thresholds or (0.5,) * len(self.classes)
+
+    def uncalibrated(self) -> ClassifierConfig:
+        """The same without what was fitted on validation images, which holds for one head only."""
+        return replace(self, temperature=1.0, thresholds=None)
 
     @property
     def head_width(self) -> int:
@@ -267,6 +287,7 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if self.backbone.final_norm or self.backbone.mask_token:
             raise UserError("a segmenter needs a backbone with `final_norm=False` and `mask_token=False`")
+        self.inference.refuse_shift()
         if len(self.classes) > MAX_CLASSES:
             raise UserError(f"a segmenter has at most {MAX_CLASSES} classes, got {len(self.classes)}")
         if self.head == "linear" and self.channels is not None:

@@ -6,7 +6,7 @@ import colorsys
 from dataclasses import fields, replace
 from typing import Annotated, Literal
 
-from beitkit.configs.bounds import Bounds, NonNegativeFloat, PositiveInt, config
+from beitkit.configs.bounds import Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.errors import UserError
 
@@ -34,7 +34,7 @@ class SegmentationLossConfig:
 
 @config("inference")
 class InferenceConfig:
-    """How an image of any size is labeled by a network of one size."""
+    """How an image of any size is labeled by a network of one size; of classifiers: which views of it are averaged."""
 
     mode: Literal["slide", "whole"] = "slide"
     """slide: overlapping windows of the network's size over the image, its aspect kept; whole: the image squeezed into one
@@ -45,11 +45,14 @@ class InferenceConfig:
     stride: PositiveInt | None = None
     """Pixels from one window to the next; None takes two thirds of a window (official: 341 of 512, 426 of 640)."""
     scales: Annotated[tuple[float, ...], Bounds(gt=0, min_length=1)] = (1.0,)
-    """Multiples of the short side whose probabilities are averaged (official multi-scale: 0.5 0.75 1.0 1.25 1.5 1.75)."""
+    """Multiples of the short side whose probabilities are averaged (official multi-scale: 0.5 0.75 1.0 1.25 1.5 1.75). Of
+    classifiers: of the image, around its center, whose logits are averaged, as those of all views."""
     flip: bool = False
     """Whether the mirrored image is averaged in, too."""
     window_batch: PositiveInt = 4
     """Windows per forward pass."""
+    shift: NonNegativeInt = later(0)
+    """Of classifiers: pixels by which the image is moved up, down, left and right to be averaged in, too."""
 
     def __post_init__(self) -> None:
         for name, usual in (("short_side", None), ("stride", None), ("scales", (1.0,))):
@@ -63,6 +66,18 @@ class InferenceConfig:
         stride = "" if self.stride is None else f", stride {self.stride}"
         scales = "" if self.scales == (1.0,) else f", scales {' '.join(f'{scale:g}' for scale in self.scales)}"
         return f"{self.mode}{side}{stride}{scales}{', mirrored too' if self.flip else ''}"
+
+    @property
+    def view_words(self) -> str:
+        """The views of a classifier that are averaged, for people; empty for the image alone."""
+        scales = "" if self.scales == (1.0,) else f"scales {' '.join(f'{scale:g}' for scale in self.scales)}"
+        shift = f"shifted by {self.shift} pixel{'' if self.shift == 1 else 's'}" if self.shift else ""
+        return ", ".join(filter(None, (scales, "mirrored too" if self.flip else "", shift)))
+
+    def refuse_shift(self) -> None:
+        """Raise a `UserError` for views that segmenters do not have."""
+        if self.shift:
+            raise UserError("`inference.shift` is for classifiers, and this is segmentation, whose windows overlap; leave it out")
 
     def over(self, usual: InferenceConfig) -> InferenceConfig:
         """These settings where they are not the defaults, else the usual ones of a network."""

@@ -20,11 +20,13 @@ from beitkit.configs.bounds import (
     ShareBelowOne,
     config,
 )
+from beitkit.configs.codec import later
 from beitkit.errors import UserError
 
 Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Sharding = Literal["auto", "none", "full"]
+SinkName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 @config()
@@ -32,15 +34,13 @@ class TrainConfig:
     """What most people change: how long, how much at once, how fast."""
 
     epochs: PositiveFloat | None = None
-    """Passes over the images; None takes 20 for a tokenizer, 300 for pre-training (30 where that goes on from a network),
-    and chooses for fine-tuning."""
+    """Passes over the images; None takes what the verb says."""
     steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt | None = 64
-    """Images per forward pass; None, in fine-tuning, is chosen."""
+    """Images per forward pass."""
     lr: PositiveFloat | None = 1.5e-3
-    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None, in pre-training and fine-tuning, is
-    chosen."""
+    """Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours."""
     seed: Seed = 0
     """Fixes first weights, order, crops and masks."""
 
@@ -63,7 +63,7 @@ class OptimConfig:
     min_lr: NonNegativeFloat = 1e-5
     """Learning rate at the end, before scaling."""
     warmup_epochs: NonNegativeFloat | None = 10.0
-    """Linear warm-up from 0, in epochs; None, in pre-training and fine-tuning, is chosen."""
+    """Linear warm-up from 0, in epochs."""
     warmup_limit: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
     """Largest share of the run that a warm-up stated in epochs takes: 10 of 800 epochs is a warm-up, 10 of 20 is not."""
     warmup_steps: NonNegativeInt | None = None
@@ -75,8 +75,7 @@ class OptimConfig:
     eps: PositiveFloat = 1e-8
     """AdamW's guard against division by zero."""
     layer_decay: PositiveShare | None = None
-    """Each block below the top learns this much slower than the one above it; None is chosen for fine-tuning and
-    where pre-training goes on from a network, and 1 elsewhere."""
+    """Each block below the top learns this much slower than the one above it; None takes what the verb says."""
     clip: PositiveFloat | None = 3.0
     """Largest total gradient norm; None does not clip."""
 
@@ -93,16 +92,21 @@ class LoopConfig:
     accumulate: PositiveInt | None = None
     """Forward passes per optimizer step, of all processes together; None takes one of each process."""
     ema: ShareBelowOne | None = None
-    """Decay of a moving average of the weights, which is then the finished model; 0 keeps none, and so does None outside of
-    fine-tuning, where it is chosen."""
+    """Decay of a moving average of the weights, which is then the finished model; 0 keeps none."""
     log_every: NonNegativeInt = 20
     """Steps between log lines."""
     evaluate_every: NonNegativeInt = 0
-    """Steps between evaluations; 0 evaluates at the end only, or ten times where pre-training goes on from a network."""
+    """Steps between evaluations; 0 evaluates at the end only."""
     save_every: NonNegativeInt = 500
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3
-    """Stop after this many steps in a row whose loss or gradient is not finite; such steps are not applied."""
+    """Steps whose loss or gradient is not finite are not applied. After this many in a row a run goes back to the last checkpoint
+    before them, and on with the images after theirs."""
+    max_setbacks: NonNegativeInt = later(2)
+    """How often it goes back so before it stops."""
+    check_contents: Literal["sizes", "digests", "off"] = later("sizes")
+    """What is compared of the image files where a run is continued: their sizes and times, digests of all their bytes, or
+    nothing."""
 
     def shared_by(self, processes: int) -> LoopConfig:
         """The same with `accumulate` as a number that this many processes share evenly.

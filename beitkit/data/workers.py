@@ -1,28 +1,42 @@
 """Batches of samples, read in this process or by workers.
 
-A batch is addressed by the keys of its samples, so workers need no sampler, and their number does not change the result.
+A batch is addressed by the keys of its samples, so workers need no sampler, and their number does not change the result. Workers
+that die or hang are started anew with the batch that did not come; what is read is the same.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from beitkit.contracts import Batch
+from beitkit.data.patience import patience
 from beitkit.errors import UserError
-from beitkit.system import usable_cores
+from beitkit.system import usable_cores, waiting
+from beitkit.terminal import tell
 
 Key = tuple[int, int, int]
 """(epoch, index, repeat): all that a sample depends on, besides the seed; the repeat counts how often the epoch has shown it."""
 Read = Callable[[list[Key]], Batch]
 """From the keys of samples to a batch of them."""
+LOOK_AFTER = 1.0
+"""Seconds between looks at whether the workers live."""
+CLOSING = 5.0
+"""Seconds that workers have to end by themselves."""
+MOST_FAILURES, WITHIN = 3, 600.0
+"""Reading gives up at the third failure in ten minutes, or without a batch in between."""
 
 
 def default_workers(cores: int | None = None) -> int:
@@ -39,13 +53,17 @@ def read_batches(read: Read, keys: Iterable[list[Key]], workers: int) -> Generat
     """The batches of these keys, in order, read in this process or by workers; -1 workers are `default_workers()`.
 
     Raises:
-        UserError: what `read` raises, or a worker process that died.
+        UserError: what `read` raises, or workers that died or hung again and again.
     """
     fetch = _Fetch(read)
     workers = default_workers() if workers == -1 else workers
     source = (fetch[batch] for batch in keys) if workers == 0 else _by_workers(fetch, keys, workers)
     with contextlib.closing(source):
-        for item in source:
+        while True:
+            with waiting():
+                item = next(source, None)
+            if item is None:
+                return
             if isinstance(item, UserError):
                 raise item
             yield item
@@ -64,6 +82,149 @@ class _Fetch(Dataset[Batch | UserError]):
             return error  # a raised one would arrive with the worker's traceback inside its message
 
 
+class _Asked:
+    """The keys of the batches, in order; those whose batch has not come can be asked for again."""
+
+    def __init__(self, keys: Iterable[list[Key]]) -> None:
+        self._new = iter(keys)
+        self._again: deque[list[Key]] = deque()
+        self._out: deque[list[Key]] = deque()
+        self.came = 0
+        """How many batches have."""
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        return self
+
+    def __next__(self) -> list[Key]:
+        keys = self._again.popleft() if self._again else next(self._new)
+        self._out.append(keys)
+        return keys
+
+    def has_come(self) -> None:
+        """The first batch that was out is there."""
+        self._out.popleft()
+        self.came += 1
+
+    def ask_again(self) -> None:
+        """Ask for all that are out once more."""
+        self._again.extendleft(reversed(self._out))
+        self._out.clear()
+
+
+class _Failed(Exception):  # noqa: N818 - what happened
+    """The workers bring no batch."""
+
+
+def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
+    asked = _Asked(keys)
+    failures: list[tuple[float, int]] = []  # when, and how many batches had come
+    while True:
+        crew, failure = None, ""
+        try:
+            crew = _Crew(fetch, asked, workers)
+            while (item := crew.batch()) is not None:
+                asked.has_come()
+                yield item
+            return
+        except _Failed as failed:
+            failure = str(failed)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if crew is not None:
+                crew.kill()
+            raise
+        finally:
+            if crew is not None:
+                crew.close(at_once=bool(failure))
+        now = time.monotonic()
+        failures = [(when, came) for when, came in failures if now - when < WITHIN or came == asked.came] + [(now, asked.came)]
+        if len(failures) >= MOST_FAILURES:
+            raise UserError(
+                f"the processes that read images failed {len(failures)} times ({failure}). If they were killed, memory or shared "
+                f"memory may have run out: use fewer `workers` (now {workers}; 0 reads in the main process), or a smaller "
+                "`read.max_memory`. If they hang, see whether the disk answers, or raise `read.timeout`"
+            )
+        asked.ask_again()
+        tell(f"{failure}; the processes that read images are started anew with the same batch")
+
+
+class _Crew:
+    """Workers that read, behind a DataLoader."""
+
+    def __init__(self, fetch: _Fetch, asked: _Asked, workers: int) -> None:
+        before = set(multiprocessing.active_children())
+        failure = ""
+        try:
+            self._iterator: Iterator[Batch | UserError] | None = _started(fetch, asked, workers)
+        except OSError as error:
+            failure = f"no process can be started ({error.strerror or error})"
+        self._processes: list[BaseProcess] = [child for child in multiprocessing.active_children() if child not in before]
+        if failure:
+            self.kill()
+            raise _Failed(failure)
+
+    def batch(self) -> Batch | UserError | None:
+        """The next batch; None after the last one.
+
+        Raises:
+            _Failed: a worker died, or none has brought it for as long as `patience` says.
+        """
+        assert self._iterator is not None
+        failure, looks = "", 0
+        while not failure:
+            try:
+                return next(self._iterator, None)
+            except RuntimeError as error:
+                words = str(error)
+                if not words.startswith("DataLoader"):
+                    raise
+                if "timed out" not in words:
+                    failure = self._obituary() or " ".join(words.split())
+            except (OSError, EOFError) as error:  # the worker died while its batch was handed over
+                if str(error).startswith("Caught "):
+                    raise
+                failure = self._obituary() or f"a batch could not be handed over ({type(error).__name__})"
+            # Looks are counted, not time: a process that was stopped for an hour has not waited for an hour.
+            looks += 1
+            if not failure and 0 < patience() <= looks * LOOK_AFTER:
+                failure = f"no batch came for {patience():g} seconds"
+        raise _Failed(failure)  # outside of `except`: the traceback would keep the iterator
+
+    def kill(self) -> None:
+        """End the workers at once, whatever they wait for."""
+        self._send_kill()
+        for process in self._processes:
+            process.join(CLOSING)
+
+    def _send_kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the workers; those that take longer than `CLOSING` are killed."""
+        if at_once:
+            self.kill()
+        timer = threading.Timer(CLOSING, self._send_kill)
+        timer.daemon = True
+        timer.start()
+        self._iterator = None  # they end with the last reference
+        timer.cancel()
+
+    def _obituary(self) -> str:
+        """Which worker died, and how; empty if none did."""
+        ending = connection.wait([process.sentinel for process in self._processes], LOOK_AFTER)
+        for process in self._processes:
+            if process.sentinel in ending:
+                process.join()  # its files are closed before it has ended
+        dead = [process for process in self._processes if not process.is_alive()]
+        if not dead:
+            return ""
+        code = dead[0].exitcode or 0
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return f"process {dead[0].pid}, which reads images, {how}"
+
+
 def _as_it_is(item: Any) -> Any:
     return item
 
@@ -74,27 +235,7 @@ def _left_to_main(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _by_workers(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Generator[Batch | UserError, None, None]:
-    iterator = _started(fetch, keys, workers)
-    failure: str | None = None
-    try:
-        yield from iterator
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader"):
-            raise
-        failure = " ".join(str(error).split())
-    finally:
-        # The workers end with the last reference to the iterator. An exception's traceback is one too, so what the user
-        # is told is raised after it is gone.
-        del iterator
-    if failure is not None:
-        raise UserError(
-            f"a process that reads images stopped ({failure}); it may have run out of memory or of shared memory: "
-            f"use fewer `workers` (now {workers}; 0 reads in the main process)"
-        )
-
-
-def _started(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator[Batch | UserError]:
+def _started(fetch: _Fetch, keys: _Asked, workers: int) -> Iterator[Batch | UserError]:
     """A loader's iterator, its workers running."""
     is_main = threading.current_thread() is threading.main_thread()
     previous = signal.getsignal(signal.SIGCHLD) if is_main else None
@@ -109,6 +250,7 @@ def _started(fetch: _Fetch, keys: Iterable[list[Key]], workers: int) -> Iterator
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
+            timeout=LOOK_AFTER,
             worker_init_fn=_left_to_main,
             generator=torch.Generator(),  # its own: starting workers must not draw from the numbers that training uses
         )

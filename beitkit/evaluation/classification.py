@@ -1,9 +1,10 @@
-"""Accuracy and average precision of classifiers."""
+"""Metrics of classifiers that count images, and those that rank them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,25 +117,61 @@ def balanced_accuracy(classes: Sequence[tuple[int, float]]) -> float:
     return sum(shares) / len(shares)
 
 
-def average_precision(scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> float:
-    """Step-wise average precision as scikit-learn defines it: the sum of precision times the rise in recall, by falling score.
+class Decisions(NamedTuple):
+    """How the decisions on a class came out, of every class; 0 / 0 is NaN, as in scikit-learn with `zero_division=nan`."""
 
-    Images of equal score are taken together. NaN where there are no hits.
-    """
+    precision: Float[Tensor, " classes"]
+    """Share of the images named so that are of the class; NaN if no image is named so."""
+    recall: Float[Tensor, " classes"]
+    """Share of the images of the class that are named so; NaN without images."""
+    f1: Float[Tensor, " classes"]
+    """Harmonic mean of the two; NaN if the class is neither a label nor named."""
+
+    @classmethod
+    def of(cls, hits: Tensor, shown: Tensor, named: Tensor) -> Decisions:
+        """From numbers of images by class: rightly named, of the class, and named so."""
+        right = hits.double()
+        return cls(right / named, right / shown, 2 * right / (shown + named))
+
+
+class Ranking(NamedTuple):
+    """How well a score puts the images of a class before all others."""
+
+    auroc: float
+    """Area under the ROC curve: of an image of the class and one of another, how often the first scores higher (of equal scores,
+    half); NaN unless there are images of both kinds."""
+    average_precision: float
+    """Sum of precision times the rise in recall, by falling score, step by step as scikit-learn does; NaN where there are no
+    images of the class."""
+
+    @classmethod
+    def of(cls, scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]) -> Ranking:
+        """Of the images `hits` by `scores`, which must be finite; images of equal score are taken together."""
+        _, found, taken = distinct_scores(scores, hits)
+        rise, wrong = (steps.diff(prepend=steps.new_zeros(1)) for steps in (found, taken - found))
+        area = (wrong * (found - rise / 2)).sum() / (found[-1] * (taken - found)[-1])  # 0 / 0 is NaN
+        return cls(area.item(), (found / taken * rise / found[-1]).sum().item())
+
+
+def distinct_scores(
+    scores: Float[Tensor, " n"], hits: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """The different scores, largest first, and how many hits, and images at all, have at least each of them (float64)."""
     ordered, order = scores.sort(descending=True)
-    found = hits[order].double().cumsum(0)
     is_last = torch.cat((ordered[1:] != ordered[:-1], ordered.new_ones(1, dtype=torch.bool)))  # of its equal scores
-    found = found[is_last]
-    precision = found / (is_last.nonzero().squeeze(1) + 1)
-    rise = found.diff(prepend=found.new_zeros(1)) / found[-1]  # 0 / 0 is NaN
-    return (precision * rise).sum().item()
+    return ordered[is_last], hits[order].double().cumsum(0)[is_last], is_last.nonzero().squeeze(1).double() + 1
 
 
-def class_precisions(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[float]:
-    """`average_precision` of every class; NaN for a class without images."""
-    return [average_precision(scores, hits) for scores, hits in zip(logits.T, targets.T, strict=True)]
+def rankings(scores: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> list[Ranking]:
+    """`Ranking` of every class, against all others."""
+    return [Ranking.of(*column) for column in zip(scores.T, targets.T, strict=True)]
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
+    return torch.tensor(values, dtype=torch.float64).nanmean().item()
 
 
 def mean_average_precision(logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"]) -> float:
-    """Mean of `average_precision` over the classes that have images."""
-    return torch.tensor(class_precisions(logits, targets), dtype=torch.float64).nanmean().item()
+    """Mean of the average precisions over the classes that have images."""
+    return nan_mean([one.average_precision for one in rankings(logits, targets)])

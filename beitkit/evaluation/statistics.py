@@ -11,6 +11,8 @@ from beitkit.report.table import percent
 
 CONFIDENCE = 0.95
 """Confidence level of the intervals."""
+NORMAL_QUANTILE = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""Standard deviations on either side of the mean that hold this share of a normal distribution."""
 LUCK = 0.05
 """A difference with a p-value of at least this is not significant."""
 
@@ -60,7 +62,7 @@ def wilson(right: int, total: int) -> Interval:
     """
     assert 0 <= right <= total, f"{right} of {total} is no share"
     assert total, "an interval needs at least one image"
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    z = NORMAL_QUANTILE
     share = right / total
     center = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from beitkit.configs.parts import Pool
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import Network
+from beitkit.nn.averaged import averaged_logits, check_views
 from beitkit.nn.backbone import Features
 from beitkit.nn.models import Classifier
 
@@ -39,15 +41,19 @@ class Computation(Protocol):
 class Probabilities:
     """The probability of every class."""
 
+    inference: InferenceConfig = InferenceConfig()
+    """Views whose logits are averaged."""
+
     def __call__(self, model: Network, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Probabilities in the order of the network's classes."""
         assert isinstance(model, Classifier)
-        return model.probabilities(model(images))
+        return model.probabilities(averaged_logits(model, images, self.inference))
 
     def shape(self, model: Network) -> tuple[int, ...]:
         """(classes,)."""
         if not isinstance(model, Classifier):
             raise UserError(f"a {type(model).__name__} names no classes; fine-tune it to get a classifier, or take its features")
+        check_views(self.inference, model.config.backbone.image_size)
         return (len(model.config.classes),)
 
 

@@ -16,9 +16,6 @@ from beitkit.data.sources.parquet import pyarrow
 from beitkit.errors import UserError
 from beitkit.inference.part import OutputFile, ParquetFile, Rows, TextFile, csv_bytes, text_of
 
-SURE = 0.5
-"""Multi-label: classes with at least this probability are predicted."""
-
 
 class PredictionRow(NamedTuple):
     """Prediction for one image."""
@@ -35,21 +32,24 @@ class Naming:
     """How probabilities become predicted classes."""
 
     classes: tuple[str, ...]
-    multilabel: bool
+    thresholds: tuple[float, ...] | None
+    """Several labels an image: probability from which each class is predicted; None for one label."""
     top: int
     """How many classes a row has."""
 
     @classmethod
     def of(cls, config: ClassifierConfig, top: int) -> Naming:
         """The naming rule of a classifier."""
-        return cls(classes=config.classes, multilabel=config.multilabel, top=min(top, len(config.classes)))
+        thresholds = config.decisions if config.multilabel else None
+        return cls(classes=config.classes, thresholds=thresholds, top=min(top, len(config.classes)))
 
     def predicted(self, probabilities: NDArray[np.float32]) -> str:
         """The predicted class, or classes between `|`; empty for NaN, and where no class of several is probable."""
         if np.isnan(probabilities).any():
             return ""
         best = np.argsort(-probabilities, kind="stable")
-        chosen = best[probabilities[best] >= SURE] if self.multilabel else best[:1]
+        # As float64: a threshold between two probabilities must not be rounded to one of them.
+        chosen = best[:1] if self.thresholds is None else best[(probabilities >= np.array(self.thresholds, np.float64))[best]]
         return SEPARATOR.join(self.classes[index] for index in chosen)
 
     def rows(self, part: Rows, top: int) -> list[PredictionRow]:

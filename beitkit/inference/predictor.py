@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from beitkit.configs.data import Fit, ReadLimit
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import ImageInput
 from beitkit.data.decoding.decode import BrokenImage
@@ -109,12 +110,20 @@ def _loaded(path: Path, machine: MachineConfig, fit: Fit | None, modified: int) 
 class Predictor:
     """A classifier for batches of paths or arrays."""
 
-    def __init__(self, model: str | Path, *, fit: Fit | None = None, machine: MachineConfig = MachineConfig()) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        fit: Fit | None = None,
+        inference: InferenceConfig = InferenceConfig(),
+        machine: MachineConfig = MachineConfig(),
+    ) -> None:
         """A predictor with the checkpoint `model`, read at the first batch; `machine` chooses device, precision and threads.
 
-        `fit` says how images come to the network's shape, if not as is stored with it.
+        `fit` says how images come to the network's shape, if not as is stored with it; `inference` over which views of an
+        image logits are averaged (scales, flip, shift).
         """
-        self._batches = BatchComputation(model=Path(model), compute=Probabilities(), machine=machine, fit=fit)
+        self._batches = BatchComputation(model=Path(model), compute=Probabilities(inference), machine=machine, fit=fit)
 
     def __call__(self, batch: Mapping[str, Column]) -> dict[str, NDArray[np.generic]]:
         """The batch with its predictions.

@@ -131,7 +131,10 @@ def target_config(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
             return replace(found, backbone=backbone)
         if isinstance(found, SegmenterConfig):
             return replace(found, backbone=backbone, classes=classes, palette=found.palette if classes == found.classes else None)
-        return replace(found, backbone=backbone, classes=classes)
+        made = replace(found.uncalibrated(), backbone=backbone, classes=classes)
+        if _has_new_classes(found, made):
+            return made
+        return replace(made, temperature=found.temperature, thresholds=found.thresholds)
     assert target.task in ("classify", "segment")
     if classes is None:
         raise UserError(f"task={target.task!r} needs num_classes= or classes=, because the file is for {TASKS[before]}")
@@ -151,7 +154,8 @@ def _pooled(found: AnyNetworkConfig, target: Target) -> AnyNetworkConfig:
 
 
 def _with_pooling(config: ClassifierConfig, target: Target) -> ClassifierConfig:
-    return replace(config, pooling=target.pooling or config.pooling, pool_cells=target.pool_cells or config.pool_cells)
+    made = replace(config, pooling=target.pooling or config.pooling, pool_cells=target.pool_cells or config.pool_cells)
+    return made.uncalibrated() if _has_new_pooling(config, made) else made
 
 
 def _masked(found: AnyNetworkConfig, backbone: BackboneConfig, vocabulary: Predicted | None) -> MaskedImageModelConfig:

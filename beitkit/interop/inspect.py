@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from beitkit.configs.data import Preprocessing
-from beitkit.configs.model import by
+from beitkit.configs.model import ClassifierConfig, by
 from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.contracts import TensorRecord
 from beitkit.errors import UserError
@@ -71,6 +71,10 @@ class CheckpointSummary:
         classes: tuple[str, ...] | None = getattr(self.config, "classes", None)
         if classes:
             shown.append(("classes", f"{len(classes)}: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"))
+        if isinstance(self.config, ClassifierConfig) and self.config != self.config.uncalibrated():
+            decisions = self.config.thresholds
+            decided = "" if decisions is None else f", thresholds {min(decisions):.3g} to {max(decisions):.3g}"
+            shown.append(("calibrated", f"temperature {self.config.temperature:.4g}{decided}"))
         return [*shown, *(("note", note) for note in self.notes)]
 
 

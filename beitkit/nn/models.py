@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import ImageInput, LoadReport, Reader
 from beitkit.errors import UserError
+from beitkit.nn.averaged import averaged_logits, check_views
 from beitkit.nn.backbone import INIT_STD, Backbone, Features, truncated_normal_
 from beitkit.nn.cls_branch import ClsBranch
 from beitkit.nn.patches import Positions, take_patches
-from beitkit.nn.prediction import Prediction, check_outputs
+from beitkit.nn.prediction import Prediction, check_outputs, class_probabilities
 
 BACKBONE_PREFIX = "backbone."
 
@@ -128,18 +130,24 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
     def probabilities(self, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Softmax of the logits in float32; sigmoid if multi-label."""
-        return logits.float().sigmoid() if self.config.multilabel else logits.float().softmax(dim=1)
+        """Softmax of the logits over the network's temperature, in float32; sigmoid if multi-label."""
+        return class_probabilities(logits, self.config)
 
     @overload
-    def predict(self, images: ImageInput, *, top: int = 5) -> Prediction: ...
+    def predict(self, images: ImageInput, *, top: int = 5, inference: InferenceConfig = ...) -> Prediction: ...
 
     @overload
-    def predict(self, images: list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5) -> list[Prediction]: ...
+    def predict(
+        self, images: list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5, inference: InferenceConfig = ...
+    ) -> list[Prediction]: ...
 
     @torch.no_grad()
     def predict(
-        self, images: ImageInput | list[ImageInput] | tuple[ImageInput, ...], *, top: int = 5
+        self,
+        images: ImageInput | list[ImageInput] | tuple[ImageInput, ...],
+        *,
+        top: int = 5,
+        inference: InferenceConfig = InferenceConfig(),
     ) -> Prediction | list[Prediction]:
         """Predict the classes of one image or of a batch.
 
@@ -147,9 +155,11 @@ class Classifier(nn.Module):
             images: a path, a Pillow image, or an array or tensor, uint8 or float in [0, 1], of shape (h, w), (h, w, c) or
                 (c, h, w); or a list of these, which is one batch.
             top: how many classes `best` has.
+            inference: scales, flip and shift of the views whose logits are averaged.
 
         Raises:
-            UserError: an image that cannot be read, a network without a reader, or one that is in training mode.
+            UserError: an image that cannot be read, a network without a reader, one that is in training mode, or views that it
+                does not have.
         """
         if self.reader is None:
             raise UserError("this network has no reader of images; load it with beitkit.load, or set its reader")
@@ -158,11 +168,12 @@ class Classifier(nn.Module):
         if top < 1:
             raise UserError(f"top must be at least 1, got {top}")
         is_one = isinstance(images, str | bytes | os.PathLike | Image.Image | ndarray | Tensor)
+        check_views(inference, self.config.backbone.image_size)
         several: Sequence[ImageInput] = [images] if is_one else images
         if not several:
             return []
         batch = self.reader(several).to(self.head.weight.device)
-        probabilities = self.probabilities(self(batch)).cpu()
+        probabilities = self.probabilities(averaged_logits(self, batch, inference)).cpu()
         check_outputs(probabilities)
         predictions = [Prediction.of(self.config.classes, row, top) for row in probabilities]
         return predictions[0] if is_one else predictions

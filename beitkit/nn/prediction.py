@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from beitkit.configs.model import ClassifierConfig
 from beitkit.errors import UserError
 
 
@@ -19,6 +20,12 @@ def check_outputs(outputs: Float[Tensor, "b ..."], name: str = "the network") ->
             f"the outputs of {name} are not finite (NaN or infinite) for {bad} of {len(outputs)} images; its weights are bad, "
             "or too large for the precision: try `precision='float32'`"
         )
+
+
+def class_probabilities(logits: Float[Tensor, "b classes"], config: ClassifierConfig) -> Float[Tensor, "b classes"]:
+    """Softmax in float32 of the logits over the temperature; sigmoid if multi-label."""
+    scaled = logits.float() / config.temperature
+    return scaled.sigmoid() if config.multilabel else scaled.softmax(dim=1)
 
 
 class Guess(NamedTuple):

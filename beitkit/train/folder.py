@@ -21,15 +21,21 @@ import torch
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import UserError, few, writing_to
 from beitkit.files import MOST_OWN, read_json, read_text, why
-from beitkit.system import write_atomically
+from beitkit.system import append, write_atomically
+from beitkit.terminal import tell
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
 LOCK = ".lock"
+CONTENTS = "contents.npy"
+"""What the image files held when the run began (`runs.training.contents`)."""
+DONE = "done.json"
+"""Written last: only a folder that has it, and the model, is finished."""
 LEFT_OVER = (
     LOCK,
+    CONTENTS,
     *("config.json", "environment.json", "inputs.json", "start.json", "speed.json"),
     *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
@@ -78,8 +84,10 @@ class RunFolder:
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(path)
+            for left in path.glob("*.tmp"):  # by a run that was killed while it wrote
+                left.unlink()
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", "start.json", "speed.json", self.broken_list.name):
+                for name in ("inputs.json", "start.json", "speed.json", CONTENTS, self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()
@@ -111,8 +119,19 @@ class RunFolder:
                 )
 
     def is_finished(self) -> bool:
-        """Whether the finished model has been written."""
-        return (self.path / "model.json").exists()
+        """Whether the run ended with its model.
+
+        A `model.json` alone says nothing: it may have been copied here. Runs that began before there was `done.json` have none.
+        """
+        if not all((self.path / name).is_file() for name in ("model.json", "model.safetensors")):
+            return False
+        path = self.path / "environment.json"
+        marks_end = path.exists() and _read(path).get("marks_end", False)
+        return not marks_end or (self.path / DONE).exists()
+
+    def mark_done(self) -> None:
+        """The model is written, and with it the run is finished."""
+        self.write_json(DONE, {"beitkit": __version__})
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file of the folder atomically."""
@@ -124,8 +143,10 @@ class RunFolder:
         if line in self._broken_lines():
             return
         say_skipped(file, reason)
-        with self.broken_list.open("a", encoding="utf-8") as listing:
-            listing.write(line)
+        try:
+            append(self.broken_list, line.encode())
+        except OSError as error:
+            tell(f"{self.broken_list} cannot be written ({why(error)})")
 
     def broken_facts(self) -> list[tuple[str, str]]:
         """For the header of a report: number of unreadable files, if any."""
@@ -142,7 +163,7 @@ class RunFolder:
         path = self.path / "environment.json"
         first = _read(path) if path.exists() else None
         if first is None:
-            self.write_json(path.name, environment())
+            self.write_json(path.name, environment() | {"marks_end": True})
         else:
             self.write_json(path.name, first | {"continued": [*first.get("continued", []), environment()]})
 

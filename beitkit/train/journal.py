@@ -13,9 +13,10 @@ from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from beitkit.files import MOST_OWN, parse_json, read_regular
-from beitkit.system import write_atomically
+from beitkit.files import MOST_OWN, parse_json, read_regular, why
+from beitkit.system import append, write_atomically
 from beitkit.terminal import bare, harmless, one_line
+from beitkit.train.sinks import Tracker
 
 SECONDS_PER_LINE = 0.5
 """Minimum interval between updates of the progress line on a terminal."""
@@ -32,20 +33,28 @@ class Journal:
     Only rank 0 logs; calls on other ranks do nothing.
     """
 
-    def __init__(self, path: Path, *, stream: TextIOBase | None = None, is_main: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, stream: TextIOBase | None = None, is_main: bool = True, tracker: Tracker | None = None
+    ) -> None:
+        """`tracker`: gets the numbers of all events as well."""
         self.is_main = is_main
+        self.tracker = tracker if is_main else None
         if is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._is_quiet = not is_main
         self.stream: TextIO | TextIOBase = bare(sys.stderr if stream is None else stream)
         self.is_terminal = self.stream.isatty()
+        self._unwritten = b""
+        self._is_failing = False
         self._line_open = False
         self._last_drawn = 0.0
         self._last_said = -math.inf
 
     def rewind(self, step: int) -> None:
         """Remove events after `step`: a run that resumes from a checkpoint writes them again."""
+        if self.tracker is not None:
+            self.tracker.begin_after(step)
         if not self.is_main or not self.path.exists():
             return
         kept = []
@@ -68,8 +77,22 @@ class Journal:
         if not self.is_main:
             return
         clean = {key: (None if isinstance(value, float) and not math.isfinite(value) else value) for key, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **clean}) + "\n")
+        self._unwritten += (json.dumps({"kind": kind, "step": step, **clean}) + "\n").encode()
+        try:
+            append(self.path, self._unwritten)
+        except OSError as error:
+            if not self._is_failing:
+                self._is_failing = True
+                self.say(f"{self.path} cannot be written ({why(error)}); its lines are kept and written when that is possible")
+        else:
+            self._unwritten, self._is_failing = b"", False
+        if self.tracker is not None and kind != "note" and (warning := self.tracker.send(values, step)) is not None:
+            self.say(warning)
+
+    def close(self) -> None:
+        """The run is finished: so it is for its tracker."""
+        if self.tracker is not None and (warning := self.tracker.close()) is not None:
+            self.say(warning)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""

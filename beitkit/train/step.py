@@ -180,6 +180,13 @@ class Trainer:
         return result
 
     @torch.no_grad()
+    def abandon(self) -> None:
+        """Leave everything as before a step whose `forward_backward` has failed."""
+        for before, tensor in zip(self._before, self._changed_by_forward, strict=True):
+            tensor.copy_(before)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
     def _undo_forward_unless(self, is_finite: Tensor) -> None:
         """Put back what the forward passes changed if the step is skipped; decided on the device."""
         for before, tensor in zip(self._before, self._changed_by_forward, strict=True):

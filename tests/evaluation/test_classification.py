@@ -11,10 +11,10 @@ from beitkit.contracts import Batch, Share
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
     ClassifierQuality,
-    class_precisions,
     confusion,
     mean_average_precision,
     per_class,
+    rankings,
     top_k,
 )
 
@@ -71,6 +71,10 @@ def test_confusion_and_per_class_by_hand() -> None:
     assert math.isnan(counts[3][1])
 
 
+def precisions(scores: torch.Tensor, targets: torch.Tensor) -> list[float]:
+    return [one.average_precision for one in rankings(scores, targets)]
+
+
 def brute_force_average_precision(scores: list[float], hits: list[bool]) -> float:
     """Sum over thresholds of (gain in recall) * precision."""
     total, recall_before = 0.0, 0.0
@@ -84,19 +88,19 @@ def brute_force_average_precision(scores: list[float], hits: list[bool]) -> floa
 
 def test_average_precision_by_hand_and_by_brute_force() -> None:
     logits = torch.tensor([[3.0], [2.0], [1.0], [0.0]])
-    assert class_precisions(logits, torch.tensor([[True], [False], [True], [False]])) == pytest.approx([(1 + 2 / 3) / 2])
+    assert precisions(logits, torch.tensor([[True], [False], [True], [False]])) == pytest.approx([(1 + 2 / 3) / 2])
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 6, (30, 4), generator=generator).float()  # with many ties
     targets = torch.rand(30, 4, generator=generator) < 0.3
     expected = [brute_force_average_precision(scores[:, c].tolist(), targets[:, c].tolist()) for c in range(4)]
-    assert class_precisions(scores, targets) == pytest.approx(expected)
+    assert precisions(scores, targets) == pytest.approx(expected)
     order = torch.randperm(30, generator=generator)
-    assert class_precisions(scores[order], targets[order]) == pytest.approx(expected)
+    assert precisions(scores[order], targets[order]) == pytest.approx(expected)
 
 
 def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
     targets = torch.tensor([[True, False, False], [False, False, True], [True, False, True], [True, False, False]])
-    first, second, third = class_precisions(LOGITS, targets)
+    first, second, third = precisions(LOGITS, targets)
     assert math.isnan(second)
     assert mean_average_precision(LOGITS, targets) == pytest.approx((first + third) / 2)
 

@@ -36,7 +36,7 @@ def test_a_single_result_answers_directly_and_several_say_whom_to_ask() -> None:
     one = Evaluation("here", 10, 0, (result("a", 7),), (), ())
     assert one.top1 == pytest.approx(0.7)
     assert one.top5 is None
-    assert one.classes["a"] == (10, pytest.approx(0.7))
+    assert one.classes["a"][:2] == (10, pytest.approx(0.7))
     two = one._replace(models=(result("a", 7), result("b", 6)))
     with pytest.raises(UserError, match=r"2 models were evaluated; ask models\[0\].scores"):
         _ = two.top1

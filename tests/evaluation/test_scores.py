@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitkit.evaluation.classification import average_precision
+from beitkit.errors import UserError
+from beitkit.evaluation.classification import Ranking
 from beitkit.evaluation.scores import largest_confusions, multilabel_scores, single_label_scores
 from beitkit.evaluation.statistics import wilson
 
@@ -37,7 +38,7 @@ def test_single_label_scores_against_loops() -> None:
     assert scores.balanced == pytest.approx(sum(shares) / 6)  # the seventh class has no images
     assert scores.loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert math.isnan(scores.classes["g"][1])
-    assert scores.classes["b"] == (sum(matrix[1]), pytest.approx(shares[1]))
+    assert scores.classes["b"][:2] == (sum(matrix[1]), pytest.approx(shares[1]))
 
 
 def test_largest_confusions_are_sorted_and_leave_the_diagonal_out() -> None:
@@ -63,15 +64,19 @@ def test_average_precision_against_its_definition_with_ties(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(8, (30,), generator=generator).float()
     hits = torch.rand(30, generator=generator) < 0.3
-    assert average_precision(scores, hits) == pytest.approx(step_wise(scores.tolist(), hits.tolist()))
+    assert Ranking.of(scores, hits).average_precision == pytest.approx(step_wise(scores.tolist(), hits.tolist()))
 
 
 def test_average_precision_by_hand() -> None:
     # scikit-learn's own example
-    assert average_precision(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True])) == pytest.approx(
-        0.5 * 1 + 0.5 * 2 / 3
-    )
-    assert math.isnan(average_precision(torch.rand(3), torch.zeros(3, dtype=torch.bool)))
+    found = Ranking.of(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
+    assert found == pytest.approx((0.75, 0.5 * 1 + 0.5 * 2 / 3))
+
+
+def test_without_images_of_both_kinds_there_is_no_area_and_without_hits_no_precision() -> None:
+    none, every = Ranking.of(torch.rand(3), torch.zeros(3).bool()), Ranking.of(torch.rand(3), torch.ones(3).bool())
+    assert [math.isnan(value) for value in (*none, every.auroc)] == [True, True, True]
+    assert every.average_precision == 1
 
 
 def test_multilabel_scores_against_loops() -> None:
@@ -97,3 +102,84 @@ def test_multilabel_scores_against_loops() -> None:
     assert scores.loss == pytest.approx(F.binary_cross_entropy_with_logits(logits, targets.float()).item())
     assert scores.classes["d"].images == 0
     assert math.isnan(scores.classes["d"].f1)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_single_label_scores_are_scikit_learn_s(rounded: bool) -> None:
+    """With many equal probabilities as well; the last class has no images, and another is never named."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    logits, labels = random_case(6, 4)
+    logits[range(60), labels] += 1.0
+    logits[:, 2] -= 9.0
+    logits = logits.round() if rounded else logits
+    scores = single_label_scores(logits, labels, NAMES[:6])
+    probabilities, named = logits.double().softmax(1).numpy(), logits.argmax(1).numpy()
+    table = metrics.precision_recall_fscore_support(labels, named, labels=range(6), zero_division=math.nan)
+    found = [(one.precision, one.top1, one.f1, one.images) for one in scores.classes.values()]
+    assert list(map(tuple, zip(*table, strict=True))) == [pytest.approx(one, nan_ok=True) for one in found]
+    assert math.isnan(scores.classes["c"].precision)
+    assert scores.macro_f1 == pytest.approx(metrics.f1_score(labels, named, average="macro"))
+    areas = [metrics.roc_auc_score(labels == place, probabilities[:, place]) for place in range(5)]
+    precisions = [metrics.average_precision_score(labels == place, probabilities[:, place]) for place in range(5)]
+    assert [one.auroc for one in scores.classes.values()] == pytest.approx([*areas, math.nan], nan_ok=True)
+    assert [one.average_precision for one in scores.classes.values()] == pytest.approx([*precisions, math.nan], nan_ok=True)
+    assert scores.auroc == pytest.approx(sum(areas) / 5)
+    assert scores.average_precision == pytest.approx(sum(precisions) / 5)
+    shown = logits[:, :5]  # where every class has images, scikit-learn and torchmetrics have a name for the mean
+    whole, probabilities = single_label_scores(shown, labels, NAMES[:5]).auroc, shown.double().softmax(1)
+    assert whole == pytest.approx(metrics.roc_auc_score(labels, probabilities.numpy(), multi_class="ovr"))
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    assert whole == pytest.approx(torchmetrics.multiclass_auroc(probabilities, labels, 5).item(), abs=1e-6)
+
+
+def test_multilabel_scores_are_scikit_learn_s() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(50, 4, generator=generator).mul(2).round() / 2  # with ties
+    targets = torch.rand(50, 4, generator=generator) < 0.4
+    scores = multilabel_scores(logits, targets, NAMES[:4])
+    ranked, named = logits.sigmoid().numpy(), (logits >= 0).numpy()
+    table = metrics.precision_recall_fscore_support(targets.numpy(), named)
+    found = [(one.precision, one.recall, one.f1, one.images) for one in scores.classes.values()]
+    assert list(map(tuple, zip(*table, strict=True))) == [pytest.approx(one) for one in found]
+    assert scores.auroc == pytest.approx(metrics.roc_auc_score(targets.numpy(), ranked, average="macro"))
+    assert scores.mean_average_precision == pytest.approx(metrics.average_precision_score(targets.numpy(), ranked))
+    for average, value in (("micro", scores.micro_f1), ("macro", scores.macro_f1)):
+        assert value == pytest.approx(metrics.f1_score(targets.numpy(), named, average=average))
+    torchmetrics = pytest.importorskip("torchmetrics.functional.classification")
+    assert scores.auroc == pytest.approx(torchmetrics.multilabel_auroc(logits.sigmoid(), targets.int(), 4).item(), abs=1e-6)
+
+
+def test_images_of_one_class_only_have_no_area() -> None:
+    scores = single_label_scores(torch.randn(9, 3), torch.zeros(9, dtype=torch.int64), NAMES[:3])
+    assert math.isnan(scores.auroc)
+    assert scores.average_precision == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_scores_of_logits_that_are_not_finite_are_refused(value: float) -> None:
+    logits = torch.randn(4, 3)
+    logits[1, 1] = value
+    with pytest.raises(UserError, match="not finite .* for 1 of 4 images"):
+        single_label_scores(logits, torch.zeros(4, dtype=torch.int64), NAMES[:3])
+    with pytest.raises(UserError, match="not finite .* for 1 of 4 images"):
+        multilabel_scores(logits, torch.zeros(4, 3).bool(), NAMES[:3])
+
+
+def test_temperature_changes_probabilities_and_not_what_is_right() -> None:
+    logits, labels = random_case(6, 6)
+    plain, sharp = single_label_scores(logits, labels, NAMES[:6]), single_label_scores(4 * logits, labels, NAMES[:6], 4.0)
+    assert (sharp.loss, sharp.calibration_error, sharp.auroc) == (plain.loss, plain.calibration_error, plain.auroc)
+    assert sharp.calibration == (4.0, *single_label_scores(4 * logits, labels, NAMES[:6]).calibration[1:])
+    assert plain.calibrated == ""
+    assert sharp.calibrated.startswith("temperature 4: calibration error ")
+    assert sharp.confusion == plain.confusion
+
+
+def test_each_class_has_its_threshold() -> None:
+    logits, targets = torch.tensor([[0.0, 0.0], [-1.0, 1.0]]), torch.tensor([[True, False], [True, True]])
+    scores = multilabel_scores(logits, targets, ("a", "b"), 2.0, (0.3, 0.5))
+    assert (scores.classes["a"].recall, scores.classes["a"].threshold) == (1.0, 0.3)  # sigmoid(-1 / 2) is 0.38
+    assert multilabel_scores(logits, targets, ("a", "b")).classes["a"].recall == 0.5
+    assert scores.classes["b"].precision == 0.5
+    assert scores.calibration.temperature == 2

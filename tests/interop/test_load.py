@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,19 @@ def test_other_classes_mean_a_fresh_head(saved: Any) -> None:
         assert model.load_report.counts()["fresh"] == 2
         assert torch.equal(model.fc_norm.weight, classifier.fc_norm.weight)
         assert float(model.head.weight.detach().abs().max()) < 1e-4
+
+
+def test_what_was_fitted_for_a_head_goes_with_it(saved: Any, tmp_path: Path) -> None:
+    model, _ = saved("classify")
+    fitted = {"temperature": 2.0, "thresholds": (0.1, 0.2, 0.3)}
+    model.config = replace(model.config, multilabel=True, **fitted)
+    save_native(model, tmp_path / "fitted")
+    kept = [load(tmp_path / "fitted"), load(tmp_path / "fitted", classes=["cat", "dog", "fungi ü"], image_size=96)]
+    assert [(one.config.temperature, one.config.thresholds) for one in kept] == [tuple(fitted.values())] * 2
+    for wish in ({"num_classes": 4}, {"classes": ["cat", "dog", "horse"]}, {"pooling": "grid"}):
+        assert load(tmp_path / "fitted", **wish).config.uncalibrated() == load(tmp_path / "fitted", **wish).config
+    with pytest.raises(UserError, match="`thresholds` are one for each of 3 classes of a network for several labels"):
+        replace(model.config, multilabel=False)
 
 
 def test_another_pooling_means_a_fresh_head(saved: Any, tmp_path: Path) -> None:

@@ -38,6 +38,28 @@ def strip_branch(model: MaskedImageModel) -> MaskedImageModel:
 
 
 @pytest.mark.parametrize("file_format", ["native", "microsoft", "huggingface", "timm"])
+def test_calibrated_probabilities_are_kept_in_every_format(
+    file_format: Any, network: Any, tmp_path: Path, random_images: Any
+) -> None:
+    model = network("classify")
+    model.config = replace(model.config, multilabel=True, temperature=1.5, thresholds=(0.2, 0.5, 0.7))
+    path = place(tmp_path, file_format)
+    report = save(model, path, format=file_format)
+    again: Any = load(path)
+    images = random_images(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = model.probabilities(model(images)), again.probabilities(again(images))
+        assert not torch.allclose(model(images).sigmoid(), expected, atol=1e-3)
+    assert torch.allclose(expected, found, atol=1e-6)
+    assert again.config.thresholds == (model.config.thresholds if file_format in ("native", "microsoft") else None)
+    assert again.config.temperature == (1.5 if file_format == "native" else 1.0)
+    assert any("1.5 is divided into the head" in note for note in report.notes) == (file_format != "native")
+    if file_format == "native":
+        lines = dict(inspect_checkpoint(path).lines())
+        assert lines["calibrated"] == "temperature 1.5, thresholds 0.2 to 0.7"
+
+
+@pytest.mark.parametrize("file_format", ["native", "microsoft", "huggingface", "timm"])
 def test_there_and_back(file_format: Any, any_network: Any, tmp_path: Path, assert_same_tensors: Callable[..., None]) -> None:
     path = place(tmp_path, file_format)
     config = any_network.config

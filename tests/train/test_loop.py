@@ -6,7 +6,9 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +20,13 @@ from torch import nn
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import WHOLE, Batch, Loss, Share
+from beitkit.data.patience import patient_for
+from beitkit.data.workers import Key, read_batches
 from beitkit.errors import Interrupted, NumericalError, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.codebook import Codebook
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.train.bad_steps import BadSteps, listed
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.journal import Journal
@@ -96,13 +101,25 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
 
 
+def events_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def untimed(events: list[dict]) -> list[dict]:
+    return [{key: value for key, value in event.items() if key not in ("images_per_second", "data_wait")} for event in events]
+
+
+def notes_of(folder: Path) -> list[dict]:
+    return [event for event in events_of(folder) if event["kind"] == "note"]
+
+
 def test_training_learns(tmp_path: Path) -> None:
     toy = train(tmp_path, 300)
     assert torch.allclose(toy.layer.weight, torch.ones(1, 3), atol=0.05)
 
 
 def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> None:
-    steps, loop = 12, LoopConfig(save_every=3, ema=0.9, accumulate=2)
+    steps, loop = 12, LoopConfig(save_every=3, log_every=4, ema=0.9, accumulate=2)
     unbroken = train(tmp_path / "unbroken", steps, loop)
     for cut in (1, 5, 9, 11):
         folder = tmp_path / str(cut)
@@ -119,6 +136,7 @@ def test_a_run_cut_anywhere_and_continued_is_bit_identical(tmp_path: Path) -> No
         resumed = train(folder, steps, loop)
         assert resumed.progress[0] == cut // 3 * 3 / steps, "the last checkpoint was not continued"
         assert same(unbroken, resumed), cut
+        assert untimed(events_of(folder)) == untimed(events_of(tmp_path / "unbroken"))
 
 
 def test_accumulation_equals_one_larger_batch(tmp_path: Path) -> None:
@@ -269,17 +287,12 @@ def test_a_buffer_that_is_not_finite_at_the_end_is_named_and_the_run_is_not_done
 def test_outcomes_that_are_read_late_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the host reads a step's outcome while the next one runs; here both ways on the CPU."""
 
-    def events(name: str) -> list[dict]:
-        lines = (tmp_path / name / "journal.jsonl").read_text().splitlines()
-        timed = ("time", "images_per_second", "data_wait")
-        return [{key: value for key, value in json.loads(line).items() if key not in timed} for line in lines]
-
     loop = LoopConfig(ema=0.9, log_every=5, max_bad_steps=3)
     at_once = train(tmp_path / "at once", 12, loop, batches=lambda start: stream(start, range(3, 5)))
     monkeypatch.setattr("beitkit.train.loop.READ_LATE", {"cpu": 1})
     late = train(tmp_path / "late", 12, loop, batches=lambda start: stream(start, range(3, 5)))
     assert same(at_once, late)
-    assert events("at once") == events("late")
+    assert untimed(events_of(tmp_path / "at once")) == untimed(events_of(tmp_path / "late"))
     with pytest.raises(NumericalError, match="the last was step 6"):
         train(tmp_path / "bad", 12, loop, batches=lambda start: stream(start, range(3, 9)))
 
@@ -539,3 +552,181 @@ def test_logged_means_lose_no_step_to_an_evaluation(tmp_path: Path) -> None:
     fit(toy, stream, parameter_groups(toy, 0.0), training(tmp_path, length, loop), [Scripted([1.0, 1.0])])
     events = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [event["loss"] for event in events if event["kind"] == "train"] == [pytest.approx(sum(seen) / 4)]
+
+
+class Course:
+    """An evaluator whose values are given."""
+
+    name = "val"
+
+    def __init__(self, values: list[float]) -> None:
+        self.values = values
+        self.asked = 0
+
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+        self.asked += 1
+        yield "score", self.values[self.asked - 1]
+
+
+def test_patience_counts_evaluations_since_the_best_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    values = [0.1, 0.5, 0.4, 0.5, math.nan, 0.9]  # neither an equal value nor NaN is better
+    loop = LoopConfig(evaluate_every=2)
+    written: list[int] = []
+    course = Course(values)
+    best = Best("val/score", lambda: written.append(course.asked), patience=3)
+    train(tmp_path / "whole", 100, loop, evaluators=[course], best=best)
+    assert (course.asked, written, best.value) == (5, [1, 2], 0.5)
+    assert (tmp_path / "whole" / "checkpoints" / "step-00000010.0.safetensors").exists()
+    notes = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes if note["kind"] == "note"] == [10]
+
+    class Cut(Course):
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+            if self.asked == 4:
+                raise ConnectionError
+            yield from super().run(share)
+
+    with pytest.raises(ConnectionError):
+        train(tmp_path / "cut", 100, loop, evaluators=[Cut(values)], best=Best("val/score", lambda: None, patience=3))
+    rest = Course(values[4:])  # the fifth is the third in a row, of which two came before the cut
+    train(tmp_path / "cut", 100, loop, evaluators=[rest], best=Best("val/score", lambda: None, patience=3))
+    assert rest.asked == 1
+    again = Course([])
+    train(tmp_path / "cut", 100, loop, evaluators=[again], best=Best("val/score", lambda: None, patience=3))
+    assert again.asked == 0, "a run that had stopped went on"
+
+
+def read_by(workers: int, fail_at: int, fail: str, folder: Path) -> Callable[[int], Iterator[Batch]]:
+    """The stream, read by worker processes that are killed at a batch or hang there; they do so once, or `for ever`."""
+
+    def read(keys: list[Key]) -> Batch:
+        ((_, index, _),) = keys
+        mark = folder / "failed"
+        if index == fail_at and (fail.endswith("for ever") or not mark.exists()):
+            mark.touch()
+            if fail.startswith("killed"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
+        return next(stream(index))
+
+    folder.mkdir()
+    return lambda start: read_batches(read, ([(0, index, 0)] for index in itertools.count(start)), workers)
+
+
+@pytest.mark.parametrize("fail", ["killed", "hanging"])
+def test_readers_that_die_or_hang_change_nothing_and_it_is_said(tmp_path: Path, fail: str) -> None:
+    steps, loop = 12, LoopConfig(save_every=0)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    with patient_for(2.0):
+        broken = train(tmp_path / "cut", steps, loop, batches=read_by(1, 7, fail, tmp_path / "mark"))
+    assert same(unbroken, broken)
+    (note,) = notes_of(tmp_path / "cut")
+    assert "started anew with the same batch" in note["text"]
+
+
+def test_what_readers_that_give_up_leave_is_saved_and_continues_exactly(tmp_path: Path) -> None:
+    steps, loop = 9, LoopConfig(save_every=0, accumulate=2, ema=0.9)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    with pytest.raises(UserError, match="failed 3 times .* fewer `workers`"):  # in the middle of step 4
+        train(tmp_path / "cut", steps, loop, batches=read_by(1, 7, "killed for ever", tmp_path / "mark"))
+    assert len(notes_of(tmp_path / "cut")) == 2
+    resumed = train(tmp_path / "cut", steps, loop)
+    assert resumed.progress[0] == 3 / steps
+    assert same(unbroken, resumed)
+
+
+def test_readers_that_give_up_at_once_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="failed 3 times"):
+        train(tmp_path / "cut", 9, batches=read_by(1, 0, "killed for ever", tmp_path / "mark"))
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("number", "is_twice"), [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_signals_are_heard_while_no_image_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_twice: bool, workers: int
+) -> None:
+    """The disk hangs for ever: the second signal stops the run at once, one alone after a while."""
+    monkeypatch.setattr("beitkit.train.machine.runtime.GRACE", 60.0 if is_twice else 0.5)
+    steps, loop = 9, LoopConfig(save_every=0, accumulate=2)
+    unbroken = train(tmp_path / "unbroken", steps, loop)
+    hanging = read_by(workers, 7, "hanging for ever", tmp_path / "mark")
+
+    def interrupting() -> None:
+        while not (tmp_path / "mark" / "failed").exists():
+            time.sleep(0.02)
+        for _ in range(1 + is_twice):
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupting)
+    thread.start()
+    with pytest.raises(Interrupted, match="after step 3 of 9; the images did not come; everything is saved") as caught:
+        train(tmp_path / "cut", steps, loop, batches=hanging)
+    thread.join()
+    assert caught.value.exit_code == 128 + number
+    assert same(unbroken, train(tmp_path / "cut", steps, loop))
+
+
+def named(start: int, poisoned: range) -> Iterator[Batch]:
+    """The stream, with the numbers of its images."""
+    for index, batch in enumerate(stream(start, poisoned), start):
+        yield batch | {"index": torch.arange(index * BATCH, (index + 1) * BATCH)}
+
+
+def fit_named(folder: Path, steps: int, loop: LoopConfig, batches: Callable[[int], Iterator[Batch]]) -> Toy:
+    torch.manual_seed(0)
+    toy = Toy()
+    settings = training(folder, TrainConfig(steps=steps, batch_size=BATCH, lr=0.05), loop)
+    bad_steps = BadSteps(folder, lambda index: f"{index}.png", settings.runtime.processes)
+    fit(toy, batches, parameter_groups(toy, 0.01), replace(settings, bad_steps=bad_steps))
+    return toy
+
+
+def test_after_three_bad_steps_a_run_goes_back_and_on_with_the_images_after_theirs(tmp_path: Path) -> None:
+    loop, bad = LoopConfig(save_every=4, ema=0.9, log_every=1), range(10, 13)
+    went_back = fit_named(tmp_path / "back", 20, loop, lambda start: named(start, bad))
+    # Step 9 is made of batch 13, and so on; random numbers are the steps' own.
+    moved = train(tmp_path / "moved", 20, loop, batches=lambda start: itertools.chain(itertools.islice(stream(0), 8), stream(13)))
+    assert same(moved, went_back)
+    (note,) = notes_of(tmp_path / "back")
+    assert note["step"] == 8
+    assert "the last was step 13: going back to the checkpoint after step 8" in note["text"]
+    assert "those of 5 steps are left out (1 of at most 2 times)" in note["text"]
+    steps = [event["step"] for event in events_of(tmp_path / "back") if event["kind"] == "train"]
+    assert steps == list(range(1, 21))
+    kept = listed(tmp_path / "back" / "bad_steps" / "steps.jsonl")
+    assert [(line["step"], line["first_batch"], line["loss"]) for line in kept] == [
+        (11, 10, "nan"),
+        (12, 11, "nan"),
+        (13, 12, "nan"),
+    ]
+    assert kept[1]["images"] == ["44.png", "45.png", "46.png", "47.png"]
+    state = load_file(tmp_path / "back" / "bad_steps" / "step-00000010.0.safetensors")
+    assert state["step.layer.weight"].item() == 10
+
+
+@pytest.mark.parametrize("cut", [11, 14, 17])  # among the bad steps, after it went back, and after the next checkpoint
+def test_a_run_that_went_back_and_was_killed_continues_exactly(tmp_path: Path, cut: int) -> None:
+    loop, bad = LoopConfig(save_every=4), range(10, 13)
+    unbroken = fit_named(tmp_path / "unbroken", 20, loop, lambda start: named(start, bad))
+
+    def dying(start: int) -> Iterator[Batch]:
+        for position, batch in enumerate(named(start, bad), start):
+            if position == cut:
+                raise ConnectionError
+            yield batch
+
+    with pytest.raises(ConnectionError):
+        fit_named(tmp_path / "cut", 20, loop, dying)
+    assert same(unbroken, fit_named(tmp_path / "cut", 20, loop, lambda start: named(start, bad)))
+    assert len(listed(tmp_path / "cut" / "bad_steps" / "steps.jsonl")) == 3
+
+
+@pytest.mark.parametrize(("first_bad", "to"), [(13, [8]), (14, [12, 12])])  # there the step in between was saved while it was bad
+def test_a_run_goes_back_only_so_often_and_further_where_it_can(tmp_path: Path, first_bad: int, to: list[int]) -> None:
+    with pytest.raises(
+        NumericalError, match=r"3 steps in a row were not finite after going back 2 times, .*names of their images"
+    ):
+        fit_named(tmp_path, 40, LoopConfig(save_every=4), lambda start: named(start, range(first_bad, 99)))
+    assert [note["step"] for note in notes_of(tmp_path) if "going back" in note["text"]] == to

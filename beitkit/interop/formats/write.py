@@ -76,6 +76,9 @@ def prepare(config: AnyNetworkConfig, tensors: State, file_format: CheckpointFor
             f"{'pixels' if config.features is None else 'features'}; use native, or hand it over to another task first"
         )
     notes, layout = writer.refuse(config), writer.layout
+    if isinstance(config, ClassifierConfig) and file_format != "native":
+        config, tensors, lost = _with_temperature_in_head(config, tensors)
+        notes = (*notes, *lost)
     if config.backbone.key_bias and writer.key_bias is not None:
         layout = writer.key_bias
     elif config.backbone.key_bias:
@@ -108,6 +111,22 @@ def write(output: Output, path: Path, file_format: CheckpointFormat) -> None:
     tensors = {name: stored.read().detach().cpu().contiguous() for name, stored in output.tensors.items()}
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     WRITERS[file_format].write(output.config, floats, path)
+
+
+def _with_temperature_in_head(config: ClassifierConfig, tensors: State) -> tuple[ClassifierConfig, State, tuple[str, ...]]:
+    """The same probabilities from a head whose logits are divided by the temperature already, and notes on it."""
+    notes = []
+    if config.thresholds is not None:
+        notes.append("thresholds of classes are beitkit's own: other software takes one probability, usually 0.5, for all")
+    if config.temperature == 1:
+        return config, tensors, tuple(notes)
+    notes.append(f"the temperature {config.temperature:.4g} is divided into the head, so that probabilities stay calibrated")
+    head = {name: _divided(tensors[name], config.temperature) for name in ("head.weight", "head.bias")}
+    return replace(config, temperature=1.0), tensors | head, tuple(notes)
+
+
+def _divided(stored: LazyTensor, by: float) -> LazyTensor:
+    return replace(stored, read=lambda: stored.read().float() / by)
 
 
 def _without_key_bias(tensors: State) -> State:

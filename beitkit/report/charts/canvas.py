@@ -75,8 +75,8 @@ def color(series: int) -> str:
 
 
 def stroke(series: int) -> str:
-    """The classes of the line of a series: its color, and dashes of its own."""
-    return f"line {color(series)} d{series % NUM_COLORS}"
+    """The classes of the line of a series: its color, and dashes of its own; where colors come again, with other dashes."""
+    return f"line {color(series)} d{(series + 2 * (series // NUM_COLORS)) % NUM_COLORS}"
 
 
 def format_value(value: Number, unit: Unit = "plain") -> str:

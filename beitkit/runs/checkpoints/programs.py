@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from beitkit.configs.codec import to_json
+from beitkit.configs.model import BackboneConfig
 from beitkit.configs.parts import ProgramFormat
 from beitkit.errors import UserError
-from beitkit.interop.kinds import Network
+from beitkit.interop.kinds import AnyNetworkConfig, Network
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -37,6 +39,18 @@ TOLERANCE = 1e-4
 OPSET = 20
 
 Run = Callable[[Tensor], list[Tensor]]
+
+
+class _CalibratedLogits(nn.Module):
+    """A classifier whose logits are divided by its temperature."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Tensor:
+        """Logits whose softmax (or sigmoid) are the network's probabilities."""
+        return self.model(images) / self.model.config.temperature
 
 
 class _BackboneOutputs(nn.Module):
@@ -56,7 +70,8 @@ def export(model: Network | Backbone, path: str | Path, *, format: ProgramFormat
     """Write a network as a program; returns its largest difference to the network.
 
     The input is `images` (batch, channels, height, width), normalized, float32. A classifier and a segmenter have the output
-    `logits`; of a backbone, with a masked-image head or bare, it is the features, `cls` and `patches`.
+    `logits`, a classifier's divided by its temperature. Of a backbone, with a masked-image head or bare, it is the features,
+    `cls` and `patches`.
 
     Args:
         model: the network.
@@ -77,7 +92,7 @@ def export(model: Network | Backbone, path: str | Path, *, format: ProgramFormat
     example = torch.randn(2, config.channels, *config.image_size, generator=torch.Generator().manual_seed(0))
     # With the fused attention kernel the exporter cannot keep the batch size free (PyTorch 2.13).
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _quiet():
-        content, run = make(program, example, outputs, json.dumps(to_json(model.config)))
+        content, run = make(program, example, outputs, json.dumps(to_json(_described(model))))
         difference = _largest_difference(program, run, example)
     if not difference <= TOLERANCE:
         raise RuntimeError(
@@ -100,9 +115,16 @@ def suffix_of(format: str) -> str:
 
 def _as_program(model: Network | Backbone) -> tuple[nn.Module, list[str]]:
     """The module to export, in eval mode, and the names of its outputs."""
+    if isinstance(model, Classifier) and model.config.temperature != 1:
+        return _CalibratedLogits(model).eval(), ["logits"]
     if isinstance(model, Classifier | Segmenter):
         return model.eval(), ["logits"]
     return _BackboneOutputs(model if isinstance(model, Backbone) else model.backbone).eval(), ["cls", "patches"]
+
+
+def _described(model: Network | Backbone) -> AnyNetworkConfig | BackboneConfig:
+    """The config that belongs to the program's outputs."""
+    return replace(model.config, temperature=1.0) if isinstance(model, Classifier) else model.config
 
 
 def _make_onnx(program: nn.Module, example: Tensor, outputs: list[str], description: str) -> tuple[bytes, Run]:

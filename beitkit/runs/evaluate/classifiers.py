@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.segmentation import InferenceConfig
-from beitkit.data.sources.find import LabeledList, labeled_source
+from beitkit.data.sources.find import LabeledList, find_labeled, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
 from beitkit.data.sources.split import set_aside_before
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
 from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError, few
+from beitkit.evaluation.calibration import as_decided
 from beitkit.evaluation.classification import collect_answers
 from beitkit.evaluation.comparison import compared
-from beitkit.evaluation.scores import THRESHOLD, MultilabelScores, Scores, multilabel_scores, single_label_scores
+from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.inference.networks import source_of
+from beitkit.nn.averaged import averaged_logits, check_views
 from beitkit.nn.models import Classifier
+from beitkit.nn.prediction import class_probabilities
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
+from beitkit.runs.training.leaks import name_leaks
 from beitkit.runs.training.reader import note_on_cut
 from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
@@ -41,21 +47,24 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     Raises:
         UserError: networks that cannot be compared, options that are for segmenters, or no images for them.
     """
-    if (config.inference, config.classes) != (InferenceConfig(), None):
-        raise UserError(f"--inference and --classes are for segmentation, but {config.model[0]} is not; leave them out")
+    if config.classes is not None:
+        raise UserError(f"--classes is for segmentation, but {config.model[0]} is not; leave it out")
     models = _classifiers(config.model, networks)
     for model in models:
+        check_views(config.inference, model.config.backbone.image_size)
         model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
     files, where = _images(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)
+    name_leaks(_trained_on(config), files)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
+    views = config.inference.view_words
     return Prepared(
-        where=where,
+        where=where + (f" ({views})" if views else ""),
         measure=partial(_measure, config, models, files),
         file="predictions.csv",
-        facts=[],
+        facts=[("Averaged over views", views)] if views else [],
         following=f"beitkit export --model {quoted(config.model[0])} --format onnx --out model.onnx",
     )
 
@@ -63,7 +72,7 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
 def _measure(
     config: EvaluateRun, models: Sequence[Classifier], files: ImageList, runtime: Runtime, note: ReportBroken
 ) -> Findings:
-    classes, is_multilabel = models[0].config.classes, models[0].config.multilabel
+    configs = [_in_order(model.config, models[0].config.classes) for model in models]
     reading = Reading(
         batch_size=config.batch_size,
         workers=config.machine.workers,
@@ -76,12 +85,12 @@ def _measure(
     for cut in dict.fromkeys(note_on_cut(files, *shape) for shape in shapes):
         if cut is not None:
             print(cut, file=sys.stderr)
-    logits, index = _answers(models, files, reading, runtime)
+    logits, index = _answers(models, files, reading, runtime, config.inference)
     targets = _targets(files)[index]
     names = short_names(config.model)
-    scores, right = zip(*(_scored(answer, targets, classes, is_multilabel) for answer in logits), strict=True)
+    scores, right = zip(*(_scored(answer, targets, one) for answer, one in zip(logits, configs, strict=True)), strict=True)
     paths = [files.path(place) for place in index.tolist()]
-    rows = _predictions(dict(zip(names, logits, strict=True)), paths, targets, classes, is_multilabel=is_multilabel)
+    rows = _predictions(dict(zip(names, zip(logits, configs, strict=True), strict=True)), paths, targets)
     return Findings(images=len(index), scores=scores, pairs=compared(names, right), rows=rows)
 
 
@@ -106,7 +115,9 @@ def _classifiers(paths: Sequence[Path], networks: Sequence[object]) -> list[Clas
     return models
 
 
-def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime) -> tuple[list[Tensor], Tensor]:
+def _answers(
+    models: Sequence[Classifier], files: ImageList, reading: Reading, runtime: Runtime, inference: InferenceConfig
+) -> tuple[list[Tensor], Tensor]:
     """Logits (n, classes) of every model, columns in the first one's order, and which n images they are of.
 
     Models that take the same input share one reading of the images. An image counts if every model can read it: one that
@@ -123,7 +134,7 @@ def _answers(models: Sequence[Classifier], files: ImageList, reading: Reading, r
         members = [models[place].to(runtime.device) for place in places]
         preprocessing = members[0].config.preprocessing
         dataset = evaluation_dataset(files, members[0].config.backbone, preprocessing)
-        predicts = [runtime.precision()(member.__call__) for member in members]
+        predicts = [runtime.precision()(partial(averaged_logits, member, config=inference)) for member in members]
         names = [source_of(member) for member in members]
         answers, index = collect_answers(predicts, evaluation_batches(dataset, preprocessing, reading), "index", names)
         for place, member, answer in zip(places, members, answers, strict=True):
@@ -148,13 +159,22 @@ def _targets(files: ImageList) -> Bool[Tensor, "n classes"]:
 
 
 def _scored(
-    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], classes: tuple[str, ...], is_multilabel: bool
+    logits: Float[Tensor, "n classes"], targets: Bool[Tensor, "n classes"], config: ClassifierConfig
 ) -> tuple[Scores | MultilabelScores, Bool[Tensor, " n"]]:
     """Scores, and which images are right altogether."""
-    if is_multilabel:
-        return multilabel_scores(logits, targets, classes), ((logits.sigmoid() > THRESHOLD) == targets).all(1)
+    if config.multilabel:
+        named = as_decided(class_probabilities(logits, config), config.decisions)
+        scores = multilabel_scores(logits, targets, config.classes, config.temperature, config.thresholds)
+        return scores, (named == targets).all(1)
     labels: Int[Tensor, " n"] = targets.int().argmax(1)
-    return single_label_scores(logits, labels, classes), logits.argmax(1) == labels
+    return single_label_scores(logits, labels, config.classes, config.temperature), logits.argmax(1) == labels
+
+
+def _in_order(config: ClassifierConfig, classes: tuple[str, ...]) -> ClassifierConfig:
+    """A network's config with its classes in another order."""
+    order = [config.classes.index(name) for name in classes]
+    thresholds = None if config.thresholds is None else tuple(config.thresholds[place] for place in order)
+    return replace(config, classes=classes, thresholds=thresholds)
 
 
 def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, str]:
@@ -180,23 +200,38 @@ def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, s
     return files, str(config.images) + (" (training images)" if is_for_training else "")
 
 
+def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
+    """What the models were trained on, as their runs wrote it down; else the train part of the images."""
+    listed = [model / "split.csv" for model in config.model if (model / "split.csv").is_file()]
+    for table in listed:
+        with suppress(UserError):  # images that have been moved, or lie in archives
+            yield find_labeled(table, "train")
+    if not listed:
+        with suppress(UserError):
+            source = labeled_source(config.images, config.columns)
+            if "train" in source.splits:
+                yield source.read("train")
+
+
 def _predictions(
-    logits: Mapping[str, Tensor], paths: Sequence[Path], targets: Tensor, classes: tuple[str, ...], *, is_multilabel: bool
+    answers: Mapping[str, tuple[Tensor, ClassifierConfig]], paths: Sequence[Path], targets: Tensor
 ) -> Iterator[list[object]]:
     """One row per network and image.
 
     One label an image: model, path, label, predicted, and the probabilities of the predicted class and of the label. Several:
     model, path, labels and predicted (joined by |), and one probability per class.
     """
-    if is_multilabel:
-        yield ["model", "path", "labels", "predicted", *(f"probability of {name}" for name in classes)]
+    first = next(iter(answers.values()))[1]
+    if first.multilabel:
+        yield ["model", "path", "labels", "predicted", *(f"probability of {name}" for name in first.classes)]
     else:
         yield ["model", "path", "label", "predicted", "probability", "label_probability"]
-    for model, answers in logits.items():
-        probabilities = answers.sigmoid() if is_multilabel else answers.softmax(1)
+    for model, (logits, config) in answers.items():
+        probabilities, classes = class_probabilities(logits, config), config.classes
         for path, shown, row in zip(paths, targets, probabilities, strict=True):
-            if is_multilabel:
-                yield [model, path, _joined(classes, shown), _joined(classes, row > THRESHOLD), *map(_digits, row)]
+            if config.multilabel:
+                named = as_decided(row[None], config.decisions)[0]
+                yield [model, path, _joined(classes, shown), _joined(classes, named), *map(_digits, row)]
             else:
                 label, named = int(shown.int().argmax()), int(row.argmax())
                 yield [model, path, classes[label], classes[named], _digits(row[named]), _digits(row[label])]

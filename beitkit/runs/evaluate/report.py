@@ -9,19 +9,19 @@ from typing import Any
 from beitkit.evaluation.calibration import NUM_BINS
 from beitkit.evaluation.comparison import AnyScores, Evaluation
 from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.evaluation.scores import INTERVALS, THRESHOLD, MultilabelScores, Scores, largest_confusions
-from beitkit.report.charts import Dots, dot_chart, heat_map, reliability_diagram
+from beitkit.evaluation.score_sheets import score_sections
+from beitkit.evaluation.scores import FITTED, INTERVALS, Scores, largest_confusions
+from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
-from beitkit.report.table import Column, Table, percent, plain, thousands
+from beitkit.report.table import Column, Table, percent, plain
 
-CONFUSIONS = 10
-"""Largest confusions that are listed."""
-MOST_ON_A_MAP = 60
-"""Classes up to which the confusion matrix is drawn; more could not be told apart."""
-DECISIONS = f"F1, and whether all labels are right, count a class as named above a probability of {THRESHOLD:g}."
 CALIBRATION = (
     f"Calibration error (ECE): images are put into {NUM_BINS} bins of equal width by the probability of the class they were "
     "given; the difference of mean probability and accuracy, without sign, is averaged over the images."
+)
+DECISIONS = (
+    "F1, and whether all labels are right, count a class as named from its threshold on, 0.5 where none is stored. Calibration "
+    f"error (ECE): as for one label, of the probability of every class of every image. {FITTED}"
 )
 
 
@@ -66,7 +66,7 @@ def print_result(result: Evaluation) -> None:
         if isinstance(first, Scores) and (mistakes := largest_confusions(first, 3)):
             listed = "; ".join(f"{one.label} named {one.named} {one.images} times" for one in mistakes)
             print(f"largest confusions: {listed}")
-    for sentence in _comparisons(result):
+    for sentence in (*_calibrations(result), *_comparisons(result)):
         print(sentence)
 
 
@@ -104,36 +104,8 @@ def write_report(path: Path, result: Evaluation, facts: Sequence[tuple[str, str]
         if isinstance(model.scores, SceneScores):
             scene_sections(report, model.scores)
         else:
-            _model_sections(report, model.scores, "" if is_alone else f"{model.name}: ")
+            score_sections(report, model.scores, "" if is_alone else f"{model.name}: ")
     report.write(path)
-
-
-def _model_sections(report: Report, scores: Scores | MultilabelScores, prefix: str) -> None:
-    """Classes, and what is taken for what; `prefix` is the network's name where there are several."""
-    report.section(_title(prefix, "classes"))
-    report.table(scores.class_table)
-    if isinstance(scores, MultilabelScores):
-        return
-    report.section(_title(prefix, "confusions"), "What is taken for what, and how certainly.")
-    names = list(scores.classes)
-    if len(names) <= MOST_ON_A_MAP:
-        report.figure(
-            heat_map(scores.confusion, names, title="Confusion matrix", x_label="named", y_label="label"),
-            "Rows are labels, columns the names that were given; the darker, the larger the share of its row.",
-        )
-    filled = [(one.certainty, one.accuracy, one.images) for one in scores.bins]
-    report.figure(
-        reliability_diagram(*map(list, zip(*filled, strict=True)), title="Reliability"),
-        f"Below the diagonal the model is too sure of itself, above it too careful. ECE {scores.calibration_error:.1%}.",
-    )
-    if mistakes := largest_confusions(scores, CONFUSIONS):
-        named = Column("named", align="left")
-        columns = ["label", named, Column("images", thousands), Column("share of the label", percent)]
-        report.table(Table(columns, mistakes, "The largest confusions."))
-
-
-def _title(prefix: str, title: str) -> str:
-    return f"{prefix}{title}" if prefix else title.capitalize()
 
 
 def _model_table(result: Evaluation) -> Table:
@@ -156,6 +128,13 @@ def _summary(scores: AnyScores) -> str:
     if isinstance(scores, SceneScores) and (unseen := scores.scores.unseen):
         text += f" ({unseen} of {len(scores.class_iou)} classes never occur)"
     return ", ".join([text, *(f"{one.name} {one.short}" for one in rest)])
+
+
+def _calibrations(result: Evaluation) -> list[str]:
+    """What the temperatures changed, a sentence for each network that has one."""
+    scores = {model.name: model.scores for model in result.models if not isinstance(model.scores, SceneScores)}
+    prefix = "{}: " if len(result.models) > 1 else ""
+    return [prefix.format(name) + one.calibrated for name, one in scores.items() if one.calibrated]
 
 
 def _comparisons(result: Evaluation) -> list[str]:

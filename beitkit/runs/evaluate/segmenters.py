@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from beitkit.data.scenes.label_codes import LabelMapping, read_classes
-from beitkit.data.scenes.layout import scene_splits
+from beitkit.data.scenes.layout import locate_scenes, scene_splits
 from beitkit.data.scenes.reading import readable_scenes
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, find_scenes, set_aside_before
 from beitkit.data.sources.find import packed_at
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError, few
 from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
@@ -22,6 +24,7 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
+from beitkit.runs.training.leaks import name_leaks
 from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
 
@@ -37,10 +40,12 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
     for option, value in (("--crop-share", config.crop_share), ("--fit", config.fit)):
         if value is not None:
             raise UserError(f"{option} is for classifiers, but {config.model[0]} labels whole images; leave it out")
+    config.inference.refuse_shift()
     _check_same_classes(config.model, models)
     scenes, where = _scenes(config, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(scenes.files, ranges)
+    name_leaks(_trained_on(config), scenes.files)
     inferences = {model.config.inference for model in models}
     return Prepared(
         where=where,
@@ -109,6 +114,16 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
             "they must be the same in the same order: give --classes with a classes.json that says so"
         )
     return scenes, where
+
+
+def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
+    """What the models were trained on, as their runs wrote it down; else the train part of the images."""
+    listed = [model / SPLITS_FILE for model in config.model if (model / SPLITS_FILE).is_file()]
+    for table in listed:
+        with suppress(UserError):  # images that have been moved, or lie in archives
+            yield locate_scenes(table, "train").images
+    if not listed and "train" in scene_splits(config.images, config.columns):
+        yield locate_scenes(config.images, "train", config.columns).images
 
 
 def _code(config: EvaluateRun) -> Path | LabelMapping | None:

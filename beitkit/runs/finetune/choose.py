@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from beitkit.configs.choices import Choices, Facts, narrowness
+from beitkit.configs.choices import Choices, Facts, evaluate_every, narrowness
 from beitkit.configs.data import PAPER_AUGMENT
 from beitkit.configs.model import ImageSize, Pair, Pooling, as_pair
 from beitkit.configs.train import resolved
@@ -91,6 +91,9 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
         mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, resolved(PAPER_AUGMENT.mixup))),
         cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, resolved(PAPER_AUGMENT.cutmix))),
     )
+    every = run.loop.evaluate_every
+    if run.patience is not None:
+        every = choices.pick(every or None, "--loop.evaluate-every", evaluate_every(length * per_epoch))
     config = replace(
         run,
         pooling=pooling,
@@ -102,7 +105,11 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
         train=train,
         optim=replace(run.optim, warmup_epochs=warmup_epochs, layer_decay=layer_decay),
         augment=augment,
-        loop=replace(run.loop, ema=choices.pick(run.loop.ema, "--loop.ema", _ema(is_pretrained, length * per_epoch))),
+        loop=replace(
+            run.loop,
+            evaluate_every=every,
+            ema=choices.pick(run.loop.ema, "--loop.ema", _ema(is_pretrained, length * per_epoch)),
+        ),
     )
     if found.imbalance > IMBALANCE and not run.balanced:
         ratio = f"the commonest class has {found.imbalance:.0f} times the images of the rarest"

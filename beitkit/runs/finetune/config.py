@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
+from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, check_start
+from beitkit.configs.parts import Flat, NetworkConfig, check_start, shard_of
 from beitkit.configs.train import (
     Freeze,
     LightConfig,
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -33,6 +34,18 @@ class FinetuneRun:
 
     What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None chooses by how many there are.",
+        "batch_size": "Images per forward pass; None chooses by the images, the network and the device.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by the network.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
+        "and 1 from scratch.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
+        "in long runs from scratch.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Class folders (train/<class>/ and val/<class>/, or <class>/ alone), or a .csv or .jsonl list with path and label."""
@@ -66,6 +79,11 @@ class FinetuneRun:
     for images of 8 bits, and else finds them in the images."""
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
+    folds: Annotated[int | None, Bounds(ge=2)] = later(None)
+    """k-fold cross-validation: train this many networks, each validated on another part of the training images, in folders of
+    their own below `out`; mean and spread are told."""
+    fold: str | None = later(None)
+    """Only one of these, as 1/5 to 5/5: what `folds` runs, for machines that share the work."""
     labels: PositiveInt | None = None
     """Train on this many labeled images only, as evenly over the classes as can be, drawn by `seed`."""
     balanced: bool = False
@@ -74,6 +92,9 @@ class FinetuneRun:
     """Another fine-tuning run to set beside this one in the report (from scratch, say)."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     label_smoothing: ShareBelowOne = 0.1
     """Share of the target spread evenly over all classes."""
     crop_share: PositiveShare | None = None
@@ -84,6 +105,8 @@ class FinetuneRun:
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
@@ -104,5 +127,14 @@ class FinetuneRun:
         described = {"size": self.size, "patch": self.patch}
         check_start(self.model, self.scratch, self.network, described)
         check_light(self.light, self.freeze)
+        _, folds = shard_of(self.fold, "fold")
+        if self.fold is not None and folds < 2:
+            raise UserError(f"`fold` must be one of at least two, such as 1/5, got {self.fold}")
+        if self.folds is not None and self.fold is not None:
+            raise UserError("`folds` runs every `fold`; leave one of the two out")
+        if (self.folds is not None or self.fold is not None) and self.val is not None:
+            raise UserError("`folds` validate on a part of the training images; leave `val` out")
+        if self.folds is not None and self.compare is not None:
+            raise UserError("`compare` needs the same validation images, and every one of `folds` has others; leave one out")
         if self.scratch:
             check_scratch(self.light, self.freeze)

@@ -13,9 +13,11 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
+from beitkit.evaluation.score_sheets import score_sections
+from beitkit.evaluation.scores import MultilabelScores, Scores
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
-from beitkit.report.table import Column, Table, percent, thousands
+from beitkit.report.table import Table
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
@@ -23,16 +25,6 @@ from beitkit.train.machine.runtime import Runtime
 SHOWN_IMAGES = 8
 SHOWN_SHARE = 0.005
 """Smaller shares of a target are not written down."""
-
-
-class FinalScores(NamedTuple):
-    """What the finished network scores on the validation images."""
-
-    score: float
-    """Top-1 share, or the mean average precision where images have several labels."""
-    images: int
-    classes: list[tuple[int, float]]
-    """For each class its images, and the share named right or its average precision."""
 
 
 class FinetuneResult(NamedTuple):
@@ -48,12 +40,13 @@ def write_report(
     config: FinetuneRun,
     network: ClassifierConfig,
     train: ImageList,
-    outcome: FinalScores,
+    scores: Scores | MultilabelScores,
     compared: FinetuneResult | None,
     runtime: Runtime,
     first: Batch,
+    length: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write report.html; `first` is a training batch as the network sees it."""
+    """Write report.html; `first` is a training batch as the network sees it, `length` says how long a run with patience was."""
     backbone = network.backbone
     report = TrainingReport("Fine-tuning", folder.path)
     report.facts(
@@ -62,47 +55,43 @@ def write_report(
             ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
             ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
             ("Device", runtime.describe()),
+            *length,
             *folder.broken_facts(),
         ]
     )
-    measure = "mAP" if network.multilabel else "top-1"
+    headline, is_multilabel = scores.measures[0], isinstance(scores, MultilabelScores)
     if compared is not None:
-        report.beside_another_run(measure, outcome.score, *compared)
-    lines = [_ranking_line(outcome)]
-    if not network.multilabel:
-        lines = _accuracy_lines(outcome, report.last("accuracy"), config, train.classes)
+        report.beside_another_run(headline.name, headline.value, *compared)
+    lines = [_ranking_line(scores)] if is_multilabel else _accuracy_lines(scores, report.last("accuracy"), config)
     if compared is not None:
-        counted = None if network.multilabel else outcome.images
-        lines.append(comparison_line(measure, outcome.score, str(compared.folder), compared.accuracy, counted))
+        counted = None if is_multilabel else scores.images
+        lines.append(comparison_line(headline.name, headline.value, str(compared.folder), compared.accuracy, counted))
     report.normal(lines)
     _preview(report, network, first)
     _learning(report, network)
-    report.section("Classes")
-    of_class = "average precision" if network.multilabel else "named right"
-    columns = ["class", Column("images", thousands), Column(of_class, percent)]
-    rows = [[name, *one] for name, one in zip(train.classes, outcome.classes, strict=True)]
-    report.table(Table(columns, rows, "Validation images of each class."))
+    score_sections(report, scores, "Validation: ")
     report.finish()
 
 
-def _accuracy_lines(outcome: FinalScores, train_accuracy: float, config: FinetuneRun, names: Sequence[str]) -> list[Line]:
+def _accuracy_lines(scores: Scores, train_accuracy: float, config: FinetuneRun) -> list[Line]:
     return finetuning_lines(
-        classes=len(outcome.classes),
-        accuracy=outcome.score,
-        commonest_share=max(count for count, _ in outcome.classes) / outcome.images,
-        images=outcome.images,
+        classes=len(scores.classes),
+        accuracy=scores.top1,
+        commonest_share=max(one.images for one in scores.classes.values()) / scores.images,
+        images=scores.images,
         # Of mixed images only a part can be named right, so their accuracy says nothing about overfitting.
         train_accuracy=None if config.augment.is_mixing else train_accuracy,
-        unseen=[name for name, (count, share) in zip(names, outcome.classes, strict=True) if count and not share],
+        unseen=[name for name, one in scores.classes.items() if one.images and not one.top1],
     )
 
 
-def _ranking_line(outcome: FinalScores) -> Line:
-    shares = [count / outcome.images for count, _ in outcome.classes if count]
+def _ranking_line(scores: MultilabelScores) -> Line:
+    score, images = scores.mean_average_precision, scores.images
+    shares = [one.images / images for one in scores.classes.values() if one.images]
     chance = sum(shares) / len(shares)
-    measured = f"mean average precision is {outcome.score:.1%} on {outcome.images:,} images"
+    measured = f"mean average precision is {score:.1%} on {images:,} images"
     against = f"a random order scores about {chance:.1%}"
-    if outcome.score <= 1.1 * chance:
+    if score <= 1.1 * chance:
         return Line("warn", f"At chance: {measured}, and {against}; check the labels, then lower `lr` or train longer.")
     return Line("ok", f"The {measured}; {against}.")
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from beitkit.configs.model import ClassifierConfig
-from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
 from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
@@ -21,22 +23,22 @@ from beitkit.data.views.augment import ON_BYTES, RandAugment, erased
 from beitkit.data.views.image import TrainView
 from beitkit.data.views.mixing import mixed
 from beitkit.errors import UserError
-from beitkit.evaluation.classification import (
-    ClassifierQuality,
-    class_precisions,
-    mean_average_precision,
-    per_class,
-    top_k,
-)
+from beitkit.evaluation.calibration import chosen_thresholds, fitted_temperature
+from beitkit.evaluation.classification import ClassifierQuality
+from beitkit.evaluation.scores import MultilabelScores, Scores, multilabel_scores, single_label_scores
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
+from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
 from beitkit.planning.workload import Workload
+from beitkit.report.table import plain
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinalScores, FinetuneResult, write_report
+from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -48,10 +50,13 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun) -> FinetuneResult:
-    """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+    if config.folds is not None:
+        return cross_validate(config, run)
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns)
+    fold = None if config.fold is None else shard_of(config.fold, "fold")
+    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns, fold)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
@@ -64,7 +69,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
-    session = Session.begin("finetune", config, runtime, inputs, images=len(train), default_epochs=0)
+    session = Session.begin("finetune", config, runtime, inputs, files=train, others=[val], default_epochs=0)
     if session is None:
         return _result_of(config.out, val.digest, metric)
     folder, schedule = session.folder, session.training.schedule
@@ -93,18 +98,29 @@ def run(config: FinetuneRun) -> FinetuneResult:
     )
     if (note := note_on_val(val)) is not None:
         session.say(note)
+    if runtime.is_main and (leak := note_on_leaks(train, val)) is not None:
+        session.say(leak)
 
     streams = _Streams(config, model.config, train, val, session)
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], session.best(f"val/{metric}", model))
+    best = session.best(f"val/{metric}", model, patience=config.patience)
+    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
     if runtime.is_main:
-        outcome = _final_scores(evaluator)
-        result = {metric: outcome.score, "images": outcome.images, "labels": len(train), "scratch": config.scratch}
+        if config.patience is not None:
+            model = session.best_kept(model).to(runtime.device)
+            evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
+            with torch.no_grad():
+                deque(evaluator.run(), maxlen=0)
+        scores = _calibrated(model, evaluator, session)
+        score = scores.measures[0].value
+        result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
+        folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
-        write_report(folder, config, model.config, train, outcome, compared, runtime, next(streams.training(0)))
+        length = session.length_facts(f"val/{metric}", config.patience)
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
-        session.say(f"{name} {outcome.score:.1%} on {outcome.images} images")
+        session.say(f"{name} {score:.1%} on {scores.images} images")
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
     return _result_of(config.out, val.digest, metric)
 
@@ -218,7 +234,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
         assert isinstance(loaded, Classifier)
         model = loaded
     shown = pixels.preprocessing.shown(config.fit, config.crop_share)
-    model.config = replace(model.config, multilabel=files.targets is not None, preprocessing=shown)
+    model.config = replace(model.config.uncalibrated(), multilabel=files.targets is not None, preprocessing=shown)
     return model
 
 
@@ -250,14 +266,20 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
     )
 
 
-def _final_scores(evaluator: ClassifierQuality) -> FinalScores:
+def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
+    """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
     answers = evaluator.answers()
     assert answers is not None  # one process asks for all
     logits, labels = answers
-    if not evaluator.is_multilabel:
-        return FinalScores(top_k(logits, labels, 1), len(labels), per_class(logits, labels))
-    classes = list(zip(labels.sum(0).tolist(), class_precisions(logits, labels), strict=True))
-    return FinalScores(mean_average_precision(logits, labels), len(labels), classes)
+    temperature = fitted_temperature(logits, labels)
+    session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
+    config = model.config = replace(model.config, temperature=temperature.value)
+    if not config.multilabel:
+        return single_label_scores(logits, labels, config.classes, config.temperature)
+    thresholds = chosen_thresholds(class_probabilities(logits, config), labels)
+    model.config = replace(config, thresholds=thresholds)
+    session.say(f"thresholds {min(thresholds):.3g} to {max(thresholds):.3g}: the best F1 of each class on the validation images")
+    return multilabel_scores(logits, labels, config.classes, config.temperature, thresholds)
 
 
 def _has_fresh_head(model: Classifier) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
@@ -10,6 +9,7 @@ from beitkit.inference.predictions import Naming, json_lines, prediction_table
 from beitkit.inference.predictor import fitted
 from beitkit.inference.result import Written
 from beitkit.interop.load import load
+from beitkit.nn.averaged import check_views
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import PredictRun
@@ -24,10 +24,10 @@ def run(config: PredictRun) -> Written:
     if isinstance(model, Segmenter):
         if config.fit is not None:
             raise UserError(f"`fit` is for classifiers, but {config.model} labels whole images; leave it out")
+        config.inference.refuse_shift()
         return predict_scenes(config, model)
     if isinstance(model, Classifier):
-        if config.inference != InferenceConfig():
-            raise UserError(f"`inference` is for segmentation, but {config.model} holds a classifier; leave it out")
+        check_views(config.inference, model.config.backbone.image_size)
         return _predict_classes(config, model)
     raise UserError(
         f"{config.model} holds a {type(model).__name__}, which names nothing in images; make a classifier of it with "
@@ -41,7 +41,8 @@ def _predict_classes(config: PredictRun, model: Classifier) -> Written:
         return _print(config, model, naming)
     out = shard_file(config, config.out)
     files = {out: prediction_table(config.out, naming)}
-    outcome = write_in_parts(config, "predict", model, Probabilities(), files, {"top": naming.top})
+    settings = {"top": naming.top, "views": config.inference.view_words or None}
+    outcome = write_in_parts(config, "predict", model, Probabilities(config.inference), files, settings)
     after = f"Next, with labels: beitkit evaluate LABELED --model {quoted(config.model)}"
     print(outcome.as_json() if config.json else f"written: {out} ({outcome.words}). {after}")
     return outcome
@@ -51,7 +52,7 @@ def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
     """Print a line for each image on stdout."""
     _, files = images_of(config, model, config.batch_size * BATCHES_PER_BLOCK)
     images = unreadable = 0
-    for part in engine_of(config, model, Probabilities())(files):
+    for part in engine_of(config, model, Probabilities(config.inference))(files):
         images += len(part.paths)
         unreadable += sum(map(bool, part.errors))
         if config.json:

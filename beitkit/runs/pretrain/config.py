@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -19,6 +19,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_given,
@@ -30,6 +31,18 @@ from beitkit.errors import UserError
 @config(kw_only=False)
 class PretrainRun:
     """Pre-train a vision Transformer on unlabeled images: predict the visual tokens of masked patches."""
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None takes 300, or 30 where `init` goes on from a network.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None takes 1.5e-3, or with `init` what "
+        "suits a network that has learned already.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes 10, or a tenth of the run with `init`.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None takes 1, and with "
+        "`init` chooses.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 and None keep none.",
+        "loop.evaluate_every": "Steps between evaluations; 0 evaluates at the end only, or ten times with `init`.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
@@ -78,6 +91,8 @@ class PretrainRun:
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -42,7 +42,7 @@ def run(config: PretrainRun) -> Path:
     setup = Setup.of(config)
     config, labeled = setup.config, labeled_images(config)
     inputs = setup.inputs() | ({} if labeled is None else {"labeled pictures": labeled.digest})
-    session = Session.begin("pretrain", config, runtime, inputs, images=len(setup.files), default_epochs=DEFAULT_EPOCHS)
+    session = Session.begin("pretrain", config, runtime, inputs, files=setup.files, default_epochs=DEFAULT_EPOCHS)
     if session is None:
         return config.out
     folder, schedule, reading, waited = session.folder, session.training.schedule, session.reading, session.training.waited
@@ -127,7 +127,7 @@ def run(config: PretrainRun) -> Path:
         if beginning is not None:
             outcome = Judgment.of(folder.journal, beginning, labeled)
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
-            model = _kept(folder.best, model)
+            model = session.best_kept(model)
         write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)
         if outcome is not None:
             session.say(outcome.sentence())
@@ -143,15 +143,6 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
     batch = next(setup.prepared(training_stream(setup.dataset(), SHOWN_IMAGES), torch.device("cpu"), encoder))
     return what_it_fills_in(setup, model, batch)
-
-
-def _kept(path: Path, last: MaskedImageModel) -> MaskedImageModel:
-    """The network of the best evaluation, which becomes the finished one; `last` if no evaluation gave a number."""
-    if not path.exists():
-        return last
-    network = load(path)
-    assert isinstance(network, MaskedImageModel)
-    return network
 
 
 def _workload(setup: Setup) -> Workload:

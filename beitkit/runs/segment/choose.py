@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from beitkit.configs.choices import Choices, Facts, narrowness
+from beitkit.configs.choices import Choices, Facts, evaluate_every, narrowness
 from beitkit.configs.train import resolved
 from beitkit.runs.segment.config import SegmentRun
 
@@ -62,7 +62,11 @@ def choose_scenes(run: SegmentRun, found: SegmentFacts) -> tuple[SegmentRun, tup
         warmup = min(WARMUP, length // 10), f"{WARMUP:,}, at most a tenth of the run"
         optim = replace(optim, warmup_steps=choices.pick(None, "--optim.warmup-steps", warmup))
     drop_path = choices.pick(run.drop_path, "--drop-path", _drop_path(found, is_frozen=run.freeze is True))
-    config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path)
+    loop = run.loop
+    if run.patience is not None:
+        every = choices.pick(loop.evaluate_every or None, "--loop.evaluate-every", evaluate_every(length))
+        loop = replace(loop, evaluate_every=every)
+    config = replace(run, image_size=image_size, train=train, optim=optim, drop_path=drop_path, loop=loop)
     return config, tuple(choices.lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -20,6 +20,7 @@ from beitkit.configs.train import (
     LoopConfig,
     MachineConfig,
     OptimConfig,
+    SinkName,
     SpeedConfig,
     TrainConfig,
     check_light,
@@ -33,6 +34,18 @@ class SegmentRun:
 
     What is None is chosen from the images, the network and the device; each choice is printed with its reason.
     """
+
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None chooses by how many there are.",
+        "batch_size": "Images per forward pass; None chooses by the images, the network and the device.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by the network.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
+        "and 1 from scratch.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
+        "in long runs from scratch.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
 
     images: Positional[Path]
     """Folder with images/ and masks/ (or ADE20K's, Pascal VOC's or CamVid's layout), or a table of pairs."""
@@ -74,8 +87,13 @@ class SegmentRun:
     normalization: Literal["imagenet", "inception", "data"] | None = None
     """Pixel statistics: imagenet, inception, or the images' own; the checkpoint's if left out (the official runs take imagenet's
     whatever the backbone saw)."""
+    patience: PositiveInt | None = later(None)
+    """Stop after this many evaluations in a row (`loop.evaluate_every`) that are not better, and take the best one's weights;
+    None trains to the end and takes the last ones."""
     drop_path: ShareBelowOne | None = None
     """Stochastic depth of the last block."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,9 @@ def write_report(
     scene_scores: SceneScores,
     compared: SegmentResult | None,
     runtime: Runtime,
+    length: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Write `report.html` of a finished run."""
+    """Write `report.html` of a finished run; `length` says how long one with patience was."""
     backbone, scores = network.backbone, scene_scores.scores
     report = TrainingReport("Segmentation", folder.path)
     report.facts(
@@ -52,6 +54,7 @@ def write_report(
             ("Crops", f"{by(backbone.image_size)} pixels"),
             ("Images", f"{audited.pairs:,} of {len(audited.classes)} classes"),
             ("Device", runtime.describe()),
+            *length,
             *folder.broken_facts(),
         ]
     )

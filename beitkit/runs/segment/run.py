@@ -34,6 +34,7 @@ from beitkit.planning.workload import Workload
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
+from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -81,7 +82,9 @@ def run(config: SegmentRun) -> SegmentResult:
         "validation pictures": val.digest,
         "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
-    session = Session.begin("segment", config, runtime, inputs, images=len(train), default_epochs=1)
+    session = Session.begin(
+        "segment", config, runtime, inputs, files=train.files, others=[train.masks, val.files, val.masks], default_epochs=1
+    )
     if session is None:
         return result_of(config.out, val.digest)
     folder, schedule = session.folder, session.training.schedule
@@ -91,6 +94,8 @@ def run(config: SegmentRun) -> SegmentResult:
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     for line in (*pixels.lines, *reasons, *(f"note: {note}" for note in odd)):
         session.say(line)
+    if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
+        session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)
     trial = Trial(Workload(network=model.config, loss=config.loss), resolved(config.train.batch_size))
     computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
@@ -122,8 +127,11 @@ def run(config: SegmentRun) -> SegmentResult:
         return ((scene.image, scene.label_map) for scene in scenes(share))
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
-    fit(objective, batches, start.groups, session.training, [evaluator], session.best("val/miou", model))
+    best = session.best("val/miou", model, patience=config.patience)
+    fit(objective, batches, start.groups, session.training, [evaluator], best)
     if runtime.is_main:
+        if config.patience is not None:
+            model = session.best_kept(model).to(runtime.device)  # what `predict` calls
         scored = evaluate_scenes(predict, scenes(), train.classes, model.config.colors)
         result = {
             "miou": scored.scores.mean_iou,
@@ -135,7 +143,8 @@ def run(config: SegmentRun) -> SegmentResult:
             "val_digest": val.digest,
         }
         folder.write_json("result.json", result)
-        write_report(folder, config, model.config, audits[0], scored, compared, runtime)
+        length = session.length_facts("val/miou", config.patience)
+        write_report(folder, config, model.config, audits[0], scored, compared, runtime, length)
         session.say(
             f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional
 
@@ -14,7 +14,7 @@ from beitkit.configs.data import Channels, ImageColumnConfig, ReadConfig, ValueL
 from beitkit.configs.model import ImageSize, as_pair, by
 from beitkit.configs.parts import Flat
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, ReconstructConfig, TokenizerKind
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig, check_given
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SinkName, TrainConfig, check_given
 from beitkit.errors import UserError
 
 NOT_FOR: dict[TokenizerKind, tuple[str, ...]] = {
@@ -30,6 +30,13 @@ FOR_BOTH = ("batch_size", "seed")
 class TokenizerRun:
     """Make a tokenizer of your images, a discrete VAE or k-means of patches, so that each patch gets a visual token."""
 
+    TEXTS: ClassVar[dict[str, str]] = {
+        "epochs": "Passes over the images; None takes 20.",
+        "optim.layer_decay": "Has no meaning for a tokenizer.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished tokenizer; 0 and None keep none.",
+    }
+    """What options of shared parts mean here, in place of their own texts."""
+
     images: Positional[Path]
     """Folder of images (nested or flat), a list of files (.txt, .csv, .jsonl), tar shards, Parquet files, or an .index."""
     _: KW_ONLY
@@ -44,6 +51,8 @@ class TokenizerRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes 0 to 255 for images of 8 bits, and else finds
     them in the images."""
+    log: SinkName | None = later(None)
+    """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()

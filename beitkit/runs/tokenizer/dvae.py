@@ -28,7 +28,7 @@ def run(config: TokenizerRun) -> Path:
     config, runtime = start_run(config)
     images = RunImages.of(config)
     files = images.files
-    session = Session.begin("tokenizer", config, runtime, images.inputs(), images=len(files), default_epochs=DEFAULT_EPOCHS)
+    session = Session.begin("tokenizer", config, runtime, images.inputs(), files=files, default_epochs=DEFAULT_EPOCHS)
     if session is None:
         return config.out
     torch.manual_seed(config.train.seed)

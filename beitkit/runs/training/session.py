@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from beitkit.configs.codec import flat, to_json
 from beitkit.configs.data import ReadConfig
-from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, TrainConfig, resolved
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, SinkName, TrainConfig, resolved
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
+from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
-from beitkit.errors import UserError
+from beitkit.errors import NotSaved, UserError
 from beitkit.files import read_json
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
+from beitkit.interop.load import load
+from beitkit.report.journal import read_journal, series
+from beitkit.runs.training.contents import check_contents
 from beitkit.runs.training.reader import training_batches
 from beitkit.tokenizers.frozen import TokenizerNetwork
+from beitkit.train.bad_steps import BadSteps
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import Journal
 from beitkit.train.loop import Best, Training
 from beitkit.train.machine.runtime import Runtime, start_runtime
 from beitkit.train.schedule import make_schedule
+from beitkit.train.sinks import Tracker
 
 
 @runtime_checkable
@@ -57,6 +65,11 @@ class TrainingRun(Protocol):
         ...
 
     @property
+    def log(self) -> SinkName | None:
+        """Where its numbers go besides the journal."""
+        ...
+
+    @property
     def read(self) -> ReadConfig:
         """What is done about images that cannot be read."""
         ...
@@ -64,6 +77,7 @@ class TrainingRun(Protocol):
 
 Run = TypeVar("Run", bound=TrainingRun)
 Result = TypeVar("Result")
+Net = TypeVar("Net", bound=Network)
 
 
 def start_run(config: Run, sharding: Sharding = "none") -> tuple[Run, Runtime]:
@@ -82,7 +96,15 @@ class Session:
 
     @classmethod
     def begin(
-        cls, verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str], *, images: int, default_epochs: int
+        cls,
+        verb: str,
+        config: TrainingRun,
+        runtime: Runtime,
+        inputs: Mapping[str, str],
+        *,
+        files: ImageList,
+        others: Sequence[ImageList] = (),
+        default_epochs: int,
     ) -> Session | None:
         """Make the run's folder or open it to continue; None if the run is finished, which is then said.
 
@@ -91,7 +113,8 @@ class Session:
             config: complete; what the folder records.
             runtime: of `start_run`.
             inputs: digests of what the run reads, by name.
-            images: number of training images.
+            files: the training images.
+            others: masks, and images that the run is judged by.
             default_epochs: length of a run that asks for none.
 
         Raises:
@@ -102,13 +125,16 @@ class Session:
         if opened is None:
             return None
         folder, journal = opened
+        if runtime.is_main:
+            check_contents(folder, (files, *others), config.loop.check_contents, journal.say)
         training = Training(
-            schedule=make_schedule(config.train, config.loop, config.optim, images, default_epochs=default_epochs),
+            schedule=make_schedule(config.train, config.loop, config.optim, len(files), default_epochs=default_epochs),
             loop=config.loop,
             optim=config.optim,
             runtime=runtime,
             journal=journal,
             checkpoints=folder.checkpoints,
+            bad_steps=BadSteps(folder.path, files.path, runtime.processes),
         )
         return cls(folder, training, reading_of(config, folder, runtime))
 
@@ -125,9 +151,33 @@ class Session:
         """This process's endless batches from number `first` on, uint8 and on the device (see `training_batches`)."""
         return training_batches(dataset, first, self.reading, self.training.runtime, self.training.waited)
 
-    def best(self, metric: str, model: Network | TokenizerNetwork, *, is_loss: bool = False) -> Best:
-        """Keeps the best `model` by this evaluation in the folder."""
-        return Best(metric, lambda: save_native(model, self.folder.best), is_loss=is_loss)
+    def best(self, metric: str, model: Network | TokenizerNetwork, *, is_loss: bool = False, patience: int | None = None) -> Best:
+        """Keeps the best `model` by this evaluation in the folder; `patience` as in `train.loop.Best`."""
+        return Best(metric, lambda: save_native(model, self.folder.best), is_loss=is_loss, patience=patience)
+
+    def best_kept(self, last: Net) -> Net:
+        """The network of the best evaluation, on the CPU; `last` if no evaluation gave a number."""
+        if not self.folder.best.exists():
+            return last
+        network = load(self.folder.best)
+        assert isinstance(network, type(last))
+        return network
+
+    def length_facts(self, metric: str, patience: int | None) -> list[tuple[str, str]]:
+        """For the header of a report: how long a run with `patience` was, and whose weights became the finished model."""
+        if patience is None:
+            return []
+        found = series(read_journal(self.folder.journal), metric, "evaluate")
+        scored = [(value, -step) for step, value in zip(*found, strict=True) if not math.isnan(value)]
+        best = -max(scored)[1] if scored else found.steps[-1]
+        return [
+            ("Length", f"{found.steps[-1]:,.0f} of {self.training.schedule.steps:,} steps (patience {patience})"),
+            (
+                "Finished model",
+                f"the best of {len(found.steps)} evaluations, after step {best:,.0f}; its score was chosen, so it is "
+                "a little too good",
+            ),
+        ]
 
     def finish(self, model: Network | TokenizerNetwork, next_command: str) -> None:
         """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
@@ -141,7 +191,8 @@ def open_folder(verb: str, config: TrainingRun, runtime: Runtime, inputs: Mappin
         UserError: if the folder holds something else, or an input is not what the run began with (see `RunFolder`).
     """
     folder = RunFolder(config.out, verb, config, runtime.processes)
-    journal = Journal(folder.journal, is_main=runtime.is_main)
+    tracker = Tracker(config.log, folder.path, flat(to_json(config)))
+    journal = Journal(folder.journal, is_main=runtime.is_main, tracker=tracker)
     if folder.is_finished():
         journal.say(f"{folder.path} holds this run, finished; its report.html stays as it is")
         return None
@@ -167,8 +218,12 @@ def save_result(
     """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
     if runtime.is_main:
         save_native(model.cpu(), folder.path)
+        folder.mark_done()
     runtime.processes.barrier()
+    journal.close()
     journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
+    if folder.checkpoints.failure is not None:
+        raise NotSaved(f"{folder.path} is done, but not all of it could be saved ({folder.checkpoints.failure})")
 
 
 def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -43,11 +43,17 @@ class Processes:
     world_size: int = 1
     host: ProcessGroup | None = None
     """The gloo group of host collectives; None for a single process."""
+    background: ProcessGroup | None = None
+    """Another one, for a thread that works beside the main one."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes and prints."""
         return self.rank == 0
+
+    def aside(self) -> Processes:
+        """The same for a thread: what it exchanges does not get between what the main thread does."""
+        return replace(self, host=self.background)
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -107,9 +113,10 @@ def join(rank: Rank, device: torch.device) -> Processes:
     with _saying_what_it_waits_for(rank):
         if not distributed.is_initialized():
             _meet(rank, device)
-        host = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        host, background = (distributed.new_group(backend="gloo", timeout=LONGEST_WAIT) for _ in range(2))
     assert isinstance(host, ProcessGroup)
-    return Processes(rank.rank, rank.world_size, host)
+    assert isinstance(background, ProcessGroup)
+    return Processes(rank.rank, rank.world_size, host, background)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ import torch
 from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
 from beitkit.contracts import precision_name
 from beitkit.errors import UserError
-from beitkit.system import keep_heap, usable_cores
+from beitkit.system import keep_heap, seconds_waited, usable_cores
 from beitkit.train.machine.launch import Rank, rank_from_environment
 from beitkit.train.machine.processes import ALONE, Processes, join
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
 """Signals that stop a run after its step; SIGUSR1 is SLURM's warning before the time limit."""
+GRACE = 10.0
+"""Seconds that a step which waits for images has after a signal; launchers give 30."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,22 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+class NoImages(KeyboardInterrupt):
+    """Raised where the main thread waits for images that do not come, after a signal."""
+
+
 class StopRequest:
-    """Records a signal, so that the loop can finish its step and save; a second Ctrl-C stops at once."""
+    """Records a signal, so that the loop can finish its step and save.
+
+    A second Ctrl-C stops at once. A step that waits for images may never end: there the second signal, or `GRACE` seconds after
+    the first, raises `NoImages`.
+    """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._is_over = threading.Event()
+        self._is_reminded = False
+        self._reminder: threading.Thread | None = None
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -128,10 +142,29 @@ class StopRequest:
         try:
             yield self
         finally:
+            self._is_over.set()
+            if self._reminder is not None:
+                self._reminder.join()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        is_second = self.signal_number is not None and not self._is_reminded
+        self._is_reminded = False
         self.signal_number = number
+        waited = seconds_waited()
+        if waited is not None and (is_second or waited >= GRACE):
+            raise NoImages
+        if is_second and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._reminder is None:
+            self._reminder = threading.Thread(target=self._remind, args=[number], daemon=True)
+            self._reminder.start()
+
+    def _remind(self, number: int) -> None:
+        """Send the signal again where the main thread has waited for long: only a signal wakes it up."""
+        while not self._is_over.wait(GRACE / 10):
+            if (seconds_waited() or 0) >= GRACE:
+                self._is_reminded = True
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+                return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,27 @@ def test_onnx(kind: str, tmp_path: Path) -> None:
     described = json.loads(session.get_modelmeta().custom_metadata_map["beitkit"])
     assert from_json(type(model.config), described) == model.config
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_the_logits_of_a_calibrated_classifier_are_divided_already(format: Any, tmp_path: Path) -> None:
+    model = network("classifier")
+    model.config = replace(model.config, temperature=2.5)
+    path = tmp_path / f"model{suffix_of(format)}"
+    assert export(model, path, format=format) < 1e-5
+    images = torch.randn(2, 3, *model.config.backbone.image_size)
+    notes = {"beitkit.json": ""}
+    if format == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        described = session.get_modelmeta().custom_metadata_map["beitkit"]
+    else:
+        logits = torch.export.load(path, extra_files=notes).module()(images)
+        described = notes["beitkit.json"]
+    with torch.no_grad():
+        torch.testing.assert_close(logits.softmax(1), model.probabilities(model(images)), rtol=1e-4, atol=1e-5)
+    assert from_json(ClassifierConfig, json.loads(described)).temperature == 1
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter", "linear", "setr_pup", "features"])

@@ -14,6 +14,7 @@ from PIL import Image
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.sources.image_list import ImageList
 from beitkit.nn.models import Classifier, MaskedImageModel
@@ -205,6 +206,73 @@ def test_several_labels_an_image(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert float(rows[5]["probability of green"]) == pytest.approx(logits[5, 1].sigmoid().item(), rel=1e-3)
     with pytest.raises(beitkit.errors.UserError, match="has several labels an image, but .* was trained for one"):
         evaluate.run(EvaluateRun(listed, model=(world / "a",)))
+
+
+def test_the_stored_temperature_is_used_and_what_it_changed_is_told(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = classifier(0)
+    model.config = replace(model.config, temperature=3.0)
+    beitkit.save(model, tmp_path / "calm")
+    out = tmp_path / "out"
+    result = beitkit.evaluate(world / "images", model=[tmp_path / "calm", world / "turned"], out=out, **ALSO)
+    calm, plain = (one.scores for one in result.models)
+    assert calm.confusion == plain.confusion
+    assert calm.calibration == pytest.approx((3.0, plain.loss, plain.calibration_error))
+    files = find_labeled(world / "images", "val", classes=CLASSES)
+    assert files.labels is not None
+    scaled = direct_logits(model, files) / 3
+    assert calm.loss == pytest.approx(F.cross_entropy(scaled, torch.from_numpy(files.labels)).item(), rel=1e-4)
+    assert f"calm: temperature 3: calibration error {plain.calibration_error:.1%} before, " in capsys.readouterr().out
+    assert "Temperature 3: calibration error" in (out / "report.html").read_text()
+    with (out / "predictions.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert float(first["probability"]) == pytest.approx(scaled[0].softmax(0).max().item(), rel=1e-3)
+
+
+def test_views_are_averaged_by_evaluate_and_predict_alike(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    views = InferenceConfig(flip=True, shift=2)
+    result = beitkit.evaluate(world / "images", model=world / "a", inference=views, out=tmp_path / "out", **ALSO)
+    assert "images (mirrored too, shifted by 2 pixels): top-1" in capsys.readouterr().out
+    assert result.loss != beitkit.evaluate(world / "images", model=world / "a", **ALSO).loss
+    out = tmp_path / "told.csv"
+    beitkit.predict(world / "images" / "val", model=world / "a", inference=views, out=out, **ALSO)
+    model = beitkit.load(world / "a")
+    told = []
+    for path in (tmp_path / "out" / "predictions.csv", out):
+        with path.open(newline="") as file:
+            told.append({row["path"]: float(row["probability"]) for row in csv.DictReader(file)})
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+    path, probability = next(iter(told[0].items()))
+    assert model.predict(path, inference=views).probability == pytest.approx(probability, rel=1e-4)
+    with pytest.raises(beitkit.errors.UserError, match="of another command .*views was .*mirrored too"):
+        beitkit.predict(world / "images" / "val", model=world / "a", out=out, **ALSO)
+    capsys.readouterr()
+    assert "--inference.stride is for segmentation" in refused(
+        capsys, "evaluate", world / "images", "--model", world / "a", "--inference.stride", 4
+    )
+
+
+def test_evaluate_and_predict_obey_the_thresholds(world: Path, tmp_path: Path) -> None:
+    model = classifier(4, multilabel=True)
+    files = find_labeled(world / "images", "val", classes=CLASSES)
+    probabilities = direct_logits(model, files).sigmoid()
+    model.config = replace(model.config, thresholds=tuple(probabilities.quantile(0.3, dim=0).tolist()))
+    beitkit.save(model, tmp_path / "decided")
+    rows = [{"path": str(files.path(index)), "labels": ["red"]} for index in range(len(files))]
+    listed = tmp_path / "several.jsonl"
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = beitkit.evaluate(listed, model=tmp_path / "decided", classes=None, out=tmp_path / "out", **ALSO)
+    assert result.classes["red"].recall == pytest.approx((probabilities[:, 2] >= model.config.decisions[2]).float().mean().item())
+    beitkit.predict(world / "images" / "val", model=tmp_path / "decided", out=tmp_path / "out.csv", **ALSO)
+    told = []
+    for path in (tmp_path / "out" / "predictions.csv", tmp_path / "out.csv"):
+        with path.open(newline="") as file:
+            told.append({row["path"]: set(row["predicted"].split("|")) for row in csv.DictReader(file)})
+    assert told[0] == told[1]
+    assert sum(map(len, told[0].values())) > 1.8 * 24  # each class in 70% of the images
 
 
 def test_mistakes_are_refused_in_one_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

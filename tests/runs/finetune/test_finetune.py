@@ -121,6 +121,8 @@ def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     report = (whole.folder / "report.html").read_text()
     assert "What the network sees" in report
     assert "Before label smoothing." in report
+    assert "Confusion matrix" in report
+    assert "Reliability" in report
 
 
 def test_the_finished_and_the_best_model_are_the_averaged_ones(
@@ -189,6 +191,8 @@ def test_several_labels_an_image(configured: Callable[..., FinetuneRun]) -> None
     model = beitkit.load(result.folder)
     assert isinstance(model, beitkit.Classifier)
     assert model.config.multilabel
+    assert model.config.thresholds is not None
+    assert model.config.temperature > 0
     assert "average precision" in (result.folder / "report.html").read_text()
     assert (result.folder / "checkpoints" / "best" / "model.json").exists()
     with pytest.raises(UserError, match="--balanced needs one label an image"):
@@ -205,3 +209,28 @@ def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
         assert lines == ("--crop-share 0.875: the network's own",)
         assert config == replace(run, crop_share=0.875)
         assert (config.augment, config.pooling, config.pool_cells, config.head_init) == (NO_AUGMENT, "grid", 7, "probe")
+
+
+def test_patience_takes_the_best_evaluation(configured: Callable[..., FinetuneRun]) -> None:
+    length = TrainConfig(steps=60, batch_size=8, lr=1e-3)
+    options = {"train": length, "patience": 2, "loop": LoopConfig(ema=0.0, evaluate_every=4)}
+    result = finetune.run(configured("patient", **options))
+    events = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()]
+    scores = [event["val/top1"] for event in events if event["kind"] == "evaluate"]
+    assert len(scores) == scores.index(max(scores)) + 3 < 15
+    assert result.accuracy == max(scores)
+    assert weights(result.folder) == weights(result.folder / "checkpoints" / "best")
+    report = (result.folder / "report.html").read_text()
+    assert f"{4 * len(scores)} of 60 steps (patience 2)" in report
+    assert f"after step {4 * (scores.index(max(scores)) + 1)};" in report
+    config = json.loads((result.folder / "config.json").read_text())
+    assert config["patience"] == 2
+
+
+def test_patience_chooses_how_often_to_evaluate(configured: Callable[..., FinetuneRun]) -> None:
+    found = FinetuneFacts(
+        images=24, side=16, imbalance=1.0, width=96, depth=4, patch=8, image_size=None, crop_share=0.875, device="cpu"
+    )
+    run = configured("x", train=TrainConfig(steps=60, batch_size=8, lr=1e-3), patience=2)
+    assert choose(run, found)[0].loop.evaluate_every == 3
+    assert choose(replace(run, patience=None), found)[0].loop.evaluate_every == 0

@@ -22,6 +22,8 @@ from beitkit.verbs import VERBS
 
 MACHINE = {"threads": 1, "device": "cpu", "precision": "float32"}
 READING = {
+    "run",
+    "audit",
     "verdict",
     "pack",
     "tokenizer",
@@ -33,6 +35,7 @@ READING = {
     "evaluate",
     "predict",
     "embed",
+    "show",
     "ablate",
     "plan",
 }

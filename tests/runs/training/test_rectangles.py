@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import beitkit
-from beitkit.cli import parse
+from beitkit.command.parse import parse
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import SceneViewConfig
 from beitkit.configs.model import by

@@ -99,13 +99,6 @@ def test_a_manifest_from_before_there_were_checksums_is_read(saved: Checkpoints)
     assert read(saved) == (3, 3.0)
 
 
-def test_files_without_a_manifest_are_no_checkpoint(saved: Checkpoints) -> None:
-    (saved.folder / "step-00000003.json").unlink()
-    assert read(saved) == (2, 2.0)
-    (saved.folder / "step-00000002.json").unlink()
-    assert saved.newest() is None, "a run that was killed in its first save begins anew"
-
-
 def test_a_torn_checkpoint_is_replaced_by_the_run_that_went_back(saved: Checkpoints) -> None:
     (saved.folder / "step-00000003.0.safetensors").write_bytes(b"")
     saved.save(2, state(2), {})
@@ -214,3 +207,15 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_atomically(path, fail)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_states_whose_manifests_are_gone_are_not_overwritten(saved: Checkpoints) -> None:
+    (saved.folder / "step-00000003.json").unlink()
+    assert read(saved) == (2, 2.0)
+    assert saved.unfinished == [3]
+    (saved.folder / "step-00000002.json").unlink()
+    with pytest.raises(UserError, match=r"holds the states after steps 3, 2 but not their manifests \(step-00000003\.json\)"):
+        saved.newest()
+    (saved.folder / "step-00000002.0.safetensors").unlink()  # what a run that was killed in its first save leaves
+    assert saved.newest() is None
+    assert saved.unfinished == [3]

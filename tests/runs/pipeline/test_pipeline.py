@@ -1,0 +1,212 @@
+"""`beitkit run` on a few drawn images: all stages, cut in each of them and continued, and its rules as arithmetic."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import beitkit
+from beitkit.configs.train import MachineConfig
+from beitkit.errors import UserError
+from beitkit.runs.checkpoints import programs
+from beitkit.runs.finetune import run as finetune
+from beitkit.runs.pipeline import choose, rehearse
+from beitkit.runs.pipeline import run as pipeline
+from beitkit.runs.pipeline.choose import Pace, PipelineFacts
+from beitkit.runs.pipeline.config import PipelineRun
+from beitkit.runs.pipeline.ledger import Ledger
+from beitkit.runs.probe import run as probe
+from beitkit.runs.tokenizer import kmeans
+from beitkit.runs.verdict.measured import Kept
+from beitkit.train import loop
+
+MACHINE = MachineConfig(device="cpu", threads=1, workers=0, precision="float32")
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Red and blue noise of 8 pixels."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(90):
+        pixels = np.random.default_rng(index).integers(0, 120, (8, 8, 3))
+        pixels[..., index % 2 * 2] += 130
+        path = folder / ("train" if index < 70 else "val") / ("red", "blue")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(labeled: Path, tmp_path_factory: pytest.TempPathFactory) -> PipelineRun:
+    """A run that was not cut, of a budget that is far too small, so that every stage is as short as there is."""
+    config = PipelineRun(
+        labeled / "train", labels=labeled, out=tmp_path_factory.mktemp("runs") / "whole", budget="1s", machine=MACHINE
+    )
+    pipeline.run(config)
+    return config
+
+
+def results(out: Path) -> list[bytes]:
+    """What must be the same however often a run was cut."""
+    names = ("tokenizer/model.safetensors", "pretrain/model.safetensors", "finetune/model.safetensors", "probe/probe.json")
+    scores = json.loads((out / "verdict" / "verdict.json").read_text())
+    for contest in scores["contests"]:
+        for entry in contest["starts"] + contest["floors"]:
+            entry.pop("seconds")
+    return [*((out / name).read_bytes() for name in names), json.dumps(scores).encode()]
+
+
+def test_it_leaves_ordinary_runs_a_page_and_a_program(whole: PipelineRun) -> None:
+    out = whole.out
+    for name in ("tokenizer", "pretrain", "probe", "verdict", "finetune"):
+        assert (out / name / "config.json").exists(), name
+        assert (out / name / "report.html").exists(), name
+    assert isinstance(beitkit.load(out / "pretrain"), beitkit.MaskedImageModel)
+    assert isinstance(beitkit.load(out / "finetune"), beitkit.Classifier)
+    assert (out / "model.onnx").exists() or (out / "model.pt2").exists()
+    assert not (out / "rehearsal").exists()
+    page = (out / "report.html").read_text()
+    verdict = json.loads((out / "verdict" / "verdict.json").read_text())["verdict"]
+    assert page.index(verdict) < page.index('<section id="stages">')
+    assert 'href="pretrain/report.html"' in page
+    kept = json.loads((out / "progress.json").read_text())
+    assert kept["began"] is None
+    assert all(kept["stages"][stage]["done"] for stage in choose.SHARES)
+    assert sum(found.get("seconds", 0) for found in kept["stages"].values()) <= kept["spent"]
+
+
+CUTS: list[tuple[object, str, int]] = [
+    (kmeans, "learn", 1),
+    (rehearse, "_timed", 1),
+    (loop, "_evaluate", 1),
+    (probe, "write_report", 1),
+    (Kept, "get", 4),
+    (finetune, "write_report", 1),
+    (programs, "export", 1),
+]
+"""In each stage: the function at whose so-manieth call the run is cut."""
+
+
+def test_a_run_cut_in_every_stage_ends_the_same(whole: PipelineRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the first run decided by its clock is given to this one."""
+    config = replace(whole, out=tmp_path / "cut")
+    decided = json.loads((whole.out / "progress.json").read_text())["stages"]
+    settings = {stage: {"settings": found["settings"]} for stage, found in decided.items() if "settings" in found}
+    last = settings.pop("pretrain")
+    config.out.mkdir()
+    shutil.copy(whole.out / "config.json", config.out)
+    progress = config.out / "progress.json"
+    progress.write_text(json.dumps({"stages": settings, "spent": 0.0, "began": None}))
+    for owner, name, number in CUTS:
+        with monkeypatch.context() as patched:
+            function, calls = getattr(owner, name), []
+
+            def cut(*arguments: object, function=function, calls=calls, number=number, **named: object) -> object:
+                calls.append(None)
+                if len(calls) == number:
+                    raise KeyboardInterrupt
+                return function(*arguments, **named)
+
+            patched.setattr(owner, name, cut)
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run(config)
+        kept = json.loads(progress.read_text())
+        if name == "_timed":
+            kept["stages"]["pretrain"] |= last
+            progress.write_text(json.dumps(kept))
+    assert {stage for stage, found in kept["stages"].items() if found.get("done")} == {*choose.SHARES} - {"export"}
+    pipeline.run(config)
+    assert results(config.out) == results(whole.out)
+
+
+def test_a_finished_run_does_nothing_again(whole: PipelineRun) -> None:
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in whole.out.rglob("*.safetensors")}
+
+    before = times()
+    verdict = pipeline.run(whole)
+    assert times() == before
+    assert verdict is not None
+
+
+def test_without_labels_it_ends_after_pretraining(labeled: Path, tmp_path: Path) -> None:
+    assert pipeline.run(PipelineRun(labeled / "train", out=tmp_path / "out", budget="1s", machine=MACHINE)) is None
+    assert not (tmp_path / "out" / "verdict").exists()
+    assert "pretrain/report.html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_budgets_are_read(tmp_path: Path) -> None:
+    for text, seconds in (("90s", 90), ("20m", 1200), ("1h30m", 5400), ("2h", 7200), ("1d", 86400), ("0.5h", 1800)):
+        assert PipelineRun(tmp_path, out=tmp_path, budget=text).seconds == seconds
+    for text in ("", "20", "m", "20m1h", "0s", "-1h", "two hours"):
+        with pytest.raises(UserError, match="`budget` is a time such as"):
+            PipelineRun(tmp_path, out=tmp_path, budget=text)
+
+
+def test_labels_that_no_later_stage_would_take_are_refused_before_anything_is_trained(labeled: Path, tmp_path: Path) -> None:
+    table = tmp_path / "several.csv"
+    rows = [f"{path},red|blue" for path in sorted((labeled / "train" / "red").iterdir())]
+    table.write_text("path,labels\n" + "\n".join(rows) + "\n")
+    with pytest.raises(UserError, match="has several labels an image"):
+        pipeline.run(PipelineRun(labeled / "train", labels=table, out=tmp_path / "out", machine=MACHINE))
+    assert not (tmp_path / "out" / "tokenizer").exists()
+
+
+def test_shares_follow_what_is_left() -> None:
+    stages = tuple(choose.SHARES)
+    assert choose.share_of("tokenizer", stages, 1000.0) == pytest.approx(50)
+    assert choose.share_of("pretrain", stages, 950.0) == pytest.approx(500)  # as planned where the first stage took its share
+    assert choose.share_of("export", stages, 12.0) == pytest.approx(12)  # the last stage has all that is left
+    assert choose.share_of("verdict", stages, -5.0) == 0
+
+
+def test_steps_fill_the_time() -> None:
+    """By brute force: one step after another until the time is over."""
+    pace = Pace(first=0.3, later=0.1, overhead=5.0, batch=64)
+    for seconds in (6.0, 20.0, 35.0, 100.0):
+        spent, steps = pace.overhead, 0
+        while spent + (cost := pace.first if steps < 50 else pace.later) <= seconds + 1e-9:
+            spent, steps = spent + cost, steps + 1
+        assert pace.steps(seconds, 50.0) == pytest.approx(max(choose.LEAST_STEPS, steps), abs=1)
+
+
+def test_few_seconds_cost_seeds_before_steps() -> None:
+    pace, floors = Pace(0.1, 0.1, 2.0, 32), (1.0, 2.0, 3.0)
+    assert choose.rounds_of(1000.0, pace, 2, floors, 10.0).seeds == 3
+    assert choose.rounds_of(51.0, pace, 2, floors, 10.0) == choose.Rounds(2, 102)  # 49 s for 4 trainings: 12.25 s each
+    assert choose.rounds_of(3.0, pace, 2, floors, 10.0) == choose.Rounds(1, choose.LEAST_STEPS)
+    assert choose.rounds_of(1e6, pace, 2, floors, 10.0).steps == choose.LONG_STEPS
+
+
+def test_shapes() -> None:
+    def shape(side: int, **changed: object) -> tuple[object, int]:
+        return choose.shape_of(replace(PipelineFacts(images=100, side=side, device="cpu"), **changed))[:2]
+
+    assert [shape(side) for side in (16, 28, 32, 64, 100, 500)] == [(16, 2), (28, 4), (32, 4), (64, 8), (96, 16), (128, 16)]
+    assert shape(500, device="cuda") == (224, 16)
+    assert shape(360, is_dense=True) == (128, 8)
+
+
+def test_a_start_that_was_killed_counts_until_it_last_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Ledger(tmp_path)
+    first.decided("tokenizer", lambda: {"patches": 3})
+    content = json.loads((tmp_path / "progress.json").read_text())
+    (tmp_path / "progress.json").write_text(json.dumps(content | {"spent": 10.0, "began": 1e9}))
+    journal = tmp_path / "pretrain" / "journal.jsonl"
+    journal.parent.mkdir()
+    journal.touch()
+    for path in (journal, tmp_path / "progress.json"):
+        os.utime(path, (1e9, 1e9 + 20))
+    again = Ledger(tmp_path)
+    assert 30 <= again.spent < 35
+    assert again.decided("tokenizer", lambda: {"patches": 4}) == {"patches": 3}
+    (tmp_path / "progress.json").write_text("[]")
+    with pytest.raises(UserError, match="is damaged"):
+        Ledger(tmp_path)
