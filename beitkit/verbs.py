@@ -199,7 +199,7 @@ VERBS = {
         "--model runs/cls --format onnx --out m.onnx",
         "a program that runs without beitkit",
         run="run.export",
-        common="image_size",
+        common="image_size push",
     ),
     "ablate": Entry(
         "ablate",

@@ -72,7 +72,7 @@ def _tensorboard(start: Start) -> Sink:
 
 
 def _wandb(start: Start) -> Sink:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports] - an extra
 
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -86,7 +86,7 @@ def _wandb(start: Start) -> Sink:
 
 
 def _trackio(start: Start) -> Sink:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports] - an extra
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     name = start.known_as("trackio", lambda: f"{start.name}-{os.urandom(2).hex()}")
@@ -95,7 +95,7 @@ def _trackio(start: Start) -> Sink:
 
 
 def _mlflow(start: Start) -> Sink:
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports] - an extra
 
     client = mlflow.MlflowClient()
     found: list[str] = []
@@ -149,12 +149,13 @@ class Tracker:
 
     def send(self, values: Mapping[str, object], step: int) -> str | None:
         """Send the numbers among these values; returns a warning where that failed for the first time."""
-        if self._name is None:
+        sink = self._name
+        if sink is None:
             return None
         numbers = {
-            name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
+            key: float(value) for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
         }
-        return self._guarded(lambda: self._opened(self._name).log(numbers, step))
+        return self._guarded(lambda: self._opened(sink).log(numbers, step))
 
     def close(self) -> str | None:
         """The run is finished."""

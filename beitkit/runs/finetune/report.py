@@ -15,6 +15,7 @@ from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
 from beitkit.evaluation.score_sheets import score_sections
 from beitkit.evaluation.scores import MultilabelScores, Scores
+from beitkit.evaluation.statistics import wilson
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Table
@@ -59,12 +60,19 @@ def write_report(
             *folder.broken_facts(),
         ]
     )
-    headline, is_multilabel = scores.measures[0], isinstance(scores, MultilabelScores)
+    headline = scores.measures[0]
     if compared is not None:
-        report.beside_another_run(headline.name, headline.value, *compared)
-    lines = [_ranking_line(scores)] if is_multilabel else _accuracy_lines(scores, report.last("accuracy"), config)
+        images = 0 if isinstance(scores, MultilabelScores) else scores.images
+        both = (headline.value, compared.accuracy)
+        intervals = [wilson(round(share * images), images) for share in both] if images else []
+        report.beside_another_run(headline.name, headline.value, *compared, intervals)
+    lines = (
+        [_ranking_line(scores)]
+        if isinstance(scores, MultilabelScores)
+        else _accuracy_lines(scores, report.last("accuracy"), config)
+    )
     if compared is not None:
-        counted = None if is_multilabel else scores.images
+        counted = None if isinstance(scores, MultilabelScores) else scores.images
         lines.append(comparison_line(headline.name, headline.value, str(compared.folder), compared.accuracy, counted))
     report.normal(lines)
     _preview(report, network, first)

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from beitkit.configs.data import ColumnsConfig
+from beitkit.configs.model import SizeName
 from beitkit.configs.train import resolved
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
@@ -255,9 +256,10 @@ class _Pipeline:
         )
         return {"size": size, "steps": steps, "why": why}
 
-    def _size(self, batch: int) -> tuple[str, str]:
+    def _size(self, batch: int) -> tuple[SizeName, str]:
         """The largest network that sees the images often enough in its time, by its speed on noise."""
-        chosen, shown = CANDIDATES[0], 0.0
+        chosen: SizeName = CANDIDATES[0]
+        shown = 0.0
         seconds, runtime = self.left("pretrain"), start_runtime(self.config.machine)
         for size in CANDIDATES:
             run = choose.pretrain_run(self.config, self.shape, size, batch, choose.LEAST_STEPS)

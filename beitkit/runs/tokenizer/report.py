@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
+from beitkit.contracts import WHOLE
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.report.images import token_map
 from beitkit.report.normal import Line, tokenizer_lines
@@ -69,7 +70,7 @@ def facts(
 def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: TokenizerQuality) -> None:
     """Some of the images that it was judged on, their tokens, and what is decoded from these."""
     report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
-    batch = next(iter(quality.batches()))
+    batch = next(iter(quality.batches(WHOLE)))
     shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
     ids = tokenizer.encode(shown)
     report.images(
