@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit docs wheel-check bench screenshot clean
+.PHONY: demo test check unit docs wheel-check bench gpu screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -34,6 +34,10 @@ wheel-check:
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --against transformers timm --out runs/bench
+
+# All that there is to find out on a machine with a GPU; the PyTorch of PyPI for Linux is the one for CUDA.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
 screenshot: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png --width 1000 --height 1240

@@ -36,7 +36,7 @@ from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, 
 from beitkit.runs.training.forecast import forecast
 from beitkit.runs.training.live import renewing
 from beitkit.runs.training.session import Session, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
@@ -77,14 +77,23 @@ def run(config: PretrainRun) -> Path:
     model, objective, groups = start.model, setup.objective(start.model), start.groups
     if beginning is not None:
         groups = delayed(groups, model, beginning.fresh, beginning.head_steps)
-    accelerated = accelerate(objective, config.speed, runtime, schedule)
+    workload = _workload(setup)
+    accelerated = accelerate(
+        objective,
+        config.speed,
+        runtime,
+        schedule,
+        folder=folder,
+        trial=Trial(workload, resolved(config.train.batch_size)),
+        is_static=config.mask.kind != "official" or setup.recover_all,  # that hides more of one image than of another
+    )
     for line in setup.notes:
         session.say(line)
     session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
     if beginning is not None and model.load_report is not None:
         session.say(model.load_report.summary())
         session.say(beginning.head)
-    if (how_long := _forecast(setup, schedule, runtime, cached)) is not None:
+    if (how_long := _forecast(setup, workload, schedule, runtime, cached)) is not None:
         session.say(how_long)
     if encoder is not None and (how := encoder.describe()):
         session.say(how)
@@ -149,10 +158,14 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     return what_it_fills_in(setup, model, batch)
 
 
-def _forecast(setup: Setup, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
-    """How long it will take; the tokens of stored views are computed once."""
+def _workload(setup: Setup) -> Workload:
+    """The arithmetic of the run."""
     tokenizer = None if setup.tokenizer is None else setup.tokenizer.config
-    workload = Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+    return Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+
+
+def _forecast(setup: Setup, workload: Workload, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
+    """How long it will take; the tokens of stored views are computed once."""
     shown_each = schedule.steps / schedule.steps_per_epoch
     tokenized = 1.0 if cached is None else min(1.0, cached.cache.key.views / shown_each)
     return forecast(

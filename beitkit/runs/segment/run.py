@@ -30,6 +30,7 @@ from beitkit.nn.lora import merged_state
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
+from beitkit.planning.workload import Workload
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, facts_of, hint_on_unseen, write_report
@@ -38,7 +39,7 @@ from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -97,7 +98,8 @@ def run(config: SegmentRun) -> SegmentResult:
     if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
         session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)
-    computed = accelerate(objective, config.speed, runtime, schedule)
+    trial = Trial(Workload(network=model.config, loss=config.loss), resolved(config.train.batch_size))
+    computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
     session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}{start.describe()}")
     dataset = ImageDataset(
