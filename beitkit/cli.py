@@ -65,8 +65,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
         given = _with_config_file(verb, arguments[1:])
         config = parse(VERBS[verb].config_class(), given, f"beitkit {verb}", _from_recipe(verb, given))
-        VERBS[verb].function()(config)
+        found = VERBS[verb].function()(config)
         sys.stdout.flush()
+        if getattr(found, "is_broken", False):  # what was asked for was done, and says that something else is wrong
+            sys.exit(1)
     except UserError as error:
         _fail(*_lines(error, verb), process=rank.rank)
     except (Interrupted, NotSaved, NumericalError, ProcessLost) as error:

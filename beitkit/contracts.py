@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+
+from beitkit.errors import UserError
+
+Part = TypeVar("Part")
 
 IGNORED = 255
 """Ignore index of label maps: such pixels count neither in the loss nor in metrics."""
@@ -80,7 +84,8 @@ def pixel_statistics(
 
     Images of another number of channels than these, such as gray ones with the statistics of RGB, take the average.
     """
-    statistics = torch.tensor([tuple(mean), tuple(std)], dtype=like.dtype, device=like.device)
+    # Filled on the device: a tensor made of Python numbers would be copied from memory that the copy has to wait for.
+    statistics = torch.stack([like.new_full((), value) for value in (*mean, *std)]).view(2, -1)
     if channels != statistics.shape[1]:
         statistics = statistics.mean(1, keepdim=True)
     return statistics[0, :, None, None], statistics[1, :, None, None]
@@ -140,14 +145,53 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which batches of an evaluation a process looks at: every `of`-th, from number `rank` on."""
+
+    rank: int = 0
+    of: int = 1
+    gather: Callable[[Any], list[Any] | None] = lambda value: [value]
+    """The values of all processes in rank 0, in the order of their ranks; None elsewhere. Collective."""
+
+    def together(self, parts: Iterable[Part]) -> list[Part] | None:
+        """The parts of all batches in their order, in rank 0; None elsewhere. Collective.
+
+        Each process makes its own `parts`, one for each of its batches. What is added up in this order is to the last bit what
+        one process alone would have come to. An error of one process is raised in all.
+        """
+        own, error = [], None
+        try:
+            own.extend(parts)
+        except UserError as raised:
+            if self.of == 1:
+                raise
+            error = raised
+        if self.of == 1:
+            return own
+        found = self.gather((own, error))
+        if error is None and found is not None:
+            error = next((other for _, other in found if other is not None), None)
+        if error is not None:
+            raise error
+        if found is None:
+            return None
+        every = [theirs for theirs, _ in found]
+        return [every[place % self.of][place // self.of] for place in range(sum(map(len, every)))]
+
+
+WHOLE = Share()
+"""One process looks at everything."""
+
+
 @runtime_checkable
 class Evaluator(Protocol):
     """A metric and its data; it knows the model only as a prediction function."""
 
     name: str
 
-    def run(self) -> Iterator[tuple[str, float]]:
-        """Yield (metric, value) pairs."""
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+        """Yield (metric, value) pairs, in rank 0 where several processes have a share each; collective then."""
         ...
 
 

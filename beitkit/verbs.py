@@ -67,9 +67,16 @@ VERBS = {
         "pipeline",
         "PipelineRun",
         "photos/ --labels labeled/ --out runs/mine",
-        "tokenizer to exported model, and a verdict, within a budget",
+        "audit to exported model, and a verdict, within a budget",
         trains=True,
         common="labels val budget init size seed device threads",
+    ),
+    "audit": Entry(
+        "audit",
+        "AuditRun",
+        "photos/",
+        "what is in there: broken, odd, twice there, in training and validation",
+        common="val out list near image_size patch",
     ),
     "index": Entry(
         "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
@@ -192,7 +199,7 @@ VERBS = {
         "--model runs/cls --format onnx --out m.onnx",
         "a program that runs without beitkit",
         run="run.export",
-        common="image_size",
+        common="image_size push",
     ),
     "ablate": Entry(
         "ablate",
@@ -225,6 +232,7 @@ VERBS = {
         "steps, memory, time and cost, before anything is spent",
         common="recipe size image_size patch batch_size epochs steps gpus tokenizer views precision price json",
     ),
+    "doctor": Entry("doctor", "DoctorRun", "", "what this machine has, and what is missing or broken"),
 }
 """All verbs by name, in the order in which one meets them."""
 

@@ -47,7 +47,8 @@ from beitkit.data.budget import DEFAULT, memory_up_to
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.find import find_images
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import normalized, to_device, training_stream, with_limit_on_broken
+from beitkit.data.stream import normalized, training_stream, with_limit_on_broken
+from beitkit.data.transfer import to_device
 from beitkit.data.views.image import PretrainView, TrainView, View
 from beitkit.data.views.masking import masker, with_positions
 from beitkit.nn.models import MaskedImageModel

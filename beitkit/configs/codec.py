@@ -35,6 +35,8 @@ NOT_PART_OF_A_RUN = (
     "read.timeout",
     "compare",
     "json",
+    "list",
+    "workers",
 )
 """Fields that a continued run may change: they do not change what comes out (threads and sharding: but for rounding)."""
 

@@ -115,8 +115,8 @@ def check_start(model: Path | None, scratch: bool, network: NetworkConfig, descr
         raise UserError(f"`{given[0]}` describes a network for `scratch`, but `model='{model}'` does already; leave one out")
 
 
-def shard_of(text: str | None) -> tuple[int, int]:
-    """`3/8` as (3, 8); no text is the whole, (1, 1).
+def shard_of(text: str | None, field: str = "shard") -> tuple[int, int]:
+    """`3/8` as (3, 8); no text is the whole, (1, 1). Messages call it `field`.
 
     Raises:
         UserError: not of this form, or not one of the shards.
@@ -125,5 +125,5 @@ def shard_of(text: str | None) -> tuple[int, int]:
         return 1, 1
     parts = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
     if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
-        raise UserError(f"`shard` must be one of 1/n to n/n, such as 3/8, got {text!r}")
+        raise UserError(f"`{field}` must be one of 1/n to n/n, such as 3/8, got {text!r}")
     return int(parts[1]), int(parts[2])

@@ -80,15 +80,18 @@ class KeptPass:
 
     def __init__(self) -> None:
         self._batches: list[Batch] = []
-        self._batch_size = 0
+        self._which: tuple[int, int, int] | None = None
         self._is_whole = False
         self._has_room: bool | None = None
 
     def batches(
-        self, read: Callable[[], Generator[Batch, None, None]], batch_size: int, images: int
+        self, read: Callable[[], Generator[Batch, None, None]], which: tuple[int, int, int], images: int
     ) -> Generator[Batch, None, None]:
-        """What `read` yields: the batches of this many images; the second time from memory."""
-        if self._is_whole and self._batch_size == batch_size:
+        """What `read` yields: the batches of this many images; the second time from memory.
+
+        `which` are the batches' size, and which share of them (`contracts.Share`) is read.
+        """
+        if self._is_whole and self._which == which:
             yield from map(dict, self._batches)
             return
         kept: list[Batch] | None = []
@@ -101,7 +104,7 @@ class KeptPass:
                     kept.append(dict(batch))
                 yield batch
         if kept is not None:
-            self._batches, self._batch_size, self._is_whole = kept, batch_size, True
+            self._batches, self._which, self._is_whole = kept, which, True
 
     def _fit(self, total: float) -> bool:
         """Whether so many bytes may be held; asked once, they count as long as the pass does."""

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from beitkit.configs.data import Preprocessing
 from beitkit.configs.model import BackboneConfig, Pair
-from beitkit.contracts import Batch, in_unit_range, pixel_statistics
+from beitkit.contracts import WHOLE, Batch, Share, in_unit_range, pixel_statistics
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.transfer import to_device
 from beitkit.data.views.image import EvaluationView
 from beitkit.data.workers import Key, read_batches
 from beitkit.errors import UserError
@@ -73,8 +74,10 @@ def training_stream(
     return read_batches(dataset.read_batch, keys(), workers)
 
 
-def evaluation_stream(dataset: ImageDataset, batch_size: int, *, workers: int = 0) -> Generator[Batch, None, None]:
-    """One pass in the list's order; the last batch may be smaller. Otherwise as `training_stream`.
+def evaluation_stream(
+    dataset: ImageDataset, batch_size: int, *, workers: int = 0, share: Share = WHOLE
+) -> Generator[Batch, None, None]:
+    """One pass in the list's order, or a share of its batches; the last one may be smaller. Otherwise as `training_stream`.
 
     Of a dataset whose passes are repeated, the batches are kept in memory where they fit.
     """
@@ -84,9 +87,9 @@ def evaluation_stream(dataset: ImageDataset, batch_size: int, *, workers: int = 
         keys = ([dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in firsts)
         return read_batches(dataset.read_batch, keys, workers)
 
-    firsts = range(0, total, batch_size)
+    firsts = range(0, total, batch_size)[share.rank :: share.of]
     if dataset.kept is not None:
-        return dataset.kept.batches(read, batch_size, total)
+        return dataset.kept.batches(read, (batch_size, share.rank, share.of), sum(min(batch_size, total - at) for at in firsts))
     dataset.hold()
     return read()
 
@@ -101,13 +104,6 @@ def stored_views_stream(
     keys = ((e, index, 0) for index in indices for e in epochs if is_wanted(index, dataset.view_number(e, index)))
     dataset.hold()
     return read_batches(dataset.read_batch, iter(lambda: list(itertools.islice(keys, batch_size)), []), workers)
-
-
-def to_device(stream: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches moved to a device; to CUDA through pinned memory, asynchronously."""
-    is_cuda = device.type == "cuda"
-    for batch in stream:
-        yield {key: (value.pin_memory() if is_cuda else value).to(device, non_blocking=is_cuda) for key, value in batch.items()}
 
 
 def normalized(stream: Iterable[Batch], mean: Sequence[float], std: Sequence[float]) -> Iterator[Batch]:
@@ -195,9 +191,11 @@ def evaluation_dataset(
     )
 
 
-def evaluation_batches(dataset: ImageDataset, preprocessing: Preprocessing, reading: Reading) -> Iterator[Batch]:
-    """One ordered pass of normalized batches on a device; unreadable images are reported, and marked in `broken`."""
-    stream = evaluation_stream(dataset, reading.batch_size, workers=reading.workers)
+def evaluation_batches(
+    dataset: ImageDataset, preprocessing: Preprocessing, reading: Reading, share: Share = WHOLE
+) -> Iterator[Batch]:
+    """One ordered pass of normalized batches on a device, or a share; unreadable images are reported, and marked in `broken`."""
+    stream = evaluation_stream(dataset, reading.batch_size, workers=reading.workers, share=share)
     stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
     return normalized(to_device(stream, reading.device), preprocessing.mean, preprocessing.std)
 

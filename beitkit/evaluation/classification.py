@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.nn.prediction import check_outputs
 
 
@@ -21,14 +21,17 @@ class ClassifierQuality:
 
     predict: Callable[[Tensor], Tensor]
     """Normalized images (b, c, h, w) to logits (b, classes)."""
-    batches: Callable[[], Iterator[Batch]]
-    """A fresh ordered pass; batches hold images, labels (targets where there are several) and broken."""
+    batches: Callable[[Share], Iterator[Batch]]
+    """A share of a fresh ordered pass; batches hold images, labels (targets where there are several) and broken."""
     is_multilabel: bool = False
     name: str = "val"
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         """Yield top1, top5 (where there are more than five classes) and loss; of several labels map and loss."""
-        logits, labels = self.answers()
+        answers = self.answers(share)
+        if answers is None:
+            return
+        logits, labels = answers
         if self.is_multilabel:
             yield "map", mean_average_precision(logits, labels)
             yield "loss", F.binary_cross_entropy_with_logits(logits, labels.float()).item()
@@ -38,13 +41,18 @@ class ClassifierQuality:
             yield "top5", top_k(logits, labels, 5)
         yield "loss", F.cross_entropy(logits, labels).item()
 
-    def answers(self) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"] | Bool[Tensor, "n classes"]]:
-        """Logits of every readable image, and its label or which classes it shows. On the CPU."""
-        (logits,), labels = collect_answers([self.predict], self.batches(), "targets" if self.is_multilabel else "labels")
+    def answers(
+        self, share: Share = WHOLE
+    ) -> tuple[Float[Tensor, "n classes"], Int[Tensor, " n"] | Bool[Tensor, "n classes"]] | None:
+        """Logits of every readable image, and its label or which classes it shows, on the CPU of rank 0; None elsewhere."""
+        key = "targets" if self.is_multilabel else "labels"
+        collected = share.together(_answered([self.predict], batch, key) for batch in self.batches(share))
+        if collected is None:
+            return None
+        (logits,), labels = _put_together(collected, 1)
         return logits, labels > 0.5 if self.is_multilabel else labels
 
 
-@torch.no_grad()
 def collect_answers(
     predicts: Sequence[Callable[[Tensor], Tensor]], batches: Iterator[Batch], key: str, names: Sequence[str] | None = None
 ) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
@@ -59,17 +67,23 @@ def collect_answers(
     Raises:
         UserError: if the logits of a network are not finite.
     """
-    logits: list[list[Tensor]] = [[] for _ in predicts]
-    values = []
-    for batch in batches:
-        readable = batch["broken"] < 0
-        for kept, predict in zip(logits, predicts, strict=True):
-            kept.append(predict(batch["images"]).float()[readable].cpu())
-        values.append(batch[key][readable].cpu())
-    answers = [torch.cat(kept) for kept in logits]
-    for name, answer in zip(names or ["the network"] * len(answers), answers, strict=True):
+    return _put_together([_answered(predicts, batch, key) for batch in batches], len(predicts), names)
+
+
+@torch.no_grad()
+def _answered(predicts: Sequence[Callable[[Tensor], Tensor]], batch: Batch, key: str) -> tuple[list[Tensor], Tensor]:
+    """The logits of every network on a batch, and its values of `key`."""
+    readable = batch["broken"] < 0
+    return [predict(batch["images"]).float()[readable].cpu() for predict in predicts], batch[key][readable].cpu()
+
+
+def _put_together(
+    collected: list[tuple[list[Tensor], Tensor]], networks: int, names: Sequence[str] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    answers = [torch.cat([logits[network] for logits, _ in collected]) for network in range(networks)]
+    for name, answer in zip(names or ["the network"] * networks, answers, strict=True):
         check_outputs(answer, name)
-    return answers, torch.cat(values)
+    return answers, torch.cat([values for _, values in collected])
 
 
 def top_k(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], k: int) -> float:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beitkit.contracts import Autocast, Batch
+from beitkit.contracts import WHOLE, Autocast, Batch, Share
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone
 
@@ -85,13 +85,26 @@ def block_features(
     with_class_token: bool = True,
 ) -> BlockFeatures:
     """`frozen_features` of all readable images, on the CPU."""
-    parts, labels = [], []
+    return _put_together(list(_batch_features(backbone, batches, precision, blocks, with_class_token=with_class_token)))
+
+
+def _batch_features(
+    backbone: Backbone,
+    batches: Iterator[Batch],
+    precision: Autocast,
+    blocks: Sequence[int],
+    *,
+    with_class_token: bool = True,
+) -> Iterator[BlockFeatures]:
+    """`block_features` of each batch."""
     for batch in batches:
         readable = (batch["broken"] < 0).cpu()
         features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
-        parts.append(features.cpu()[:, readable])
-        labels.append(batch["labels"].cpu()[readable])
-    return BlockFeatures(torch.cat(parts, dim=1), torch.cat(labels))
+        yield BlockFeatures(features.cpu()[:, readable], batch["labels"].cpu()[readable])
+
+
+def _put_together(parts: list[BlockFeatures]) -> BlockFeatures:
+    return BlockFeatures(torch.cat([part.features for part in parts], dim=1), torch.cat([part.labels for part in parts]))
 
 
 def featured(
@@ -121,8 +134,10 @@ class ProbeAccuracy:
     blocks: Sequence[int]
     """What the blocks are called."""
 
-    def run(self) -> Iterator[tuple[str, float]]:
-        """Yield best (a share) and block."""
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+        """Yield best (a share) and block; the features are rank 0's."""
+        if share.rank:
+            return
         accuracies = block_accuracies(self.predict, self.images)
         best = max(range(len(accuracies)), key=accuracies.__getitem__)
         yield "best", accuracies[best]
@@ -138,15 +153,18 @@ class HeldOutProbe:
     """
 
     backbone: Backbone
-    batches: Callable[[], Iterator[Batch]]
-    """A fresh pass over the labeled images."""
+    batches: Callable[[Share], Iterator[Batch]]
+    """A share of a fresh pass over the labeled images."""
     classes: int
     precision: Autocast
     name: str = "labels"
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         """Yield linear (a share) and its block, counted from 1, and the same for nearest neighbors."""
-        images = block_features(self.backbone, self.batches(), self.precision, range(self.backbone.depth))
+        parts = share.together(_batch_features(self.backbone, self.batches(share), self.precision, range(self.backbone.depth)))
+        if parts is None:
+            return
+        images = _put_together(parts)
         kept, out = held_out_split(images.labels)
         for name, answer in (("linear", self._linear), ("neighbors", self._neighbors)):
             scores = [

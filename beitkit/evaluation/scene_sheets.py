@@ -17,7 +17,7 @@ from beitkit.evaluation.statistics import Measure
 from beitkit.report.charts import heat_map
 from beitkit.report.document import Report
 from beitkit.report.images import stacked
-from beitkit.report.overlays import colored, error_map, overlay
+from beitkit.report.overlays import error_map, overlay
 from beitkit.report.table import Column, Table, percent
 
 WORST = 6
@@ -133,7 +133,7 @@ def _columns(
     image = shown.expand(3, -1, -1)
     return {
         "image": _reduced(image),
-        "truth": _reduced(colored(scene.label_map, palette)),
+        "truth": _reduced(overlay(scene.image, scene.label_map, palette)),
         "prediction": _reduced(overlay(scene.image, predicted, palette)),
         "error": _reduced(error_map(predicted, scene.label_map)),
     }

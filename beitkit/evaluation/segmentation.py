@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from beitkit.contracts import IGNORED
+from beitkit.contracts import IGNORED, WHOLE, Share
 from beitkit.errors import UserError
 
 
@@ -80,6 +80,13 @@ class ConfusionTable:
         self._image_iou.append(_mean(_iou(counts)))
         return self._image_iou[-1]
 
+    def __add__(self, other: ConfusionTable) -> ConfusionTable:
+        """The table of the images of both."""
+        both = ConfusionTable(len(self.counts))
+        both.counts = self.counts + other.counts
+        both._image_iou = self._image_iou + other._image_iou
+        return both
+
     def scores(self) -> SegmentationScores:
         """The scores so far."""
         iou, right, labeled = _iou(self.counts), self.counts.diagonal().double(), self.counts.sum(1).double()
@@ -103,24 +110,27 @@ class MeanIoU:
 
     predict: Callable[[Tensor], Tensor]
     """An image, uint8 (c, h, w), to its label map, uint8 (h, w)."""
-    scenes: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    """A fresh ordered pass of images, uint8 (c, h, w), and their label maps, uint8 (h, w)."""
+    scenes: Callable[[Share], Iterable[tuple[Tensor, Tensor]]]
+    """A share of a fresh ordered pass of images, uint8 (c, h, w), and their label maps, uint8 (h, w)."""
     classes: int
     name: str = "val"
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         """Yield miou, macc and aacc."""
-        scores = self.scores()
+        tables = share.together(self._tables(share))
+        if tables is None:
+            return
+        scores = sum(tables[1:], tables[0]).scores()
         yield "miou", scores.mean_iou
         yield "macc", scores.mean_accuracy
         yield "aacc", scores.pixel_accuracy
 
-    def scores(self) -> SegmentationScores:
-        """All scores of one pass."""
+    def _tables(self, share: Share) -> Iterator[ConfusionTable]:
+        """One, of all scenes of a share."""
         table = ConfusionTable(self.classes)
-        for image, label_map in self.scenes():
+        for image, label_map in self.scenes(share):
             table.add(self.predict(image), label_map)
-        return table.scores()
+        yield table
 
 
 def _iou(counts: Int[Tensor, "classes classes"]) -> Tensor:

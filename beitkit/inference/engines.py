@@ -10,7 +10,8 @@ import torch
 
 from beitkit.configs.parts import EngineName
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized, to_device
+from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalized
+from beitkit.data.transfer import to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation, cast_weights_, source_of
 from beitkit.inference.part import Rows, in_blocks

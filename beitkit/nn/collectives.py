@@ -5,9 +5,14 @@ from __future__ import annotations
 from torch import Tensor, distributed
 
 
+def world_size() -> int:
+    """Ranks of the process group; 1 without one."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def is_distributed() -> bool:
     """Whether there is a process group of more than one rank."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return world_size() > 1
 
 
 def is_rank_zero() -> bool:

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from beitkit.configs.tokenizer import ReconstructConfig
 from beitkit.contracts import Batch, Loss
+from beitkit.nn.collectives import world_size
 from beitkit.tokenizers.dvae import LAPLACE_EPSILON, DiscreteVAE
-from beitkit.tokenizers.health import CodeUsage
+from beitkit.tokenizers.health import code_counts, perplexity
 from beitkit.tokenizers.revival import CodeRevival, is_so_first, start_codes
 
 LOG_SCALE_FLOOR = -4.0
@@ -39,6 +40,8 @@ class Reconstruct(nn.Module):
         self.revival = CodeRevival(tokenizer.vocabulary, config.dead_share)
         self.register_buffer("is_started", torch.tensor(not config.start_from_data))
         self._tended_at: float | None = None
+        self._quiet: float = 0
+        """Forward passes before which no code can be due to be started or revived; at most 0: the device has to be asked."""
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Loss per pixel and channel; `progress` in [0, 1] sets temperature and KL weight."""
@@ -48,8 +51,7 @@ class Reconstruct(nn.Module):
         features = tokenizer.features(images)
         if self.training and progress != self._tended_at:
             self._tended_at = progress
-            # k-means cannot draw from what is not finite; the loop skips such a step, and undoes codes and counts.
-            if is_so_first(bool(features.detach().isfinite().all()), features.device):
+            if self._quiet <= 0:
                 self._tend_codes(features.detach(), progress)
         logits = tokenizer.code_layer(features).float()  # (b, v, gh, gw)
         output = tokenizer.decode_relaxed(gumbel_softmax(logits, temperature)).float()
@@ -67,15 +69,14 @@ class Reconstruct(nn.Module):
             if self.training:
                 error = (tokenizer.pixels(output) - images).square().mean(1, keepdim=True)
                 self.revival.observe(ids, F.avg_pool2d(error, tokenizer.stride)[:, 0])
-            usage = CodeUsage(tokenizer.vocabulary)
-            usage.update(ids)
-            statistics = usage.statistics()
+                self._quiet -= 1
+            counts = code_counts(ids, tokenizer.vocabulary)
         parts = {
             "reconstruction": reconstruction.detach(),
             "kl": kl.detach(),
-            "temperature": torch.tensor(temperature),
-            "perplexity": torch.tensor(statistics.perplexity),
-            "codes_used": torch.tensor(statistics.used_share),
+            "temperature": torch.full_like(reconstruction, temperature, requires_grad=False),
+            "perplexity": perplexity(counts / counts.sum()),
+            "codes_used": (counts > 0).float().mean(),
         }
         return Loss(total, parts)
 
@@ -86,15 +87,29 @@ class Reconstruct(nn.Module):
         return [layer.weight, layer.bias, self.tokenizer.embeddings]
 
     def _tend_codes(self, features: Float[Tensor, "b d gh gw"], progress: float) -> None:
-        """Start the codes on the first batch; revive unused ones when a window is full."""
-        window = self.config.revive_every
+        """Start the codes on the first batch; revive unused ones when a window is full.
+
+        The host waits for the device to learn whether either is due, so it works out for how many passes neither can be. After
+        either it looks again: if that step is skipped, the loop puts codes and counts back.
+        """
+        window = self.config.revive_every if progress < self.config.revive_share else 0
+        is_started = bool(self.is_started)
+        if is_started:
+            # Skipped steps only make it longer until the window is full.
+            left = math.ceil((window - int(self.revival.batches)) / world_size()) if window else math.inf
+            if left > 0:
+                self._quiet = left
+                return
+        # k-means cannot draw from what is not finite; the loop skips such a step, and undoes codes and counts.
+        if not is_so_first(bool(features.isfinite().all()), features.device):
+            return
         # Without autocast, which would cache a half-precision copy of the rows from before the change.
         with torch.autocast(features.device.type, enabled=False):
-            if not self.is_started:
+            if is_started:
+                self.revival.revive(self.tokenizer, features.float())
+            else:
                 start_codes(self.tokenizer, features.float())
                 self.is_started.fill_(True)
-            elif window and progress < self.config.revive_share and self.revival.batches >= window:
-                self.revival.revive(self.tokenizer, features.float())
 
 
 def anneal(ends: tuple[float, float], progress: float, share: float) -> float:

@@ -60,7 +60,7 @@ class Memory(NamedTuple):
     batch: int
     """Images as they were read and as they are normalized, with their tokens and masks."""
     exchange: int
-    """What data parallelism adds: buckets of gradients, or blocks that full sharding has gathered."""
+    """What data parallelism holds: buckets, in which the gradients lie all the time, or blocks that sharding has gathered."""
     traced: Traced
     step: int
     """Traced peak, of which gradients are part."""
@@ -119,19 +119,22 @@ def plan_memory(
     with torch.device("meta"):
         objective = workload.objective()
     weights = FLOAT * count_parameters(objective)
-    exchange, step = (weights if devices > 1 else 0), traced.peak
+    exchange, gradients, step = 0, weights, traced.peak
     share = devices if is_sharded else 1
+    if devices > 1:  # gradients are views of DDP's buckets, which stay
+        exchange, gradients = weights, 0
+        step = max(traced.activations + traced.logits, traced.peak - weights)
     if is_sharded:
         block = FLOAT * count_parameters(next(iter(backbone_of(objective).blocks)))
         # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
-        exchange = 3 * block
-        step = max(traced.activations + traced.logits, traced.peak - weights) + weights // share
+        exchange, gradients = 3 * block, weights // share
+        step += gradients
     tokenizer, activations = _tokenizer(workload, batch_size, autocast)
     trial = 0 if autocast is None else _tokenizer(workload, workload.tried, None)[1]
     return Memory(
         process=process,
         weights=weights // share,
-        gradients=weights // share,
+        gradients=gradients,
         moments=MOMENTS * weights // share,
         average=weights // share if is_averaged else 0,
         tokenizer=tokenizer,

@@ -13,6 +13,7 @@ like is in `page.html.jinja`, `blocks.html.jinja` and `style.css`; the templates
 from __future__ import annotations
 
 import base64
+import io
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -23,6 +24,7 @@ from urllib.parse import quote
 from jaxtyping import Float
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL.Image import Image
 from torch import Tensor
 
 from beitkit.report.images import CELL, check_columns, fit, png_bytes
@@ -38,6 +40,16 @@ class _Section(NamedTuple):
     title: str
     lead: str
     blocks: list[Markup]
+
+
+class Tile(NamedTuple):
+    """An image of a gallery."""
+
+    image: Image
+    """RGB, at the size at which it is shown."""
+    name: str
+    note: str = ""
+    """A word or two below the name."""
 
 
 class Report:
@@ -104,6 +116,16 @@ class Report:
         cells = [[_image(name, images[row], row, cell) for name, images in columns.items()] for row in range(rows)]
         tables = [cells[start : start + per_part] for start in range(0, rows, per_part)]
         self._add("images", columns=columns, tables=tables, width=cell - 4, caption=caption)
+
+    def gallery(self, tiles: Sequence[Tile], caption: str) -> None:
+        """Images of any size side by side, in as many rows as it takes, with a name below each."""
+        shown = []
+        for tile in tiles:
+            buffer = io.BytesIO()
+            tile.image.save(buffer, "JPEG", quality=90, subsampling=0)
+            source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+            shown.append({"source": source, "width": tile.image.width, "height": tile.image.height, "tile": tile})
+        self._add("gallery", tiles=shown, caption=caption)
 
     def table(self, table: Table) -> None:
         """A table with its caption."""

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from beitkit.report.charts import Dots, Reference, Series, Unit, dot_chart, line_chart
+from beitkit.report.charts.canvas import Number, format_value
 from beitkit.report.document import Report
 from beitkit.report.journal import Points, read_journal, series
 from beitkit.report.normal import Line, training_lines
+
+FEWEST = 2
+"""Values of a line that are no curve."""
 
 
 class TrainingReport(Report):
@@ -38,8 +42,15 @@ class TrainingReport(Report):
         unit: Unit = "plain",
         log_y: bool = False,
     ) -> None:
-        """A chart over optimizer steps; `lines` maps the names of its lines to the keys of their values."""
+        """A chart over optimizer steps; `lines` maps the names of its lines to the keys of their values.
+
+        Where no line has more than two values there is no curve to be seen, and the values are named instead.
+        """
         shown = [Series(name, *points) for name, key in lines.items() if (points := self._points(key)).steps]
+        if shown and all(len(line.x) <= FEWEST for line in shown):
+            named = [f"{line.name} {_named_values(line, unit)}" for line in shown]
+            self.paragraph(f"{title}: {'; '.join(named)}.")
+            return
         svg = line_chart(shown, title=title, x_label="step", y_label=y_label, y_reference=references, unit=unit, log_y=log_y)
         self.figure(svg, caption)
 
@@ -55,16 +66,24 @@ class TrainingReport(Report):
         self.section("Is this normal?")
         self.normal_lines([*lines, *course])
 
-    def beside_another_run(self, measure: str, share: float, other: Path, other_share: float) -> None:
-        """The result of this run and that of another, by the same measure."""
+    def beside_another_run(
+        self,
+        measure: str,
+        share: float,
+        other: Path,
+        other_share: float,
+        intervals: Sequence[tuple[Number, Number] | None] = (),
+    ) -> None:
+        """The result of this run and that of another, by the same measure; `intervals` say how far each can be trusted."""
         self.verdict(
             f"{measure} {share:.1%} here, {other_share:.1%} in {other}: {100 * (share - other_share):+.1f} points",
             None,
             "One run each. Repeat both with other values of `seed` before you believe a small difference.",
         )
-        dots, names = [Dots(measure, [[share], [other_share]])], [self.folder.name, other.name]
-        chart = dot_chart(dots, names, title="Side by side", x_label="run", y_label=measure)
-        self.figure(chart, f"This run and {other}.")
+        dots, names = [Dots(measure, [[share], [other_share]], intervals)], [self.folder.name, other.name]
+        chart = dot_chart(dots, names, title="Side by side", x_label="run", y_label=measure, from_zero=True)
+        trust = " The whiskers are 95% intervals: how far other images could move it." if any(intervals) else ""
+        self.figure(chart, f"This run and {other}.{trust}")
 
     def finish(self) -> None:
         """Add what one looks at when something is wrong, and write `report.html`."""
@@ -77,3 +96,8 @@ class TrainingReport(Report):
 
     def _points(self, key: str) -> Points:
         return series(self.events, key, "evaluate" if "/" in key else "train")
+
+
+def _named_values(line: Series, unit: Unit) -> str:
+    """The values of a line in words: 71.3% at step 100, 75.0% at step 200."""
+    return ", ".join(f"{format_value(y, unit)} at step {x:,.0f}" for x, y in zip(line.x, line.y, strict=True))

@@ -6,6 +6,8 @@ enough depends on the tokenizer and the images; it is measured on a few of them 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -52,7 +54,7 @@ class Encoder(NamedTuple):
     def __call__(self, images: Shaped[Tensor, "b c h w"]) -> Int64[Tensor, "b gh gw"]:
         """Token ids of images on the tokenizer's device, uint8 or floats in [0, 1]."""
         scaled = in_unit_range(images.contiguous(memory_format=torch.channels_last))
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
+        with full_float32(), torch.autocast(images.device.type, dtype=self.precision, enabled=self.precision is not None):
             return self.tokenizer.encode(scaled)
 
     def describe(self) -> str:
@@ -62,6 +64,24 @@ class Encoder(NamedTuple):
         if self.precision is None:
             return f"tokenizer in float32: in bfloat16 only {self.agreement:.2%} of the tokens tried stay the same"
         return f"tokenizer in bfloat16: {self.agreement:.2%} of the tokens tried are those of float32"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Without TF32, which has 10 bits of mantissa for float32's 23, and by which PyTorch computes float32 convolutions on GPUs.
+
+    Tokens would be others than those of a CPU, under the same key of a cache. cuDNN tries its kernels and takes the fastest.
+    """
+    settings = [(torch.backends.cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
+    settings += [(torch.backends.cudnn, "benchmark", True)]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
 
 
 def encoder_of(tokenizer: Tokenizer, images: Shaped[Tensor, "b c h w"], precision: torch.dtype | None) -> Encoder:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from beitkit.nn.collectives import all_reduce_, broadcast_, is_distributed, is_rank_zero
 from beitkit.tokenizers.codebook import KMEANS_STEPS, gather_by_code
 from beitkit.tokenizers.dvae import DiscreteVAE
+from beitkit.tokenizers.health import code_counts
 
 START_MARGIN = 3.0
 """Mean logit margin of a feature's nearest center over the second nearest at the start; Gumbel noise has std 1.28."""
@@ -119,7 +120,7 @@ class CodeRevival(nn.Module):
     def observe(self, ids: Int[Tensor, "b gh gw"], error: Float[Tensor, "b gh gw"]) -> None:
         """Count one batch of every rank: the chosen codes, and the squared reconstruction error at each of them."""
         flat = ids.flatten()
-        usage = torch.bincount(flat, minlength=len(self.usage))
+        usage = code_counts(flat, len(self.usage))
         summed = torch.zeros_like(self.error).index_add_(0, flat, error.flatten().float())
         batches = torch.ones_like(self.batches)
         for total, seen in ((self.usage, usage), (self.error, summed), (self.batches, batches)):

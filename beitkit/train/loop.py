@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from beitkit.configs.train import LoopConfig, OptimConfig, resolved
-from beitkit.contracts import Batch, Evaluator
+from beitkit.contracts import WHOLE, Batch, Evaluator, Share
 from beitkit.errors import CONTINUES, Interrupted, NumericalError, UserError, few
 from beitkit.files import why
 from beitkit.terminal import tell, told_to
@@ -125,6 +125,9 @@ class Training:
     """The event log."""
     checkpoints: Checkpoints
     """Where the state is saved, and resumed from."""
+    renew: Callable[[int], object] | None = None
+    """Called by rank 0 with the number of each step that is evaluated or saved: the objective is then in eval mode, with the
+    weights that the run would end with here."""
     bad_steps: BadSteps | None = None
     """Where steps that are not finite are listed, if they are."""
     waited: WaitMeter = field(default_factory=WaitMeter)
@@ -193,6 +196,7 @@ def fit(
     begun: deque[tuple[StepResult, list[Tensor]]] = deque()
     is_over = best is not None and best.is_exhausted  # a run that was cut after its last step
     trainer.parallel.module.train()
+    share = Share(processes.rank, processes.world_size, processes.gather) if trainer.parallel.is_whole_everywhere else None
     with (
         StopRequest().listening() as stop,
         training.checkpoints.settled(),
@@ -202,8 +206,7 @@ def fit(
     ):
         if evaluators and 0 in also_at and not is_continued and _replay is None:
             with window.paused(), trainer.full_weights():
-                if processes.is_main:
-                    _evaluate(objective, evaluators, best, journal, 0)
+                _evaluate(objective, evaluators, best, journal, 0, share)
             with window.paused():
                 state.save(training.checkpoints)
         while state.done < schedule.steps and not is_over:
@@ -246,11 +249,13 @@ def fit(
                 line = _how_far(state.done, schedule, window.speed(state.done), window.said)
                 journal.progress(line, state.done / schedule.steps)
             try:
-                if is_evaluated:
+                if is_evaluated or (is_saved and training.renew is not None):
                     with window.paused(), trainer.full_weights():
-                        if processes.is_main:
-                            _evaluate(objective, evaluators, best, journal, state.done)
-                    if best is not None and best.patience is not None and state.done < schedule.steps:
+                        if is_evaluated:
+                            _evaluate(objective, evaluators, best, journal, state.done, share)
+                        if processes.is_main and training.renew is not None and state.done < schedule.steps:
+                            _renew(objective, training.renew, state.done)
+                    if is_evaluated and best is not None and best.patience is not None and state.done < schedule.steps:
                         is_over = processes.all_gather(best.is_exhausted)[0]
                     if is_over and best is not None:
                         journal.note(
@@ -497,14 +502,29 @@ class _Window:
         self.sums: dict[str, Tensor] = {}
 
 
-def _evaluate(objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int) -> None:
+def _evaluate(
+    objective: nn.Module, evaluators: Sequence[Evaluator], best: Best | None, journal: Journal, step: int, share: Share | None
+) -> None:
+    """Evaluate, each process its share; by rank 0 alone where the others have no weights (`share` None)."""
+    if share is None and not journal.is_main:
+        return
     objective.eval()
     values: dict[str, float] = {}
     with torch.no_grad():
         for evaluator in evaluators:
-            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run()})
+            values.update({f"{evaluator.name}/{name}": value for name, value in evaluator.run(share or WHOLE)})
+    if not journal.is_main:
+        objective.train()
+        return
     if best is not None:
         best.offer(values)
     journal.record("evaluate", step, **values)
     journal.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    objective.train()
+
+
+@torch.no_grad()
+def _renew(objective: nn.Module, renew: Callable[[int], object], step: int) -> None:
+    objective.eval()
+    renew(step)
     objective.train()

@@ -30,15 +30,20 @@ SHARDED_FROM = 300_000_000
 class Replicas:
     """Every rank holds all weights; gradients are averaged over ranks by DDP, if there are several."""
 
+    is_whole_everywhere = True
+    """Whether every rank has the whole objective, to evaluate it for instance."""
+
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
-        """Move the objective to the device; DDP broadcasts buffers from rank 0, so counters must be the same on all ranks."""
+        """Move the objective to the device; DDP broadcasts weights and buffers of rank 0 once, here."""
         self.objective = objective.to(runtime.device)
         self.module: nn.Module = objective
         """The module that computes the loss."""
         if runtime.world_size > 1:
             # A 1x1 convolution's gradient may have other strides than its bucket view, which is harmless.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-            self.module = DistributedDataParallel(objective)
+            # Forward passes leave buffers equal on all ranks by themselves (sums over ranks, where they depend on images), and
+            # index tables never change: nothing has to be broadcast before each of them.
+            self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.parameters: dict[str, nn.Parameter] = dict(objective.named_parameters())
         """The optimizer's parameters, by name."""
 
@@ -93,6 +98,8 @@ class Shards:
     and freed after it in the forward pass. The objective itself is empty, except between `gather_weights` and `release_weights`,
     when that of rank 0 holds all weights and can be evaluated and saved as usual.
     """
+
+    is_whole_everywhere = False
 
     def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
         """Shard an objective that is on the CPU and equal on all ranks; its weights move to the device unit by unit."""

@@ -88,7 +88,7 @@ def pretraining(networks: OurNetworks, runtime: Runtime, speed: SpeedConfig) -> 
 
     def batches(*, has_tokens: bool) -> Iterator[Batch]:
         given, grid = networks.inputs, networks.masked.backbone.config.grid
-        batch = {"images": given.images, "mask": given.mask}
+        batch = {"images": given.images, "mask": given.mask, "positions": given.positions}
         if has_tokens:
             return itertools.repeat(batch | {"tokens": given.tokens})
         return tokenized(itertools.repeat(batch | {"token_images": given.token_images}), networks.encoder, grid)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig, Pair, SizeName
 from beitkit.configs.tokenizer import PUBLISHED_DVAES
-from beitkit.data.views.masking import masker
+from beitkit.data.views.masking import masker, with_positions
 from beitkit.nn.models import Classifier, MaskedImageModel
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,6 +38,8 @@ class Inputs(NamedTuple):
     """(b, 3, 8 gh, 8 gw), uint8: what the tokenizer sees."""
     mask: Tensor
     """(b, n), True where hidden; as many in every image."""
+    positions: Tensor
+    """(m,), int64: where these are in the flat (b, n), as runs find out before a batch is moved."""
     tokens: Tensor
     """(b, n), int64."""
     labels: Tensor
@@ -110,10 +112,12 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         grid = self.masked_config.backbone.grid
         draw, rng = masker(MASK, grid), random.Random(0)
+        mask = torch.stack([draw(rng).flatten() for _ in range(self.batch_size)])
         drawn = Inputs(
             images=torch.randn(self.batch_size, 3, self.image_size, self.image_size, generator=generator),
             token_images=torch.randint(0, 256, (self.batch_size, 3, *self.token_size), generator=generator, dtype=torch.uint8),
-            mask=torch.stack([draw(rng).flatten() for _ in range(self.batch_size)]),
+            mask=mask,
+            positions=next(with_positions([{"mask": mask}], recover_all=False))["positions"],
             tokens=torch.randint(0, TOKENIZER.vocabulary, (self.batch_size, grid[0] * grid[1]), generator=generator),
             labels=torch.randint(0, CLASSES, (self.batch_size,), generator=generator),
         )

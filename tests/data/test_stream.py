@@ -25,7 +25,7 @@ from beitkit.data.dataset import ImageDataset, balanced_order
 from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import evaluation_stream, normalized, to_device, tokenized, training_stream, with_limit_on_broken
+from beitkit.data.stream import evaluation_stream, normalized, tokenized, training_stream, with_limit_on_broken
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView
 from beitkit.data.views.masking import masker
@@ -299,11 +299,6 @@ def test_normalized_is_the_formula() -> None:
     assert images.dtype == torch.uint8
     (gray,) = normalized([{"images": images[:, :1]}], (0.2, 0.3, 0.4), (0.1, 0.2, 0.3))
     assert torch.allclose(gray["images"], (images[:, :1] / 255 - 0.3) / 0.2, atol=1e-6)
-
-
-def test_to_device_keeps_values() -> None:
-    (batch,) = to_device([{"images": torch.ones(2, dtype=torch.uint8)}], torch.device("cpu"))
-    assert batch["images"].tolist() == [1, 1]
 
 
 def brightest(images: Tensor) -> Tensor:

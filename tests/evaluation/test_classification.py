@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, Share
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import (
     ClassifierQuality,
@@ -22,7 +22,7 @@ LOGITS = torch.tensor([[3.0, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]])
 LABELS = torch.tensor([0, 2, 2, 1])
 
 
-def batches() -> Iterator[Batch]:
+def batches(share: Share) -> Iterator[Batch]:
     """The third image is broken and must not count."""
     images = torch.cat((LOGITS[:2], torch.zeros(1, 3), LOGITS[2:]))
     labels = torch.tensor([0, 2, 0, 2, 1])
@@ -104,7 +104,7 @@ def test_classes_that_no_image_shows_are_left_out_of_the_mean() -> None:
     assert math.isnan(second)
     assert mean_average_precision(LOGITS, targets) == pytest.approx((first + third) / 2)
 
-    def several() -> Iterator[Batch]:
+    def several(share: Share) -> Iterator[Batch]:
         broken = torch.tensor([-1, 5, -1, -1])
         yield {"images": LOGITS, "targets": targets.float(), "broken": broken}
 

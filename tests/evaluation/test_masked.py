@@ -19,7 +19,7 @@ def test_accuracy_and_loss_over_masked_patches_of_readable_images() -> None:
         return logits
 
     batch = {"images": torch.zeros(2, 1, 2, 2), "mask": mask, "tokens": tokens, "broken": torch.tensor([-1, 5])}
-    values = dict(MaskedAccuracy(predict, lambda: iter([batch, {**batch, "broken": torch.tensor([1, 2])}])).run())
+    values = dict(MaskedAccuracy(predict, lambda share: iter([batch, {**batch, "broken": torch.tensor([1, 2])}])).run())
     assert values["accuracy"] == 0.5  # the second logits are all equal, so code 0 is named where 1 is right
     assert values["loss"] == pytest.approx((math.log(2) + math.log(4)) / 2)
 
@@ -31,8 +31,8 @@ def test_every_patch_is_judged_where_all_are_recovered() -> None:
         return torch.zeros(int(at.sum()), 4)
 
     batch = {"images": torch.zeros(1, 1, 2, 4), "mask": mask, "tokens": torch.tensor([[1, 0]]), "broken": torch.tensor([-1])}
-    assert dict(MaskedAccuracy(predict, lambda: iter([batch]), recover_all=True).run())["accuracy"] == 0.5
-    assert dict(MaskedAccuracy(predict, lambda: iter([batch])).run())["accuracy"] == 0.0
+    assert dict(MaskedAccuracy(predict, lambda share: iter([batch]), recover_all=True).run())["accuracy"] == 0.5
+    assert dict(MaskedAccuracy(predict, lambda share: iter([batch])).run())["accuracy"] == 0.0
 
 
 def test_error_and_variance_over_batches() -> None:
@@ -47,7 +47,7 @@ def test_error_and_variance_over_batches() -> None:
     whole = {"images": images, "mask": mask, "broken": broken}
 
     def batches(size: int):
-        return lambda: ({key: value[first : first + size] for key, value in whole.items()} for first in range(0, 5, size))
+        return lambda share: ({key: value[first : first + size] for key, value in whole.items()} for first in range(0, 5, size))
 
     pixels = torch.stack([images[b, 0, :, 2 * n : 2 * n + 2].flatten() for b in (0, 1, 2, 4) for n in (0, 1) if mask[b, n]])
     loss, variance = (pixels - 0.25).square().mean().item(), (pixels - pixels.mean(0)).square().mean().item()

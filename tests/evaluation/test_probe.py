@@ -56,7 +56,7 @@ def test_a_repeated_probe_is_the_logistic_one_of_the_best_block_on_every_fifth_i
     images = torch.randn(40, 3, 16, 16) + 0.2 * labels[:, None, None, None]
     batch = {"images": images, "labels": labels, "broken": torch.full((40,), -1)}
     with torch.no_grad():  # as in the training loop
-        found = dict(HeldOutProbe(backbone, lambda: iter([batch]), 2, contextlib.nullcontext).run())
+        found = dict(HeldOutProbe(backbone, lambda share: iter([batch]), 2, contextlib.nullcontext).run())
     stored = block_features(backbone, iter([batch]), contextlib.nullcontext, range(4))
     kept, out = held_out_split(labels)
     assert len(out) == 8

@@ -66,14 +66,17 @@ def scenes(count: int, classes: int) -> list[tuple[Tensor, Tensor]]:
 def test_the_evaluator_yields_what_mmsegmentation_computes() -> None:
     pairs = scenes(4, 8)
     # The "image" is the prediction, which `predict` hands through.
-    evaluator: Evaluator = MeanIoU(lambda image: image[0], lambda: [(name[None], label) for name, label in pairs], 8)
+    evaluator: Evaluator = MeanIoU(lambda image: image[0], lambda share: [(name[None], label) for name, label in pairs], 8)
     assert dict(evaluator.run()) == pytest.approx(mmseg(pairs, 8))
     assert dict(evaluator.run()) == pytest.approx(mmseg(pairs, 8))  # counts start afresh
 
 
 def test_means_are_over_the_data_set_and_images_are_ranked_by_their_own() -> None:
     pairs = scenes(4, 8)
-    scores = MeanIoU(lambda image: image[0], lambda: [(name[None], label) for name, label in pairs], 8).scores()
+    table = ConfusionTable(8)
+    for prediction, label_map in pairs:
+        table.add(prediction, label_map)
+    scores = table.scores()
     own = [mmseg([pair], 8)["miou"] for pair in pairs]
     assert scores.image_iou == pytest.approx(own)
     assert scores.mean_iou != pytest.approx(np.mean(own))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from beitkit.contracts import Batch, Evaluator
+from beitkit.contracts import Batch, Evaluator, Share
 from beitkit.evaluation.tokens import TokenizerQuality, psnr
 
 
@@ -29,7 +29,7 @@ def test_quality_of_a_known_tokenizer() -> None:
     second = torch.tensor([0.05, 0.0, 0.0, 3 / 7]).reshape(1, 1, 2, 2)
     broken = torch.zeros(1, 1, 2, 2)  # would add four tokens of code 0 and their error
 
-    def batches() -> Iterator[Batch]:
+    def batches(share: Share) -> Iterator[Batch]:
         yield {"images": torch.cat((first, broken)), "broken": torch.tensor([-1, 3])}
         yield {"images": broken, "broken": torch.tensor([4])}
         yield {"images": second, "broken": torch.tensor([-1])}

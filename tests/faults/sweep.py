@@ -130,7 +130,7 @@ def requeue(count: int, rng: random.Random, room: Path, say: Say) -> int:
                 )
                 for task in range(2)
             ]
-            if number >= 0 and restart < 2:
+            if number >= 0 and restart == 0:  # later the journal is there before the run listens
                 _wait_for_a_line(folder, tasks[0])
                 time.sleep(rng.uniform(0, 0.4))
                 for task in tasks:

@@ -28,7 +28,7 @@ def evaluated_logits(model: beitkit.Classifier, images: Path) -> tuple[list[Path
     dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
     reading = Reading(7, workers=0, device=torch.device("cpu"), max_broken=0.0, report=lambda *_: None, list_file=None)
     stream = evaluation_batches(dataset, model.config.preprocessing, reading)
-    logits, _ = ClassifierQuality(model, lambda: stream).answers()
+    logits, _ = ClassifierQuality(model, lambda share: stream).answers()
     return [files.path(index) for index in range(len(files))], logits
 
 

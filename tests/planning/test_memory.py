@@ -75,8 +75,8 @@ def test_states_are_whole_on_every_device_or_divided() -> None:
     size = FLOAT * count_parameters(MASKED.objective())
     alone, copied, sharded = planned(1), planned(4), planned(4, is_sharded=True)
     assert (alone.weights, alone.gradients, alone.moments, alone.average, alone.exchange) == (size, size, 2 * size, size, 0)
-    assert copied.exchange == size
-    assert copied.peak == alone.peak + size
+    assert (copied.exchange, copied.gradients) == (size, 0), "gradients are views of the buckets"
+    assert alone.peak <= copied.peak < alone.peak + size, "which are there in the forward pass as well"
     assert (sharded.weights, sharded.moments) == (size // 4, 2 * size // 4)
 
 

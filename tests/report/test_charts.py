@@ -153,6 +153,36 @@ def test_every_seed_is_a_dot_and_means_are_labeled() -> None:
     assert "pre-trained, 500: 70.0%." in description
 
 
+def test_an_interval_is_drawn_where_it_lies_and_said() -> None:
+    dots = Dots("top-1", [[0.4], [0.5], [0.3, 0.6]], [(0.2, 0.6), None, None])
+    svg = dot_chart([dots], ["a", "b", "c"], title="t", x_label="run", y_label="top-1", from_zero=True)
+    (interval,) = paths(svg, "interval")
+    found = re.fullmatch(r"M[\d.]+ ([\d.]+)h12m-6 0V([\d.]+)m-6 0h12", interval)
+    assert found is not None
+    high, low = map(float, found.groups())
+    grid = dict(zip(("0%", "20%", "40%", "60%"), grid_heights(svg), strict=True))
+    assert (low, high) == (pytest.approx(grid["20%"], abs=0.2), pytest.approx(grid["60%"], abs=0.2))
+    assert "top-1, a: 40.0% (interval 20.0% to 60.0%). top-1, b: 50.0%." in ElementTree.fromstring(svg).get("aria-label", "")
+
+
+def grid_heights(svg: str) -> list[float]:
+    return [float(path.split()[1].split("H")[0]) for path in paths(svg, "grid")]
+
+
+def test_a_chart_from_zero_shows_a_distance_for_what_it_is() -> None:
+    charts = [
+        dot_chart([Dots("a", [[0.33], [0.35]])], ["x", "y"], title="t", x_label="x", y_label="y", from_zero=from_zero)
+        for from_zero in (False, True)
+    ]
+    assert ["0%" in texts(svg) for svg in charts] == [False, True]
+
+
+def test_a_few_measurements_are_marked_and_many_are_a_line() -> None:
+    few, many = (line_chart([Series("a", list(range(count)), list(range(count)))], **LABELS) for count in (5, 50))
+    assert (len(paths(few, "mark")), len(paths(few, "line"))) == (5, 1)
+    assert (len(paths(many, "mark")), len(paths(many, "line"))) == (0, 1)
+
+
 def test_connected_means_are_one_line_per_set() -> None:
     svg = dot_chart(
         [Dots("probe", [[0.3], [0.5], [0.4]])], ["1", "2", "3"], title="t", x_label="block", y_label="y", connect=True
@@ -200,15 +230,38 @@ def test_a_heat_map_is_as_dark_as_the_share_of_its_row() -> None:
         heat_map([[1, 2]], ["a", "b"], title="t", x_label="x", y_label="y")
 
 
-def test_a_heat_map_of_many_classes_stays_inside_and_drops_numbers() -> None:
-    names = [f"class with a long name {index}" for index in range(60)]
-    svg = heat_map([[1] * 60] * 60, names, title="t", x_label="x", y_label="y")
+def placed(text: ElementTree.Element) -> tuple[float, float]:
+    return float(text.get("x", "")), float(text.get("y", ""))
+
+
+@pytest.mark.parametrize(("count", "turn"), [(2, 0), (10, -45), (20, -90), (60, -90)])
+def test_every_row_and_column_of_a_heat_map_has_its_name(count: int, turn: int) -> None:
+    names = [f"automobile {index}" for index in range(count)]
+    svg = heat_map([[1] * count] * count, names, title="t", x_label="x", y_label="y")
+    root = ElementTree.fromstring(svg)
+    width, height = map(float, root.get("viewBox", "").split()[2:])
+    assert ("wide" in root.get("class", "").split()) == (width > WIDTH) == (count == 60)
     for cell in rectangles(svg):
-        x, y, width, height = (float(cell.get(key, "")) for key in ("x", "y", "width", "height"))
-        assert 0 <= x <= x + width <= WIDTH
-        assert 0 <= y <= y + height <= HEIGHT
-    assert "1" not in texts(svg)
-    assert max(map(len, texts(svg))) <= 16
+        x, y, w, h = (float(cell.get(key, "")) for key in ("x", "y", "width", "height"))
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+    labels = [text for text in root.iter(f"{SVG}text") if text.text in names]
+    assert len(labels) == 2 * count
+    columns, rows = labels[:count], labels[count:]
+    assert [text.text for text in columns] == [text.text for text in rows] == names
+    assert min(b - a for (_, a), (_, b) in pairwise(map(placed, rows))) >= 12
+    assert all(text.get("transform", "").startswith(f"rotate({turn} ") == bool(turn) for text in columns)
+    across = min(b - a for (a, _), (b, _) in pairwise(map(placed, columns)))
+    assert across * math.sin(math.radians(-turn)) >= 12 or not turn  # lines of text do not touch
+    if turn == -45:
+        assert max(y + 0.71 * 7.2 * len(names[0]) for _, y in map(placed, columns)) < height - 18  # clear of the axis' name
+
+
+def test_a_heat_map_of_many_classes_drops_what_does_not_fit() -> None:
+    names = [f"class with a long name {index}" for index in range(60)]
+    shown = texts(heat_map([[1000] * 60] * 60, names, title="t", x_label="x", y_label="y"))
+    assert "1,000" not in shown
+    assert max(map(len, shown)) <= 16
 
 
 def test_a_reliability_diagram_shows_the_bins_that_hold_images() -> None:

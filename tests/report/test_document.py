@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from beitkit.report.charts import Series, line_chart
-from beitkit.report.document import Report
+from beitkit.report.document import Report, Tile
 from beitkit.report.normal import Line
 from beitkit.report.table import Column, Table, percent
 
@@ -172,3 +172,14 @@ def test_a_legend_names_its_colors_escaped() -> None:
     html = report.html()
     assert 'style="background:rgb(1, 2, 3)"></i>sky</li>' in html
     assert "&lt;road&gt;" in html
+
+
+def test_a_gallery_shows_its_images_with_their_names() -> None:
+    report = Report("t")
+    report.gallery([Tile(Image.new("RGB", (40, 20), (250, 10, 10)), "a<b>.png", "distance 0.1")], "1 of 3.")
+    page = Page(report.html())
+    (image,) = page.all("img")
+    assert (image["width"], image["height"], image["alt"]) == ("40", "20", "a<b>.png")
+    shown = Image.open(io.BytesIO(base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,"))))
+    assert np.abs(np.asarray(shown).astype(int) - (250, 10, 10)).max() < 5
+    assert all(text in page.text for text in ("a<b>.png", "distance 0.1", "1 of 3."))

@@ -47,6 +47,22 @@ def test_the_fast_precision_is_used_where_it_agrees(wrong: int, is_fast: bool) -
     )
 
 
+def test_tokens_are_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen = []
+    tokenizer = Rounding(0)
+    monkeypatch.setattr(
+        tokenizer,
+        "encode",
+        lambda images: seen.append((cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark)) or images[:, 0].long(),
+    )
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    Encoder.laid_out(tokenizer)(IMAGES)
+    assert seen == [(False, False, True)]
+    assert (cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark) == before
+    assert before[0], "there was nothing to turn off"
+
+
 def test_float32_is_not_tried_against_itself() -> None:
     encoder = encoder_of(Rounding(400), IMAGES, None)
     assert (encoder.precision, encoder.agreement, encoder.describe()) == (None, None, "")

@@ -19,7 +19,7 @@ from torch import nn
 
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
-from beitkit.contracts import Batch, Loss
+from beitkit.contracts import WHOLE, Batch, Loss, Share
 from beitkit.data.patience import patient_for
 from beitkit.data.workers import Key, read_batches
 from beitkit.errors import Interrupted, NumericalError, UserError
@@ -334,7 +334,7 @@ def test_the_average_of_the_weights_is_the_result_and_does_not_change_training(t
     class Watch:
         name = "watch"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             yield "value", 1.0
 
     plain = train(tmp_path / "plain", 6)
@@ -403,7 +403,7 @@ class Scripted:
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         yield "score", self.values.pop(0)
 
 
@@ -460,7 +460,7 @@ def test_what_learns_later_stays_bit_for_bit_until_then_and_has_a_warm_up_of_its
     class Watching:
         name = "val"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             seen.append((toy.layer.weight.detach().clone(), toy.layer.bias.detach().clone()))
             yield "score", 0.0
 
@@ -492,7 +492,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps_before_it(tmp_path: Pa
     class Failing:
         name = "val"
 
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             raise UserError("an image cannot be read")
             yield "never", 0.0
 
@@ -563,7 +563,7 @@ class Course:
         self.values = values
         self.asked = 0
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
         self.asked += 1
         yield "score", self.values[self.asked - 1]
 
@@ -581,10 +581,10 @@ def test_patience_counts_evaluations_since_the_best_and_goes_on_where_it_was_cut
     assert [note["step"] for note in notes if note["kind"] == "note"] == [10]
 
     class Cut(Course):
-        def run(self) -> Iterator[tuple[str, float]]:
+        def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
             if self.asked == 4:
                 raise ConnectionError
-            yield from super().run()
+            yield from super().run(share)
 
     with pytest.raises(ConnectionError):
         train(tmp_path / "cut", 100, loop, evaluators=[Cut(values)], best=Best("val/score", lambda: None, patience=3))

@@ -18,7 +18,7 @@ from torch import nn
 
 from beitkit.configs.tokenizer import DVAEConfig, ReconstructConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
-from beitkit.contracts import Batch, Evaluator, Loss
+from beitkit.contracts import WHOLE, Batch, Evaluator, Loss, Share
 from beitkit.errors import Interrupted, ProcessLost, UserError
 from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.tokenizers.dvae import DiscreteVAE
@@ -112,6 +112,36 @@ def tokenizer() -> Reconstruct:
     return Reconstruct(DiscreteVAE(config), ReconstructConfig(revive_every=5, dead_share=0.5))
 
 
+class Shared:
+    """A mean over batches of different sizes, whose last bits tell in which order it was added up; one of them cannot be read."""
+
+    name = "val"
+
+    def __init__(self, toy: Toy, *, is_broken: bool = False) -> None:
+        self.toy = toy
+        self.is_broken = is_broken
+
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+        parts = share.together(self._error(number) for number in range(7)[share.rank :: share.of])
+        if parts is not None:
+            yield "error", sum(error for error, _ in parts) / sum(count for _, count in parts)
+            yield "batches", float(len(parts))
+
+    def _error(self, number: int) -> tuple[float, int]:
+        if self.is_broken and number == 5:
+            raise UserError("image 5 cannot be read")
+        x = numbered(1000 + number, shape=(number + 1, 3))["images"]
+        return (self.toy.layers(x) - x.sum(1, keepdim=True)).square().sum().item(), len(x)
+
+
+def evaluated(out: Path, runtime: Runtime, *, is_broken: bool = False) -> None:
+    """A run that is judged twice."""
+    torch.manual_seed(0)
+    toy = Toy()
+    loop = LoopConfig(accumulate=2, log_every=0, save_every=0, evaluate_every=4, ema=0.9)
+    run(out, runtime, loop, objective=toy, evaluators=[Shared(toy, is_broken=is_broken)])
+
+
 def result(objective: nn.Module) -> dict:
     return {"state": objective.state_dict(), "seen": objective.seen if isinstance(objective, Toy) else []}
 
@@ -124,10 +154,21 @@ def main(folder: Path) -> None:
         found["one"] = result(run(folder / "one", ALONE, four))
         found["codes of one"] = result(run(folder / "codes-one", ALONE, objective=tokenizer(), **codes))
         found["poisoned one"] = result(run(folder / "poisoned-one", ALONE, four, poisoned=9))
+        evaluated(folder / "evaluated-one", ALONE)
     runtime = start_runtime(MachineConfig(device="cpu", precision="float32", threads=1))
     found["two"] = result(run(folder / "two", runtime, four))
     found["codes of two"] = result(run(folder / "codes-two", runtime, objective=tokenizer(), **codes))
     found["poisoned two"] = result(run(folder / "poisoned-two", runtime, four, poisoned=9))
+
+    evaluated(folder / "evaluated-two", runtime)
+    try:
+        evaluated(folder / "broken", runtime, is_broken=True)
+    except UserError as error:
+        found["broken"] = str(error)
+    torch.manual_seed(5)
+    toy = Toy()
+    share = Share(runtime.rank, runtime.world_size, runtime.processes.gather)
+    found["evaluated"] = [list(Shared(toy).run(share)), list(Shared(toy).run())]
 
     saving = LoopConfig(accumulate=4, log_every=1, save_every=1, ema=0.9)
     legs = [result(run(folder / "legs", runtime, saving, cut_at=12))["seen"]]

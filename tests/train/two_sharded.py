@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from two_processes import ALONE, numbered, run
 
 from beitkit.configs.train import LoopConfig, MachineConfig
-from beitkit.contracts import Batch, Loss, ShardingUnit
+from beitkit.contracts import WHOLE, Batch, Loss, ShardingUnit, Share
 from beitkit.errors import Interrupted, UserError
 from beitkit.train.loop import Best
 from beitkit.train.machine.runtime import Runtime, start_runtime
@@ -72,7 +72,9 @@ class Error:
     def __init__(self, tower: Tower) -> None:
         self.tower = tower
 
-    def run(self) -> Iterator[tuple[str, float]]:
+    def run(self, share: Share = WHOLE) -> Iterator[tuple[str, float]]:
+        if share.rank:
+            return
         x = numbered(1000)["images"]
         yield "minus_error", -(self.tower.predict(x) - x.flip(1)).square().mean().item()
 

@@ -10,6 +10,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from beitkit.configs.data import ValueRange
+from beitkit.contracts import WHOLE, Share
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.scenes.scenes import Scenes
 from beitkit.errors import UserError
@@ -30,14 +31,15 @@ def readable_scenes(
     max_broken: float,
     report: Callable[[Path, str], None],
     value_range: ValueRange | None = None,
+    share: Share = WHOLE,
 ) -> Iterator[NumberedScene]:
-    """The scenes that can be read, in order; `report(path, reason)` is called for each of the others.
+    """The scenes of a share that can be read, in order; `report(path, reason)` is called for each of the others.
 
     Raises:
         UserError: more than the share `max_broken` cannot be read.
     """
     broken = 0
-    for index in range(len(scenes)):
+    for index in range(share.rank, len(scenes), share.of):
         try:
             scene = scenes.read(index, channels, value_range)
         except BrokenImage as error:

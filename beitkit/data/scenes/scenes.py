@@ -172,8 +172,8 @@ def train_and_val_scenes(
     return train.subset(kept), train.subset(aside)
 
 
-def as_csv(parts: Mapping[Split, Scenes]) -> str:
-    """The pairs of several splits as a table that `find_scenes` reads, with absolute paths.
+def as_csv(parts: Mapping[str, Scenes]) -> str:
+    """The pairs of several splits, or of one without a name, as a table that `find_scenes` reads, with absolute paths.
 
     The classes are not in it: write `LabelMapping.as_json` beside it, as classes.json.
     """

@@ -9,9 +9,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,17 @@ VAL_SHARE = 0.2
 
 
 def train_and_val(
-    images: Path, val: Path | None, seed: int, columns: ColumnsConfig = ColumnsConfig()
+    images: Path,
+    val: Path | None,
+    seed: int,
+    columns: ColumnsConfig = ColumnsConfig(),
+    fold: tuple[int, int] | None = None,
 ) -> tuple[ImageList, ImageList]:
     """Training and validation images with the same classes, both with `labels` or both with `targets`.
 
     Validation images come from `val`; else from a val/ or test/ folder beside train/; else from the rows of a list whose
-    split is val, or test; else a fifth of each class is set aside by `seed`.
+    split is val, or test; else a fifth of each class is set aside by `seed`. With a `fold` (number from 1, of how many) they are
+    that fold of the training images (`fold_of`), whatever else there is.
 
     Raises:
         UserError: what `find_labeled` raises; a class of the validation images that the training images lack; a file
@@ -43,6 +49,10 @@ def train_and_val(
     source = labeled_source(images, columns)
     is_divided = "train" in source.splits
     train = source.read("train" if is_divided else None)
+    if fold is not None:
+        if isinstance(source, LabeledList):
+            _refuse_repeated(train, source)
+        return _one_fold(train, seed, *fold)
     if val is not None:
         other = labeled_source(val, columns)
         aside = other.read("val" if "val" in other.splits else None, train.classes)
@@ -112,21 +122,36 @@ def split_table(train: ImageList, val: ImageList) -> str:
     Raises:
         UserError: images can have several labels, and the name of a class has a `|` in it.
     """
-    separated = next((name for name in train.classes if SEPARATOR in name), None)
-    if train.targets is not None and separated is not None:
+    return list_table({"train": train, "val": val})
+
+
+def list_table(parts: Mapping[str, ImageList]) -> str:
+    """The same of lists by their split, or of one list whose split is empty; images need not have labels.
+
+    Raises:
+        UserError: as `split_table`.
+    """
+    lists = list(parts.values())
+    is_labeled = lists[0].labels is not None or lists[0].targets is not None
+    classes = dict.fromkeys(name for files in lists for name in files.classes)
+    separated = next((name for name in classes if SEPARATOR in name), None)
+    if any(files.targets is not None for files in lists) and separated is not None:
         raise UserError(
             f"the class {separated!r} has a {SEPARATOR} in its name, which separates labels in a CSV table; rename it"
         )
     text = io.StringIO()
     # Quotes around everything: the writer leaves a bare carriage return unquoted, which would end the row when read.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    several = len(train.files(0)) if train.members is None else 1
+    several = len(lists[0].files(0)) if lists[0].members is None else 1
     paths = ["path"] if several == 1 else [f"{BAND}{number + 1}" for number in range(several)]
-    table.writerow([*paths, "label" if train.targets is None else "labels", "split"])
-    table.writerows([*[""] * len(paths), name, CLASS_ROW] for name in train.classes)
-    for split, files in (("train", train), ("val", val)):
-        for path, cell in zip(files.paths(), _cells(files), strict=True):
-            table.writerow([*map(os.fsdecode, path.split(BETWEEN_BANDS)), cell, split])
+    label = [] if not is_labeled else ["label"] if lists[0].targets is None else ["labels"]
+    is_divided = is_labeled or any(parts)  # the rows of classes have a split, too
+    table.writerow([*paths, *label, *["split"][:is_divided]])
+    table.writerows([*[""] * len(paths), name, CLASS_ROW] for name in classes)
+    for split, files in parts.items():
+        cells = ([cell] for cell in _cells(files)) if is_labeled else itertools.repeat([])
+        for path, cell in zip(files.paths(), cells):  # noqa: B905 - as many cells as paths, or endlessly many
+            table.writerow([*map(os.fsdecode, path.split(BETWEEN_BANDS)), *cell, *[split][:is_divided]])
     return text.getvalue()
 
 
@@ -187,10 +212,7 @@ def _fewest_first(targets: NDArray[np.bool_], images: NDArray[np.int64], number:
 
 def _set_aside(files: ImageList, seed: int) -> tuple[ImageList, ImageList]:
     """Training and validation part, `VAL_SHARE` of each class in the second; a class's only image is trained on."""
-    key = str(seed).encode()
-    hashes = (hashlib.blake2b(files.name(index), digest_size=8, key=key).digest() for index in range(len(files)))
-    order = np.argsort(np.frombuffer(b"".join(hashes), dtype="<u8"), kind="stable")
-    counts = files.counts()
+    order, counts = _hashed_order(files, seed), files.counts()
     wanted = np.where(counts > 1, np.maximum(1, np.rint(counts * VAL_SHARE)), 0).astype(np.int64)
     if files.targets is not None:
         is_aside = _rarest_first(files.targets, order, wanted)
@@ -200,6 +222,64 @@ def _set_aside(files: ImageList, seed: int) -> tuple[ImageList, ImageList]:
     if not is_aside.any():
         raise UserError("no class has more than one image, so none can be set aside for validation; give `val`")
     return files.subset(np.flatnonzero(~is_aside)), files.subset(np.flatnonzero(is_aside))
+
+
+def _hashed_order(files: ImageList, seed: int) -> NDArray[np.int64]:
+    """The images by a hash of seed and name."""
+    key = str(seed).encode()
+    hashes = (hashlib.blake2b(files.name(index), digest_size=8, key=key).digest() for index in range(len(files)))
+    return np.argsort(np.frombuffer(b"".join(hashes), dtype="<u8"), kind="stable")
+
+
+def fold_of(files: ImageList, seed: int, folds: int) -> NDArray[np.int64]:
+    """For each image the fold, from 0, that validates on it; -1 for those that are trained on in every fold.
+
+    Every class is spread evenly: its numbers of images in two folds differ by at most one, and so do the sizes of the folds.
+    Where images have several labels, that is not always possible, and iterative stratification comes near (Sechidis et al. 2011).
+    The only image of a class is in no fold, so that no network is asked for what it never saw.
+    """
+    order, counts = _hashed_order(files, seed), files.counts()
+    if files.targets is not None:
+        return _stratified(files.targets, order, folds)
+    labels = _labels(files)
+    shared = order[counts[labels[order]] > 1]
+    by_class = shared[np.argsort(labels[shared], kind="stable")]
+    found = np.full(len(files), -1)
+    found[by_class] = np.arange(len(by_class)) % folds
+    return found
+
+
+def _one_fold(files: ImageList, seed: int, number: int, folds: int) -> tuple[ImageList, ImageList]:
+    is_aside = fold_of(files, seed, folds) == number - 1
+    if not is_aside.any():
+        raise UserError(f"fold {number} of {folds} would have no image to validate on, of {len(files)}; give fewer `folds`")
+    return files.subset(np.flatnonzero(~is_aside)), files.subset(np.flatnonzero(is_aside))
+
+
+def _stratified(targets: NDArray[np.bool_], order: NDArray[np.int64], folds: int) -> NDArray[np.int64]:
+    """The fold of each image: those of the class with fewest left first, each to the fold that lacks most of the class."""
+    found = np.full(len(targets), -1)
+    left = np.ones(len(targets), dtype=np.bool_)
+    lacking = np.tile(targets.sum(axis=0) / folds, (folds, 1))
+    room = np.full(folds, len(targets) / folds)
+
+    def place(images: NDArray[np.int64], need: NDArray[np.float64]) -> None:
+        for image in images:
+            chosen = int(np.lexsort((-room, -need))[0])
+            found[image] = chosen
+            lacking[chosen, targets[image]] -= 1
+            room[chosen] -= 1
+        left[images] = False
+
+    while (remaining := targets[left].sum(axis=0)).any():
+        label = int(np.where(remaining > 0, remaining, len(targets) + 1).argmin())
+        place(order[targets[order, label] & left[order]], lacking[:, label])
+    place(order[left[order]], room)
+    for label in range(targets.shape[1]):
+        members = order[targets[order, label]]
+        if len(members) and (found[members] == found[members[0]]).all():
+            found[members[0]] = -1
+    return found
 
 
 def _rarest_first(targets: NDArray[np.bool_], order: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from beitkit.configs.model import Pair
 from beitkit.contracts import Batch
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.reading import AnyImage
+from beitkit.data.transfer import moved
 
 FULL_MAGNITUDE = 10
 """Magnitudes lie between 0 and this."""
@@ -91,14 +92,19 @@ def draw_erasing(image_size: Pair, probability: float, rng: random.Random) -> In
 def erased(stream: Iterable[Batch]) -> Iterator[Batch]:
     """Batches whose normalized `images` hold N(0, 1) noise in the boxes of `erased` (b, 5), which is taken out.
 
-    The noise is drawn on the CPU from each sample's seed, so that it is the same on every device.
+    The noise is drawn on the CPU from each sample's seed, the same on every device; that of a batch is moved at once.
     """
     for batch in stream:
         images = batch["images"].clone()
-        for image, (top, left, height, width, seed) in zip(images, batch["erased"].tolist(), strict=True):
-            if height and width:
-                noise = torch.randn(len(image), height, width, generator=torch.Generator().manual_seed(seed))
-                image[:, top : top + height, left : left + width] = noise.to(images.device)
+        channels = images.shape[1]
+        boxes = [(place, *box) for place, box in enumerate(batch["erased"].tolist()) if box[2] and box[3]]
+        drawn = [
+            torch.randn(channels, height, width, generator=torch.Generator().manual_seed(seed)).flatten()
+            for _, _, _, height, width, seed in boxes
+        ]
+        noise = moved(torch.cat(drawn), images.device).split([len(one) for one in drawn]) if drawn else ()
+        for (place, top, left, height, width, _), one in zip(boxes, noise, strict=True):
+            images[place, :, top : top + height, left : left + width] = one.view(channels, height, width)
         yield {key: value for key, value in batch.items() if key != "erased"} | {"images": images}
 
 

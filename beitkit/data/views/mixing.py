@@ -9,8 +9,8 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import torch.nn.functional as F
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from beitkit.configs.data import AugmentConfig
@@ -44,7 +44,7 @@ def mixed(
     """
     for number, batch in enumerate(stream, start=first):
         images = batch["images"]
-        targets = batch["targets"] if "targets" in batch else F.one_hot(batch["labels"], classes).float()
+        targets = batch["targets"] if "targets" in batch else _one_hot(batch["labels"], classes)
         mix = draw_mix(
             augment, (images.shape[2], images.shape[3]), random.Random(derived_seed(seed, "mix", number * world + rank))
         )
@@ -76,6 +76,11 @@ def mix_images(images: Float[Tensor, "b c h w"], mix: Mix) -> Float[Tensor, "b c
     cut = images.clone()
     cut[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
     return cut
+
+
+def _one_hot(labels: Int64[Tensor, " b"], classes: int) -> Float[Tensor, "b classes"]:
+    """As `F.one_hot`, which looks at the labels on the host."""
+    return torch.zeros(len(labels), classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
 
 def _cut(length: int, side: int, center: int) -> Pair:

@@ -63,10 +63,11 @@ def predict_label_map(
     Raises:
         UserError: if the model is in training mode, the image does not fit it, or the stride is larger than its window.
     """
-    label_map = torch.empty(map_size(image), dtype=torch.uint8)
+    # Kept on the device until the last band, so that no band waits for the one before.
+    label_map = torch.empty(map_size(image), dtype=torch.uint8, device=model.backbone.cls_token.device)
     for first, scores in _score_bands(model, image, config, precision, want_probabilities=False):
-        label_map[first : first + scores.shape[1]] = scores.argmax(0).to(torch.uint8).cpu()
-    return label_map
+        label_map[first : first + scores.shape[1]] = scores.argmax(0).to(torch.uint8)
+    return label_map.cpu()
 
 
 @torch.no_grad()
@@ -77,16 +78,21 @@ def predict_scene(
     precision: Autocast = nullcontext,
 ) -> ScenePrediction:
     """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
-    label_map = torch.empty(map_size(image), dtype=torch.uint8)
-    count = torch.zeros(len(model.config.classes), dtype=torch.float64)
+    device = model.backbone.cls_token.device
+    if device.type == "mps":  # it has no float64
+        device = torch.device("cpu")
+    label_map = torch.empty(map_size(image), dtype=torch.uint8, device=device)
+    count = torch.zeros(len(model.config.classes), dtype=torch.float64, device=device)
     certainty = torch.zeros_like(count)
     for first, probabilities in _score_bands(model, image, config, precision, want_probabilities=True):
         best = probabilities.max(0)
-        labels = best.indices.cpu()
+        labels, values = best.indices.to(device), best.values.to(device, torch.float64).flatten()
         label_map[first : first + len(labels)] = labels.to(torch.uint8)
-        count += torch.bincount(labels.flatten(), minlength=len(count))
-        certainty.index_add_(0, labels.flatten(), best.values.double().cpu().flatten())
-    return ScenePrediction(model.config.classes, label_map, count / label_map.numel(), certainty / count)
+        # On a GPU in any order, which rounds the sums of float64 differently from one time to the next.
+        count.index_add_(0, labels.flatten(), torch.ones_like(values))
+        certainty.index_add_(0, labels.flatten(), values)
+    area, confidence = (count / label_map.numel()).cpu(), (certainty / count).cpu()
+    return ScenePrediction(model.config.classes, label_map.cpu(), area, confidence)
 
 
 def _score_bands(
@@ -102,6 +108,7 @@ def _score_bands(
     config = model.config.inference if wished is None else wished
     size, views = map_size(image), _views(model, image, config, precision)
     are_averaged = len(views) > 1
+    not_finite = torch.zeros((), dtype=torch.bool, device=model.backbone.cls_token.device)
     for first, end in _bands(size, len(model.config.classes), [scores.size for scores, _ in views]):
         total: Tensor | None = None
         for scores, is_flipped in views:
@@ -110,8 +117,9 @@ def _score_bands(
             band = band.flip(-1) if is_flipped else band
             total = band if total is None else total.add_(band)
         assert total is not None
-        check_outputs(total[None])
+        not_finite |= (~total.isfinite()).any()
         yield first, total.div_(len(views)) if are_averaged else total
+    check_outputs(torch.where(not_finite, torch.nan, 0.0)[None, None])
 
 
 def _check(model: Segmenter, image: Tensor) -> None:

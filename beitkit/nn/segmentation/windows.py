@@ -101,10 +101,12 @@ def resized_rows(
     centers = (torch.arange(first, end, dtype=torch.float64) + 0.5) * (height / size[0]) - 0.5
     centers.clamp_(min=0)
     above = centers.long().clamp_(max=height - 1)
-    start, stop = int(above[0]), min(int(above[-1]) + 2, height)
+    start, stop = (min(int(max(0.0, (row + 0.5) * (height / size[0]) - 0.5)), height - 1) for row in (first, end - 1))
+    stop = min(stop + 2, height)
     rows = source(start, stop)
-    upper, lower = (above - start).to(rows.device), ((above + 1).clamp_(max=height - 1) - start).to(rows.device)
-    share = (centers - above).to(rows)[:, None]
+    lowest = (above + 1).clamp_(max=height - 1)
+    upper, lower = ((index - start).to(rows.device, non_blocking=True) for index in (above, lowest))
+    share = (centers - above).to(rows.device, rows.dtype, non_blocking=True)[:, None]
     blended = rows[..., upper, :].lerp(rows[..., lower, :], share)
     is_batch = blended.dim() == 4
     wide = resize(blended if is_batch else blended[None], (end - first, size[1]))

@@ -14,6 +14,8 @@ Reference = tuple[str, Number]
 
 _TOP = 46.0
 """User units: height of the title and the y axis' name, which stand above the data."""
+CLOSEST_SLANTED = 20.0
+"""User units between labels that are turned by 45 degrees."""
 _ROW = 16.0
 """User units: height of a row of the legend."""
 
@@ -112,6 +114,14 @@ class Frame:
         for place in range(0, len(labels), every):
             self.canvas.text(self.x((place + 0.5) / len(labels)), self.bottom + 17, labels[place], "middle")
 
+    def draw_turned_categories(self, labels: Sequence[str], name: str) -> None:
+        """An axis of equal bands with a label under each, turned by 45 degrees, or upright where these would still collide."""
+        self._draw_base_line(name)
+        turn = -45 if (self.right - self.left) / max(1, len(labels)) >= CLOSEST_SLANTED else -90
+        for place, label in enumerate(labels):
+            shift = 4.0 if turn == -90 else 2.0  # half of a letter's height
+            self.canvas.text(self.x((place + 0.5) / len(labels)) + shift, self.bottom + 12, label, "end", turned=turn)
+
     def draw_references(self, axis: Axis, references: Sequence[Reference]) -> None:
         """Dashed lines with their names at the right; names of neighboring lines are pushed apart so that both can be read."""
         lowest_name = math.inf  # y grows downwards: names are set from the bottom up
@@ -123,7 +133,7 @@ class Frame:
 
     def _draw_base_line(self, name: str) -> None:
         self.canvas.path(f"M{self.left:.1f} {self.bottom:.1f}H{self.right:.1f}", "axis")
-        self.canvas.text((self.left + self.right) / 2, HEIGHT - 6, name, "middle", "quiet")
+        self.canvas.text((self.left + self.right) / 2, self.canvas.height - 6, name, "middle", "quiet")
 
 
 def draw_y_axis(canvas: Canvas, axis: Axis, name: str, unit: Unit, legend_height: float = 0.0) -> Frame:

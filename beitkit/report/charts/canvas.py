@@ -30,14 +30,19 @@ class Canvas:
     `style` is the classes of an element in `style.css`. A `hint` is shown when the mouse rests on the element.
     """
 
-    def __init__(self, title: str, description: str) -> None:
-        attributes = {"viewBox": f"0 0 {WIDTH:g} {HEIGHT:g}", "role": "img", "aria-label": description}
-        self._root = ElementTree.Element("svg", {"class": "chart", "xmlns": "http://www.w3.org/2000/svg"} | attributes)
+    def __init__(self, title: str, description: str, width: float = WIDTH, height: float = HEIGHT) -> None:
+        """A chart that is wider than `WIDTH` takes a row of the page for itself."""
+        self.width, self.height = width, height
+        attributes = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": description}
+        style = "chart wide" if width > WIDTH else "chart"
+        self._root = ElementTree.Element("svg", {"class": style, "xmlns": "http://www.w3.org/2000/svg"} | attributes)
         self.text(0, 14, title, style="title")
 
-    def text(self, x: Number, y: Number, text: str, anchor: str = "start", style: str = "") -> None:
-        """One line of text, whose start, middle or end is at x and whose base line is at y."""
+    def text(self, x: Number, y: Number, text: str, anchor: str = "start", style: str = "", turned: int = 0) -> None:
+        """One line of text, whose start, middle or end is at x and whose base line is at y; `turned` by degrees around there."""
         attributes = {"x": f"{x:.1f}", "y": f"{y:.1f}", "text-anchor": anchor, "class": style}
+        if turned:
+            attributes["transform"] = f"rotate({turned} {x:.1f} {y:.1f})"
         ElementTree.SubElement(self._root, "text", attributes).text = text
 
     def path(self, commands: str, style: str) -> None:

@@ -20,6 +20,8 @@ class Dots:
 
     name: str
     values: Sequence[Sequence[Number]]
+    intervals: Sequence[tuple[Number, Number] | None] = ()
+    """How far the one value of each category can be trusted, from and to; none for several seeds, whose range is drawn."""
 
 
 def dot_chart(
@@ -32,8 +34,11 @@ def dot_chart(
     y_reference: Sequence[Reference] = (),
     unit: Unit = "percent",
     connect: bool = False,
+    from_zero: bool = False,
 ) -> str:
     """An SVG with a dot for every seed, a bar from the worst to the best, and the mean as a stroke with its value.
+
+    With `from_zero` the axis begins at 0, so that a distance is seen for what it is.
 
     `connect` joins the means by a line, for categories that have an order such as the blocks of a network; the values are then
     left out, and categories that do not fit keep their place but lose their name.
@@ -42,7 +47,9 @@ def dot_chart(
         if len(one.values) != len(categories):
             raise ValueError(f"{one.name!r} has values for {len(one.values)} categories, the chart has {len(categories)}")
     measured = [value for one in dots for values in one.values for value in values]
-    y_axis = linear_axis([*measured, *(value for _, value in y_reference)], padding=0.1)
+    trusted = [end for one in dots for interval in one.intervals if interval is not None for end in interval]
+    zero = [0.0] if from_zero else []
+    y_axis = linear_axis([*zero, *measured, *trusted, *(value for _, value in y_reference)], padding=0.1)
     canvas = Canvas(title, _description(title, dots, categories, y_reference, unit))
     legend_height = draw_legend(canvas, [one.name for one in dots], marker=True)
     frame = draw_y_axis(canvas, y_axis, y_label, unit, legend_height)
@@ -56,10 +63,16 @@ def dot_chart(
         if connect and len(groups) > 1:
             means = (f"{center:.1f} {frame.y(y_axis.place(fmean(values))):.1f}" for center, values in groups)
             canvas.path(f"M{'L'.join(means)}", stroke(index))
-        for center, values in groups:
+        for place, interval in enumerate(one.intervals):
+            if interval is not None:
+                center = frame.left + (place + 0.5) * band + shift
+                low, high = (frame.y(y_axis.place(end)) for end in interval)
+                canvas.path(f"M{center - 6:.1f} {high:.1f}h12m-6 0V{low:.1f}m-6 0h12", f"interval {color(index)}")
+        for place, (center, values) in zip((place for place, values in enumerate(one.values) if values), groups, strict=True):
             _draw_group(frame, y_axis, center, values, index, unit)
             if not connect and slot >= _LABEL:
-                top = frame.y(y_axis.place(max(values)))
+                interval = one.intervals[place] if place < len(one.intervals) else None
+                top = frame.y(y_axis.place(max(*values, interval[1]) if interval else max(values)))
                 canvas.text(center, top - 9, format_value(fmean(values), unit), "middle", f"value {color(index)}")
     return canvas.svg()
 
@@ -79,9 +92,12 @@ def _draw_group(frame: Frame, axis: Axis, center: float, values: Sequence[Number
 def _description(title: str, dots: Sequence[Dots], categories: Sequence[str], references: Sequence[Reference], unit: Unit) -> str:
     sentences = [f"{title}."]
     for one in dots:
-        for category, values in zip(categories, one.values, strict=True):
+        intervals = [*one.intervals, *([None] * (len(categories) - len(one.intervals)))]
+        for category, values, interval in zip(categories, one.values, intervals, strict=True):
             if values:
                 low, mean, high = (format_value(value, unit) for value in (min(values), fmean(values), max(values)))
                 spread = f", {len(values)} seeds from {low} to {high}" if len(values) > 1 else ""
+                if interval is not None:
+                    spread += f" (interval {' to '.join(format_value(end, unit) for end in interval)})"
                 sentences.append(f" {one.name}, {category}: {mean}{spread}.")
     return "".join(sentences) + describe_references(references, unit)

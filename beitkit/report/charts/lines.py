@@ -19,6 +19,8 @@ from beitkit.report.charts.axes import (
 from beitkit.report.charts.canvas import Canvas, Number, Unit, format_value, stroke
 
 MOST_POINTS = 400
+MARKED = 12
+"""Up to so many points each has a mark: a line through a few measurements must not look like a course."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,11 @@ def _draw_line(frame: Frame, x_axis: Axis, y_axis: Axis, points: Sequence[tuple[
         # A stretch starts with a stroke of no length: with round ends a point that stands alone is then a visible dot.
         commands += f"L{place}" if stretch == previous else f"M{place}h0"
         previous = stretch
-    if len(points) == 1:
-        frame.canvas.mark(frame.x(x_axis.place(points[0][0])), frame.y(y_axis.place(points[0][1])), series)
-    elif commands:
+    if len(points) > 1:
         frame.canvas.path(commands, stroke(series))
+    if len(points) <= MARKED:
+        for x, y, _ in points:
+            frame.canvas.mark(frame.x(x_axis.place(x)), frame.y(y_axis.place(y)), series)
 
 
 def _description(title: str, lines: Sequence[Series], references: Sequence[Reference], unit: Unit) -> str:

@@ -88,7 +88,8 @@ def write_report(path: Path, result: Evaluation, facts: Sequence[tuple[str, str]
         report.verdict(f"{_summary(first)} on {result.images:,} images", None)
     else:
         report.section("Side by side", "All models saw the same images.")
-        report.figure(_headlines(result), f"{first.measures[0].name} of every model.")
+        trust = " The whiskers are the 95% intervals of the table." if first.measures[0].interval is not None else ""
+        report.figure(_headlines(result), f"{first.measures[0].name} of every model.{trust}")
     if not is_alone or not isinstance(first, SceneScores):
         report.table(_model_table(result))
     if sentences := _comparisons(result):
@@ -153,5 +154,10 @@ def _headlines(result: Evaluation) -> str:
     places = [(f"{group.models[0]} and {len(group.models) - 1} more", list(group.models)) for group in result.seeds]
     places += [(name, [name]) for name in value if name not in grouped]
     name = result.models[0].scores.measures[0].name
-    dots = Dots(name, [[value[member] for member in members] for _, members in places])
-    return dot_chart([dots], [place for place, _ in places], title=name, x_label="model", y_label=name)
+    trust = {model.name: model.scores.measures[0].interval for model in result.models}
+    dots = Dots(
+        name,
+        [[value[member] for member in members] for _, members in places],
+        [trust[members[0]] if len(members) == 1 else None for _, members in places],
+    )
+    return dot_chart([dots], [place for place, _ in places], title=name, x_label="model", y_label=name, from_zero=True)

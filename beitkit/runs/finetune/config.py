@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from beitkit.configs.bounds import PositiveInt, PositiveShare, ShareBelowOne, config
+from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, check_start
+from beitkit.configs.parts import Flat, NetworkConfig, check_start, shard_of
 from beitkit.configs.train import (
     Freeze,
     LightConfig,
@@ -79,6 +79,11 @@ class FinetuneRun:
     for images of 8 bits, and else finds them in the images."""
     val: Path | None = None
     """Labeled images to evaluate on, when they are not in a val/ folder beside train/."""
+    folds: Annotated[int | None, Bounds(ge=2)] = later(None)
+    """k-fold cross-validation: train this many networks, each validated on another part of the training images, in folders of
+    their own below `out`; mean and spread are told."""
+    fold: str | None = later(None)
+    """Only one of these, as 1/5 to 5/5: what `folds` runs, for machines that share the work."""
     labels: PositiveInt | None = None
     """Train on this many labeled images only, as evenly over the classes as can be, drawn by `seed`."""
     balanced: bool = False
@@ -122,5 +127,14 @@ class FinetuneRun:
         described = {"size": self.size, "patch": self.patch}
         check_start(self.model, self.scratch, self.network, described)
         check_light(self.light, self.freeze)
+        _, folds = shard_of(self.fold, "fold")
+        if self.fold is not None and folds < 2:
+            raise UserError(f"`fold` must be one of at least two, such as 1/5, got {self.fold}")
+        if self.folds is not None and self.fold is not None:
+            raise UserError("`folds` runs every `fold`; leave one of the two out")
+        if (self.folds is not None or self.fold is not None) and self.val is not None:
+            raise UserError("`folds` validate on a part of the training images; leave `val` out")
+        if self.folds is not None and self.compare is not None:
+            raise UserError("`compare` needs the same validation images, and every one of `folds` has others; leave one out")
         if self.scratch:
             check_scratch(self.light, self.freeze)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from beitkit.configs.model import ClassifierConfig
-from beitkit.configs.parts import DEFAULT_PATCH
+from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
@@ -31,15 +31,19 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
+from beitkit.planning.workload import Workload
+from beitkit.report.table import plain
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.finetune.report import FinetuneResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -47,10 +51,13 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun) -> FinetuneResult:
-    """Fine-tune or continue; the run folder is what `beitkit.load` reads."""
+def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+    if config.folds is not None:
+        return cross_validate(config, run)
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns)
+    fold = None if config.fold is None else shard_of(config.fold, "fold")
+    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns, fold)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
@@ -76,7 +83,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
         if not folder.checkpoints.has_begun:  # what a checkpoint holds goes on from there
             session.say(fit_head(model, train, session.reading, runtime))
     objective = Classify(model, config.label_smoothing)
-    computed = accelerate(objective, config.speed, runtime, schedule)
+    trial = Trial(Workload(network=model.config, mixes=config.augment.is_mixing), resolved(config.train.batch_size))
+    computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
     for line in (*pixels.lines, *reasons):
         session.say(line)
     if pixels.preprocessing.value_range is not None and config.augment.operations:
@@ -98,7 +106,8 @@ def run(config: FinetuneRun) -> FinetuneResult:
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
+    renewed = renewing(session.training, "Fine-tuning", facts_of(config, model.config, train, runtime))
+    fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
             model = session.best_kept(model).to(runtime.device)
@@ -108,6 +117,7 @@ def run(config: FinetuneRun) -> FinetuneResult:
         scores = _calibrated(model, evaluator, session)
         score = scores.measures[0].value
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
+        folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
         write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
@@ -165,11 +175,11 @@ class _Streams:
             )
         return stream
 
-    def validation(self) -> Iterator[Batch]:
-        """One pass of the validation images as they are."""
+    def validation(self, share: Share = WHOLE) -> Iterator[Batch]:
+        """One pass of the validation images as they are, or a share of it."""
         reading = self.session.reading
         reading = reading._replace(batch_size=2 * reading.batch_size)
-        return evaluation_batches(self.evaluation, self.network.preprocessing, reading)
+        return evaluation_batches(self.evaluation, self.network.preprocessing, reading, share)
 
 
 def _facts(config: FinetuneRun, train: ImageList, runtime: Runtime) -> FinetuneFacts:
@@ -260,7 +270,9 @@ def _described(config: FinetuneRun, classes: tuple[str, ...], channels: int) -> 
 
 def _calibrated(model: Classifier, evaluator: ClassifierQuality, session: Session) -> Scores | MultilabelScores:
     """Fit temperature and thresholds of the finished network on the validation images; returns its scores on them."""
-    logits, labels = evaluator.answers()
+    answers = evaluator.answers()
+    assert answers is not None  # one process asks for all
+    logits, labels = answers
     temperature = fitted_temperature(logits, labels)
     session.say(f"temperature {temperature.value:.4g}: {temperature.reason}")
     config = model.config = replace(model.config, temperature=temperature.value)

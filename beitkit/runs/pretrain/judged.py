@@ -47,7 +47,7 @@ def probe_of(model: MaskedImageModel, files: ImageList, reading: Reading, runtim
     preprocessing = model.config.preprocessing
     return HeldOutProbe(
         model.backbone,
-        lambda: evaluation_batches(dataset, preprocessing, reading),
+        lambda share: evaluation_batches(dataset, preprocessing, reading, share),
         len(files.classes),
         runtime.precision,
     )

@@ -16,10 +16,11 @@ from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.find import find_images
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import normalized, to_device, tokenized
+from beitkit.data.stream import normalized, tokenized
 from beitkit.data.tokens.cache import read_key
 from beitkit.data.tokens.key import CacheKey, token_size_of
 from beitkit.data.tokens.stage import CachedTokens
+from beitkit.data.transfer import to_device
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import Masker, masker, with_positions
 from beitkit.errors import UserError
@@ -145,7 +146,7 @@ class Setup:
 
 
 def measured_head(
-    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[[], Iterator[Batch]]
+    setup: Setup, model: MaskedImageModel, runtime: Runtime, batches: Callable[..., Iterator[Batch]]
 ) -> Callable[[], tuple[float, float]]:
     """A function that gives the masked loss on the fixed images, and the entropy of their tokens' frequencies, in nats."""
 

@@ -65,9 +65,8 @@ def show_attention(
     every = torch.stack(maps)  # (r, blocks, k, queries, n)
     names = ["class token", *(f"patch {number + 1}" for number in range(len(queries)))]
     if "attention" in parts:
-        page.section(
-            "Attention", "Where a patch looks to describe itself: what belongs together looks at itself, without any labels."
-        )
+        how = "Where a patch looks to describe itself. A network that knows objects looks at the one the patch is of."
+        page.section("Attention", how)
         here = every[:, block - 1 if "heads" in parts else 0].mean(1)  # (r, queries, n)
         columns = {"query patches": _all_framed(shown, grid, queries)}
         for number, name in enumerate(names):
@@ -80,9 +79,10 @@ def show_attention(
         )
         page.sheet("attention", columns, caption)
     if "heads" in parts:
-        page.section(
-            "Blocks and heads", "The same, taken apart: early blocks look nearby or at fixed distances, later ones by content."
+        how = (
+            "The same, taken apart. A head that is yellow at the same distance in every image looks by position, else by content."
         )
+        page.section("Blocks and heads", how)
         columns = {"query patches": _all_framed(shown, grid, queries, cell=2 * MOSAIC // 3)[:TAKEN_APART]}
         for number, name in enumerate(names):
             per_image = every[:TAKEN_APART, :, :, number].unflatten(3, grid)  # (r, blocks, k, gh, gw)

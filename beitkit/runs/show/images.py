@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,15 @@ class Gallery:
     patch: Pair
     channels: int
     _broken: set[int] = field(default_factory=set)
+
+    @cached_property
+    def _has_folders(self) -> bool:
+        return len({self.files.path(place).parent for place in range(len(self.files))}) > 1
+
+    def name(self, place: int) -> str:
+        """What an image is called on the page: its file's name, after its folder's where there are several."""
+        path = self.files.path(place)
+        return one_line(f"{path.parent.name}/{path.name}" if self._has_folders else path.name)
 
     def opened(self, place: int) -> AnyImage | None:
         """An image at its own size; None for one that cannot be read."""
@@ -90,7 +100,7 @@ class Gallery:
                 pixels.append(found)  # type: ignore[arg-type] - not None here
         if not places:
             raise UserError(f"not one of {count:,} images can be read; the first: {self.files.path(0)}")
-        return ShownImages(places, [str(self.files.path(place)) for place in places], torch.stack(pixels))
+        return ShownImages(places, [self.name(place) for place in places], torch.stack(pixels))
 
     def batches(
         self, batch_size: int, size: Pair | None = None

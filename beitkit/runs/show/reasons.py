@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -61,7 +59,7 @@ def show_classes(
     probabilities = model.probabilities(logits).cpu()
     best = order[:, : min(GUESSES, len(classes))].cpu()
     rows = [
-        [one_line(Path(name).name), *(one_line(f"{classes[index]} {percent(row[index].item())}") for index in indices.tolist())]
+        [name, *(one_line(f"{classes[index]} {percent(row[index].item())}") for index in indices.tolist())]
         for name, row, indices in zip(shown.names, probabilities, best, strict=True)
     ]
     names = [Column(name, align="left") for name in ("first", "second", "third")[: best.shape[1]]]

@@ -15,7 +15,7 @@ from beitkit.inference.predictor import fitted
 from beitkit.interop.inspect import read_any
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load, load_tokenizer
-from beitkit.nn.models import Classifier, MaskedImageModel
+from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.evaluate.model_paths import run_config
 from beitkit.runs.predict.inputs import gather_images
@@ -31,6 +31,12 @@ from beitkit.system import quoted
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
+KINDS_IN_WORDS: dict[type[Any], str] = {
+    MaskedImageModel: "pre-training network",
+    Classifier: "classifier",
+    Segmenter: "segmenter",
+    FeatureNetwork: "network without a head",
+}
 PLAIN_GRID = (14, 14)
 """Tokens of an image where only a tokenizer is there, and no run that says how many."""
 
@@ -87,13 +93,15 @@ def _show_network(config: ShowRun, page: SheetPage, files: ImageList, runtime: R
     has = [part for kind, parts in own.items() if isinstance(model, kind) for part in parts]
     has += ["tokens"] if tokenizer is not None else []
     several = len(files) > 1
-    wanted = _parts(config, type(model).__name__, (*has, "attention", "heads", "colors", *(("neighbors",) if several else ())))
+    wanted = _parts(
+        config, KINDS_IN_WORDS[type(model)], (*has, "attention", "heads", "colors", *(("neighbors",) if several else ()))
+    )
     queries, shape = chosen_patches(config.queries, backbone.config.grid), backbone.config
     gallery = _gallery(config, files, model.config.preprocessing, shape.image_size, shape.patch, shape.channels)
     shown = gallery.shown(config.count)
     page.facts(
         [
-            ("Network", f"{type(model).__name__}, {backbone.depth} blocks, width {backbone.width}, {shape.heads} heads"),
+            ("Network", f"{KINDS_IN_WORDS[type(model)]}: {backbone.depth} blocks, width {backbone.width}, {shape.heads} heads"),
             ("Images", f"{len(files):,}, shown at {by(shape.image_size)} pixels, {by(shape.grid)} patches"),
             ("Device", runtime.describe()),
         ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +15,6 @@ from beitkit.report.table import Column, Table
 from beitkit.runs.show.features import Nearest, principal_components
 from beitkit.runs.show.images import Gallery, ShownImages
 from beitkit.runs.show.page import SheetPage
-from beitkit.terminal import one_line
 from beitkit.train.machine.runtime import Runtime
 
 COMPONENTS = 3
@@ -35,7 +32,8 @@ def patch_features(
 def show_colors(page: SheetPage, shown: ShownImages, features: Float[Tensor, "r n d"], grid: Pair, source: str) -> None:
     """The sheet "colors": the first three principal components of all patches, as red, green and blue, and one by one."""
     page.section(
-        "Features as colors", "Patches of the same color have similar features: parts of objects show up without labels."
+        "Features as colors",
+        "Patches of the same color have similar features: where parts of objects show up, the network tells them apart.",
     )
     projected, shares = principal_components(features.flatten(0, 1), COMPONENTS)
     scaled = scaled_between(projected).unflatten(0, features.shape[:2]).unflatten(1, grid)  # (r, gh, gw, 3)
@@ -80,7 +78,7 @@ def show_neighbors(
         columns[f"nearest {number + 1}"] = _read(gallery, whole.image[:, number].tolist())
     page.sheet("neighbors", columns, "The images whose mean patch is most similar, the most similar first.", cell=112)
     rows = [
-        [Path(name).name, *(_named(gallery, *pair) for pair in zip(images, values, strict=True))]
+        [name, *(_named(gallery, *pair) for pair in zip(images, values, strict=True))]
         for name, images, values in zip(
             shown.names, whole.image[:, : whole.found].tolist(), whole.similarity[:, : whole.found].tolist(), strict=True
         )
@@ -108,4 +106,4 @@ def _read(gallery: Gallery, places: list[int]) -> Float[Tensor, "r c h w"]:
 
 
 def _named(gallery: Gallery, place: int, similarity: float) -> str:
-    return one_line(f"{gallery.files.path(place).name} {similarity:.2f}")
+    return f"{gallery.name(place)} {similarity:.2f}"

@@ -83,7 +83,8 @@ class RunImages:
             kind="evaluate",
             is_repeated=True,
         )
-        return TokenizerQuality(tokenizer, lambda: evaluation_batches(evaluation, UNIT_RANGE, reading._replace(workers=0)))
+        reading = reading._replace(workers=0)
+        return TokenizerQuality(tokenizer, lambda share: evaluation_batches(evaluation, UNIT_RANGE, reading, share))
 
 
 def in_unit_range(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -18,7 +18,8 @@ def note_on_leaks(train: ImageList, val: ImageList, where: str = "validation") -
         return None
     first, same = val.path(shared[0][0]), train.path(shared[0][1])
     found = f"{len(shared):,} of the {len(val):,} {where} images are training images too, byte for byte"
-    return f"warning: {found} (first {first}, which is {same}), so the result is too good"
+    advice = "beitkit audit shows all, and those that are nearly the same"
+    return f"warning: {found} (first {first}, which is {same}), so the result is too good; {advice}"
 
 
 def name_leaks(trained_on: Iterable[ImageList], files: ImageList) -> None:

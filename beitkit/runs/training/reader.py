@@ -13,7 +13,8 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.decoding.decode import BrokenImage
 from beitkit.data.decoding.reading import header_of, size_of
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.stream import Reading, to_device, training_stream, with_limit_on_broken
+from beitkit.data.stream import Reading, training_stream, with_limit_on_broken
+from beitkit.data.transfer import pinned, to_device
 from beitkit.data.views.image import cut_away
 from beitkit.errors import UserError
 from beitkit.train.journal import WaitMeter
@@ -37,7 +38,7 @@ def training_batches(dataset: ImageDataset, first: int, reading: Reading, runtim
         world=runtime.world_size,
     )
     stream = with_limit_on_broken(stream, dataset, reading.max_broken, reading.report, reading.list_file)
-    return to_device(waited.metered(stream), reading.device)
+    return to_device(waited.metered(pinned(stream, reading.device)), reading.device)
 
 
 def note_on_cut(files: ImageList, image_size: Pair, preprocessing: Preprocessing, advice: str = FIT_ADVICE) -> str | None:

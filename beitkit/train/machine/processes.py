@@ -69,6 +69,15 @@ class Processes:
                 distributed.all_gather_object(values, value, group=self.host)
         return values
 
+    def gather(self, value: Value) -> list[Value] | None:
+        """The values of all ranks, in rank order, in rank 0; None elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        values = [value] * self.world_size if self.is_main else None
+        with self.watched():
+            distributed.gather_object(value, values, dst=0, group=self.host)
+        return values
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum the tensor over all ranks in place; returns it."""
         if self.world_size > 1:

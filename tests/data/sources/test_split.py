@@ -15,7 +15,7 @@ from PIL import Image
 
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.sources.image_list import ImageList
-from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
+from beitkit.data.sources.split import few_per_class, fold_of, note_on_val, split_table, train_and_val
 from beitkit.errors import UserError
 
 
@@ -319,3 +319,52 @@ def test_any_name_survives_a_stored_split(names: list[bytes], classes: list[str]
         again = train_and_val(stored(Path(folder) / "split.csv", train, val), None, 0)
         assert same(again[0], train)
         assert same(again[1], val)
+
+
+def test_folds_share_out_every_class_evenly_and_every_image_once(tmp_path: Path) -> None:
+    images = folder(tmp_path, {"cat": 11, "dog": 23, "fish": 1, "hen": 2})
+    whole = find_labeled(images)
+    parts = [train_and_val(images, None, 3, fold=(number, 4)) for number in range(1, 5)]
+    seen = [path for _, val in parts for path in paths(val)]
+    alone = {whole.path(index) for index in np.flatnonzero(fold_of(whole, 3, 4) == -1).tolist()}
+    assert [path.parent.name for path in alone] == ["fish"]
+    assert sorted([*seen, *alone]) == sorted(paths(whole))
+    for train, val in parts:
+        assert paths(train) == paths(whole) - paths(val)
+        assert set(per_class(train)) == {"cat", "dog", "fish", "hen"}
+        assert per_class(val)["cat"] in (2, 3)
+        assert per_class(val)["dog"] in (5, 6)
+        assert len(val) == 9
+    assert paths(train_and_val(images, None, 4, fold=(1, 4))[1]) != paths(parts[0][1])
+    with pytest.raises(UserError, match="fold 37 of 40 would have no image to validate on, of 37; give fewer `folds`"):
+        train_and_val(images, None, 3, fold=(37, 40))
+
+
+def test_folds_leave_a_val_folder_alone(tmp_path: Path) -> None:
+    folder(tmp_path / "train", {"a": 6, "b": 6})
+    folder(tmp_path / "val", {"a": 2, "b": 2})
+    train, val = train_and_val(tmp_path, None, 0, fold=(2, 3))
+    assert paths(train) | paths(val) == paths(find_labeled(tmp_path, "train"))
+    assert per_class(val) == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_of_several_labels_are_stratified(seed: int, tmp_path: Path) -> None:
+    targets = np.random.default_rng(seed).random((60, 5)) < (0.5, 0.3, 0.2, 0.1, 0.0)
+    targets[0, 4] = True  # the only one of its class
+    rows = [
+        ",".join((f"{index}.png", "|".join(f"c{label}" for label in np.flatnonzero(row)))) for index, row in enumerate(targets)
+    ]
+    folder(tmp_path, {"": 60})
+    table = tmp_path / "list.csv"
+    table.write_text("\n".join(["path,labels", *rows]))
+    files = find_labeled(table)
+    assert files.targets is not None
+    found = fold_of(files, seed, 4)
+    assert found[0] == -1
+    assert (found >= 0).sum() >= 59
+    sizes, counts = np.bincount(found[1:], minlength=4), np.array([files.targets[found == fold].sum(0) for fold in range(4)])
+    assert np.ptp(sizes) <= 3
+    assert (np.ptp(counts, axis=0) <= 3).all()
+    for fold in range(4):
+        assert files.targets[found != fold].any(0).all()

@@ -105,8 +105,8 @@ def test_a_cut_run_with_everything_on_ends_bit_for_bit_the_same(
     whole = finetune.run(configured("whole", **options))
     save = loops.Checkpoints.save
 
-    def cut(self: loops.Checkpoints, step: int, *state: dict) -> None:
-        save(self, step, *state)
+    def cut(self: loops.Checkpoints, step: int, *state: dict, **rest: bool) -> None:
+        save(self, step, *state, **rest)
         if step == 4:
             raise Interrupted(4, 6, 2)
 

@@ -99,8 +99,8 @@ def test_it_is_chosen_for_few_images_and_said_and_a_cut_run_goes_on_from_its_che
     assert "head: logistic regression on the frozen features" in said
     save = loops.Checkpoints.save
 
-    def cut(self: loops.Checkpoints, step: int, *state: dict) -> None:
-        save(self, step, *state)
+    def cut(self: loops.Checkpoints, step: int, *state: dict, **rest: bool) -> None:
+        save(self, step, *state, **rest)
         if step == 2:
             raise Interrupted(2, 4, 2)
 

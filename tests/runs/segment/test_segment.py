@@ -192,8 +192,8 @@ def test_a_cut_run_ends_bit_for_bit_as_an_unbroken_one(
     whole = segmented(scenes, tmp_path / "whole", *command)
     save = loops.Checkpoints.save
 
-    def cut(self: loops.Checkpoints, step: int, *state: dict) -> None:
-        save(self, step, *state)
+    def cut(self: loops.Checkpoints, step: int, *state: dict, **rest: bool) -> None:
+        save(self, step, *state, **rest)
         if step == 2:
             raise Interrupted(2, 5, 2)
 

@@ -143,7 +143,7 @@ def test_one_image_has_no_neighbors_and_a_broken_one_is_left_out(
         (["--out", "x.png"], "--out must end in .html, got x.png; the sheets go into the folder x"),
         (
             ["--only", "classes"],
-            "--only names classes, which is not there in a MaskedImageModel, which has masks, attention, heads, ",
+            "--only names classes, which is not there in a pre-training network, which has masks, attention, heads, ",
         ),
         (["--only", "tokens"], "--only names tokens, which needs a tokenizer: give --tokenizer"),
         (["--block", "4"], "--block 4 is not there: this network has blocks 1 to 3"),

@@ -23,6 +23,7 @@ from beitkit.verbs import VERBS
 MACHINE = {"threads": 1, "device": "cpu", "precision": "float32"}
 READING = {
     "run",
+    "audit",
     "verdict",
     "pack",
     "tokenizer",

@@ -69,6 +69,24 @@ def test_a_run_continues_on_another_number_of_processes(found: Found) -> None:
     assert found.losses("legs") == pytest.approx(found.losses("one"), rel=1e-5)
 
 
+def test_processes_share_an_evaluation_to_the_last_bit(found: Found) -> None:
+    shared, alone = found.first["evaluated"]
+    assert shared == alone
+    assert dict(alone)["batches"] == 7
+    assert found.second["evaluated"][0] == [], "rank 0 has the result"
+    metrics = [
+        [event["val/error"] for event in found.events(run) if event["kind"] == "evaluate"]
+        for run in ("evaluated-one", "evaluated-two")
+    ]
+    assert len(metrics[1]) == 2
+    assert metrics[1] == pytest.approx(metrics[0], rel=1e-6)  # the weights differ by rounding
+
+
+def test_what_one_process_cannot_evaluate_stops_both_with_its_reason_and_a_checkpoint(found: Found) -> None:
+    assert found.first["broken"] == found.second["broken"] == "image 5 cannot be read"
+    assert (found.folder / "broken/checkpoints/step-00000004.json").exists()
+
+
 def test_codes_start_and_revive_alike(found: Found) -> None:
     for name, tensor in found.first["codes of two"]["state"].items():
         assert torch.equal(tensor, found.second["codes of two"]["state"][name]), name
