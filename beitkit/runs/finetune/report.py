@@ -13,8 +13,8 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
-from beitkit.evaluation.score_sheets import score_sections
 from beitkit.evaluation.scores import MultilabelScores, Scores
+from beitkit.evaluation.sheets.classes import score_sections
 from beitkit.evaluation.statistics import wilson
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from beitkit.configs.model import SegmenterConfig, by
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.data.scenes.audit import Audit
-from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
+from beitkit.evaluation.sheets.scenes import SceneScores, scene_sections
 from beitkit.report.normal import comparison_line, segmentation_lines, unseen_hint
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent

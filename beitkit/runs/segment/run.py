@@ -22,8 +22,8 @@ from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_v
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
-from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
+from beitkit.evaluation.sheets.scenes import evaluate_scenes
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.lora import merged_state
