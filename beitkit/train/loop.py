@@ -11,6 +11,7 @@ and random numbers of its pass, so up to rounding the result does not depend on 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -451,16 +452,19 @@ class _Window:
         """Begin after a step, with the sums that `numbers` of a checkpoint hold."""
         self.first = step
         self._restart(step)
-        for name, value in (numbers or {}).items():
-            if name.startswith(WINDOW):
-                self.sums[name.removeprefix(WINDOW)] = torch.tensor(value if self.processes.is_main else 0.0)
+        found = [(re.fullmatch(WINDOW + r"(\d+)\.(.+)", name), value) for name, value in (numbers or {}).items()]
+        sums = [(int(match[1]), match[2], value) for match, value in found if match is not None]
+        is_as_before = {rank for rank, *_ in sums} == set(range(self.processes.world_size))
+        for rank, name, value in sums:
+            if rank == self.processes.rank if is_as_before else self.processes.is_main:
+                self.sums[name] = self.sums.get(name, torch.tensor(0.0)) + value
 
     def numbers(self) -> dict[str, float]:
-        """The sums over all ranks, for a checkpoint; collective."""
-        if not self.sums:
-            return {}
-        totals = {WINDOW + name: value for name, value in zip(self.sums, self._totals(), strict=True)}
-        return totals if all(map(math.isfinite, totals.values())) else {}
+        """The sums of every rank, for a checkpoint: added up in another order they would be rounded otherwise; collective."""
+        own = {name: float(value) for name, value in self.sums.items()}
+        ranks = enumerate(self.processes.all_gather(own))
+        sums = {f"{WINDOW}{rank}.{name}": value for rank, values in ranks for name, value in values.items()}
+        return sums if all(map(math.isfinite, sums.values())) else {}
 
     def add(self, result: StepResult) -> None:
         """Add the losses of a step, if it was applied."""
