@@ -90,8 +90,8 @@ class Renewal:
     def __call__(self, step: int) -> None:
         """Write it, if the last time was long enough ago; a page that cannot be written ends no run."""
         began = time.perf_counter()
-        if began - self._ended < SPARED * self._took:
-            return
+        if began - self._ended < SPARED * self._took or not self._training.journal.path.exists():
+            return  # or nothing was logged yet
         try:
             self._write(step)
         except OSError as error:
