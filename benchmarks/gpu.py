@@ -91,7 +91,10 @@ def parity(runtime: Runtime, options: argparse.Namespace) -> dict[str, Any]:
         torch.manual_seed(0)
         objective = workload.objective().eval()  # without stochastic depth, whose draws differ from device to device
         batch = workload.batch(2, torch.device("cpu"))
-        places = {"CPU, float32": (torch.device("cpu"), None), "float32": (runtime.device, None)}
+        places: dict[str, tuple[torch.device, torch.dtype | None]] = {
+            "CPU, float32": (torch.device("cpu"), None),
+            "float32": (runtime.device, None),
+        }
         places["bfloat16"] = (runtime.device, torch.bfloat16)
         found[name] = {}
         for place, (device, precision) in places.items():

@@ -139,7 +139,7 @@ class Tracker:
         """
         if name is not None and importlib.util.find_spec(SINKS[name][0]) is None:
             raise UserError(f"`log={name!r}` needs {name}; install beitkit[{name}], or leave `log` out")
-        self._name = name
+        self._name: SinkName | None = name
         self._sink: Sink | None = None
         self._start = TrackedRun(folder, config, 0)
 
@@ -149,21 +149,20 @@ class Tracker:
 
     def send(self, values: Mapping[str, object], step: int) -> str | None:
         """Send the numbers among these values; returns a warning where that failed for the first time."""
-        sink = self._name
-        if sink is None:
+        if self._name is None:
             return None
         numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
-        return self._guarded(lambda: self._opened(sink).log(numbers, step))
+        return self._guarded(lambda: self._opened().log(numbers, step))
 
     def close(self) -> str | None:
         """The run is finished."""
         sink, self._sink = self._sink, None
         return None if sink is None else self._guarded(sink.close)
 
-    def _opened(self, name: SinkName | None) -> Sink:
-        assert name is not None
+    def _opened(self) -> Sink:
+        assert self._name is not None
         if self._sink is None:
-            self._sink = SINKS[name][1](self._start)
+            self._sink = SINKS[self._name][1](self._start)
         return self._sink
 
     def _guarded(self, send: Callable[[], object]) -> str | None:

@@ -91,7 +91,7 @@ class Renewal:
         """Write it, if the last time was long enough ago; a page that cannot be written ends no run."""
         began = time.perf_counter()
         if began - self._ended < SPARED * self._took or not self._training.journal.path.exists():
-            return  # a run that saves before it logs has nothing to show yet
+            return  # or nothing was logged yet
         try:
             self._write(step)
         except OSError as error:

@@ -57,8 +57,8 @@ def test_a_page_with_a_growing_strip_is_there_while_it_runs(
     config, save, seen = configured("seen"), loop.Checkpoints.save, {}
     monkeypatch.setattr(live, "SPARED", 0)
 
-    def watched(self: loop.Checkpoints, step: int, *state: dict) -> None:
-        save(self, step, *state)
+    def watched(self: loop.Checkpoints, step: int, *state: dict, **how: bool) -> None:
+        save(self, step, *state, **how)
         if step < 7:
             seen[step] = (config.out / "report.html").read_text()
         if step == 4 and len(seen) == 2:
