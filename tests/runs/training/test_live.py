@@ -111,6 +111,7 @@ def test_pages_take_no_more_than_a_fiftieth_of_the_time(tmp_path: Path, monkeypa
             raise OSError("no space")
 
     monkeypatch.setattr(Renewal, "_write", write)
+    (tmp_path / "journal.jsonl").touch()  # something was logged
     stream = io.StringIO()
     settings = training(tmp_path, TrainConfig(steps=9, batch_size=4, lr=0.1), LoopConfig())
     renewal = Renewal(replace(settings, journal=Journal(tmp_path / "journal.jsonl", stream=stream)), "", (), None)
