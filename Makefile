@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit docs bench screenshot clean
+.PHONY: demo test check unit docs wheel-check bench gpu screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -22,8 +22,22 @@ unit: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/site/build.py build/docs
 
+# The wheel, alone in an environment of its own, away from the clone: what somebody has who installs it without extras.
+wheel-check:
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip wheel -q --disable-pip-version-check --no-deps -w build/wheel .
+	build/wheel/venv/bin/pip install -q --disable-pip-version-check -c constraints.txt build/wheel/beitkit-*.whl
+	cd build/wheel && PYTHONPATH= venv/bin/python "$(CURDIR)/tools/check_wheel.py"
+	cd build/wheel && PYTHONPATH= venv/bin/beitkit demo --help >/dev/null
+	@echo "the wheel works by itself; the whole demo: build/wheel/venv/bin/beitkit demo --out build/wheel/demo"
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bench --against transformers timm --out runs/bench
+
+# All that there is to find out on a machine with a GPU; the PyTorch of PyPI for Linux is the one for CUDA.
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.gpu --out runs/gpu
 
 screenshot: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png --width 1000 --height 1240
@@ -35,7 +49,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,onnx,parquet,ray]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,hub,onnx,parquet,ray]"
 	# A referee in tests, under a stub of torchvision: with its dependencies, pip would replace the pinned PyTorch.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
 	touch $@

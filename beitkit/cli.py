@@ -114,7 +114,7 @@ def _help(verb: str, arguments: list[str]) -> str:
     from beitkit.command.help import full_help, short_help
 
     entry = VERBS[verb]
-    if "--help-all" in arguments:
+    if "--help-all" in arguments or any(argument.split("=", 1)[0] == "--recipe" for argument in arguments):
         return full_help(verb, entry.config_class(), _from_recipe(verb, arguments))
     return short_help(verb, entry.config_class(), entry.common.split(), takes_config=entry.trains)
 

@@ -3,7 +3,7 @@
 `beitkit.pretrain("photos", tokenizer="runs/tok", out="runs/pre", epochs=100, lr=1e-3)` does what `beitkit pretrain photos
 --tokenizer runs/tok --out runs/pre --epochs 100 --lr 1e-3` does, and returns what the verb found out. Options with a prefix
 are given as a config, `mask=MaskConfig(ratio=0.5)` for `--mask.ratio 0.5` (see `beitkit.configs`), or as a dict,
-`mask={"ratio": 0.5}`; so `beitkit.pretrain(**json.load(open("runs/pre/config.json")) | {"out": "runs/again"})` repeats a run.
+`mask={"ratio": 0.5}`; so `beitkit.pretrain(**config | {"out": "runs/again"})` repeats a run whose `config.json` was read.
 With `recipe="NAME"` the recipe's values take the place of the defaults; a config that is given replaces the recipe's as a whole.
 
 To add a verb, make its room in `runs/` and add a row to `VERBS`. Nothing here imports torch until a verb is called.
@@ -67,7 +67,7 @@ VERBS = {
         "pipeline",
         "PipelineRun",
         "photos/ --labels labeled/ --out runs/mine",
-        "tokenizer to exported model, and a verdict, within a budget",
+        "audit to exported model, and a verdict, within a budget",
         trains=True,
         common="labels val budget init size seed device threads",
     ),
@@ -199,7 +199,7 @@ VERBS = {
         "--model runs/cls --format onnx --out m.onnx",
         "a program that runs without beitkit",
         run="run.export",
-        common="image_size",
+        common="image_size push",
     ),
     "ablate": Entry(
         "ablate",
@@ -283,7 +283,8 @@ class Verb:
         for name in options:
             if name not in self.signature.parameters:
                 hint = meant(name, self.signature.parameters)
-                raise UserError(f"{self.name} has no option {name!r}" + (f", {hint}" if hint else ""))
+                said = "" if hint is None else ", " + hint.replace("`", "'")
+                raise UserError(f"{self.name} has no option {name!r}{said}")
         try:
             given = self.signature.bind(*args, **options).arguments
         except TypeError as error:

@@ -20,7 +20,8 @@ from typing import NoReturn
 import torch
 
 import beitkit
-from beitkit.cli import USAGE_ERROR, parse
+from beitkit.cli import USAGE_ERROR
+from beitkit.command.parse import parse
 from beitkit.configs.codec import to_json
 from beitkit.configs.model import SizeName
 from beitkit.errors import UserError

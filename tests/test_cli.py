@@ -216,7 +216,8 @@ def test_a_signal_saves_and_says_how_to_continue(images: Path, tmp_path: Path, n
     _, printed = process.communicate(timeout=120)
     assert process.returncode == code, printed
     assert "Traceback" not in printed
-    assert "everything is saved, the same command continues" in printed.splitlines()[-1]
+    last = f"everything is saved, the same command continues: beitkit {' '.join(command[3:])}"
+    assert printed.splitlines()[-1].endswith(last)  # to be pasted
     assert list((out / "checkpoints").glob("step-*.json"))
 
 

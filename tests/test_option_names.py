@@ -12,7 +12,7 @@ import pytest
 from beitkit.verbs import VERBS
 
 PACKAGE = Path(__file__).parents[1] / "beitkit"
-ABOVE = ("runs", "cli.py", "verbs.py")
+ABOVE = ("runs", "cli.py", "command", "verbs.py")
 """What knows the command line; of `runs/` only the configs are looked at, which say what a Python caller can set.
 
 Those may name verbs: each belongs to one.

@@ -113,8 +113,9 @@ def docstrings(config: type[Any]) -> dict[str, str]:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
         assert isinstance(tree, ast.ClassDef)
         for field, below in zip(tree.body, tree.body[1:], strict=False):
-            is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-            if is_field and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 texts[field.target.id] = " ".join(str(below.value.value).split())
     return {field.name: texts[field.name] for field in dataclasses.fields(config) if field.name in texts}
 

@@ -143,8 +143,8 @@ class SpeedConfig:
     """How training computes the blocks of the network; none of it changes what is computed, but for rounding."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """Let PyTorch compile the blocks, which takes up to a minute at the start; auto does it where there is a compiler and more is
-    won: in long runs on GPUs, and of tiny networks on CPUs."""
+    """Let PyTorch compile the training step, which takes a minute or more at the start: on one GPU as a whole, else its blocks.
+    auto compiles long runs on GPUs, and tries on CPUs, in a minute at the start of long runs, whether it is faster."""
     recompute: bool = False
     """Keep only what goes into each block, and compute the rest a second time for the gradients (activation checkpointing):
     a third more work, far less memory."""

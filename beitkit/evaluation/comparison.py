@@ -12,8 +12,8 @@ from torch import Tensor
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat
 from beitkit.errors import UserError
-from beitkit.evaluation.scene_sheets import SceneScores
 from beitkit.evaluation.scores import ClassScores, ClassShare, MultilabelScores, Scores
+from beitkit.evaluation.sheets.scenes import SceneScores
 from beitkit.evaluation.statistics import LUCK, Spread, mcnemar, spread
 
 Kind = TypeVar("Kind")

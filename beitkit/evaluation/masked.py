@@ -69,7 +69,7 @@ class MaskedError:
             return
         loss, count, total, squares = (sum(column) for column in zip(*parts, strict=True))
         assert isinstance(total, Tensor)  # not a number, as some batch could be read
-        variance = (squares / count - (total / count).square()).mean().item()
+        variance = torch.as_tensor(squares / count - (total / count) ** 2).mean().item()
         loss /= count * total.numel()
         yield "explained", 1 - loss / max(variance, torch.finfo(torch.float32).eps)
         yield "loss", loss

@@ -38,7 +38,8 @@ def load(
     """The network of a checkpoint, in eval mode, on the CPU, in float32; its `load_report` lists what became of every tensor.
 
     Args:
-        path: a run folder, a Hugging Face or timm folder, or a file: official `.pth`, safetensors, `.bin`.
+        path: a run folder, a Hugging Face or timm folder, or a file: official `.pth`, safetensors, `.bin`; or a model on the Hub,
+            `hf://USER/NAME`.
         task: another task than the one it was saved for; the head is then freshly initialized.
         num_classes: number of classes; if other than the file's, the head is freshly initialized.
         classes: their names; other than the file's means a fresh head, unless the file has only numbers.
@@ -84,7 +85,7 @@ def load_tokenizer(path: str | Path) -> TokenizerNetwork:
 
     Args:
         path: a folder that beitkit wrote; DALL-E's `encoder.pkl` with `decoder.pkl` beside it, or their state dicts, or the
-            folder of both; `pytorch_model.bin` of BEiT's own discrete VAE, or its folder; a VQ-KD `.pth`.
+            folder of both; `pytorch_model.bin` of BEiT's own discrete VAE, or its folder; a VQ-KD `.pth`; or `hf://USER/NAME`.
 
     Raises:
         UserError: if there is no tokenizer, or its tensors do not fit together.

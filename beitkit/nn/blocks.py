@@ -61,7 +61,9 @@ class Attention(nn.Module):
             qkv = self.qkv(x)
         else:
             qkv = linear(self.qkv, x, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
-        query, key, value = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (b, k, t, d / k)
+        # Taken apart along the third axis, and not moved to the front before: their gradients are then put together where the
+        # gradient of `qkv` needs them, without a copy.
+        query, key, value = (part.transpose(1, 2) for part in qkv.unflatten(2, (3, self.heads, -1)).unbind(2))  # (b, k, t, d / k)
         bias = shared_bias
         if self.relative_position_bias_table is not None:
             own = gather_bias(self.relative_position_bias_table, self.relative_position_index)
@@ -106,6 +108,8 @@ class Block(ShardingUnit):
 
     recompute = False
     """Activation checkpointing: keep only the input of the block and recompute the rest in the backward pass."""
+    takes_factors = False
+    """Whether it is given stochastic-depth factors though it drops nothing."""
     compiled: Callable[..., Tensor] | None = None
     """`branches` as `torch.compile` made it, for training; see `compile_training`."""
 
@@ -143,15 +147,21 @@ class Block(ShardingUnit):
         if self.drop_path:
             # Drawn outside the compiled and recomputed part, so that recomputation sees the same draws.
             kept = [kept_branches(self.drop_path, len(x), x.device).to(x.dtype) for _ in range(2)]
+        elif self.takes_factors:
+            kept = [x.new_ones(len(x), 1, 1) for _ in range(2)]  # not one twice, for which there would be another graph
         branches = self.branches if self.compiled is None else partial(self.compiled, self)
         if self.recompute:
             return checkpoint(branches, x, shared_bias, *kept, use_reentrant=False, preserve_rng_state=False)
         return branches(x, shared_bias, *kept)
 
-    def compile_training(self) -> None:
-        """Compile the training forward, once for blocks of the same shape; evaluation stays eager, as its shapes vary."""
+    def compile_training(self, *, takes_factors: bool) -> None:
+        """Compile the training forward, once for blocks of the same shape; evaluation stays eager, as its shapes vary.
+
+        `takes_factors`: whether some of these blocks drop branches; one that drops none gets factors of 1, and shares the graph.
+        """
         # Not bound to this block, so that a copy of it (of which weights are sharded) computes with its own weights.
         self.compiled = torch.compile(Block.branches, dynamic=False)
+        self.takes_factors = takes_factors
 
     def branches(
         self,
@@ -161,8 +171,8 @@ class Block(ShardingUnit):
         mlp_kept: Float[Tensor, "b 1 1"] | None,
     ) -> Float[Tensor, "b t d"]:
         """The tokens after both branches, each scaled by its stochastic-depth factors, if any."""
-        x = x + _scaled(self.attn(self.norm1(x), shared_bias), self.gamma_1, attention_kept)
-        return x + _scaled(self.mlp(self.norm2(x)), self.gamma_2, mlp_kept)
+        x = _added(x, self.attn(self.norm1(x), shared_bias), self.gamma_1, attention_kept)
+        return _added(x, self.mlp(self.norm2(x)), self.gamma_2, mlp_kept)
 
 
 def set_recompute(network: nn.Module, recompute: bool) -> None:
@@ -172,6 +182,9 @@ def set_recompute(network: nn.Module, recompute: bool) -> None:
             module.recompute = recompute
 
 
-def _scaled(branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
-    branch = branch if gamma is None else gamma * branch
-    return branch if kept is None else branch * kept
+def _added(x: Tensor, branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
+    """x + branch * gamma * kept; without `kept`, as in evaluation, to the bits of the official code."""
+    if kept is None:
+        return x + (branch if gamma is None else gamma * branch)
+    # The two factors first, as they are small; then in one pass.
+    return torch.addcmul(x, branch, kept if gamma is None else gamma * kept)

@@ -36,7 +36,7 @@ DONE = "done.json"
 LEFT_OVER = (
     LOCK,
     CONTENTS,
-    *("config.json", "environment.json", "inputs.json", "start.json"),
+    *("config.json", "environment.json", "inputs.json", "start.json", "speed.json"),
     *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
 """Files that alone do not make a run."""
@@ -87,7 +87,7 @@ class RunFolder:
             for left in path.glob("*.tmp"):  # by a run that was killed while it wrote
                 left.unlink()
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", "start.json", CONTENTS, self.broken_list.name):
+                for name in ("inputs.json", "start.json", "speed.json", CONTENTS, self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()

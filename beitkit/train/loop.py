@@ -125,6 +125,9 @@ class Training:
     """The event log."""
     checkpoints: Checkpoints
     """Where the state is saved, and resumed from."""
+    renew: Callable[[int], object] | None = None
+    """Called by rank 0 with the number of each step that is evaluated or saved: the objective is then in eval mode, with the
+    weights that the run would end with here."""
     bad_steps: BadSteps | None = None
     """Where steps that are not finite are listed, if they are."""
     waited: WaitMeter = field(default_factory=WaitMeter)
@@ -246,10 +249,13 @@ def fit(
                 line = _how_far(state.done, schedule, window.speed(state.done), window.said)
                 journal.progress(line, state.done / schedule.steps)
             try:
-                if is_evaluated:
+                if is_evaluated or (is_saved and training.renew is not None):
                     with window.paused(), trainer.full_weights():
-                        _evaluate(objective, evaluators, best, journal, state.done, share)
-                    if best is not None and best.patience is not None and state.done < schedule.steps:
+                        if is_evaluated:
+                            _evaluate(objective, evaluators, best, journal, state.done, share)
+                        if processes.is_main and training.renew is not None and state.done < schedule.steps:
+                            _renew(objective, training.renew, state.done)
+                    if is_evaluated and best is not None and best.patience is not None and state.done < schedule.steps:
                         is_over = processes.all_gather(best.is_exhausted)[0]
                     if is_over and best is not None:
                         journal.note(
@@ -514,4 +520,11 @@ def _evaluate(
         best.offer(values)
     journal.record("evaluate", step, **values)
     journal.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    objective.train()
+
+
+@torch.no_grad()
+def _renew(objective: nn.Module, renew: Callable[[int], object], step: int) -> None:
+    objective.eval()
+    renew(step)
     objective.train()

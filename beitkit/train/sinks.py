@@ -33,7 +33,7 @@ class Sink(NamedTuple):
     close: Callable[[], object]
 
 
-class Start(NamedTuple):
+class TrackedRun(NamedTuple):
     """What a sink is told of the run."""
 
     folder: Path
@@ -57,7 +57,7 @@ class Start(NamedTuple):
         return str(ids[sink])
 
 
-def _tensorboard(start: Start) -> Sink:
+def _tensorboard(start: TrackedRun) -> Sink:
     """Files in the run folder's tensorboard/."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -71,8 +71,8 @@ def _tensorboard(start: Start) -> Sink:
     return Sink(log, writer.close)
 
 
-def _wandb(start: Start) -> Sink:
-    import wandb
+def _wandb(start: TrackedRun) -> Sink:
+    import wandb  # pyright: ignore[reportMissingImports] - an extra
 
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -85,8 +85,8 @@ def _wandb(start: Start) -> Sink:
     return Sink(lambda values, step: run.log(dict(values), step=step), run.finish)
 
 
-def _trackio(start: Start) -> Sink:
-    import trackio
+def _trackio(start: TrackedRun) -> Sink:
+    import trackio  # pyright: ignore[reportMissingImports] - an extra
 
     project = os.environ.get("TRACKIO_PROJECT", PROJECT)
     name = start.known_as("trackio", lambda: f"{start.name}-{os.urandom(2).hex()}")
@@ -94,8 +94,8 @@ def _trackio(start: Start) -> Sink:
     return Sink(lambda values, step: trackio.log(dict(values), step=step), trackio.finish)
 
 
-def _mlflow(start: Start) -> Sink:
-    import mlflow
+def _mlflow(start: TrackedRun) -> Sink:
+    import mlflow  # pyright: ignore[reportMissingImports] - an extra
 
     client = mlflow.MlflowClient()
     found: list[str] = []
@@ -119,7 +119,7 @@ def _mlflow(start: Start) -> Sink:
     return Sink(log, lambda: client.set_terminated(run))
 
 
-SINKS: dict[SinkName, tuple[str, Callable[[Start], Sink]]] = {
+SINKS: dict[SinkName, tuple[str, Callable[[TrackedRun], Sink]]] = {
     "tensorboard": ("tensorboard", _tensorboard),
     "wandb": ("wandb", _wandb),
     "trackio": ("trackio", _trackio),
@@ -139,9 +139,9 @@ class Tracker:
         """
         if name is not None and importlib.util.find_spec(SINKS[name][0]) is None:
             raise UserError(f"`log={name!r}` needs {name}; install beitkit[{name}], or leave `log` out")
-        self._name = name
+        self._name: SinkName | None = name
         self._sink: Sink | None = None
-        self._start = Start(folder, config, 0)
+        self._start = TrackedRun(folder, config, 0)
 
     def begin_after(self, step: int) -> None:
         """Numbers that come are of later steps than this."""
@@ -151,20 +151,18 @@ class Tracker:
         """Send the numbers among these values; returns a warning where that failed for the first time."""
         if self._name is None:
             return None
-        numbers = {
-            name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
-        }
-        return self._guarded(lambda: self._opened(self._name).log(numbers, step))
+        numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}
+        return self._guarded(lambda: self._opened().log(numbers, step))
 
     def close(self) -> str | None:
         """The run is finished."""
         sink, self._sink = self._sink, None
         return None if sink is None else self._guarded(sink.close)
 
-    def _opened(self, name: SinkName | None) -> Sink:
-        assert name is not None
+    def _opened(self) -> Sink:
+        assert self._name is not None
         if self._sink is None:
-            self._sink = SINKS[name][1](self._start)
+            self._sink = SINKS[self._name][1](self._start)
         return self._sink
 
     def _guarded(self, send: Callable[[], object]) -> str | None:

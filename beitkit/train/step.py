@@ -163,8 +163,9 @@ class Trainer:
         loss = torch.stack([loss.total.detach().to(norm) for loss in losses]).sum()
         # Filled on the device: a tensor made of Python numbers would be copied from memory that the copy has to wait for.
         signals = norm.new_zeros(len(SIGNALS))
-        if stop.signal_number in SIGNALS:
-            signals[SIGNALS.index(stop.signal_number)].fill_(1)
+        for place, number in enumerate(SIGNALS):
+            if number == stop.signal_number:
+                signals[place].fill_(1)
         together = self._runtime.processes.all_reduce(torch.cat([loss[None], signals]))
         result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
         for group in self.optimizer.param_groups:

@@ -14,6 +14,7 @@ import itertools
 import re
 import shlex
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,12 +53,18 @@ TINY: dict[str, list[str]] = {
     "predict": SMALL,
     "embed": ["--block", "2", *SMALL],
     "audit": ["--workers", "0"],
+    "show": ["--count", "2", "--gallery", "4", *SMALL],
+    "run": ["--budget", "1s", *SMALL],
     "verdict": ["--labels", "4", "--seeds", "0", "--no-floors", *IMAGES, *STEP, *SMALL],
     "ablate": ["--finetune-steps", "1", *NETWORK, *IMAGES, *STEP, *SMALL],
 }
 """Settings of a verb that take the place of a page's: the words are tried, not the numbers."""
 IN_PLACE_OF: dict[str, set[str]] = {"--steps": {"--epochs"}}
 """What a tiny setting rules out."""
+
+
+WITHIN_A_TINY_IMAGE = {"queries": ((1, 1), (2, 3))}
+"""Arguments of Python whose values have to fit to 4x4 patches."""
 
 
 class Snippet(NamedTuple):
@@ -76,7 +83,12 @@ class Snippet(NamedTuple):
 
 def pages() -> list[Path]:
     """README and every page of docs/ that tells a reader what to type."""
-    found = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guide").glob("*.md")]
+    found = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "guide").glob("*.md"),
+        *(ROOT / "docs" / "concepts").glob("*.md"),
+    ]
     return sorted(page for page in found if page.name not in RECORDS)
 
 
@@ -110,7 +122,7 @@ def commands(text: str) -> list[list[str]]:
 
 def verb_and_arguments(words: list[str]) -> list[str] | None:
     """What follows `beitkit`, whatever starts it (torchrun, srun); None for another program."""
-    if "beitkit" not in words or words[0] == "pip":
+    if "beitkit" not in words or words[0] in ("pip", "docker"):
         return None
     return words[words.index("beitkit") + 1 :]
 
@@ -141,8 +153,12 @@ def tiny(arguments: list[str]) -> list[str]:
         settings += ["--optim.warmup-steps", "0"]
     if verb == "probe" and "--protocol" in arguments:
         settings += ["--epochs", "1", "--batch-size", "2"]
+    if "--queries" in arguments:
+        settings += ["--queries", "1", "1", "2", "3"]
     if "--train-blocks" in arguments:
         settings += ["--train-blocks", "last:1"]
+    if "--log" in arguments and not find_spec(arguments[arguments.index("--log") + 1]):
+        arguments = _without(arguments, {"--log"})
     given = {word for word in settings if word.startswith("--")}
     replaced = given.union(*(IN_PLACE_OF.get(option, set()) for option in given))
     return [*_without(arguments, replaced), *settings]
@@ -199,6 +215,7 @@ def make_world(folder: Path) -> None:
         mask = np.repeat(np.repeat(generator.integers(0, 2, (4, 4), np.uint8), 8, 0), 8, 1)
         Image.fromarray(mask).save(folder / f"scenes/masks/{index}.png")
     image("cat.jpg")
+    image("photos/cat.jpg")
     image("street.jpg")
     tokenizer = beitkit.DiscreteVAE(DVAEConfig(vocabulary=8, stride=8, hidden=16, codebook_dim=8))
     for name in ("runs/tok", "encoder.pkl", "dalle"):
@@ -208,7 +225,13 @@ def make_world(folder: Path) -> None:
     run(*tiny(["finetune", "labeled", *start, "--out", "runs/cls"]))
     run(*tiny(["finetune", "labeled", *start, "--scratch", "--out", "runs/scratch"]))
     run(*tiny(["segment", "scenes", *start, "--out", "runs/seg"]))
-    for name, run_folder in (("cont", "pre"), ("seed-0", "cls"), ("seed-1", "scratch")):
+    for name, run_folder in (
+        ("cont", "pre"),
+        ("seed-0", "cls"),
+        ("seed-1", "scratch"),
+        ("pretrain-1000-0", "cls"),
+        ("scratch-1000-0", "scratch"),
+    ):
         shutil.copytree(folder / "runs" / run_folder, folder / "runs" / name)
     for name in (
         "beit",
@@ -218,6 +241,8 @@ def make_world(folder: Path) -> None:
         "dino_vitbase16_pretrain",
     ):
         beitkit.convert(folder / "runs/pre", to="microsoft", out=folder / f"{name}.pth")
+    if find_spec("onnx") and find_spec("onnxruntime"):
+        run("export", "--model", "runs/cls", "--format", "onnx", "--out", "cls.onnx")
     shutil.copytree(folder / "photos", folder / "in1k")
     shutil.copytree(folder / "scenes", folder / "ade20k")
 
@@ -231,10 +256,11 @@ class _Tiny(ast.NodeTransformer):
         if name.startswith("beitkit.") and (verb := name.removeprefix("beitkit.").replace("_", "-")) in VERBS:
             words = TINY.get(verb, [])
             values = {key[2:].replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+            values |= {key: value for key, value in WITHIN_A_TINY_IMAGE.items() if key in {word.arg for word in node.keywords}}
             dropped = {*values, "epochs"} if "steps" in values else {*values}
             node.keywords = [keyword for keyword in node.keywords if keyword.arg not in dropped]
             node.keywords += [
-                ast.keyword(key, ast.Constant(int(value) if value.isdigit() else value)) for key, value in values.items()
+                ast.keyword(key, ast.Constant(int(value) if str(value).isdigit() else value)) for key, value in values.items()
             ]
         return node
 

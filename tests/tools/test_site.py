@@ -14,7 +14,8 @@ from types import ModuleType
 import pytest
 
 import beitkit
-from beitkit.verbs import VERBS, option_names
+from beitkit.command.options import option_names
+from beitkit.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "site" / "build.py"

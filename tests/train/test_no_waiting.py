@@ -59,7 +59,8 @@ def step(objective: nn.Module, stream: Iterator[Batch], host: tuple[Tensor, ...]
         accumulation_steps=2,
         ema=0.99,
     )
-    window, stop = _Window(0, WaitMeter(), ALONE), StopRequest()
+    window, stop = _Window(WaitMeter(), ALONE), StopRequest()
+    window.begin(0)
 
     def one(done: int) -> None:
         losses = trainer.forward_backward(stream, done)

@@ -1,7 +1,7 @@
 """Build the documentation as a site: `python tools/site/build.py [FOLDER]` (`make docs`).
 
 The pages are the Markdown files of the repository, as they are. A copy of them gets what is in no file: the navigation,
-a page for each verb (its `--help`), the Python interface (from docstrings), a list of decisions. New pages in docs/guide and
+a page for each verb (its options), the Python interface (from docstrings), a list of decisions. New pages in docs/guide and
 docs/decisions are found by themselves. A link that leads nowhere ends the build.
 """
 
@@ -31,7 +31,7 @@ HELP_WIDTH = "100"
 BOX = re.compile(r"^[╭│╰─]+ ?|[ ─]*[╮│╯]$")
 
 FIRST = ("docs/tutorial", "docs/concepts/tokens", "docs/concepts/objective", "docs/expectations")
-GUIDE_FIRST = ("data", "tokenizer", "pretrain", "continue", "finetune", "evaluate", "segment", "predict")
+GUIDE_FIRST = ("run", "data", "audit", "tokenizer", "continue", "finetune", "evaluate", "verdict", "predict", "show", "segment")
 PROJECT = ("docs/method", "docs/results", "docs/performance", "docs/robustness", "docs/interop", "docs/architecture")
 ABOUT = ("docs/decisions/index", "benchmarks/README", "CONTRIBUTING", "SECURITY", "CHANGELOG")
 
@@ -111,7 +111,7 @@ def contents(names: list[str], caption: str | None = None, is_hidden: bool = Tru
 
 
 def verb_page(verb: str) -> str:
-    """A verb: what it does, an example, the pages that use it, and all its options as `--help` prints them."""
+    """A verb: what it does, an example, the pages that use it, and all its options as `--help-all` prints them."""
     entry = VERBS[verb]
     pages = [
         page for page in sorted((ROOT / "docs" / "guide").glob("*.md")) if f"beitkit {verb}" in page.read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def help_sections(verb: str) -> list[str]:
     os.environ |= {"COLUMNS": HELP_WIDTH, "NO_COLOR": "1"}
     try:
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-            main([verb, "--help"])
+            main([verb, "--help-all"])
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.__setitem__(key, value)

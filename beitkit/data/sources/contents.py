@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
     part: int
     """Which list."""
-    index: int
+    position: int
     """Where in it."""
 
 
@@ -74,9 +74,9 @@ def shared_contents(train: ImageList, val: ImageList) -> list[tuple[int, int]] |
             by_size.setdefault(int(sizes[part][index]), []).append(Place(part, index))
     first_of_train: dict[int, int] = {}
     for same in same_contents([train, val], list(by_size.values())):
-        trained_on = [place.index for place in same if place.part == 0]
+        trained_on = [place.position for place in same if place.part == 0]
         if trained_on:
-            first_of_train |= {place.index: trained_on[0] for place in same if place.part == 1}
+            first_of_train |= {place.position: trained_on[0] for place in same if place.part == 1}
     return sorted(first_of_train.items())
 
 
@@ -85,7 +85,7 @@ def _grouped(parts: list[ImageList], group: list[Place], *, whole: bool) -> list
     found: dict[bytes, list[Place]] = {}
     for place in group:
         with suppress(OSError, BrokenImage):
-            found.setdefault(_digest(parts[place.part], place.index, whole=whole), []).append(place)
+            found.setdefault(_digest(parts[place.part], place.position, whole=whole), []).append(place)
     return list(found.values())
 
 

@@ -12,6 +12,7 @@ from beitkit.interop.build import check_possible, listed
 from beitkit.interop.formats.layouts import FOREIGN, NATIVE, SKIPPED, TIMM, TIMM_VIT, Layout
 from beitkit.interop.formats.names import NameTable
 from beitkit.interop.formats.native import DESCRIPTION, read_native
+from beitkit.interop.hub import on_disk
 from beitkit.interop.kinds import AnyNetworkConfig, kind_of_config
 from beitkit.interop.reading.describe import Hints, describe, grid_of_index
 from beitkit.interop.reading.hints import hints_of_hugging_face, hints_of_pickle, hints_of_timm
@@ -38,6 +39,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: if there is no checkpoint of a known layout.
     """
+    path = on_disk(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run folder or a checkpoint")
     if not path.is_dir():

@@ -11,6 +11,7 @@ from beitkit.errors import UserError
 from beitkit.interop.build import listed
 from beitkit.interop.formats.layouts import DALLE_DECODER, DALLE_ENCODER, DISCRETE_VAE, NATIVE, VQ_KD, VQ_KD_SKIPPED
 from beitkit.interop.formats.native import DESCRIPTION, read_native
+from beitkit.interop.hub import on_disk
 from beitkit.interop.reading.checkpoints import read_file
 from beitkit.interop.reading.describe import Hints, describe_backbone
 from beitkit.interop.reading.understood import split_skipped, to_official
@@ -39,6 +40,7 @@ def read_tokenizer(path: Path) -> TokenizerCheckpoint:
     Raises:
         UserError: if there is no tokenizer of a known layout.
     """
+    path = on_disk(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a tokenizer's run folder or file")
     if path.is_dir():

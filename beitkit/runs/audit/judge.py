@@ -132,7 +132,7 @@ def sentences(found: ImageAudit, *, looks_alike: bool, is_divided_later: bool) -
     lines += _about_copies(found, looks_alike=looks_alike, is_divided_later=is_divided_later)
     lines += _about_kinds(found, total)
     for part in found.parts:
-        lines += _about_classes(part, found.parts[0])
+        lines += _about_classes(part, next(iter(found.parts)))
     return sorted(lines, key=lambda line: ("warn", "note", "ok").index(line.state))
 
 

@@ -49,7 +49,9 @@ def print_result(found: ImageAudit, seen: Seen, config: AuditRun) -> None:
     for proposal in found.proposals:
         print(f"set {_written(proposal.option, proposal.value)}: {proposal.reason}")
     print(f"{found.images:,} images in {found.seconds:.1f} s, {found.images / max(found.seconds, 1e-9):,.0f} a second")
-    verb = {"images": "pretrain", "labeled images": "finetune"}.get(found.kind, "segment")
+    verb = "finetune" if found.kind == "labeled images" else "segment"
+    if found.kind == "images":
+        verb = "pretrain"
     options = " ".join(_written(proposal.option, proposal.value) for proposal in found.proposals)
     kept = (
         "give --out to keep a page with sheets" if config.out is None else f"written: {config.out} (report.html shows the images)"

@@ -206,7 +206,7 @@ def _write_list(path: Path, collection: Collection, seen: Seen, without: dict[in
     files: dict[str, ImageList] = {}
     scenes: dict[str, Scenes] = {}
     for number, part in enumerate(collection.parts):
-        chosen = seen.index[kept & (seen.part == number)]
+        chosen = seen.position[kept & (seen.part == number)]
         files[part.name] = part.files.subset(chosen)
         if part.scenes is not None:
             scenes[part.name] = part.scenes.subset(chosen.tolist())

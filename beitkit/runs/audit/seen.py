@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     names: tuple[str, ...]
     """Of the parts."""
     part: NDArray[np.int64]
-    index: NDArray[np.int64]
+    position: NDArray[np.int64]
     """Which part an image is in, and where."""
     table: np.ndarray
     formats: dict[str, int]
@@ -55,11 +55,11 @@ class Seen(NamedTuple):
 
     def path(self, place: int) -> Path:
         """The file of an image."""
-        return self.lists[self.part[place]].path(int(self.index[place]))
+        return self.lists[self.part[place]].path(int(self.position[place]))
 
     def source(self, place: int) -> Path | Encoded | Bands:
         """What an image is read from."""
-        return self.lists[self.part[place]].source(int(self.index[place]))
+        return self.lists[self.part[place]].source(int(self.position[place]))
 
     def odd(self, size: Pair, patch: int) -> dict[str, list[int]]:
         """Places of the odd images by kind (fields of `ImageAudit`), for a network's image size and patch."""
@@ -78,7 +78,7 @@ class Seen(NamedTuple):
 
     def label(self, place: int) -> tuple[str, ...] | None:
         """The classes of an image; None without labels."""
-        files, index = self.lists[self.part[place]], int(self.index[place])
+        files, index = self.lists[self.part[place]], int(self.position[place])
         if files.labels is not None:
             return (files.classes[files.labels[index]],)
         if files.targets is not None:
@@ -142,7 +142,7 @@ def look_at_all(parts: Sequence[AuditedPart], workers: int) -> Seen:
         lists=lists,
         names=tuple(part.name for part in parts),
         part=np.repeat(np.arange(len(lists)), [len(files) for files in lists]),
-        index=np.concatenate([np.arange(len(files)) for files in lists]),
+        position=np.concatenate([np.arange(len(files)) for files in lists]),
         table=np.concatenate(tables) if tables else np.zeros(0, dtype=LOOK),
         formats=dict(Counter(filter(None, formats)).most_common()),
         kinds=dict(Counter(filter(None, kinds)).most_common()),
@@ -178,7 +178,7 @@ def find_alike(seen: Seen, near: float) -> Alike:
     is_repeated = (np.bincount(group, minlength=len(sizes)) > 1)[group] & table["is_read"]
     place_of: dict[Place, int] = {}
     for place in np.flatnonzero(is_repeated).tolist():
-        where = Place(int(seen.part[place]), int(seen.index[place]))
+        where = Place(int(seen.part[place]), int(seen.position[place]))
         place_of[where] = place
         by_look.setdefault((int(group[place]), thumbs[place].tobytes()), []).append(where)
     candidates = [same for same in by_look.values() if len(same) > 1]

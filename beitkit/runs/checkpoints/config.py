@@ -17,7 +17,7 @@ class InspectRun:
     """What is this checkpoint? Format, task, network, positions, pixels, classes."""
 
     path: Positional[Path]
-    """A run folder, a Hugging Face or timm folder, or a file: .pth, .pt, .bin, .pkl, .safetensors."""
+    """A run folder, a Hugging Face or timm folder, or a file: .pth, .pt, .bin, .pkl, .safetensors; or hf://USER/NAME."""
     _: KW_ONLY
     verbose: bool = False
     """Name every tensor."""
@@ -71,3 +71,5 @@ class ExportRun:
     """What to write; must not be there yet."""
     image_size: ImageSize | None = None
     """Of the images in pixels, the side of squares or height and width, if not the checkpoint's."""
+    push: str | None = None
+    """Upload what was written to the Hugging Face Hub as this model, USER/NAME; a new one is private. None sends nothing."""

@@ -9,12 +9,17 @@ from beitkit.configs.codec import to_json
 from beitkit.contracts import LoadReport
 from beitkit.data.views.image import in_words
 from beitkit.errors import UserError
+from beitkit.interop import hub
 from beitkit.interop import save as saving
 from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint
 from beitkit.interop.load import load
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.checkpoints import programs
+from beitkit.runs.checkpoints.card import CARD, write_card
 from beitkit.runs.checkpoints.config import ConvertRun, ExportRun, InspectRun, ShowLoadRun
+
+FOLDERS = ("huggingface", "native", "timm")
+"""Formats that are folders, and so can be pushed with a model card."""
 
 
 def inspect(config: InspectRun) -> CheckpointSummary:
@@ -60,9 +65,13 @@ def convert(config: ConvertRun) -> LoadReport:
 
 
 def export(config: ExportRun) -> Path:
-    """Export, and print the largest difference to the network."""
+    """Export, and print the largest difference to the network; push it if that is asked for."""
     if config.out.exists():
         raise UserError(f"`out` {config.out} is already there; choose another name, or remove it yourself")
+    if config.push is not None and config.format not in FOLDERS:
+        raise UserError(f"`push` uploads folders ({', '.join(FOLDERS)}), and {config.format} is a file; upload it by yourself")
+    if config.push is not None:
+        hub.check_repository(config.push)
     model = load(config.model, image_size=config.image_size)
     if config.format in ("onnx", "torch"):
         difference = programs.export(model, config.out, format=config.format)
@@ -71,5 +80,10 @@ def export(config: ExportRun) -> Path:
             print(f"its images: {in_words(model.config.preprocessing, model.config.backbone.image_size)}")
     else:
         print(saving.save(model, config.out, format=config.format).summary())
+        if config.format in FOLDERS:
+            write_card(config.out, hub.on_disk(config.model), model)
         print(f"written: {config.out}. Next: beitkit inspect {config.out}")
+    if config.push is not None:
+        address = hub.push(config.out, config.push)
+        print(f"pushed: {address}, with the model card {config.out / CARD}. Next: beitkit inspect {address}")
     return config.out

@@ -26,6 +26,6 @@ class CompareRun:
 
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
-            raise UserError(f"`runs` names one run, {self.runs[0]}; give two or more to compare")
+            raise UserError(f"`runs` names one run, {next(iter(self.runs))}; give two or more to compare")
         if self.out is not None and self.out.suffix != ".html":
             raise UserError(f"`out` must end in .html, got {self.out}")

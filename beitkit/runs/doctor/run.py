@@ -25,7 +25,7 @@ LITTLE_DISK, LITTLE_MEMORY, LITTLE_SHARED = 5 * GIB, 2 * GIB, GIB // 4
 SIGNS: dict[Level, str] = {"ok": "ok", "note": "note", "warn": "broken"}
 
 
-class Diagnosis(NamedTuple):
+class MachineCheck(NamedTuple):
     """What `beitkit.doctor` returns."""
 
     beitkit: str
@@ -48,7 +48,7 @@ class Diagnosis(NamedTuple):
         return any(line.state == "warn" for line in self.lines)
 
 
-def run(config: DoctorRun) -> Diagnosis:
+def run(config: DoctorRun) -> MachineCheck:
     """Look, measure, and print."""
     lines: list[Line] = []
     packages, extras = _packages(lines)
@@ -66,7 +66,7 @@ def run(config: DoctorRun) -> Diagnosis:
         lines.append(Line("note", "there is no C++ compiler, so --speed.compile stays off: install g++ or clang++"))
     lines += [Line("note", f"not installed: {extra.use}: {_install(extra.name)}") for extra in extras if extra.missing]
     order = ("warn", "note", "ok")
-    found = Diagnosis(
+    found = MachineCheck(
         beitkit=__version__,
         python=platform.python_version(),
         platform=platform.platform(),
@@ -193,7 +193,7 @@ def _about_resources(there: Resources) -> list[Line]:
     return lines
 
 
-def _print(found: Diagnosis) -> None:
+def _print(found: MachineCheck) -> None:
     there = found.resources
     versions = {package.name: package.version for package in found.packages if package.version}
     rows = [

@@ -8,9 +8,9 @@ from typing import Any
 
 from beitkit.evaluation.calibration import NUM_BINS
 from beitkit.evaluation.comparison import AnyScores, Evaluation
-from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
-from beitkit.evaluation.score_sheets import score_sections
 from beitkit.evaluation.scores import FITTED, INTERVALS, Scores, largest_confusions
+from beitkit.evaluation.sheets.classes import score_sections
+from beitkit.evaluation.sheets.scenes import SceneScores, scene_sections
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, plain

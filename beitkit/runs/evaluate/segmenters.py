@@ -17,7 +17,7 @@ from beitkit.data.sources.find import packed_at
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import name_other_ranges
 from beitkit.errors import UserError, few
-from beitkit.evaluation.scene_sheets import SceneScores, evaluate_scenes
+from beitkit.evaluation.sheets.scenes import SceneScores, evaluate_scenes
 from beitkit.interop.kinds import numbered
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter

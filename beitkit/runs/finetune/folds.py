@@ -14,8 +14,8 @@ from rich.console import Console
 from beitkit.data.sources.find import labeled_source
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import Decisions
-from beitkit.evaluation.score_sheets import confusion_figure
 from beitkit.evaluation.scores import nats
+from beitkit.evaluation.sheets.classes import confusion_figure
 from beitkit.evaluation.statistics import Spread, spread, wilson
 from beitkit.files import read_json
 from beitkit.report.charts import Dots, dot_chart

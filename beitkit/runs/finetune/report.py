@@ -13,8 +13,8 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
-from beitkit.evaluation.score_sheets import score_sections
 from beitkit.evaluation.scores import MultilabelScores, Scores
+from beitkit.evaluation.sheets.classes import score_sections
 from beitkit.evaluation.statistics import wilson
 from beitkit.report.normal import Line, comparison_line, finetuning_lines
 from beitkit.report.sections import TrainingReport
@@ -48,33 +48,38 @@ def write_report(
     length: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write report.html; `first` is a training batch as the network sees it, `length` says how long a run with patience was."""
-    backbone = network.backbone
     report = TrainingReport("Fine-tuning", folder.path)
-    report.facts(
-        [
-            ("Start", "fresh weights" if config.scratch else str(config.model)),
-            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
-            ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
-            ("Device", runtime.describe()),
-            *length,
-            *folder.broken_facts(),
-        ]
-    )
-    headline, is_multilabel = scores.measures[0], isinstance(scores, MultilabelScores)
+    report.facts([*facts_of(config, network, train, runtime), *length, *folder.broken_facts()])
+    headline = scores.measures[0]
     if compared is not None:
-        images = 0 if is_multilabel else scores.images
+        images = 0 if isinstance(scores, MultilabelScores) else scores.images
         both = (headline.value, compared.accuracy)
         intervals = [wilson(round(share * images), images) for share in both] if images else []
         report.beside_another_run(headline.name, headline.value, *compared, intervals)
-    lines = [_ranking_line(scores)] if is_multilabel else _accuracy_lines(scores, report.last("accuracy"), config)
+    lines = (
+        [_ranking_line(scores)]
+        if isinstance(scores, MultilabelScores)
+        else _accuracy_lines(scores, report.last("accuracy"), config)
+    )
     if compared is not None:
-        counted = None if is_multilabel else scores.images
+        counted = None if isinstance(scores, MultilabelScores) else scores.images
         lines.append(comparison_line(headline.name, headline.value, str(compared.folder), compared.accuracy, counted))
     report.normal(lines)
     _preview(report, network, first)
     _learning(report, network)
     score_sections(report, scores, "Validation: ")
     report.finish()
+
+
+def facts_of(config: FinetuneRun, network: ClassifierConfig, train: ImageList, runtime: Runtime) -> list[tuple[str, str]]:
+    """What one must know of the run, which does not change while it goes on."""
+    backbone = network.backbone
+    return [
+        ("Start", "fresh weights" if config.scratch else str(config.model)),
+        ("Network", f"width {backbone.width}, {backbone.depth} blocks, {by(backbone.image_size)} pixels"),
+        ("Labels", f"{len(train):,} of {len(train.classes)} classes"),
+        ("Device", runtime.describe()),
+    ]
 
 
 def _accuracy_lines(scores: Scores, train_accuracy: float, config: FinetuneRun) -> list[Line]:

@@ -31,17 +31,19 @@ from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.models import Classifier
 from beitkit.nn.prediction import class_probabilities
 from beitkit.objectives.classify import Classify
+from beitkit.planning.workload import Workload
 from beitkit.report.table import plain
 from beitkit.runs.finetune.choose import FinetuneFacts, choose
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.finetune.folds import SCORES, CrossValidation, cross_validate
 from beitkit.runs.finetune.head import check_head, fit_head
-from beitkit.runs.finetune.report import FinetuneResult, write_report
+from beitkit.runs.finetune.report import FinetuneResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -81,7 +83,8 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
         if not folder.checkpoints.has_begun:  # what a checkpoint holds goes on from there
             session.say(fit_head(model, train, session.reading, runtime))
     objective = Classify(model, config.label_smoothing)
-    computed = accelerate(objective, config.speed, runtime, schedule)
+    trial = Trial(Workload(network=model.config, mixes=config.augment.is_mixing), resolved(config.train.batch_size))
+    computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
     for line in (*pixels.lines, *reasons):
         session.say(line)
     if pixels.preprocessing.value_range is not None and config.augment.operations:
@@ -103,7 +106,8 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    fit(objective, streams.training, start.groups, session.training, [evaluator], best)
+    renewed = renewing(session.training, "Fine-tuning", facts_of(config, model.config, train, runtime))
+    fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
             model = session.best_kept(model).to(runtime.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,24 @@ from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.verdict.config import SCRATCH, VerdictRun
 
-SHARES = {"tokenizer": 0.05, "pretrain": 0.50, "probe": 0.03, "verdict": 0.27, "finetune": 0.10, "export": 0.05}
-"""Of the budget, in the order of the stages. A stage gets its share of the time that is left, by its part of the shares that are
-left, so what one stage spares or takes too much is spread over the others."""
-UNLABELED = ("tokenizer", "pretrain")
+
+class PipelineStage(Enum):
+    """The stages in their order: share of the budget, and what they do."""
+
+    AUDIT = 0.04, "what is in the images: broken, odd, twice there"
+    TOKENIZER = 0.05, "a visual token for each patch"
+    PRETRAIN = 0.48, "predict the tokens of hidden patches, without labels"
+    PROBE = 0.03, "what frozen features of each block know of the classes"
+    VERDICT = 0.26, "the same fine-tuning from each start, and simple methods beside"
+    FINETUNE = 0.10, "the best start with all labels"
+    EXPORT = 0.04, "a program that runs without beitkit"
+
+
+SHARES = {stage.name.lower(): stage.value[0] for stage in PipelineStage}
+"""Of the budget. A stage gets its share of the time that is left, by its part of the shares that are left, so what one stage
+spares or takes too much is spread over the others."""
+WORDS = {stage.name.lower(): stage.value[1] for stage in PipelineStage}
+UNLABELED = tuple(SHARES)[:3]
 """The stages without labels."""
 SMALL_IMAGES = 64
 """Up to this side, in pixels, the settings are those of decision 012."""
@@ -48,7 +63,9 @@ LABELS_PER_SECOND = 2.0
 take (docs/guide/verdict.md), which is then a fourteenth of the time."""
 SCENES_PER_SECOND = 0.2
 FLOOR_SECONDS, SCENE_SECONDS = 0.012, 0.15
-"""What a labeled image, or a scene, costs the floors for each seed."""
+"""What a labeled image, or a scene, costs the floors for each seed, where they are not timed."""
+AUDITED_PER_SECOND, LEAST_AUDITED = 300, 200
+"""Images that are audited, by second of that stage's time; of more a sample."""
 PATCHES_PER_SECOND = 200
 """Patches that the tokenizer is made from, by second of the budget."""
 WINDOW_BYTES = 2**28
@@ -223,8 +240,10 @@ def most_labels(seconds: float, total: int, classes: int, *, is_dense: bool) -> 
     return min(total, wanted)
 
 
-def floor_seconds(labels: int, compared: int, seeds: int, *, is_dense: bool) -> float:
-    """What floors and probes take, by estimate."""
+def floor_seconds(labels: int, compared: int, seeds: int, timed: float | None, *, is_dense: bool) -> float:
+    """What floors and probes take, by estimate, or as one seed was timed; what all seeds share is about two fifths of it."""
+    if timed is not None:
+        return timed * (0.4 + 0.6 * seeds)
     return seeds * (labels + compared / 4) * (SCENE_SECONDS if is_dense else FLOOR_SECONDS)
 
 

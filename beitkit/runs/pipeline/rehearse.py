@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import os
 import shutil
 import statistics
 import time
@@ -15,10 +13,12 @@ from pathlib import Path
 
 import torch
 
+from beitkit.configs.data import ReadConfig
 from beitkit.configs.model import SizeName
 from beitkit.configs.train import LoopConfig, resolved
 from beitkit.data.memory import SMALL_PIXELS
 from beitkit.data.sources.image_list import ImageList
+from beitkit.data.sources.split import list_table
 from beitkit.data.views.masking import masker
 from beitkit.files import MOST_OWN, read_json
 from beitkit.planning.rates import glance
@@ -26,12 +26,14 @@ from beitkit.planning.workload import Workload
 from beitkit.report.journal import read_journal
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.runs.pipeline.choose import Pace
+from beitkit.runs.pipeline.choose import LEAST_STEPS, Pace, Shape, pretrain_run
+from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pretrain import run as pretrain
-from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.setup import network_of
 from beitkit.runs.segment import run as segment
 from beitkit.runs.segment.config import SegmentRun
+from beitkit.runs.verdict.classifiers import LabeledImages, measured_floors
+from beitkit.runs.verdict.measured import Kept
 from beitkit.system import write_atomically
 from beitkit.train.machine.runtime import Runtime
 
@@ -39,13 +41,17 @@ SAMPLE = 4
 """Batches of images that are shown again and again."""
 PASSES = 6
 STEPS = {FinetuneRun: 16, SegmentRun: 6}
+PART = 4
+"""The floors are timed on a quarter of the images: what they take grows as the images do."""
+LEAST_TIMED = 400
+"""Labels from which on they are."""
 WINDOW = 2
 """Steps that are timed together; the first ones, which wait for much that comes once, are left out."""
 
 
-def images_per_second(run: PretrainRun, size: SizeName, runtime: Runtime) -> float:
+def images_per_second(config: PipelineRun, shape: Shape, size: SizeName, batch: int, runtime: Runtime) -> float:
     """Of pre-training a network of this size, timed on a few images of noise, without tokens and reading."""
-    run = replace(run, size=size)
+    run = pretrain_run(config, shape, size, batch, LEAST_STEPS)
     model = network_of(run, 3, vocabulary=512)
     workload = Workload(network=model, predicted=masker(run.mask, model.backbone.grid).count)
     with torch.random.fork_rng():
@@ -53,19 +59,17 @@ def images_per_second(run: PretrainRun, size: SizeName, runtime: Runtime) -> flo
     return 1 / (model.backbone.depth * rates.block + rates.rest)
 
 
-def pretraining_pace(run: PretrainRun, files: ImageList, side: int) -> Pace:
+def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, batch: int, files: ImageList, side: int) -> Pace:
     """Of a pre-training; where images are held in memory once they were seen, a sample is shown several times."""
-    batch = resolved(run.train.batch_size)
+    run = pretrain_run(config, shape, size, batch, LEAST_STEPS)
     sample = files.evenly_spread(SAMPLE * batch)
     steps = PASSES * max(1, len(sample) // batch)
     folder = run.out.parent / "rehearsal"
     with _removed(folder):
         images = run.images
-        if files.members is None and len(files.files(0)) == 1:
+        if files.members is None:
             images = folder / "sample.csv"
-            text = io.StringIO()
-            csv.writer(text, quoting=csv.QUOTE_ALL).writerows([["path"], *([os.fsdecode(path)] for path in sample.paths())])
-            write_atomically(images, text.getvalue().encode("utf-8", "surrogateescape"))
+            write_atomically(images, as_table(sample))
         short = replace(
             run,
             images=images,
@@ -75,7 +79,14 @@ def pretraining_pace(run: PretrainRun, files: ImageList, side: int) -> Pace:
             loop=LoopConfig(log_every=WINDOW, evaluate_every=steps, save_every=0),
             columns=type(run.columns)() if images != run.images else run.columns,
         )
-        return _timed(lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(run, files, side))
+        return _timed(
+            lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(config.read, len(files), side)
+        )
+
+
+def as_table(files: ImageList) -> bytes:
+    """A list of these images, without labels."""
+    return list_table({"": files}).encode("utf-8", "surrogateescape")
 
 
 def finetuning_pace(run: FinetuneRun | SegmentRun) -> Pace:
@@ -91,6 +102,22 @@ def finetuning_pace(run: FinetuneRun | SegmentRun) -> Pace:
         )
         go = (lambda: finetune.run(short)) if isinstance(short, FinetuneRun) else (lambda: segment.run(short))
         return _timed(go, short.out, float("inf"), held=0.0)
+
+
+def floors_pace(images: LabeledImages, labels: int, out: Path) -> float | None:
+    """Seconds of the floors of one seed with so many labels, timed on a part of all images; None where there are too few."""
+    if labels < max(LEAST_TIMED, 2 * PART * len(images.train.classes)):
+        return None
+    folder = out / "rehearsal"
+    some = replace(images, train=_part(images.train), val=_part(images.val))
+    began = time.monotonic()
+    with _removed(folder), contextlib.redirect_stderr(io.StringIO()):
+        measured_floors(some, (labels // PART,), (0,), Kept(folder))
+    return PART * (time.monotonic() - began)
+
+
+def _part(files: ImageList) -> ImageList:
+    return files.evenly_spread(max(1, len(files) // PART))
 
 
 def seconds_a_step(folder: Path) -> float:
@@ -124,11 +151,9 @@ def _images_a_step(folder: Path) -> int:
     return int(config["train"]["batch_size"]) * int(config["loop"]["accumulate"] or 1)
 
 
-def _held_share(run: PretrainRun, files: ImageList, side: int) -> float:
+def _held_share(read: ReadConfig, images: int, side: int) -> float:
     """Share of the images that are held in memory after the first pass."""
-    if side * side > SMALL_PIXELS:
-        return 0.0
-    return min(1.0, run.read.cache * 2**20 / (len(files) * 3 * side * side))
+    return min(1.0, read.cache * 2**20 / (images * 3 * side * side)) if side * side <= SMALL_PIXELS else 0.0
 
 
 @contextlib.contextmanager

@@ -8,21 +8,12 @@ from typing import Any
 
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table
+from beitkit.runs.pipeline.choose import WORDS
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pipeline.ledger import Ledger
 from beitkit.runs.verdict.report import Verdict, add_verdict
 from beitkit.system import quoted
 from beitkit.train.journal import duration
-
-WHAT = {
-    "tokenizer": "a visual token for each patch",
-    "pretrain": "predict the tokens of hidden patches, without labels",
-    "probe": "what frozen features of each block know of the classes",
-    "verdict": "the same fine-tuning from each start, and simple methods beside",
-    "finetune": "the best start with all labels",
-    "export": "a program that runs without beitkit",
-}
-"""The stages in words."""
 
 
 def write_page(config: PipelineRun, stages: Sequence[str], ledger: Ledger, verdict: Verdict | None, finetuned: str) -> None:
@@ -48,8 +39,11 @@ def write_page(config: PipelineRun, stages: Sequence[str], ledger: Ledger, verdi
     _model(report, config, ledger, finetuned)
     report.section("Stages", "Each is an ordinary run, which `beitkit` goes on with, evaluates and compares like any other.")
     report.links({stage: link for stage in stages if (link := _page_of(config.out, stage, finetuned)) is not None})
-    rows = [[stage, WHAT[stage], *_times(ledger.stages.get(stage, {}))] for stage in stages]
+    rows = [[stage, WORDS[stage], *_times(ledger.stages.get(stage, {}))] for stage in stages]
     report.table(Table(["stage", Column("what it does", align="left"), "time", "state"], rows, "Time of all starts together."))
+    if lines := ledger.stages.get("audit", {}).get("lines"):
+        report.section("The images", "What the audit found; its page shows which.")
+        report.normal_lines([(level, text) for level, text in lines])
     why = [line for found in ledger.stages.values() for line in found.get("settings", {}).get("why", [])]
     if why:
         report.section(

@@ -1,4 +1,4 @@
-"""`beitkit run`: tokenizer, pre-training, probe, verdict, fine-tuning and export, one after the other, within a budget of time.
+"""`beitkit run`: audit, tokenizer, pre-training, probe, verdict, fine-tuning and export, one after the other, within a budget.
 
 Each stage is an ordinary run below `out`. Its settings are decided when it begins, from the time that is left and from the speed
 of some steps on the real images, and kept in `progress.json`; a finished stage is not looked at again.
@@ -11,13 +11,14 @@ import importlib.util
 import io
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from beitkit.configs.data import ColumnsConfig
+from beitkit.configs.data import ColumnsConfig, ReadLimit
+from beitkit.configs.model import SizeName
 from beitkit.configs.train import resolved
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
@@ -26,6 +27,8 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, split_table, train_and_val
 from beitkit.errors import UserError
 from beitkit.interop.reading.checkpoints import read_checkpoint
+from beitkit.runs.audit import run as audit
+from beitkit.runs.audit.config import AuditRun
 from beitkit.runs.checkpoints import run as checkpoints
 from beitkit.runs.checkpoints.config import ExportRun
 from beitkit.runs.finetune import run as finetune
@@ -34,18 +37,18 @@ from beitkit.runs.pipeline import choose, rehearse
 from beitkit.runs.pipeline.choose import CANDIDATES, SHARES, UNLABELED, Pace, PipelineFacts, Rounds, Shape
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pipeline.ledger import Ledger
+from beitkit.runs.pipeline.rehearse import as_table
 from beitkit.runs.pipeline.report import write_page
 from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.probe import run as probe
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.segment import run as segment
-from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.tokenizer import run as tokenizer
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.verdict import run as verdict
-from beitkit.runs.verdict.classifiers import check_labels
+from beitkit.runs.verdict.classifiers import LabeledImages, check_labels
 from beitkit.runs.verdict.config import VerdictRun
-from beitkit.runs.verdict.measured import NamedStart, named_starts
+from beitkit.runs.verdict.measured import named_starts
 from beitkit.runs.verdict.report import Verdict
 from beitkit.system import quoted, write_atomically
 from beitkit.train.folder import RunFolder
@@ -222,6 +225,27 @@ class _Pipeline:
             self.say(line)
         return settings
 
+    def audit(self) -> None:
+        """What is in the images; of more than there is time for, in some of them, evenly spread."""
+        config, total, seconds = self.config, len(self.files), self.left("audit")
+        with self.ledger.stage("audit") as kept:
+            wanted = max(choose.LEAST_AUDITED, int(choose.AUDITED_PER_SECOND * seconds))
+            count = min(total, self.ledger.decided("audit", lambda: {"images": wanted})["images"])
+            source, columns = config.images, config.columns
+            if count < total:
+                if self.files.members is not None:
+                    self.say(
+                        f"left out: {total:,} images in archives take more time than this; beitkit audit looks at all of them"
+                    )
+                    return
+                source, columns = config.out / "audited.csv", ColumnsConfig()
+                write_atomically(source, as_table(self.files.evenly_spread(count)))
+                self.say(f"{count:,} of {total:,} images, evenly spread")
+            limit = ReadLimit(**{field.name: getattr(config.read, field.name) for field in fields(ReadLimit)})
+            workers, out = config.machine.workers, config.out / "audit"
+            found = audit.run(AuditRun(source, task="none", out=out, workers=workers, read=limit, columns=columns))
+            kept["lines"] = [[*line] for line in found.lines]
+
     def tokenizer(self) -> None:
         """A token for each patch."""
         wanted = choose.tokenizer_run(self.config, self.shape)
@@ -243,8 +267,7 @@ class _Pipeline:
         if config.init is None and size is None:
             size, reason = self._size(batch)
             why.append(reason)
-        run = choose.pretrain_run(config, self.shape, size, batch, choose.LEAST_STEPS)
-        pace = rehearse.pretraining_pace(run, self.files, self.side)
+        pace = rehearse.pretraining_pace(config, self.shape, size, batch, self.files, self.side)
         per_pass = len(self.files) / batch
         seconds = until - self.ledger.spent
         steps = pace.steps(seconds, per_pass)
@@ -255,13 +278,13 @@ class _Pipeline:
         )
         return {"size": size, "steps": steps, "why": why}
 
-    def _size(self, batch: int) -> tuple[str, str]:
+    def _size(self, batch: int) -> tuple[SizeName, str]:
         """The largest network that sees the images often enough in its time, by its speed on noise."""
-        chosen, shown = CANDIDATES[0], 0.0
+        chosen: SizeName = CANDIDATES[0]
+        shown = 0.0
         seconds, runtime = self.left("pretrain"), start_runtime(self.config.machine)
         for size in CANDIDATES:
-            run = choose.pretrain_run(self.config, self.shape, size, batch, choose.LEAST_STEPS)
-            reached = seconds * rehearse.images_per_second(run, size, runtime)
+            reached = seconds * rehearse.images_per_second(self.config, self.shape, size, batch, runtime)
             if size != CANDIDATES[0] and not choose.is_enough(self.facts, reached):
                 break
             chosen, shown = size, reached
@@ -340,11 +363,13 @@ class _Pipeline:
         some = choose.verdict_run(self.config, self.shape, table, count, Rounds(1, choose.SHORT_STEPS), is_dense=dense)
         start = named_starts(some.starts)[-1]
         labels = self.ledger.stages["labels"]["settings"]
-        pace = rehearse.finetuning_pace(_training(some, start, labels["labels"], self.config.seed, is_dense=dense))
+        pace = rehearse.finetuning_pace(verdict.training_of(some, start, labels["labels"], self.config.seed))
         batch = pace.batch
         per_pass = labels["labels"] / batch
+        timed = self._timed_floors(labels)
         floors = [
-            choose.floor_seconds(labels["labels"], labels["val"], seeds + 1, is_dense=dense) for seeds in range(choose.SEEDS)
+            choose.floor_seconds(labels["labels"], labels["val"], seeds, timed, is_dense=dense)
+            for seeds in range(1, choose.SEEDS + 1)
         ]
         seconds, repeated = until - self.ledger.spent, pace._replace(overhead=REPEATED * pace.overhead)
         rounds = choose.rounds_of(seconds, repeated, len(some.starts), floors, per_pass)
@@ -355,12 +380,23 @@ class _Pipeline:
         ]
         return rounds._asdict() | {"overhead": pace.overhead, "batch": batch, "why": why}
 
+    def _timed_floors(self, labels: dict[str, Any]) -> float | None:
+        """Seconds of the floors of one seed, timed here; None of scenes, and where there are too few images for it."""
+        assert self.labeled is not None
+        if self.facts.is_dense or self.labeled.is_packed:
+            return None
+        part = self.labeled.part(labels["drawn_from"], labels["val"], self.config.seed)
+        assert isinstance(part.train, ImageList)
+        assert isinstance(part.val, ImageList)
+        images = LabeledImages(part.train, part.val, self.config.machine, self.config.read)
+        return rehearse.floors_pace(images, labels["labels"], self.config.out)
+
     def finetune(self) -> None:
         """The best start with all labels, for the time that is left."""
         assert self.labeled is not None
         with self.ledger.stage("finetune") as kept:
             settings = self.decided("finetune", self.ledger.decided("finetune", self._length_of_finetuning))
-            config, dense = self.config, self.facts.is_dense
+            config = self.config
             table, columns, val = resolved(config.labels), config.columns, config.val
             if settings["val"] < len(self.labeled.val):
                 table, columns, val = config.out / "labeled" / "all" / "labeled.csv", ColumnsConfig(), None
@@ -369,7 +405,7 @@ class _Pipeline:
             some = self._verdict_run(*self.labels())
             start = next(one for one in named_starts(some.starts) if one.name == settings["start"])
             some = replace(some, images=table, columns=columns, val=val, steps=settings["steps"])
-            run = _training(some, start, len(self.labeled.train), config.seed, is_dense=dense)
+            run = verdict.training_of(some, start, len(self.labeled.train), config.seed)
             run = replace(run, out=config.out / self.finetuned)
             if isinstance(run, FinetuneRun):
                 kept["top-1"] = finetune.run(run).accuracy
@@ -382,7 +418,7 @@ class _Pipeline:
         settings, labels = verdict_stage["settings"], self.ledger.stages["labels"]["settings"]
         some = self._verdict_run(*self.labels())
         start = next(one for one in named_starts(some.starts) if one.name == verdict_stage["winner"])
-        made = _training(some, start, labels["labels"], some.seeds[0], is_dense=self.facts.is_dense).out
+        made = verdict.training_of(some, start, labels["labels"], some.seeds[0]).out
         step, batch, total = rehearse.seconds_a_step(made), settings["batch"], len(self.labeled.train)
         # A forward pass takes a third of a step's time; of scenes whole images are looked at, so what that took is the measure.
         each = settings["overhead"] / labels["val"] if self.facts.is_dense else step / batch / 2
@@ -407,8 +443,3 @@ class _Pipeline:
             if not path.exists():  # written whole or not at all
                 checkpoints.export(ExportRun(self.config.out / self.finetuned, "onnx" if has_onnx else "torch", path))
             kept["file"] = path.name
-
-
-def _training(config: VerdictRun, start: NamedStart, labels: int, seed: int, *, is_dense: bool) -> FinetuneRun | SegmentRun:
-    """One of the verdict's trainings."""
-    return verdict.segment_run(config, start, labels, seed) if is_dense else verdict.finetune_run(config, start, labels, seed)

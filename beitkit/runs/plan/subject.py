@@ -12,6 +12,7 @@ from beitkit.configs.tokenizer import PUBLISHED_DVAES, TokenizerConfig
 from beitkit.configs.train import resolved
 from beitkit.data.views.masking import masker
 from beitkit.errors import UserError
+from beitkit.interop.hub import is_on_hub
 from beitkit.interop.kinds import numbered
 from beitkit.interop.load import load_tokenizer
 from beitkit.planning.estimate import Length
@@ -126,7 +127,7 @@ def _tokenizer(config: PlanRun) -> TokenizerConfig:
     if config.tokenizer in PUBLISHED_DVAES:
         return PUBLISHED_DVAES[config.tokenizer]
     path = Path(config.tokenizer)
-    if not path.exists():
+    if not path.exists() and not is_on_hub(path):
         raise UserError(
             f"`tokenizer` must be one of {', '.join(PUBLISHED_DVAES)}, or a run folder or file, got {config.tokenizer!r}"
         )

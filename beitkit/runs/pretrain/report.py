@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from beitkit.report.normal import Line, pixel_lines, pretraining_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment
 from beitkit.runs.pretrain.setup import EVALUATED_IMAGES, Setup
+from beitkit.runs.training.live import STRIP_IMAGES, Strip
 from beitkit.system import write_atomically
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.tokenizers.health import CodeUsage, UsageStatistics
@@ -38,10 +40,11 @@ def write_report(
     runtime: Runtime,
     saved: str | None = None,
     outcome: Judgment | None = None,
+    strip: Strip | None = None,
 ) -> None:
     """Write report.html and reconstructions.png of a run whose training is done.
 
-    `saved` is what a token cache brought, `outcome` what became of a run with `init`.
+    `saved` is what a token cache brought, `outcome` what became of a run with `init`, `strip` draws the finished network.
     """
     config = setup.config
     stream = training_stream(setup.dataset(), resolved(config.train.batch_size), workers=config.machine.workers)
@@ -52,20 +55,8 @@ def write_report(
         statistics = _count_tokens(first, prepared, model.config.vocabulary)
 
     report = TrainingReport("Pre-training", folder.path)
-    report.facts(
-        [
-            ("Network", f"{network_words(setup)} pixels"),
-            *([] if config.init is None else [("Start", str(config.init))]),
-            ("Targets", targets_of(setup)),
-            ("Mask", mask_of(setup)),
-            ("Images", f"{len(setup.files):,}, no labels used"),
-            ("Device", runtime.describe()),
-            *([] if encoder is None or not encoder.describe() else [("Tokenizer", encoder.describe())]),
-            *([] if saved is None else [("Token cache", saved)]),
-            *([] if config.recipe is None else [("Recipe", config.recipe)]),
-            *folder.broken_facts(),
-        ]
-    )
+    report.facts(facts_of(setup, encoder, runtime))
+    report.facts([*([] if saved is None else [("Token cache", saved)]), *folder.broken_facts()])
     report.normal([*([] if outcome is None else [outcome.line()]), *_target_lines(setup, report, statistics)])
     judged = "every patch" if setup.recover_all else "every hidden patch"
     if statistics is None:
@@ -79,6 +70,10 @@ def write_report(
     columns, caption = what_it_fills_in(setup, model, first)
     report.images(columns, caption)
     write_atomically(folder.path / "reconstructions.png", png_bytes(sheet(columns)))
+    if strip is not None:
+        step = int(max(event.step for event in report.events))
+        strip.grow(step)
+        strip.show(report, step)
     if outcome is not None:
         report.section("Did it get better than its start?")
         sentence = outcome.sentence()
@@ -93,6 +88,35 @@ def write_report(
     else:
         _token_curves(report, setup, statistics)
     report.finish()
+
+
+def facts_of(setup: Setup, encoder: Encoder | None, runtime: Runtime) -> list[tuple[str, str]]:
+    """What one must know of the run, which does not change while it goes on."""
+    config = setup.config
+    return [
+        ("Network", f"{network_words(setup)} pixels"),
+        *([] if config.init is None else [("Start", str(config.init))]),
+        ("Targets", targets_of(setup)),
+        ("Mask", mask_of(setup)),
+        ("Images", f"{len(setup.files):,}, no labels used"),
+        ("Device", runtime.describe()),
+        *([] if encoder is None or not encoder.describe() else [("Tokenizer", encoder.describe())]),
+        *([] if config.recipe is None else [("Recipe", config.recipe)]),
+    ]
+
+
+def strip_of(setup: Setup, model: MaskedImageModel, folder: RunFolder, batches: Callable[[], Iterator[Batch]]) -> Strip:
+    """What the network fills in, of the first images of these batches; nothing where tokens cannot be decoded."""
+
+    @cache
+    def first() -> Batch:
+        return next(batches())
+
+    def draw() -> dict[str, Tensor]:
+        columns, _ = filled_in(model, setup.tokenizer, first(), STRIP_IMAGES, recover_all=setup.recover_all)
+        return columns if [*columns][-1].startswith("from predicted") else {}
+
+    return Strip(folder.path, draw)
 
 
 def network_words(setup: Setup) -> str:

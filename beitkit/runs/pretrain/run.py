@@ -21,12 +21,22 @@ from beitkit.runs.pretrain.choose import DEFAULT_EPOCHS
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.init import StartRecord, begin
 from beitkit.runs.pretrain.judged import MASKED, PROBED, Judgment, labeled_images, probe_of
-from beitkit.runs.pretrain.report import SHOWN_IMAGES, mask_of, network_words, targets_of, what_it_fills_in, write_report
+from beitkit.runs.pretrain.report import (
+    SHOWN_IMAGES,
+    facts_of,
+    mask_of,
+    network_words,
+    strip_of,
+    targets_of,
+    what_it_fills_in,
+    write_report,
+)
 from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.forecast import forecast
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.session import Session, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
@@ -67,14 +77,23 @@ def run(config: PretrainRun) -> Path:
     model, objective, groups = start.model, setup.objective(start.model), start.groups
     if beginning is not None:
         groups = delayed(groups, model, beginning.fresh, beginning.head_steps)
-    accelerated = accelerate(objective, config.speed, runtime, schedule)
+    workload = _workload(setup)
+    accelerated = accelerate(
+        objective,
+        config.speed,
+        runtime,
+        schedule,
+        folder=folder,
+        trial=Trial(workload, resolved(config.train.batch_size)),
+        is_static=config.mask.kind != "official" or setup.recover_all,  # that hides more of one image than of another
+    )
     for line in setup.notes:
         session.say(line)
     session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
     if beginning is not None and model.load_report is not None:
         session.say(model.load_report.summary())
         session.say(beginning.head)
-    if (how_long := _forecast(setup, schedule, runtime, cached)) is not None:
+    if (how_long := _forecast(setup, workload, schedule, runtime, cached)) is not None:
         session.say(how_long)
     if encoder is not None and (how := encoder.describe()):
         session.say(how)
@@ -104,8 +123,10 @@ def run(config: PretrainRun) -> Path:
         judge = MASKED if labeled is None else PROBED
         best = session.best(judge, model, is_loss=judge == MASKED)
     also_at = () if beginning is None else (0, beginning.head_steps)
+    strip = strip_of(setup, model, folder, fixed_batches)
+    renewed = renewing(session.training, "Pre-training", facts_of(setup, encoder, runtime), strip)
     try:
-        fit(objective, batches, groups, session.training, evaluators, best, also_at)
+        fit(objective, batches, groups, renewed, evaluators, best, also_at)
     finally:
         if cached is not None:
             cached.cache.flush()
@@ -119,7 +140,8 @@ def run(config: PretrainRun) -> Path:
             outcome = Judgment.of(folder.journal, beginning, labeled)
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
             model = session.best_kept(model)
-        write_report(folder, setup, model.to(runtime.device), encoder, runtime, saved, outcome)
+        strip = strip_of(setup, model.to(runtime.device), folder, fixed_batches)
+        write_report(folder, setup, model, encoder, runtime, saved, outcome, strip)
         if outcome is not None:
             session.say(outcome.sentence())
     out = quoted(config.out)
@@ -136,10 +158,14 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     return what_it_fills_in(setup, model, batch)
 
 
-def _forecast(setup: Setup, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
-    """How long it will take; the tokens of stored views are computed once."""
+def _workload(setup: Setup) -> Workload:
+    """The arithmetic of the run."""
     tokenizer = None if setup.tokenizer is None else setup.tokenizer.config
-    workload = Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+    return Workload(network=setup.model, tokenizer=tokenizer, predicted=setup.draw_mask.count)
+
+
+def _forecast(setup: Setup, workload: Workload, schedule: Schedule, runtime: Runtime, cached: CachedTokens | None) -> str | None:
+    """How long it will take; the tokens of stored views are computed once."""
     shown_each = schedule.steps / schedule.steps_per_epoch
     tokenized = 1.0 if cached is None else min(1.0, cached.cache.key.views / shown_each)
     return forecast(

@@ -215,7 +215,9 @@ def network_of(config: PretrainRun, channels: int, *, vocabulary: int | None, fi
     backbone = replace(backbone, mask_token=True, pretrain_init=True)
     _check_grid(backbone)
     if config.cls_branch is not None and config.cls_branch > backbone.depth:
-        raise UserError(f"`cls_branch` must be at most the network's {backbone.depth} blocks, got {config.cls_branch}")
+        raise UserError(
+            f"`cls_branch` must be at most the {backbone.depth} blocks of `size` {config.size}, got {config.cls_branch}"
+        )
     return MaskedImageModelConfig(
         backbone=backbone,
         vocabulary=vocabulary,

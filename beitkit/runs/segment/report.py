@@ -9,7 +9,7 @@ from typing import NamedTuple
 from beitkit.configs.model import SegmenterConfig, by
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.data.scenes.audit import Audit
-from beitkit.evaluation.scene_sheets import SceneScores, scene_sections
+from beitkit.evaluation.sheets.scenes import SceneScores, scene_sections
 from beitkit.report.normal import comparison_line, segmentation_lines, unseen_hint
 from beitkit.report.sections import TrainingReport
 from beitkit.report.table import Column, Table, percent
@@ -45,19 +45,9 @@ def write_report(
     length: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write `report.html` of a finished run; `length` says how long one with patience was."""
-    backbone, scores = network.backbone, scene_scores.scores
+    scores = scene_scores.scores
     report = TrainingReport("Segmentation", folder.path)
-    report.facts(
-        [
-            ("Start", "fresh weights" if config.scratch else f"{config.model}{', frozen' if config.freeze else ''}"),
-            ("Network", f"width {backbone.width}, {backbone.depth} blocks, {network.head} head"),
-            ("Crops", f"{by(backbone.image_size)} pixels"),
-            ("Images", f"{audited.pairs:,} of {len(audited.classes)} classes"),
-            ("Device", runtime.describe()),
-            *length,
-            *folder.broken_facts(),
-        ]
-    )
+    report.facts([*facts_of(config, network, audited, runtime), *length, *folder.broken_facts()])
     if compared is not None:
         _comparison(report, scene_scores, compared)
     lines = segmentation_lines(
@@ -86,6 +76,18 @@ def write_report(
     for note in audited.notes():
         report.paragraph(note)
     report.finish()
+
+
+def facts_of(config: SegmentRun, network: SegmenterConfig, audited: Audit, runtime: Runtime) -> list[tuple[str, str]]:
+    """What one must know of the run, which does not change while it goes on."""
+    backbone = network.backbone
+    return [
+        ("Start", "fresh weights" if config.scratch else f"{config.model}{', frozen' if config.freeze else ''}"),
+        ("Network", f"width {backbone.width}, {backbone.depth} blocks, {network.head} head"),
+        ("Crops", f"{by(backbone.image_size)} pixels"),
+        ("Images", f"{audited.pairs:,} of {len(audited.classes)} classes"),
+        ("Device", runtime.describe()),
+    ]
 
 
 def _comparison(report: TrainingReport, scene_scores: SceneScores, compared: SegmentResult) -> None:

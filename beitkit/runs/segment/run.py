@@ -22,22 +22,24 @@ from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_v
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized
 from beitkit.data.views.scene import SceneTrainView, with_zeroed_padding
-from beitkit.evaluation.scene_sheets import evaluate_scenes
 from beitkit.evaluation.segmentation import MeanIoU
+from beitkit.evaluation.sheets.scenes import evaluate_scenes
 from beitkit.interop.load import load
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.nn.lora import merged_state
 from beitkit.nn.segmentation.label_map import predict_label_map
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.segment import Segment
+from beitkit.planning.workload import Workload
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import SegmentResult, hint_on_unseen, write_report
+from beitkit.runs.segment.report import SegmentResult, facts_of, hint_on_unseen, write_report
 from beitkit.runs.training.leaks import note_on_leaks
+from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
-from beitkit.runs.training.speed import accelerate
+from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.system import quoted, write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
@@ -96,7 +98,8 @@ def run(config: SegmentRun) -> SegmentResult:
     if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
         session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)
-    computed = accelerate(objective, config.speed, runtime, schedule)
+    trial = Trial(Workload(network=model.config, loss=config.loss), resolved(config.train.batch_size))
+    computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
     images = f"{len(train)} images of {len(train.classes)} classes, {len(val)} to validate"
     session.say(_announcement(config, origin, images, schedule) + f"; {runtime.describe()}{computed}{start.describe()}")
     dataset = ImageDataset(
@@ -126,7 +129,8 @@ def run(config: SegmentRun) -> SegmentResult:
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
     best = session.best("val/miou", model, patience=config.patience)
-    fit(objective, batches, start.groups, session.training, [evaluator], best)
+    renewed = renewing(session.training, "Segmentation", facts_of(config, model.config, audits[0], runtime))
+    fit(objective, batches, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
             model = session.best_kept(model).to(runtime.device)  # what `predict` calls

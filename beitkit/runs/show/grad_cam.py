@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -31,7 +33,7 @@ def grad_cam(
         classes: the class explained for each image; None takes that of the largest logit.
         block: counted from 1.
     """
-    outputs: list[Tensor] = []
+    outputs: list[Any] = []
     hook = model.backbone.each_block()[block - 1].register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         with torch.enable_grad():

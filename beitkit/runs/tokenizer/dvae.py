@@ -14,7 +14,8 @@ from beitkit.objectives.reconstruct import Reconstruct
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.tokenizer.images import RunImages, in_unit_range
-from beitkit.runs.tokenizer.report import Judgement, facts, next_command, show_tokens
+from beitkit.runs.tokenizer.report import Judgement, facts, next_command, show_tokens, strip_of
+from beitkit.runs.training.live import Strip, renewing
 from beitkit.runs.training.session import Session, start_run
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.train.loop import fit
@@ -48,22 +49,36 @@ def run(config: TokenizerRun) -> Path:
 
     quality = images.quality(tokenizer, session.reading)
     groups = parameter_groups(objective, config.optim.weight_decay)
-    fit(objective, batches, groups, session.training, [quality], session.best("tokenizer/psnr", tokenizer))
+    kind = f"discrete VAE, {config.dvae.geometry}"
+    shown = facts(kind, tokenizer.config, len(files), session.training.runtime, session.folder)
+    strip = strip_of(tokenizer, quality, session.folder)
+    renewed = renewing(session.training, "Tokenizer", shown, strip)
+    fit(objective, batches, groups, renewed, [quality], session.best("tokenizer/psnr", tokenizer))
     judgement = Judgement.of(quality, "dvae") if runtime.is_main else None
     if judgement is not None:
         judgement.warn(session.say)
-        _report(session, tokenizer, quality, judgement, len(files))
+        _report(session, tokenizer, quality, judgement, shown, strip)
     session.finish(tokenizer, next_command(config, judgement))
     return config.out
 
 
 @torch.no_grad()
-def _report(session: Session, tokenizer: DiscreteVAE, quality: TokenizerQuality, judgement: Judgement, images: int) -> None:
+def _report(
+    session: Session,
+    tokenizer: DiscreteVAE,
+    quality: TokenizerQuality,
+    judgement: Judgement,
+    shown: list[tuple[str, str]],
+    strip: Strip,
+) -> None:
     config = tokenizer.config
     report = TrainingReport("Tokenizer", session.folder.path)
-    report.facts(facts(f"discrete VAE, {config.geometry}", config, images, session.training.runtime, session.folder))
+    report.facts(shown)
     report.normal(judgement.lines())
     show_tokens(report, tokenizer, quality)
+    steps = session.training.schedule.steps
+    strip.grow(steps)
+    strip.show(report, steps)
     report.section("Learning")
     caption = f"Training loss per pixel and channel ({config.reconstruction})."
     report.curves({"reconstruction": "reconstruction"}, caption, title="Reconstruction loss", y_label="loss")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
+from beitkit.contracts import WHOLE
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.report.images import token_map
 from beitkit.report.normal import Line, tokenizer_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.training.live import STRIP_IMAGES, Strip
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.tokenizers.health import Diagnosis, UsageStatistics, diagnose
@@ -69,7 +73,7 @@ def facts(
 def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: TokenizerQuality) -> None:
     """Some of the images that it was judged on, their tokens, and what is decoded from these."""
     report.section("What the tokens keep", "Each image becomes a grid of tokens, and is decoded again from these alone.")
-    batch = next(iter(quality.batches()))
+    batch = next(iter(quality.batches(WHOLE)))
     shown = batch["images"][batch["broken"] < 0][:SHOWN_IMAGES]
     ids = tokenizer.encode(shown)
     report.images(
@@ -80,6 +84,17 @@ def show_tokens(report: TrainingReport, tokenizer: TokenizerNetwork, quality: To
         },
         "Images, their tokens (one color a code), and what is decoded from the tokens.",
     )
+
+
+def strip_of(tokenizer: TokenizerNetwork, quality: TokenizerQuality, folder: RunFolder) -> Strip:
+    """What is decoded from the tokens, of the first images that it is judged on."""
+
+    @cache
+    def first() -> Tensor:
+        batch = next(iter(quality.batches(WHOLE)))
+        return batch["images"][batch["broken"] < 0][:STRIP_IMAGES]
+
+    return Strip(folder.path, lambda: {"original": first().cpu(), "now": tokenizer.decode(tokenizer.encode(first())).cpu()})
 
 
 def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:

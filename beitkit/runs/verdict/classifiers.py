@@ -120,7 +120,7 @@ def classifier_contests(
     floors = {}
     if has_floors:
         say("\n[bold]floors[/]: what simple methods reach with the same labels")
-        floors = _floors(images, labels, seeds, kept)
+        floors = measured_floors(images, labels, seeds, kept)
     probes: dict[str, dict[int, list[float]]] = {}
     reached: dict[str, dict[int, list[Outcome]]] = {}
     for number, start in enumerate(starts, 1):
@@ -238,7 +238,7 @@ def _places(index: Tensor, total: int) -> Tensor:
     return torch.full((total,), -1).index_copy_(0, index, torch.arange(len(index)))
 
 
-def _floors(
+def measured_floors(
     images: LabeledImages, labels: Sequence[int], seeds: Sequence[int], kept: Kept
 ) -> dict[str, dict[int, list[Outcome]]]:
     """Every floor with every number of labels and every seed."""

@@ -181,6 +181,12 @@ def segment_run(config: VerdictRun, start: NamedStart, images: int, seed: int) -
     )
 
 
+def training_of(config: VerdictRun, start: NamedStart, labels: int, seed: int) -> FinetuneRun | SegmentRun:
+    """The training of a start for the task that the config names."""
+    make = segment_run if config.task == "segment" else finetune_run
+    return make(config, start, labels, seed)
+
+
 OPTIM: Mapping[str, OptimConfig] = {
     "classify": FinetuneRun(Path(), out=Path(), model=Path()).optim,
     "segment": SegmentRun(Path(), out=Path(), model=Path()).optim,

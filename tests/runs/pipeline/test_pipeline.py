@@ -14,7 +14,9 @@ from PIL import Image
 
 import beitkit
 from beitkit.configs.train import MachineConfig
+from beitkit.data.sources.find import find_labeled
 from beitkit.errors import UserError
+from beitkit.runs.audit import run as audit
 from beitkit.runs.checkpoints import programs
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.pipeline import choose, rehearse
@@ -24,6 +26,7 @@ from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pipeline.ledger import Ledger
 from beitkit.runs.probe import run as probe
 from beitkit.runs.tokenizer import kmeans
+from beitkit.runs.verdict.classifiers import LabeledImages
 from beitkit.runs.verdict.measured import Kept
 from beitkit.train import loop
 
@@ -65,7 +68,7 @@ def results(out: Path) -> list[bytes]:
 
 def test_it_leaves_ordinary_runs_a_page_and_a_program(whole: PipelineRun) -> None:
     out = whole.out
-    for name in ("tokenizer", "pretrain", "probe", "verdict", "finetune"):
+    for name in ("audit", "tokenizer", "pretrain", "probe", "verdict", "finetune"):
         assert (out / name / "config.json").exists(), name
         assert (out / name / "report.html").exists(), name
     assert isinstance(beitkit.load(out / "pretrain"), beitkit.MaskedImageModel)
@@ -83,6 +86,7 @@ def test_it_leaves_ordinary_runs_a_page_and_a_program(whole: PipelineRun) -> Non
 
 
 CUTS: list[tuple[object, str, int]] = [
+    (audit, "write_report", 1),
     (kmeans, "learn", 1),
     (rehearse, "_timed", 1),
     (loop, "_evaluate", 1),
@@ -161,8 +165,11 @@ def test_labels_that_no_later_stage_would_take_are_refused_before_anything_is_tr
 
 def test_shares_follow_what_is_left() -> None:
     stages = tuple(choose.SHARES)
-    assert choose.share_of("tokenizer", stages, 1000.0) == pytest.approx(50)
-    assert choose.share_of("pretrain", stages, 950.0) == pytest.approx(500)  # as planned where the first stage took its share
+    assert sum(choose.SHARES.values()) == pytest.approx(1)
+    assert choose.share_of("audit", stages, 1000.0) == pytest.approx(40)
+    assert choose.share_of("pretrain", stages, 910.0) == pytest.approx(
+        480
+    )  # as planned where the stages before took their shares
     assert choose.share_of("export", stages, 12.0) == pytest.approx(12)  # the last stage has all that is left
     assert choose.share_of("verdict", stages, -5.0) == 0
 
@@ -183,6 +190,28 @@ def test_few_seconds_cost_seeds_before_steps() -> None:
     assert choose.rounds_of(51.0, pace, 2, floors, 10.0) == choose.Rounds(2, 102)  # 49 s for 4 trainings: 12.25 s each
     assert choose.rounds_of(3.0, pace, 2, floors, 10.0) == choose.Rounds(1, choose.LEAST_STEPS)
     assert choose.rounds_of(1e6, pace, 2, floors, 10.0).steps == choose.LONG_STEPS
+
+
+def test_floors_are_timed_on_a_quarter_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index in range(800):
+        path = tmp_path / "images" / ("red", "blue")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    files, now, asked = find_labeled(tmp_path / "images"), 0.0, []
+
+    def measured(images: LabeledImages, labels: tuple[int, ...], seeds: tuple[int, ...], kept: Kept) -> dict[str, object]:
+        nonlocal now
+        now += (len(images.train) + len(images.val)) / 100
+        asked.append((len(images.train), len(images.val), labels, seeds))
+        return {}
+
+    monkeypatch.setattr(rehearse, "measured_floors", measured)
+    monkeypatch.setattr(rehearse.time, "monotonic", lambda: now)
+    images = LabeledImages(files, files.evenly_spread(200))
+    assert rehearse.floors_pace(images, 400, tmp_path) == pytest.approx(10)
+    assert asked == [(200, 50, (100,), (0,))]
+    assert rehearse.floors_pace(images, 399, tmp_path) is None
+    assert choose.floor_seconds(400, 200, 3, 10.0, is_dense=False) == pytest.approx(22)
 
 
 def test_shapes() -> None:

@@ -137,8 +137,8 @@ def test_a_fresh_head_learns_alone_first(tokenizer: str, reason: str, world: Pat
     with pytest.MonkeyPatch.context() as patch:
         save = beitkit.train.checkpoints.checkpoint.Checkpoints.save
 
-        def saving(self: Any, step: int, *rest: Any) -> None:
-            save(self, step, *rest)
+        def saving(self: Any, step: int, *rest: Any, **how: Any) -> None:
+            save(self, step, *rest, **how)
             keep(step)
 
         patch.setattr("beitkit.train.checkpoints.checkpoint.Checkpoints.save", saving)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from beitkit.data.scenes.reading import NumberedScene
-from beitkit.evaluation.scene_sheets import evaluate_scenes
+from beitkit.evaluation.sheets.scenes import evaluate_scenes
 
 PALETTE = ((255, 0, 0), (0, 128, 0))
 

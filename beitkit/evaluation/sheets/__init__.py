@@ -1,0 +1,1 @@
+"""Sections of reports about evaluated networks: of classifiers, and of segmenters."""
