@@ -138,7 +138,7 @@ def test_a_fresh_head_learns_alone_first(tokenizer: str, reason: str, world: Pat
         save = beitkit.train.checkpoints.checkpoint.Checkpoints.save
 
         def saving(self: Any, step: int, *rest: Any, **how: Any) -> None:
-            save(self, step, *rest, **how)
+            save(self, step, *rest)  # not beside the training, so that it is there
             keep(step)
 
         patch.setattr("beitkit.train.checkpoints.checkpoint.Checkpoints.save", saving)
