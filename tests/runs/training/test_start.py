@@ -297,8 +297,8 @@ def test_a_cut_run_ends_bit_for_bit_the_same(
     beitkit.finetune(world / "images", model=world / "pre", out=tmp_path / "whole", **given)
     save = Checkpoints.save
 
-    def cut(self: Checkpoints, step: int, *state: Any) -> None:
-        save(self, step, *state)
+    def cut(self: Checkpoints, step: int, *state: Any, **how: bool) -> None:
+        save(self, step, *state, **how)
         raise Interrupted(step, 4, 2)
 
     with monkeypatch.context() as patch:
