@@ -18,6 +18,7 @@ from beitkit.configs.model import SIZES, BackboneConfig, ImageSize, Pair, SizeNa
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.tokenizer import KMeansConfig
 from beitkit.configs.train import DeviceKind, LoopConfig, OptimConfig, TrainConfig
+from beitkit.errors import UserError
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.tokenizer.config import TokenizerRun
@@ -51,6 +52,8 @@ LARGEST = {"cpu": 128, "mps": 224, "cuda": 224}
 """Side that larger images are shown with in pre-training."""
 CANDIDATES: tuple[SizeName, ...] = ("micro", "tiny", "small", "base", "large")
 """Sizes of networks, the smallest first."""
+LEAST_DEPTH = 4
+"""Blocks of a network that becomes a segmenter, which reads the maps of four: nano has them, micro has not."""
 ENOUGH_PASSES, ENOUGH_STEPS = 20, 2_000
 """A larger network is taken only if it still sees all images this often, and makes so many steps."""
 BATCH = 64
@@ -211,6 +214,17 @@ def pretrain_run(config: PipelineRun, shape: Shape, size: SizeName | None, batch
         ),
         optim=OptimConfig(lr_batch=BATCH, warmup_steps=max(1, steps // 10), betas=betas),
     )
+
+
+def candidates(found: PipelineFacts) -> tuple[SizeName, ...]:
+    """Sizes to choose from, the smallest first."""
+    return ("nano", *CANDIDATES[1:]) if found.is_dense else CANDIDATES
+
+
+def check_depth(depth: int, field: str) -> None:
+    """Raise a `UserError` for a network that is too shallow for segmentation, which would be seen after pre-training only."""
+    if depth < LEAST_DEPTH:
+        raise UserError(f"a segmenter needs a network of at least {LEAST_DEPTH} blocks, and that of `{field}` has {depth}")
 
 
 def pretrain_rate(size: SizeName) -> float:

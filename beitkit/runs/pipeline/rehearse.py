@@ -39,7 +39,8 @@ from beitkit.train.machine.runtime import Runtime
 
 SAMPLE = 4
 """Batches of images that are shown again and again."""
-PASSES = 6
+PASSES = {True: 6, False: 2}
+"""How often the sample is shown, where images are held in memory once they were seen, and where they are not."""
 STEPS = {FinetuneRun: 16, SegmentRun: 6}
 PART = 4
 """The floors are timed on a quarter of the images: what they take grows as the images do."""
@@ -63,7 +64,8 @@ def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, b
     """Of a pre-training; where images are held in memory once they were seen, a sample is shown several times."""
     run = pretrain_run(config, shape, size, batch, LEAST_STEPS)
     sample = files.evenly_spread(SAMPLE * batch)
-    steps = PASSES * max(1, len(sample) // batch)
+    held = _held_share(config.read, len(files), side)
+    steps = PASSES[held > 0] * max(1, len(sample) // batch)
     folder = run.out.parent / "rehearsal"
     with _removed(folder):
         images = run.images
@@ -79,9 +81,7 @@ def pretraining_pace(config: PipelineRun, shape: Shape, size: SizeName | None, b
             loop=LoopConfig(log_every=WINDOW, evaluate_every=steps, save_every=0),
             columns=type(run.columns)() if images != run.images else run.columns,
         )
-        return _timed(
-            lambda: pretrain.run(short), short.out, len(sample) / batch, held=_held_share(config.read, len(files), side)
-        )
+        return _timed(lambda: pretrain.run(short), short.out, len(sample) / batch, held=held)
 
 
 def as_table(files: ImageList) -> bytes:

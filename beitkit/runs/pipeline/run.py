@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from beitkit.configs.data import ColumnsConfig, ReadLimit
-from beitkit.configs.model import SizeName
+from beitkit.configs.model import SIZES, SizeName
 from beitkit.configs.train import resolved
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
 from beitkit.data.scenes.scenes import CLASSES_FILE, Scenes, as_csv, train_and_val_scenes
@@ -34,7 +34,7 @@ from beitkit.runs.checkpoints.config import ExportRun
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pipeline import choose, rehearse
-from beitkit.runs.pipeline.choose import CANDIDATES, SHARES, UNLABELED, Pace, PipelineFacts, Rounds, Shape
+from beitkit.runs.pipeline.choose import SHARES, UNLABELED, Pace, PipelineFacts, Rounds, Shape
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pipeline.ledger import Ledger
 from beitkit.runs.pipeline.rehearse import as_table
@@ -158,6 +158,10 @@ class _Looked:
             is_dense=labeled is not None and labeled.is_dense,
             init=None if config.init is None else read_checkpoint(config.init).config.backbone,
         )
+        if facts.is_dense and facts.init is not None:
+            choose.check_depth(facts.init.depth, "init")
+        if facts.is_dense and config.size is not None:
+            choose.check_depth(SIZES[config.size].depth, "size")
         return cls(files, side, facts, choose.shape_of(facts), labeled)
 
 
@@ -280,12 +284,13 @@ class _Pipeline:
 
     def _size(self, batch: int) -> tuple[SizeName, str]:
         """The largest network that sees the images often enough in its time, by its speed on noise."""
-        chosen: SizeName = CANDIDATES[0]
+        sizes = choose.candidates(self.facts)
+        chosen = sizes[0]
         shown = 0.0
         seconds, runtime = self.left("pretrain"), start_runtime(self.config.machine)
-        for size in CANDIDATES:
+        for size in sizes:
             reached = seconds * rehearse.images_per_second(self.config, self.shape, size, batch, runtime)
-            if size != CANDIDATES[0] and not choose.is_enough(self.facts, reached):
+            if size != sizes[0] and not choose.is_enough(self.facts, reached):
                 break
             chosen, shown = size, reached
             if not choose.is_enough(self.facts, reached):

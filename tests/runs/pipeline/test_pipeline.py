@@ -29,6 +29,7 @@ from beitkit.runs.tokenizer import kmeans
 from beitkit.runs.verdict.classifiers import LabeledImages
 from beitkit.runs.verdict.measured import Kept
 from beitkit.train import loop
+from tests.runs.segment.test_segment import draw_scene
 
 MACHINE = MachineConfig(device="cpu", threads=1, workers=0, precision="float32")
 
@@ -144,6 +145,22 @@ def test_without_labels_it_ends_after_pretraining(labeled: Path, tmp_path: Path)
     assert pipeline.run(PipelineRun(labeled / "train", out=tmp_path / "out", budget="1s", machine=MACHINE)) is None
     assert not (tmp_path / "out" / "verdict").exists()
     assert "pretrain/report.html" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_scenes_are_segmented(tmp_path: Path) -> None:
+    for number in range(12):
+        draw_scene(tmp_path / "scenes", number)
+    config = PipelineRun(
+        tmp_path / "scenes" / "images", labels=tmp_path / "scenes", out=tmp_path / "out", budget="1s", machine=MACHINE
+    )
+    with pytest.raises(UserError, match="at least 4 blocks, and that of `size` has 3"):
+        pipeline.run(replace(config, size="micro"))
+    verdict = pipeline.run(config)
+    assert verdict is not None
+    assert verdict.measure == "mIoU"
+    assert isinstance(beitkit.load(config.out / "segment"), beitkit.Segmenter)
+    assert not (config.out / "probe").exists()
+    assert 'href="segment/report.html"' in (config.out / "report.html").read_text()
 
 
 def test_budgets_are_read(tmp_path: Path) -> None:
