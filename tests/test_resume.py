@@ -26,12 +26,16 @@ def run(command: list[str]) -> str:
 
 
 def kill_after(command: list[str], out: Path, step: int) -> None:
-    """Start the command and kill it as soon as its journal says that it has done `step` steps."""
+    """Start the command and kill it as soon as its journal says that it has done `step` steps, and a state is written.
+
+    States are written beside the training, so the first may still be on its way when the step is logged.
+    """
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     journal = out / "journal.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and f'"step": {step},' in journal.read_text():
+        has_state = any((out / "checkpoints").glob("step-*.json"))
+        if has_state and journal.exists() and f'"step": {step},' in journal.read_text():
             break
         time.sleep(0.002)
     assert process.poll() is None, "the run ended before it could be killed"
