@@ -36,14 +36,13 @@ class SegmentRun:
     """
 
     TEXTS: ClassVar[dict[str, str]] = {
-        "epochs": "Passes over the images; None chooses by how many there are.",
-        "batch_size": "Images per forward pass; None chooses by the images, the network and the device.",
-        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by the network.",
-        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
-        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
-        "and 1 from scratch.",
-        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
-        "in long runs from scratch.",
+        "epochs": "Passes over the images; None chooses a number of steps by how many there are, and by the device.",
+        "batch_size": "Images per forward pass; None chooses by the images and the device.",
+        "lr": "Peak learning rate at a batch of `optim.lr_batch` images, scaled to yours; None chooses by start and width.",
+        "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes 1,500 steps, at most a tenth of the run.",
+        "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by start and "
+        "depth, and takes 1 from scratch.",
+        "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 and None keep none.",
     }
     """What options of shared parts mean here, in place of their own texts."""
 
