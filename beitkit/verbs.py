@@ -232,7 +232,7 @@ VERBS = {
         "steps, memory, time and cost, before anything is spent",
         common="recipe size image_size patch batch_size epochs steps gpus tokenizer views precision price json",
     ),
-    "doctor": Entry("doctor", "DoctorRun", "", "what this machine has, and what is missing or broken"),
+    "doctor": Entry("doctor", "DoctorRun", "", "what this machine has, and what is missing or broken", common="seconds json"),
 }
 """All verbs by name, in the order in which one meets them."""
 

@@ -68,6 +68,8 @@ def test_what_follows_from_a_mistake_is_not_told(capsys: pytest.CaptureFixture[s
         ("finetune", "--resume", NOT_NEEDED["resume"]),
         ("finetune", "--crop-shar", "did you mean `crop_share`?"),
         ("finetune", "--erasing", "did you mean `augment.erasing`?"),
+        ("pretrain", "--wandb", "it is `log` here"),
+        ("finetune", "--early_stopping", "it is `patience` here"),
         ("finetune", "--xyzzy", None),
     ],
 )
