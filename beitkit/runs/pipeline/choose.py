@@ -19,6 +19,7 @@ from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.tokenizer import KMeansConfig
 from beitkit.configs.train import DeviceKind, LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
+from beitkit.runs.finetune.choose import SMALL_IMAGES
 from beitkit.runs.pipeline.config import PipelineRun
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.tokenizer.config import TokenizerRun
@@ -43,8 +44,6 @@ spares or takes too much is spread over the others."""
 WORDS = {stage.name.lower(): stage.value[1] for stage in PipelineStage}
 UNLABELED = tuple(SHARES)[:3]
 """The stages without labels."""
-SMALL_IMAGES = 64
-"""Up to this side, in pixels, the settings are those of decision 012."""
 CELLS = 8
 """Patches along a side: of small images, and of larger ones on a CPU."""
 PATCH = 16
@@ -169,10 +168,10 @@ def tokenizer_run(config: PipelineRun, shape: Shape) -> TokenizerRun:
         out=config.out / "tokenizer",
         kind="kmeans",
         image_size=shape.image_size,
-        train=replace(TokenizerRun(Path(), out=Path()).train, seed=config.seed),
+        train=replace(TokenizerRun.train, seed=config.seed),
         machine=config.machine,
         kmeans=KMeansConfig(vocabulary=256 if shape.is_small else 512, stride=shape.patch, margin=margin, patches=patches),
-        view=view_of(shape) if shape.is_small else TokenizerRun(Path(), out=Path()).view,
+        view=view_of(shape) if shape.is_small else TokenizerRun.view,
         read=config.read,
         columns=ImageColumnConfig(image=config.columns.image),
     )

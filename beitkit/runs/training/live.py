@@ -17,7 +17,6 @@ from torch import Tensor
 
 from beitkit.data.decoding.decode import to_tensor
 from beitkit.report.images import png_bytes
-from beitkit.report.journal import read_journal
 from beitkit.report.sections import TrainingReport
 from beitkit.system import write_atomically
 from beitkit.train.loop import Training
@@ -108,8 +107,10 @@ class Renewal:
         if self._strip is not None:
             self._strip.show(report, step)
         report.section("Learning")
-        for name in metrics(folder):
-            lines = {"training": name} | {f"{kind}": f"{kind}/{name}" for kind in evaluators(folder)}
+        logged = {name: None for event in report.events for name in event.numbers if name not in NOT_SHOWN}  # in order, once each
+        evaluators = dict.fromkeys(name.rpartition("/")[0] for name in logged if "/" in name)
+        for name in dict.fromkeys(name.rpartition("/")[2] for name in logged):
+            lines = {"training": name} | {kind: f"{kind}/{name}" for kind in evaluators}
             report.curves(lines, f"Of {folder.name}, so far.", title=name, y_label=name)
         report.finish()
 
@@ -117,22 +118,6 @@ class Renewal:
 def renewing(training: Training, title: str, facts: Sequence[tuple[str, str]], strip: Strip | None = None) -> Training:
     """The settings of a training that renews its report as it goes."""
     return replace(training, renew=Renewal(training, title, facts, strip))
-
-
-def metrics(folder: Path) -> list[str]:
-    """What the journal has logged in training or evaluation, by name without the evaluator's."""
-    names: dict[str, None] = {}
-    for event in read_journal(folder / "journal.jsonl"):
-        names |= {name.rpartition("/")[2]: None for name in event.numbers if name not in NOT_SHOWN}
-    return list(names)
-
-
-def evaluators(folder: Path) -> list[str]:
-    """Names of those that have logged."""
-    names: dict[str, None] = {}
-    for event in read_journal(folder / "journal.jsonl"):
-        names |= {name.rpartition("/")[0]: None for name in event.numbers if "/" in name}
-    return list(names)
 
 
 def _parted(path: Path, rows: int) -> Float[Tensor, "r c h w"]:

@@ -31,17 +31,21 @@ from beitkit.train.step import WeightAverage
 HEAVY = replace(PAPER_AUGMENT, erasing=0.5, repeats=3)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Red and blue noise."""
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(36):
-        pixels = np.random.default_rng(index).integers(0, 120, (16, 16, 3))
+def draw_red_and_blue(folder: Path, images: int, train: int, side: int) -> Path:
+    """Write train/<class>/ and val/<class>/ with square images of red and blue noise."""
+    for index in range(images):
+        pixels = np.random.default_rng(index).integers(0, 120, (side, side, 3))
         pixels[..., index % 2 * 2] += 130
-        path = folder / ("train" if index < 24 else "val") / ("red", "blue")[index % 2] / f"{index}.png"
+        path = folder / ("train" if index < train else "val") / ("red", "blue")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
     return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Red and blue noise."""
+    return draw_red_and_blue(tmp_path_factory.mktemp("images"), 36, 24, 16)
 
 
 @pytest.fixture

@@ -8,9 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import beitkit
 from beitkit.configs.train import MachineConfig
@@ -29,6 +27,7 @@ from beitkit.runs.tokenizer import kmeans
 from beitkit.runs.verdict.classifiers import LabeledImages
 from beitkit.runs.verdict.measured import Kept
 from beitkit.train import loop
+from tests.runs.finetune.test_finetune import draw_red_and_blue
 from tests.runs.segment.test_segment import draw_scene
 
 MACHINE = MachineConfig(device="cpu", threads=1, workers=0, precision="float32")
@@ -37,14 +36,7 @@ MACHINE = MachineConfig(device="cpu", threads=1, workers=0, precision="float32")
 @pytest.fixture(scope="module")
 def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Red and blue noise of 8 pixels."""
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(90):
-        pixels = np.random.default_rng(index).integers(0, 120, (8, 8, 3))
-        pixels[..., index % 2 * 2] += 130
-        path = folder / ("train" if index < 70 else "val") / ("red", "blue")[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return folder
+    return draw_red_and_blue(tmp_path_factory.mktemp("images"), 90, 70, 8)
 
 
 @pytest.fixture(scope="module")
