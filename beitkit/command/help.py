@@ -50,7 +50,7 @@ def short_help(verb: str, config: type[Any], common: Sequence[str], *, takes_con
     options = options_of(config)
     by_field = {option.field: option for option in options}
     first = [option for option in options if option.is_positional or option.is_required]
-    shown = sorted(first, key=lambda option: not option.is_positional) + [by_field[field] for field in common]
+    shown = sorted(first, key=lambda option: not option.is_positional) + [by_field[field] for field in (*common, "json")]
     width = min(shutil.get_terminal_size().columns, WIDEST)
     purpose = with_options(" ".join((config.__doc__ or "").split("\n\n")[0].split()), config)
     lines = [

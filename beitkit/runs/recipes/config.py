@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import config
+from beitkit.configs.parts import Json
 
 
 @config(kw_only=False)
@@ -15,5 +16,4 @@ class RecipesRun:
 
     name: Annotated[Positional[str | None], arg(metavar="NAME")] = None
     """The recipe to show; without it all are listed."""
-    json: bool = False
-    """Print as JSON on stdout."""
+    json: Json = False

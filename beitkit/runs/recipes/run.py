@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from beitkit.command.following import command as following
 from beitkit.configs.codec import to_json
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.config import RecipesRun
@@ -21,15 +22,18 @@ from beitkit.terminal import bare
 def run(config: RecipesRun) -> tuple[Recipe, ...]:
     """Print the recipes, or the one that is named; returns what was printed."""
     shown = tuple(RECIPES.values()) if config.name is None else (recipe_named(config.name),)
-    if config.json:
-        described = [description(recipe) for recipe in shown]
-        print(json.dumps(described if config.name is None else described[0], indent=2))
-    elif config.name is None:
+    if config.name is None:
         _print_table(shown)
-        print("Next: beitkit recipes NAME shows one in full; beitkit pretrain, finetune or segment --recipe NAME runs it.")
+        print("Next: beitkit recipes NAME (one in full, with the command that runs it)")
     else:
         _print_one(shown[0])
     return shown
+
+
+def answer(config: RecipesRun, shown: tuple[Recipe, ...]) -> list[dict[str, Any]] | dict[str, Any]:
+    """What `--json` prints: a list, or the recipe that is named."""
+    described = [description(recipe) for recipe in shown]
+    return described if config.name is None else described[0]
 
 
 def description(recipe: Recipe) -> dict[str, Any]:
@@ -50,13 +54,14 @@ def description(recipe: Recipe) -> dict[str, Any]:
 
 
 def command(recipe: Recipe) -> str:
-    """The line to type, with the missing paths in capitals."""
+    """The line to type; what only the reader has is in capitals."""
     config = recipe.config
     options = [name for name in recipe.paths if name != "images"]
     if isinstance(config, PretrainRun) and config.target == "tokens":
         options.insert(0, "tokenizer")
-    listed = " ".join(f"--{name} {name.upper()}" for name in options)
-    return f"beitkit {recipe.verb} IMAGES --recipe {recipe.name} {listed}"
+    given = {name: f"runs/{recipe.name}" if name == "out" else name.upper() for name in options}
+    images = {"finetune": "LABELED", "segment": "SCENES"}.get(recipe.verb, "IMAGES")
+    return following(recipe.verb, images, recipe=recipe.name, **given)
 
 
 def _print_table(recipes: tuple[Recipe, ...]) -> None:

@@ -231,13 +231,15 @@ def test_the_list_names_every_recipe_and_its_number(capsys: pytest.CaptureFixtur
 
 def test_one_recipe_is_shown_in_full_with_the_line_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["recipes", "pretrain-v2-base"], capsys)
-    line = "beitkit pretrain IMAGES --recipe pretrain-v2-base --tokenizer TOKENIZER --out OUT"
+    line = "beitkit pretrain IMAGES --recipe pretrain-v2-base --tokenizer TOKENIZER --out runs/pretrain-v2-base"
     assert text.endswith(f"Next: {line}\n")
     assert '"cls_branch": 9' in text
     one = json.loads(printed(["recipes", "pretrain-v2-base", "--json"], capsys))
     assert one["command"] == line
     assert one["config"]["train"]["epochs"] == 1600
-    assert command(RECIPES["finetune-base-pt22k"]).endswith("--recipe finetune-base-pt22k --model MODEL --out OUT")
+    assert command(RECIPES["finetune-base-pt22k"]).endswith(
+        "finetune LABELED --recipe finetune-base-pt22k --model MODEL --out runs/finetune-base-pt22k"
+    )
 
 
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:
