@@ -38,13 +38,14 @@ def _in_usage(option: Option) -> str:
     return option.name if option.is_required else f"[{option.name}]"
 
 
-def short_help(verb: str, config: type[Any], common: Sequence[str], *, takes_config: bool) -> str:
+def short_help(verb: str, config: type[Any], common: Sequence[str], example: str, *, takes_config: bool) -> str:
     """One screen: what the verb does, its inputs, what it needs, and the options that people change.
 
     Args:
         verb: its name.
         config: the class that holds its options.
         common: fields of the options that are shown besides those that have to be given.
+        example: arguments that show its use.
         takes_config: whether `--config FILE` works.
     """
     options = options_of(config)
@@ -57,6 +58,7 @@ def short_help(verb: str, config: type[Any], common: Sequence[str], *, takes_con
         *textwrap.wrap(f"usage: {usage(verb, config)}", width, subsequent_indent="    "),
         "",
         *textwrap.wrap(purpose, width),
+        *textwrap.wrap(f"example: beitkit {verb} {example}".rstrip(), width, subsequent_indent="    ", break_on_hyphens=False),
         "",
     ]
     for option in dict.fromkeys(shown):

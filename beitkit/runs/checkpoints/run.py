@@ -11,12 +11,9 @@ from beitkit.contracts import LoadReport
 from beitkit.data.views.image import in_words
 from beitkit.errors import UserError
 from beitkit.interop import hub
-from beitkit.interop import save as saving
 from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint
 from beitkit.interop.load import load
 from beitkit.nn.segmentation.segmenter import Segmenter
-from beitkit.runs.checkpoints import programs
-from beitkit.runs.checkpoints.card import CARD, write_card
 from beitkit.runs.checkpoints.config import ConvertRun, ExportRun, InspectRun, ShowLoadRun
 
 FOLDERS = ("huggingface", "native", "timm")
@@ -66,6 +63,8 @@ def convert(config: ConvertRun) -> LoadReport:
     """Convert, and print what became of every tensor (one line, or the whole table with --dry-run or --verbose)."""
     if config.out.exists() and not config.dry_run and (config.out.is_file() or any(config.out.iterdir())):
         raise UserError(f"`out` {config.out} is already there; choose another name, or remove it yourself")
+    from beitkit.interop import save as saving  # here, because inspect and show-load do without
+
     report = saving.convert(config.path, config.to, config.out, dry_run=config.dry_run)
     print(report.table() if config.dry_run or config.verbose else report.summary())
     print(
@@ -92,6 +91,10 @@ def export(config: ExportRun) -> Path:
         raise UserError(f"`push` uploads folders ({', '.join(FOLDERS)}), and {config.format} is a file; upload it by yourself")
     if config.push is not None:
         hub.check_repository(config.push)
+    from beitkit.interop import save as saving  # here, because inspect and show-load do without
+    from beitkit.runs.checkpoints import programs
+    from beitkit.runs.checkpoints.card import CARD, write_card
+
     model = load(config.model, image_size=config.image_size)
     if config.format in ("onnx", "torch"):
         difference = programs.export(model, config.out, format=config.format)

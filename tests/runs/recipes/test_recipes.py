@@ -221,12 +221,29 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_list_names_every_recipe_and_its_number(capsys: pytest.CaptureFixture[str]) -> None:
-    table = printed(["recipes"], capsys)
+    table = printed(["recipes", "--all"], capsys)
     for name in RECIPES:
         assert f"\n{name} " in table
     described = json.loads(printed(["recipes", "--json"], capsys))
     assert [one["name"] for one in described] == list(RECIPES)
     assert all(one["measured"] is None and one["published"] for one in described)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_all_names_fit_one_screen(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = printed(["recipes"], capsys).splitlines()
+    assert len(lines) <= 36
+    assert max(map(len, lines)) <= columns
+    listed = [word for line in lines if line.startswith("  ") for word in line.split()]
+    assert sorted(listed) == sorted(RECIPES)
+
+
+def test_a_word_describes_the_recipes_with_it_in_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [name for name in RECIPES if "v2" in name]
+    table = printed(["recipes", "v2"], capsys)
+    assert all((f"\n{name} " in table) == (name in wanted) for name in RECIPES)
+    assert [one["name"] for one in json.loads(printed(["recipes", "v2", "--json"], capsys))] == wanted
 
 
 def test_one_recipe_is_shown_in_full_with_the_line_to_type(capsys: pytest.CaptureFixture[str]) -> None:
