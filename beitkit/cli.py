@@ -10,8 +10,10 @@ import difflib
 import io
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +25,12 @@ from beitkit.verbs import VERBS
 from beitkit.version import __version__
 
 PURPOSE = "beitkit pre-trains a vision Transformer on your own images the BEiT way, fine-tunes it, and measures the gain."
-HINT = "`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."
+HINTS = (
+    "`beitkit VERB --help` shows a verb's options and an example, `beitkit --version` the version.",
+    "The same command again continues a run.",
+)
+WIDE = 200
+"""Columns where nobody says how many there are."""
 USAGE_ERROR = 2
 CONFIG = "--config"
 """Of the training verbs: a file with options."""
@@ -102,11 +109,22 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _overview() -> str:
-    """What the program is for, and a line a verb."""
+    """What the program is for, and a line a verb; without examples where the terminal is too narrow for them."""
+    columns = shutil.get_terminal_size((WIDE, 24)).columns
     commands = {f"beitkit {verb.ljust(9)} {entry.example}": entry.summary for verb, entry in VERBS.items()}
+    if max(map(len, commands)) + max(map(len, commands.values())) + 4 > columns:
+        commands = {verb: entry.summary for verb, entry in VERBS.items()}
     width = max(map(len, commands))
     lines = [f"  {command.ljust(width)}  {summary}" for command, summary in commands.items()]
-    return "\n".join([PURPOSE, "", *lines, "", HINT])
+    return "\n".join(
+        [
+            *textwrap.wrap(PURPOSE, columns, break_on_hyphens=False),
+            "",
+            *lines,
+            "",
+            *(textwrap.fill(hint, columns) for hint in HINTS),
+        ]
+    )
 
 
 def _help(verb: str, arguments: list[str]) -> str:
@@ -116,7 +134,7 @@ def _help(verb: str, arguments: list[str]) -> str:
     entry = VERBS[verb]
     if "--help-all" in arguments or any(argument.split("=", 1)[0] == "--recipe" for argument in arguments):
         return full_help(verb, entry.config_class(), _from_recipe(verb, arguments))
-    return short_help(verb, entry.config_class(), entry.common.split(), takes_config=entry.trains)
+    return short_help(verb, entry.config_class(), entry.common.split(), entry.example, takes_config=entry.trains)
 
 
 def _completion(arguments: list[str]) -> str:

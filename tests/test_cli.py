@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -34,14 +35,37 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "photos", "--bach", "3"]])
-def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None:
+QUICK = [
+    [],
+    ["--help"],
+    ["--version"],
+    ["--completion", "bash"],
+    ["pretrian"],
+    *([verb, "--help"] for verb in VERBS),
+    *([verb, "photos", "--bach", "3"] for verb in VERBS),
+    *([verb] for verb in VERBS if verb not in ("demo", "doctor", "recipes")),
+    ["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--mask.ratio", "2"],
+    ["finetune", "labeled", "--out", "o", "--recipe", "none"],
+    ["recipes"],
+    ["recipes", "v2"],
+    ["recipes", "--json"],
+]
+"""Commands that need no network: what is asked for is told, or what is wrong with the command."""
+
+
+def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_all() -> None:
     code = (
-        "import sys\nfrom beitkit.cli import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
+        "import contextlib, io, sys\nfrom beitkit.cli import main\n"
+        f"for arguments in {QUICK!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        try:\n            main(arguments)\n"
+        "        except SystemExit as stopped:\n            assert stopped.code in (0, 2)\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+        "    if arguments in ([], ['--help'], ['--version']):\n"
+        "        assert not {'tyro', 'rich', 'numpy', 'PIL'} & {*sys.modules}, arguments\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -51,6 +75,39 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
     assert stopped.value.code == 0
     without = ("evaluate", "inspect", "show-load", "recipes", "plan", "replay", "doctor")
     assert "--out" in capsys.readouterr().out or verb in without
+
+
+def test_the_overview_fits_the_terminal_and_has_examples_where_there_is_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns, has_examples in ((80, False), (140, True)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main([])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert all(any(line.startswith(f"  {'beitkit ' * has_examples}{verb} ") for line in lines) for verb in VERBS)
+        assert ("photos/ --out runs/tok" in "".join(lines)) == has_examples
+
+
+def test_no_color_is_obeyed(tmp_path: Path) -> None:
+    if not hasattr(os, "openpty"):
+        pytest.skip("no terminals here")
+    for arguments in (["--help"], ["pretrain", "--help-all"], ["recipes"], ["pretrain", "x", "--bach"]):
+        ours, theirs = os.openpty()
+        environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+        done = subprocess.Popen(
+            [sys.executable, "-m", "beitkit", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how a terminal whose other side is closed ends
+            while part := os.read(ours, 65536):
+                shown += part
+        done.wait()
+        os.close(ours)
+        assert b"beitkit" in shown
+        assert b"\x1b[" not in shown
 
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig
+from beitkit.configs.parts import Flat, Json, NetworkConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
@@ -57,6 +57,7 @@ class AblateRun:
     """Peak rate of fine-tuning at 1024 images a step; follows the square root of `batch_size`."""
     labels: PositiveInt | None = None
     """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = later(NetworkConfig())
     view: ViewConfig = ViewConfig()

@@ -9,10 +9,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from beitkit.command.following import command
+from beitkit.command.options import with_options
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.model import by
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
@@ -25,7 +27,6 @@ from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 
 SCRATCH = "from scratch"
@@ -96,11 +97,16 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
             finetune.run(finetune_run(config, variant, seed, start)).accuracy for start in pretrainings for seed in config.seeds
         )
         rows.append(VariantRow(name, label, scores, len(pretrainings), paper))
-    result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
-    folder.write_json("ablate.json", {"seeds": config.seeds, "pretrain_seeds": config.pretrainings, "variants": result})
+    folder.write_json("ablate.json", answer(config, tuple(rows)))
     _report(folder.path, config, rows)
     _print(folder.path, config, rows)
     return tuple(rows)
+
+
+def answer(config: AblateRun, rows: tuple[VariantRow, ...]) -> dict[str, Any]:
+    """What ablate.json holds and `--json` prints."""
+    result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
+    return {"seeds": config.seeds, "pretrain_seeds": config.pretrainings, "variants": result}
 
 
 def _pretrained(config: AblateRun) -> str:
@@ -180,6 +186,9 @@ EXPLANATION = (
 )
 
 
+ONE_SEED = "One seed has no spread, so no difference here can be told from chance; give several `seeds`, such as 0 1 2."
+
+
 def _table(rows: list[VariantRow]) -> Table:
     header = ["variant", "top-1", "by seed", "spread", "to BEiT", "paper", "to BEiT"]
     return Table(header, [_cells(row, rows[0]) for row in rows], EXPLANATION)
@@ -198,8 +207,10 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
 def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     _table(rows).print()
     print(EXPLANATION)
-    best = quoted(out / "finetune" / f"full-{config.seeds[0]}")
-    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
+    if len(config.seeds) == 1:
+        print(with_options(ONE_SEED, AblateRun))
+    following = command("evaluate", config.labelled, model=out / "finetune" / f"full-{config.seeds[0]}")
+    print(f"done: {out} (report.html shows it). Next: {following}")
 
 
 def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
@@ -219,7 +230,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
         "ones have none. A difference below the spread may be chance"
         + ("." if len(config.pretrainings) > 1 else ", and each variant was pre-trained only once.")
     )
-    report.verdict(claim, is_clear, detail)
+    report.verdict(claim, is_clear, f"{detail} {ONE_SEED}" if len(config.seeds) == 1 else detail)
     report.figure(
         dot_chart(
             [Dots("here", [list(row.top1) for row in rows])],

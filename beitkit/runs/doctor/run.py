@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 from importlib import metadata
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beitkit.report.normal import Level, Line
 from beitkit.report.table import Column, Table, plain
@@ -78,11 +77,13 @@ def run(config: DoctorRun) -> MachineCheck:
         devices=devices,
         lines=tuple(sorted(lines, key=lambda line: order.index(line.state))),
     )
-    if config.json:
-        print(json.dumps(plain(found) | {"is_broken": found.is_broken}))
-    else:
-        _print(found)
+    _print(found)
     return found
+
+
+def answer(_: DoctorRun, found: MachineCheck) -> dict[str, Any]:
+    """What `--json` prints."""
+    return plain(found) | {"is_broken": found.is_broken}
 
 
 def _install(extra: str) -> str:

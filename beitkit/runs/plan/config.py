@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from beitkit.configs.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, config
 from beitkit.configs.data import ReadLimit
 from beitkit.configs.model import ImageSize, SizeName
-from beitkit.configs.parts import Views
+from beitkit.configs.parts import Json, Views
 from beitkit.errors import UserError
 
 
@@ -74,8 +74,7 @@ class PlanRun:
     """GB (1e9 bytes) per second that a device exchanges with the others; None leaves the exchange out."""
     price: PositiveFloat | None = None
     """Of a device for an hour."""
-    json: bool = False
-    """Print as JSON on stdout."""
+    json: Json = False
     read: ReadLimit = ReadLimit()
 
     def __post_init__(self) -> None:

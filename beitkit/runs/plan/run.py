@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable
 from itertools import count, product
+from typing import Any
 
 import torch
 
@@ -83,11 +83,13 @@ def run(config: PlanRun) -> Estimate:
         evaluating=evaluation_seconds(subject.workload, subject.length, rates, recompute=config.recompute),
         advice=() if limit is None or held.peak <= limit else _advice(config, subject, memory, limit),
     )
-    if config.json:
-        print(json.dumps(estimate.described()))
-    else:
-        print_estimate(estimate)
+    print_estimate(estimate)
     return estimate
+
+
+def answer(_: PlanRun, estimate: Estimate) -> dict[str, Any]:
+    """What `--json` prints."""
+    return estimate.described()
 
 
 def _memory_here(runtime: Runtime) -> int:

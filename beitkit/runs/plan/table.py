@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from beitkit.command.following import command, kept, unused
+from beitkit.configs.tokenizer import PUBLISHED_DVAES
 from beitkit.planning.estimate import Operations, StepSeconds
 from beitkit.planning.memory import Memory
 from beitkit.planning.rates import Given, Measured
@@ -200,6 +203,35 @@ def _next(estimate: Estimate) -> str:
     if estimate.fits is False:
         assert estimate.limit is not None
         said = f"does not fit: {estimate.memory.peak / GIB:.1f} GiB are needed, {estimate.limit / GIB:.1f} are there."
-        return f"{said} Next: " + (", or ".join(estimate.advice) or "a smaller --size, or devices with more memory")
-    recipe = "" if estimate.config.recipe is None else f" --recipe {estimate.config.recipe}"
-    return f"Next: beitkit {estimate.subject.verb} IMAGES{recipe} --batch-size {estimate.subject.length.batch_size} --out ..."
+        return f"{said} What would: " + (", or ".join(estimate.advice) or "a smaller --size, or devices with more memory")
+    return f"Next: {_command(estimate)}"
+
+
+def _command(estimate: Estimate) -> str:
+    """The run that is planned."""
+    config, verb, length = estimate.config, estimate.subject.verb, estimate.subject.length
+    start: dict[str, object] = {"recipe": config.recipe}
+    if verb == "pretrain":
+        has_tokens = getattr(estimate.subject.run, "target", "tokens") == "tokens"
+        start["tokenizer"] = "TOKENIZER" if config.tokenizer in PUBLISHED_DVAES else config.tokenizer
+        start = start if has_tokens else {"recipe": config.recipe}
+        images, start["tokens"] = "IMAGES", "TOKENS" if config.cached else None
+        described = kept(config, "size", "patch", "views")
+    else:
+        images, start["model"] = {"finetune": "LABELED", "segment": "SCENES"}[verb], "MODEL"
+        described = {}
+    given = kept(config, "image_size", "epochs", "steps", "workers", "threads", "precision")
+    return command(
+        verb,
+        config.image_folder or images,
+        **start,
+        out=unused(Path("runs") / (config.recipe or "pre")),
+        **described,
+        **given,
+        batch_size=length.batch_size,
+        **{
+            "--loop.accumulate": None if length.accumulation_steps == config.gpus else length.accumulation_steps,
+            "--speed.recompute": config.recompute,
+            "--speed.sharding": None if config.sharding == "none" else config.sharding,
+        },
+    )

@@ -65,8 +65,7 @@ def run(config: TokenizerRun) -> Path:
     fit(objective, batches, groups, renewed, [quality], session.best("tokenizer/psnr", tokenizer))
     judgement = Judgement.of(quality, "dvae") if runtime.is_main else None
     if judgement is not None:
-        judgement.warn(session.say)
-        _report(session, tokenizer, quality, judgement, shown, strip)
+        session.say_found(_report(session, tokenizer, quality, judgement, shown, strip), config)
     session.finish(tokenizer, next_command(config, judgement))
     return config.out
 
@@ -84,7 +83,7 @@ def _report(
     judgement: Judgement,
     shown: list[tuple[str, str]],
     strip: Strip,
-) -> None:
+) -> TrainingReport:
     config = tokenizer.config
     report = TrainingReport("Tokenizer", session.folder.path)
     report.facts(shown)
@@ -111,3 +110,4 @@ def _report(
         y_label="nats",
     )
     report.finish()
+    return report

@@ -64,7 +64,9 @@ def test_stored_views_are_tokenized_once(tokenizer: str) -> None:
 def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--recipe", recipe, "--images", "20000", "--batch-size", "2", "--tflops", "100", "--share", "0.5")
     assert "peak" in text
-    assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
+    verb = recipe.split("-")[0]
+    images = {"pretrain": "IMAGES", "finetune": "LABELED", "segment": "SCENES"}[verb]
+    assert text.splitlines()[-1].startswith(f"Next: beitkit {verb} {images} --recipe {recipe}")
 
 
 def test_evaluations_go_forward_once_an_image() -> None:
