@@ -19,6 +19,7 @@ from inspect import Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from beitkit.command.beside import CONFIG, DEVICES
 from beitkit.command.habits import meant
 from beitkit.errors import UserError
 from beitkit.terminal import printed_harmless
@@ -45,6 +46,11 @@ class Entry(NamedTuple):
     """Fields of the options that `--help` shows besides those that have to be given."""
     run: str = "run.run"
     """The function that takes the config, as MODULE.FUNCTION in the room."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Options of the command line alone that work for it."""
+        return (CONFIG,) * self.trains + (DEVICES,) * self.is_shared
 
     def config_class(self) -> type[Any]:
         """The class that holds its options."""

@@ -77,12 +77,7 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
     """
     rank = rank_from_environment()
     torch.set_num_threads(config.threads or usable_cores())
-    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = torch.device(next(kind for kind in is_there if is_there[kind]) if config.device == "auto" else config.device)
-    if not is_there[device.type]:
-        raise UserError(
-            f"`device={device.type!r}` was asked for, but this machine has none that PyTorch can use; try `device='auto'`"
-        )
+    device = chosen_device(config)
     if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("`precision='bfloat16'` was asked for, but this GPU does not multiply in it; try `precision='float32'`")
     if rank.world_size > 1:
@@ -91,6 +86,21 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
         keep_heap()
     use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
     return Runtime(device, torch.bfloat16 if use_bf16 else None, join(rank, device), sharding)
+
+
+def chosen_device(config: MachineConfig) -> torch.device:
+    """The kind of device that a run computes on.
+
+    Raises:
+        UserError: if the machine does not have it.
+    """
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = torch.device(next(kind for kind in is_there if is_there[kind]) if config.device == "auto" else config.device)
+    if not is_there[device.type]:
+        raise UserError(
+            f"`device={device.type!r}` was asked for, but this machine has none that PyTorch can use; try `device='auto'`"
+        )
+    return device
 
 
 def _own_device(device: torch.device, rank: Rank) -> torch.device:
