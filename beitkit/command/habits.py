@@ -45,6 +45,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "grad_checkpointing": ("speed.recompute",),
     "gradient_accumulation_steps": ("loop.accumulate",),
     "gradient_checkpointing": ("speed.recompute",),
+    "half": ("precision",),
     "hflip": ("view.flip",),
     "img_size": ("image_size",),
     "imgsz": ("image_size",),
