@@ -50,8 +50,8 @@ class PlanRun:
     """Fine-tuning and segmentation: images that an evaluation looks at; None leaves evaluations out."""
     classes: PositiveInt | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 where the hardware multiplies in it, and for hardware that is described."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto is what a run would take here, and bfloat16 for hardware that is described."""
     recompute: bool = False
     """The blocks' activations are not kept but computed again for the backward pass."""
     sharding: Literal["none", "full"] = "none"

@@ -113,8 +113,10 @@ class Estimate:
             notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
         if length.devices > 1 and isinstance(self.rates, Measured):
             notes.append(f"time is that of {length.devices} devices like this one")
-        if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
-            notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
+        if self.precision != "float32" and self.subject.workload.tokenizer is not None:
+            notes.append(
+                f"the tokenizer is taken to find the tokens of float32 in {self.precision}; a run tries that, and says if not"
+            )
         if self.subject.verb != "pretrain" and self.config.validation is None:
             notes.append("evaluations are left out; --validation says how many images they look at")
         return notes
