@@ -96,6 +96,17 @@ def test_bfloat16_is_not_float32(found: Found) -> None:
     assert max((rounded[name] - tensor).abs().max().item() for name, tensor in exact.items()) > 1e-4
 
 
+def test_units_are_gathered_in_bfloat16_and_only_their_matrices(found: Found) -> None:
+    """Two passes of a process in each of 8 steps, each of which gathers three units of 5x5 padded to 6x5 forward and backward."""
+    matrices = ["layer.weight bfloat16"]
+    small = ["layer.bias float32", "scale float32"]
+    # The second process, as the first one evaluates whole weights besides.
+    assert found.second["bfloat16 full"]["used"] == sorted([*matrices, *small])
+    assert found.second["full"]["used"] == found.second["bfloat16 none"]["used"] == sorted(["layer.weight float32", *small])
+    assert found.first["gathered full"]["bfloat16"] == 8 * 2 * 2 * 3 * 30 * 2
+    assert "bfloat16" not in found.first["gathered none"]
+
+
 def test_whole_weights_are_in_the_main_process_alone(found: Found) -> None:
     assert found.first["full"]["elements"] == found.first["none"]["elements"] == found.second["none"]["elements"] > 100
     assert found.second["full"]["elements"] == 0
