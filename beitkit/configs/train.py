@@ -27,6 +27,8 @@ Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Sharding = Literal["auto", "none", "full"]
 SinkName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Form = Literal["off", "blocks", "objective"]
+"""What of a training step is compiled."""
 
 
 @config()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from beitkit.command.following import command, kept, unused
 from beitkit.configs.tokenizer import PUBLISHED_DVAES
 from beitkit.planning.estimate import Operations, StepSeconds
+from beitkit.planning.gpu import Computed
 from beitkit.planning.memory import Memory
 from beitkit.planning.rates import Given, Measured
 from beitkit.runs.plan.config import PlanRun
@@ -40,6 +41,8 @@ class Figure(NamedTuple):
             return f"{self.value / 10**exponent:.4g} {prefix}FLOP"
         if self.unit == "s":
             return f"{self.value:.3g} s" if self.value < 60 else duration(self.value)
+        if self.unit == "images/s":
+            return f"{self.value:,.4g}"
         return {"h": f"{self.value:.4g} h", "price": f"{self.value:,.2f}"}.get(self.unit, f"{self.value:,.10g}")
 
 
@@ -51,7 +54,7 @@ class Estimate:
     subject: Subject
     device: str
     precision: str
-    rates: Measured | Given
+    rates: Measured | Given | Computed
     operations: Operations
     memory: Memory
     limit: int | None
@@ -106,6 +109,11 @@ class Estimate:
         if isinstance(self.rates, Given):
             notes.append(
                 "reading images, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
+            )
+        elif isinstance(self.rates, Computed):
+            notes.append(
+                "times are computed, not measured (docs/guide/plan.md says from what); reading images, waiting, and what a GPU's "
+                "driver and libraries hold are left out"
             )
         elif self.rates.reading is None:
             notes.append("reading images is left out; --image-folder FOLDER times it")
@@ -165,7 +173,7 @@ class Estimate:
         return [*figures, Figure(part, "peak", memory.peak, "bytes", "the most of these")]
 
     def _time(self) -> list[Figure]:
-        source = self.rates.source if isinstance(self.rates, Given) else MEASURED
+        source = MEASURED if isinstance(self.rates, Measured) else self.rates.source
         names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for images",
                  "update": "update", "exchange": "exchange"}  # fmt: skip
         figures = []
@@ -175,6 +183,8 @@ class Estimate:
             if value:
                 figures.append(Figure("a step", names[name], value, "s", "given bandwidth" if name == "exchange" else source))
         figures.append(Figure("a step", "all", self.step.total, "s", "sum"))
+        rate = self.subject.length.own_images / self.step.total
+        figures.append(Figure("a second", "images, each device", rate, "images/s", "images a step / all"))
         if self.evaluating:
             figures.append(Figure("the run", "evaluations", self.evaluating, "s", source))
         made_of = "steps x a step, evaluations" if self.evaluating else "steps x a step"
