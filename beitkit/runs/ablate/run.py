@@ -207,7 +207,7 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
 def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     _table(rows).print()
     print(EXPLANATION)
-    if len(config.seeds) == 1:
+    if rows[0].spread is None:
         print(with_options(ONE_SEED, AblateRun))
     following = command("evaluate", config.labelled, model=out / "finetune" / f"full-{config.seeds[0]}")
     print(f"done: {out} (report.html shows it). Next: {following}")
@@ -230,7 +230,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
         "ones have none. A difference below the spread may be chance"
         + ("." if len(config.pretrainings) > 1 else ", and each variant was pre-trained only once.")
     )
-    report.verdict(claim, is_clear, f"{detail} {ONE_SEED}" if len(config.seeds) == 1 else detail)
+    report.verdict(claim, is_clear, f"{detail} {ONE_SEED}" if rows[0].spread is None else detail)
     report.figure(
         dot_chart(
             [Dots("here", [list(row.top1) for row in rows])],

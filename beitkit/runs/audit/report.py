@@ -49,14 +49,13 @@ def print_result(found: ImageAudit, seen: Seen, config: AuditRun) -> None:
     for proposal in found.proposals:
         print(f"set {_written(proposal.option, proposal.value)}: {proposal.reason}")
     print(f"{found.images:,} images in {found.seconds:.1f} s, {found.images / max(found.seconds, 1e-9):,.0f} a second")
-    verb = "finetune" if found.kind == "labeled images" else "segment"
-    if found.kind == "images":
-        verb = "pretrain"
+    verb = {"images": "tokenizer", "labeled images": "finetune"}.get(found.kind, "segment")
     options = {proposal.option: tuple(proposal.value.split()) or True for proposal in found.proposals}
-    if verb != "pretrain":
-        options.pop("--patch", None)  # that of the model
-    start = {"tokenizer": "TOKENIZER"} if verb == "pretrain" else {"model": "MODEL"}
-    runs = {"pretrain": "pre", "finetune": "cls", "segment": "seg"}
+    patch = options.pop("--patch", None)  # of fine-tuning the model's
+    start: dict[str, object] = {"model": "MODEL"}
+    if verb == "tokenizer":
+        start = {"kind": "kmeans", "--kmeans.stride": patch}
+    runs = {"tokenizer": "tok", "finetune": "cls", "segment": "seg"}
     said = (
         "give --out to keep a page with sheets" if config.out is None else f"written: {config.out} (report.html shows the images)"
     )

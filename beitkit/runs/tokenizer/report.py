@@ -99,7 +99,9 @@ def strip_of(tokenizer: TokenizerNetwork, quality: TokenizerQuality, folder: Run
 
 def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:
     """What one does with a finished tokenizer; with one that was warned about, make another first."""
-    options = kept(config, "columns", "value_range", "read.max_broken")
+    options = kept(config, "image_size", "columns", "value_range", "read.max_broken")
+    if "--image-size" in options:  # a token for each of these patches, then
+        options["--patch"] = config.tokenizer.stride
     following = command("pretrain", config.images, tokenizer=config.out, out=beside(config.out, "pre"), **options)
     if judgement is None or not judgement.problems:
         return following
