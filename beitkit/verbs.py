@@ -20,6 +20,7 @@ from inspect import Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from beitkit.command.beside import CONFIG, DEVICES
 from beitkit.command.habits import meant
 from beitkit.errors import UserError
 from beitkit.terminal import only_answers, print_answer, printed_harmless
@@ -49,6 +50,11 @@ class Entry(NamedTuple):
     """The function that takes the config, as MODULE.FUNCTION in the room."""
     answer: str = ""
     """The function that makes of config and result what `--json` prints, below `beitkit.runs`; without it the result as it is."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Options of the command line alone that work for it."""
+        return (CONFIG,) * self.trains + (DEVICES,) * self.is_shared
 
     def config_class(self) -> type[Any]:
         """The class that holds its options."""

@@ -9,7 +9,7 @@ from beitkit.report.charts import Dots, Reference, Series, Unit, dot_chart, line
 from beitkit.report.charts.canvas import Number, format_value
 from beitkit.report.document import Report
 from beitkit.report.journal import Points, read_journal, series
-from beitkit.report.normal import Line, training_lines
+from beitkit.report.normal import Line, Scaled, training_lines
 from beitkit.report.table import Column, Table, percent, points
 
 FEWEST = 2
@@ -67,10 +67,16 @@ class TrainingReport(Report):
             grad_norms=series(self.events, "grad_norm").values,
             data_wait=sum(waits) / len(waits) if waits else 0.0,
             bad_steps=sum("not applied" in event.texts.get("text", "") for event in self.events),
+            scaled=self._scaled(),
         )
         self.section("Is this normal?")
         self.normal_lines([*lines, *course])
         self.warnings = tuple(line.sentence for line in (*lines, *course) if line.state == "warn")
+
+    def _scaled(self) -> Scaled | None:
+        """How it went with the scale of float16's gradients."""
+        refused, scales = series(self.events, "refused"), series(self.events, "loss_scale").values
+        return Scaled(round(refused.values[-1]), round(refused.steps[-1]), scales[-1]) if scales and refused.values else None
 
     def beside_another_run(
         self,

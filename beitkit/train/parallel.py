@@ -1,8 +1,8 @@
 """Data parallelism: replicated weights (DDP) or sharded weights (FSDP2).
 
 In both cases the optimizer sees plain tensors: the parameters themselves (`Replicas`), or this rank's rows of them (`Shards`), in
-the memory from which FSDP2 gathers blocks. So clipping, AdamW, EMA and checkpoints are the same code for both, and none of it
-uses DTensor.
+the memory from which FSDP2 gathers blocks, and small ones whole. So clipping, AdamW, EMA and checkpoints are the same code for
+both, and none of it uses DTensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,6 +41,8 @@ class Replicas:
         if runtime.world_size > 1:
             # A 1x1 convolution's gradient may have other strides than its bucket view, which is harmless.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+            # PyTorch's own advice is to keep the argument until there is another one that does not send buffers at the start.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             # Forward passes leave buffers equal on all ranks by themselves (sums over ranks, where they depend on images), and
             # index tables never change: nothing has to be broadcast before each of them.
             self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -95,8 +97,13 @@ class Shards:
     """Every rank holds its rows of each weight, gradient and moment (FSDP2, arXiv 2304.11277).
 
     A sharded twin of the objective computes: each `ShardingUnit`, and the rest as one more unit, is gathered shortly before use
-    and freed after it in the forward pass. The objective itself is empty, except between `gather_weights` and `release_weights`,
-    when that of rank 0 holds all weights and can be evaluated and saved as usual.
+    and freed after it in the forward pass. Matrices of units are gathered in the run's precision: autocast would round them to it
+    anyway, so every number is that of whole weights, with half the bytes to send. What else units have (norms, biases,
+    LayerScale, position tables: 0.3% of the weights) is used in float32, and whole on every rank; its gradients are averaged once
+    a step. Gradients are added up over passes and ranks in float32.
+
+    The objective itself is empty, except between `gather_weights` and `release_weights`, when that of rank 0 holds all weights
+    and can be evaluated and saved as usual.
     """
 
     is_whole_everywhere = False
@@ -111,20 +118,26 @@ class Shards:
         }
         twin = copy.deepcopy(objective, memo)
         mesh = init_device_mesh(runtime.device.type, (runtime.world_size,))
+        policy = MixedPrecisionPolicy(runtime.autocast, torch.float32, cast_forward_inputs=False)
         for unit in sharding_units(twin):
-            # No mixed-precision policy: autocast rounds the gathered weights just as it does those of a replica.
-            fully_shard(unit, mesh=mesh)
+            matrices = {id(layer.weight) for layer in unit.modules() if isinstance(layer, nn.Linear)}
+            small = {parameter for parameter in unit.parameters() if id(parameter) not in matrices}
+            for parameter in small:  # FSDP2 leaves them where they are
+                parameter.data = parameter.data.to(runtime.device)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=small)
         fully_shard(twin, mesh=mesh)
         self.module: nn.Module = twin
         """The module that computes the loss."""
-        self._sharded = {name: parameter for name, parameter in twin.named_parameters() if isinstance(parameter, DTensor)}
-        names = [name for name, _ in objective.named_parameters()]
-        assert list(self._sharded) == names, "a parameter is shared between units"
+        of_twin = dict(twin.named_parameters())
+        self._sharded = {name: parameter for name, parameter in of_twin.items() if isinstance(parameter, DTensor)}
+        assert list(of_twin) == [name for name, _ in objective.named_parameters()], "a parameter is shared between units"
         self.parameters: dict[str, nn.Parameter] = {
             name: nn.Parameter(parameter.to_local().detach(), parameter.requires_grad)
-            for name, parameter in self._sharded.items()
+            if isinstance(parameter, DTensor)
+            else parameter
+            for name, parameter in of_twin.items()
         }
-        """The optimizer's parameters, by name: this rank's rows of each."""
+        """The optimizer's parameters, by name: this rank's rows of each, and the small ones of units whole."""
         self._empty()
         objective.to(runtime.device)
 
@@ -146,22 +159,30 @@ class Shards:
         return nullcontext()
 
     def take_gradients(self) -> None:
-        """Put the gradients of the step on `parameters`."""
+        """Put the gradients of the step on `parameters`; those that are whole on every rank are averaged over ranks."""
         for name, parameter in self._sharded.items():
             if isinstance(parameter.grad, DTensor):
                 self.parameters[name].grad = parameter.grad.to_local()
                 parameter.grad = None
+        if whole := self._whole_gradients():
+            together = torch.cat([gradient.flatten() for gradient in whole])
+            together = self._processes.all_reduce(together) / self._processes.world_size
+            torch._foreach_copy_(whole, [part.view_as(own) for part, own in zip(_split_as(together, whole), whole, strict=True)])
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Total norm of the sharded gradients, shape ()."""
-        return self._processes.all_reduce(nn.utils.get_total_norm(gradients, foreach=True).square()).sqrt()
+        """Total norm of the gradients, shape (); what is whole everywhere counts once."""
+        whole = {id(gradient) for gradient in self._whole_gradients()}
+        own = [gradient for gradient in gradients if id(gradient) not in whole or self._processes.is_main]
+        return self._processes.all_reduce(nn.utils.get_total_norm(own, foreach=True).square()).sqrt()
 
     def sum(self, number: Tensor) -> Tensor:
-        """The sum over ranks, elementwise; each of them counted its rows."""
+        """The sum over ranks, elementwise; each of them counted what it holds."""
         return self._processes.all_reduce(number)
 
     def shard_of(self, name: str, tensor: Tensor) -> Piece:
         """This rank's piece of a tensor that belongs to the named parameter."""
+        if name not in self._sharded:
+            return Piece(tensor, tuple(tensor.shape))
         whole = tuple(self._sharded[name].shape)
         if tensor.ndim != len(whole):  # AdamW's count of steps
             return Piece(tensor, tuple(tensor.shape))
@@ -175,6 +196,10 @@ class Shards:
         Tensors are gathered one at a time, so that only rank 0 ever holds more than one of them whole.
         """
         for name, parameter in self.objective.named_parameters():
+            if name not in self._sharded:
+                if self._processes.is_main:
+                    parameter.data = weights[name].detach().clone()
+                continue
             like = self._sharded[name]
             rows = DTensor.from_local(
                 weights[name].detach(), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
@@ -189,9 +214,18 @@ class Shards:
         """Free the gathered weights."""
         self._empty()
 
+    def _whole_gradients(self) -> list[Tensor]:
+        """Gradients of what every rank holds whole."""
+        held = (parameter.grad for name, parameter in self.parameters.items() if name not in self._sharded)
+        return [gradient for gradient in held if gradient is not None]
+
     def _empty(self) -> None:
         for parameter in self.objective.parameters():
             parameter.data = parameter.new_empty(0)
+
+
+def _split_as(together: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
+    return together.split([part.numel() for part in parts])
 
 
 Parallel = Replicas | Shards

@@ -78,10 +78,33 @@ def test_a_step_that_was_not_applied_is_undone_in_buffers_too(found: Found, kind
             assert process[f"poisoned {kind}"]["state"]["passes"] == seen - 2
 
 
+def test_processes_refuse_the_same_steps_in_float16(found: Found) -> None:
+    """Gradients that overflow are rows of one process, where weights are sharded, and all leave the step out."""
+    full, none = (found.first[f"float16 {kind}"] for kind in ("full", "none"))
+    for name in ("refused", "loss_scale"):
+        values = found.values("float16-full", "train", name)
+        assert values == found.values("float16-none", "train", name)
+    assert 0 < found.values("float16-full", "train", "refused")[-1] < STEPS
+    # Both ways add gradients up in another order, and rounding to 11 bits follows.
+    for name, tensor in full["state"].items():
+        torch.testing.assert_close(tensor, none["state"][name], rtol=1e-3, atol=1e-3, msg=name)
+
+
 def test_bfloat16_is_not_float32(found: Found) -> None:
     """Else that both ways agree in it would say nothing."""
     rounded, exact = found.first["bfloat16 full"]["state"], found.first["full"]["state"]
     assert max((rounded[name] - tensor).abs().max().item() for name, tensor in exact.items()) > 1e-4
+
+
+def test_units_are_gathered_in_bfloat16_and_only_their_matrices(found: Found) -> None:
+    """Two passes of a process in each of 8 steps, each of which gathers three units of 5x5 padded to 6x5 forward and backward."""
+    matrices = ["layer.weight bfloat16"]
+    small = ["layer.bias float32", "scale float32"]
+    # The second process, as the first one evaluates whole weights besides.
+    assert found.second["bfloat16 full"]["used"] == sorted([*matrices, *small])
+    assert found.second["full"]["used"] == found.second["bfloat16 none"]["used"] == sorted(["layer.weight float32", *small])
+    assert found.first["gathered full"]["bfloat16"] == 8 * 2 * 2 * 3 * 30 * 2
+    assert "bfloat16" not in found.first["gathered none"]
 
 
 def test_whole_weights_are_in_the_main_process_alone(found: Found) -> None:

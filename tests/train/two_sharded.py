@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from two_processes import ALONE, numbered, run
 
 from beitkit.configs.train import LoopConfig, MachineConfig
@@ -23,6 +25,8 @@ from beitkit.train.machine.runtime import Runtime, start_runtime
 
 SEEN: list[int] = []
 """The passes that this process made since the list was cleared."""
+USED: set[str] = set()
+"""Types of the matrices, and of what else units have, that forward passes used since the set was cleared."""
 
 
 class Unit(ShardingUnit):
@@ -34,6 +38,7 @@ class Unit(ShardingUnit):
         self.scale = nn.Parameter(torch.ones(1, 1, 5))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        USED.update(f"{name} {str(tensor.dtype).removeprefix('torch.')}" for name, tensor in self.named_parameters())
         return x + self.scale[0] * torch.tanh(self.layer(x) + bias)
 
 
@@ -64,6 +69,19 @@ class Tower(nn.Module):
         return early + self.same_head(hidden)
 
 
+class Gathered(TorchDispatchMode):
+    """Counts the bytes that are gathered from all ranks, by type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.bytes[str(args[0].dtype).removeprefix("torch.")] += args[0].nbytes
+        return func(*args, **(kwargs or {}))
+
+
 class Error:
     """Mean squared error on fixed images."""
 
@@ -82,6 +100,7 @@ class Error:
 def towered(out: Path, runtime: Runtime, loop: LoopConfig, **options) -> dict:
     """Train a tower; what became of it, as this process sees it."""
     SEEN.clear()
+    USED.clear()
     torch.manual_seed(3)
     tower = Tower()
     kept: dict[str, Tensor] = {}
@@ -92,7 +111,7 @@ def towered(out: Path, runtime: Runtime, loop: LoopConfig, **options) -> dict:
     best = Best("val/minus_error", keep)
     run(out, runtime, loop, objective=tower, evaluators=[Error(tower)], best=best, **options)
     elements = sum(parameter.numel() for parameter in tower.parameters())
-    return {"state": tower.state_dict(), "best": kept, "seen": list(SEEN), "elements": elements}
+    return {"state": tower.state_dict(), "best": kept, "seen": list(SEEN), "elements": elements, "used": sorted(USED)}
 
 
 def main(folder: Path) -> None:
@@ -105,7 +124,10 @@ def main(folder: Path) -> None:
         found[f"poisoned {name}"] = towered(folder / f"poisoned-{name}", kind, loop, poisoned=9)
 
     for name, kind in (("full", full), ("none", none)):
-        found[f"bfloat16 {name}"] = towered(folder / f"bfloat16-{name}", replace(kind, autocast=torch.bfloat16), loop)
+        with Gathered() as gathered:
+            found[f"bfloat16 {name}"] = towered(folder / f"bfloat16-{name}", replace(kind, autocast=torch.bfloat16), loop)
+        found[f"gathered {name}"] = dict(gathered.bytes)
+        found[f"float16 {name}"] = towered(folder / f"float16-{name}", replace(kind, autocast=torch.float16), loop)
 
     saving = LoopConfig(accumulate=4, log_every=1, save_every=1, evaluate_every=3, ema=0.9)
     plans = {"legs": [full, ALONE, full], "changed": [none, full, none], "begun alone": [ALONE, full, ALONE]}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from beitkit.command.following import command, kept, unused
 from beitkit.configs.tokenizer import PUBLISHED_DVAES
 from beitkit.planning.estimate import Operations, StepSeconds
+from beitkit.planning.gpu import Computed
 from beitkit.planning.memory import Memory
 from beitkit.planning.rates import Given, Measured
 from beitkit.runs.plan.config import PlanRun
@@ -40,6 +41,8 @@ class Figure(NamedTuple):
             return f"{self.value / 10**exponent:.4g} {prefix}FLOP"
         if self.unit == "s":
             return f"{self.value:.3g} s" if self.value < 60 else duration(self.value)
+        if self.unit == "images/s":
+            return f"{self.value:,.4g}"
         return {"h": f"{self.value:.4g} h", "price": f"{self.value:,.2f}"}.get(self.unit, f"{self.value:,.10g}")
 
 
@@ -51,7 +54,7 @@ class Estimate:
     subject: Subject
     device: str
     precision: str
-    rates: Measured | Given
+    rates: Measured | Given | Computed
     operations: Operations
     memory: Memory
     limit: int | None
@@ -107,14 +110,21 @@ class Estimate:
             notes.append(
                 "reading images, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
             )
+        elif isinstance(self.rates, Computed):
+            notes.append(
+                "times are computed, not measured (docs/guide/plan.md says from what); reading images, waiting, and what a GPU's "
+                "driver and libraries hold are left out"
+            )
         elif self.rates.reading is None:
             notes.append("reading images is left out; --image-folder FOLDER times it")
         if length.devices > 1 and self.config.bandwidth is None:
             notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
         if length.devices > 1 and isinstance(self.rates, Measured):
             notes.append(f"time is that of {length.devices} devices like this one")
-        if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
-            notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
+        if self.precision != "float32" and self.subject.workload.tokenizer is not None:
+            notes.append(
+                f"the tokenizer is taken to find the tokens of float32 in {self.precision}; a run tries that, and says if not"
+            )
         if self.subject.verb != "pretrain" and self.config.validation is None:
             notes.append("evaluations are left out; --validation says how many images they look at")
         return notes
@@ -163,7 +173,7 @@ class Estimate:
         return [*figures, Figure(part, "peak", memory.peak, "bytes", "the most of these")]
 
     def _time(self) -> list[Figure]:
-        source = self.rates.source if isinstance(self.rates, Given) else MEASURED
+        source = MEASURED if isinstance(self.rates, Measured) else self.rates.source
         names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for images",
                  "update": "update", "exchange": "exchange"}  # fmt: skip
         figures = []
@@ -173,6 +183,8 @@ class Estimate:
             if value:
                 figures.append(Figure("a step", names[name], value, "s", "given bandwidth" if name == "exchange" else source))
         figures.append(Figure("a step", "all", self.step.total, "s", "sum"))
+        rate = self.subject.length.own_images / self.step.total
+        figures.append(Figure("a second", "images, each device", rate, "images/s", "images a step / all"))
         if self.evaluating:
             figures.append(Figure("the run", "evaluations", self.evaluating, "s", source))
         made_of = "steps x a step, evaluations" if self.evaluating else "steps x a step"

@@ -107,6 +107,21 @@ def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
     assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
 
 
+def test_a_gpu_that_is_not_here_is_computed(tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--images", "10_000", "--size", "nano", "--batch-size", "8", "--tokenizer", tokenizer]
+    text = said(capsys, *given, "--device", "h100", "--price", "2")
+    assert "H100, compiled as a whole; planned in bfloat16" in text
+    assert "computed, not measured" in text
+    plan = beitkit.plan(images=10_000, size="nano", batch_size=8, tokenizer=tokenizer, device="a100")
+    assert plan.limit == 80 * 2**30
+    assert plan.seconds == pytest.approx(plan.subject.length.steps * plan.step.total + plan.evaluating)
+    assert plan.step.network > plan.step.update > 0
+    with pytest.raises(UserError, match=r"`device` and `tflops` both say how fast"):
+        beitkit.plan(images=10_000, device="a100", **DESCRIBED)
+    with pytest.raises(UserError, match=r"`device` is computed for bfloat16 alone"):
+        beitkit.plan(images=10_000, device="a100", precision="float32")
+
+
 def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:
     tiny = {"size": ("nano",), "image_size": 32, "batch_size": 1, "rounds": 2, "turn": 0.0, "against": (), "memory": False}
     machine = MachineConfig(precision="float32", threads=1)
