@@ -31,7 +31,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from beitkit.command.following import kept
+from beitkit.command.following import command, kept
 from beitkit.contracts import in_unit_range
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.reading import as_tensor, whole_image
@@ -68,12 +68,12 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
         raise UserError(f"`out` {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
     found, files = images_of(config, model, 1)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
-    command = command_of("predict", model, found, config.machine, settings)
+    settled = command_of("predict", model, found, config.machine, settings)
     runtime = start_runtime(config.machine)
     model.to(runtime.device).eval()
     if config.out is None:
         return _print(config, model, runtime, files)
-    folder = _Folder(config.out, command, config.shard, found, model)
+    folder = _Folder(config.out, settled, config.shard, found, model)
     outcome = folder.complete(config, runtime, files)
     after = f"Next: {command('evaluate', 'SCENES', model=config.model, **kept(config, 'inference'))}"
     print(f"written: {config.out} ({outcome.words}; sheet.png shows some). {after}")
