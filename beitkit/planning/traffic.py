@@ -100,7 +100,7 @@ def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
     if not written:  # a view
         return 0
     converted = 0
-    if _category(name) == "elementwise" and written[0].is_cpu:
+    if _category(name) == "elementwise" and written[0].is_cpu and written[0].is_floating_point():
         kind = written[0].dtype
         lower = [tensor for tensor in read if tensor.ndim and tensor.is_floating_point() and tensor.itemsize < kind.itemsize]
         converted = sum(2 * _size(tensor) * kind.itemsize // tensor.itemsize for tensor in lower)
