@@ -10,23 +10,29 @@ import difflib
 import io
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from beitkit.command.beside import CONFIG, DEVICES, Devices, devices_taken_out, taken_out
 from beitkit.errors import CONTINUES, Interrupted, NotSaved, NumericalError, ProcessLost, UserError
 from beitkit.system import free_bytes, is_full
 from beitkit.terminal import one_line
-from beitkit.train.machine.launch import Rank, rank_from_environment
+from beitkit.train.machine.launch import LOST, Rank, failing_mark, joined_devices, rank_from_environment
 from beitkit.verbs import VERBS
 from beitkit.version import __version__
 
 PURPOSE = "beitkit pre-trains a vision Transformer on your own images the BEiT way, fine-tunes it, and measures the gain."
-HINT = "`beitkit VERB --help` shows a verb's options, `beitkit --version` the version. The same command again continues a run."
+HINTS = (
+    "`beitkit VERB --help` shows a verb's options and an example, `beitkit --version` the version.",
+    "The same command again continues a run.",
+)
+WIDE = 200
+"""Columns where nobody says how many there are."""
 USAGE_ERROR = 2
-CONFIG = "--config"
-"""Of the training verbs: a file with options."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -50,21 +56,31 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         meant = f", did you mean {close[0]!r}?" if close else ""
         _fail(f"there is no verb {verb!r}{meant}; the verbs are {', '.join(VERBS)}")
     rank, config = Rank(), None
+    is_started = joined_devices()  # by a command with --devices, as one of its processes
     try:
         if {"-h", "--help", "--help-all"} & {*arguments[1:]}:
             print(_help(verb, arguments[1:]), end="")
             sys.exit(0)
         rank = rank_from_environment()
+        shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
         if rank.world_size > 1 and not VERBS[verb].is_shared:
-            shared = ", ".join(name for name, entry in VERBS.items() if entry.is_shared)
             raise UserError(
                 f"beitkit {verb} runs in one process, but torchrun or srun started {rank.world_size}; start it without them "
                 f"({shared} run in several)"
             )
+        if not VERBS[verb].is_shared and taken_out(arguments, DEVICES, "")[1] is not None:
+            raise UserError(f"beitkit {verb} runs in one process; {DEVICES} is for {shared}")
+        own, devices = devices_taken_out(arguments[1:]) if VERBS[verb].is_shared else (arguments[1:], None)
+        if devices is not None and not is_started and (rank.world_size > 1 or "WORLD_SIZE" in os.environ):
+            raise UserError(
+                f"{DEVICES} starts the processes itself, and torchrun or srun has done so already; leave out one of them"
+            )
         from beitkit.command.parse import parse  # here, because the overview and a mistyped verb do without
 
-        given = _with_config_file(verb, arguments[1:])
+        given = _with_config_file(verb, own)
         config = parse(VERBS[verb].config_class(), given, f"beitkit {verb}", _from_recipe(verb, given))
+        if devices is not None and not is_started:
+            _together(devices, verb, config, arguments)
         found = VERBS[verb].function()(config)
         sys.stdout.flush()
         if getattr(found, "is_broken", False):  # what was asked for was done, and says that something else is wrong
@@ -73,15 +89,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(*_lines(error, verb), process=rank.rank)
     except (Interrupted, NotSaved, NumericalError, ProcessLost) as error:
         code = error.exit_code if isinstance(error, Interrupted) else 1
+        if is_started and isinstance(error, ProcessLost):
+            sys.exit(LOST)  # the command that started it knows more
         if rank.rank:
             sys.exit(code)  # only rank 0 says why
         lines = _lines(error, verb)
         if lines[-1].endswith(CONTINUES):
-            launched = " (started by torchrun or srun as before)" if rank.world_size > 1 else ""
+            launched = " (started by torchrun or srun as before)" if rank.world_size > 1 and not is_started else ""
             lines[-1] += f"{launched}: {shlex.join(['beitkit', *arguments])}"
         _fail(*lines, code=code)
     except KeyboardInterrupt:
-        _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT)
+        _fail(f"stopped at once; {_kept(verb)}", code=128 + signal.SIGINT, process=rank.rank)
     except BrokenPipeError:
         # Whoever read our output is gone; the interpreter must not complain about that while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,21 +110,50 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             reason += f": {error.filename}"
         elif is_full(error) and isinstance(out, Path):
             reason += f" on the disk of `out` {out} ({free_bytes(out) / 1e6:.3g} MB are free)"
-        _fail(*_lines(OSError(reason), verb), code=1)
+        _fail(*_lines(OSError(reason), verb), code=1, process=rank.rank)
     except RuntimeError as error:
         # torch's own class on GPUs, a plain RuntimeError on the CPU; torch may not be imported here
         if type(error).__name__ != "OutOfMemoryError" and "allocate memory" not in str(error):
             raise
-        _fail("the device is out of memory; lower --batch-size and raise --loop.accumulate to match, in another --out", code=1)
+        line = "the device is out of memory; lower --batch-size and raise --loop.accumulate to match, in another --out"
+        _fail(line, code=1, process=rank.rank)
     sys.exit(0)
 
 
+def _together(devices: Devices, verb: str, config: Any, arguments: list[str]) -> None:
+    """Run the command as several processes and exit as they do; returns if one is enough."""
+    from beitkit.train.machine.together import count_of, run_together
+
+    count = count_of(devices, config.machine)
+    config.loop.shared_by(count)  # a mistake is told before they start, once
+    if count == 1:
+        return
+    ended = run_together([sys.executable, "-m", "beitkit", *arguments], count)
+    lines = [*ended.lines]
+    if ended.is_lost:
+        lines[-1] += f"; the last saved step is kept, {CONTINUES}: {shlex.join(['beitkit', *arguments])}"
+    if lines:
+        _fail(*lines, code=ended.code)
+    sys.exit(ended.code)
+
+
 def _overview() -> str:
-    """What the program is for, and a line a verb."""
+    """What the program is for, and a line a verb; without examples where the terminal is too narrow for them."""
+    columns = shutil.get_terminal_size((WIDE, 24)).columns
     commands = {f"beitkit {verb.ljust(9)} {entry.example}": entry.summary for verb, entry in VERBS.items()}
+    if max(map(len, commands)) + max(map(len, commands.values())) + 4 > columns:
+        commands = {verb: entry.summary for verb, entry in VERBS.items()}
     width = max(map(len, commands))
     lines = [f"  {command.ljust(width)}  {summary}" for command, summary in commands.items()]
-    return "\n".join([PURPOSE, "", *lines, "", HINT])
+    return "\n".join(
+        [
+            *textwrap.wrap(PURPOSE, columns, break_on_hyphens=False),
+            "",
+            *lines,
+            "",
+            *(textwrap.fill(hint, columns) for hint in HINTS),
+        ]
+    )
 
 
 def _help(verb: str, arguments: list[str]) -> str:
@@ -116,7 +163,7 @@ def _help(verb: str, arguments: list[str]) -> str:
     entry = VERBS[verb]
     if "--help-all" in arguments or any(argument.split("=", 1)[0] == "--recipe" for argument in arguments):
         return full_help(verb, entry.config_class(), _from_recipe(verb, arguments))
-    return short_help(verb, entry.config_class(), entry.common.split(), takes_config=entry.trains)
+    return short_help(verb, entry.config_class(), entry.common.split(), entry.example, entry.beside)
 
 
 def _completion(arguments: list[str]) -> str:
@@ -128,23 +175,19 @@ def _completion(arguments: list[str]) -> str:
     if shell not in SHELLS:
         _fail(f"--completion is for one of {', '.join(SHELLS)}, got {shell!r}")
     verbs = {verb: options_of(entry.config_class()) for verb, entry in VERBS.items()}
-    takes_config = frozenset(verb for verb, entry in VERBS.items() if entry.trains)
-    return script(shell, verbs, {verb: entry.summary for verb, entry in VERBS.items()}, takes_config)
+    beside = {verb: entry.beside for verb, entry in VERBS.items()}
+    return script(shell, verbs, {verb: entry.summary for verb, entry in VERBS.items()}, beside)
 
 
 def _with_config_file(verb: str, arguments: list[str]) -> list[str]:
     """The arguments, those that the file of `--config` stands for in front; without one they stay as they are."""
-    places = [place for place, argument in enumerate(arguments) if argument.split("=", 1)[0] == CONFIG]
-    if not places or not VERBS[verb].trains:
+    if CONFIG not in VERBS[verb].beside:
         return arguments  # of a verb without it the parser says so
+    rest, file = taken_out(arguments, CONFIG, "one file, such as runs/pre/config.json")
+    if file is None:
+        return arguments
     from beitkit.command.config_file import arguments_of
 
-    place = places[0]
-    _, is_joined, file = arguments[place].partition("=")
-    rest = arguments[:place] + arguments[place + (1 if is_joined else 2) :]
-    file = file or next(iter(arguments[place + 1 : place + 2]), "")
-    if len(places) > 1 or not file or file.startswith("--"):
-        raise UserError(f"{CONFIG} needs one file, such as runs/pre/config.json")
     given = {argument.split("=", 1)[0] for argument in rest if argument.startswith("--")}
     inputs = next((number for number, argument in enumerate(rest) if argument.startswith("--")), len(rest))
     return [*arguments_of(Path(file), verb, VERBS[verb].config_class(), given, inputs), *rest]
@@ -190,5 +233,5 @@ def _lines(error: Exception, verb: str) -> list[str]:
 
 def _fail(*lines: str, code: int = USAGE_ERROR, process: int = 0) -> NoReturn:
     for line in lines:
-        print(f"beitkit{f' (process {process})' if process else ''}: {one_line(line)}", file=sys.stderr)
+        print(f"{failing_mark(process)}{one_line(line)}", file=sys.stderr)
     sys.exit(code)

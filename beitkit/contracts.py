@@ -54,7 +54,7 @@ Batch = dict[str, Tensor]
 ImageInput = str | bytes | os.PathLike[str] | Image.Image | NDArray[np.generic] | Tensor
 """One image: a path, a Pillow image, or an array or tensor (see `data.reader` for shapes and ranges)."""
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 """Precision of matrix products."""
 
 
@@ -67,14 +67,18 @@ def in_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Float[T
     return images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype, copy=True)
 
 
+AUTOCAST: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The autocast type of each `Precision`."""
+
+
 def precision_name(autocast: torch.dtype | None) -> Precision:
     """Name of the autocast type; float32 without autocast."""
-    return "float32" if autocast is None else "bfloat16"
+    return next(name for name, kind in AUTOCAST.items() if kind == autocast)
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
     """The autocast type of a precision; None: no autocast. The inverse of `precision_name`."""
-    return torch.bfloat16 if precision == "bfloat16" else None
+    return AUTOCAST[precision]
 
 
 def pixel_statistics(

@@ -9,16 +9,25 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters (C0 without tab and line feed, DEL, C1), and Unicode's marks of direction and of lines."""
 
 
+_URL = re.compile(r"(?<![\w/.])((?:hf|https?|s3|gs|gcs|az|abfss?|hdfs|s?ftp|memory):)/(?=[^/\s])")
+"""A URL that went through a `Path`, which keeps one of its two slashes."""
+
+
+def with_slashes(text: str) -> str:
+    """A text whose URLs have their two slashes: `hf://user/name`, of which a `Path` makes `hf:/user/name`."""
+    return _URL.sub(r"\1//", text)
+
+
 def harmless(text: str) -> str:
-    """A text with control characters made visible; lines and tabs stay."""
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """A text with control characters made visible and URLs made whole; lines and tabs stay."""
+    return with_slashes(_OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
 
 
 def one_line(text: str) -> str:
@@ -82,3 +91,23 @@ def tell(sentence: str) -> None:
         print(one_line(sentence), file=sys.stderr)
     else:
         _listener(sentence)
+
+
+_answers: Any = None
+
+
+@contextmanager
+def only_answers() -> Iterator[None]:
+    """Inside the block stdout is for `print_answer` alone; whatever else is printed goes to stderr."""
+    global _answers
+    before, _answers = _answers, sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers = before
+
+
+def print_answer(text: str) -> None:
+    """Print a result that a program reads."""
+    print(text, file=_answers)

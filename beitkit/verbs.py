@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from beitkit.command.beside import CONFIG, DEVICES
 from beitkit.command.habits import meant
 from beitkit.errors import UserError
-from beitkit.terminal import printed_harmless
+from beitkit.terminal import only_answers, print_answer, printed_harmless
+from beitkit.train.machine.launch import rank_from_environment
 
 
 class Entry(NamedTuple):
@@ -45,6 +48,13 @@ class Entry(NamedTuple):
     """Fields of the options that `--help` shows besides those that have to be given."""
     run: str = "run.run"
     """The function that takes the config, as MODULE.FUNCTION in the room."""
+    answer: str = ""
+    """The function that makes of config and result what `--json` prints, below `beitkit.runs`; without it the result as it is."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Options of the command line alone that work for it."""
+        return (CONFIG,) * self.trains + (DEVICES,) * self.is_shared
 
     def config_class(self) -> type[Any]:
         """The class that holds its options."""
@@ -52,52 +62,88 @@ class Entry(NamedTuple):
 
     def function(self) -> Callable[[Any], Any]:
         """The function that takes the config, and reads no larger images than that allows; importing it imports torch."""
-        return functools.partial(_limited, self._found(self.run))
+        return functools.partial(_limited, self._run)
+
+    def _run(self, config: Any) -> Any:
+        """Run the verb; with `json` stdout gets what it found and nothing else."""
+        run = self._found(self.run)
+        if not config.json:
+            return run(config)
+        from beitkit.report.table import plain  # here, because the overview does without
+
+        with only_answers():
+            found = run(config)
+            if rank_from_environment().rank == 0:
+                content = found if not self.answer else _function(self.answer)(config, found)
+                if content is not None:
+                    print_answer(json.dumps(plain(content)))
+        return found
 
     def _found(self, where: str) -> Any:
-        module, _, name = where.partition(".")
-        return getattr(importlib.import_module(f"beitkit.runs.{self.room}.{module}"), name)
+        return _function(f"{self.room}.{where}")
 
 
 VERBS = {
     "demo": Entry(
-        "demo", "DemoRun", "", "everything below on bundled images, in minutes", trains=True, common="out device threads"
+        "demo",
+        "DemoRun",
+        "",
+        "all of it on bundled images, in minutes",
+        trains=True,
+        common="out device threads",
+        answer="demo.run.answer",
     ),
     "run": Entry(
         "pipeline",
         "PipelineRun",
         "photos/ --labels labeled/ --out runs/mine",
-        "audit to exported model, and a verdict, within a budget",
+        "audit to exported model, with a verdict, within a time budget",
         trains=True,
         common="labels val budget init size seed device threads",
+        answer="pipeline.run.answer",
     ),
     "audit": Entry(
         "audit",
         "AuditRun",
         "photos/",
-        "what is in there: broken, odd, twice there, in training and validation",
+        "check images: broken, odd, duplicate, leaked into validation",
         common="val out list near image_size patch",
     ),
     "index": Entry(
-        "pack", "IndexRun", "photos/ --out photos.index", "list images in one mapped file", run="index.run", common="labels"
+        "pack",
+        "IndexRun",
+        "photos/ --out photos.index",
+        "write an index of images, in one file",
+        run="index.run",
+        common="labels",
+        answer="pack.index.answer",
     ),
-    "pack": Entry("pack", "PackRun", "photos/ --out shards", "copy images into tar shards", common="labels shard_size split"),
+    "pack": Entry(
+        "pack",
+        "PackRun",
+        "photos/ --out shards",
+        "copy images into tar shards",
+        common="labels shard_size split",
+        answer="pack.run.answer",
+    ),
     "tokenizer": Entry(
         "tokenizer",
         "TokenizerRun",
         "photos/ --out runs/tok",
-        "a visual token for each patch of your images",
+        "make a tokenizer: a visual token for each patch",
         trains=True,
         is_shared=True,
         common="kind image_size epochs steps batch_size lr seed dvae.vocabulary dvae.stride dvae.geometry "
         "kmeans.vocabulary kmeans.stride channels value_range view.crop_scale device threads workers",
+        answer="training.answer.answer",
     ),
     "tokenize": Entry(
         "tokenize",
         "TokenizeRun",
         "photos/ --tokenizer runs/tok --out tokens",
-        "store the tokens of some views, to compute them once",
+        "compute the tokens of stored views once",
         common="views image_size patch shard engine batch_size device workers",
+        answer="tokenize.run.answer",
     ),
     "pretrain": Entry(
         "pretrain",
@@ -110,131 +156,158 @@ VERBS = {
         common="tokenizer init size image_size patch epochs steps batch_size lr seed labels recipe views mask.ratio "
         "mask.kind view.crop_scale loop.accumulate loop.save_every network.positions device precision threads "
         "workers",
+        answer="training.answer.answer",
     ),
     "probe": Entry(
         "probe",
         "ProbeRun",
         "labeled/ --model runs/pre",
-        "judge the frozen features of every block",
-        common="out val protocol limit json device",
+        "evaluate the frozen features of every block",
+        common="out val protocol limit device",
     ),
     "finetune": Entry(
         "finetune",
         "FinetuneRun",
         "labeled/ --model runs/pre --out runs/cls",
-        "train a classifier from them",
+        "train a classifier",
         trains=True,
         is_shared=True,
         takes_recipe=True,
         common="model scratch size image_size epochs steps batch_size lr seed labels val compare recipe freeze pooling "
         "augment.operations augment.mixup optim.layer_decay loop.ema device precision threads workers",
+        answer="training.answer.answer",
     ),
     "segment": Entry(
         "segment",
         "SegmentRun",
         "scenes/ --model runs/pre --out runs/seg",
-        "train a network that names every pixel",
+        "train a semantic segmentation model",
         trains=True,
         is_shared=True,
         takes_recipe=True,
         common="model scratch size image_size head epochs steps batch_size lr seed val classes compare recipe freeze "
         "loss.class_weights inference.scales device precision threads workers",
+        answer="training.answer.answer",
     ),
     "evaluate": Entry(
         "evaluate",
         "EvaluateRun",
         "labeled/ --model runs/cls",
-        "measure it",
-        common="out image_size crop_share batch_size json device",
+        "measure trained models on labeled images",
+        common="out image_size crop_share batch_size device",
+        answer="evaluate.report.answer",
     ),
     "predict": Entry(
         "predict",
         "PredictRun",
         "new/ --model runs/cls --out p.csv",
-        "name what new images show",
-        common="out top batch_size shard engine json device",
+        "predict the classes of new images, or of their pixels",
+        common="out top batch_size shard engine device",
+        answer="predict.run.answer",
     ),
     "embed": Entry(
         "predict",
         "EmbedRun",
         "new/ --model runs/pre --out f.npy",
-        "their features, of any block",
+        "write the features of images, from any block",
         run="embed.run",
         common="block pool dtype batch_size shard engine device",
+        answer="predict.run.answer",
     ),
     "show": Entry(
         "show",
         "ShowRun",
         "photos/ --model runs/pre --out sheet.html",
-        "masks, tokens, attention, features, reasons",
+        "draw masks, tokens, attention, features, Grad-CAM",
         common="tokenizer only count gallery neighbors block queries target seed fit device",
     ),
     "inspect": Entry(
         "checkpoints",
         "InspectRun",
         "beit_base_patch16_224_pt22k.pth",
-        "what is this checkpoint?",
+        "describe a checkpoint",
         run="run.inspect",
-        common="verbose json",
+        common="verbose",
+        answer="checkpoints.run.inspect_answer",
     ),
     "show-load": Entry(
         "checkpoints",
         "ShowLoadRun",
         "beit.pth",
-        "what becomes of each of its tensors",
+        "say what loading does with each tensor",
         run="run.show_load",
         common="task num_classes image_size",
+        answer="checkpoints.run.show_load_answer",
     ),
     "convert": Entry(
         "checkpoints",
         "ConvertRun",
         "beit.pth --to huggingface --out hf/",
-        "official, transformers, timm and own, both ways",
+        "write it in another format (official, transformers, timm)",
         run="run.convert",
         common="dry_run verbose",
+        answer="checkpoints.run.convert_answer",
     ),
     "export": Entry(
         "checkpoints",
         "ExportRun",
         "--model runs/cls --format onnx --out m.onnx",
-        "a program that runs without beitkit",
+        "write a model as ONNX, torch.export or another format",
         run="run.export",
         common="image_size push",
+        answer="checkpoints.run.export_answer",
     ),
     "ablate": Entry(
         "ablate",
         "AblateRun",
         "photos/ labeled/ --tokenizer runs/tok",
-        "what is each part of BEiT worth on your images?",
+        "measure what each part of BEiT adds on your images",
         trains=True,
         common="tokenizer variants seeds size image_size patch steps finetune_steps labels device threads",
+        answer="ablate.run.answer",
     ),
     "verdict": Entry(
         "verdict",
         "VerdictRun",
         "labeled/ --from scratch runs/pre beit.pth",
-        "which start is best, with simple methods beside",
+        "find the best starting weights, with simple baselines",
         trains=True,
-        common="labels seeds out size image_size val epochs steps lr floors probe json device threads",
+        common="labels seeds out size image_size val epochs steps lr floors probe device threads",
+        answer="verdict.run.answer",
     ),
-    "compare": Entry("compare", "CompareRun", "runs/a runs/b", "runs side by side: options, curves, results", common="out json"),
-    "recipes": Entry("recipes", "RecipesRun", "", "the published set-ups, which --recipe takes", common="name json"),
+    "compare": Entry("compare", "CompareRun", "runs/a runs/b", "set runs side by side: options, curves, results", common="out"),
+    "recipes": Entry(
+        "recipes", "RecipesRun", "", "list the published set-ups, for --recipe", common="name all", answer="recipes.run.answer"
+    ),
     "replay": Entry(
         "replay",
         "ReplayRun",
         "runs/pre --step 1200",
-        "the same steps of a run again: do they give the same numbers?",
+        "repeat steps of a run and compare the numbers",
     ),
     "plan": Entry(
         "plan",
         "PlanRun",
         "--recipe NAME --images 1_281_167 --gpus 8",
-        "steps, memory, time and cost, before anything is spent",
-        common="recipe size image_size patch batch_size epochs steps gpus tokenizer views precision price json",
+        "estimate steps, memory, time and cost of a run",
+        common="recipe size image_size patch batch_size epochs steps gpus tokenizer views precision price",
+        answer="plan.run.answer",
     ),
-    "doctor": Entry("doctor", "DoctorRun", "", "what this machine has, and what is missing or broken", common="seconds json"),
+    "doctor": Entry(
+        "doctor",
+        "DoctorRun",
+        "",
+        "check this machine: what is missing, broken or slow",
+        common="seconds",
+        answer="doctor.run.answer",
+    ),
 }
 """All verbs by name, in the order in which one meets them."""
+
+
+def _function(where: str) -> Any:
+    module, _, name = where.rpartition(".")
+    return getattr(importlib.import_module(f"beitkit.runs.{module}"), name)
 
 
 def _limited(run: Callable[[Any], Any], config: Any) -> Any:

@@ -1,93 +1,155 @@
-"""The CIFAR-10 run of docs/results.md, by beitkit commands only.
+"""The CIFAR-10 runs of docs/results.md, and the tables.
 
-    python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10
+    python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10 [--labels 500 5000 50000] [--threads 1]
 
-CIFAR10_FOLDER holds train/<class>/ and test/<class>/. Only training images choose anything; the test images are
-measured once per run. Prints the tables of docs/results.md as Markdown. The same command continues a run that was cut.
+CIFAR10_FOLDER holds train/<class>/ and test/<class>/. What the settings were chosen by is decision 014: training images that
+were held out. The test images are measured once a run. Every step is an ordinary run folder, and the same command goes on
+where it was cut; what was measured is kept, so that the numbers of labels can be run one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-import beitkit
-from beitkit.configs.data import NO_AUGMENT, ViewConfig
+from beitkit.configs.data import NO_AUGMENT, AugmentConfig, MaskConfig, ViewConfig
 from beitkit.configs.parts import NetworkConfig
-from beitkit.configs.tokenizer import DVAEConfig
-from beitkit.configs.train import LoopConfig, OptimConfig
+from beitkit.configs.tokenizer import KMeansConfig
+from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
+from beitkit.data.sources.split import train_and_val
+from beitkit.evaluation.verdict import Contest, probability
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.pretrain import run as pretrain
+from beitkit.runs.pretrain.config import PretrainRun
+from beitkit.runs.probe import run as probe
+from beitkit.runs.probe.config import ProbeRun
+from beitkit.runs.tokenizer import run as tokenizer
+from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.verdict.classifiers import LabeledImages, classifier_contests
+from beitkit.runs.verdict.config import SCRATCH
+from beitkit.runs.verdict.measured import Kept, NamedStart, named_starts
+from beitkit.train.journal import duration
 
-SEEDS = (0, 1, 2)
-STEPS = {500: 400, 5000: 1000, 50000: 5000}
-"""Optimizer steps of 32 images by number of labels."""
+LENGTHS = (1, 4, 16)
+"""Of pre-training, in units of `UNIT` steps of `BATCH` images."""
+UNIT, BATCH = 1250, 64
+IMAGE_SIZE, PATCH = 32, 4
+VIEW = ViewConfig(shift=3, color_jitter=0.0)
+SEEDS = {500: (0, 1, 2), 5000: (0, 1, 2), 50000: (0, 1)}
+"""Of fine-tuning (labels, fresh weights, order), by number of labels."""
+MIXED = AugmentConfig(operations=0, magnitude=0.0, erasing=0.0, mixup=0.8, cutmix=1.0)
+
+
+class Course(NamedTuple):
+    """How long, how fast and how a start is fine-tuned."""
+
+    steps: int
+    lr: float
+    head_init: Literal["zero", "probe"] = "zero"
+    augment: AugmentConfig = NO_AUGMENT
+
+
+COURSES = {
+    ("pretrained", 500): Course(1500, 1e-3, "probe"),
+    ("scratch", 500): Course(1500, 1e-3),
+    ("pretrained", 5000): Course(4000, 2e-3),
+    ("scratch", 5000): Course(4000, 1e-3),
+    ("pretrained", 50000): Course(10000, 2e-3),
+    ("scratch", 50000): Course(10000, 1e-3),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", default="nano")
-    parser.add_argument("--pretrain-steps", type=int, default=8000)
-    parser.add_argument("--labels", type=int, nargs="+", default=[500, 5000])
+    parser.add_argument("--labels", type=int, nargs="+", default=list(SEEDS), choices=list(SEEDS))
+    parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
-    out, images = arguments.out, arguments.images
-    minutes: dict[str, float] = {}
+    images, out, machine = arguments.images, arguments.out, MachineConfig(threads=arguments.threads)
 
-    def timed(name: str, run):
-        start = time.monotonic()
-        result = run()
-        minutes[name] = minutes.get(name, 0) + (time.monotonic() - start) / 60
-        return result
+    tokenizer.run(
+        TokenizerRun(
+            images / "train", out=out / "tok", kind="kmeans", image_size=IMAGE_SIZE, machine=machine,
+            view=ViewConfig(crop_scale=(0.3, 1.0), shift=3, color_jitter=0.0),
+            kmeans=KMeansConfig(vocabulary=512, stride=PATCH, patches=100_000),
+        )
+    )  # fmt: skip
+    for length in LENGTHS:
+        pretrain.run(
+            PretrainRun(
+                images / "train", tokenizer=out / "tok", out=pretrained(out, length), size="micro",
+                image_size=IMAGE_SIZE, patch=PATCH,
+                train=TrainConfig(steps=length * UNIT, batch_size=BATCH, lr=4e-3), machine=machine,
+                network=NetworkConfig(positions="none", drop_path=0.0, depth=4, width=192, heads=3),
+                mask=MaskConfig(kind="random"), view=VIEW,
+                optim=OptimConfig(lr_batch=BATCH, betas=(0.9, 0.98), warmup_steps=200), loop=LoopConfig(log_every=200),
+            )
+        )  # fmt: skip
+    probes = [
+        probe.run(ProbeRun(images, model=pretrained(out, length), out=out / f"probe-{length}", machine=machine))
+        for length in LENGTHS
+    ]
 
-    timed(
-        "tokenizer",
-        lambda: beitkit.tokenizer(
-            images / "train", out=out / "tok", image_size=32, steps=1500, batch_size=64,
-            dvae=DVAEConfig(vocabulary=512, stride=4, hidden=64, codebook_dim=64),
-            view=ViewConfig(crop_scale=(0.3, 1.0), color_jitter=0.0), loop=LoopConfig(log_every=250),
-        ),
-    )  # fmt: skip
-    timed(
-        "pretrain",
-        lambda: beitkit.pretrain(
-            images / "train", tokenizer=out / "tok", out=out / "pre", size=arguments.size, image_size=32, patch=4,
-            steps=arguments.pretrain_steps, batch_size=32, lr=3e-3, network=NetworkConfig(drop_path=0.0),
-            view=ViewConfig(crop_scale=(0.3, 1.0), color_jitter=0.2),
-            optim=OptimConfig(lr_batch=32, warmup_steps=400), loop=LoopConfig(log_every=500, save_every=1000),
-        ),
-    )  # fmt: skip
-    probe = timed("probe", lambda: beitkit.probe(images, model=out / "pre", out=out / "probe", limit=5000))
-    scores: dict[int, dict[str, list[float]]] = {}
+    train, val = train_and_val(images, None, 0)
+    kept, longest = Kept(out), pretrained(out, LENGTHS[-1])
+    contests: list[Contest] = []
     for labels in arguments.labels:
-        for start in ("scratch", "pretrained"):
-            for seed in SEEDS:
-                result = timed(
-                    f"finetune with {labels} labels",
-                    lambda labels=labels, start=start, seed=seed: beitkit.finetune(
-                        images, model=out / "pre", out=out / "cls" / f"{labels}-{start}-{seed}", scratch=start == "scratch",
-                        labels=labels, seed=seed, steps=STEPS[labels], batch_size=32, lr=3e-3,
-                        optim=OptimConfig(lr_batch=32, min_lr=1e-6, warmup_steps=STEPS[labels] // 10, layer_decay=1.0, clip=None),
-                        drop_path=0.1, augment=NO_AUGMENT, loop=LoopConfig(log_every=500, ema=0.0),
-                    ),
-                )  # fmt: skip
-                scores.setdefault(labels, {}).setdefault(start, []).append(result.accuracy)
+        lengths = [pretrained(out, length) for length in LENGTHS] if labels == min(SEEDS) else [longest]
+        contests += classifier_contests(
+            LabeledImages(train, val, machine),
+            named_starts((SCRATCH, *lengths)),
+            (labels,),
+            SEEDS[labels],
+            lambda start, labels, seed: finetuning(images, out, machine, start, labels, seed),
+            kept,
+        )
+    show(contests, probes)
 
-    print("| labels | from scratch | pre-trained | gain | spread (larger standard deviation over seeds) |\n|---|---|---|---|---|")
-    for labels, score in scores.items():
-        cells = [f"{statistics.mean(values):.1%} ({', '.join(f'{value:.1%}' for value in values)})" for values in score.values()]
-        gain = 100 * (statistics.mean(score["pretrained"]) - statistics.mean(score["scratch"]))
-        spread = 100 * max(statistics.stdev(values) for values in score.values())
-        print(f"| {labels:,} | {cells[0]} | {cells[1]} | {gain:+.1f} | {spread:.1f} |")
-    assert probe.neighbors is not None
-    assert probe.linear is not None
-    print("\n| block | nearest neighbors | linear probe |\n|---|---|---|")
-    for block, (neighbors, linear) in enumerate(zip(probe.neighbors.test, probe.linear.test, strict=True)):
-        marks = [" (chosen)" if block == one.chosen else "" for one in (probe.neighbors, probe.linear)]
-        print(f"| {block + 1} | {neighbors:.1%}{marks[0]} | {linear:.1%}{marks[1]} |")
-    print("\n" + json.dumps({name: round(value, 1) for name, value in minutes.items()}))
+
+def pretrained(out: Path, length: int) -> Path:
+    """The pre-training of this length."""
+    return out / f"pretrained-{length}"
+
+
+def finetuning(images: Path, out: Path, machine: MachineConfig, start: NamedStart, labels: int, seed: int) -> FinetuneRun:
+    """The same network, labels and pooling for every start, at the length and rate that suit fresh or pre-trained weights."""
+    is_scratch = start.path is None
+    course = COURSES["scratch" if is_scratch else "pretrained", labels]
+    return FinetuneRun(
+        images, model=start.path or pretrained(out, LENGTHS[-1]), out=out / "finetune" / f"{start.slug}-{labels}-{seed}",
+        scratch=is_scratch, labels=labels, pooling="grid", pool_cells=2, head_init=course.head_init, drop_path=0.1,
+        train=TrainConfig(steps=course.steps, batch_size=BATCH, lr=course.lr, seed=seed), machine=machine, view=VIEW,
+        augment=course.augment, loop=LoopConfig(log_every=100, ema=0.0),
+        optim=OptimConfig(
+            lr_batch=BATCH, min_lr=1e-6, warmup_steps=course.steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0
+        ),
+    )  # fmt: skip
+
+
+def show(contests: list[Contest], probes: list[probe.Probe]) -> None:
+    """Print the tables of docs/results.md as Markdown."""
+    heads = ("labels", "start or floor", "top-1", "by seed", "spread", "probe", "p to the best start", "time")
+    print(f"| {' | '.join(heads)} |\n|{len(heads) * '---|'}")
+    for contest in contests:
+        for one in (*contest.starts, *contest.floors):
+            against = contest.floor if one.is_floor and one is contest.floors[0] else contest.against(one.name)
+            print(
+                f"| {contest.labels:,} | {one.name} | {one.mean:.1%} | {' '.join(f'{100 * score:.1f}' for score in one.scores)} "
+                f"| {'' if one.deviation is None else f'{100 * one.deviation:.1f}'} "
+                f"| {'' if one.probe is None else f'{statistics.mean(one.probe):.1%}'} "
+                f"| {'' if against is None else probability(against.p_value).removeprefix('= ')} "
+                f"| {duration(statistics.mean(one.seconds))} |"
+            )
+    print("\n| images seen in pre-training | block | nearest neighbors | linear probe |\n|---|---|---|---|")
+    for length, found in zip(LENGTHS, probes, strict=True):
+        assert found.neighbors is not None
+        assert found.linear is not None
+        for block, (neighbors, linear) in enumerate(zip(found.neighbors.test, found.linear.test, strict=True)):
+            marks = [" (chosen)" if block == one.chosen else "" for one in (found.neighbors, found.linear)]
+            print(f"| {length * UNIT * BATCH:,} | {block + 1} | {neighbors:.1%}{marks[0]} | {linear:.1%}{marks[1]} |")
 
 
 if __name__ == "__main__":

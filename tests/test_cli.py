@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import beitkit
 from beitkit.cli import main
@@ -19,6 +22,7 @@ from beitkit.command.options import with_options
 from beitkit.configs import train
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
+from beitkit.train.machine import together
 from beitkit.verbs import VERBS
 
 
@@ -34,14 +38,37 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "photos", "--bach", "3"]])
-def test_help_and_usage_errors_do_not_import_torch(arguments: list[str]) -> None:
+QUICK = [
+    [],
+    ["--help"],
+    ["--version"],
+    ["--completion", "bash"],
+    ["pretrian"],
+    *([verb, "--help"] for verb in VERBS),
+    *([verb, "photos", "--bach", "3"] for verb in VERBS),
+    *([verb] for verb in VERBS if verb not in ("demo", "doctor", "recipes")),
+    ["pretrain", "photos", "--tokenizer", "t", "--out", "o", "--mask.ratio", "2"],
+    ["finetune", "labeled", "--out", "o", "--recipe", "none"],
+    ["recipes"],
+    ["recipes", "v2"],
+    ["recipes", "--json"],
+]
+"""Commands that need no network: what is asked for is told, or what is wrong with the command."""
+
+
+def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_all() -> None:
     code = (
-        "import sys\nfrom beitkit.cli import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'"
+        "import contextlib, io, sys\nfrom beitkit.cli import main\n"
+        f"for arguments in {QUICK!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "        try:\n            main(arguments)\n"
+        "        except SystemExit as stopped:\n            assert stopped.code in (0, 2)\n"
+        "    assert 'torch' not in sys.modules, arguments\n"
+        "    if arguments in ([], ['--help'], ['--version']):\n"
+        "        assert not {'tyro', 'rich', 'numpy', 'PIL'} & {*sys.modules}, arguments\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -51,6 +78,39 @@ def test_every_verb_has_help_that_names_its_options(verb: str, capsys: pytest.Ca
     assert stopped.value.code == 0
     without = ("evaluate", "inspect", "show-load", "recipes", "plan", "replay", "doctor")
     assert "--out" in capsys.readouterr().out or verb in without
+
+
+def test_the_overview_fits_the_terminal_and_has_examples_where_there_is_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for columns, has_examples in ((80, False), (140, True)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main([])
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert all(any(line.startswith(f"  {'beitkit ' * has_examples}{verb} ") for line in lines) for verb in VERBS)
+        assert ("photos/ --out runs/tok" in "".join(lines)) == has_examples
+
+
+def test_no_color_is_obeyed(tmp_path: Path) -> None:
+    if not hasattr(os, "openpty"):
+        pytest.skip("no terminals here")
+    for arguments in (["--help"], ["pretrain", "--help-all"], ["recipes"], ["pretrain", "x", "--bach"]):
+        ours, theirs = os.openpty()
+        environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+        done = subprocess.Popen(
+            [sys.executable, "-m", "beitkit", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how a terminal whose other side is closed ends
+            while part := os.read(ours, 65536):
+                shown += part
+        done.wait()
+        os.close(ours)
+        assert b"beitkit" in shown
+        assert b"\x1b[" not in shown
 
 
 def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,3 +341,79 @@ def test_a_verb_of_one_process_is_refused_in_several(monkeypatch: pytest.MonkeyP
     assert "beitkit probe runs in one process, but torchrun or srun started 2" in line
     monkeypatch.delenv("RANK")
     assert "the environment variable RANK is not set" in fails(["pretrain", "images"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--devices", "0"], "--devices expects a number of processes from 1 on, or all for one on each GPU, got '0'"),
+        (["--devices=-2"], "from 1 on, or all for one on each GPU, got '-2'"),
+        (["--devices=0,1"], "got '0,1'"),
+        (["--devices"], "--devices needs a number of processes, or all for one on each GPU"),
+        (["--devices", "2", "--devices=3"], "--devices needs a number"),
+        (["--gpus", "2"], "there is no option --gpus, it is --devices here"),
+        (["--nproc-per-node=2"], "there is no option --nproc-per-node, it is --devices here"),
+        (["--devices", "2", "--stesp", "3"], "there is no option --stesp, did you mean --steps?"),
+        (["--devices", "2", "--device", "cpu", "--loop.accumulate", "3"], "--loop.accumulate 3 cannot be shared evenly by 2"),
+    ],
+)
+def test_mistakes_with_devices_are_told_before_anything_starts(
+    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(together, "run_together", lambda *_: pytest.fail("processes were started"))
+    assert expected in fails(["pretrain", "photos", "--target", "pixels", "--out", "o", *arguments], capsys)
+
+
+def test_devices_are_for_verbs_that_several_processes_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(["probe", "labeled", "--model", "m", "--devices", "2"], capsys)
+    assert "beitkit probe runs in one process; --devices is for tokenizer, pretrain, finetune, segment" in line
+    assert "there is no option --gpus" not in fails(["plan", "--images", "9", "--gpus", "many"], capsys)  # plan has it
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    line = fails(["pretrain", "photos", "--target", "pixels", "--out", "o", "--devices", "2"], capsys)
+    assert "--devices starts the processes itself, and torchrun or srun has done so already" in line
+    with pytest.raises(UserError, match="by the command line alone, with --devices, or by torchrun"):
+        beitkit.pretrain("photos", target="pixels", out="o", devices=2)
+
+
+def in_two(images: Path, out: Path) -> list[str]:
+    command = [sys.executable, "-m", "beitkit", "pretrain", str(images), "--target", "pixels", "--size", "nano", "--patch", "8"]
+    command += ["--image-size", "32", "--batch-size", "2", "--steps", "60", "--loop.log-every", "1", "--threads", "1"]
+    command += ["--device", "cpu", "--precision", "float32", "--workers", "0", "--loop.accumulate", "2"]
+    return [*command, "--out", str(out), "--devices", "2"]
+
+
+def test_two_processes_without_a_launcher_end_where_one_does(images: Path, tmp_path: Path) -> None:
+    """Ctrl-C in the middle, then the same command again."""
+    two = tmp_path / "two"
+    started = subprocess.Popen(in_two(images, two), stderr=subprocess.PIPE, text=True)
+    assert started.stderr is not None
+    said = []
+    for line in started.stderr:
+        said.append(line)
+        if line.startswith("step 2/"):
+            started.send_signal(signal.SIGINT)
+    assert started.wait() == 128 + signal.SIGINT, said
+    started.stderr.close()
+    assert said[-1].startswith("beitkit: stopped after step ")
+    assert "everything is saved, the same command continues: beitkit pretrain" in said[-1]
+    assert said[-1].endswith("--devices 2\n")
+    done = subprocess.run(in_two(images, two), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after step" in done.stderr
+    assert "devices" not in (two / "config.json").read_text()
+    with pytest.raises(SystemExit):
+        main(in_two(images, tmp_path / "one")[3:-2])
+    states = [load_file(folder / "model.safetensors") for folder in (two, tmp_path / "one")]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_mistake_of_several_processes_is_said_once(tmp_path: Path) -> None:
+    done = subprocess.run(in_two(tmp_path / "missing", tmp_path / "out"), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("beitkit: ")
+    assert "missing does not exist" in lines[0]

@@ -98,7 +98,8 @@ def test_from_images_to_a_classifier(world: Path, capsys: pytest.CaptureFixture[
         )  # fmt: skip
         check_run_folder(out, "finetune")
     assert str(scratch) in (cls / "report.html").read_text()
-    capsys.readouterr()
+    top1 = [json.loads((folder / "result.json").read_text())["top1"] for folder in (cls, scratch)]
+    assert [f"{top1[0]:.1%}", f"{top1[1]:.1%}", f"{100 * (top1[0] - top1[1]):+.1f}"] == capsys.readouterr().out.split()[-3:]
     command("evaluate", images, "--model", cls, "--json")
     evaluation = json.loads(capsys.readouterr().out)
     result = json.loads((cls / "result.json").read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from beitkit.command.options import Option
 
@@ -13,26 +13,26 @@ EXTRA = ("--help", "--help-all")
 ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
 
 
-def script(shell: str, verbs: Mapping[str, Sequence[Option]], summaries: Mapping[str, str], takes_config: Collection[str]) -> str:
+def script(
+    shell: str, verbs: Mapping[str, Sequence[Option]], summaries: Mapping[str, str], beside: Mapping[str, Sequence[str]]
+) -> str:
     """What a shell reads to complete commands: `source <(beitkit --completion bash)`.
 
     Args:
         shell: bash, zsh or fish.
         verbs: each verb's options.
         summaries: what each verb does, which fish shows.
-        takes_config: the verbs that have `--config`.
+        beside: each verb's options of the command line alone (`command.beside`).
     """
     if shell == "fish":
-        return _fish(verbs, summaries, takes_config)
-    return (ZSH if shell == "zsh" else "") + _bash(verbs, takes_config)
+        return _fish(verbs, summaries, beside)
+    return (ZSH if shell == "zsh" else "") + _bash(verbs, beside)
 
 
-def _bash(verbs: Mapping[str, Sequence[Option]], takes_config: Collection[str]) -> str:
+def _bash(verbs: Mapping[str, Sequence[Option]], beside: Mapping[str, Sequence[str]]) -> str:
     options, words = [], []
     for verb, found in verbs.items():
-        names = " ".join(
-            [*(option.name for option in found if not option.is_positional), *EXTRA, *_config_of(verb, takes_config)]
-        )
+        names = " ".join([*(option.name for option in found if not option.is_positional), *EXTRA, *beside[verb]])
         options.append(f"    {verb}) options={shlex.quote(names)} ;;")
         for option in found:
             if option.choices and not option.is_positional:
@@ -65,11 +65,11 @@ def _bash(verbs: Mapping[str, Sequence[Option]], takes_config: Collection[str]) 
     return "\n".join(lines)
 
 
-def _fish(verbs: Mapping[str, Sequence[Option]], summaries: Mapping[str, str], takes_config: Collection[str]) -> str:
+def _fish(verbs: Mapping[str, Sequence[Option]], summaries: Mapping[str, str], beside: Mapping[str, Sequence[str]]) -> str:
     lines = []
     for verb, found in verbs.items():
         lines.append(f"complete -c beitkit -n __fish_use_subcommand -a {verb} -d {_quoted(summaries[verb])}")
-        for name in (*EXTRA, *_config_of(verb, takes_config)):
+        for name in (*EXTRA, *beside[verb]):
             lines.append(f"complete -c beitkit -n '__fish_seen_subcommand_from {verb}' -l {name[2:]}")
         for option in found:
             if option.is_positional:
@@ -80,10 +80,6 @@ def _fish(verbs: Mapping[str, Sequence[Option]], summaries: Mapping[str, str], t
                 f"complete -c beitkit -n '__fish_seen_subcommand_from {verb}' -l {option.name[2:]}{takes} -d {_quoted(text)}"
             )
     return "\n".join(lines)
-
-
-def _config_of(verb: str, takes_config: Collection[str]) -> tuple[str, ...]:
-    return ("--config",) if verb in takes_config else ()
 
 
 def _quoted(text: str) -> str:

@@ -45,6 +45,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "grad_checkpointing": ("speed.recompute",),
     "gradient_accumulation_steps": ("loop.accumulate",),
     "gradient_checkpointing": ("speed.recompute",),
+    "half": ("precision",),
     "hflip": ("view.flip",),
     "img_size": ("image_size",),
     "imgsz": ("image_size",),
@@ -106,6 +107,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 """What is typed elsewhere, without dashes, and the fields that mean it here; a verb has one of them, or none."""
 
 NOT_NEEDED: dict[str, str] = {
+    "devices": "several processes are started by the command line alone, with --devices, or by torchrun",
     "resume": "the same command again continues a run",
     "exist_ok": "the same command again continues a run",
     "num_classes": "the classes are those of the labeled images",

@@ -15,6 +15,7 @@ from typing import Any
 
 import tyro
 
+from beitkit.command.beside import TEXTS
 from beitkit.command.options import REQUIRED, Option, options_of, with_options, written
 from beitkit.command.parse import SETTINGS
 
@@ -38,35 +39,36 @@ def _in_usage(option: Option) -> str:
     return option.name if option.is_required else f"[{option.name}]"
 
 
-def short_help(verb: str, config: type[Any], common: Sequence[str], *, takes_config: bool) -> str:
+def short_help(verb: str, config: type[Any], common: Sequence[str], example: str, beside: Sequence[str]) -> str:
     """One screen: what the verb does, its inputs, what it needs, and the options that people change.
 
     Args:
         verb: its name.
         config: the class that holds its options.
         common: fields of the options that are shown besides those that have to be given.
-        takes_config: whether `--config FILE` works.
+        example: arguments that show its use.
+        beside: options of the command line alone that work (`command.beside`).
     """
     options = options_of(config)
     by_field = {option.field: option for option in options}
     first = [option for option in options if option.is_positional or option.is_required]
-    shown = sorted(first, key=lambda option: not option.is_positional) + [by_field[field] for field in common]
+    shown = sorted(first, key=lambda option: not option.is_positional) + [by_field[field] for field in (*common, "json")]
     width = min(shutil.get_terminal_size().columns, WIDEST)
     purpose = with_options(" ".join((config.__doc__ or "").split("\n\n")[0].split()), config)
     lines = [
         *textwrap.wrap(f"usage: {usage(verb, config)}", width, subsequent_indent="    "),
         "",
         *textwrap.wrap(purpose, width),
+        *textwrap.wrap(f"example: beitkit {verb} {example}".rstrip(), width, subsequent_indent="    ", break_on_hyphens=False),
         "",
     ]
     for option in dict.fromkeys(shown):
         lines += _entry(
             option.name if option.is_positional else f"{option.name} {option.metavar}".strip(), _first_words(option), width
         )
-    if takes_config:
-        lines += _entry(
-            "--config FILE", "Options from a run's config.json, or from TOML or YAML; those that are typed win.", width
-        )
+    for name in beside:
+        metavar, text = TEXTS[name]
+        lines += _entry(f"{name} {metavar}", text, width)
     hidden = len(options) - len({*shown})
     if hidden:
         lines += ["", f"{hidden} more: beitkit {verb} --help-all"]

@@ -107,7 +107,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 @functools.cache
 def docstrings(config: type[Any]) -> dict[str, str]:
-    """The strings that stand below the fields of a class and of those it inherits from, on one line each."""
+    """The strings below the fields of a class and of those it inherits from, or in their types, on one line each."""
     texts: dict[str, str] = {}
     for kind in reversed(config.__mro__[:-1]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
@@ -117,6 +117,9 @@ def docstrings(config: type[Any]) -> dict[str, str]:
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 texts[field.target.id] = " ".join(str(below.value.value).split())
+    hints = get_type_hints(config, include_extras=True)
+    told = {name: [getattr(mark, "help", None) for mark in get_args(hint)[1:]] for name, hint in hints.items()}
+    texts |= {name: text for name, found in told.items() for text in found if isinstance(text, str)}
     return {field.name: texts[field.name] for field in dataclasses.fields(config) if field.name in texts}
 
 

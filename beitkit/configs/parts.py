@@ -26,6 +26,8 @@ Views = Annotated[int, Bounds(ge=1, le=4096)]
 """Stored views of an image; a run of more epochs than that can as well show another view in each."""
 Flat = arg(name="")
 """The command line writes the fields of this part without a prefix, and messages name them so: `lr`, not `train.lr`."""
+Json = Annotated[bool, arg(help="Print the result as JSON on stdout; everything else goes to stderr.")]
+"""Of every verb; `beitkit.verbs` obeys it."""
 From = arg(name="from")
 """The command line calls this field `from`, a word that Python keeps for itself."""
 

@@ -112,7 +112,8 @@ class ReconstructConfig:
     start_from_data: bool = True
     """Set the codes from k-means of the first batch's features."""
     revive_every: NonNegativeInt = 25
-    """Batches after which unused codes are split off from those with the most error; 0 turns this off."""
+    """Most batches after which unused codes are split off from those with the most error, fewer in a run that is short; 0 turns
+    this off."""
     revive_share: Share = 0.75
     """Share of the run during which codes are revived; the rest lets them settle."""
     dead_share: Share = 0.05

@@ -27,6 +27,8 @@ Value = TypeVar("Value")
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Sharding = Literal["auto", "none", "full"]
 SinkName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Form = Literal["off", "blocks", "objective"]
+"""What of a training step is compiled."""
 
 
 @config()
@@ -101,7 +103,7 @@ class LoopConfig:
     """Steps between checkpoints; 0 saves at the end only."""
     max_bad_steps: PositiveInt = 3
     """Steps whose loss or gradient is not finite are not applied. After this many in a row a run goes back to the last checkpoint
-    before them, and on with the images after theirs."""
+    before them, and on with the images after theirs. Those for which only float16's scale was too large do not count."""
     max_setbacks: NonNegativeInt = later(2)
     """How often it goes back so before it stops."""
     check_contents: Literal["sizes", "digests", "off"] = later("sizes")
@@ -130,8 +132,9 @@ class MachineConfig:
 
     device: Literal["auto"] | DeviceKind = "auto"
     """auto takes CUDA, then MPS, then the CPU."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 where the hardware multiplies in it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto takes bfloat16 where the hardware multiplies in it, float16 on older NVIDIA GPUs, else float32. In float16 the loss is
+    scaled for its gradients."""
     threads: NonNegativeInt = 0
     """CPU threads; 0 takes the cores this process may use."""
     workers: Annotated[int, Bounds(ge=-1)] = -1

@@ -39,10 +39,6 @@ class Written(NamedTuple):
         unreadable = f", {self.unreadable} of them unreadable" if self.unreadable else ""
         return f"{self.images} image{'' if self.images == 1 else 's'}{unreadable}"
 
-    def as_json(self) -> str:
-        """The counts, and what was written."""
-        return json.dumps(self._asdict() | {"out": str(self.out)})
-
     def check(self) -> None:
         """Raise a `UserError` if there are images of which not one can be read."""
         if self.images and self.unreadable == self.images:

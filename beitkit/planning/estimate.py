@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from beitkit.planning.gpu import Computed
 from beitkit.planning.memory import FLOAT
 from beitkit.planning.rates import Given, Measured
 from beitkit.planning.workload import Workload
@@ -86,7 +87,7 @@ def operations(workload: Workload, length: Length, *, recompute: bool) -> Operat
 def step_seconds(
     workload: Workload,
     length: Length,
-    rates: Measured | Given,
+    rates: Measured | Given | Computed,
     *,
     recompute: bool,
     workers: int,
@@ -101,6 +102,9 @@ def step_seconds(
         network = images * workload.flops.step(recompute=recompute) / rates.flops_per_second
         tokenizer = images * length.tokenized * workload.tokenizer_flops / rates.tokenizer
         return StepSeconds(network, tokenizer, 0.0, 0.0, exchanged)
+    if isinstance(rates, Computed):
+        tokenizer = images * length.tokenized * rates.tokenizer
+        return StepSeconds(images * rates.step, tokenizer, 0.0, rates.update, exchanged)
     network = images * (workload.network.backbone.depth * rates.block + rates.rest)
     tokenizer = images * length.tokenized * rates.tokenizer
     update = rates.update * workload.parameters
@@ -110,11 +114,13 @@ def step_seconds(
     return StepSeconds(network, tokenizer, waiting, update, exchanged)
 
 
-def evaluation_seconds(workload: Workload, length: Length, rates: Measured | Given, *, recompute: bool) -> float:
+def evaluation_seconds(workload: Workload, length: Length, rates: Measured | Given | Computed, *, recompute: bool) -> float:
     """Of all evaluations: forward, the tokenizer, and reading in the main process."""
     if isinstance(rates, Given):
         forward = workload.flops.forward / rates.flops_per_second
         return length.judged * (forward + workload.tokenizer_flops / rates.tokenizer)
+    if isinstance(rates, Computed):
+        return length.judged * (rates.forward + rates.tokenizer)
     blocks = workload.network.backbone.depth * rates.block / (1 + BACKWARD + recompute)
     forward = blocks + rates.rest / (1 + BACKWARD)
     return length.judged * (forward + rates.tokenizer + (rates.reading or 0.0))

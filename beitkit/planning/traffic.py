@@ -3,12 +3,13 @@
 An operation reads its inputs and writes its outputs, whole and once, as if no cache held anything from one to the next; views
 cost nothing. On a CPU an elementwise operation on two types first copies what has the lower one, below what is seen here, which
 is added. Bytes count where memory is the limit, and a change of them shows without a clock. What a compiler puts together into
-one kernel is not seen.
+one kernel is not seen here; `Chains` says what it would come to at best.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -38,6 +39,13 @@ class Count(NamedTuple):
     bytes: int
 
 
+class Touched(NamedTuple):
+    """Tensors that an operation reads and writes; none for a view."""
+
+    read: list[Tensor]
+    written: list[Tensor]
+
+
 class Traffic(TorchDispatchMode):
     """Counts what the operations inside the block read and write."""
 
@@ -50,11 +58,15 @@ class Traffic(TorchDispatchMode):
         """Run the operation and count it."""
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        moved = _moved(func, name, args, kwargs or {}, result)
+        self._add(name, _touched(func, name, args, kwargs or {}, result))
+        return result
+
+    def _add(self, name: str, touched: Touched) -> None:
+        """Count an operation."""
+        moved = _moved(name, touched)
         if moved:
             self._calls[name] += 1
             self._bytes[name] += moved
-        return result
 
     @property
     def operations(self) -> dict[str, Count]:
@@ -76,15 +88,115 @@ class Traffic(TorchDispatchMode):
         return self._bytes.total()
 
 
+class Chains(Traffic):
+    """Counts a step as a GPU makes it: attention by one kernel, and a chain of operations between two products by one at best.
+
+    Operations on scores (b, k, t, t) are attention's, which a fused kernel keeps on the chip, and are counted apart; `fused` is
+    what is left of the others where every chain between two products reads what it is given once, and writes once what is used
+    after it.
+    """
+
+    def __init__(self, images: int, tokens: int) -> None:
+        """A step of this many images, whose networks see `tokens` tokens of each."""
+        super().__init__()
+        self.inside_attention = Count(0, 0)
+        self._scores = images, tokens
+        self._numbers: dict[int, int] = {}
+        """Of the storages that there are now, by address: an address is used again."""
+        self._gone: set[int] = set()
+        self._last_use: dict[int, int] = {}
+        """Chain in which a storage was read last."""
+        self._chains: list[tuple[dict[int, int], dict[int, int]]] = [({}, {})]
+        """Bytes that each read before it wrote them, and that it wrote, by storage."""
+
+    @property
+    def eager(self) -> Count:
+        """Operations that are no products, one after the other, attention's inside left out."""
+        apart = ("products", "attention")
+        counts = [count for category, count in self.categories.items() if category not in apart]
+        return Count(sum(count.calls for count in counts), sum(count.bytes for count in counts))
+
+    @property
+    def products(self) -> Count:
+        """Matrix products and convolutions, attention's left out."""
+        return self.categories["products"]
+
+    @property
+    def fused(self) -> Count:
+        """What `eager` comes to as chains; those that move nothing are no kernel."""
+        moved = []
+        for place, (read, written) in enumerate(self._chains):
+            used = {
+                number: size
+                for number, size in written.items()
+                if number not in self._gone or self._last_use.get(number, -1) > place
+            }
+            moved.append(sum(read.values()) + sum(used.values()))
+        return Count(sum(size > 0 for size in moved), sum(moved))
+
+    def _add(self, name: str, touched: Touched) -> None:
+        if not touched.written:
+            return
+        if any(self._is_of_scores(tensor) for tensor in (*touched.read, *touched.written)):
+            calls, moved = self.inside_attention
+            self.inside_attention = Count(calls + 1, moved + sum(map(_size, (*touched.read, *touched.written))))
+            self._chained(touched, is_apart=True)
+            return
+        self._calls[name] += 1
+        self._bytes[name] += sum(map(_size, (*touched.read, *touched.written)))
+        self._chained(touched, is_apart=_category(name) in ("products", "attention"))
+
+    def _is_of_scores(self, tensor: Tensor) -> bool:
+        images, tokens = self._scores
+        shape = tensor.shape
+        if len(shape) == 3:  # as products take them
+            return shape[1] == shape[2] == tokens and shape[0] >= images and shape[0] % images == 0 and images > 1
+        return len(shape) == 4 and shape[0] == images > 1 and shape[2] == shape[3] == tokens
+
+    def _chained(self, touched: Touched, *, is_apart: bool) -> None:
+        """Add to the chain that goes on; what is apart ends it."""
+        if is_apart:
+            self._chains.append(({}, {}))
+        place, (read, written) = len(self._chains) - 1, self._chains[-1]
+        for tensor in touched.read:
+            number = self._number(tensor)
+            self._last_use[number] = place
+            if not is_apart and number not in written:
+                _note(read, number, tensor)
+        for tensor in touched.written:
+            number = self._number(tensor)
+            if not is_apart:
+                _note(written, number, tensor)
+        if is_apart:
+            self._chains.append(({}, {}))
+
+    def _number(self, tensor: Tensor) -> int:
+        storage = tensor.untyped_storage()
+        address = storage._cdata
+        if address not in self._numbers:
+            number = self._numbers[address] = len(self._gone) + len(self._numbers)
+            weakref.finalize(storage, self._forget, address, number)
+        return self._numbers[address]
+
+    def _forget(self, address: int, number: int) -> None:
+        del self._numbers[address]
+        self._gone.add(number)
+
+
+def _note(sizes: dict[int, int], number: int, tensor: Tensor) -> None:
+    """What is touched in parts counts in parts, but no storage more than whole."""
+    sizes[number] = min(tensor.untyped_storage().nbytes(), max(_size(tensor), sizes.get(number, 0)))
+
+
 def _category(name: str) -> str:
     if name.startswith(ATTENTION):
         return "attention"
     return next((category for category, names in CATEGORIES.items() if name in names), "elementwise")
 
 
-def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+def _touched(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Touched:
     if name in FREE:
-        return 0
+        return Touched([], [])
     schema = func._schema
     returned = result if isinstance(result, tuple | list) and len(schema.returns) > 1 else (result,)
     outputs = [value for value, declared in zip(returned, schema.returns, strict=False) if declared.alias_info is None]
@@ -97,7 +209,12 @@ def _moved(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], 
             written += tensors
         if not (is_overwritten and name in WRITE_ONLY):
             read += tensors
-    if not written:  # a view
+    return Touched(read, written) if written else Touched([], [])  # else it is a view
+
+
+def _moved(name: str, touched: Touched) -> int:
+    read, written = touched
+    if not written:
         return 0
     converted = 0
     if _category(name) == "elementwise" and written[0].is_cpu and written[0].is_floating_point():

@@ -31,6 +31,7 @@ from beitkit.report.images import CELL, check_columns, fit, png_bytes
 from beitkit.report.normal import Level, Line
 from beitkit.report.table import Table
 from beitkit.system import write_atomically
+from beitkit.terminal import with_slashes
 
 _COLUMNS_SIDE_BY_SIDE = 8
 
@@ -139,7 +140,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the page; a reader sees the old file or the new one, never half of it."""
-        write_atomically(path, self.html().encode())
+        write_atomically(path, with_slashes(self.html()).encode())
 
     def _add(self, macro: str, **content: object) -> None:
         """Append what a macro of `blocks.html.jinja` makes of the content."""

@@ -26,6 +26,8 @@ DATA_BOUND = 0.3
 """Share of the time spent waiting for images from which the data is what limits the speed."""
 SPIKE = 10.0
 """A gradient norm this many times the usual one is a spike."""
+REFUSED, REFUSED_SHARE = 16, 0.01
+"""Steps that a gradient scaler refuses until its scale fits (it begins at 2 ** 16), and the share of all steps after that."""
 CONSTANT = 0.9
 """Targets are as good as constant when one token makes up more than this share."""
 ONE_POINT = 0.01
@@ -221,11 +223,29 @@ def segmentation_lines(
     return lines
 
 
-def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], data_wait: Number, bad_steps: int) -> list[Line]:
+class Scaled(NamedTuple):
+    """How a run in float16 went with the scale of its gradients."""
+
+    refused: int
+    """Steps that were left out because the scale was too large for them."""
+    steps: int
+    """All steps."""
+    scale: Number
+    """The last scale."""
+
+
+def training_lines(
+    *,
+    losses: Sequence[Number],
+    grad_norms: Sequence[Number],
+    data_wait: Number,
+    bad_steps: int,
+    scaled: Scaled | None = None,
+) -> list[Line]:
     """What holds for every training: the course of the loss, spikes, steps that were not finite, and waiting for data.
 
     `losses` and `grad_norms` are the logged values in order, `data_wait` the share of the time spent waiting for images, and
-    `bad_steps` the number of steps left out because loss or gradient was not finite.
+    `bad_steps` the number of steps left out because loss or gradient was not finite; `scaled` is for runs in float16.
     """
     lines = _course_lines([float(loss) for loss in losses if math.isfinite(loss)])
     if bad_steps:
@@ -236,6 +256,15 @@ def training_lines(*, losses: Sequence[Number], grad_norms: Sequence[Number], da
                 f"Not finite: {_count(bad_steps, 'step')} left out because the loss or a gradient was NaN or infinite; {advice}.",
             )
         )
+    if scaled is not None:
+        left_out = f"{scaled.refused:,} of {_count(scaled.steps, 'step')} left out by the gradient scaler"
+        share = f"{left_out}, whose scale ended at {scaled.scale:,g}"
+        if scaled.refused > REFUSED + REFUSED_SHARE * scaled.steps:
+            lines.append(
+                Line("warn", f"float16: {share}; use `precision='bfloat16'` where the GPU has it, or `precision='float32'`.")
+            )
+        else:
+            lines.append(Line("ok", f"float16: {share}; a few are usual, while it looks for the largest that fits."))
     lines += _spike_lines([float(norm) for norm in grad_norms if math.isfinite(norm)])
     if data_wait > DATA_BOUND:
         advice = "raise `workers`, or store the images smaller"

@@ -9,7 +9,8 @@ from beitkit.report.charts import Dots, Reference, Series, Unit, dot_chart, line
 from beitkit.report.charts.canvas import Number, format_value
 from beitkit.report.document import Report
 from beitkit.report.journal import Points, read_journal, series
-from beitkit.report.normal import Line, training_lines
+from beitkit.report.normal import Line, Scaled, training_lines
+from beitkit.report.table import Column, Table, percent, points
 
 FEWEST = 2
 """Values of a line that are no curve."""
@@ -25,6 +26,10 @@ class TrainingReport(Report):
         super().__init__(title, subtitle or str(folder))
         self.folder = folder
         self.events = read_journal(folder / "journal.jsonl")
+        self.warnings: tuple[str, ...] = ()
+        """What "Is this normal?" warns about."""
+        self.comparison: Table | None = None
+        """This run and another one side by side."""
 
     def last(self, key: str) -> float:
         """The last logged value of a key; NaN if there is none."""
@@ -62,9 +67,16 @@ class TrainingReport(Report):
             grad_norms=series(self.events, "grad_norm").values,
             data_wait=sum(waits) / len(waits) if waits else 0.0,
             bad_steps=sum("not applied" in event.texts.get("text", "") for event in self.events),
+            scaled=self._scaled(),
         )
         self.section("Is this normal?")
         self.normal_lines([*lines, *course])
+        self.warnings = tuple(line.sentence for line in (*lines, *course) if line.state == "warn")
+
+    def _scaled(self) -> Scaled | None:
+        """How it went with the scale of float16's gradients."""
+        refused, scales = series(self.events, "refused"), series(self.events, "loss_scale").values
+        return Scaled(round(refused.values[-1]), round(refused.steps[-1]), scales[-1]) if scales and refused.values else None
 
     def beside_another_run(
         self,
@@ -73,8 +85,12 @@ class TrainingReport(Report):
         other: Path,
         other_share: float,
         intervals: Sequence[tuple[Number, Number] | None] = (),
+        more: Sequence[tuple[str, float | None, float | None]] = (),
     ) -> None:
-        """The result of this run and that of another, by the same measure; `intervals` say how far each can be trusted."""
+        """The result of this run and that of another, by the same measure; `intervals` say how far each can be trusted.
+
+        `more` are other measures of both, by name; they are listed, not judged.
+        """
         self.verdict(
             f"{measure} {share:.1%} here, {other_share:.1%} in {other}: {100 * (share - other_share):+.1f} points",
             None,
@@ -84,6 +100,17 @@ class TrainingReport(Report):
         chart = dot_chart(dots, names, title="Side by side", x_label="run", y_label=measure, from_zero=True)
         trust = " The whiskers are 95% intervals: how far other images could move it." if any(intervals) else ""
         self.figure(chart, f"This run and {other}.{trust}")
+        rows = [
+            [name, one, another, None if one is None or another is None else one - another]
+            for name, one, another in [(measure, share, other_share), *more]
+        ]
+        columns = [
+            Column(self.folder.name, percent),
+            Column(_other_name(self.folder, other), percent),
+            Column("difference", points),
+        ]
+        self.comparison = Table(["", *columns], rows, "Difference in points.")
+        self.table(self.comparison)
 
     def finish(self) -> None:
         """Add what one looks at when something is wrong, and write `report.html`."""
@@ -96,6 +123,10 @@ class TrainingReport(Report):
 
     def _points(self, key: str) -> Points:
         return series(self.events, key, "evaluate" if "/" in key else "train")
+
+
+def _other_name(folder: Path, other: Path) -> str:
+    return str(other) if other.name == folder.name else other.name
 
 
 def _named_values(line: Series, unit: Unit) -> str:

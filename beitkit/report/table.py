@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -75,8 +76,15 @@ def percent(share: float | None) -> str:
     return "-" if share is None or math.isnan(share) else f"{share:.1%}"
 
 
+def points(difference: float | None) -> str:
+    """A difference of shares in points, with its sign; `-` where there is none."""
+    return "-" if difference is None or math.isnan(difference) else f"{100 * difference:+.1f}"
+
+
 def plain(value: Any) -> Any:
-    """A result as dicts, lists, numbers and strings; NaN, which JSON has not, as None."""
+    """A result as dicts, lists, numbers and strings; NaN and infinities, which JSON does not have, as None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: plain(one) for name, one in value._asdict().items()}  # type: ignore[attr-defined]
     if isinstance(value, dict):
@@ -85,4 +93,4 @@ def plain(value: Any) -> Any:
         return [plain(one) for one in value]
     if isinstance(value, Path):
         return str(value)
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

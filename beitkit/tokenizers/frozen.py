@@ -1,4 +1,4 @@
-"""A frozen tokenizer, in bfloat16 if that gives the tokens of float32, else in float32.
+"""A frozen tokenizer, in the precision of the run if that gives the tokens of float32, else in float32.
 
 A token is the argmax over thousands of codes, and rounding can decide between two close ones. So whether bfloat16 is good
 enough depends on the tokenizer and the images; it is measured on a few of them when a run starts.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
-from beitkit.contracts import Tokenizer, autocast_type, in_unit_range
+from beitkit.contracts import Tokenizer, autocast_type, in_unit_range, precision_name
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import evaluation_stream
@@ -42,6 +42,8 @@ class Encoder(NamedTuple):
     """Of matrix products and convolutions; None is float32."""
     agreement: float | None = None
     """Share of tokens that agreed with float32; None if only float32 was considered."""
+    tried: torch.dtype | None = None
+    """The precision that was compared with it."""
 
     @classmethod
     def laid_out(cls, tokenizer: Tokenizer, precision: torch.dtype | None = None) -> Encoder:
@@ -62,8 +64,9 @@ class Encoder(NamedTuple):
         if self.agreement is None:
             return ""
         if self.precision is None:
-            return f"tokenizer in float32: in bfloat16 only {self.agreement:.2%} of the tokens tried stay the same"
-        return f"tokenizer in bfloat16: {self.agreement:.2%} of the tokens tried are those of float32"
+            tried = precision_name(self.tried)
+            return f"tokenizer in float32: in {tried} only {self.agreement:.2%} of the tokens tried stay the same"
+        return f"tokenizer in {precision_name(self.precision)}: {self.agreement:.2%} of the tokens tried are those of float32"
 
 
 @contextmanager
@@ -91,7 +94,7 @@ def encoder_of(tokenizer: Tokenizer, images: Shaped[Tensor, "b c h w"], precisio
         return exact
     fast = Encoder(tokenizer, precision)
     agreement = (exact(images) == fast(images)).float().mean().item()
-    return (fast if agreement >= LEAST_AGREEMENT else exact)._replace(agreement=agreement)
+    return (fast if agreement >= LEAST_AGREEMENT else exact)._replace(agreement=agreement, tried=precision)
 
 
 def token_encoder(

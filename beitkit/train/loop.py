@@ -226,26 +226,27 @@ def fit(
 
             is_logged = is_due(state.done, loop.log_every, schedule.steps)
             if _replay is not None:
-                _replay.results.append(result.read())
+                _replay.results.append(numbers := result.read())
+                state.refused += numbers.is_refused
                 if is_logged:
-                    _log(window, state.done, schedule, _replay.results[-1].grad_norm, journal)
+                    _log(window, state, schedule, numbers, journal)
                 if state.done == _replay.until:
                     raise Replayed
                 begun.clear()
                 continue
             is_evaluated = evaluators and (state.done in also_at or is_due(state.done, loop.evaluate_every, schedule.steps))
             is_saved = is_evaluated or is_due(state.done, loop.save_every, schedule.steps)
-            grad_norm, signal_number = math.nan, None
+            numbers, signal_number = None, None
             while len(begun) > (0 if is_logged or is_saved or signal_number or state.bad_steps else late):
                 numbers = state.judge(*begun.popleft(), training)
-                grad_norm, signal_number = numbers.grad_norm, signal_number or numbers.signal_number
+                signal_number = signal_number or numbers.signal_number
             if state.bad_steps >= loop.max_bad_steps:
                 with window.paused():
                     state.go_back(training)
                     stream = Remembered(batches(state.first_batch))
                 continue
-            if is_logged:
-                _log(window, state.done, schedule, grad_norm, journal)
+            if is_logged and numbers is not None:
+                _log(window, state, schedule, numbers, journal)
             elif journal.is_awaited or window.is_first(state.done):
                 line = _how_far(state.done, schedule, window.speed(state.done), window.said)
                 journal.progress(line, state.done / schedule.steps)
@@ -329,6 +330,8 @@ class _State:
         """How many steps the images are ahead of the weights, because the run went back."""
         self.setbacks = 0
         """How often it did."""
+        self.refused = 0
+        """How many steps were left out because the scale of float16's gradients was too large."""
         self._gone_back_to: int | None = None
         window.begin(0)
 
@@ -348,13 +351,19 @@ class _State:
             self.best.waited = int(numbers.get("waited", 0))
         self.done = self.saved = stored.step
         self.bad_steps, self.moved, self.setbacks = (int(numbers.get(name, 0)) for name in ("bad_steps", "moved", "setbacks"))
+        self.refused = int(numbers.get("refused", 0))
+        if self.trainer.scale is not None:
+            self.trainer.scale.restore(numbers)
         self.window.begin(self.done, numbers)
         return True
 
     def save(self, checkpoints: Checkpoints, *, in_background: bool = False) -> None:
         """Save it; in the background if a copy for that does not take much of the memory that training needs."""
         numbers = {"bad_steps": float(self.bad_steps), **self.window.numbers()}
-        numbers |= {name: float(value) for name, value in (("moved", self.moved), ("setbacks", self.setbacks)) if value}
+        counts = {"moved": self.moved, "setbacks": self.setbacks, "refused": self.refused}
+        numbers |= {name: float(value) for name, value in counts.items() if value}
+        if self.trainer.scale is not None:
+            numbers |= self.trainer.scale.state()
         if self.best is not None and self.best.value > -math.inf:
             numbers["best"] = self.best.value
         if self.best is not None and self.best.waited:
@@ -366,9 +375,10 @@ class _State:
         self.saved = self.done
 
     def judge(self, result: StepResult, shown: list[Tensor], training: Training) -> StepNumbers:
-        """Read the result of a step; one that is not finite is said, and listed with its images."""
+        """Read the result of a step; one that is not finite is said, and listed with its images; a refused one is counted."""
         numbers = result.read()
-        if numbers.is_applied:
+        self.refused += numbers.is_refused
+        if numbers.is_applied or numbers.is_refused:  # its loss was finite, so the weights are as good as before
             self.bad_steps = 0
             return numbers
         self.bad_steps += 1
@@ -414,8 +424,10 @@ class _State:
         self.save(checkpoints)
 
 
-def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journal: Journal) -> None:
-    """Log the metrics since the last log line, speed and remaining time."""
+def _log(window: _Window, state: _State, schedule: Schedule, numbers: StepNumbers, journal: Journal) -> None:
+    """Log the metrics since the last log line, speed and remaining time, after a step with these numbers."""
+    done = state.done
+    scaling = {} if math.isnan(numbers.scale) else {"loss_scale": numbers.scale, "refused": float(state.refused)}
     metrics, steps_per_second, waited = window.close(done)
     speed = steps_per_second * schedule.images_per_step
     journal.record(
@@ -424,7 +436,8 @@ def _log(window: _Window, done: int, schedule: Schedule, grad_norm: float, journ
         **metrics,
         data_wait=waited,
         lr=schedule.lr_at(done - 1),
-        grad_norm=grad_norm,
+        grad_norm=numbers.grad_norm,
+        **scaling,
         epoch=done / schedule.steps_per_epoch,
         images_per_second=speed,
     )

@@ -41,6 +41,8 @@ class Replicas:
         if runtime.world_size > 1:
             # A 1x1 convolution's gradient may have other strides than its bucket view, which is harmless.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
+            # PyTorch's own advice is to keep the argument until there is another one that does not send buffers at the start.
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             # Forward passes leave buffers equal on all ranks by themselves (sums over ranks, where they depend on images), and
             # index tables never change: nothing has to be broadcast before each of them.
             self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -1,7 +1,8 @@
 """The three parts of an optimizer step: forward and backward passes, gradient clipping, update of weights and EMA.
 
 Nothing here synchronizes with the device. Whether loss and gradients are finite is checked on the device, which skips the update
-if not; the host reads the result of a step from a `StepResult` later.
+if not; the host reads the result of a step from a `StepResult` later. In float16 the loss is scaled, and a step whose gradients
+overflow because of that is skipped in the same way, counted apart, and the scale is halved (`LossScale`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,46 @@ class WeightAverage:
             self.averages[name].lerp_(parameter, (1 - self.decay) * share)
 
 
+class LossScale:
+    """The factor on the loss by which gradients fit into float16 (6e-8 to 65504), by the rule of `torch.amp.GradScaler`.
+
+    Its constants are GradScaler's defaults. It is not used itself because what it looks at is each process's own gradients: where
+    those are rows of sharded weights, the processes have to decide together, as they do by the norm of all.
+    """
+
+    FIRST = 2.0**16
+    LEAST = 1.0
+    """Gradients that overflow even below this are no fault of the scale."""
+    GROWS_AFTER = 2000
+    """Steps in a row that fit, after which it is doubled."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((), self.FIRST, device=device)
+        """The scale, shape (); it stays on the device."""
+        self.fitting = torch.zeros((), device=device)
+        """Steps in a row that fit."""
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, norm: Tensor) -> None:
+        """Halve it after gradients that overflow though the loss does not, double it after many that do not overflow."""
+        fits = norm.isfinite()
+        overflows = loss.isfinite() & ~fits & (self.value >= self.LEAST)
+        self.fitting.copy_(torch.where(overflows, 0.0, self.fitting + (fits & loss.isfinite())))
+        grows = self.fitting >= self.GROWS_AFTER
+        changed = torch.where(overflows, 0.5 * self.value, torch.where(grows, 2 * self.value, self.value))
+        self.value.copy_(torch.where(changed.isfinite(), changed, self.value))
+        self.fitting.copy_(torch.where(grows, 0.0, self.fitting))
+
+    def state(self) -> dict[str, float]:
+        """The numbers that a checkpoint keeps; waits for the device."""
+        return {"loss_scale": self.value.item(), "loss_scale_fitting": self.fitting.item()}
+
+    def restore(self, numbers: Mapping[str, float]) -> None:
+        """Take those of a checkpoint; one of a run that scaled nothing has none, and changes nothing."""
+        self.value.fill_(numbers.get("loss_scale", self.value.item()))
+        self.fitting.fill_(numbers.get("loss_scale_fitting", self.fitting.item()))
+
+
 class StepNumbers(NamedTuple):
     """Result of a step, on the host, equal on all ranks."""
 
@@ -53,18 +94,26 @@ class StepNumbers(NamedTuple):
     """Total norm of the gradients before clipping."""
     signal_number: int | None
     """A signal to stop that has arrived on some rank."""
+    scale: float = math.nan
+    """By which the loss was multiplied for its gradients; NaN where it was not."""
 
     @property
     def is_applied(self) -> bool:
         """Whether loss and gradients were finite; else the step was skipped."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was skipped because the scaled gradients were too large for float16, which says nothing against the step."""
+        return math.isfinite(self.loss) and not math.isfinite(self.grad_norm) and self.scale >= LossScale.LEAST
+
 
 class StepResult:
     """Result of a step, still on the device; reading it does not wait for later steps."""
 
     def __init__(self, number: int, losses: Sequence[Loss], values: Tensor) -> None:
-        """`values` are the mean loss, the gradient norm, and how often each of `SIGNALS` had arrived; shape (2 + signals,)."""
+        """`values`, of shape (3 + signals,), are the mean loss, the gradient norm, the scale, and how often each of `SIGNALS` had
+        arrived."""
         self.number = number
         self.losses = losses
         self.is_finite = values[:2].isfinite().all()
@@ -80,9 +129,9 @@ class StepResult:
         """Copy to the host; waits until the step is done."""
         if self._copied is not None:
             self._copied.synchronize()
-        loss, grad_norm, *counts = self._values.tolist()
+        loss, grad_norm, scale, *counts = self._values.tolist()
         numbers = [number for number, count in zip(SIGNALS, counts, strict=True) if count]
-        return StepNumbers(self.number, loss, grad_norm, numbers[0] if numbers else None)
+        return StepNumbers(self.number, loss, grad_norm, numbers[0] if numbers else None, scale)
 
 
 class Trainer:
@@ -112,6 +161,8 @@ class Trainer:
             [{**group, "params": [held[name] for name in chosen]} for group, chosen in zip(groups, names, strict=True)], optim
         )
         self.average = WeightAverage(held, ema) if ema else None
+        self.scale = LossScale(runtime.device) if runtime.is_scaled else None
+        """In float16."""
         self.accumulation_steps = accumulation_steps
         self.own_accumulation_steps = accumulation_steps // runtime.world_size
         """Forward passes per step on this rank."""
@@ -142,7 +193,8 @@ class Trainer:
                     with self._runtime.precision():
                         loss = self.parallel.module(batch, done / self._schedule.steps)
                     # Gradients are averaged over ranks afterward, so each rank divides by its own number of passes.
-                    (loss.total / self.own_accumulation_steps).backward()
+                    total = loss.total / self.own_accumulation_steps
+                    (total if self.scale is None else total * self.scale.value).backward()
                 losses.append(loss)
         self.parallel.take_gradients()
         for group in self.optimizer.param_groups:
@@ -152,8 +204,11 @@ class Trainer:
         return losses
 
     def clip(self) -> Tensor:
-        """Have `update` clip the gradients by total norm; returns the norm before clipping, shape ()."""
-        norm = self.parallel.norm([parameter.grad for parameter in self.learning.values() if parameter.grad is not None])
+        """Divide the gradients by the scale, if there is one, and have `update` clip them by total norm, which it returns."""
+        gradients = [parameter.grad for parameter in self.learning.values() if parameter.grad is not None]
+        if self.scale is not None:
+            torch._foreach_mul_(gradients, self.scale.value.reciprocal())  # exact, as a scale is a power of 2
+        norm = self.parallel.norm(gradients)
         if self._limit < math.inf:
             # Fused AdamW divides by this where it reads the gradients; a pass over them less.
             self.optimizer.grad_scale = (norm / self._limit).clamp(min=1)  # type: ignore[attr-defined]
@@ -171,7 +226,11 @@ class Trainer:
             if number == stop.signal_number:
                 signals[place].fill_(1)
         together = self._runtime.processes.all_reduce(torch.cat([loss[None], signals]))
-        result = StepResult(done + 1, losses, torch.cat([together[:1] / self.accumulation_steps, norm[None], together[1:]]))
+        mean = together[:1] / self.accumulation_steps
+        scale = norm.new_full((), math.nan) if self.scale is None else self.scale.value
+        result = StepResult(done + 1, losses, torch.cat([mean, norm[None], scale[None], together[1:]]))
+        if self.scale is not None:
+            self.scale.update(mean[0], norm)
         for group in self.optimizer.param_groups:
             share = self._schedule.share_at(done, group.get("from_step", 0))
             group["lr"] = self._schedule.lr_at(done) * group["lr_scale"] * share

@@ -11,6 +11,7 @@ import tyro
 
 import beitkit
 from beitkit.cli import main
+from beitkit.command.beside import TEXTS
 from beitkit.command.options import docstrings, options_of, written
 from beitkit.verbs import VERBS
 
@@ -37,7 +38,7 @@ def test_help_is_one_screen_and_begins_with_what_is_needed(
     assert all(name in usage for name in needed)
     shown = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "]
     assert {*shown[: len(needed)]} == {*needed} or not needed
-    rest = len(options_of(VERBS[verb].config_class())) - len([name for name in shown if name != "--config"])
+    rest = len(options_of(VERBS[verb].config_class())) - len([name for name in shown if name not in TEXTS])
     assert (f"{rest} more: beitkit {verb} --help-all" in lines) == (rest > 0)
 
 
@@ -116,6 +117,8 @@ def completed(words: list[str], tmp_path: Path) -> list[str]:
         (["beitkit", "pretrain", "--mask.k"], ["--mask.kind"]),
         (["beitkit", "pretrain", "--mask.kind", "of"], ["official"]),
         (["beitkit", "pretrain", "--conf"], ["--config"]),
+        (["beitkit", "pretrain", "--devices"], ["--devices"]),
+        (["beitkit", "probe", "--devi"], ["--device"]),
         (["beitkit", "finetune", "--scr"], ["--scratch"]),
         (["beitkit", "finetune", "pho"], []),
     ],

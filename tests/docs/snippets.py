@@ -129,6 +129,7 @@ def verb_and_arguments(words: list[str]) -> list[str] | None:
 
 def tiny(arguments: list[str]) -> list[str]:
     """A command of a page with tiny settings in place of its own."""
+    arguments = _without(arguments, {"--devices"})  # one process, as where a page says torchrun
     verb = arguments[0]
     settings = list(TINY.get(verb, []))
     if verb == "tokenizer":

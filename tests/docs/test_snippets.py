@@ -138,7 +138,7 @@ def test_options_in_running_text_are_there() -> None:
 
 
 def all_options(verb: str) -> set[str]:
-    return {*option_names(VERBS[verb].config_class()).values(), "--help", "--help-all", "--config"}
+    return {*option_names(VERBS[verb].config_class()).values(), "--help", "--help-all", *VERBS[verb].beside}
 
 
 @pytest.mark.parametrize(

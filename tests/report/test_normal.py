@@ -6,6 +6,7 @@ import pytest
 
 from beitkit.report.normal import (
     Line,
+    Scaled,
     comparison_line,
     finetuning_lines,
     pixel_lines,
@@ -183,3 +184,12 @@ def test_each_fault_of_a_training_has_its_name(change: dict[str, object], state:
 def test_large_gradients_of_the_first_steps_are_no_spikes() -> None:
     lines = training_lines(losses=FALLEN, grad_norms=[50.0, 20.0, *STEADY], data_wait=0.0, bad_steps=0)
     assert not any("spikes" in sentence for _, sentence in lines)
+
+
+def test_what_a_gradient_scaler_leaves_out_is_usual_if_it_is_little() -> None:
+    course = {"losses": FALLEN, "grad_norms": STEADY, "data_wait": 0.1, "bad_steps": 0}
+    few, many = (training_lines(**course, scaled=Scaled(refused, 1000, 32768.0)) for refused in (4, 40))
+    assert [line.state for line in few if "float16" in line.sentence] == ["ok"]
+    assert "4 of 1,000 steps left out by the gradient scaler, whose scale ended at 32,768" in " ".join(map(str, few))
+    assert [line.state for line in many if "float16" in line.sentence] == ["warn"]
+    assert not any("float16" in line.sentence for line in training_lines(**course))

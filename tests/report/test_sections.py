@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from beitkit.report.normal import Line
 from beitkit.report.sections import TrainingReport
 
 
@@ -38,3 +39,12 @@ def test_another_run_is_beside_this_one_from_zero_and_with_intervals(report: Tra
     assert html.count('class="interval s0"') == 2
     assert ">0%<" in html
     assert "95% intervals" in html
+    assert report.comparison is not None
+    assert report.comparison.cells == [["top-1", "36.0%", "33.0%", "+3.0"]]
+    assert report.comparison.header[2] == "other"
+
+
+def test_warnings_are_kept_for_the_terminal(report: TrainingReport) -> None:
+    report.normal([Line("warn", "Lower `lr`."), Line("ok", "Fine.")])
+    assert report.warnings[0] == "Lower `lr`."
+    assert "Fine." not in report.warnings

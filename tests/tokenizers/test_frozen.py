@@ -47,6 +47,11 @@ def test_the_fast_precision_is_used_where_it_agrees(wrong: int, is_fast: bool) -
     )
 
 
+def test_the_precision_that_was_tried_is_named() -> None:
+    assert encoder_of(Rounding(0), IMAGES, torch.float16).describe().startswith("tokenizer in float16: 100.00%")
+    assert "in float16 only 99.25%" in encoder_of(Rounding(3), IMAGES, torch.float16).describe()
+
+
 def test_tokens_are_computed_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     seen = []

@@ -48,14 +48,16 @@ CPU = torch.device("cpu")
 DVAE = DVAEConfig(geometry="light", vocabulary=16, hidden=16, codebook_dim=8, stride=4, channels=3)
 
 
-def step(objective: nn.Module, stream: Iterator[Batch], host: tuple[Tensor, ...] = ()) -> None:
+def step(
+    objective: nn.Module, stream: Iterator[Batch], host: tuple[Tensor, ...] = (), precision: torch.dtype = torch.bfloat16
+) -> None:
     """Two steps, whose first use of everything may wait, then two that may not; one of them is skipped by a signal."""
     trainer = Trainer(
         objective.train(),
         parameter_groups(objective, 0.05),
         schedule=Schedule(100, 0, IMAGES, 100, 1e-3, 1e-3, seed=0),
         optim=OptimConfig(clip=3.0),
-        runtime=Runtime(CPU, torch.bfloat16),
+        runtime=Runtime(CPU, precision),
         accumulation_steps=2,
         ema=0.99,
     )
@@ -119,6 +121,12 @@ def test_pretraining(target: str) -> None:
     kind = MaskedPixels if target == "pixels" else MaskedTokens
     batch = masked_batch(recover_all) | {"tokens": torch.zeros(IMAGES, 16, dtype=torch.int64)}
     step(kind(MaskedImageModel(config), recover_all=recover_all), of_stream(batch))
+
+
+def test_a_scaled_loss() -> None:
+    backbone = BackboneConfig.named("nano/4", mask_token=True, **BACKBONE)
+    model = MaskedImageModel(MaskedImageModelConfig(backbone=backbone, vocabulary=None))
+    step(MaskedPixels(model, recover_all=False), of_stream(masked_batch(False)), precision=torch.float16)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

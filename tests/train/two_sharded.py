@@ -127,6 +127,7 @@ def main(folder: Path) -> None:
         with Gathered() as gathered:
             found[f"bfloat16 {name}"] = towered(folder / f"bfloat16-{name}", replace(kind, autocast=torch.bfloat16), loop)
         found[f"gathered {name}"] = dict(gathered.bytes)
+        found[f"float16 {name}"] = towered(folder / f"float16-{name}", replace(kind, autocast=torch.float16), loop)
 
     saving = LoopConfig(accumulate=4, log_every=1, save_every=1, evaluate_every=3, ema=0.9)
     plans = {"legs": [full, ALONE, full], "changed": [none, full, none], "begun alone": [ALONE, full, ALONE]}

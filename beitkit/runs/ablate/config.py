@@ -9,9 +9,10 @@ from typing import Annotated, Literal, get_args
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, SizeName
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json, NetworkConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
@@ -34,7 +35,10 @@ class AblateRun:
     variants: Annotated[tuple[Variant, ...], Bounds(is_distinct=True)] = get_args(Variant)
     """full BEiT; masks without blocks; pixels instead of visual tokens; neither; all patches predicted; the same and no mask."""
     seeds: Annotated[tuple[int, ...], Bounds(is_distinct=True)] = (0, 1, 2)
-    """One fine-tuning for each; they draw `labels`, the head and the order. Each variant is pre-trained once, with the first."""
+    """One fine-tuning for each, of every pre-training; they draw `labels`, the head and the order."""
+    pretrain_seeds: Annotated[tuple[int, ...] | None, Bounds(is_distinct=True)] = later(None)
+    """One pre-training of each variant for each; they draw first weights, order, views and masks. The spread is then that of
+    pre-training. None pre-trains once, with the first of `seeds`."""
     size: SizeName = "base"
     """Size of the network."""
     image_size: ImageSize = 224
@@ -53,10 +57,17 @@ class AblateRun:
     """Peak rate of fine-tuning at 1024 images a step; follows the square root of `batch_size`."""
     labels: PositiveInt | None = None
     """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
+    network: NetworkConfig = later(NetworkConfig())
     view: ViewConfig = ViewConfig()
     read: ReadConfig = ReadConfig()
 
     def __post_init__(self) -> None:
         if "full" not in self.variants:
             raise UserError(f"`variants` must name full, which the others are compared with, got {' '.join(self.variants)}")
+
+    @property
+    def pretrainings(self) -> tuple[int, ...]:
+        """Seeds of the pre-trainings of each variant."""
+        return self.pretrain_seeds or self.seeds[:1]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from beitkit.command.following import command
+from beitkit.command.options import with_options
 from beitkit.configs.data import MaskConfig
 from beitkit.configs.model import by
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
@@ -25,7 +27,6 @@ from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.pretrain import run as pretrain
 from beitkit.runs.pretrain.config import PretrainRun
-from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 
 SCRATCH = "from scratch"
@@ -49,19 +50,29 @@ class VariantRow(NamedTuple):
     name: str
     label: str
     top1: tuple[float, ...]
-    """Accuracy (a share) of every seed."""
+    """Accuracy (a share) of every fine-tuning: all seeds of the first pre-training, then all of the next."""
+    pretrainings: int
+    """How many there were; one from scratch, where there are none."""
     paper: float
     """The paper's, on ImageNet-1k."""
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Mean over all fine-tunings."""
         return statistics.mean(self.top1)
 
     @property
+    def samples(self) -> tuple[float, ...]:
+        """What the spread is of: the mean of each pre-training where there are several, else each fine-tuning."""
+        if self.pretrainings == 1:
+            return self.top1
+        each = len(self.top1) // self.pretrainings
+        return tuple(statistics.mean(self.top1[first : first + each]) for first in range(0, len(self.top1), each))
+
+    @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None with one seed."""
-        return statistics.stdev(self.top1) if len(self.top1) > 1 else None
+        """Standard deviation of `samples`; None where there is one."""
+        return statistics.stdev(self.samples) if len(self.samples) > 1 else None
 
 
 def run(config: AblateRun) -> tuple[VariantRow, ...]:
@@ -74,29 +85,52 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
     for number, variant in enumerate(starts, 1):
         name = variant or SCRATCH
         label, paper = ROWS[name]
-        told = f"pre-train once, fine-tune {len(config.seeds)} times" if variant else "the same fine-tuning of fresh weights"
+        pretrainings = config.pretrainings if variant else config.pretrainings[:1]
+        told = (
+            f"{_pretrained(config)}, fine-tune {len(config.seeds)} times" if variant else "the same fine-tuning of fresh weights"
+        )
         say(f"\n[bold]{number} of {len(starts)}[/] {label}: {told}")
         if variant is not None:
-            pretrain.run(pretrain_run(config, variant, channels))
-        scores = tuple(finetune.run(finetune_run(config, variant, seed)).accuracy for seed in config.seeds)
-        rows.append(VariantRow(name, label, scores, paper))
-    result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
-    folder.write_json("ablate.json", {"seeds": config.seeds, "variants": result})
+            for start in pretrainings:
+                pretrain.run(pretrain_run(config, variant, channels, start))
+        scores = tuple(
+            finetune.run(finetune_run(config, variant, seed, start)).accuracy for start in pretrainings for seed in config.seeds
+        )
+        rows.append(VariantRow(name, label, scores, len(pretrainings), paper))
+    folder.write_json("ablate.json", answer(config, tuple(rows)))
     _report(folder.path, config, rows)
     _print(folder.path, config, rows)
     return tuple(rows)
 
 
-def pretrain_run(config: AblateRun, variant: Variant, channels: int) -> PretrainRun:
+def answer(config: AblateRun, rows: tuple[VariantRow, ...]) -> dict[str, Any]:
+    """What ablate.json holds and `--json` prints."""
+    result = {row.name: row._asdict() | {"mean": row.mean, "spread": row.spread} for row in rows}
+    return {"seeds": config.seeds, "pretrain_seeds": config.pretrainings, "variants": result}
+
+
+def _pretrained(config: AblateRun) -> str:
+    """How often each variant is pre-trained."""
+    return "pre-train once" if len(config.pretrainings) == 1 else f"pre-train {len(config.pretrainings)} times, each"
+
+
+def _folder(config: AblateRun, variant: Variant, seed: int) -> Path:
+    """The run folder of a pre-training; the first has no seed in its name."""
+    suffix = "" if seed == config.pretrainings[0] else f"-{seed}"
+    return config.out / "pretrain" / f"{variant}{suffix}"
+
+
+def pretrain_run(config: AblateRun, variant: Variant, channels: int, seed: int) -> PretrainRun:
     """The pre-training of a variant: full BEiT but for what its name says. `channels` are the tokenizer's."""
     full = PretrainRun(
         config.images,
         tokenizer=config.tokenizer,
-        out=config.out / "pretrain" / variant,
+        out=_folder(config, variant, seed),
         size=config.size,
         image_size=config.image_size,
         patch=config.patch,
-        train=TrainConfig(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=config.seeds[0]),
+        train=TrainConfig(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=seed),
+        network=config.network,
         machine=config.machine,
         view=config.view,
         read=config.read,
@@ -114,12 +148,14 @@ def pretrain_run(config: AblateRun, variant: Variant, channels: int) -> Pretrain
     }[variant]
 
 
-def finetune_run(config: AblateRun, variant: Variant | None, seed: int) -> FinetuneRun:
-    """The same fine-tuning for all; None starts from fresh weights, in the network of full BEiT."""
+def finetune_run(config: AblateRun, variant: Variant | None, seed: int, start: int) -> FinetuneRun:
+    """The same fine-tuning for all, of the pre-training with seed `start`; None starts from fresh weights, in the network of
+    full BEiT."""
+    model = _folder(config, variant or "full", start)
     return FinetuneRun(
         config.labelled,
-        model=config.out / "pretrain" / (variant or "full"),
-        out=config.out / "finetune" / f"{variant or 'scratch'}-{seed}",
+        model=model,
+        out=config.out / "finetune" / f"{model.name if variant else 'scratch'}-{seed}",
         scratch=variant is None,
         labels=config.labels,
         train=TrainConfig(steps=config.finetune_steps, batch_size=config.batch_size, lr=config.finetune_lr, seed=seed),
@@ -145,9 +181,12 @@ def _cells(row: VariantRow, full: VariantRow) -> list[str]:
 
 
 EXPLANATION = (
-    "Means over seeds; spread (standard deviation) and differences in points. Paper: BEiT-B, 300 epochs of ImageNet-1k; its row "
-    "from scratch is DeiT-B, in another set-up."
+    "Means over all fine-tunings; spread (standard deviation over the pre-trainings of a variant, or over the seeds where it has "
+    "one) and differences in points. Paper: BEiT-B, 300 epochs of ImageNet-1k; its row from scratch is DeiT-B, in another set-up."
 )
+
+
+ONE_SEED = "One seed has no spread, so no difference here can be told from chance; give several `seeds`, such as 0 1 2."
 
 
 def _table(rows: list[VariantRow]) -> Table:
@@ -168,8 +207,10 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
 def _print(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     _table(rows).print()
     print(EXPLANATION)
-    best = quoted(out / "finetune" / f"full-{config.seeds[0]}")
-    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(config.labelled)} --model {best}")
+    if rows[0].spread is None:
+        print(with_options(ONE_SEED, AblateRun))
+    following = command("evaluate", config.labelled, model=out / "finetune" / f"full-{config.seeds[0]}")
+    print(f"done: {out} (report.html shows it). Next: {following}")
 
 
 def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
@@ -178,7 +219,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     report.facts(
         [
             ("Network", f"{config.size}/{config.patch} at {by(config.image_size)} pixels"),
-            ("Pre-training", f"{config.steps:,} steps of {config.batch_size}, once each"),
+            ("Pre-training", f"{config.steps:,} steps of {config.batch_size}; seeds {' '.join(map(str, config.pretrainings))}"),
             ("Fine-tuning", f"{config.finetune_steps:,} steps of {config.batch_size}, labels: {labels}"),
             ("Seeds", " ".join(map(str, config.seeds))),
         ]
@@ -186,9 +227,10 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     claim, is_clear = _claim(rows)
     detail = (
         "All starts share network, labels, steps and augmentation. Pre-trained weights are spared by layer decay, fresh "
-        "ones have none. A difference below the spread may be chance, and each variant was pre-trained only once."
+        "ones have none. A difference below the spread may be chance"
+        + ("." if len(config.pretrainings) > 1 else ", and each variant was pre-trained only once.")
     )
-    report.verdict(claim, is_clear, detail)
+    report.verdict(claim, is_clear, f"{detail} {ONE_SEED}" if rows[0].spread is None else detail)
     report.figure(
         dot_chart(
             [Dots("here", [list(row.top1) for row in rows])],
@@ -197,7 +239,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
             x_label="variant",
             y_label="top-1",
         ),
-        "Each dot is one seed of the fine-tuning.",
+        "Each dot is one fine-tuning.",
     )
     report.table(_table(rows))
     report.paragraph("Every pre-training and fine-tuning left a report of its own, in pretrain/ and finetune/.")

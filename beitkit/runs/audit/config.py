@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import Bounds, PositiveInt, config
 from beitkit.configs.data import ColumnsConfig, ReadLimit
 from beitkit.configs.model import ImageSizeOrNone
+from beitkit.configs.parts import Json
 
 
 @config(kw_only=False)
@@ -37,8 +38,7 @@ class AuditRun:
     """Of the network's images, to count those that are smaller: the side of squares, or height and width; None proposes one."""
     patch: PositiveInt | None = None
     """Side of the network's patches; None proposes one."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = False
     workers: Annotated[int, Bounds(ge=-1)] = -1
     """Processes that read images; -1 takes one for each core, 0 reads in the main process."""
     read: ReadLimit = ReadLimit()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from beitkit.command.following import command, kept, unused
 from beitkit.errors import few
 from beitkit.report.document import Report, Tile
 from beitkit.report.images import CELL
@@ -16,7 +17,6 @@ from beitkit.runs.audit.config import AuditRun
 from beitkit.runs.audit.look import shown_image
 from beitkit.runs.audit.result import ImageAudit, PartSummary, Quantiles
 from beitkit.runs.audit.seen import Alike, Seen
-from beitkit.system import quoted
 
 SHOWN = 24
 """Images of a sheet."""
@@ -49,20 +49,24 @@ def print_result(found: ImageAudit, seen: Seen, config: AuditRun) -> None:
     for proposal in found.proposals:
         print(f"set {_written(proposal.option, proposal.value)}: {proposal.reason}")
     print(f"{found.images:,} images in {found.seconds:.1f} s, {found.images / max(found.seconds, 1e-9):,.0f} a second")
-    verb = "finetune" if found.kind == "labeled images" else "segment"
-    if found.kind == "images":
-        verb = "pretrain"
-    options = " ".join(_written(proposal.option, proposal.value) for proposal in found.proposals)
-    kept = (
+    verb = {"images": "tokenizer", "labeled images": "finetune"}.get(found.kind, "segment")
+    options = {proposal.option: tuple(proposal.value.split()) or True for proposal in found.proposals}
+    patch = options.pop("--patch", None)  # of fine-tuning the model's
+    start: dict[str, object] = {"model": "MODEL"}
+    if verb == "tokenizer":
+        start = {"kind": "kmeans", "--kmeans.stride": patch}
+    runs = {"tokenizer": "tok", "finetune": "cls", "segment": "seg"}
+    said = (
         "give --out to keep a page with sheets" if config.out is None else f"written: {config.out} (report.html shows the images)"
     )
     dropped = sum(found.left_out_of_list.values())
     images = config.images if config.list is None else config.list
     if config.list is not None:
-        kept += f"; {config.list} lists {found.images - dropped:,} images{_without(found)}"
+        said += f"; {config.list} lists {found.images - dropped:,} images{_without(found)}"
     elif dropped and all(files.members is None for files in seen.lists):
-        kept += f"; --list FILE.csv writes a list of {found.images - dropped:,} images{_without(found)}"
-    print(f"{kept}. Next: beitkit {verb} {quoted(images)} {options}".rstrip())
+        said += f"; --list FILE.csv writes a list of {found.images - dropped:,} images{_without(found)}"
+    options |= kept(config, "val") | (kept(config, "columns") if config.list is None else {})
+    print(f"{said}. Next: {command(verb, images, **start, out=unused(Path('runs') / runs[verb]), **options)}")
 
 
 def _without(found: ImageAudit) -> str:

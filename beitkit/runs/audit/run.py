@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -32,7 +31,7 @@ LOOK_ALIKE, MANY_ALIKE = 0.1, 20
 
 
 def run(config: AuditRun) -> ImageAudit:
-    """Look, print a table (or JSON), and write what is asked for."""
+    """Look, print a table, and write what is asked for."""
     began = time.perf_counter()
     collection = collect(config)
     if config.list is not None:
@@ -48,10 +47,7 @@ def run(config: AuditRun) -> ImageAudit:
     if folder is not None:
         folder.write_json("audit.json", plain(found))
         write_report(folder.path / "report.html", found, seen, alike, odd)
-    if config.json:
-        print(json.dumps(plain(found)))
-    else:
-        print_result(found, seen, config)
+    print_result(found, seen, config)
     return found
 
 

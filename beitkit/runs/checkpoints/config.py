@@ -8,8 +8,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
+from beitkit.configs.codec import later
 from beitkit.configs.model import ImageSize
-from beitkit.configs.parts import CheckpointFormat, ProgramFormat, Task
+from beitkit.configs.parts import CheckpointFormat, Json, ProgramFormat, Task
 
 
 @config(kw_only=False)
@@ -21,8 +22,7 @@ class InspectRun:
     _: KW_ONLY
     verbose: bool = False
     """Name every tensor."""
-    json: bool = False
-    """Print the network's description as JSON."""
+    json: Json = False
 
 
 @config(kw_only=False)
@@ -40,6 +40,7 @@ class ShowLoadRun:
     """How many visual tokens, for `task='masked'`; other than the file's means a fresh head."""
     image_size: ImageSize | None = None
     """Of the images in pixels: the side of squares, or height and width; positions are resized to it."""
+    json: Json = later(False)
 
 
 @config(kw_only=False)
@@ -57,6 +58,7 @@ class ConvertRun:
     """Only say what would become of every tensor."""
     verbose: bool = False
     """Print the whole table after writing."""
+    json: Json = later(False)
 
 
 @config(kw_only=False)
@@ -73,3 +75,4 @@ class ExportRun:
     """Of the images in pixels, the side of squares or height and width, if not the checkpoint's."""
     push: str | None = None
     """Upload what was written to the Hugging Face Hub as this model, USER/NAME; a new one is private. None sends nothing."""
+    json: Json = later(False)

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, config
+from beitkit.configs.parts import Json
 from beitkit.errors import UserError
 
 
@@ -21,8 +22,7 @@ class CompareRun:
     _: KW_ONLY
     out: Path | None = None
     """Page to write, NAME.html, with the curves of all runs in one chart each; None only prints the tables."""
-    json: bool = False
-    """Print JSON on stdout in place of the tables."""
+    json: Json = False
 
     def __post_init__(self) -> None:
         if len(self.runs) < 2:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beitkit.command.following import command, unused
 from beitkit.configs.codec import NOT_PART_OF_A_RUN
 from beitkit.errors import writing_to
 from beitkit.report.charts import Series, Unit, line_chart
 from beitkit.report.charts.canvas import Number
 from beitkit.report.document import Report
-from beitkit.report.table import Column, Table, plain
+from beitkit.report.table import Column, Table
 from beitkit.runs.compare.config import CompareRun
 from beitkit.runs.compare.found import RunFacts, best_of, read_run
 from beitkit.runs.evaluate.model_paths import short_names
@@ -43,7 +43,7 @@ class RunComparison(NamedTuple):
 
 
 def run(config: CompareRun) -> RunComparison:
-    """Compare; print tables or JSON, and write the page."""
+    """Compare; print tables, and write the page."""
     names = short_names(config.runs)
     runs = [read_run(path, name) for path, name in zip(config.runs, names, strict=True)]
     found = RunComparison(
@@ -55,14 +55,12 @@ def run(config: CompareRun) -> RunComparison:
     if config.out is not None:
         with writing_to(config.out):
             _write_page(config.out, runs, found)
-    if config.json:
-        print(json.dumps(plain(found), ensure_ascii=False))
-        return found
     for title, table in _tables(runs, found):
         print(title)
         if table is not None:
             table.print()
-    print("Next: the curves in one chart, with --out compare.html" if config.out is None else f"written: {config.out}")
+    again = command("compare", *config.runs, out=unused(Path("compare.html")))
+    print(f"Next: {again} (the curves, in one chart each)" if config.out is None else f"written: {config.out}")
     return found
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from beitkit.configs.bounds import config
-from beitkit.configs.parts import Flat
+from beitkit.configs.codec import later
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.train import MachineConfig
 
 
@@ -16,4 +17,5 @@ class DemoRun:
 
     out: Path = Path("runs/demo")
     """Folder for the demo's images, runs, report.html and verdict.json; made or continued."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -8,11 +8,12 @@ is decision 012: training images that were held out, never the images that are r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 from rich.console import Console
 
+from beitkit.command.following import command, unused
 from beitkit.configs.data import NO_AUGMENT, MaskConfig, ViewConfig
 from beitkit.configs.model import SIZES
 from beitkit.configs.parts import NetworkConfig
@@ -77,6 +78,11 @@ def run(config: DemoRun) -> Verdict:
     _report(config, images, verdict, probed, seconds)
     _print(out, verdict, seconds)
     return verdict
+
+
+def answer(config: DemoRun, verdict: Verdict) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"out": config.out} | as_json(verdict)
 
 
 def unpack(folder: Path) -> Path:
@@ -175,7 +181,9 @@ def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, 
 def _print(out: Path, verdict: Verdict, seconds: float) -> None:
     table(verdict).print()
     print_sentences(verdict)
-    print(f"{duration(seconds)}. Open {out / 'report.html'}. Next: beitkit tokenizer YOUR_IMAGES --out runs/tok")
+    print(
+        f"{duration(seconds)}. Open {out / 'report.html'}. Next: {command('tokenizer', 'IMAGES', out=unused(Path('runs/tok')))}"
+    )
 
 
 def _report(config: DemoRun, images: Path, verdict: Verdict, probed: probe.Probe, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from beitkit.configs.bounds import PositiveFloat, config
+from beitkit.configs.parts import Json
 
 
 @config()
@@ -14,5 +15,4 @@ class DoctorRun:
 
     seconds: PositiveFloat = 1.0
     """How long each device is measured."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = False

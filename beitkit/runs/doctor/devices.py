@@ -16,7 +16,7 @@ LEAST_PRODUCTS = 2
 NVIDIA = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
 """What a driver for NVIDIA's GPUs leaves (the last one under Windows' Linux)."""
 TOLERANCE = 0.05
-"""Largest relative error of a product in bfloat16."""
+"""Largest relative error of a product in bfloat16 or float16."""
 
 
 def has_nvidia_driver() -> bool:
@@ -66,9 +66,11 @@ def has_code_for(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 def measured(device: torch.device, name: str, seconds: float) -> ComputeDevice:
     """How fast a device multiplies matrices, and whether rightly; takes about `seconds`."""
-    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if device.type == "mps" or (device.type == "cuda" and not torch.cuda.is_bf16_supported()):
         del precisions["bfloat16"]
+    if device.type == "cpu":
+        del precisions["float16"]  # most multiply in it by taking numbers apart, which is slower than float32
     rates = {name: _rate(device, kind, seconds / len(precisions)) for name, kind in precisions.items()}
     free, memory = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
     is_right = all(_is_right(device, kind) for kind in precisions.values())

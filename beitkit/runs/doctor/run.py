@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 from importlib import metadata
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from beitkit.report.normal import Level, Line
 from beitkit.report.table import Column, Table, plain
@@ -78,11 +77,13 @@ def run(config: DoctorRun) -> MachineCheck:
         devices=devices,
         lines=tuple(sorted(lines, key=lambda line: order.index(line.state))),
     )
-    if config.json:
-        print(json.dumps(plain(found) | {"is_broken": found.is_broken}))
-    else:
-        _print(found)
+    _print(found)
     return found
+
+
+def answer(_: DoctorRun, found: MachineCheck) -> dict[str, Any]:
+    """What `--json` prints."""
+    return plain(found) | {"is_broken": found.is_broken}
 
 
 def _install(extra: str) -> str:
@@ -121,7 +122,10 @@ def _torch(lines: list[Line]) -> ModuleType | None:
 
 def _devices(torch: ModuleType, seconds: float, lines: list[Line]) -> tuple[ComputeDevice, ...]:
     """All devices that torch can use, measured; what is wrong with them."""
-    from beitkit.runs.doctor.devices import has_code_for, has_nvidia_driver, measured, why_unusable  # here: it imports torch
+    from beitkit.configs.train import MachineConfig
+    from beitkit.contracts import precision_name  # here, as what follows: it imports torch
+    from beitkit.runs.doctor.devices import has_code_for, has_nvidia_driver, measured, why_unusable
+    from beitkit.train.machine.runtime import chosen_precision
 
     is_available, error = torch.cuda.is_available(), ""
     has_driver = has_nvidia_driver()
@@ -164,6 +168,10 @@ def _devices(torch: ModuleType, seconds: float, lines: list[Line]) -> tuple[Comp
         except Exception as problem:  # a device that does not compute raises whatever its driver does
             lines.append(Line("warn", f"{name} does not compute ({one_line(str(problem))[:200]})"))
             continue
+        if device.type == "cuda":
+            taken = precision_name(chosen_precision(device, MachineConfig()))
+            scaled = ", with a scaled loss in training" if taken == "float16" else ""
+            lines.append(Line("ok", f"--precision auto takes {taken} on {name}{scaled}"))
         if not found[-1].is_right:
             lines.append(Line("warn", f"{name} multiplies wrongly: nothing that is computed on it can be trusted"))
     torch.set_num_threads(before)

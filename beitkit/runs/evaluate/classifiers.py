@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from beitkit.command.following import command, unused
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.data.sources.find import LabeledList, find_labeled, labeled_source
@@ -35,7 +36,6 @@ from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
 from beitkit.runs.training.leaks import name_leaks
 from beitkit.runs.training.reader import note_on_cut
-from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
 
 NAMED_IN_A_REFUSAL = 3
@@ -65,7 +65,7 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
         measure=partial(_measure, config, models, files),
         file="predictions.csv",
         facts=[("Averaged over views", views)] if views else [],
-        following=f"beitkit export --model {quoted(config.model[0])} --format onnx --out model.onnx",
+        following=command("export", model=config.model[0], format="onnx", out=unused(Path("model.onnx"))),
     )
 
 

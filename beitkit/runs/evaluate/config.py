@@ -12,7 +12,7 @@ from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import ColumnsConfig, Fit, ReadConfig
 from beitkit.configs.model import ImageSize
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 
@@ -39,8 +39,7 @@ class EvaluateRun:
     """Images per forward pass."""
     classes: Path | None = None
     """Segmentation: a classes.json that says what masks mean, when it does not lie beside the images."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = False
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
     columns: ColumnsConfig = later(ColumnsConfig())

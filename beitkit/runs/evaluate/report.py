@@ -14,6 +14,7 @@ from beitkit.evaluation.sheets.scenes import SceneScores, scene_sections
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, plain
+from beitkit.runs.evaluate.config import EvaluateRun
 
 CALIBRATION = (
     f"Calibration error (ECE): images are put into {NUM_BINS} bins of equal width by the probability of the class they were "
@@ -23,6 +24,11 @@ DECISIONS = (
     "F1, and whether all labels are right, count a class as named from its threshold on, 0.5 where none is stored. Calibration "
     f"error (ECE): as for one label, of the probability of every class of every image. {FITTED}"
 )
+
+
+def answer(_: EvaluateRun, result: Evaluation) -> dict[str, Any]:
+    """What `--json` prints."""
+    return as_json(result)
 
 
 def as_json(result: Evaluation) -> dict[str, Any]:

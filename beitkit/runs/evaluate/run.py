@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from beitkit.evaluation.comparison import Evaluation, ModelResult, seed_groups
@@ -21,7 +20,7 @@ from beitkit.train.machine.runtime import start_runtime
 
 
 def run(config: EvaluateRun) -> Evaluation:
-    """Measure, and print tables on stdout (or JSON with `json`)."""
+    """Measure, and print tables."""
     networks = [load(path, image_size=config.image_size) for path in config.model]
     segmenters = [network for network in networks if isinstance(network, Segmenter)]
     prepared = segmentation(config, segmenters) if len(segmenters) == len(networks) else classification(config, networks)
@@ -48,10 +47,7 @@ def run(config: EvaluateRun) -> Evaluation:
         folder.write_json("evaluation.json", as_json(result))
         write_atomically(folder.path / prepared.file, csv_bytes(found.rows))
         write_report(folder.path / "report.html", result, prepared.facts)
-    if config.json:
-        print(json.dumps(as_json(result)))
-    else:
-        print_result(result)
-        kept = "give --out to keep a report" if folder is None else f"written: {config.out} (report.html shows it)"
-        print(f"{kept}. Next: {prepared.following}")
+    print_result(result)
+    kept = "give --out to keep a report" if folder is None else f"written: {config.out} (report.html shows it)"
+    print(f"{kept}. Next: {prepared.following}")
     return result

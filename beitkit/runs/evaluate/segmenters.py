@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from beitkit.command.following import command, unused
 from beitkit.data.scenes.label_codes import LabelMapping, read_classes
 from beitkit.data.scenes.layout import locate_scenes, scene_splits
 from beitkit.data.scenes.reading import readable_scenes
@@ -25,7 +26,6 @@ from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_on, short_names
 from beitkit.runs.evaluate.prepared import Findings, Prepared, ReportBroken
 from beitkit.runs.training.leaks import name_leaks
-from beitkit.system import quoted
 from beitkit.train.machine.runtime import Runtime
 
 SPLITS_FILE = "scenes.csv"
@@ -52,7 +52,7 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
         measure=partial(_measure, config, models, scenes),
         file="images.csv",
         facts=[("Inference", "; ".join(config.inference.over(one).words for one in inferences))],
-        following=f"beitkit predict IMAGES --model {quoted(config.model[0])} --out masks/",
+        following=command("predict", "IMAGES", model=config.model[0], out=unused(Path("masks"))),
     )
 
 

@@ -12,7 +12,7 @@ from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, ShareBelo
 from beitkit.configs.codec import later
 from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, check_start, shard_of
+from beitkit.configs.parts import Flat, Json, NetworkConfig, check_start, shard_of
 from beitkit.configs.train import (
     Freeze,
     LightConfig,
@@ -107,6 +107,7 @@ class FinetuneRun:
     everything but the head."""
     log: SinkName | None = later(None)
     """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
+    json: Json = later(False)
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

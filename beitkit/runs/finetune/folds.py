@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from beitkit.command.following import command, kept
 from beitkit.data.sources.find import labeled_source
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import Decisions
@@ -22,7 +23,6 @@ from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, plain, thousands
 from beitkit.runs.finetune.config import FinetuneRun
-from beitkit.system import quoted
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import start_runtime
 
@@ -85,7 +85,7 @@ def cross_validate(config: FinetuneRun, fine_tune: Callable[[FinetuneRun], Any])
         _write_report(folder.path, config, result, scores)
         _table(result).print()
         print(f"{_sentence(result)}. {EXPLANATION}")
-        following = f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out / names[0])}"
+        following = command("evaluate", config.images, model=config.out / names[0], **kept(config, "columns"))
         print(f"done: {config.out} (report.html shows it). Next: {following}")
     return result
 

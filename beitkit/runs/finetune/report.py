@@ -46,8 +46,11 @@ def write_report(
     runtime: Runtime,
     first: Batch,
     length: Sequence[tuple[str, str]] = (),
-) -> None:
-    """Write report.html; `first` is a training batch as the network sees it, `length` says how long a run with patience was."""
+) -> TrainingReport:
+    """Write report.html, and return it.
+
+    `first` is a training batch as the network sees it, `length` says how long a run with patience was.
+    """
     report = TrainingReport("Fine-tuning", folder.path)
     report.facts([*facts_of(config, network, train, runtime), *length, *folder.broken_facts()])
     headline = scores.measures[0]
@@ -69,6 +72,7 @@ def write_report(
     _learning(report, network)
     score_sections(report, scores, "Validation: ")
     report.finish()
+    return report
 
 
 def facts_of(config: FinetuneRun, network: ClassifierConfig, train: ImageList, runtime: Runtime) -> list[tuple[str, str]]:

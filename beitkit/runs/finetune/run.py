@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from beitkit.command.following import command, kept
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
@@ -45,7 +46,8 @@ from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
-from beitkit.system import quoted, write_atomically
+from beitkit.runs.training.task import refuse_scenes
+from beitkit.system import write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
@@ -53,6 +55,7 @@ from beitkit.train.machine.runtime import Runtime
 
 def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+    refuse_scenes(config.images)
     if config.folds is not None:
         return cross_validate(config, run)
     config, runtime = start_run(config, config.speed.sharding)
@@ -120,10 +123,12 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
         folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
-        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
+        first = next(streams.training(0))
+        report = write_report(folder, config, model.config, train, scores, compared, runtime, first, length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
-    session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
+        session.say_found(report, config)
+    session.finish(model, command("evaluate", config.val or config.images, model=config.out, **kept(config, "columns")))
     return _result_of(config.out, val.digest, metric)
 
 

@@ -9,7 +9,9 @@ from typing import Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import ColumnsConfig, ReadConfig
+from beitkit.configs.parts import Json
 from beitkit.errors import UserError
 
 SplitName = Literal["train", "val", "test"]
@@ -30,6 +32,7 @@ class PackRun:
     """Keep the images' labels, as .cls members and classes.txt."""
     split: SplitName | None = None
     """With `labels`: the part to take of images that are divided."""
+    json: Json = later(False)
     read: ReadConfig = ReadConfig()
     columns: ColumnsConfig = ColumnsConfig()
 
@@ -50,6 +53,7 @@ class IndexRun:
     """Keep the images' labels."""
     split: SplitName | None = None
     """With `labels`: the part to take of images that are divided."""
+    json: Json = later(False)
     columns: ColumnsConfig = ColumnsConfig()
 
     def __post_init__(self) -> None:

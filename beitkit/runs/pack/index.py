@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from beitkit.data.sources.archives import archives_at
 from beitkit.data.sources.find import find_images, find_labeled
@@ -13,7 +14,12 @@ from beitkit.data.sources.index import write_index
 from beitkit.data.sources.locations import is_url, location
 from beitkit.errors import writing_to
 from beitkit.runs.pack.config import IndexRun
-from beitkit.system import quoted
+from beitkit.runs.pack.shards import following_pack
+
+
+def answer(_: IndexRun, out: Path) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"out": out, "images": len(find_images(out))}
 
 
 def run(config: IndexRun) -> Path:
@@ -29,6 +35,5 @@ def run(config: IndexRun) -> Path:
             say_left_out(images, left_out)
         else:
             total = write_index(out, find_images(images, config.columns.image))
-    following = "finetune {} --model ..." if config.labels else "pretrain {} --tokenizer ..."
-    print(f"written: {out} ({total} images). Next: beitkit {following.format(quoted(out))} --out ...")
+    print(f"written: {out} ({total} images). Next: {following_pack(out, has_labels=config.labels)}")
     return out

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from beitkit.data.sources.find import find_images, find_labeled
 from beitkit.errors import UserError, writing_to
+from beitkit.files import MOST_OWN, read_json
 from beitkit.runs.pack.config import PackRun
-from beitkit.runs.pack.shards import PACKING, pack
-from beitkit.system import quoted
+from beitkit.runs.pack.shards import PACKING, following_pack, pack
 from beitkit.train.folder import locked
 from beitkit.train.journal import say_skipped
 
 MEGABYTE = 10**6
+
+
+def answer(_: PackRun, out: Path) -> dict[str, Any]:
+    """What `--json` prints."""
+    skipped = read_json(out / PACKING, MOST_OWN)["skipped"]
+    return {"out": out, "images": len(find_images(out)), "shards": len([*out.glob("*.tar")]), "skipped": len(skipped)}
 
 
 def run(config: PackRun) -> Path:
@@ -35,6 +42,6 @@ def run(config: PackRun) -> Path:
     packed = pack(files, out, config.shard_size * MEGABYTE, config.read.max_broken, say_skipped, said)
     skipped = f", {packed.skipped} unreadable left out" if packed.skipped else ""
     shards = f"{packed.shards} shard{'' if packed.shards == 1 else 's'}"
-    following = f"finetune {quoted(out)} --model ..." if config.labels else f"pretrain {quoted(out)} --tokenizer ..."
-    print(f"written: {out} ({packed.images} images in {shards}{skipped}). Next: beitkit {following} --out ...")
+    following = following_pack(out, has_labels=config.labels)
+    print(f"written: {out} ({packed.images} images in {shards}{skipped}). Next: {following}")
     return out

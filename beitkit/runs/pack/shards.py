@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from beitkit.command.following import command, unused
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.formats import DEEP, FORMATS, has_ending
 from beitkit.data.decoding.limit import LARGEST_FILE
@@ -227,3 +228,10 @@ def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple
 def _note(out: Path, settings: _Settings, done: list[int], skipped: list[tuple[int, str]]) -> None:
     content = {"settings": asdict(settings), "taken": done, "skipped": skipped}
     write_atomically(out / PACKING, json.dumps(content, indent=1).encode())
+
+
+def following_pack(images: Path, *, has_labels: bool) -> str:
+    """What one does with packed or listed images."""
+    if has_labels:
+        return command("finetune", images, model="MODEL", out=unused(Path("runs/cls")))
+    return command("pretrain", images, tokenizer="TOKENIZER", out=unused(Path("runs/pre")))

@@ -10,9 +10,10 @@ from typing import Annotated
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Seed, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import ColumnsConfig, ReadConfig
 from beitkit.configs.model import SizeName
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
@@ -46,6 +47,7 @@ class PipelineRun:
     """Size of the network; None chooses by the budget."""
     seed: Seed = 0
     """Of every stage; the verdict takes this one and the next two."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
     columns: ColumnsConfig = ColumnsConfig()

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from beitkit.command.following import command, unused
 from beitkit.configs.data import ColumnsConfig, ReadLimit
 from beitkit.configs.model import SIZES, SizeName
 from beitkit.configs.train import resolved
@@ -26,6 +27,7 @@ from beitkit.data.sources.find import LabeledArchives, find_images, labeled_sour
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, split_table, train_and_val
 from beitkit.errors import UserError
+from beitkit.files import MOST_OWN, read_json
 from beitkit.interop.reading.checkpoints import read_checkpoint
 from beitkit.runs.audit import run as audit
 from beitkit.runs.audit.config import AuditRun
@@ -50,7 +52,8 @@ from beitkit.runs.verdict.classifiers import LabeledImages, check_labels
 from beitkit.runs.verdict.config import VerdictRun
 from beitkit.runs.verdict.measured import named_starts
 from beitkit.runs.verdict.report import Verdict
-from beitkit.system import quoted, write_atomically
+from beitkit.runs.verdict.report import as_json as verdict_as_json
+from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import duration
 from beitkit.train.machine.runtime import start_runtime
@@ -72,6 +75,13 @@ def run(config: PipelineRun) -> Verdict | None:
         return _Pipeline(config, ledger, looked).run()
     finally:
         ledger.close()
+
+
+def answer(config: PipelineRun, found: Verdict | None) -> dict[str, Any]:
+    """What `--json` prints."""
+    kept = read_json(config.out / "progress.json", MOST_OWN)
+    stated = None if found is None else verdict_as_json(found)
+    return {"out": config.out, "stages": kept["stages"], "seconds": kept["spent"], "verdict": stated}
 
 
 @dataclass(frozen=True)
@@ -204,9 +214,10 @@ class _Pipeline:
         self.write_page(found)
         self.say(f"\n{duration(self.ledger.spent)} of {duration(seconds)}")
         out, last = self.config.out, self.config.out / ("pretrain" if self.labeled is None else self.finetuned)
-        after = f"beitkit finetune LABELED --model {quoted(last)} --out ..."
+        after = command("finetune", "LABELED", model=last, out=unused(out / "finetune"))
         if self.labeled is not None:
-            after = f"beitkit predict IMAGES --model {quoted(last)} --out " + ("masks/" if self.facts.is_dense else "p.csv")
+            written = Path("masks" if self.facts.is_dense else "predictions.csv")
+            after = command("predict", "IMAGES", model=last, out=unused(written))
         print(f"done: {out} (report.html shows it). Next: {after}")
         return found
 

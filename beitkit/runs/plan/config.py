@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from beitkit.configs.bounds import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, PositiveShare, config
 from beitkit.configs.data import ReadLimit
+from beitkit.configs.gpus import GpuName
 from beitkit.configs.model import ImageSize, SizeName
-from beitkit.configs.parts import Views
+from beitkit.configs.parts import Json, Views
 from beitkit.errors import UserError
 
 
@@ -50,8 +51,8 @@ class PlanRun:
     """Fine-tuning and segmentation: images that an evaluation looks at; None leaves evaluations out."""
     classes: PositiveInt | None = None
     """Classes of fine-tuning (None takes 1000) and of segmentation (None takes 150)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto takes bfloat16 where the hardware multiplies in it, and for hardware that is described."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto is what a run would take here, and bfloat16 for hardware that is described."""
     recompute: bool = False
     """The blocks' activations are not kept but computed again for the backward pass."""
     sharding: Literal["none", "full"] = "none"
@@ -62,6 +63,8 @@ class PlanRun:
     """CPU threads while speeds are measured here; 0 takes the cores this process may use."""
     image_folder: Path | None = None
     """Folder of images whose reading is timed here; without it reading is left out."""
+    device: GpuName | None = None
+    """A GPU that need not be here, whose times are computed from counted operations and bytes, not measured."""
     rates: Path | None = None
     """bench.json of other hardware, as benchmarks/bench.py writes it, instead of measuring here."""
     tflops: PositiveFloat | None = None
@@ -69,20 +72,24 @@ class PlanRun:
     share: PositiveShare | None = None
     """Of that rate, what training reaches."""
     memory: PositiveFloat | None = None
-    """GiB of memory on each device; None takes this machine's, where speeds are measured here."""
+    """GiB of memory on each device; None takes this machine's, where speeds are measured here, and that of `device`."""
     bandwidth: PositiveFloat | None = None
     """GB (1e9 bytes) per second that a device exchanges with the others; None leaves the exchange out."""
     price: PositiveFloat | None = None
     """Of a device for an hour."""
-    json: bool = False
-    """Print as JSON on stdout."""
+    json: Json = False
     read: ReadLimit = ReadLimit()
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise UserError(f"give `epochs` or `steps`, not both (got {self.epochs:g} epochs and {self.steps} steps)")
-        if self.rates is not None and self.tflops is not None:
-            raise UserError("`rates` and `tflops` both say how fast the hardware is; give one")
+        said = [name for name in ("device", "rates", "tflops") if getattr(self, name) is not None]
+        if len(said) > 1:
+            raise UserError(f"`{said[0]}` and `{said[1]}` both say how fast the hardware is; give one")
+        if self.device is not None and self.precision == "float32":
+            raise UserError(
+                "`device` is computed for bfloat16 alone; leave `precision` out, or describe the hardware by `tflops`"
+            )
         if self.share is not None and self.rates is None and self.tflops is None:
             raise UserError("`share` is of the rate that `tflops` or `rates` give; give one of them")
         if self.tflops is not None and self.share is None:
@@ -91,5 +98,5 @@ class PlanRun:
             raise UserError("`sharding='full'` divides among several devices; give `gpus`, or leave it out")
         if self.views is not None and self.cached:
             raise UserError("`cached` says that the tokens of all views are there; leave `views` out")
-        if self.image_folder is not None and (self.rates is not None or self.tflops is not None):
-            raise UserError("`image_folder` times reading on this machine; leave it out with `rates` or `tflops`")
+        if self.image_folder is not None and said:
+            raise UserError(f"`image_folder` times reading on this machine; leave it out with `{said[0]}`")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable
 from itertools import count, product
+from typing import Any
 
 import torch
 
+from beitkit.configs.gpus import GPUS
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import autocast_type, precision_name
 from beitkit.data.decoding.reading import readable_image
@@ -19,6 +20,7 @@ from beitkit.data.views.image import PretrainView
 from beitkit.data.workers import default_workers
 from beitkit.errors import UserError
 from beitkit.planning.estimate import evaluation_seconds, exchange_seconds, operations, step_seconds
+from beitkit.planning.gpu import Computed, computed
 from beitkit.planning.memory import Memory, plan_memory
 from beitkit.planning.rates import Given, Measured, given_rates, measure
 from beitkit.runs.plan.config import PlanRun
@@ -33,9 +35,14 @@ def run(config: PlanRun) -> Estimate:
     """Print the plan; returns it."""
     subject = subject_of(config)
     precision = "bfloat16" if config.precision == "auto" else config.precision
-    rates: Measured | Given | None = given_rates(config.rates, config.tflops, config.share, precision, subject.verb)
+    rates: Measured | Given | Computed | None = given_rates(config.rates, config.tflops, config.share, precision, subject.verb)
     process, workers = 0, config.workers
     limit = None if config.memory is None else round(config.memory * GIB)
+    if config.device is not None:
+        # As `speed.compile` chooses for long runs on GPUs.
+        form = "objective" if config.gpus == 1 and subject.verb != "segment" else "blocks"
+        rates = computed(subject.workload, subject.length.batch_size, config.device, form, recompute=config.recompute)
+        limit = GPUS[config.device].memory if limit is None else limit
     if rates is None:
         runtime = start_runtime(MachineConfig(precision=config.precision, threads=config.threads))
         precision = precision_name(runtime.autocast)
@@ -83,11 +90,13 @@ def run(config: PlanRun) -> Estimate:
         evaluating=evaluation_seconds(subject.workload, subject.length, rates, recompute=config.recompute),
         advice=() if limit is None or held.peak <= limit else _advice(config, subject, memory, limit),
     )
-    if config.json:
-        print(json.dumps(estimate.described()))
-    else:
-        print_estimate(estimate)
+    print_estimate(estimate)
     return estimate
+
+
+def answer(_: PlanRun, estimate: Estimate) -> dict[str, Any]:
+    """What `--json` prints."""
+    return estimate.described()
 
 
 def _memory_here(runtime: Runtime) -> int:

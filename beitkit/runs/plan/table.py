@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from beitkit.command.following import command, kept, unused
+from beitkit.configs.tokenizer import PUBLISHED_DVAES
 from beitkit.planning.estimate import Operations, StepSeconds
+from beitkit.planning.gpu import Computed
 from beitkit.planning.memory import Memory
 from beitkit.planning.rates import Given, Measured
 from beitkit.runs.plan.config import PlanRun
@@ -37,6 +41,8 @@ class Figure(NamedTuple):
             return f"{self.value / 10**exponent:.4g} {prefix}FLOP"
         if self.unit == "s":
             return f"{self.value:.3g} s" if self.value < 60 else duration(self.value)
+        if self.unit == "images/s":
+            return f"{self.value:,.4g}"
         return {"h": f"{self.value:.4g} h", "price": f"{self.value:,.2f}"}.get(self.unit, f"{self.value:,.10g}")
 
 
@@ -48,7 +54,7 @@ class Estimate:
     subject: Subject
     device: str
     precision: str
-    rates: Measured | Given
+    rates: Measured | Given | Computed
     operations: Operations
     memory: Memory
     limit: int | None
@@ -104,14 +110,21 @@ class Estimate:
             notes.append(
                 "reading images, the optimizer's update, and what a GPU's driver and libraries hold are left out: not measured"
             )
+        elif isinstance(self.rates, Computed):
+            notes.append(
+                "times are computed, not measured (docs/guide/plan.md says from what); reading images, waiting, and what a GPU's "
+                "driver and libraries hold are left out"
+            )
         elif self.rates.reading is None:
             notes.append("reading images is left out; --image-folder FOLDER times it")
         if length.devices > 1 and self.config.bandwidth is None:
             notes.append("what devices exchange is left out; --bandwidth says how fast it goes")
         if length.devices > 1 and isinstance(self.rates, Measured):
             notes.append(f"time is that of {length.devices} devices like this one")
-        if self.precision == "bfloat16" and self.subject.workload.tokenizer is not None:
-            notes.append("the tokenizer is taken to find the tokens of float32 in bfloat16; a run tries that, and says if not")
+        if self.precision != "float32" and self.subject.workload.tokenizer is not None:
+            notes.append(
+                f"the tokenizer is taken to find the tokens of float32 in {self.precision}; a run tries that, and says if not"
+            )
         if self.subject.verb != "pretrain" and self.config.validation is None:
             notes.append("evaluations are left out; --validation says how many images they look at")
         return notes
@@ -160,7 +173,7 @@ class Estimate:
         return [*figures, Figure(part, "peak", memory.peak, "bytes", "the most of these")]
 
     def _time(self) -> list[Figure]:
-        source = self.rates.source if isinstance(self.rates, Given) else MEASURED
+        source = MEASURED if isinstance(self.rates, Measured) else self.rates.source
         names = {"network": "forward and backward", "tokenizer": "tokenizer", "reading": "waiting for images",
                  "update": "update", "exchange": "exchange"}  # fmt: skip
         figures = []
@@ -170,6 +183,8 @@ class Estimate:
             if value:
                 figures.append(Figure("a step", names[name], value, "s", "given bandwidth" if name == "exchange" else source))
         figures.append(Figure("a step", "all", self.step.total, "s", "sum"))
+        rate = self.subject.length.own_images / self.step.total
+        figures.append(Figure("a second", "images, each device", rate, "images/s", "images a step / all"))
         if self.evaluating:
             figures.append(Figure("the run", "evaluations", self.evaluating, "s", source))
         made_of = "steps x a step, evaluations" if self.evaluating else "steps x a step"
@@ -200,6 +215,35 @@ def _next(estimate: Estimate) -> str:
     if estimate.fits is False:
         assert estimate.limit is not None
         said = f"does not fit: {estimate.memory.peak / GIB:.1f} GiB are needed, {estimate.limit / GIB:.1f} are there."
-        return f"{said} Next: " + (", or ".join(estimate.advice) or "a smaller --size, or devices with more memory")
-    recipe = "" if estimate.config.recipe is None else f" --recipe {estimate.config.recipe}"
-    return f"Next: beitkit {estimate.subject.verb} IMAGES{recipe} --batch-size {estimate.subject.length.batch_size} --out ..."
+        return f"{said} What would: " + (", or ".join(estimate.advice) or "a smaller --size, or devices with more memory")
+    return f"Next: {_command(estimate)}"
+
+
+def _command(estimate: Estimate) -> str:
+    """The run that is planned."""
+    config, verb, length = estimate.config, estimate.subject.verb, estimate.subject.length
+    start: dict[str, object] = {"recipe": config.recipe}
+    if verb == "pretrain":
+        has_tokens = getattr(estimate.subject.run, "target", "tokens") == "tokens"
+        start["tokenizer"] = "TOKENIZER" if config.tokenizer in PUBLISHED_DVAES else config.tokenizer
+        start = start if has_tokens else {"recipe": config.recipe}
+        images, start["tokens"] = "IMAGES", "TOKENS" if config.cached else None
+        described = kept(config, "size", "patch", "views")
+    else:
+        images, start["model"] = {"finetune": "LABELED", "segment": "SCENES"}[verb], "MODEL"
+        described = {}
+    given = kept(config, "image_size", "epochs", "steps", "workers", "threads", "precision")
+    return command(
+        verb,
+        config.image_folder or images,
+        **start,
+        out=unused(Path("runs") / (config.recipe or "pre")),
+        **described,
+        **given,
+        batch_size=length.batch_size,
+        **{
+            "--loop.accumulate": None if length.accumulation_steps == config.gpus else length.accumulation_steps,
+            "--speed.recompute": config.recompute,
+            "--speed.sharding": None if config.sharding == "none" else config.sharding,
+        },
+    )

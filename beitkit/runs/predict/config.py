@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from beitkit.configs.bounds import Bounds, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Fit, ImageColumnConfig, ReadLimit
-from beitkit.configs.parts import EngineName, Flat, Pool, shard_of
+from beitkit.configs.parts import EngineName, Flat, Json, Pool, shard_of
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 
@@ -39,8 +39,7 @@ class PredictRun:
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.csv."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
-    json: bool = False
-    """Print JSON on stdout: without `out` a line for each image, with it the counts."""
+    json: Json = False
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadLimit = ReadLimit()
     columns: ImageColumnConfig = ImageColumnConfig()
@@ -76,6 +75,7 @@ class EmbedRun:
     """Take every n-th block of 16 batches, as 1/8 to 8/8; each shard writes its own file, such as NAME-00003-of-00008.npy."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadLimit = ReadLimit()
     columns: ImageColumnConfig = ImageColumnConfig()

@@ -9,7 +9,6 @@ from beitkit.inference.result import Written
 from beitkit.interop.load import load
 from beitkit.runs.predict.config import EmbedRun
 from beitkit.runs.predict.parts import shard_file, write_in_parts
-from beitkit.system import quoted
 
 
 def run(config: EmbedRun) -> Written:
@@ -23,5 +22,5 @@ def run(config: EmbedRun) -> Written:
     outcome = write_in_parts(config, "embed", model, embedding, files, settings)
     each = " x ".join(map(str, shape))
     read = "numpy.load" if out.suffix == ".npy" else "pyarrow.parquet.read_table"
-    print(f"written: {out} ({outcome.words}), {each} numbers each. Next: read it with {read}({quoted(out)!r})")
+    print(f"written: {out} ({outcome.words}), {each} numbers each. Next: read it with {read}({str(out)!r})")
     return outcome

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from beitkit.command.following import command, kept, unused
 from beitkit.configs.parts import shard_of
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import name_other_ranges
@@ -74,3 +75,17 @@ def write_in_parts(
     engine = engine_of(config, model, compute)
     result = PartedOutput(files, command, -(-len(images) // block))
     return complete(result, images, block, engine, lambda done, total: print(f"{done} of {total} parts", file=sys.stderr))
+
+
+MOST_INPUTS = 3
+"""Inputs that a command names again; more of them are IMAGES."""
+
+
+def keep(config: PredictRun, name: str) -> str:
+    """The same command, with its predictions written to a file or folder of this name."""
+    inputs = config.inputs if len(config.inputs) <= MOST_INPUTS else ("IMAGES",)
+    return command("predict", *inputs, out=unused(Path(name)), **kept(config, *SAME))
+
+
+SAME = ("model", "top", "batch_size", "fit", "shard", "engine", "inference", "read", "columns", "device", "precision")
+"""Options that this command keeps."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from beitkit.command.following import command, kept
 from beitkit.errors import UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
@@ -12,10 +15,10 @@ from beitkit.interop.load import load
 from beitkit.nn.averaged import check_views
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
-from beitkit.runs.predict.config import PredictRun
-from beitkit.runs.predict.parts import engine_of, images_of, shard_file, write_in_parts
+from beitkit.runs.predict.config import EmbedRun, PredictRun
+from beitkit.runs.predict.parts import engine_of, images_of, keep, shard_file, write_in_parts
 from beitkit.runs.predict.segmenters import predict_scenes
-from beitkit.system import quoted
+from beitkit.terminal import print_answer
 
 
 def run(config: PredictRun) -> Written:
@@ -43,9 +46,14 @@ def _predict_classes(config: PredictRun, model: Classifier) -> Written:
     files = {out: prediction_table(config.out, naming)}
     settings = {"top": naming.top, "views": config.inference.view_words or None}
     outcome = write_in_parts(config, "predict", model, Probabilities(config.inference), files, settings)
-    after = f"Next, with labels: beitkit evaluate LABELED --model {quoted(config.model)}"
-    print(outcome.as_json() if config.json else f"written: {out} ({outcome.words}). {after}")
+    after = f"Next: {command('evaluate', 'LABELED', model=config.model, **kept(config, 'fit', 'inference'))}"
+    print(f"written: {out} ({outcome.words}). {after}")
     return outcome
+
+
+def answer(_: PredictRun | EmbedRun, outcome: Written) -> dict[str, Any] | None:
+    """What `--json` prints at the end; nothing where every image had a line of its own."""
+    return None if outcome.out is None else outcome._asdict()
 
 
 def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
@@ -56,13 +64,12 @@ def _print(config: PredictRun, model: Classifier, naming: Naming) -> Written:
         images += len(part.paths)
         unreadable += sum(map(bool, part.errors))
         if config.json:
-            print(json_lines(part, naming).decode(), end="")
+            print_answer(json_lines(part, naming).decode().rstrip("\n"))
             continue
         for row in naming.rows(part, naming.top):
             if not row.error:
                 print(f"{row.path}: {', '.join(f'{name} {share:.1%}' for name, share in row.best)}")
     outcome = Written(images, unreadable, None)
     outcome.check()
-    if not config.json:
-        print(f"{outcome.words}. Next: keep the predictions with --out predictions.csv")
+    print(f"{outcome.words}. Next: {keep(config, 'predictions.csv')}")
     return outcome

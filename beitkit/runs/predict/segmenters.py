@@ -31,6 +31,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from beitkit.command.following import kept
 from beitkit.contracts import in_unit_range
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded
 from beitkit.data.decoding.reading import as_tensor, whole_image
@@ -45,9 +46,9 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.images import fit, png_bytes, stacked, to_bytes
 from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
-from beitkit.runs.predict.parts import images_of
-from beitkit.system import quoted, write_atomically
-from beitkit.terminal import one_line
+from beitkit.runs.predict.parts import images_of, keep
+from beitkit.system import write_atomically
+from beitkit.terminal import one_line, print_answer
 from beitkit.train.folder import locked
 from beitkit.train.machine.runtime import Runtime, start_runtime
 
@@ -74,8 +75,8 @@ def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
         return _print(config, model, runtime, files)
     folder = _Folder(config.out, command, config.shard, found, model)
     outcome = folder.complete(config, runtime, files)
-    after = f"Next, with masks: beitkit evaluate SCENES --model {quoted(config.model)}"
-    print(outcome.as_json() if config.json else f"written: {config.out} ({outcome.words}; sheet.png shows some). {after}")
+    after = f"Next: {command('evaluate', 'SCENES', model=config.model, **kept(config, 'inference'))}"
+    print(f"written: {config.out} ({outcome.words}; sheet.png shows some). {after}")
     return outcome
 
 
@@ -198,13 +199,12 @@ def _print(config: PredictRun, model: Segmenter, runtime: Runtime, files: ImageL
         if "error" in line:
             unreadable += 1
         elif config.json:
-            print(json.dumps(line))
+            print_answer(json.dumps(line))
         else:
             print(f"{line['path']}: {', '.join(f'{name} {share:.1%}' for name, share in line['areas'].items())}")
     outcome = Written(len(files), unreadable, None)
     outcome.check()
-    if not config.json:
-        print(f"{outcome.words}. Next: keep masks and overlays with --out masks/")
+    print(f"{outcome.words}. Next: {keep(config, 'masks')}")
     return outcome
 
 

@@ -12,7 +12,7 @@ from beitkit.configs.bounds import NonNegativeInt, PositiveInt, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ImageColumnConfig, MaskConfig, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, Views
+from beitkit.configs.parts import Flat, Json, NetworkConfig, Views
 from beitkit.configs.train import (
     Freeze,
     LightConfig,
@@ -93,6 +93,7 @@ class PretrainRun:
     everything but the head."""
     log: SinkName | None = later(None)
     """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
+    json: Json = later(False)
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

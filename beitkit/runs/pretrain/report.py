@@ -41,8 +41,8 @@ def write_report(
     saved: str | None = None,
     outcome: Judgment | None = None,
     strip: Strip | None = None,
-) -> None:
-    """Write report.html and reconstructions.png of a run whose training is done.
+) -> TrainingReport:
+    """Write report.html and reconstructions.png of a run whose training is done; returns the report.
 
     `saved` is what a token cache brought, `outcome` what became of a run with `init`, `strip` draws the finished network.
     """
@@ -88,6 +88,7 @@ def write_report(
     else:
         _token_curves(report, setup, statistics)
     report.finish()
+    return report
 
 
 def facts_of(setup: Setup, encoder: Encoder | None, runtime: Runtime) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beitkit.command.following import command
 from beitkit.configs.train import resolved
 from beitkit.contracts import WHOLE, Batch, Evaluator, Share
 from beitkit.data.stream import evaluation_stream, training_stream, with_limit_on_broken
@@ -38,7 +39,6 @@ from beitkit.runs.training.live import renewing
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
-from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
@@ -141,11 +141,10 @@ def run(config: PretrainRun) -> Path:
             folder.write_json("result.json", outcome.as_json() | {"init": str(config.init)})
             model = session.best_kept(model)
         strip = strip_of(setup, model.to(runtime.device), folder, fixed_batches)
-        write_report(folder, setup, model, encoder, runtime, saved, outcome, strip)
+        session.say_found(write_report(folder, setup, model, encoder, runtime, saved, outcome, strip), config)
         if outcome is not None:
             session.say(outcome.sentence())
-    out = quoted(config.out)
-    session.finish(model, f"beitkit probe LABELED --model {out}, or beitkit finetune LABELED --model {out} --out ...")
+    session.finish(model, command("probe", config.labels or "LABELED", model=config.out))
     return config.out
 
 

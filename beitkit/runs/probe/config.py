@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, Seed, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import ColumnsConfig, ReadConfig
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
@@ -50,8 +50,7 @@ class ProbeRun:
     seed: Seed = 0
     """Draws first weights, order and crops, the images when there are more than `limit`, and the validation part where there
     is none."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = False
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadConfig = ReadConfig()
     columns: ColumnsConfig = later(ColumnsConfig())

@@ -77,8 +77,8 @@ def write_report(path: Path, model: str, result: Probe) -> None:
     )
     report.section(
         "Frozen features",
-        "The last block of a BEiT is busy predicting tokens; what names things best sits before it. The block is chosen on "
-        "held-out training images, never on the test images.",
+        "The last block of a BEiT specializes in predicting tokens; the features that classify best come before it. The block "
+        "is chosen on held-out training images, never on the test images.",
     )
     what = "of a linear classifier" if result.neighbors is None else "of a linear classifier and of weighted nearest neighbors"
     report.figure(chart(result), f"Accuracy {what} on each block's output.")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import torch
 
+from beitkit.command.following import beside, command, kept
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, train_and_val
 from beitkit.data.stream import Reading, evaluation_batches, evaluation_dataset
@@ -19,7 +19,7 @@ from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
 from beitkit.runs.probe.training import Images, train_probes
 from beitkit.runs.training.reader import note_on_cut
-from beitkit.system import quoted
+from beitkit.runs.training.task import refuse_scenes
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import say_skipped
@@ -32,7 +32,8 @@ __all__ = ["Probe", "chart", "run"]
 
 
 def run(config: ProbeRun) -> Probe:
-    """Probe, and print a table on stdout (or JSON with `json`)."""
+    """Probe, and print a table."""
+    refuse_scenes(config.images)
     model = load(config.model)
     if isinstance(model, Segmenter):
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
@@ -92,12 +93,16 @@ def run(config: ProbeRun) -> Probe:
     if folder is not None:
         folder.write_json("probe.json", plain(result))
         write_report(folder.path / "report.html", str(config.model), result)
-    if config.json:
-        print(json.dumps(plain(result)))
-    else:
-        print_result(str(config.model), result)
-        where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
-        print(f"{where}. Next: beitkit finetune {quoted(config.images)} --model {quoted(config.model)} --out ...")
+    print_result(str(config.model), result)
+    where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
+    following = command(
+        "finetune",
+        config.images,
+        model=config.model,
+        out=beside(config.model, "cls"),
+        **kept(config, "val", "columns", "read.max_broken"),
+    )
+    print(f"{where}. Next: {following}")
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from beitkit.command.following import command as following
 from beitkit.configs.codec import to_json
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.recipes.config import RecipesRun
@@ -19,17 +21,34 @@ from beitkit.terminal import bare
 
 
 def run(config: RecipesRun) -> tuple[Recipe, ...]:
-    """Print the recipes, or the one that is named; returns what was printed."""
-    shown = tuple(RECIPES.values()) if config.name is None else (recipe_named(config.name),)
-    if config.json:
-        described = [description(recipe) for recipe in shown]
-        print(json.dumps(described if config.name is None else described[0], indent=2))
-    elif config.name is None:
-        _print_table(shown)
-        print("Next: beitkit recipes NAME shows one in full; beitkit pretrain, finetune or segment --recipe NAME runs it.")
-    else:
+    """Print the names of all recipes, what some of them are, or one in full; returns those that were printed."""
+    shown = _chosen(config.name)
+    if config.name in RECIPES:
         _print_one(shown[0])
+        return shown
+    if config.name is None and not config.all:
+        _print_names(shown)
+    else:
+        _print_table(shown)
+    print("Next: beitkit recipes NAME (one in full, with the command that runs it)")
     return shown
+
+
+def _chosen(name: str | None) -> tuple[Recipe, ...]:
+    """The recipe of this name, else those with it in their names, else in their sentences."""
+    if name is None:
+        return tuple(RECIPES.values())
+    if name in RECIPES:
+        return (RECIPES[name],)
+    named = tuple(recipe for recipe in RECIPES.values() if name.lower() in recipe.name)
+    described = tuple(recipe for recipe in RECIPES.values() if name.lower() in recipe.what.lower())
+    return named or described or (recipe_named(name),)
+
+
+def answer(config: RecipesRun, shown: tuple[Recipe, ...]) -> list[dict[str, Any]] | dict[str, Any]:
+    """What `--json` prints: a list, or the recipe that is named."""
+    described = [description(recipe) for recipe in shown]
+    return described[0] if config.name in RECIPES else described
 
 
 def description(recipe: Recipe) -> dict[str, Any]:
@@ -50,13 +69,27 @@ def description(recipe: Recipe) -> dict[str, Any]:
 
 
 def command(recipe: Recipe) -> str:
-    """The line to type, with the missing paths in capitals."""
+    """The line to type; what only the reader has is in capitals."""
     config = recipe.config
     options = [name for name in recipe.paths if name != "images"]
     if isinstance(config, PretrainRun) and config.target == "tokens":
         options.insert(0, "tokenizer")
-    listed = " ".join(f"--{name} {name.upper()}" for name in options)
-    return f"beitkit {recipe.verb} IMAGES --recipe {recipe.name} {listed}"
+    given = {name: f"runs/{recipe.name}" if name == "out" else name.upper() for name in options}
+    images = {"finetune": "LABELED", "segment": "SCENES"}.get(recipe.verb, "IMAGES")
+    return following(recipe.verb, images, recipe=recipe.name, **given)
+
+
+def _print_names(recipes: tuple[Recipe, ...]) -> None:
+    """All names by verb, on one screen."""
+    columns = max(1, (shutil.get_terminal_size().columns - 2) // (max(len(recipe.name) for recipe in recipes) + 2))
+    for verb in dict.fromkeys(recipe.verb for recipe in recipes):
+        names = [recipe.name for recipe in recipes if recipe.verb == verb]
+        print(f"beitkit {verb} --recipe")
+        rows = -(-len(names) // columns)
+        width = max(map(len, names)) + 2
+        for row in range(rows):
+            print("  " + "".join(name.ljust(width) for name in names[row::rows]).rstrip())
+    print("beitkit recipes v2 describes those with v2 in their names, --all every one.")
 
 
 def _print_table(recipes: tuple[Recipe, ...]) -> None:

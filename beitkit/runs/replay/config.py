@@ -8,6 +8,8 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import PositiveInt, config
+from beitkit.configs.codec import later
+from beitkit.configs.parts import Json
 
 
 @config(kw_only=False)
@@ -23,3 +25,4 @@ class ReplayRun:
     _: KW_ONLY
     step: PositiveInt
     """Counted from 1; steps go on to the next one that the run logged, so that there is something to compare."""
+    json: Json = later(False)

@@ -12,7 +12,7 @@ from beitkit.configs.bounds import PositiveInt, ShareBelowOne, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ColumnsConfig, ReadConfig, SceneViewConfig, ValueLimits
 from beitkit.configs.model import ImageSizeOrNone, SegmentationHead, SizeName
-from beitkit.configs.parts import Flat, NetworkConfig, check_start
+from beitkit.configs.parts import Flat, Json, NetworkConfig, check_start
 from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
 from beitkit.configs.train import (
     Freeze,
@@ -93,6 +93,7 @@ class SegmentRun:
     """Stochastic depth of the last block."""
     log: SinkName | None = later(None)
     """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
+    json: Json = later(False)
     train: Annotated[TrainConfig, Flat] = TrainConfig(batch_size=None, lr=None)
     light: Annotated[LightConfig, Flat] = later(LightConfig())
     machine: Annotated[MachineConfig, Flat] = MachineConfig()

@@ -12,7 +12,7 @@ from beitkit.data.scenes.audit import Audit
 from beitkit.evaluation.sheets.scenes import SceneScores, scene_sections
 from beitkit.report.normal import comparison_line, segmentation_lines, unseen_hint
 from beitkit.report.sections import TrainingReport
-from beitkit.report.table import Column, Table, percent
+from beitkit.report.table import Table
 from beitkit.runs.segment.config import SegmentRun
 from beitkit.train.folder import RunFolder
 from beitkit.train.machine.runtime import Runtime
@@ -43,8 +43,8 @@ def write_report(
     compared: SegmentResult | None,
     runtime: Runtime,
     length: Sequence[tuple[str, str]] = (),
-) -> None:
-    """Write `report.html` of a finished run; `length` says how long one with patience was."""
+) -> TrainingReport:
+    """Write `report.html` of a finished run; `length` says how long one with patience was. Returns the report."""
     scores = scene_scores.scores
     report = TrainingReport("Segmentation", folder.path)
     report.facts([*facts_of(config, network, audited, runtime), *length, *folder.broken_facts()])
@@ -76,6 +76,7 @@ def write_report(
     for note in audited.notes():
         report.paragraph(note)
     report.finish()
+    return report
 
 
 def facts_of(config: SegmentRun, network: SegmenterConfig, audited: Audit, runtime: Runtime) -> list[tuple[str, str]]:
@@ -91,9 +92,7 @@ def facts_of(config: SegmentRun, network: SegmenterConfig, audited: Audit, runti
 
 
 def _comparison(report: TrainingReport, scene_scores: SceneScores, compared: SegmentResult) -> None:
-    report.beside_another_run("mIoU", scene_scores.scores.mean_iou, compared.folder, compared.mean_iou)
     names = [name for name, iou in scene_scores.class_iou.items() if iou is not None]
     names.sort(key=lambda name: -(scene_scores.class_iou[name] or 0))
-    columns = ["class", Column(report.folder.name, percent), Column(compared.folder.name, percent)]
-    rows = [[name, scene_scores.class_iou[name], compared.class_iou.get(name)] for name in names]
-    report.table(Table(columns, rows, "IoU of each class."))
+    classes = [(f"IoU of {name}", scene_scores.class_iou[name], compared.class_iou.get(name)) for name in names]
+    report.beside_another_run("mIoU", scene_scores.scores.mean_iou, compared.folder, compared.mean_iou, more=classes)

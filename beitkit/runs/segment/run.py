@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from beitkit.command.following import command, unused
 from beitkit.configs.data import IMAGENET, INCEPTION
 from beitkit.configs.model import BackboneConfig, BareBackbone, MaskedImageModelConfig, SegmenterConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
@@ -33,7 +34,7 @@ from beitkit.objectives.segment import Segment
 from beitkit.planning.workload import Workload
 from beitkit.runs.segment.choose import Origin, SegmentFacts, choose_scenes
 from beitkit.runs.segment.config import SegmentRun
-from beitkit.runs.segment.report import SegmentResult, facts_of, hint_on_unseen, write_report
+from beitkit.runs.segment.report import SegmentResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.live import renewing
 from beitkit.runs.training.pixels import Pixels, decided_pixels
@@ -41,7 +42,8 @@ from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
 from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
-from beitkit.system import quoted, write_atomically
+from beitkit.runs.training.task import refused_if_labeled
+from beitkit.system import write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.loop import fit
 from beitkit.train.schedule import Schedule
@@ -53,14 +55,15 @@ AUXILIARY_CHANNELS = 256
 def run(config: SegmentRun) -> SegmentResult:
     """Train or continue; the run folder is what `beitkit.load` reads."""
     config, runtime = start_run(config, config.speed.sharding)
-    train, val = train_and_val_scenes(
-        config.images,
-        config.val,
-        config.train.seed,
-        classes=config.classes,
-        all_values=config.all_values,
-        columns=config.columns,
-    )
+    with refused_if_labeled(config.images, config.columns):
+        train, val = train_and_val_scenes(
+            config.images,
+            config.val,
+            config.train.seed,
+            classes=config.classes,
+            all_values=config.all_values,
+            columns=config.columns,
+        )
     audits = audit(train), audit(val)
     backbone, origin = _origin(config)
     pixels = _pixels(config, train.files)
@@ -146,13 +149,12 @@ def run(config: SegmentRun) -> SegmentResult:
         }
         folder.write_json("result.json", result)
         length = session.length_facts("val/miou", config.patience)
-        write_report(folder, config, model.config, audits[0], scored, compared, runtime, length)
+        report = write_report(folder, config, model.config, audits[0], scored, compared, runtime, length)
         session.say(
             f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"
         )
-        if (hint := hint_on_unseen(config.loss, scored)) is not None:
-            session.say(f"note: {hint}")
-    session.finish(model, f"beitkit predict IMAGES --model {quoted(config.out)} --out masks/")
+        session.say_found(report, config)
+    session.finish(model, command("predict", "IMAGES", model=config.out, out=unused(Path("masks"))))
     return result_of(config.out, val.digest)
 
 

@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from beitkit.configs.bounds import Bounds, PositiveInt, Seed, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import Fit, ImageColumnConfig, ReadLimit
 from beitkit.configs.model import Pair
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 
@@ -57,6 +58,7 @@ class ShowRun:
     what the model was trained for."""
     batch_size: PositiveInt = 32
     """Images per forward pass."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     read: ReadLimit = ReadLimit()
     columns: ImageColumnConfig = ImageColumnConfig()

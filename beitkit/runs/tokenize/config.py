@@ -12,7 +12,7 @@ from beitkit.configs.bounds import PositiveInt, Seed, config
 from beitkit.configs.codec import later
 from beitkit.configs.data import ImageColumnConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSize, as_pair, by
-from beitkit.configs.parts import EngineName, Flat, Views, shard_of
+from beitkit.configs.parts import EngineName, Flat, Json, Views, shard_of
 from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
@@ -43,6 +43,7 @@ class TokenizeRun:
     OUT-00003-of-00008. Without it, shards that lie beside `out` are joined there."""
     engine: EngineName = "local"
     """local: this machine; ray: a Ray cluster (the one of RAY_ADDRESS, else a local one). Needs beitkit[ray]."""
+    json: Json = later(False)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     view: ViewConfig = ViewConfig()
     read: ReadConfig = ReadConfig()

@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from beitkit.command.following import beside, command, kept
 from beitkit.configs.model import as_pair, by
 from beitkit.configs.parts import shard_of
 from beitkit.contracts import Batch, precision_name
@@ -26,10 +28,8 @@ from beitkit.inference.ray_engine import import_ray, ray_tokens
 from beitkit.inference.result import shard_path
 from beitkit.inference.stored_views import ViewTokens
 from beitkit.interop.load import load_tokenizer
-from beitkit.runs.pretrain.setup import view_options
 from beitkit.runs.tokenize.config import TokenizeRun
 from beitkit.runs.tokenize.shards import found_shards, join_shards
-from beitkit.system import quoted
 from beitkit.tokenizers.frozen import Encoder, token_encoder
 from beitkit.train.folder import locked
 from beitkit.train.journal import say_skipped
@@ -73,6 +73,12 @@ def run(config: TokenizeRun) -> Path:
         f"{bytes_per_view(key):.0f} bytes each. Next: {_next(config)}"
     )
     return cache.path
+
+
+def answer(_: TokenizeRun, out: Path) -> dict[str, Any]:
+    """What `--json` prints."""
+    cache = TokenCache(out, read_key(out, None), is_writable=False)
+    return {"out": out, "images": cache.num_images, "views": cache.num_stored, "bytes_per_view": bytes_per_view(cache.key)}
 
 
 def _place(config: TokenizeRun) -> tuple[Path, Shard, Path]:
@@ -175,9 +181,14 @@ def _fill(cache: TokenCache, batches: Iterable[Batch], views: int) -> None:
 
 def _next(config: TokenizeRun) -> str:
     if config.shard is not None:
-        return "when all shards are done, the same command without --shard joins them"
-    options = view_options(config.view, config.image_size, config.patch, config.seed)
-    return (
-        f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.tokenizer)} --tokens {quoted(config.out)}"
-        f"{options} --out ..."
+        same = kept(config, "image_size", "patch", "seed", "batch_size", "engine", "view", "read", "columns")
+        joining = command("tokenize", config.images, tokenizer=config.tokenizer, out=config.out, views=config.views, **same)
+        return f"{joining} (when all shards are done, to join them)"
+    return command(
+        "pretrain",
+        config.images,
+        tokenizer=config.tokenizer,
+        tokens=config.out,
+        out=beside(config.tokenizer, "pre"),
+        **kept(config, "image_size", "patch", "seed", "view", "columns", "read.max_broken"),
     )

@@ -12,7 +12,7 @@ from beitkit.configs.bounds import config
 from beitkit.configs.codec import later
 from beitkit.configs.data import Channels, ImageColumnConfig, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSize, as_pair, by
-from beitkit.configs.parts import Flat
+from beitkit.configs.parts import Flat, Json
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, ReconstructConfig, TokenizerKind
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, SinkName, TrainConfig, check_given
 from beitkit.errors import UserError
@@ -53,6 +53,7 @@ class TokenizerRun:
     them in the images."""
     log: SinkName | None = later(None)
     """Send the numbers of the journal there as well (`pip install beitkit[NAME]`); nothing is sent without it."""
+    json: Json = later(False)
     train: Annotated[TrainConfig, Flat] = TrainConfig(lr=5e-3)
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     dvae: DVAEConfig = DVAEConfig()

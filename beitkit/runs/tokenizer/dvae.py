@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from beitkit.configs.model import by
+from beitkit.configs.tokenizer import ReconstructConfig
+from beitkit.configs.train import resolved
 from beitkit.contracts import Batch
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.objectives.reconstruct import Reconstruct
@@ -22,6 +26,8 @@ from beitkit.train.loop import fit
 from beitkit.train.optim import parameter_groups
 
 DEFAULT_EPOCHS = 20
+REVIVALS = 20
+"""How often a run revives codes, at least: with fewer, most codes of a short run ended unused (decision 003)."""
 
 
 def run(config: TokenizerRun) -> Path:
@@ -33,8 +39,11 @@ def run(config: TokenizerRun) -> Path:
     if session is None:
         return config.out
     torch.manual_seed(config.train.seed)
-    objective = Reconstruct(DiscreteVAE(images.fitted(config.dvae)), config.reconstruct).to(runtime.device)
-    tokenizer, schedule = objective.tokenizer, session.training.schedule
+    schedule = session.training.schedule
+    batches_in_all = schedule.steps * schedule.images_per_step // resolved(config.train.batch_size)
+    reconstruct = with_revivals(config.reconstruct, batches_in_all)
+    objective = Reconstruct(DiscreteVAE(images.fitted(config.dvae)), reconstruct).to(runtime.device)
+    tokenizer = objective.tokenizer
     for line in images.pixels.lines:
         session.say(line)
     session.say(
@@ -56,10 +65,14 @@ def run(config: TokenizerRun) -> Path:
     fit(objective, batches, groups, renewed, [quality], session.best("tokenizer/psnr", tokenizer))
     judgement = Judgement.of(quality, "dvae") if runtime.is_main else None
     if judgement is not None:
-        judgement.warn(session.say)
-        _report(session, tokenizer, quality, judgement, shown, strip)
+        session.say_found(_report(session, tokenizer, quality, judgement, shown, strip), config)
     session.finish(tokenizer, next_command(config, judgement))
     return config.out
+
+
+def with_revivals(config: ReconstructConfig, batches: int) -> ReconstructConfig:
+    """As it is, but that codes are revived `REVIVALS` times at least in a run of so many batches."""
+    return replace(config, revive_every=min(config.revive_every, math.ceil(batches * config.revive_share / REVIVALS)))
 
 
 @torch.no_grad()
@@ -70,7 +83,7 @@ def _report(
     judgement: Judgement,
     shown: list[tuple[str, str]],
     strip: Strip,
-) -> None:
+) -> TrainingReport:
     config = tokenizer.config
     report = TrainingReport("Tokenizer", session.folder.path)
     report.facts(shown)
@@ -97,3 +110,4 @@ def _report(
         y_label="nats",
     )
     report.finish()
+    return report

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beitkit.command.following import beside, command, kept
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
 from beitkit.contracts import WHOLE
 from beitkit.evaluation.tokens import TokenizerQuality
@@ -17,7 +18,6 @@ from beitkit.report.normal import Line, tokenizer_lines
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.training.live import STRIP_IMAGES, Strip
-from beitkit.system import quoted
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.tokenizers.health import Diagnosis, UsageStatistics, diagnose
 from beitkit.train.folder import RunFolder
@@ -99,7 +99,10 @@ def strip_of(tokenizer: TokenizerNetwork, quality: TokenizerQuality, folder: Run
 
 def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:
     """What one does with a finished tokenizer; with one that was warned about, make another first."""
-    following = f"beitkit pretrain {quoted(config.images)} --tokenizer {quoted(config.out)} --out ..."
+    options = kept(config, "image_size", "columns", "value_range", "read.max_broken")
+    if "--image-size" in options:  # a token for each of these patches, then
+        options["--patch"] = config.tokenizer.stride
+    following = command("pretrain", config.images, tokenizer=config.out, out=beside(config.out, "pre"), **options)
     if judgement is None or not judgement.problems:
         return following
-    return f"do what the warning says, in another --out, or pre-train on it all the same: {following}"
+    return f"{following} (or first do what the warning says, in another --out)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
+from beitkit.command.options import with_options
 from beitkit.configs.codec import flat, to_json
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, SinkName, TrainConfig, resolved
@@ -21,6 +22,7 @@ from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
 from beitkit.report.journal import read_journal, series
+from beitkit.report.sections import TrainingReport
 from beitkit.runs.training.contents import check_contents
 from beitkit.runs.training.reader import training_batches
 from beitkit.tokenizers.frozen import TokenizerNetwork
@@ -179,9 +181,21 @@ class Session:
             ),
         ]
 
+    def say_found(self, report: TrainingReport, config: TrainingRun) -> None:
+        """What a finished run's report warns about, and its table beside another run; called where the run is reported."""
+        if report.comparison is not None:
+            report.comparison.print()
+        for sentence in report.warnings:
+            self.say(with_options(f"warning: {_after_colon(sentence)}", type(config)))
+
     def finish(self, model: Network | TokenizerNetwork, next_command: str) -> None:
         """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
         save_result(self.folder, self.training.runtime, self.training.journal, model, next_command)
+
+
+def _after_colon(sentence: str) -> str:
+    """A sentence with a small first letter, unless its first word is a name."""
+    return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
 
 
 def open_folder(verb: str, config: TrainingRun, runtime: Runtime, inputs: Mapping[str, str]) -> tuple[RunFolder, Journal] | None:

@@ -17,12 +17,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import nn
 
-from beitkit.configs.train import SpeedConfig
+from beitkit.configs.train import Form, SpeedConfig
 from beitkit.errors import UserError
 from beitkit.files import read_json
 from beitkit.nn.backbone import Backbone
@@ -34,8 +34,6 @@ from beitkit.train.machine.processes import ALONE
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.schedule import Schedule
 
-Form = Literal["off", "blocks", "objective"]
-"""What is compiled."""
 COMPILED_FROM = {"cpu": 3e14, "cuda": 1e17}
 """By device, the floating point operations from which on compiling is considered: minutes of a CPU, below which it could not win
 back its own time; some minutes of a GPU, by estimate."""

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
 from beitkit.configs.data import AugmentConfig, ColumnsConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SegmentationHead, SizeName
-from beitkit.configs.parts import Flat, From, NetworkConfig
+from beitkit.configs.parts import Flat, From, Json, NetworkConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
 from beitkit.configs.train import Freeze, LightConfig, LoopConfig, MachineConfig, SpeedConfig, check_light
 from beitkit.errors import UserError
@@ -84,8 +84,7 @@ class VerdictRun:
     """Segmentation: a classes.json, when it does not lie beside the images."""
     all_values: bool = False
     """Segmentation without a classes.json: take every value in the masks for a class."""
-    json: bool = False
-    """Print the result as JSON on stdout."""
+    json: Json = False
     light: Annotated[LightConfig, Flat] = LightConfig()
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()

@@ -12,7 +12,6 @@ from beitkit.evaluation.verdict import RULE, Claim, Contest, Entrant, Paired, cl
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
 from beitkit.report.table import Column, Table, percent, thousands
-from beitkit.system import quoted
 from beitkit.train.journal import duration
 
 PROBED = "Probe: logistic regression on the frozen start, at the block that held-out training images choose."
@@ -81,11 +80,11 @@ def _row(entry: Entrant) -> dict[str, Any]:
     return found if entry.pixel_accuracy is None else found | {"pixel_accuracy": entry.pixel_accuracy}
 
 
-def print_result(verdict: Verdict, images: Path, out: Path, best: Path) -> None:
-    """The table and what to take from it, on stdout; `best` is a run of the best start."""
+def print_result(verdict: Verdict, out: Path, following: str) -> None:
+    """The table and what to take from it, on stdout; `following` is the command to go on with."""
     table(verdict).print()
     print_sentences(verdict)
-    print(f"done: {out} (report.html shows it). Next: beitkit evaluate {quoted(images)} --model {quoted(best)}")
+    print(f"done: {out} (report.html shows it). Next: {following}")
 
 
 def print_sentences(verdict: Verdict) -> None:

@@ -9,7 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from beitkit.command.following import command, kept
 from beitkit.configs.parts import Task
 from beitkit.configs.train import OptimConfig, TrainConfig
 from beitkit.data.scenes.layout import looks_like_scenes, scene_splits
@@ -43,11 +45,20 @@ def run(config: VerdictRun) -> Verdict:
     content = as_json(verdict)
     write_atomically(config.out / "verdict.json", (json.dumps(plain(content), indent=2) + "\n").encode())
     write_report(config.out / "report.html", verdict, _facts(config))
-    if config.json:
-        print(json.dumps(plain(content)))
-    else:
-        print_result(verdict, config.images, config.out, _best_run(config, verdict))
+    following = command(
+        "evaluate",
+        config.val or config.images,
+        model=_best_run(config, verdict),
+        classes=config.classes,
+        **kept(config, "columns"),
+    )
+    print_result(verdict, config.out, following)
     return verdict
+
+
+def answer(_: VerdictRun, verdict: Verdict) -> dict[str, Any]:
+    """What `--json` prints."""
+    return as_json(verdict)
 
 
 def _classified(config: VerdictRun) -> Verdict:

@@ -1,4 +1,4 @@
-"""Rank, world size and rendezvous address, from torchrun's or SLURM's environment.
+"""Rank, world size and rendezvous address, from torchrun's or SLURM's environment, or from that of `--devices`.
 
 Nothing here imports torch: the command line needs the rank before it loads anything.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +20,13 @@ SLURM_PORTS = range(20000, 32000)
 
 STEP_SIZES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 """Where SLURM says how many tasks a step has, the surer place first."""
+
+LIFELINE = "BEITKIT_LIFELINE"
+"""Environment variable of a process that `--devices` started: its standard input ends when the command that started it does."""
+LOST = 75
+"""Exit code by which such a process says that another one ended, and that it has nothing to add (EX_TEMPFAIL)."""
+PARTING = 30.0
+"""Seconds that it has to save when the command that started it is gone; torchrun's time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,28 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
             f"SLURM_PROCID and {size}",
         )
     return Rank()
+
+
+def joined_devices() -> bool:
+    """Whether `--devices` started this process; it then stops as on SIGTERM when the command that started it is gone."""
+    if os.environ.pop(LIFELINE, None) is None:
+        return False
+    threading.Thread(target=_stop_with_the_command, daemon=True).start()
+    return True
+
+
+def _stop_with_the_command() -> None:
+    os.read(0, 1)  # nobody writes: it returns when the other end is closed, by an exit or by a kill
+    if os.environ.get("RANK") != "0":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the command read our error output; a warning must not stop us from saving
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    time.sleep(PARTING)
+    os.killpg(0, signal.SIGKILL)  # with its workers
+
+
+def failing_mark(rank: int) -> str:
+    """How a line begins in which a process says why it ends."""
+    return f"beitkit (process {rank}): " if rank else "beitkit: "
 
 
 def first_host(nodes: str) -> str:

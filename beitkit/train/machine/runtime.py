@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 
 from beitkit.configs.train import DeviceKind, MachineConfig, Sharding
-from beitkit.contracts import precision_name
+from beitkit.contracts import autocast_type, precision_name
 from beitkit.errors import UserError
 from beitkit.system import keep_heap, seconds_waited, usable_cores
 from beitkit.train.machine.launch import Rank, rank_from_environment
@@ -52,6 +52,11 @@ class Runtime:
         return self.processes.is_main
 
     @property
+    def is_scaled(self) -> bool:
+        """Whether gradients are too small for the precision unless the loss is scaled."""
+        return self.autocast is torch.float16
+
+    @property
     def kind(self) -> DeviceKind:
         """The kind of device."""
         return "cuda" if self.device.type == "cuda" else "mps" if self.device.type == "mps" else "cpu"
@@ -86,20 +91,27 @@ def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime
     """
     rank = rank_from_environment()
     torch.set_num_threads(config.threads or usable_cores())
+    device = chosen_device(config)
+    if rank.world_size > 1:
+        device = _own_device(device, rank)
+    if device.type == "cpu":
+        keep_heap()
+    return Runtime(device, chosen_precision(device, config), join(rank, device), sharding)
+
+
+def chosen_device(config: MachineConfig) -> torch.device:
+    """The kind of device that a run computes on.
+
+    Raises:
+        UserError: if the machine does not have it.
+    """
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = torch.device(next(kind for kind in is_there if is_there[kind]) if config.device == "auto" else config.device)
     if not is_there[device.type]:
         raise UserError(
             f"`device={device.type!r}` was asked for, but this machine has none that PyTorch can use; try `device='auto'`"
         )
-    if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise UserError("`precision='bfloat16'` was asked for, but this GPU does not multiply in it; try `precision='float32'`")
-    if rank.world_size > 1:
-        device = _own_device(device, rank)
-    if device.type == "cpu":
-        keep_heap()
-    use_bf16 = _multiplies_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
-    return Runtime(device, torch.bfloat16 if use_bf16 else None, join(rank, device), sharding)
+    return device
 
 
 def _own_device(device: torch.device, rank: Rank) -> torch.device:
@@ -116,6 +128,21 @@ def _own_device(device: torch.device, rank: Rank) -> torch.device:
         )
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def chosen_precision(device: torch.device, config: MachineConfig) -> torch.dtype | None:
+    """The autocast type of a run on a device; None for float32 throughout.
+
+    Raises:
+        UserError: if a GPU does not multiply in the type that is asked for.
+    """
+    if config.precision == "auto":
+        if _multiplies_bfloat16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else None
+    if config.precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("`precision='bfloat16'` was asked for, but this GPU does not multiply in it; try `precision='float16'`")
+    return autocast_type(config.precision)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

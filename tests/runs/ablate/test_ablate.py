@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 import beitkit
 from beitkit.cli import main
 from beitkit.configs.codec import to_json
+from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.errors import UserError
 from beitkit.runs.ablate.config import AblateRun
@@ -79,6 +80,25 @@ def test_two_variants_end_to_end_and_continued(world: Path, tmp_path: Path, caps
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/model.safetensors")} == before
 
 
+def test_several_pretrainings_give_the_spread(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ablate"
+    rows = beitkit.ablate(
+        world / "images", world / "images", tokenizer=world / "tok", out=out, variants=("full",), seeds=(3, 5),
+        pretrain_seeds=(0, 1), network=NetworkConfig(positions="none"), **SMALL, **MACHINE,
+    )  # fmt: skip
+    full, scratch = rows
+    runs = [f"{start}-{seed}" for start in ("full", "full-1") for seed in (3, 5)]
+    assert full.top1 == tuple(json.loads((out / "finetune" / run / "result.json").read_text())["top1"] for run in runs)
+    first, second = sum(full.top1[:2]) / 2, sum(full.top1[2:]) / 2
+    assert full.samples == pytest.approx((first, second))
+    assert full.spread == pytest.approx(abs(first - second) / 2**0.5)
+    assert len(scratch.top1) == 2
+    weights = [beitkit.load(out / "pretrain" / name).state_dict() for name in ("full", "full-1")]
+    assert weights[0].keys() == weights[1].keys()
+    assert not any("relative" in key for key in weights[0])  # what `network` says
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 @pytest.mark.parametrize(
     ("variant", "changed"),
     [
@@ -91,13 +111,13 @@ def test_two_variants_end_to_end_and_continued(world: Path, tmp_path: Path, caps
 )
 def test_a_variant_differs_from_full_by_what_its_name_says(variant, changed: dict) -> None:
     config = AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"))
-    full, other = (flat(to_json(pretrain_run(config, name, 3))) for name in ("full", variant))
+    full, other = (flat(to_json(pretrain_run(config, name, 3, 0))) for name in ("full", variant))
     assert {key: other[key] for key in full if full[key] != other[key] and key != "out"} == changed
 
 
 def test_all_starts_are_fine_tuned_alike() -> None:
     config = AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"))
-    full, scratch = (flat(to_json(finetune_run(config, name, 1))) for name in ("full", None))
+    full, scratch = (flat(to_json(finetune_run(config, name, 1, 0))) for name in ("full", None))
     assert {key for key in full if full[key] != scratch[key]} == {"out", "scratch"}
 
 

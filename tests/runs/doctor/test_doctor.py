@@ -38,6 +38,22 @@ def test_a_healthy_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert (said["is_broken"], said["beitkit"], said["torch_build"]) == (False, beitkit.__version__, found.torch_build)
 
 
+def test_the_precision_that_auto_takes_on_an_old_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The GPU is played by the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75"])
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    real = devices.measured
+    monkeypatch.setattr(devices, "measured", lambda device, name, seconds: real(torch.device("cpu"), name, seconds))
+    beitkit.doctor(seconds=0.02)
+    assert "--precision auto takes float16 on Tesla T4, with a scaled loss in training" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("requirement", "expected"),
     [

@@ -27,6 +27,8 @@ from beitkit.runs.tokenizer import kmeans
 from beitkit.runs.verdict.classifiers import LabeledImages
 from beitkit.runs.verdict.measured import Kept
 from beitkit.train import loop
+from beitkit.verbs import VERBS
+from tests.command.test_answers import KEYS, check_command, next_commands
 from tests.runs.finetune.test_finetune import draw_red_and_blue
 from tests.runs.segment.test_segment import draw_scene
 
@@ -123,14 +125,21 @@ def test_a_run_cut_in_every_stage_ends_the_same(whole: PipelineRun, tmp_path: Pa
     assert results(config.out) == results(whole.out)
 
 
-def test_a_finished_run_does_nothing_again(whole: PipelineRun) -> None:
+def test_a_finished_run_does_nothing_again(whole: PipelineRun, capfd: pytest.CaptureFixture[str]) -> None:
     def times() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in whole.out.rglob("*.safetensors")}
 
     before = times()
-    verdict = pipeline.run(whole)
+    verdict = VERBS["run"].function()(replace(whole, json=True))
+    printed = capfd.readouterr()
     assert times() == before
     assert verdict is not None
+    answer = json.loads(printed.out)
+    assert {*KEYS["run"]} <= answer.keys()
+    assert answer["stages"].keys() >= {*choose.SHARES} - {"labels"}
+    assert answer["verdict"]["best"] == verdict.best
+    (line,) = next_commands(printed.err)
+    check_command(line, Path())
 
 
 def test_without_labels_it_ends_after_pretraining(labeled: Path, tmp_path: Path) -> None:

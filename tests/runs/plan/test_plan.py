@@ -64,7 +64,9 @@ def test_stored_views_are_tokenized_once(tokenizer: str) -> None:
 def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--recipe", recipe, "--images", "20000", "--batch-size", "2", "--tflops", "100", "--share", "0.5")
     assert "peak" in text
-    assert text.splitlines()[-1].startswith(f"Next: beitkit {recipe.split('-')[0]} IMAGES --recipe {recipe}")
+    verb = recipe.split("-")[0]
+    images = {"pretrain": "IMAGES", "finetune": "LABELED", "segment": "SCENES"}[verb]
+    assert text.splitlines()[-1].startswith(f"Next: beitkit {verb} {images} --recipe {recipe}")
 
 
 def test_evaluations_go_forward_once_an_image() -> None:
@@ -103,6 +105,21 @@ def test_what_does_not_fit_is_said_with_what_would(tokenizer: str) -> None:
 def test_an_exchange_takes_its_bytes(tokenizer: str) -> None:
     plan = beitkit.plan(images=10_000, size="nano", tokenizer=tokenizer, gpus=4, bandwidth=1.0, **DESCRIBED)
     assert plan.step.exchange == pytest.approx(2 * 3 / 4 * 4 * plan.subject.workload.parameters / 1e9)
+
+
+def test_a_gpu_that_is_not_here_is_computed(tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--images", "10_000", "--size", "nano", "--batch-size", "8", "--tokenizer", tokenizer]
+    text = said(capsys, *given, "--device", "h100", "--price", "2")
+    assert "H100, compiled as a whole; planned in bfloat16" in text
+    assert "computed, not measured" in text
+    plan = beitkit.plan(images=10_000, size="nano", batch_size=8, tokenizer=tokenizer, device="a100")
+    assert plan.limit == 80 * 2**30
+    assert plan.seconds == pytest.approx(plan.subject.length.steps * plan.step.total + plan.evaluating)
+    assert plan.step.network > plan.step.update > 0
+    with pytest.raises(UserError, match=r"`device` and `tflops` both say how fast"):
+        beitkit.plan(images=10_000, device="a100", **DESCRIBED)
+    with pytest.raises(UserError, match=r"`device` is computed for bfloat16 alone"):
+        beitkit.plan(images=10_000, device="a100", precision="float32")
 
 
 def test_rates_are_read_from_what_bench_writes(tmp_path: Path) -> None:

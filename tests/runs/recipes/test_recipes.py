@@ -221,7 +221,7 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_list_names_every_recipe_and_its_number(capsys: pytest.CaptureFixture[str]) -> None:
-    table = printed(["recipes"], capsys)
+    table = printed(["recipes", "--all"], capsys)
     for name in RECIPES:
         assert f"\n{name} " in table
     described = json.loads(printed(["recipes", "--json"], capsys))
@@ -229,15 +229,34 @@ def test_the_list_names_every_recipe_and_its_number(capsys: pytest.CaptureFixtur
     assert all(one["measured"] is None and one["published"] for one in described)
 
 
+@pytest.mark.parametrize("columns", [80, 100])
+def test_all_names_fit_one_screen(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = printed(["recipes"], capsys).splitlines()
+    assert len(lines) <= 36
+    assert max(map(len, lines)) <= columns
+    listed = [word for line in lines if line.startswith("  ") for word in line.split()]
+    assert sorted(listed) == sorted(RECIPES)
+
+
+def test_a_word_describes_the_recipes_with_it_in_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = [name for name in RECIPES if "v2" in name]
+    table = printed(["recipes", "v2"], capsys)
+    assert all((f"\n{name} " in table) == (name in wanted) for name in RECIPES)
+    assert [one["name"] for one in json.loads(printed(["recipes", "v2", "--json"], capsys))] == wanted
+
+
 def test_one_recipe_is_shown_in_full_with_the_line_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["recipes", "pretrain-v2-base"], capsys)
-    line = "beitkit pretrain IMAGES --recipe pretrain-v2-base --tokenizer TOKENIZER --out OUT"
+    line = "beitkit pretrain IMAGES --recipe pretrain-v2-base --tokenizer TOKENIZER --out runs/pretrain-v2-base"
     assert text.endswith(f"Next: {line}\n")
     assert '"cls_branch": 9' in text
     one = json.loads(printed(["recipes", "pretrain-v2-base", "--json"], capsys))
     assert one["command"] == line
     assert one["config"]["train"]["epochs"] == 1600
-    assert command(RECIPES["finetune-base-pt22k"]).endswith("--recipe finetune-base-pt22k --model MODEL --out OUT")
+    assert command(RECIPES["finetune-base-pt22k"]).endswith(
+        "finetune LABELED --recipe finetune-base-pt22k --model MODEL --out runs/finetune-base-pt22k"
+    )
 
 
 def test_help_shows_the_recipes_values(capsys: pytest.CaptureFixture[str]) -> None:

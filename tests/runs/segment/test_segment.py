@@ -175,12 +175,18 @@ def test_the_paper_s_head_trains(scenes: Path, tmp_path: Path) -> None:
     assert (model.config.head, model.config.channels, model.pyramid) == ("setr_pup", 8, None)
 
 
-def test_two_runs_are_set_side_by_side(learned: Path, scenes: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_two_runs_are_set_side_by_side(
+    learned: Path, scenes: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = segmented(scenes, tmp_path / "seg", "--model", pretrained, "--compare", learned, *SHORT)
     report = (folder / "report.html").read_text()
     here, there = result(folder)["miou"], result(learned)["miou"]
     assert f"mIoU {here:.1%} here, {there:.1%} in {learned}" in report
-    assert "IoU of each class." in report
+    printed = capsys.readouterr()
+    assert re.search(rf"mIoU +{here:.1%} +{there:.1%} +{100 * (here - there):+.1f}", printed.out)
+    assert all(f"IoU of {name}" in printed.out and f"IoU of {name}" in report for name in result(folder)["class_iou"])
+    for warning in re.findall(r'class="warn">(?:<[^>]*>)*([A-Z][^<]{20})', report):
+        assert warning.lower() in printed.err.lower()
 
 
 @pytest.mark.parametrize("options", [[], ["--head", "linear"], ["--loop.accumulate", "2"]], ids=["uper", "linear", "accumulated"])

@@ -10,7 +10,7 @@ from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 from beitkit.system import usable_cores
 from beitkit.train.machine.launch import Rank
-from beitkit.train.machine.runtime import StopRequest, _own_device, start_runtime
+from beitkit.train.machine.runtime import StopRequest, _own_device, chosen_precision, start_runtime
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,21 @@ def test_bfloat16_where_the_hardware_has_it(monkeypatch: pytest.MonkeyPatch, has
     assert product.dtype == (torch.bfloat16 if has else torch.float32)
     assert start_runtime(MachineConfig(device="cpu", precision="float32")).autocast is None
     assert start_runtime(MachineConfig(device="cpu", precision="bfloat16")).autocast == torch.bfloat16
+
+
+def test_float16_on_gpus_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for has in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
+        assert chosen_precision(gpu, MachineConfig()) is (torch.bfloat16 if has else torch.float16)
+    with pytest.raises(UserError, match=r"this GPU does not multiply in it; try `precision='float16'`"):
+        chosen_precision(gpu, MachineConfig(precision="bfloat16"))
+    assert chosen_precision(torch.device("mps"), MachineConfig()) is None
+    runtime = start_runtime(MachineConfig(device="cpu", precision="float16"))
+    assert runtime.is_scaled
+    assert "float16" in runtime.describe()
+    with runtime.precision():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16
 
 
 def test_threads_follow_the_option_or_the_cores() -> None:
