@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from beitkit.configs.model import NORM_EPS, Pair
@@ -61,31 +63,70 @@ class Attention(nn.Module):
             qkv = self.qkv(x)
         else:
             qkv = linear(self.qkv, x, torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias)))
-        # Taken apart along the third axis, and not moved to the front before: their gradients are then put together where the
-        # gradient of `qkv` needs them, without a copy.
-        query, key, value = (part.transpose(1, 2) for part in qkv.unflatten(2, (3, self.heads, -1)).unbind(2))  # (b, k, t, d / k)
         bias = shared_bias
         if self.relative_position_bias_table is not None:
             own = gather_bias(self.relative_position_bias_table, self.relative_position_index)
             bias = own if bias is None else bias + own
         if bias is not None:
             # Here and not where the bias is made: gradients of all blocks are then added up in its own precision.
-            bias = bias.to(query.dtype)
-        mixed = _attended(query, key, value, bias).transpose(1, 2).flatten(2)  # (b, t, d)
+            bias = bias.to(qkv.dtype)
+        mixed = _attended(qkv.unflatten(2, (3, self.heads, -1)), bias).flatten(2)  # (b, t, d)
         return self.proj(mixed if self.norm is None else self.norm(mixed))
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(query key^T / sqrt(d / k) + bias) value, each (b, k, t, d / k), by the fastest available kernel."""
+def _attended(packed: Float[Tensor, "b t 3 k c"], bias: Float[Tensor, "#b k t t"] | None) -> Float[Tensor, "b t k c"]:
+    """softmax(query key^T / sqrt(c) + bias) value of queries, keys and values, by the fastest available kernel."""
     has_gradient = bias is not None and bias.requires_grad
-    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or has_gradient):
+    if packed.device.type == "cpu" and (packed.dtype == torch.bfloat16 or has_gradient):
         # PyTorch's fused kernel for CPUs has no gradient for the bias, and what it falls back to is slower than this; in bfloat16
         # the kernel itself is (docs/performance.md).
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        mixed = _PlainAttention.apply(packed, bias)
+        assert isinstance(mixed, Tensor)
+        return mixed
+    # Taken apart along the third axis, and not moved to the front before: their gradients are then put together where the
+    # gradient of `packed` needs them, without a copy.
+    query, key, value = (part.transpose(1, 2) for part in packed.unbind(2))  # (b, k, t, c)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+
+
+class _PlainAttention(torch.autograd.Function):
+    """Attention as matrix products, with a gradient written down: each of queries, keys and values is copied once, into the
+    layout of these products, and their scale is part of a product wherever it comes."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, packed: Float[Tensor, "b t 3 k c"], bias: Float[Tensor, "#b k t t"] | None
+    ) -> Float[Tensor, "b t k c"]:
+        batch, tokens, _, heads, channels = packed.shape
+        parts = packed.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, channels)
+        query, key, value = parts.unbind()
+        scores = _scaled_product(query, key.transpose(1, 2), channels).view(batch, heads, tokens, tokens)
         if bias is not None:
-            scores += bias  # in place: no gradient needs the scores without it
-        return scores.softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+            scores += bias
+        weights = scores.softmax(dim=-1).to(packed.dtype).flatten(0, 1)
+        ctx.save_for_backward(parts, weights)
+        ctx.bias_shape = None if bias is None else bias.shape  # type: ignore[attr-defined]
+        return (weights @ value).view(batch, heads, tokens, channels).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Float[Tensor, "b t k c"]) -> tuple[Tensor, Tensor | None]:
+        parts, weights = ctx.saved_tensors
+        query, key, value = parts.unbind()
+        batch, _, heads, channels = gradient.shape
+        gradient = gradient.transpose(1, 2).flatten(0, 1)
+        of_value = weights.transpose(1, 2) @ gradient
+        of_scores = torch._softmax_backward_data(gradient @ value.transpose(1, 2), weights, -1, weights.dtype)
+        of_query = _scaled_product(of_scores, key, channels)
+        of_key = _scaled_product(of_scores.transpose(1, 2), query, channels)
+        packed = torch.stack([part.unflatten(0, (batch, heads)).transpose(1, 2) for part in (of_query, of_key, of_value)], dim=2)
+        if not ctx.needs_input_grad[1]:
+            return packed, None
+        return packed, of_scores.unflatten(0, (batch, heads)).sum_to_size(ctx.bias_shape)
+
+
+def _scaled_product(first: Float[Tensor, "n i j"], second: Float[Tensor, "n j l"], channels: int) -> Float[Tensor, "n i l"]:
+    """first second / sqrt(channels)."""
+    return torch.baddbmm(first.new_empty(1, 1, 1), first, second, beta=0, alpha=channels**-0.5)
 
 
 class Mlp(nn.Module):
@@ -184,7 +225,43 @@ def set_recompute(network: nn.Module, recompute: bool) -> None:
 
 def _added(x: Tensor, branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
     """x + branch * gamma * kept; without `kept`, as in evaluation, to the bits of the official code."""
-    if kept is None:
-        return x + (branch if gamma is None else gamma * branch)
-    # The two factors first, as they are small; then in one pass.
-    return torch.addcmul(x, branch, kept if gamma is None else gamma * kept)
+    if gamma is None and kept is None:
+        return x + branch
+    added = _Residual.apply(x, branch, gamma, kept)
+    assert isinstance(added, Tensor)
+    return added
+
+
+class _Residual(torch.autograd.Function):
+    """A residual branch with its factors.
+
+    What `gamma` learns from, branch times gradient, is computed in the precision of the branch and summed in float32: as exact
+    as the gradients of weights are, at half the bytes.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
+        ctx.save_for_backward(branch, gamma, kept)
+        if kept is None:
+            assert gamma is not None
+            return x + gamma * branch
+        # The two factors first, as they are small; then in one pass.
+        return torch.addcmul(x, branch, _factor(gamma, kept))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        branch, gamma, kept = ctx.saved_tensors
+        of_branch = (gradient * _factor(gamma, kept)).to(branch.dtype)
+        if not ctx.needs_input_grad[2]:
+            return gradient, of_branch, None, None
+        products = (gradient.to(branch.dtype) * branch).sum(1).to(gamma.dtype)  # (b, d); sums are made in float32 and rounded
+        return gradient, of_branch, (products if kept is None else products * kept[:, 0]).sum(0), None
+
+
+def _factor(gamma: Tensor | None, kept: Tensor | None) -> Tensor:
+    """gamma * kept, of which one may be left out."""
+    if gamma is None or kept is None:
+        factor = kept if gamma is None else gamma
+        assert factor is not None
+        return factor
+    return gamma * kept

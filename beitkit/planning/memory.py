@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.nn.blocks import set_recompute
 from beitkit.planning.workload import CPU, Workload, backbone_of, count_parameters, tokenizer_network, without_content
+from beitkit.train.machine.runtime import rounding_once
 
 FLOAT = 4
 """Bytes of a float32 number, in which weights, gradients and moments are kept."""
@@ -125,10 +126,12 @@ def plan_memory(
         exchange, gradients = weights, 0
         step = max(traced.activations + traced.logits, traced.peak - weights)
     if is_sharded:
-        block = FLOAT * count_parameters(next(iter(backbone_of(objective).blocks)))
-        # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided.
-        exchange, gradients = 3 * block, weights // share
-        step += gradients
+        blocks = backbone_of(objective).blocks
+        block, gathered = count_parameters(next(iter(blocks))), FLOAT if autocast is None else autocast.itemsize
+        # Two blocks are gathered at a time, the next one ahead; one has its whole gradient before it is divided in float32.
+        exchange, gradients = (2 * gathered + FLOAT + (0 if autocast is None else gathered)) * block, weights // share
+        # What is gathered in the run's precision is not rounded once more for the backward pass.
+        step += gradients - (0 if autocast is None else min(traced.cast_weights, gathered * block * len(blocks)))
     tokenizer, activations = _tokenizer(workload, batch_size, autocast)
     trial = 0 if autocast is None else _tokenizer(workload, workload.tried, None)[1]
     return Memory(
@@ -165,7 +168,7 @@ def traced_passes(
     """What the passes held, of fake or real tensors."""
     live = LiveStorages([*objective.parameters(), *objective.buffers(), *batch.values()])
     forward, cast = 0, 0
-    with live:
+    with live, rounding_once("cpu", accumulation_steps):
         for _ in range(accumulation_steps):
             before = live.bytes
             with _precision(autocast):

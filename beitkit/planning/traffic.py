@@ -217,7 +217,7 @@ def _moved(name: str, touched: Touched) -> int:
     if not written:
         return 0
     converted = 0
-    if _category(name) == "elementwise" and written[0].is_cpu:
+    if _category(name) == "elementwise" and written[0].is_cpu and written[0].is_floating_point():
         kind = written[0].dtype
         lower = [tensor for tensor in read if tensor.ndim and tensor.is_floating_point() and tensor.itemsize < kind.itemsize]
         converted = sum(2 * _size(tensor) * kind.itemsize // tensor.itemsize for tensor in lower)

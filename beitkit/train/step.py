@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from beitkit.configs.train import OptimConfig
 from beitkit.contracts import Batch, Loss
 from beitkit.train.checkpoints.manifest import Piece
-from beitkit.train.machine.runtime import SIGNALS, Runtime, StopRequest
+from beitkit.train.machine.runtime import SIGNALS, Runtime, StopRequest, rounding_once
 from beitkit.train.optim import Group, make_optimizer
 from beitkit.train.parallel import Parallel, parallel
 from beitkit.train.schedule import Schedule
@@ -170,6 +170,8 @@ class Trainer:
         """The optimizer's parameters, by name."""
         self._changed_by_forward = [*self.parallel.buffers.values(), *self.parallel.rewritten]
         self._before = [tensor.detach().clone() for tensor in self._changed_by_forward]
+        # Weights that a forward pass writes have to be rounded again for the next one.
+        self._passes_alike = 1 if self.parallel.rewritten else self.own_accumulation_steps
         self._limit = math.inf if optim.clip is None else optim.clip
         self._schedule, self._runtime = schedule, runtime
 
@@ -181,18 +183,19 @@ class Trainer:
         processes, losses = self._runtime.processes, []
         for before, tensor in zip(self._before, self._changed_by_forward, strict=True):
             before.copy_(tensor.detach())
-        for own in range(self.own_accumulation_steps):
-            batch = next(stream)
-            number = done * self.accumulation_steps + own * processes.world_size + processes.rank
-            # Random draws of a forward pass (drop path, Gumbel noise) depend on the seed and its number only.
-            torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
-            with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
-                with self._runtime.precision():
-                    loss = self.parallel.module(batch, done / self._schedule.steps)
-                # Gradients are averaged over ranks afterward, so each rank divides by its own number of passes.
-                total = loss.total / self.own_accumulation_steps
-                (total if self.scale is None else total * self.scale.value).backward()
-            losses.append(loss)
+        with rounding_once(self._runtime.device.type, self._passes_alike):
+            for own in range(self.own_accumulation_steps):
+                batch = next(stream)
+                number = done * self.accumulation_steps + own * processes.world_size + processes.rank
+                # Random draws of a forward pass (drop path, Gumbel noise) depend on the seed and its number only.
+                torch.manual_seed((self._schedule.seed * SEED_STRIDE + number) % 2**63)
+                with self.parallel.no_sync(is_last=own == self.own_accumulation_steps - 1):
+                    with self._runtime.precision():
+                        loss = self.parallel.module(batch, done / self._schedule.steps)
+                    # Gradients are averaged over ranks afterward, so each rank divides by its own number of passes.
+                    total = loss.total / self.own_accumulation_steps
+                    (total if self.scale is None else total * self.scale.value).backward()
+                losses.append(loss)
         self.parallel.take_gradients()
         for group in self.optimizer.param_groups:
             if done < group.get("from_step", 0):  # without a gradient neither the clipping nor AdamW knows the parameter
@@ -201,13 +204,14 @@ class Trainer:
         return losses
 
     def clip(self) -> Tensor:
-        """Divide the gradients by the scale, if there is one, and clip them by total norm; returns the norm before, shape ()."""
-        learning = self.learning.values()
-        gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+        """Divide the gradients by the scale, if there is one, and have `update` clip them by total norm, which it returns."""
+        gradients = [parameter.grad for parameter in self.learning.values() if parameter.grad is not None]
         if self.scale is not None:
             torch._foreach_mul_(gradients, self.scale.value.reciprocal())  # exact, as a scale is a power of 2
         norm = self.parallel.norm(gradients)
-        nn.utils.clip_grads_with_norm_(learning, self._limit, norm, foreach=True)
+        if self._limit < math.inf:
+            # Fused AdamW divides by this where it reads the gradients; a pass over them less.
+            self.optimizer.grad_scale = (norm / self._limit).clamp(min=1)  # type: ignore[attr-defined]
         return norm
 
     def update(self, losses: Sequence[Loss], norm: Tensor, done: int, stop: StopRequest) -> StepResult:

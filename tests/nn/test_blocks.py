@@ -197,3 +197,43 @@ def test_both_branches_of_a_block_are_dropped_independently() -> None:
         block.mlp.fc2.bias.fill_(10)
     sums = block(torch.zeros(200, 2, 4), None)[:, 0, 0]
     assert sums.unique().tolist() == [0, 2, 20, 22]
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_gradients_of_a_block_are_those_of_its_formula(layer_scale: float | None, drop_path: float) -> None:
+    """Against PyTorch's own of x + kept * gamma * branch."""
+    torch.manual_seed(0)
+    block = Block(width=12, heads=3, hidden=24, layer_scale=layer_scale, drop_path=drop_path, grid=None)
+    randomized(block).train()
+    kept = [kept_branches(0.5, 8, torch.device("cpu")).double() if drop_path else None for _ in range(2)]
+    one, other = (1.0 if factor is None else factor for factor in kept)
+    first, second = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
+    x = torch.randn(8, 7, 12, dtype=torch.float64, requires_grad=True)
+    middle = x + one * first * block.attn(block.norm1(x), None)
+    expected = middle + other * second * block.mlp(block.norm2(middle))
+    seen = block.branches(x, None, *kept)
+    torch.testing.assert_close(seen, expected)
+    wanted = [x, *block.parameters()]
+    pairs = [torch.autograd.grad(after.square().sum(), wanted) for after in (seen, expected)]
+    for ours, plain in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_in_bfloat16_layer_scale_learns_from_what_it_learns_from_in_float32(drop_path: float) -> None:
+    """Its gradient is summed over many products that were rounded to 8 bits."""
+    torch.manual_seed(0)
+    block = Block(width=12, heads=3, hidden=24, layer_scale=0.1, drop_path=drop_path, grid=None).train()
+    x = torch.randn(8, 65, 12)
+    gradients = []
+    for is_rounded in (False, True):
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_rounded):
+            after = block(x, None)
+        assert block.gamma_1 is not None
+        assert block.gamma_2 is not None
+        gradients.append(torch.autograd.grad(after.square().sum(), [block.gamma_1, block.gamma_2]))
+    for exact, rounded in zip(*gradients, strict=True):
+        assert not torch.equal(exact, rounded)
+        assert (exact - rounded).norm() < 0.02 * exact.norm()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 
@@ -72,6 +72,15 @@ class Runtime:
         threads = f", {count} thread{'s' if count > 1 else ''}" if self.device.type == "cpu" else ""
         processes = f"{self.world_size} processes on " if self.world_size > 1 else ""
         return f"{processes}{where}, {precision_name(self.autocast)}{threads}"
+
+
+def rounding_once(device: str, passes: int) -> AbstractContextManager[object]:
+    """Around the passes of a step under autocast: a weight that the first has rounded is not rounded again by the others.
+
+    Autocast drops what it has rounded where the outermost of its contexts ends; this one changes nothing else. Of one pass
+    nothing is kept, as it would be held throughout the backward pass.
+    """
+    return torch.autocast(device, enabled=False) if passes > 1 else nullcontext()
 
 
 def start_runtime(config: MachineConfig, sharding: Sharding = "none") -> Runtime:
