@@ -116,6 +116,56 @@ class RewritesParameters(Protocol):
 
 
 @runtime_checkable
+class MapDataset(Protocol):
+    """What `images` of a Python function takes besides a path: any dataset with a length and items by number.
+
+    An item is an image, a pair (image, label), or a mapping with `image` and `label`. An image is a Pillow image, an array (h, w)
+    or (h, w, c), or a tensor (h, w) or (c, h, w): uint8, or other numbers of 1 to 16 channels, whose value range is found or
+    given as for files. A label is a whole number or a name; class names come from `classes`, where the dataset has them, and all
+    labels at once from `targets`. Item i is the same image whenever it is read: the global generators of Python, NumPy and
+    PyTorch are seeded by i before. An item that raises counts as a file that cannot be read.
+    """
+
+    def __len__(self) -> int:
+        """Number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """An item, from 0 on."""
+        ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """What `augmentation` of a Python function takes: a change of one decoded training image.
+
+    It is called in the process that reads, on the whole upright image, before crop, flips, color jitter and resize, which follow
+    as their options say. An image of 8 bits is a Pillow image of mode "RGB" or "L", which it may change in place; one of other
+    depth or channels a float32 array (h, w, c) in [0, 1]. It returns such an image, or anything that an item of a `MapDataset`
+    may be, of the same channels. What it draws from the global generators of Python, NumPy and PyTorch depends on seed, epoch and
+    image alone.
+    """
+
+    def __call__(self, image: Any, /) -> Any:
+        """The image as it is to be shown."""
+        ...
+
+
+@runtime_checkable
+class PatchTokenizer(Protocol):
+    """What `tokenizer` of `pretrain` takes besides a path: float32 images (b, c, h, w) in [0, 1] to an id for each patch.
+
+    Ids are whole numbers (b, rows, columns) or (b, n), in raster order, below an attribute `vocabulary`. The images have the
+    network's size, or with an attribute `stride` that many pixels for each id along a side. They lie on the run's device, where a
+    module is moved, and no gradient is kept. An attribute `fingerprint`, a text, says that equal ones give equal ids.
+    """
+
+    def __call__(self, images: Any, /) -> Tensor:
+        """The ids."""
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """A frozen map between images and a grid of visual tokens."""
 

@@ -60,3 +60,16 @@ def writing_to(out: Path) -> Iterator[None]:
         yield
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
         raise UserError(f"`out` {out} cannot be written ({error.strerror}); choose another `out`") from None
+
+
+GIVEN = "<python: "
+"""How the description begins that stands for an object in place of a path: what a caller of the Python functions gave."""
+
+
+def refuse_given(path: object) -> None:
+    """Raise a `UserError` for a description that stands for a Python object, which a file or a command line cannot give."""
+    if path is not None and str(path).startswith(GIVEN):
+        raise UserError(
+            f"{path} is an object that a Python program gave, and cannot be read from here; continue or repeat the run in Python "
+            "with the same object, or give a path"
+        )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, cleandoc, signature
@@ -46,6 +47,8 @@ class Entry(NamedTuple):
     """Whether a recipe's values can take the place of its defaults."""
     common: str = ""
     """Fields of the options that `--help` shows besides those that have to be given."""
+    own: str = ""
+    """Fields that a Python caller may give an object for in place of a path (`runs.training.own.OwnParts`)."""
     run: str = "run.run"
     """The function that takes the config, as MODULE.FUNCTION in the room."""
     answer: str = ""
@@ -60,19 +63,19 @@ class Entry(NamedTuple):
         """The class that holds its options."""
         return self._found(f"config.{self.options}")
 
-    def function(self) -> Callable[[Any], Any]:
+    def function(self) -> Callable[..., Any]:
         """The function that takes the config, and reads no larger images than that allows; importing it imports torch."""
         return functools.partial(_limited, self._run)
 
-    def _run(self, config: Any) -> Any:
+    def _run(self, config: Any, **beside: Any) -> Any:
         """Run the verb; with `json` stdout gets what it found and nothing else."""
         run = self._found(self.run)
         if not config.json:
-            return run(config)
+            return run(config, **beside)
         from beitkit.report.table import plain  # here, because the overview does without
 
         with only_answers():
-            found = run(config)
+            found = run(config, **beside)
             if rank_from_environment().rank == 0:
                 content = found if not self.answer else _function(self.answer)(config, found)
                 if content is not None:
@@ -133,6 +136,7 @@ VERBS = {
         "make a tokenizer: a visual token for each patch",
         trains=True,
         is_shared=True,
+        own="images",
         common="kind image_size epochs steps batch_size lr seed dvae.vocabulary dvae.stride dvae.geometry "
         "kmeans.vocabulary kmeans.stride channels value_range view.crop_scale device threads workers",
         answer="training.answer.answer",
@@ -153,6 +157,7 @@ VERBS = {
         trains=True,
         is_shared=True,
         takes_recipe=True,
+        own="images tokenizer augmentation",
         common="tokenizer init size image_size patch epochs steps batch_size lr seed labels recipe views mask.ratio "
         "mask.kind view.crop_scale loop.accumulate loop.save_every network.positions device precision threads "
         "workers",
@@ -163,6 +168,7 @@ VERBS = {
         "ProbeRun",
         "labeled/ --model runs/pre",
         "evaluate the frozen features of every block",
+        own="images val",
         common="out val protocol limit device",
     ),
     "finetune": Entry(
@@ -173,6 +179,7 @@ VERBS = {
         trains=True,
         is_shared=True,
         takes_recipe=True,
+        own="images val augmentation",
         common="model scratch size image_size epochs steps batch_size lr seed labels val compare recipe freeze pooling "
         "augment.operations augment.mixup optim.layer_decay loop.ema device precision threads workers",
         answer="training.answer.answer",
@@ -310,7 +317,7 @@ def _function(where: str) -> Any:
     return getattr(importlib.import_module(f"beitkit.runs.{module}"), name)
 
 
-def _limited(run: Callable[[Any], Any], config: Any) -> Any:
+def _limited(run: Callable[..., Any], config: Any, **beside: Any) -> Any:
     """What a verb does, with the limits of its `read`: how large an image may be, how many are held, how long they may take."""
     from beitkit.configs.data import ReadConfig  # here, as they import what the overview does without
     from beitkit.data.budget import memory_up_to
@@ -320,7 +327,7 @@ def _limited(run: Callable[[Any], Any], config: Any) -> Any:
     read, default = getattr(config, "read", ReadConfig()), ReadConfig()
     held, patience = (getattr(read, name, getattr(default, name)) for name in ("cache", "timeout"))
     with printed_harmless(), reading_up_to(read), memory_up_to(held), patient_for(patience):
-        return run(config)
+        return run(config, **beside)
 
 
 def function_of(name: str) -> Callable[..., Any]:
@@ -362,6 +369,13 @@ class Verb:
             given = self.signature.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.name}: {error}") from None
+        objects = {key: value for key, value in given.items() if key in self._entry.own.split() and _is_object(value)}
+        beside: dict[str, Any] = {}
+        if objects:
+            from beitkit.runs.training.own import OwnParts  # here, because it imports torch
+
+            beside["own"] = parts_given = OwnParts.of(objects)
+            given |= parts_given.descriptions()
         own = {key: self._typed(key, value) for key, value in given.items()}
         parts: dict[str, Any] = {}
         for key in [key for key in own if key in self._home]:
@@ -369,7 +383,7 @@ class Verb:
         name = given.get("recipe") if self._entry.takes_recipe else None
         config = self._config(**own) if name is None else self._from_recipe(name, own, parts.get("train", {}))
         config = replace(config, **{part: replace(getattr(config, part), **changed) for part, changed in parts.items()})
-        return self._entry.function()(config)
+        return self._entry.function()(config, **beside)
 
     def text(self) -> str:
         """What the verb does, and its options with their meaning, as Python's `help` shows it."""
@@ -429,6 +443,11 @@ class Verb:
                 for option in fields(self._flat[key])
             ]
         return Signature(parameters)
+
+
+def _is_object(value: object) -> bool:
+    """Whether an option's value is neither left out nor a path nor text."""
+    return value is not None and not isinstance(value, str | os.PathLike)
 
 
 def _is_flat(hint: Any) -> bool:

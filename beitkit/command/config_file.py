@@ -13,7 +13,7 @@ from typing import Any
 from beitkit.command.habits import meant
 from beitkit.command.options import Option, options_of
 from beitkit.configs.codec import as_json, flat, short
-from beitkit.errors import UserError
+from beitkit.errors import UserError, refuse_given
 from beitkit.files import MOST_OWN, parse_json, read_regular, why
 
 ENDINGS = (".json", ".toml", ".yaml", ".yml")
@@ -38,7 +38,7 @@ def arguments_of(path: Path, verb: str, config: type[Any], given: Collection[str
     if (made := values.pop("verb", verb)) != verb:
         raise UserError(f"{path} is the config of a run of beitkit {short(made)}, not of beitkit {verb}")
     options = {key: option for option in options_of(config) for key in (option.field, option.path)}
-    chosen = {_found(path, verb, key, options): value for key, value in flat(values).items()}
+    chosen = {_found(path, verb, key, value, options): value for key, value in flat(values).items()}
     mine = {option.field for option in options.values() if option.name in given}
     for one, other in EITHER_OR:
         mine |= {other} if one in mine else {one} if other in mine else set()
@@ -51,10 +51,11 @@ def arguments_of(path: Path, verb: str, config: type[Any], given: Collection[str
     return arguments
 
 
-def _found(path: Path, verb: str, key: str, options: dict[str, Option]) -> Option:
+def _found(path: Path, verb: str, key: str, value: object, options: dict[str, Option]) -> Option:
     name = key.replace("-", "_")
     if name in options:
         return options[name]
+    refuse_given(value)  # in a field that the command line does not have
     hint = meant(name, options)
     raise UserError(f"{path}: beitkit {verb} has no option {short(key)}" + (f", {hint}" if hint else ""))
 

@@ -21,6 +21,7 @@ from beitkit.data.budget import MIB, budget
 from beitkit.data.decoding.decode import BrokenImage, StoredImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor, blank, header_of, is_deep, readable_image
 from beitkit.data.memory import SMALL_PIXELS, HeldImages, KeptPass
+from beitkit.data.own.augmentation import OwnAugmentation
 from beitkit.data.seeds import derived_seed, stored_view_generator
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.views.image import TogetherView, View, to_image
@@ -39,7 +40,7 @@ class ImageDataset:
     For training the order is endless: position p is the (p mod N)-th image of a permutation drawn for epoch p // N, and
     an image that cannot be read is replaced by the next one in the list that can. With `repeats` each image of the
     permutation fills that many positions, and an epoch still ends after N positions (repeated augmentation). With
-    `balanced` every class fills the same number of positions. For evaluation position p is image p,
+    `balanced` every class fills the same number of positions. A stream keeps its own order. For evaluation position p is image p,
     and an image that cannot be read is black, so that the batch keeps its shape; evaluators drop samples whose `broken` is not
     -1.
     """
@@ -60,6 +61,7 @@ class ImageDataset:
         balanced: bool = False,
         views: int | None = None,
         is_repeated: bool = False,
+        augmentation: OwnAugmentation | None = None,
     ) -> None:
         """A dataset of `files`.
 
@@ -79,6 +81,7 @@ class ImageDataset:
             views: number of stored views per image (decision 005); None draws a new view every epoch.
             is_repeated: whether there will be several passes over it, for evaluation: they are then read once, where they fit
                 into memory.
+            augmentation: the caller's own change of every decoded image, before its view.
         """
         if not len(files):
             raise UserError(f"the list of images in {files.root} is empty")
@@ -94,6 +97,7 @@ class ImageDataset:
         self.repeats = repeats
         self.balanced = balanced
         self.views = views
+        self.augmentation = augmentation
         self._orders: dict[int, NDArray[np.int64]] = {}
         self.kept: KeptPass | None = KeptPass() if is_repeated else None
         """The batches of a pass, where passes are repeated."""
@@ -101,6 +105,7 @@ class ImageDataset:
         self._is_held_asked = False
         self._is_together = True
         self._is_checked = False
+        self._reasons: dict[int, str] = {}  # of a stream, which would have to go back
         self._last: tuple[int, AnyImage | StoredImage] | None = None
 
     def __len__(self) -> int:
@@ -111,6 +116,8 @@ class ImageDataset:
         """Epoch of a position, its image, and how often the epoch has shown that image before."""
         if self.kind == "evaluate":
             return 0, position, 0
+        if self.files.is_stream:
+            return 0, position % len(self), 0
         epoch, place = divmod(position, len(self))
         if epoch not in self._orders:
             # A batch may span two epochs; more than two orders would only take memory.
@@ -140,7 +147,7 @@ class ImageDataset:
         if self._is_held_asked:
             return
         self._is_held_asked = True
-        if self.kind == "evaluate" and self.views is None:
+        if (self.kind == "evaluate" and self.views is None) or self.files.is_stream:
             return
         size = self._largest_size()
         if size is not None and size[0] * size[1] <= SMALL_PIXELS:
@@ -159,6 +166,8 @@ class ImageDataset:
                 f"{self._held.count} of {len(self)} images of up to {shape} pixels are decoded once and held in memory "
                 f"({self._held.bytes / MIB:.3g} MiB of {budget().total / MIB:.3g}){how}"
             )
+        if self.files.is_stream:
+            return None
         sizes = self._sizes()
         if not any(height * width <= SMALL_PIXELS for height, width in sizes):
             return None
@@ -194,6 +203,7 @@ class ImageDataset:
             and self._held is not None
             and self._held.pixels.dtype == torch.uint8
             and self.label_map is None
+            and self.augmentation is None
             and isinstance(self.view, TogetherView)
         )
 
@@ -294,6 +304,10 @@ class ImageDataset:
 
         The view has a generator of its own: a stored view recurs, each time with a new mask.
         """
+        if self.augmentation is not None:
+            seed = derived_seed("augmentation", self._view_generator(epoch, index, shown, shown_before).getrandbits(63))
+            image = inputs[0].decoded() if isinstance(inputs[0], StoredImage) else inputs[0]
+            inputs = self.augmentation(image, seed, self.files.path(shown)), *inputs[1:]
         sample = self.view(*inputs, self._view_generator(epoch, index, shown, shown_before))
         return sample if self.views is None else {"view": torch.tensor(self.view_number(epoch, shown))} | sample
 
@@ -312,8 +326,9 @@ class ImageDataset:
             try:
                 # Pixels are decoded in the view, so only it finds out; every candidate is viewed by the same numbers.
                 return candidate, self._view_of(self._inputs(candidate), epoch, index, candidate, shown_before)
-            except BrokenImage:
-                continue
+            except BrokenImage as broken:
+                if self.files.is_stream:
+                    self._reasons[candidate] = broken.reason
         if self.kind == "evaluate":
             return index, None
         last = (index + attempts - 1) % len(self)
@@ -329,6 +344,8 @@ class ImageDataset:
 
     def reason(self, index: int) -> str:
         """Why an image cannot be read, by trying again: batches carry numbers only."""
+        if index in self._reasons:
+            return self._reasons[index]
         try:
             self._decode(index)
         except BrokenImage as error:

@@ -58,7 +58,7 @@ def training_stream(
 
     The processes of a step share positions i * batch_size * world and following, in the order of their ranks, so that
     `world` processes see together what one process with `world` times the batch would see. Close the generator to stop
-    the workers; -1 workers are `default_workers()`.
+    the workers; -1 workers are `default_workers()`. A stream is read by the process itself.
 
     Raises:
         UserError: a run of unreadable images, or a worker process that died.
@@ -71,7 +71,8 @@ def training_stream(
             position += batch_size * world
 
     dataset.hold()
-    return read_batches(dataset.read_batch, keys(), workers)
+    # Every worker would have to go through all of a stream.
+    return read_batches(dataset.read_batch, keys(), 0 if dataset.files.is_stream else workers)
 
 
 def evaluation_stream(
@@ -88,6 +89,7 @@ def evaluation_stream(
         return read_batches(dataset.read_batch, keys, workers)
 
     firsts = range(0, total, batch_size)[share.rank :: share.of]
+    workers = 0 if dataset.files.is_stream else workers
     if dataset.kept is not None:
         return dataset.kept.batches(read, (batch_size, share.rank, share.of), sum(min(batch_size, total - at) for at in firsts))
     dataset.hold()

@@ -22,6 +22,7 @@ from beitkit.data.tokens.key import CacheKey
 from beitkit.data.views.image import PretrainView
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.tokenizers.kmeans import KMeansTokenizer
+from beitkit.tokenizers.own import OwnTokenizer
 from beitkit.tokenizers.vqkd import VQKD
 from beitkit.train.machine.runtime import Runtime
 
@@ -98,13 +99,15 @@ def encoder_of(tokenizer: Tokenizer, images: Shaped[Tensor, "b c h w"], precisio
 
 
 def token_encoder(
-    tokenizer: TokenizerNetwork, files: ImageList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
+    tokenizer: TokenizerNetwork | OwnTokenizer, files: ImageList, key: CacheKey, runtime: Runtime, begun: CacheKey | None = None
 ) -> Encoder:
     """The tokenizer, moved to the device; all ranks, and all starts of a run, decide on the same views.
 
     Of `key`, the number of views and the precision do not matter. The precision of `begun`, the key of an existing token cache,
     is kept.
     """
+    if isinstance(tokenizer, OwnTokenizer):
+        return Encoder(tokenizer, None)  # what it computes in is its own affair
     tokenizer.to(runtime.device)
     if begun is not None:
         return Encoder.laid_out(tokenizer, autocast_type(begun.precision))

@@ -19,7 +19,7 @@ import PIL
 import torch
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
-from beitkit.errors import UserError, few, writing_to
+from beitkit.errors import GIVEN, UserError, few, writing_to
 from beitkit.files import MOST_OWN, read_json, read_text, why
 from beitkit.system import append, write_atomically
 from beitkit.terminal import tell
@@ -245,4 +245,6 @@ def _refuse_other(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> 
         advice = "give that command again to continue it, or choose another `out`"
         if wanted["verb"] == "pretrain" and (path / "model.json").exists():
             advice = f"it is finished: choose another `out`, with `init` {path} to go on from it"
+        if any(str(value).startswith(GIVEN) for value in before.values()) and wanted["verb"] == there["verb"]:
+            advice = "it was begun in Python: continue it there with the same objects, or choose another `out`"
         raise UserError(f"`out` {path} holds the run of another command ({few(differing, 3, '; ')}); {advice}")

@@ -34,7 +34,9 @@ class Place(NamedTuple):
 
 
 def file_sizes(files: ImageList) -> NDArray[np.int64]:
-    """Bytes of every image's file; `UNKNOWN` where it is not one, is not there, or lies in a Parquet file."""
+    """Bytes of every image's file; `UNKNOWN` where there is none, or it lies in a Parquet file, or is an item of a dataset."""
+    if files.items is not None:
+        return np.full(len(files), UNKNOWN, dtype=np.int64)
     if files.members is not None:
         if files.members.kind == "tar":
             return files.members.places[:, 1].astype(np.int64)

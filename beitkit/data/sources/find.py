@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from beitkit.configs.data import ColumnsConfig
 from beitkit.data.decoding.formats import ALL_EXTENSIONS
+from beitkit.data.own.images import OwnImages
 from beitkit.data.sources.archives import Archives, archive_images, archives_at, class_order
 from beitkit.data.sources.folders import described_ending, entries_of, in_words, is_folder, is_image, say_left_out, walk
 from beitkit.data.sources.image_list import ImageList
@@ -20,14 +21,16 @@ from beitkit.data.sources.index import ENDING, archives_in, open_index
 from beitkit.data.sources.list_rows import as_text, names_labels
 from beitkit.data.sources.lists import SPLIT_NAMES, ListTable, Split, read_list
 from beitkit.data.sources.locations import location
-from beitkit.errors import UserError
+from beitkit.errors import UserError, refuse_given
 
 METADATA = ("metadata.csv", "metadata.jsonl")
 """The list that lies beside the images of a folder of Hugging Face's datasets."""
 
 
-def find_images(path: Path | str, column: str | None = None) -> ImageList:
+def find_images(path: Path | str | OwnImages, column: str | None = None) -> ImageList:
     """All images of a folder (nested too, sorted by name), a list (`data.sources.lists`), archives or an index; no labels.
+
+    Or those of a dataset that a caller of the Python functions gave.
 
     Hidden files and folders are skipped; links are followed, but no folder is entered twice. `column` names that of the images,
     in a table or in Parquet files; without it usual names and types tell.
@@ -36,7 +39,10 @@ def find_images(path: Path | str, column: str | None = None) -> ImageList:
         UserError: nothing at the path, no images there, a row of a list that names no file (with its line number), or an
             archive or index that cannot be read.
     """
+    if isinstance(path, OwnImages):
+        return ImageList.of_items(path)
     path = Path(path)
+    refuse_given(path)
     packed = packed_at(path)
     if packed is not None:
         if isinstance(packed, str):
@@ -75,13 +81,16 @@ def find_labeled(
     return labeled_source(path, columns).read(split, classes)
 
 
-def labeled_source(path: Path | str, columns: ColumnsConfig = ColumnsConfig()) -> LabeledFolder | LabeledArchives | LabeledList:
+def labeled_source(path: Path | str | OwnImages, columns: ColumnsConfig = ColumnsConfig()) -> LabeledSource:
     """Where labeled images are read from; a list's rows are read and checked here, once for all its splits.
 
     Raises:
         UserError: nothing at the path, or an unreadable row of a list.
     """
+    if isinstance(path, OwnImages):
+        return LabeledItems(path)
     path = Path(path)
+    refuse_given(path)
     packed = packed_at(path)
     if packed is not None:
         return LabeledArchives(path, packed, columns)
@@ -200,6 +209,38 @@ class LabeledList:
         if split not in splits:
             raise UserError(f"{path} has no images whose split is {split!r}; it has {', '.join(splits)}")
         return self.table.rows_of(split)
+
+
+class LabeledItems:
+    """The items of a dataset that a caller gave."""
+
+    splits: tuple[Split, ...] = ()
+
+    def __init__(self, items: OwnImages) -> None:
+        self.items, self.path = items, Path(items.description)
+
+    def read(self, split: Split | None, classes: Sequence[str] | None = None) -> ImageList:
+        """All of them; see `find_labeled`. Classes are the dataset's own (`classes`), else the labels that occur.
+
+        Raises:
+            UserError: fewer than two classes, a label without a class, or what `OwnImages.labels` raises.
+        """
+        if split is not None:
+            raise UserError(f"{self.path} has no split {split!r}; give a dataset for each split")
+        own, labels = self.items.classes, self.items.labels()
+        named = [own[label] if own and isinstance(label, int) and 0 <= label < len(own) else str(label) for label in labels]
+        if classes is None:
+            classes = own or sorted(set(named), key=class_order)
+            _at_least_two(classes, self.path)
+        index = {name: place for place, name in enumerate(classes)}
+        known = np.array([index.get(name, -1) for name in named], dtype=np.int64)
+        if (known < 0).any():
+            place = int((known < 0).argmax())
+            raise UserError(f"{self.items.path(place)}: label {labels[place]!r} is not one of the {_counted(classes)}")
+        return replace(ImageList.of_items(self.items), labels=known, classes=tuple(classes))
+
+
+LabeledSource = LabeledFolder | LabeledArchives | LabeledList | LabeledItems
 
 
 def split_folders(path: Path | str) -> Mapping[Split, Path]:

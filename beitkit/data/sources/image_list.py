@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.data.decoding.decode import Bands, BrokenImage, Encoded, one_line
+from beitkit.data.own.images import HEAD, OwnImages
 from beitkit.data.sources.members import Members
 
 BETWEEN_BANDS = b"\0"
@@ -44,6 +45,8 @@ class ImageList:
     """Where the images lie in archives; None where they are files."""
     known_digest: str | None = None
     """The digest, where an index holds it."""
+    items: OwnImages | None = None
+    """Of whose items these are the images, by the numbers that are their names; None where they are files or in archives."""
 
     @classmethod
     def of(
@@ -55,17 +58,33 @@ class ImageList:
         labels: NDArray[np.int64] | None = None,
         targets: NDArray[np.bool_] | None = None,
         members: Members | None = None,
+        items: OwnImages | None = None,
     ) -> ImageList:
         """A list of these names."""
         offsets = np.zeros(len(names) + 1, dtype=np.int64)
         np.cumsum([len(name) for name in names], out=offsets[1:])
-        return cls(root, b"".join(names), offsets, labels, tuple(classes), targets, members)
+        return cls(root, b"".join(names), offsets, labels, tuple(classes), targets, members, items=items)
+
+    @classmethod
+    def of_items(cls, items: OwnImages) -> ImageList:
+        """All items of a caller's dataset; of a stream, which may be long, no name takes memory."""
+        if items.is_stream:
+            nowhere = np.broadcast_to(np.int64(0), len(items) + 1)
+            return cls(Path(items.description), b"", nowhere, known_digest=items.fingerprint, items=items)
+        return cls.of(Path(items.description), [b"%d" % index for index in range(len(items))], items=items)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images come in an order of their own, and are not to be had in another."""
+        return self.items is not None and self.items.is_stream
+
     def path(self, index: int) -> Path:
         """The file of one image; of a member of an archive what messages and tables call it, `shard.tar: member.jpg`."""
+        if self.items is not None:
+            return self.items.path(int(self.name(index)))
         if self.members is not None:
             return Path(f"{self.members.archives[self.members.archive[index]]}: {os.fsdecode(self.name(index))}")
         return self.files(index)[0]
@@ -78,8 +97,11 @@ class ImageList:
         """What one image is decoded from: its file, its files, or its bytes where it lies in an archive.
 
         Raises:
-            BrokenImage: an archive that cannot be read at this place.
+            BrokenImage: an archive that cannot be read at this place, or an item that raises an error.
+            UserError: an item that is not an image.
         """
+        if self.items is not None:
+            return self.items.source(int(self.name(index)))
         if self.members is None:
             files = self.files(index)
             return files[0] if len(files) == 1 else Bands(files[0], files)
@@ -89,11 +111,15 @@ class ImageList:
             raise BrokenImage(self.path(index), error.strerror or one_line(error)) from error
 
     def name(self, index: int) -> bytes:
-        """The name of one image, as the operating system has it."""
+        """The name of one image, as the operating system has it; of an item its number."""
+        if self.is_stream and not len(self.names):
+            return b"%d" % index
         return bytes(self.names[self.offsets[index] : self.offsets[index + 1]])
 
     def paths(self) -> Iterator[bytes]:
         """All files by absolute path, members of archives by that of the archive; far faster than `path` one by one."""
+        if self.items is not None:
+            return (os.fsencode(self.path(index)) for index in range(len(self)))
         if self.members is not None:
             members = self.members
             roots = [os.fsencode(archive if "://" in archive else os.path.abspath(archive)) for archive in members.archives]  # noqa: PTH100
@@ -114,11 +140,18 @@ class ImageList:
         labels = None if self.labels is None else self.labels[chosen]
         targets = None if self.targets is None else self.targets[chosen]
         members = None if self.members is None else self.members.subset(chosen)
-        return ImageList.of(self.root, names, classes=self.classes, labels=labels, targets=targets, members=members)
+        return ImageList.of(
+            self.root, names, classes=self.classes, labels=labels, targets=targets, members=members, items=self.items
+        )
 
     def evenly_spread(self, count: int) -> ImageList:
-        """`count` images at equal distances in the list, the first among them; all where there are not more."""
+        """`count` images at equal distances in the list, the first among them; all where there are not more.
+
+        Of a stream they are the first ones, at most those that are kept.
+        """
         count = min(count, len(self))
+        if self.is_stream:
+            return self.subset(range(min(count, HEAD)))
         return self.subset([index * len(self) // count for index in range(count)])
 
     def with_targets(self) -> ImageList:
@@ -160,6 +193,8 @@ class ImageList:
         digest.update((8 * len(files.offsets)).to_bytes(8, "little"))
         for first, last in _spans(len(files.offsets)):
             digest.update((files.offsets[first:last] - shared * np.arange(first, last)).astype("<i8").tobytes())
+        if self.items is not None:
+            digest.update(self.items.fingerprint.encode())
         for part in (labels, "\0".join(self.classes).encode("utf-8", "surrogateescape")):
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)

@@ -19,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beitkit.configs.data import ColumnsConfig
-from beitkit.data.sources.find import LabeledArchives, LabeledFolder, LabeledList, find_labeled, labeled_source
+from beitkit.data.own.images import OwnImages
+from beitkit.data.sources.find import LabeledArchives, LabeledItems, LabeledList, LabeledSource, find_labeled, labeled_source
 from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.data.sources.list_rows import BAND, CLASS_ROW, SEPARATOR, csv_rows
 from beitkit.errors import UserError, few
 
-Source = LabeledFolder | LabeledArchives | LabeledList
 VAL_SHARE = 0.2
 """Share of each class, or of the pairs of images and masks, that is set aside where no validation images are given."""
 
 
 def train_and_val(
-    images: Path,
-    val: Path | None,
+    images: Path | OwnImages,
+    val: Path | OwnImages | None,
     seed: int,
     columns: ColumnsConfig = ColumnsConfig(),
     fold: tuple[int, int] | None = None,
@@ -142,7 +142,7 @@ def list_table(parts: Mapping[str, ImageList]) -> str:
     text = io.StringIO()
     # Quotes around everything: the writer leaves a bare carriage return unquoted, which would end the row when read.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    several = len(lists[0].files(0)) if lists[0].members is None else 1
+    several = len(lists[0].files(0)) if lists[0].members is None and lists[0].items is None else 1
     paths = ["path"] if several == 1 else [f"{BAND}{number + 1}" for number in range(several)]
     label = [] if not is_labeled else ["label"] if lists[0].targets is None else ["labels"]
     is_divided = is_labeled or any(parts)  # the rows of classes have a split, too
@@ -155,7 +155,7 @@ def list_table(parts: Mapping[str, ImageList]) -> str:
     return text.getvalue()
 
 
-def set_aside_before(table: Path, source: Source, classes: Sequence[str]) -> ImageList:
+def set_aside_before(table: Path, source: LabeledSource, classes: Sequence[str]) -> ImageList:
     """The validation images of a `split_table`; those of archives are looked up in them, as a list names files only.
 
     Raises:
@@ -322,8 +322,12 @@ def _refuse_repeated(files: ImageList, source: LabeledList) -> None:
             seen.add(path)
 
 
-def _refuse_shared(train: ImageList, source: Source, val: ImageList, other: Source) -> None:
-    """Raise if a file is in both lists."""
+def _refuse_shared(train: ImageList, source: LabeledSource, val: ImageList, other: LabeledSource) -> None:
+    """Raise if a file is in both lists; of datasets only whether they are one and the same."""
+    if isinstance(source, LabeledItems) and isinstance(other, LabeledItems):
+        if source.items.dataset is other.items.dataset:
+            raise UserError(f"{source.path} is given for training and for validation; give two datasets, or leave `val` out")
+        return
     suspects = set(np.intersect1d(_keys(train), _keys(val)).tolist())
     if not suspects:
         return

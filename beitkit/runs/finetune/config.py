@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
@@ -102,6 +102,8 @@ class FinetuneRun:
     fit: Fit | None = later(None)
     """How evaluation brings images to the network's shape: crop shows the center, squeeze and letterbox (with bars) the whole;
     stored with the model. None takes what the checkpoint says."""
+    augmentation: Annotated[str | None, Suppress] = later(None)
+    """From Python only: a function that changes every decoded training image before it is cropped (`contracts.Augmentation`)."""
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""

@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from beitkit.command.following import command, kept
+from beitkit.data.own.images import OwnImages
 from beitkit.data.sources.find import labeled_source
 from beitkit.errors import UserError
 from beitkit.evaluation.classification import Decisions
@@ -60,13 +61,13 @@ class CrossValidation(NamedTuple):
         return self.measures[0].spread.mean
 
 
-def cross_validate(config: FinetuneRun, fine_tune: Callable[[FinetuneRun], Any]) -> CrossValidation:
+def cross_validate(config: FinetuneRun, fine_tune: Callable[[FinetuneRun], Any], images: Path | OwnImages) -> CrossValidation:
     """Run or continue every fold by `fine_tune`, in `fold-1` and so on below `out`; then write the report and print the table."""
     assert config.folds is not None
     runtime = start_runtime(config.machine)
     folder = RunFolder(config.out, "finetune", config, runtime.processes)
     say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not runtime.is_main).print
-    unused = [split for split in ("val", "test") if split in labeled_source(config.images, config.columns).splits]
+    unused = [split for split in ("val", "test") if split in labeled_source(images, config.columns).splits]
     if unused:
         say(f"the {unused[0]} part of {config.images} is left alone: folds are of the training images", markup=False)
     names = [f"fold-{number}" for number in range(1, config.folds + 1)]

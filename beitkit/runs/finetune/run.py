@@ -17,6 +17,8 @@ from beitkit.configs.parts import DEFAULT_PATCH, shard_of
 from beitkit.configs.train import resolved
 from beitkit.contracts import WHOLE, Batch, Share
 from beitkit.data.dataset import ImageDataset
+from beitkit.data.decoding.reading import is_deep
+from beitkit.data.own.augmentation import OwnAugmentation
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.split import few_per_class, note_on_val, split_table, train_and_val
 from beitkit.data.stream import evaluation_batches, evaluation_dataset, normalized
@@ -41,6 +43,7 @@ from beitkit.runs.finetune.head import check_head, fit_head
 from beitkit.runs.finetune.report import FinetuneResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.live import renewing
+from beitkit.runs.training.own import NONE, OwnParts, checked_by
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side, note_on_cut
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -53,14 +56,17 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
-    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each."""
+def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossValidation:
+    """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each.
+
+    `own` are the objects that the config describes.
+    """
     refuse_scenes(config.images)
     if config.folds is not None:
-        return cross_validate(config, run)
+        return cross_validate(config, lambda fold: run(fold, own), own.images_or(config.images))
     config, runtime = start_run(config, config.speed.sharding)
     fold = None if config.fold is None else shard_of(config.fold, "fold")
-    train, val = train_and_val(config.images, config.val, config.train.seed, config.columns, fold)
+    train, val = train_and_val(own.images_or(config.images), own.val_or(config.val), config.train.seed, config.columns, fold)
     if config.labels is not None:
         train = few_per_class(train, config.labels, config.train.seed)
     if config.balanced and train.labels is None:
@@ -71,6 +77,11 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     metric = "map" if model.config.multilabel else "top1"
     compared = None if config.compare is None else _result_of(config.compare, val.digest, metric)
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
+    deep = is_deep(pixels.channels, pixels.preprocessing.value_range)
+    augmentation = own.augmentation_of(config.augmentation, pixels.channels, is_deep=deep)
+    if augmentation is not None:
+        inputs["augmentation"] = augmentation.fingerprint[0]
+    checked = checked_by({"images": train} | ({} if config.val is None else {"validation images": val}), None, augmentation)
     if config.model is not None:  # a network that is described here has no weights of its own yet
         inputs["model"] = digest_of(model.config, model.backbone.state_dict())
     session = Session.begin("finetune", config, runtime, inputs, files=train, others=[val], default_epochs=0)
@@ -88,7 +99,7 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     objective = Classify(model, config.label_smoothing)
     trial = Trial(Workload(network=model.config, mixes=config.augment.is_mixing), resolved(config.train.batch_size))
     computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
-    for line in (*pixels.lines, *reasons):
+    for line in (*pixels.lines, *reasons, *(f"{name.lower()} {told}" for name, told in checked)):
         session.say(line)
     if pixels.preprocessing.value_range is not None and config.augment.operations:
         session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
@@ -105,11 +116,11 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     if runtime.is_main and (leak := note_on_leaks(train, val)) is not None:
         session.say(leak)
 
-    streams = _Streams(config, model.config, train, val, session)
+    streams = _Streams(config, model.config, train, val, session, augmentation)
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    renewed = renewing(session.training, "Fine-tuning", facts_of(config, model.config, train, runtime))
+    renewed = renewing(session.training, "Fine-tuning", [*facts_of(config, model.config, train, runtime), *checked])
     fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
@@ -122,13 +133,17 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
         result = {metric: score, "images": scores.images, "labels": len(train), "scratch": config.scratch}
         folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
-        length = session.length_facts(f"val/{metric}", config.patience)
+        length = [*session.length_facts(f"val/{metric}", config.patience), *checked]
         first = next(streams.training(0))
         report = write_report(folder, config, model.config, train, scores, compared, runtime, first, length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
         session.say_found(report, config)
-    session.finish(model, command("evaluate", config.val or config.images, model=config.out, **kept(config, "columns")))
+    if own.images is not None or own.val is not None:  # which no command can name
+        following = command("predict", "NEW", model=config.out)
+    else:
+        following = command("evaluate", config.val or config.images, model=config.out, **kept(config, "columns"))
+    session.finish(model, following)
     return _result_of(config.out, val.digest, metric)
 
 
@@ -141,6 +156,7 @@ class _Streams:
     train: ImageList
     val: ImageList
     session: Session
+    augmentation: OwnAugmentation | None
 
     def __post_init__(self) -> None:
         backbone, preprocessing = self.network.backbone, self.network.preprocessing
@@ -159,6 +175,7 @@ class _Streams:
             smallest=backbone.patch,
             repeats=augment.repeats,
             balanced=self.config.balanced,
+            augmentation=self.augmentation,
         )
         self.evaluation = evaluation_dataset(self.val, backbone, preprocessing, is_repeated=True)
 

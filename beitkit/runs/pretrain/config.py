@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress
 
 from beitkit.configs.bounds import NonNegativeInt, PositiveInt, config
 from beitkit.configs.codec import later
@@ -88,6 +88,8 @@ class PretrainRun:
     value_range: ValueLimits | None = later(None)
     """Values of the files that are black and white, such as 0 4095; None takes the tokenizer's, or where there is
     none finds them as `beitkit tokenizer` does."""
+    augmentation: Annotated[str | None, Suppress] = later(None)
+    """From Python only: a function that changes every decoded training image before it is cropped (`contracts.Augmentation`)."""
     freeze: Freeze = later(False)
     """Parts that stay as they are: patch_embed, positions, tokens, blocks, or of the blocks attn, mlp or norms. Without a value:
     everything but the head."""

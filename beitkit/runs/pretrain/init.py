@@ -24,6 +24,7 @@ from beitkit.runs.pretrain.choose import ContinuedFacts, OwnRate, head_steps, is
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.tokenizers.frozen import TokenizerNetwork
+from beitkit.tokenizers.own import OwnTokenizer
 from beitkit.train.folder import RunFolder
 
 HEAD_MARGIN = 0.1
@@ -71,7 +72,9 @@ class Origin:
         """Digest of what the file holds of a network."""
         return digest_of(self.checkpoint.config, {name: stored.read() for name, stored in self.checkpoint.tensors.items()})
 
-    def target(self, config: PretrainRun, channels: int, tokenizer: TokenizerNetwork | None) -> MaskedImageModelConfig:
+    def target(
+        self, config: PretrainRun, channels: int, tokenizer: TokenizerNetwork | OwnTokenizer | None
+    ) -> MaskedImageModelConfig:
         """The network that it becomes: with the head of the tokenizer's vocabulary, in the size and channels of the images.
 
         Raises:
@@ -84,14 +87,16 @@ class Origin:
         assert isinstance(found, MaskedImageModelConfig)
         return replace(found, tokenizer="" if tokenizer is None else tokenizer.fingerprint)
 
-    def load(self, config: PretrainRun, model: MaskedImageModelConfig, tokenizer: TokenizerNetwork | None) -> MaskedImageModel:
+    def load(
+        self, config: PretrainRun, model: MaskedImageModelConfig, tokenizer: TokenizerNetwork | OwnTokenizer | None
+    ) -> MaskedImageModel:
         """The network; what the file lacks is drawn by the global generator."""
         network = load(self.checkpoint.path, **self._wishes(config, model.backbone.channels, tokenizer))
         assert isinstance(network, MaskedImageModel)
         network.config = model
         return network
 
-    def _wishes(self, config: PretrainRun, channels: int, tokenizer: TokenizerNetwork | None) -> dict[str, Any]:
+    def _wishes(self, config: PretrainRun, channels: int, tokenizer: TokenizerNetwork | OwnTokenizer | None) -> dict[str, Any]:
         vocabulary: Predicted = "pixels" if tokenizer is None else tokenizer.vocabulary
         return {
             "task": "masked",

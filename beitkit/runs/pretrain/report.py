@@ -99,10 +99,11 @@ def facts_of(setup: Setup, encoder: Encoder | None, runtime: Runtime) -> list[tu
         *([] if config.init is None else [("Start", str(config.init))]),
         ("Targets", targets_of(setup)),
         ("Mask", mask_of(setup)),
-        ("Images", f"{len(setup.files):,}, no labels used"),
+        ("Images", f"{len(setup.files):,}{' shown' if setup.files.is_stream else ''}, no labels used"),
         ("Device", runtime.describe()),
         *([] if encoder is None or not encoder.describe() else [("Tokenizer", encoder.describe())]),
         *([] if config.recipe is None else [("Recipe", config.recipe)]),
+        *setup.checked,
     ]
 
 

@@ -36,20 +36,25 @@ from beitkit.runs.pretrain.setup import Setup, measured_head
 from beitkit.runs.pretrain.tokens import begun_cache, cached_tokens, described, raw_batches, saved_time
 from beitkit.runs.training.forecast import forecast
 from beitkit.runs.training.live import renewing
+from beitkit.runs.training.own import NONE, OwnParts
 from beitkit.runs.training.session import Session, start_run
 from beitkit.runs.training.speed import Trial, accelerate
 from beitkit.runs.training.start import Start
 from beitkit.tokenizers.frozen import Encoder
+from beitkit.tokenizers.own import OwnTokenizer
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 from beitkit.train.optim import delayed
 from beitkit.train.schedule import Schedule
 
 
-def run(config: PretrainRun) -> Path:
-    """Pre-train or continue; returns the run folder, which `beitkit.load` reads."""
+def run(config: PretrainRun, own: OwnParts = NONE) -> Path:
+    """Pre-train or continue; returns the run folder, which `beitkit.load` reads.
+
+    `own` are the objects that the config describes.
+    """
     config, runtime = start_run(config, config.speed.sharding)
-    setup = Setup.of(config)
+    setup = Setup.of(config, own, runtime.device)
     config, labeled = setup.config, labeled_images(config)
     inputs = setup.inputs() | ({} if labeled is None else {"labeled pictures": labeled.digest})
     session = Session.begin("pretrain", config, runtime, inputs, files=setup.files, default_epochs=DEFAULT_EPOCHS)
@@ -89,6 +94,8 @@ def run(config: PretrainRun) -> Path:
     )
     for line in setup.notes:
         session.say(line)
+    for name, told in setup.checked:
+        session.say(f"{name.lower()} {told}")
     session.say(_announcement(setup, model, schedule, runtime) + accelerated + start.describe())
     if beginning is not None and model.load_report is not None:
         session.say(model.load_report.summary())
@@ -152,6 +159,7 @@ def previewed(config: PretrainRun) -> tuple[dict[str, Tensor], str]:
     """Image columns of a finished run (original, masked, what it fills in), and a sentence on what they are."""
     setup, model = Setup.of(config), load(config.out)
     assert isinstance(model, MaskedImageModel)
+    assert not isinstance(setup.tokenizer, OwnTokenizer)
     encoder = None if setup.tokenizer is None else Encoder.laid_out(setup.tokenizer.cpu())
     batch = next(setup.prepared(training_stream(setup.dataset(), SHOWN_IMAGES), torch.device("cpu"), encoder))
     return what_it_fills_in(setup, model, batch)

@@ -12,8 +12,11 @@ from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import BackboneConfig, ClsBranchConfig, ImageSize, MaskedImageModelConfig, as_pair, by
 from beitkit.configs.parts import DEFAULT_PATCH
 from beitkit.configs.train import TrainConfig, resolved
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, PatchTokenizer
 from beitkit.data.dataset import ImageDataset
+from beitkit.data.decoding.reading import is_deep
+from beitkit.data.own.augmentation import OwnAugmentation
+from beitkit.data.own.encode import described
 from beitkit.data.sources.find import find_images
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import normalized, tokenized
@@ -23,7 +26,7 @@ from beitkit.data.tokens.stage import CachedTokens
 from beitkit.data.transfer import to_device
 from beitkit.data.views.image import PretrainView
 from beitkit.data.views.masking import Masker, masker, with_positions
-from beitkit.errors import UserError
+from beitkit.errors import UserError, refuse_given
 from beitkit.evaluation.masked import MaskedAccuracy, token_usage
 from beitkit.interop.load import load_tokenizer
 from beitkit.nn.models import MaskedImageModel
@@ -31,8 +34,10 @@ from beitkit.objectives.masked import MaskedPixels, MaskedTokens
 from beitkit.runs.pretrain.choose import PLAIN_IMAGE_SIZE, choose
 from beitkit.runs.pretrain.config import PretrainRun
 from beitkit.runs.pretrain.init import Origin
+from beitkit.runs.training.own import NONE, OwnParts, checked_by
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork, token_encoder
+from beitkit.tokenizers.own import OwnTokenizer
 from beitkit.train.machine.runtime import Runtime
 
 EVALUATED_IMAGES = 512
@@ -47,7 +52,7 @@ class Setup:
     """With nothing left open."""
     origin: Origin | None
     """What `init` names."""
-    tokenizer: TokenizerNetwork | None
+    tokenizer: TokenizerNetwork | OwnTokenizer | None
     """None where pixels are predicted."""
     model: MaskedImageModelConfig
     draw_mask: Masker
@@ -56,20 +61,30 @@ class Setup:
     """Stored views per image; None draws a new view every epoch."""
     notes: tuple[str, ...] = ()
     """What is to be said of the images and of what was chosen, before anything is trained."""
+    augmentation: OwnAugmentation | None = None
+    """The caller's own change of the training images."""
 
     @classmethod
-    def of(cls, config: PretrainRun) -> Setup:
-        """Load the tokenizer, find the images, and check that they fit together."""
-        tokenizer, origin = _tokenizer(config), Origin.read(config)
-        files = find_images(config.images, config.columns.image)
+    def of(cls, config: PretrainRun, own: OwnParts = NONE, device: torch.device | None = None) -> Setup:
+        """Load the tokenizer, find the images, and check that they fit together.
+
+        `own` are the objects that the config describes; a tokenizer among them is tried on `device`.
+        """
+        _check_own(config, own)
+        loaded, origin = None if own.tokenizer is not None else _tokenizer(config), Origin.read(config)
+        files = find_images(own.images_or(config.images, _images_of_steps(config)), config.columns.image)
         config, reasons = choose(config, None if origin is None else origin.facts(len(files)))
-        pixels = _pixels(config, tokenizer, origin, files)
+        pixels = _pixels(config, loaded, origin, files)
+        tokenizer = loaded if own.tokenizer is None else _tried(config, own.tokenizer, pixels, device or torch.device("cpu"))
         model = model_of(replace(config, channels=pixels.channels), tokenizer, origin)
         model = replace(model, preprocessing=pixels.preprocessing)
         _check_range(tokenizer, pixels)
         views = config.views if config.tokens is None or config.views is not None else read_key(config.tokens).views
         draw_mask = masker(config.mask, model.backbone.grid)
-        return cls(config, origin, tokenizer, model, draw_mask, files, views, (*pixels.lines, *reasons))
+        deep = is_deep(model.backbone.channels, model.preprocessing.value_range)
+        augmentation = own.augmentation_of(config.augmentation, model.backbone.channels, is_deep=deep)
+        notes = (*pixels.lines, *reasons)
+        return cls(config, origin, tokenizer, model, draw_mask, files, views, notes, augmentation)
 
     @property
     def recover_all(self) -> bool:
@@ -81,7 +96,13 @@ class Setup:
         tokenizer = {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fingerprint}
         stored = {} if self.views is None else {"stored views": str(self.views)}
         init = {} if self.origin is None else {"init": self.origin.digest()}
-        return {"pictures": self.files.digest} | tokenizer | stored | init
+        own = {} if self.augmentation is None else {"augmentation": self.augmentation.fingerprint[0]}
+        return {"pictures": self.files.digest} | tokenizer | stored | init | own
+
+    @property
+    def checked(self) -> list[tuple[str, str]]:
+        """What is compared of own parts when the run is continued."""
+        return checked_by({"images": self.files}, self.tokenizer, self.augmentation)
 
     def initialize(self) -> MaskedImageModel:
         """The network with its first weights: fresh ones, or those of `init`."""
@@ -120,6 +141,7 @@ class Setup:
             smallest=backbone.patch,
             views=None if is_evaluated else self.views,
             is_repeated=is_evaluated,
+            augmentation=None if is_evaluated else self.augmentation,
         )
 
     def view(self, *, shows_tokenizer: bool) -> PretrainView:
@@ -180,7 +202,9 @@ def view_options(view: ViewConfig, image_size: ImageSize, patch: int, seed: int)
     return "".join(f" {option} {value}" for option, value in given)
 
 
-def model_of(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Origin | None = None) -> MaskedImageModelConfig:
+def model_of(
+    config: PretrainRun, tokenizer: TokenizerNetwork | OwnTokenizer | None, origin: Origin | None = None
+) -> MaskedImageModelConfig:
     """The network a run asks for; its channels and vocabulary are the tokenizer's, where there is one, all else that of `init`.
 
     Raises:
@@ -235,7 +259,9 @@ def _check_grid(backbone: BackboneConfig) -> None:
         )
 
 
-def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Origin | None, files: ImageList) -> Pixels:
+def _pixels(
+    config: PretrainRun, tokenizer: TokenizerNetwork | OwnTokenizer | None, origin: Origin | None, files: ImageList
+) -> Pixels:
     """Channels, range and statistics: the first two are the tokenizer's, where there is one, the last those of `init`."""
     base, channels = config.network.preprocessing, 3
     if origin is not None:
@@ -252,7 +278,7 @@ def _pixels(config: PretrainRun, tokenizer: TokenizerNetwork | None, origin: Ori
     )
 
 
-def _check_range(tokenizer: TokenizerNetwork | None, pixels: Pixels) -> None:
+def _check_range(tokenizer: TokenizerNetwork | OwnTokenizer | None, pixels: Pixels) -> None:
     """Raise a `UserError` for images of another range than those that the tokenizer was trained on."""
     if tokenizer is not None and pixels.preprocessing.value_range != tokenizer.value_range:
         ranges = [
@@ -264,9 +290,39 @@ def _check_range(tokenizer: TokenizerNetwork | None, pixels: Pixels) -> None:
         )
 
 
+def _check_own(config: PretrainRun, own: OwnParts) -> None:
+    """Raise a `UserError` where stored views are asked for, whose tokens are kept by the contents of files."""
+    given = "images" if own.images is not None else "augmentation" if own.augmentation is not None else None
+    if given is not None and (config.views is not None or config.tokens is not None):
+        raise UserError(f"`views` keeps the tokens of files' views, and `{given}` is a Python object; leave one of the two out")
+
+
+def _images_of_steps(config: PretrainRun) -> int | None:
+    """How many images a run of `steps` shows; None where its length is in epochs."""
+    if config.train.steps is None:
+        return None
+    return config.train.steps * resolved(config.train.batch_size) * resolved(config.loop.accumulate)
+
+
+def _tried(config: PretrainRun, function: PatchTokenizer, pixels: Pixels, device: torch.device) -> OwnTokenizer:
+    """A caller's tokenizer of these images, tried on fixed ones."""
+    height, width = as_pair(resolved(config.image_size))
+    patch = resolved(config.patch)
+    return OwnTokenizer.of(
+        function,
+        described(function),
+        grid=(height // patch, width // patch),
+        patch=patch,
+        channels=pixels.channels,
+        value_range=pixels.preprocessing.value_range,
+        device=device,
+    )
+
+
 def _tokenizer(config: PretrainRun) -> TokenizerNetwork | None:
     if config.target == "pixels":
         return None
+    refuse_given(config.tokenizer)
     if config.tokenizer is None:
         raise UserError(
             "missing required option `tokenizer` (a run folder of beitkit tokenizer, or a file); "

@@ -18,6 +18,7 @@ from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
 from beitkit.runs.probe.training import Images, train_probes
+from beitkit.runs.training.own import NONE, OwnParts
 from beitkit.runs.training.reader import note_on_cut
 from beitkit.runs.training.task import refuse_scenes
 from beitkit.tokenizers.fingerprint import digest_of
@@ -31,14 +32,14 @@ EVALUATION_BATCH = 64
 __all__ = ["Probe", "chart", "run"]
 
 
-def run(config: ProbeRun) -> Probe:
-    """Probe, and print a table."""
+def run(config: ProbeRun, own: OwnParts = NONE) -> Probe:
+    """Probe, and print a table. `own` are the objects that the config describes."""
     refuse_scenes(config.images)
     model = load(config.model)
     if isinstance(model, Segmenter):
         raise UserError(f"{config.model} holds a {type(model).__name__}; probe a pre-trained model or a classifier")
     blocks = _blocks(config, model.backbone.depth)
-    train, test = train_and_val(config.images, config.val, config.seed, config.columns)
+    train, test = train_and_val(own.images_or(config.images), own.val_or(config.val), config.seed, config.columns)
     if len(train) > config.limit:
         train = few_per_class(train, config.limit, config.seed, field="limit")
     if train.labels is None:

@@ -20,6 +20,7 @@ from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.tokenizer.images import RunImages, in_unit_range
 from beitkit.runs.tokenizer.report import Judgement, facts, next_command, show_tokens, strip_of
 from beitkit.runs.training.live import Strip, renewing
+from beitkit.runs.training.own import OwnParts
 from beitkit.runs.training.session import Session, start_run
 from beitkit.tokenizers.dvae import DiscreteVAE
 from beitkit.train.loop import fit
@@ -30,10 +31,10 @@ REVIVALS = 20
 """How often a run revives codes, at least: with fewer, most codes of a short run ended unused (decision 003)."""
 
 
-def run(config: TokenizerRun) -> Path:
+def run(config: TokenizerRun, own: OwnParts) -> Path:
     """Train or continue one; returns its run folder."""
     config, runtime = start_run(config)
-    images = RunImages.of(config)
+    images = RunImages.of(config, own)
     files = images.files
     session = Session.begin("tokenizer", config, runtime, images.inputs(), files=files, default_epochs=DEFAULT_EPOCHS)
     if session is None:
@@ -44,7 +45,7 @@ def run(config: TokenizerRun) -> Path:
     reconstruct = with_revivals(config.reconstruct, batches_in_all)
     objective = Reconstruct(DiscreteVAE(images.fitted(config.dvae)), reconstruct).to(runtime.device)
     tokenizer = objective.tokenizer
-    for line in images.pixels.lines:
+    for line in images.lines:
         session.say(line)
     session.say(
         f"tokenizer: {config.dvae.geometry}, {config.dvae.vocabulary} codes, stride {config.dvae.stride}, at {by(images.size)}; "
@@ -59,7 +60,7 @@ def run(config: TokenizerRun) -> Path:
     quality = images.quality(tokenizer, session.reading)
     groups = parameter_groups(objective, config.optim.weight_decay)
     kind = f"discrete VAE, {config.dvae.geometry}"
-    shown = facts(kind, tokenizer.config, len(files), session.training.runtime, session.folder)
+    shown = [*facts(kind, tokenizer.config, len(files), session.training.runtime, session.folder), *images.checked]
     strip = strip_of(tokenizer, quality, session.folder)
     renewed = renewing(session.training, "Tokenizer", shown, strip)
     fit(objective, batches, groups, renewed, [quality], session.best("tokenizer/psnr", tokenizer))

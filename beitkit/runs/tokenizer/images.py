@@ -18,6 +18,7 @@ from beitkit.data.views.image import EvaluationView, PretrainView
 from beitkit.errors import UserError
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.training.own import OwnParts, checked_by
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 
 Made = TypeVar("Made", DVAEConfig, KMeansConfig)
@@ -38,7 +39,7 @@ class RunImages:
     pixels: Pixels
 
     @classmethod
-    def of(cls, config: TokenizerRun) -> RunImages:
+    def of(cls, config: TokenizerRun, own: OwnParts) -> RunImages:
         """Find the images and look at them.
 
         Raises:
@@ -50,13 +51,23 @@ class RunImages:
             raise UserError(
                 f"`image_size` {by(size)} is not a multiple of the tokenizer's stride {stride}; nearest: {by((height, width))}"
             )
-        files = find_images(config.images, config.columns.image)
+        files = find_images(own.images_or(config.images), config.columns.image)
         pixels = decided_pixels(files, UNIT_RANGE, channels, channels=config.channels, value_range=config.value_range)
         return cls(config, files, size, pixels)
 
     def inputs(self) -> dict[str, str]:
         """Digests of the inputs, by name."""
         return {"pictures": self.files.digest}
+
+    @property
+    def checked(self) -> list[tuple[str, str]]:
+        """What is compared of own images when the run is continued."""
+        return checked_by({"images": self.files})
+
+    @property
+    def lines(self) -> list[str]:
+        """What is to be said of the images before anything is learned of them."""
+        return [*self.pixels.lines, *(f"{name.lower()} {told}" for name, told in self.checked)]
 
     def fitted(self, tokenizer: Made) -> Made:
         """The tokenizer's config with the channels and the range of the images."""

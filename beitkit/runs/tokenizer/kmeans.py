@@ -19,6 +19,7 @@ from beitkit.report.sections import TrainingReport
 from beitkit.runs.tokenizer.config import TokenizerRun
 from beitkit.runs.tokenizer.images import RunImages, in_unit_range
 from beitkit.runs.tokenizer.report import Judgement, facts, next_command, show_tokens
+from beitkit.runs.training.own import OwnParts
 from beitkit.runs.training.reader import training_batches
 from beitkit.runs.training.session import open_folder, reading_of, save_result
 from beitkit.tokenizers.clusters import KMeansRound, kmeans, whitening_of
@@ -36,7 +37,7 @@ NO_BRIGHTNESS = (
 )
 
 
-def run(config: TokenizerRun) -> Path:
+def run(config: TokenizerRun, own: OwnParts) -> Path:
     """Make one; returns its run folder.
 
     Raises:
@@ -45,7 +46,7 @@ def run(config: TokenizerRun) -> Path:
     runtime = start_runtime(config.machine)
     if runtime.world_size > 1:
         raise UserError(f"`kind='kmeans'` takes seconds in one process, got {runtime.world_size}; start it without a launcher")
-    images = RunImages.of(config)
+    images = RunImages.of(config, own)
     opened = open_folder("tokenizer", config, runtime, images.inputs())
     if opened is None:
         return config.out
@@ -53,7 +54,7 @@ def run(config: TokenizerRun) -> Path:
     journal.rewind(-1)  # of a run that was killed
     fitted = images.fitted(config.kmeans)
     tokenizer = KMeansTokenizer(fitted).to(runtime.device)
-    for line in images.pixels.lines:
+    for line in images.lines:
         journal.say(line)
     journal.say(
         f"tokenizer: k-means, {fitted.vocabulary} codes, stride {fitted.stride}, margin {fitted.margin}, at {by(images.size)}; "
@@ -72,7 +73,7 @@ def run(config: TokenizerRun) -> Path:
         f"{statistics.commonest_share:.1%}, psnr {judgement.psnr:.2f}",
     )
     judgement.warn(journal.say)
-    _report(folder, runtime, tokenizer, quality, judgement, len(images.files))
+    _report(folder, runtime, tokenizer, quality, judgement, images)
     save_result(folder, runtime, journal, tokenizer, next_command(config, judgement))
     return config.out
 
@@ -127,12 +128,13 @@ def _report(
     tokenizer: KMeansTokenizer,
     quality: TokenizerQuality,
     judgement: Judgement,
-    images: int,
+    images: RunImages,
 ) -> None:
     config = tokenizer.config
     side = config.window
     report = TrainingReport("Tokenizer", folder.path)
-    report.facts(facts(f"k-means of whitened patches, found from {side}x{side} pixels", config, images, runtime, folder))
+    kind = f"k-means of whitened patches, found from {side}x{side} pixels"
+    report.facts([*facts(kind, config, len(images.files), runtime, folder), *images.checked])
     report.section("Is this normal?")
     report.normal_lines([*judgement.lines(), Line("note", NO_BRIGHTNESS)])
     show_tokens(report, tokenizer, quality)

@@ -12,6 +12,7 @@ from torch import Tensor
 from beitkit.command.following import beside, command, kept
 from beitkit.configs.tokenizer import DVAEConfig, KMeansConfig, TokenizerKind
 from beitkit.contracts import WHOLE
+from beitkit.errors import GIVEN
 from beitkit.evaluation.tokens import TokenizerQuality
 from beitkit.report.images import token_map
 from beitkit.report.normal import Line, tokenizer_lines
@@ -103,6 +104,8 @@ def next_command(config: TokenizerRun, judgement: Judgement | None) -> str:
     if "--image-size" in options:  # a token for each of these patches, then
         options["--patch"] = config.tokenizer.stride
     following = command("pretrain", config.images, tokenizer=config.out, out=beside(config.out, "pre"), **options)
+    if str(config.images).startswith(GIVEN):  # which no command can name
+        following = f"beitkit.pretrain(images, tokenizer={str(config.out)!r}, out=...)"
     if judgement is None or not judgement.problems:
         return following
     return f"{following} (or first do what the warning says, in another --out)"

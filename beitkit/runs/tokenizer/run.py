@@ -6,8 +6,12 @@ from pathlib import Path
 
 from beitkit.runs.tokenizer import dvae, kmeans
 from beitkit.runs.tokenizer.config import TokenizerRun
+from beitkit.runs.training.own import NONE, OwnParts
 
 
-def run(config: TokenizerRun) -> Path:
-    """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads."""
-    return {"dvae": dvae.run, "kmeans": kmeans.run}[config.kind](config)
+def run(config: TokenizerRun, own: OwnParts = NONE) -> Path:
+    """Train or continue a tokenizer; returns its run folder, which `beitkit.load_tokenizer` reads.
+
+    `own` are the objects that the config describes.
+    """
+    return {"dvae": dvae.run, "kmeans": kmeans.run}[config.kind](config, own)

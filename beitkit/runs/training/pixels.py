@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from beitkit.configs.data import Preprocessing, ValueLimits
+from beitkit.data.own.images import HEAD
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import described, preprocessing_for, survey
 from beitkit.errors import UserError
@@ -44,7 +45,8 @@ def decided_pixels(
     if value_range is not None and not value_range[0] < value_range[1]:
         low, high = value_range
         raise UserError(f"`value_range` is the lowest and the highest value, the lowest first, got {low:g} {high:g}")
-    found = survey(files, with_values=own_statistics, is_range_given=value_range is not None)
+    looked_at = files.evenly_spread(HEAD) if files.is_stream else files
+    found = survey(looked_at, with_values=own_statistics, is_range_given=value_range is not None)
     count = channels or (found.channels if found.channels not in (1, 3) else base_channels)
     if found.channels != count and not {found.channels, count} <= {1, 3}:
         raise UserError(
