@@ -140,7 +140,7 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
         session.say(f"{name} {score:.1%} on {scores.images} images")
         session.say_found(report, config)
     if own.images is not None or own.val is not None:  # which no command can name
-        following = command("predict", "NEW", model=config.out)
+        following = command("predict", "IMAGES", model=config.out)
     else:
         following = command("evaluate", config.val or config.images, model=config.out, **kept(config, "columns"))
     session.finish(model, following)

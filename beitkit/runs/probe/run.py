@@ -96,12 +96,13 @@ def run(config: ProbeRun, own: OwnParts = NONE) -> Probe:
         write_report(folder.path / "report.html", str(config.model), result)
     print_result(str(config.model), result)
     where = f"written: {folder.path} (report.html shows it)" if folder is not None else "give --out to keep a report"
+    is_own = own.images is not None or own.val is not None  # which no command can name
     following = command(
         "finetune",
-        config.images,
+        "LABELED" if is_own else config.images,
         model=config.model,
         out=beside(config.model, "cls"),
-        **kept(config, "val", "columns", "read.max_broken"),
+        **kept(config, *(() if is_own else ("val",)), "columns", "read.max_broken"),
     )
     print(f"{where}. Next: {following}")
     return result
