@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit docs wheel-check bench gpu screenshot clean
+.PHONY: demo test check unit test-torch docs wheel-check bench gpu screenshot clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -18,6 +18,15 @@ check: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
+
+# The numeric tests with another PyTorch, in an environment of its own: TORCH=2.10.0, the oldest that is promised, or TORCH=""
+# for the newest. PyPI's builds for Linux bring CUDA's libraries with them, some gigabytes.
+TORCH ?= 2.10.0
+OTHER := build/torch-$(or $(TORCH),newest)
+test-torch:
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install -q --disable-pip-version-check --upgrade "torch$(if $(TORCH),==$(TORCH))" -e ".[dev]"
+	OMP_NUM_THREADS=1 $(OTHER)/bin/pytest -q tests/nn tests/objectives tests/train tests/interop
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/site/build.py build/docs

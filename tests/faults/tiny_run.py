@@ -7,7 +7,6 @@ The last checkpoint is what runs are compared by.
 from __future__ import annotations
 
 import io
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from beitkit.train.optim import parameter_groups
 from beitkit.train.schedule import make_schedule
 
 STEPS, WIDTH = 40, 200
-PAUSE = float(os.environ.get("TINY_RUN_PAUSE", "0.01"))
+PAUSE = 0.01
 """Seconds that a batch takes, so that a kill finds the run in the middle."""
 LOOP = LoopConfig(save_every=3, log_every=4, ema=0.9, accumulate=2)
 OPTIM = OptimConfig(lr_scaling="none", warmup_steps=0)
@@ -47,14 +46,14 @@ class Tiny(nn.Module):
         return Loss(error, {"error": error.detach()})
 
 
-def run(folder: Path) -> None:
+def run(folder: Path, pause: float = PAUSE) -> None:
     """Train or continue."""
     runtime = start_runtime(MachineConfig(device="cpu", precision="float32", threads=1))
 
     def batches(first: int) -> Iterator[Batch]:
         number = first * runtime.world_size + runtime.rank
         while True:
-            time.sleep(PAUSE)
+            time.sleep(pause)
             yield {"x": torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(number))}
             number += runtime.world_size
 
@@ -71,10 +70,16 @@ def run(folder: Path) -> None:
     fit(tiny, batches, parameter_groups(tiny, 0.01), training)
 
 
-if __name__ == "__main__":
+def exit_code(folder: Path, pause: float = PAUSE) -> int:
+    """Train or continue, and say how it ended as the command line would."""
     try:
-        run(Path(sys.argv[1]))
+        run(folder, pause)
     except Interrupted as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except ProcessLost:
-        sys.exit(1)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(Path(sys.argv[1])))

@@ -23,7 +23,7 @@ from beitkit.data.views.mixing import mixed
 from beitkit.data.views.scene import with_zeroed_padding
 from beitkit.evaluation.probe import featured
 from beitkit.nn.models import Classifier, MaskedImageModel
-from beitkit.nn.segmentation.label_map import _score_bands
+from beitkit.nn.segmentation.label_map import _score_bands, _views
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedPixels, MaskedTokens
@@ -182,7 +182,7 @@ def test_no_band_of_a_label_map_waits_for_the_one_before(want_probabilities: boo
     image = torch.cat(list(images()["images"]), dim=1)
     config = InferenceConfig(scales=(1.0, 1.5), flip=True)
     with torch.no_grad():
-        bands = _score_bands(model, image, config, nullcontext, want_probabilities=want_probabilities)
+        bands = _score_bands(model, image, _views(model, image, config, nullcontext), want_probabilities=want_probabilities)
         next(bands)
         with no_waiting():
             rows = [next(bands)[0] for _ in range(5)]

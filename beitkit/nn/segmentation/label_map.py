@@ -16,6 +16,7 @@ from beitkit.configs.segmentation import InferenceConfig
 from beitkit.contracts import Autocast, ImageInput, in_unit_range, pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.prediction import ScenePrediction, check_outputs
+from beitkit.nn.segmentation.enlarged import labeled_bands, sampled_step
 from beitkit.nn.segmentation.heads import map_size
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.nn.segmentation.windows import ScoreFunction, SlidingScores, resized_rows
@@ -63,10 +64,13 @@ def predict_label_map(
     Raises:
         UserError: if the model is in training mode, the image does not fit it, or the stride is larger than its window.
     """
+    views = _views(model, image, config, precision)
+    if (scores := _enlarged_alone(views, model, image)) is not None:
+        return _enlarged(scores, model, image)[0]
     # Kept on the device until the last band, so that no band waits for the one before.
     label_map = torch.empty(map_size(image), dtype=torch.uint8, device=model.backbone.cls_token.device)
-    for first, scores in _score_bands(model, image, config, precision, want_probabilities=False):
-        label_map[first : first + scores.shape[1]] = scores.argmax(0).to(torch.uint8)
+    for first, band in _score_bands(model, image, views, want_probabilities=False):
+        label_map[first : first + band.shape[1]] = band.argmax(0).to(torch.uint8)
     return label_map.cpu()
 
 
@@ -77,14 +81,23 @@ def predict_scene(
     config: InferenceConfig | None = None,
     precision: Autocast = nullcontext,
 ) -> ScenePrediction:
-    """The label map as from `predict_label_map`, with the area of each class and the confidence in it."""
+    """The label map as from `predict_label_map`, with the area of each class and the confidence in it.
+
+    The confidence is the mean probability over all pixels of a class. Where an image is at least four times as large as its
+    scores, a CPU computes it on every second pixel, or fewer, but no less than two for a score, along each axis.
+    """
+    views = _views(model, image, config, precision)
+    if (scores := _enlarged_alone(views, model, image)) is not None:
+        labels, certainties = _enlarged(scores, model, image, with_certainty=True)
+        area, confidence = certainties[:, 0] / labels.numel(), certainties[:, 1] / certainties[:, 0]
+        return ScenePrediction(model.config.classes, labels, area, confidence)
     device = model.backbone.cls_token.device
     if device.type == "mps":  # it has no float64
         device = torch.device("cpu")
     label_map = torch.empty(map_size(image), dtype=torch.uint8, device=device)
     count = torch.zeros(len(model.config.classes), dtype=torch.float64, device=device)
     certainty = torch.zeros_like(count)
-    for first, probabilities in _score_bands(model, image, config, precision, want_probabilities=True):
+    for first, probabilities in _score_bands(model, image, views, want_probabilities=True):
         best = probabilities.max(0)
         labels, values = best.indices.to(device), best.values.to(device, torch.float64).flatten()
         label_map[first : first + len(labels)] = labels.to(torch.uint8)
@@ -95,18 +108,40 @@ def predict_scene(
     return ScenePrediction(model.config.classes, label_map.cpu(), area, confidence)
 
 
+def _enlarged_alone(views: list[tuple[SlidingScores, bool]], model: Segmenter, image: Tensor) -> SlidingScores | None:
+    """The scores, where labels can be found from few of them: one view, enlarged, on a CPU. A GPU would have to wait."""
+    (scores, _), *others = views
+    size, is_on_cpu = map_size(image), model.backbone.cls_token.device.type == "cpu"
+    is_enlarged = scores.size != size and all(part <= whole for part, whole in zip(scores.size, size, strict=True))
+    return scores if is_on_cpu and is_enlarged and not others else None
+
+
+def _enlarged(
+    scores: SlidingScores, model: Segmenter, image: Tensor, *, with_certainty: bool = False
+) -> tuple[UInt8[Tensor, "h w"], Float[Tensor, "classes 2"]]:
+    """The label map, and for each class the number of its pixels and the sum of their probabilities, if wanted."""
+    size, classes = map_size(image), len(model.config.classes)
+    label_map, certainties = torch.empty(size, dtype=torch.uint8), torch.zeros(classes, 2, dtype=torch.float64)
+    steps = tuple(sampled_step(part, whole) for part, whole in zip(scores.size, size, strict=True))
+    is_finite = torch.ones((), dtype=torch.bool)
+    for band in labeled_bands(scores, classes, size):
+        label_map[band.first : band.first + len(band.labels)] = band.labels
+        is_finite &= band.is_finite
+        if with_certainty:
+            certainties += band.certainty(classes, (steps[0], steps[1]))
+    check_outputs(torch.where(is_finite, 0.0, torch.nan)[None, None])
+    return label_map, certainties
+
+
 def _score_bands(
     model: Segmenter,
     image: Shaped[Tensor, "c h w"],
-    wished: InferenceConfig | None,
-    precision: Autocast,
+    views: list[tuple[SlidingScores, bool]],
     *,
     want_probabilities: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "classes rows w"]]]:
     """Yield bands from top to bottom: first row, and scores (or probabilities, if wanted or averaged)."""
-    _check(model, image)
-    config = model.config.inference if wished is None else wished
-    size, views = map_size(image), _views(model, image, config, precision)
+    size = map_size(image)
     are_averaged = len(views) > 1
     not_finite = torch.zeros((), dtype=torch.bool, device=model.backbone.cls_token.device)
     for first, end in _bands(size, len(model.config.classes), [scores.size for scores, _ in views]):
@@ -134,9 +169,11 @@ def _check(model: Segmenter, image: Tensor) -> None:
 
 
 def _views(
-    model: Segmenter, image: Shaped[Tensor, "c h w"], config: InferenceConfig, precision: Autocast
+    model: Segmenter, image: Shaped[Tensor, "c h w"], wished: InferenceConfig | None, precision: Autocast
 ) -> list[tuple[SlidingScores, bool]]:
     """One per scale and flip: the scores of the resized image, and whether it is mirrored."""
+    _check(model, image)
+    config = model.config.inference if wished is None else wished
     window = model.config.backbone.image_size
     stride = _stride(config, window)
     score = _scorer(model, precision)

@@ -49,13 +49,6 @@ def print_result(found: ImageAudit, seen: Seen, config: AuditRun) -> None:
     for proposal in found.proposals:
         print(f"set {_written(proposal.option, proposal.value)}: {proposal.reason}")
     print(f"{found.images:,} images in {found.seconds:.1f} s, {found.images / max(found.seconds, 1e-9):,.0f} a second")
-    verb = {"images": "tokenizer", "labeled images": "finetune"}.get(found.kind, "segment")
-    options = {proposal.option: tuple(proposal.value.split()) or True for proposal in found.proposals}
-    patch = options.pop("--patch", None)  # of fine-tuning the model's
-    start: dict[str, object] = {"model": "MODEL"}
-    if verb == "tokenizer":
-        start = {"kind": "kmeans", "--kmeans.stride": patch}
-    runs = {"tokenizer": "tok", "finetune": "cls", "segment": "seg"}
     said = (
         "give --out to keep a page with sheets" if config.out is None else f"written: {config.out} (report.html shows the images)"
     )
@@ -65,8 +58,19 @@ def print_result(found: ImageAudit, seen: Seen, config: AuditRun) -> None:
         said += f"; {config.list} lists {found.images - dropped:,} images{_without(found)}"
     elif dropped and all(files.members is None for files in seen.lists):
         said += f"; --list FILE.csv writes a list of {found.images - dropped:,} images{_without(found)}"
-    options |= kept(config, "val") | (kept(config, "columns") if config.list is None else {})
-    print(f"{said}. Next: {command(verb, images, **start, out=unused(Path('runs') / runs[verb]), **options)}")
+    print(f"{said}. Next: {_following(found, images, config)}")
+
+
+def _following(found: ImageAudit, images: Path, config: AuditRun) -> str:
+    """The command that goes on with the images, with the options that are proposed."""
+    options = {proposal.option: tuple(proposal.value.split()) or True for proposal in found.proposals}
+    options |= kept(config, "columns") if config.list is None else {}
+    patch = options.pop("--patch", None)  # of fine-tuning the model's
+    if found.kind == "images":
+        tokens = {"--kmeans.stride": patch} | options
+        return command("tokenizer", images, kind="kmeans", out=unused(Path("runs/tok")), **tokens)
+    verb, name = ("finetune", "cls") if found.kind == "labeled images" else ("segment", "seg")
+    return command(verb, images, model="MODEL", out=unused(Path("runs", name)), **kept(config, "val"), **options)
 
 
 def _without(found: ImageAudit) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import beitkit.nn.segmentation.enlarged as enlarged_module
 import beitkit.nn.segmentation.label_map as module
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.model import BackboneConfig, SegmenterConfig
@@ -81,6 +82,7 @@ def enlarged(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several bands even on small images: 20 pixels wide they have about five rows."""
     monkeypatch.setattr(module, "BAND_BYTES", 4 * 5 * 100)
+    monkeypatch.setattr(enlarged_module, "BAND_BYTES", 4 * 5 * 1000)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_memory_follows_the_band_and_not_the_image(monkeypatch: pytest.MonkeyPat
         return band
 
     monkeypatch.setattr(module, "resized_rows", watched)
-    assert predict_label_map(model, noise_image(300, 200)).shape == (300, 200)
+    assert predict_label_map(model, noise_image(300, 200), InferenceConfig(flip=True)).shape == (300, 200)
     assert 0 < largest <= 5 * 200  # one row, because a band of 500 scores has less than that
 
 
