@@ -2,7 +2,7 @@
 
     python -m benchmarks.cifar10 CIFAR10_FOLDER --out runs/cifar10 [--labels 500 5000 50000] [--threads 1]
 
-CIFAR10_FOLDER holds train/<class>/ and test/<class>/. What the settings were chosen by is decision 014: training images that
+CIFAR10_FOLDER holds train/<class>/ and test/<class>/. What the settings were chosen by is decision 016: training images that
 were held out. The test images are measured once a run. Every step is an ordinary run folder, and the same command goes on
 where it was cut; what was measured is kept, so that the numbers of labels can be run one after the other.
 """

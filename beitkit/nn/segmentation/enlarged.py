@@ -22,7 +22,7 @@ SAMPLED = 4096
 """Pixels of a class, of those that no sample falls on, whose certainty is computed."""
 
 
-class Axis(NamedTuple):
+class Between(NamedTuple):
     """Where the pixels of one axis lie between the scores."""
 
     before: Int64[Tensor, " n"]
@@ -31,7 +31,7 @@ class Axis(NamedTuple):
     """How far from the first to the second."""
 
     @classmethod
-    def of(cls, length: int, size: int, first: int, end: int) -> Axis:
+    def of(cls, length: int, size: int, first: int, end: int) -> Between:
         """Pixels `first` to before `end` of `size`, between `length` scores; corners not aligned."""
         centers = ((torch.arange(first, end, dtype=torch.float64) + 0.5) * (length / size) - 0.5).clamp_(min=0)
         before = centers.long().clamp_(max=length - 1)
@@ -41,7 +41,7 @@ class Axis(NamedTuple):
 class LabeledBand:
     """Rows of the image with their labels."""
 
-    def __init__(self, first: int, rows: Float[Tensor, "classes n w"], down: Axis, across: Axis) -> None:
+    def __init__(self, first: int, rows: Float[Tensor, "classes n w"], down: Between, across: Between) -> None:
         """`rows` are the scores from the one before the first pixel on, which `down` counts from."""
         self.first = first
         self.is_finite = rows.isfinite().all()
@@ -113,12 +113,12 @@ class LabeledBand:
 def labeled_bands(scores: SlidingScores, classes: int, size: Pair) -> Iterator[LabeledBand]:
     """The image from top to bottom, at a `size` of at least that of the scores."""
     (height, width), (source_height, source_width) = size, scores.size
-    across = Axis.of(source_width, width, 0, width)
+    across = Between.of(source_width, width, 0, width)
     # Two rows of scores more than a band's share of them, and some numbers for each of its pixels.
     most = max(1, BAND_BYTES // (8 * classes * source_width) - 2) * height // source_height
     rows = max(1, min(most, BAND_BYTES // (32 * width)))
     for first in range(0, height, rows):
-        down = Axis.of(source_height, height, first, min(first + rows, height))
+        down = Between.of(source_height, height, first, min(first + rows, height))
         start, stop = int(down.before[0]), int(down.after[-1]) + 1
         shifted = down._replace(before=down.before - start, after=down.after - start)
         yield LabeledBand(first, scores.rows(start, stop), shifted, across)

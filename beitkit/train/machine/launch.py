@@ -1,4 +1,4 @@
-"""Rank, world size and rendezvous address, from torchrun's or SLURM's environment, or from that of `--devices`.
+"""Rank, world size and rendezvous address, from torchrun's or SLURM's environment, or from that of `devices`.
 
 Nothing here imports torch: the command line needs the rank before it loads anything.
 """
@@ -22,7 +22,7 @@ STEP_SIZES = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 """Where SLURM says how many tasks a step has, the surer place first."""
 
 LIFELINE = "BEITKIT_LIFELINE"
-"""Environment variable of a process that `--devices` started: its standard input ends when the command that started it does."""
+"""Environment variable of a process that `devices` started: its standard input ends when the command that started it does."""
 LOST = 75
 """Exit code by which such a process says that another one ended, and that it has nothing to add (EX_TEMPFAIL)."""
 PARTING = 30.0
@@ -90,7 +90,7 @@ def rank_from_environment(environment: Mapping[str, str] = os.environ) -> Rank:
 
 
 def joined_devices() -> bool:
-    """Whether `--devices` started this process; it then stops as on SIGTERM when the command that started it is gone."""
+    """Whether `devices` started this process; it then stops as on SIGTERM when the command that started it is gone."""
     if os.environ.pop(LIFELINE, None) is None:
         return False
     threading.Thread(target=_stop_with_the_command, daemon=True).start()

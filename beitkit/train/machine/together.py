@@ -1,4 +1,4 @@
-"""Several processes of one command on this machine (`--devices`): started, stopped and heard together.
+"""Several processes of one command on this machine (`devices`): started, stopped and heard together.
 
 Each is what torchrun would have started, in a session of its own, so that Ctrl-C in a terminal reaches the command alone, which
 passes it on once. Process 0 keeps the terminal. What the others say of a failure is held back, because all may say the same. The
@@ -61,7 +61,7 @@ class _Signal(NamedTuple):
 
 
 def count_of(devices: Devices, machine: MachineConfig) -> int:
-    """How many processes `--devices` asks for; of `all` on a CPU it is said that this is one.
+    """How many processes `devices` asks for; of `all` on a CPU it is said that this is one.
 
     Raises:
         UserError: if there are fewer GPUs.
