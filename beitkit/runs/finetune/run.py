@@ -106,7 +106,7 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    renewed = renewing(session.training, "Fine-tuning", facts_of(config, model.config, train, runtime))
+    renewed = renewing(session.curved(len(val)), "Fine-tuning", facts_of(config, model.config, train, runtime))
     fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
@@ -120,9 +120,10 @@ def run(config: FinetuneRun) -> FinetuneResult | CrossValidation:
         folder.write_json(SCORES, plain({"measures": {one.name: one.value for one in scores.measures}} | scores._asdict()))
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = session.length_facts(f"val/{metric}", config.patience)
-        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
+        twice = None if model.config.multilabel else session.outlook(f"val/{metric}", scores.images)
+        write_report(folder, config, model.config, train, scores, compared, runtime, next(streams.training(0)), length, twice)
     session.finish(model, f"beitkit evaluate {quoted(config.images)} --model {quoted(config.out)}")
     return _result_of(config.out, val.digest, metric)
 
