@@ -3,7 +3,7 @@
 The rule: from `SINCE` of a run on, its error (one minus the score) fell by some factor; twice the steps, with a schedule of their
 own, divide it by about that factor to the power of `POWER`, and once more by `FLOOR`. The interval is as wide as the fitted pairs
 of runs scatter about that, and as two scores on so many validation images do. Fitted to and checked on pairs of runs, one
-twice as long as the other (decision 014; `benchmarks/longer.py` makes them).
+twice as long as the other (decision 015; `benchmarks/longer.py` makes them).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from beitkit.report.journal import Event, Points, series
 
-SINCE = 0.4
+SINCE = 0.2
 """Share of the run from which on the curve counts: the rate is then past its peak, and an evaluation says something."""
-POWER, FLOOR, SPREAD, REST = 0.7, 0.02, 0.5, 0.02
-"""Fitted by likelihood (decision 014): the expected logarithm of the factor is POWER times that of the run's own, plus FLOOR; its
+POWER, FLOOR, SPREAD, REST = 0.251, 0.053, 0.282, 0.013
+"""Fitted by likelihood (decision 015): the expected logarithm of the factor is POWER times that of the run's own, plus FLOOR; its
 standard deviation is SPREAD times that of the run's own, and REST, besides the images'."""
 ALIKE = 0.6
 """Correlation of what two networks of one kind name right: their scores on the same images differ by less than chance."""
