@@ -11,6 +11,11 @@ BASE_WIDTH = 768
 """Of the network that the paper's rates were found for."""
 EVALUATIONS = 20
 """Of a run that may stop early."""
+CURVE, CURVE_SHARE, CURVE_STEPS = 5, 0.05, 50
+"""Evaluations that draw a run's curve where nobody said how many, the largest share of its time that they may take, and the steps
+from which on a run has a curve."""
+FORWARD = 1 / 3
+"""Cost of an image's forward pass, of its share of a training step."""
 Choice = TypeVar("Choice", int, float, str)
 
 
@@ -37,6 +42,15 @@ def narrowness(width: int) -> float:
 def evaluate_every(steps: float) -> tuple[int, str]:
     """Steps between the evaluations that patience counts, and why, where nobody said."""
     return max(1, round(steps / EVALUATIONS)), f"a {EVALUATIONS}th of the run, for `patience` to count"
+
+
+def curve_every(steps: int, trained: int, judged: int) -> int:
+    """Steps between evaluations where nobody said: a fifth of the run, so that it has a curve, or 0 for its end alone.
+
+    `trained` are the images of all steps, `judged` those of an evaluation.
+    """
+    takes = (CURVE - 1) * judged * FORWARD / trained
+    return -(-steps // CURVE) if steps >= CURVE_STEPS and takes <= CURVE_SHARE else 0
 
 
 class Choices:

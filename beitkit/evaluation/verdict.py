@@ -15,6 +15,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from beitkit.evaluation.longer import Gain
 from beitkit.evaluation.statistics import CONFIDENCE, LUCK, mcnemar
 
 RULE = (
@@ -43,6 +44,8 @@ class Entrant(NamedTuple):
     """Of each seed: linear probe of the frozen start on the same labels; None where there is none."""
     pixel_accuracy: tuple[float, ...] | None = None
     """Of each seed: share of the pixels named right; None for classifiers."""
+    twice: Gain | None = None
+    """What twice the steps would bring, mean over seeds; None where that cannot be said, and of floors."""
 
     @property
     def mean(self) -> float:

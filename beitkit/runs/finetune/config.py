@@ -42,6 +42,7 @@ class FinetuneRun:
         "optim.warmup_epochs": "Linear warm-up from 0, in epochs; None takes a tenth of the run.",
         "optim.layer_decay": "Each block below the top learns this much slower than the one above it; None chooses by the depth, "
         "and 1 from scratch.",
+        "loop.evaluate_every": "Steps between evaluations; 0 is a fifth of the run where that costs little, else the end only.",
         "loop.ema": "Decay of a moving average of the weights, which is then the finished model; 0 keeps none, None does so but "
         "in long runs from scratch.",
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 from beitkit.configs.model import ClassifierConfig, by
 from beitkit.contracts import Batch, pixel_statistics
 from beitkit.data.sources.image_list import ImageList
+from beitkit.evaluation.longer import Outlook, twice_facts
 from beitkit.evaluation.scores import MultilabelScores, Scores
 from beitkit.evaluation.sheets.classes import score_sections
 from beitkit.evaluation.statistics import wilson
@@ -46,13 +47,15 @@ def write_report(
     runtime: Runtime,
     first: Batch,
     length: Sequence[tuple[str, str]] = (),
+    twice: Outlook | None = None,
 ) -> TrainingReport:
     """Write report.html, and return it.
 
-    `first` is a training batch as the network sees it, `length` says how long a run with patience was.
+    `first` is a training batch as the network sees it, `length` says how long a run with patience was, `twice` what one of twice
+    the steps would bring.
     """
     report = TrainingReport("Fine-tuning", folder.path)
-    report.facts([*facts_of(config, network, train, runtime), *length, *folder.broken_facts()])
+    report.facts([*facts_of(config, network, train, runtime), *length, *twice_facts(twice), *folder.broken_facts()])
     headline = scores.measures[0]
     if compared is not None:
         images = 0 if isinstance(scores, MultilabelScores) else scores.images
@@ -67,6 +70,8 @@ def write_report(
     if compared is not None:
         counted = None if isinstance(scores, MultilabelScores) else scores.images
         lines.append(comparison_line(headline.name, headline.value, str(compared.folder), compared.accuracy, counted))
+    if twice is not None:
+        lines.append(Line("note", twice.sentence))
     report.normal(lines)
     _preview(report, network, first)
     _learning(report, network)

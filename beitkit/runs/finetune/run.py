@@ -120,7 +120,8 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
     session.say_held(streams.dataset)
     evaluator = ClassifierQuality(runtime.precision()(model.__call__), streams.validation, model.config.multilabel)
     best = session.best(f"val/{metric}", model, patience=config.patience)
-    renewed = renewing(session.training, "Fine-tuning", [*facts_of(config, model.config, train, runtime), *checked])
+    shown = [*facts_of(config, model.config, train, runtime), *checked]
+    renewed = renewing(session.curved(len(val)), "Fine-tuning", shown)
     fit(objective, streams.training, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
@@ -135,7 +136,8 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
         folder.write_json("result.json", result | {"val_digest": val.digest})
         length = [*session.length_facts(f"val/{metric}", config.patience), *checked]
         first = next(streams.training(0))
-        report = write_report(folder, config, model.config, train, scores, compared, runtime, first, length)
+        twice = None if model.config.multilabel else session.outlook(f"val/{metric}", scores.images)
+        report = write_report(folder, config, model.config, train, scores, compared, runtime, first, length, twice)
         name = "mean average precision" if model.config.multilabel else "accuracy"
         session.say(f"{name} {score:.1%} on {scores.images} images")
         session.say_found(report, config)

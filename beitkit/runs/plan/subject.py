@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beitkit.configs.choices import curve_every
 from beitkit.configs.model import SIZES, ClassifierConfig, SegmenterConfig
 from beitkit.configs.parts import DEFAULT_PATCH, NetworkConfig
 from beitkit.configs.tokenizer import PUBLISHED_DVAES, TokenizerConfig
@@ -140,6 +141,8 @@ def _length(config: PlanRun, run: AnyRun, accumulation_steps: int) -> Length:
     schedule = make_schedule(run.train, run.loop, optim, config.images, default_epochs=DEFAULT_EPOCHS)
     epochs = schedule.steps * schedule.images_per_step / config.images
     every = run.loop.evaluate_every
+    if isinstance(run, FinetuneRun):
+        every = every or curve_every(schedule.steps, schedule.steps * schedule.images_per_step, config.validation or 0)
     evaluations = -(-schedule.steps // every) if every else 1
     if isinstance(run, PretrainRun):
         stored = 0 if config.cached else config.views

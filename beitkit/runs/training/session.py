@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from beitkit.command.options import with_options
+from beitkit.configs.choices import curve_every
 from beitkit.configs.codec import flat, to_json
 from beitkit.configs.data import ReadConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, Sharding, SinkName, TrainConfig, resolved
@@ -17,6 +18,7 @@ from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
 from beitkit.errors import NotSaved, UserError
+from beitkit.evaluation.longer import Outlook, outlook
 from beitkit.files import read_json
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
@@ -164,6 +166,22 @@ class Session:
         network = load(self.folder.best)
         assert isinstance(network, type(last))
         return network
+
+    def curved(self, judged: int) -> Training:
+        """The training, with some evaluations of so many images on the way where nobody said how often (`curve_every`).
+
+        What is stored as the run's configuration stays as it was given: evaluations change nothing of what is learned.
+        """
+        loop, schedule = self.training.loop, self.training.schedule
+        every = loop.evaluate_every or curve_every(schedule.steps, schedule.steps * schedule.images_per_step, judged)
+        return replace(self.training, loop=replace(loop, evaluate_every=every))
+
+    def outlook(self, metric: str, images: int) -> Outlook:
+        """What twice the steps would bring, by the run's own journal, which is said if there is an answer."""
+        found = outlook(read_journal(self.folder.journal), metric, images)
+        if found.gain is not None:
+            self.say(found.sentence)
+        return found
 
     def length_facts(self, metric: str, patience: int | None) -> list[tuple[str, str]]:
         """For the header of a report: how long a run with `patience` was, and whose weights became the finished model."""

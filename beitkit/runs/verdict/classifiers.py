@@ -36,7 +36,7 @@ from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.training.pixels import decided_pixels
 from beitkit.runs.training.reader import median_side
-from beitkit.runs.verdict.measured import Kept, NamedStart, Outcome, entry, training_seconds
+from beitkit.runs.verdict.measured import Kept, NamedStart, Outcome, entry, training_seconds, twice_the_steps
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
@@ -160,7 +160,8 @@ def _finetuned(images: LabeledImages, make: MakeRun, start: NamedStart, count: i
     batches = evaluation_batches(dataset, model.config.preprocessing, images.reading())
     (logits,), index = collect_answers([runtime.precision()(model.__call__)], batches, "index", [str(run.out)])
     labeled = len(images.train) if run.labels is None else run.labels
-    return _right(images.val, logits.argmax(1), index, training_seconds(run.out, labeled))
+    found = _right(images.val, logits.argmax(1), index, training_seconds(run.out, labeled))
+    return found._replace(twice=twice_the_steps(run.out, "val/top1", len(index)))
 
 
 def _right(val: ImageList, answers: Tensor, index: Tensor, seconds: float) -> Outcome:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from beitkit.errors import UserError
+from beitkit.evaluation.longer import Gain, mean_gain, outlook
 from beitkit.evaluation.verdict import Entrant
 from beitkit.files import MOST_OWN, read_json
 from beitkit.report.journal import read_journal
@@ -42,6 +43,8 @@ class Outcome(NamedTuple):
     seconds: float
     """Time to train, without what was the same for all."""
     pixel_accuracy: float | None = None
+    twice: Gain | None = None
+    """What twice the steps would bring; None where that cannot be said, and of floors."""
 
 
 class Kept:
@@ -61,7 +64,8 @@ class Kept:
             try:
                 content = read_json(path, MOST_OWN)
                 images = [math.nan if value is None else value for value in content.pop("images")]
-                return Outcome(images=images, **content)
+                twice = content.pop("twice", None)  # files of earlier versions have none
+                return Outcome(images=images, twice=None if twice is None else Gain(**twice), **content)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{path} is damaged; remove it, and that part is measured again") from None
         found = measure()
@@ -92,6 +96,7 @@ def named_starts(paths: Sequence[Path]) -> tuple[NamedStart, ...]:
 def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequence[float] | None = None) -> Entrant:
     """One row of the table: what was measured with each seed."""
     runs = list(found)
+    gains = [run.twice for run in runs if run.twice is not None]
     accuracies = [run.pixel_accuracy for run in runs if run.pixel_accuracy is not None]
     return Entrant(
         name=name,
@@ -101,7 +106,13 @@ def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequenc
         seconds=tuple(run.seconds for run in runs),
         probe=None if probe is None else tuple(probe),
         pixel_accuracy=tuple(accuracies) or None,
+        twice=mean_gain(gains) if len(gains) == len(runs) else None,
     )
+
+
+def twice_the_steps(folder: Path, metric: str, images: int) -> Gain | None:
+    """What a finished run's journal says of one of twice its length; `metric` and `images` as in `evaluation.longer.outlook`."""
+    return outlook(read_journal(folder / "journal.jsonl"), metric, images).gain
 
 
 def training_seconds(folder: Path, images: int) -> float:

@@ -77,6 +77,8 @@ def _row(entry: Entrant) -> dict[str, Any]:
         "probe": entry.probe,
         "seconds": mean(entry.seconds),
     }
+    if entry.twice is not None:
+        found["twice_the_steps"] = entry.twice._asdict()
     return found if entry.pixel_accuracy is None else found | {"pixel_accuracy": entry.pixel_accuracy}
 
 
@@ -124,8 +126,13 @@ def table(verdict: Verdict) -> Table:
         "to the best",
         "p",
         "time",
+        *(["twice the steps"] if _has_twice(verdict) else []),
     ]
     return Table(columns, rows, caption(verdict, has_probe=has_probe))
+
+
+def _has_twice(verdict: Verdict) -> bool:
+    return any(entry.twice is not None for contest in verdict.contests for entry in contest.starts)
 
 
 def caption(verdict: Verdict, *, has_probe: bool) -> str:
@@ -134,7 +141,7 @@ def caption(verdict: Verdict, *, has_probe: bool) -> str:
         f"Means over {len(verdict.seeds)} seed{'s' if len(verdict.seeds) > 1 else ''} on the same {verdict.images:,} images; "
         "spread (standard deviation) and differences to the best start in points; p of the paired test with it; time of one "
         "training"
-        f"{'. ' + PROBED if has_probe else '.'}"
+        f"{'; what twice the steps would bring' if _has_twice(verdict) else ''}{'. ' + PROBED if has_probe else '.'}"
     )
 
 
@@ -151,6 +158,7 @@ def _cells(entry: Entrant, contest: Contest, verdict: Verdict) -> list[str]:
         f"{100 * (entry.mean - contest.best.mean):+.1f}" if entry is not contest.best else "",
         "" if pair is None else probability(pair.p_value).removeprefix("= "),
         duration(mean(entry.seconds)),
+        *(["" if entry.twice is None else str(entry.twice)] if _has_twice(verdict) else []),
     ]
 
 

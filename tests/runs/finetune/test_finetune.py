@@ -17,6 +17,8 @@ from beitkit.configs.data import NO_AUGMENT, PAPER_AUGMENT, ViewConfig
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
 from beitkit.errors import Interrupted, UserError
+from beitkit.evaluation.longer import outlook
+from beitkit.report.journal import read_journal, series
 from beitkit.runs.demo import run as demo
 from beitkit.runs.demo.config import DemoRun
 from beitkit.runs.finetune import report as finetune_report
@@ -227,8 +229,26 @@ def test_patience_takes_the_best_evaluation(configured: Callable[..., FinetuneRu
     report = (result.folder / "report.html").read_text()
     assert f"{4 * len(scores)} of 60 steps (patience 2)" in report
     assert f"after step {4 * (scores.index(max(scores)) + 1)};" in report
+    assert "Twice the steps would bring nothing, or less" in report
     config = json.loads((result.folder / "config.json").read_text())
     assert config["patience"] == 2
+
+
+def test_a_run_draws_its_curve_and_says_what_twice_the_steps_would_bring(configured: Callable[..., FinetuneRun]) -> None:
+    length = TrainConfig(steps=60, batch_size=8, lr=1e-3)
+    curved, plain = (
+        configured("curved", train=length),
+        configured("plain", train=length, loop=LoopConfig(ema=0.0, evaluate_every=60)),
+    )
+    found = [finetune.run(run).folder for run in (curved, plain)]
+    events = [read_journal(folder / "journal.jsonl") for folder in found]
+    assert [series(one, "val/top1", "evaluate").steps for one in events] == [[12, 24, 36, 48, 60], [60]]
+    assert weights(found[0]) == weights(found[1])  # to look changes nothing
+    assert json.loads((found[0] / "config.json").read_text())["loop"]["evaluate_every"] == 0
+    gain = outlook(events[0], "val/top1", 12).gain
+    report, other = ((folder / "report.html").read_text() for folder in found)
+    assert f"Twice the steps would bring about {gain}.".replace("+", "&#43;") in report.replace("+", "&#43;")
+    assert "is not said: it takes 4 evaluations, and the run had 1 " in other
 
 
 def test_patience_chooses_how_often_to_evaluate(configured: Callable[..., FinetuneRun]) -> None:

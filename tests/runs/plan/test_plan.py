@@ -70,10 +70,13 @@ def test_every_kind_of_recipe_is_planned(recipe: str, capsys: pytest.CaptureFixt
 
 
 def test_evaluations_go_forward_once_an_image() -> None:
+    """As often as the run will evaluate: five times, as 500 images are few beside its steps; 100,000 are judged at its end."""
     given = {"images": 20_000, "recipe": "finetune-base-in1k", "batch_size": 2, **DESCRIBED}
     without, shown = beitkit.plan(**given), beitkit.plan(**given, validation=500)
     assert without.evaluating == 0
-    assert shown.operations.evaluating == 500 * shown.subject.workload.flops.forward
+    assert shown.operations.evaluating == 5 * 500 * shown.subject.workload.flops.forward
+    many = beitkit.plan(**given, validation=100_000)
+    assert many.operations.evaluating == 100_000 * many.subject.workload.flops.forward
     rate = 1e12 * DESCRIBED["tflops"] * DESCRIBED["share"]
     assert shown.evaluating == pytest.approx(shown.operations.evaluating / rate)
     assert shown.seconds == pytest.approx(without.seconds + shown.evaluating)

@@ -17,10 +17,13 @@ from beitkit.configs.model import BackboneConfig, MaskedImageModelConfig
 from beitkit.data.sources.find import find_labeled
 from beitkit.data.sources.split import few_per_class
 from beitkit.errors import UserError
+from beitkit.evaluation import verdict as verdicts
 from beitkit.evaluation.floors import neighbor_answers, pixels
+from beitkit.evaluation.longer import Gain
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.verdict.config import VerdictRun
-from beitkit.runs.verdict.measured import named_starts
+from beitkit.runs.verdict.measured import Kept, Outcome, entry, named_starts
+from beitkit.runs.verdict.report import Verdict, as_json, table
 from beitkit.runs.verdict.run import finetune_run, segment_run
 
 MACHINE = ["--device", "cpu", "--precision", "float32", "--threads", "1", "--workers", "0"]
@@ -254,3 +257,28 @@ def test_several_labels_an_image_are_refused(world: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="takes one"):
         beitkit.verdict(table, starts=world / "pre", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_twice_the_steps_would_bring_is_kept_and_shown(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    outcomes = [Outcome(0.5 + shift, [1.0, 0.0], 1.0, twice=Gain(0.01 + shift, 0.0, 0.02 + shift)) for shift in (0.0, 0.02)]
+    for seed, outcome in enumerate(outcomes):
+        kept.get("pre", 10, seed, lambda found=outcome: found)
+    again = [kept.get("pre", 10, seed, lambda: pytest.fail("measured again")) for seed in (0, 1)]
+    assert again == outcomes
+    floor = Outcome(0.4, [1.0, 0.0], 1.0)
+
+    def found(*outcomes: Outcome) -> Verdict:
+        entries = [entry("pre", outcomes, is_floor=False), entry("pixels", [floor, floor], is_floor=True)]
+        return Verdict("top-1", "labels", (0, 1), 2, (verdicts.contest(10, entries),))
+
+    shown = table(found(*again))
+    assert shown.header[-1] == "twice the steps"
+    assert [row[-1] for row in shown.cells] == ["+2.0 points (0.0 to 3.0)", ""]
+    (pre,), (pixel_floor,) = (as_json(found(*again))["contests"][0][kind] for kind in ("starts", "floors"))
+    assert pre["twice_the_steps"] == pytest.approx({"expected": 0.02, "low": 0.0, "high": 0.03})
+    assert "twice_the_steps" not in pixel_floor
+    assert "twice the steps" not in table(found(again[0], floor)).header  # one seed without an answer: none for their mean
+    path = tmp_path / "measured" / "pre-10-0.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "twice"}))
+    assert kept.get("pre", 10, 0, lambda: pytest.fail("measured again")).twice is None  # as earlier versions wrote it
