@@ -67,7 +67,7 @@ def in_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Float[T
     return images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype, copy=True)
 
 
-AUTOCAST: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTOCAST: dict[Precision, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """The autocast type of each `Precision`."""
 
 
@@ -76,7 +76,7 @@ def precision_name(autocast: torch.dtype | None) -> Precision:
     return next(name for name, kind in AUTOCAST.items() if kind == autocast)
 
 
-def autocast_type(precision: str) -> torch.dtype | None:
+def autocast_type(precision: Precision) -> torch.dtype | None:
     """The autocast type of a precision; None: no autocast. The inverse of `precision_name`."""
     return AUTOCAST[precision]
 
@@ -169,12 +169,20 @@ class PatchTokenizer(Protocol):
 class Tokenizer(Protocol):
     """A frozen map between images and a grid of visual tokens."""
 
-    vocabulary: int
-    """Number of codes."""
-    stride: int
-    """Pixels per token along each axis."""
-    channels: int
-    """Of the images."""
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along each axis."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        ...
 
     @property
     def fingerprint(self) -> str:

@@ -43,6 +43,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for name, label in (("label map", label_map.predict_label_map), ("with confidences", label_map.predict_scene)):
         rounds: list[tuple[float, float]] = []
+        whole: Any = None
+        few: Any = None
         for _ in range(options.rounds):
             with mock.patch.object(label_map, "_enlarged_alone", return_value=None):
                 whole, slow = timed(label, model, image)

@@ -172,7 +172,7 @@ def cases(out: Path, course: Course) -> list[Case]:
             curves[steps] = series(read_journal(folder / "journal.jsonl"), "val/top1", "evaluate")
     return [
         Case(
-            course.part, f"{course.name}-{steps}", tuple(curve.steps), tuple(curve.values), curves[2 * steps].values[-1]
+            course.part, f"{course.name}-{steps}", tuple(map(int, curve.steps)), tuple(curve.values), curves[2 * steps].values[-1]
         )
         for steps, curve in curves.items()
         if 2 * steps in curves

@@ -38,10 +38,15 @@ def counted(planned: Planned, images: int, precision: torch.dtype | None, passes
             accumulation_steps=passes,
         )
         stream, stop = itertools.repeat(planned.batch(images, CPU)), StopRequest()
-        for done in range(2):  # the first one makes the moments
+
+        def step(done: int) -> Traffic:
             with Traffic() as traffic:
                 losses = trainer.forward_backward(stream, done)
                 trainer.update(losses, trainer.clip(), done, stop)
+            return traffic
+
+        step(0)  # which makes the moments
+        traffic = step(1)
     return traffic.categories | {"all": Count(0, traffic.bytes)}
 
 

@@ -109,13 +109,15 @@ class _PlainAttention(torch.autograd.Function):
         return (weights @ value).view(batch, heads, tokens, channels).transpose(1, 2)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Float[Tensor, "b t k c"]) -> tuple[Tensor, Tensor | None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - one gradient, as there is one output
+        ctx: Any, gradient: Float[Tensor, "b t k c"]
+    ) -> tuple[Tensor, Tensor | None]:
         parts, weights = ctx.saved_tensors
         query, key, value = parts.unbind()
         batch, _, heads, channels = gradient.shape
         gradient = gradient.transpose(1, 2).flatten(0, 1)
         of_value = weights.transpose(1, 2) @ gradient
-        of_scores = torch._softmax_backward_data(gradient @ value.transpose(1, 2), weights, -1, weights.dtype)
+        of_scores = torch.ops.aten._softmax_backward_data(gradient @ value.transpose(1, 2), weights, -1, weights.dtype)
         of_query = _scaled_product(of_scores, key, channels)
         of_key = _scaled_product(of_scores.transpose(1, 2), query, channels)
         packed = torch.stack([part.unflatten(0, (batch, heads)).transpose(1, 2) for part in (of_query, of_key, of_value)], dim=2)
@@ -241,7 +243,7 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, branch: Tensor, gamma: Tensor | None, kept: Tensor | None) -> Tensor:
-        ctx.save_for_backward(branch, gamma, kept)
+        ctx.save_for_backward(branch, gamma, kept)  # type: ignore[arg-type] - None is kept as well
         if kept is None:
             assert gamma is not None
             return x + gamma * branch
@@ -249,7 +251,9 @@ class _Residual(torch.autograd.Function):
         return torch.addcmul(x, branch, _factor(gamma, kept))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - one gradient, as there is one output
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, None]:
         branch, gamma, kept = ctx.saved_tensors
         of_branch = (gradient * _factor(gamma, kept)).to(branch.dtype)
         if not ctx.needs_input_grad[2]:

@@ -94,8 +94,9 @@ class OwnTokenizer:
             kind = str(ids.dtype).removeprefix("torch.")
             shape = f"({', '.join(map(str, ids.shape))})"
             raise UserError(
-                f"the tokenizer {self.description} returned {kind} {shape} for {by(images.shape[2:])} pixels; {expected}"
-            )  # type: ignore[arg-type]
+                f"the tokenizer {self.description} returned {kind} {shape} for {by((images.shape[2], images.shape[3]))} pixels; "
+                f"{expected}"
+            )
         if not self.fingerprint or ids.device.type == "cpu":  # the probes, always
             least, most = int(ids.min()), int(ids.max())
             if least < 0 or most >= self.vocabulary:

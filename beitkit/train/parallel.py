@@ -167,7 +167,8 @@ class Shards:
         if whole := self._whole_gradients():
             together = torch.cat([gradient.flatten() for gradient in whole])
             together = self._processes.all_reduce(together) / self._processes.world_size
-            torch._foreach_copy_(whole, [part.view_as(own) for part, own in zip(_split_as(together, whole), whole, strict=True)])
+            parts = [part.view_as(own) for part, own in zip(_split_as(together, whole), whole, strict=True)]
+            torch._foreach_copy_(whole, parts)  # pyright: ignore[reportPrivateImportUsage] - one kernel for all
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """Total norm of the gradients, shape (); what is whole everywhere counts once."""

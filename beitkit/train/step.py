@@ -207,7 +207,7 @@ class Trainer:
         """Divide the gradients by the scale, if there is one, and have `update` clip them by total norm, which it returns."""
         gradients = [parameter.grad for parameter in self.learning.values() if parameter.grad is not None]
         if self.scale is not None:
-            torch._foreach_mul_(gradients, self.scale.value.reciprocal())  # exact, as a scale is a power of 2
+            torch._foreach_mul_(gradients, self.scale.value.reciprocal())  # pyright: ignore[reportPrivateImportUsage] - exact, as a scale is a power of 2
         norm = self.parallel.norm(gradients)
         if self._limit < math.inf:
             # Fused AdamW divides by this where it reads the gradients; a pass over them less.

@@ -136,7 +136,7 @@ class OwnImages:
         first = [found._content(index) for index in indices]
         if all(isinstance(content, str) for content in first):
             raise UserError(f"none of the {looked_at} items of {description} that were looked at can be read: {first[0]}")
-        again = cls(Repeated(given, count), description, "", is_repeatable=True) if is_stream else found
+        again = cls(Repeated(dataset.source, count), description, "", is_repeatable=True) if is_stream else found
         is_repeatable = first == [again._content(index) for index in indices]
         digest = hashlib.blake2b(f"{name}\0{'iterable' if is_stream else count}".encode(), digest_size=16)
         for content in first if is_repeatable else []:
