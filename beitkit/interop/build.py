@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import FRESH_IN_BACKBONE, KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State, check_finite
+from beitkit.terminal import one_line
 
 LISTED = 8
 """Names listed in an error message before "and N more"."""
@@ -43,7 +44,17 @@ def build(config: AnyNetworkConfig | TokenizerConfig, tensors: State, fresh: Col
     return model.eval()
 
 
-def check_possible(config: AnyNetworkConfig | TokenizerConfig, tensors: State) -> None:
+@runtime_checkable
+class Shaped(Protocol):
+    """A tensor that is known by its shape, read or not."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+        ...
+
+
+def check_possible(config: AnyNetworkConfig | TokenizerConfig, tensors: Mapping[str, Shaped]) -> None:
     """Raise a `UserError` for a config whose network cannot be that of a file's tensors, before anything of it is made.
 
     Who reads the tensors knows that the file holds them, so what is as large as one of them is no larger than the file.
@@ -113,7 +124,7 @@ def check_complete(wanted: dict[str, tuple[int, ...]], tensors: State, fresh: Co
 def listed(names: list[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - LISTED
-    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
+    return one_line(", ".join(names[:LISTED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -13,7 +13,10 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="torchrun's processes are found in /proc")
-@pytest.mark.parametrize(("kind", "count"), [("kills", 3), ("signals", 3), ("ranks", 1), ("requeue", 1), ("flips", 200)])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("kills", 3), ("signals", 3), ("ranks", 1), ("requeue", 1), ("flips", 200), ("odd", 60), ("malice", 60)],
+)
 def test_all_end_well(kind: str, count: int) -> None:
     """In a process of its own, which has no threads: cases are forked from it."""
     command = [sys.executable, HERE / "sweep.py", kind, "--count", str(count), "--seed", "1"]
