@@ -71,6 +71,11 @@ def load(
         records=(*handover.records, *checkpoint.skipped),
         notes=checkpoint.notes,
     )
+    return ready(model)
+
+
+def ready(model: Network) -> Network:
+    """A network that can be given files, read as it was trained."""
     if isinstance(model, Classifier):
         model.reader = ImageReader.of(model.config.backbone, model.config.preprocessing)
     if isinstance(model, Segmenter):

@@ -29,6 +29,8 @@ from beitkit.train.machine.processes import ALONE, Processes
 from beitkit.version import __version__
 
 LOCK = ".lock"
+NETWORK = "network.json"
+"""What is trained, written when the run begins (`runs.training.unfinished`)."""
 CONTENTS = "contents.npy"
 """What the image files held when the run began (`runs.training.contents`)."""
 DONE = "done.json"
@@ -36,6 +38,7 @@ DONE = "done.json"
 LEFT_OVER = (
     LOCK,
     CONTENTS,
+    NETWORK,
     *("config.json", "environment.json", "inputs.json", "start.json", "speed.json"),
     *("split.csv", "scenes.csv", "classes.json", "broken_files.jsonl"),
 )
@@ -87,7 +90,7 @@ class RunFolder:
             for left in path.glob("*.tmp"):  # by a run that was killed while it wrote
                 left.unlink()
             if not holds_something:  # a start that came to nothing binds nobody: the images may have been repaired since
-                for name in ("inputs.json", "start.json", "speed.json", CONTENTS, self.broken_list.name):
+                for name in ("inputs.json", "start.json", "speed.json", CONTENTS, NETWORK, self.broken_list.name):
                     (path / name).unlink(missing_ok=True)
             self.write_json("config.json", wanted)
             self._record_start()

@@ -41,6 +41,11 @@ def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, 
     write_atomically(folder / WEIGHTS, lambda file: write_tensors(file, tensors, {"format": "pt"}))
     # The description is written last: if it is there, the weights are. After a crash between the two, a strict load refuses a
     # pair that does not fit.
+    write_description(config, folder / DESCRIPTION)
+
+
+def write_description(config: AnyNetworkConfig | TokenizerConfig, path: Path) -> None:
+    """Write what rebuilds a network, without its tensors."""
     description = {
         "format_version": FORMAT_VERSION,
         "beitkit": __version__,
@@ -48,7 +53,7 @@ def write_native(config: AnyNetworkConfig | TokenizerConfig, tensors: dict[str, 
         "config": to_json(config),
     }
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / DESCRIPTION, text.encode())
+    write_atomically(path, text.encode())
 
 
 def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State]:
@@ -58,6 +63,23 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
         UserError: if a file is missing or damaged, or is from a newer version.
     """
     path = folder / DESCRIPTION
+    parsed = read_description(path)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
+    tensors = read_safetensors(folder / WEIGHTS)
+    try:
+        check_possible(parsed, tensors)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return parsed, tensors
+
+
+def read_description(path: Path) -> AnyNetworkConfig | TokenizerConfig:
+    """The config that `write_description` wrote; whether tensors fit it is for the caller to see.
+
+    Raises:
+        UserError: if the file is missing or damaged, or is from a newer version.
+    """
     try:
         description = read_json(path)
         version, kind, config = description["format_version"], description["kind"], description["config"]
@@ -69,11 +91,4 @@ def read_native(folder: Path) -> tuple[AnyNetworkConfig | TokenizerConfig, State
         raise UserError(f"{path} has format version {short(version)}, this beitkit reads {FORMAT_VERSION}; update beitkit")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{path} holds a network of kind {short(kind)}, this beitkit knows {', '.join(KINDS)}; update beitkit")
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} has {DESCRIPTION} but no {WEIGHTS}; copy the whole folder")
-    parsed, tensors = from_json(KINDS[kind][1], config, where=str(path)), read_safetensors(folder / WEIGHTS)
-    try:
-        check_possible(parsed, tensors)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return parsed, tensors
+    return from_json(KINDS[kind][1], config, where=str(path))

@@ -92,6 +92,7 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
         write_atomically(folder.path / "split.csv", split_table(train, val).encode("utf-8", "surrogateescape"))
     start = Start.of(partial(_initialized, config, model), config)
     model = start.model
+    session.describe(model)
     if config.head_init == "probe":
         check_head(model, train, is_fresh=config.scratch or _has_fresh_head(model))
         if not folder.checkpoints.has_begun:  # what a checkpoint holds goes on from there

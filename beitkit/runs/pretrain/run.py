@@ -80,6 +80,7 @@ def run(config: PretrainRun, own: OwnParts = NONE) -> Path:
 
     start = Start.of(initialize, config)
     model, objective, groups = start.model, setup.objective(start.model), start.groups
+    session.describe(model)
     if beginning is not None:
         groups = delayed(groups, model, beginning.fresh, beginning.head_steps)
     workload = _workload(setup)

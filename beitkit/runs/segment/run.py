@@ -92,6 +92,7 @@ def run(config: SegmentRun) -> SegmentResult:
     if session is None:
         return result_of(config.out, val.digest)
     folder, schedule = session.folder, session.training.schedule
+    session.describe(model)
     if runtime.is_main:
         write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())

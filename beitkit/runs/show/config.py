@@ -27,7 +27,7 @@ class ShowRun:
     """Images, folders, quoted globs and lists (.txt, .csv, .jsonl), mixed; or tar shards, Parquet files or an .index."""
     _: KW_ONLY
     model: Path
-    """Run folder or checkpoint of any network, or of a tokenizer."""
+    """Run folder or checkpoint of any network, or of a tokenizer; of a run that is not finished its newest state is shown."""
     out: Path
     """Page to write, NAME.html; its sheets are written as PNG files into the folder NAME beside it."""
     tokenizer: Path | None = None

@@ -27,6 +27,7 @@ from beitkit.runs.show.page import SheetPage
 from beitkit.runs.show.reasons import show_classes, show_scenes
 from beitkit.runs.show.similar import patch_features, show_colors, show_neighbors
 from beitkit.runs.show.tokens import Masking, show_masks, show_tokens
+from beitkit.runs.training.unfinished import is_unfinished, newest_network
 from beitkit.system import quoted
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.machine.runtime import Runtime, start_runtime
@@ -56,21 +57,36 @@ def run(config: ShowRun) -> Sheets:
     files = gather_images(config.inputs, config.columns.image)
     runtime = start_runtime(config.machine)
     page = SheetPage("What it makes of images", str(config.model), config.out)
+    model = _opened(config.model, page)
     with writing_to(config.out):
-        if isinstance(read_any(config.model).config, TokenizerConfig):
-            _show_tokenizer(config, page, files, runtime)
+        if isinstance(model, TokenizerNetwork):
+            _show_tokenizer(config, page, files, model, runtime)
         else:
-            _show_network(config, page, files, runtime)
+            _show_network(config, page, files, model, runtime)
         page.write(config.out)
     named = quoted(config.out.with_suffix(""))
     print(f"written: {config.out}, and {len(page.files)} sheets as PNG in {named}. Next: open it in a browser")
     return Sheets(config.out, tuple(page.files))
 
 
-def _show_tokenizer(config: ShowRun, page: SheetPage, files: ImageList, runtime: Runtime) -> None:
+def _opened(path: Path, page: SheetPage) -> Network | TokenizerNetwork:
+    """The network or tokenizer of a path; of a run that is not finished that of its newest checkpoint, which is said.
+
+    Raises:
+        UserError: if it is neither, or such a run has saved nothing yet.
+    """
+    if is_unfinished(path):
+        found = newest_network(path)
+        print(f"{path} is not finished: shown is its state after step {found.step:,}")
+        page.facts([("State", f"of a run that is not finished, after step {found.step:,}")])
+        return found.model
+    return load_tokenizer(path) if isinstance(read_any(path).config, TokenizerConfig) else load(path)
+
+
+def _show_tokenizer(config: ShowRun, page: SheetPage, files: ImageList, made: TokenizerNetwork, runtime: Runtime) -> None:
     """Tokens and codebook."""
     _parts(config, "tokenizer", ("tokens",))
-    tokenizer = load_tokenizer(config.model).to(runtime.device)
+    tokenizer = made.to(runtime.device)
     grid = _grid_of(config.model, tokenizer)
     preprocessing = Preprocessing(value_range=tokenizer.value_range, crop_share=1.0).shown(config.fit, None)
     stride = (tokenizer.stride, tokenizer.stride)
@@ -81,9 +97,9 @@ def _show_tokenizer(config: ShowRun, page: SheetPage, files: ImageList, runtime:
     show_tokens(page, gallery, gallery.shown(config.count), tokenizer, grid, config.batch_size, runtime)
 
 
-def _show_network(config: ShowRun, page: SheetPage, files: ImageList, runtime: Runtime) -> None:
+def _show_network(config: ShowRun, page: SheetPage, files: ImageList, made: Network, runtime: Runtime) -> None:
     """All parts that are wanted, what the network is for first."""
-    model = fitted(load(config.model), config.fit).to(runtime.device).eval()
+    model = fitted(made, config.fit).to(runtime.device).eval()
     backbone = model.backbone
     if config.block is not None and config.block > backbone.depth:
         raise UserError(f"`block` {config.block} is not there: this network has blocks 1 to {backbone.depth}")

@@ -45,6 +45,7 @@ def run(config: TokenizerRun, own: OwnParts) -> Path:
     reconstruct = with_revivals(config.reconstruct, batches_in_all)
     objective = Reconstruct(DiscreteVAE(images.fitted(config.dvae)), reconstruct).to(runtime.device)
     tokenizer = objective.tokenizer
+    session.describe(tokenizer)
     for line in images.lines:
         session.say(line)
     session.say(

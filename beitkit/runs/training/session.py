@@ -27,6 +27,7 @@ from beitkit.report.journal import read_journal, series
 from beitkit.report.sections import TrainingReport
 from beitkit.runs.training.contents import check_contents
 from beitkit.runs.training.reader import training_batches
+from beitkit.runs.training.unfinished import describe_network
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.bad_steps import BadSteps
 from beitkit.train.folder import RunFolder
@@ -198,6 +199,11 @@ class Session:
                 "a little too good",
             ),
         ]
+
+    def describe(self, model: Network | TokenizerNetwork) -> None:
+        """Write down what is trained, so that it can be looked at before the run is finished."""
+        if self.training.runtime.is_main:
+            describe_network(self.folder, model)
 
     def say_found(self, report: TrainingReport, config: TrainingRun) -> None:
         """What a finished run's report warns about, and its table beside another run; called where the run is reported."""

@@ -103,7 +103,7 @@ class Checkpoints:
         problem = ""
         for attempt in range(2):
             if attempt and processes.is_main:
-                self._make_room()
+                self.make_room()
             processes.barrier()
             file, problem = self._written(step, own) if own else (None, "")
             written = processes.all_gather((file, parts, problem))
@@ -128,7 +128,7 @@ class Checkpoints:
             return f"{error.filename}: {why(error)}"
         return ""
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Remove all checkpoints but the newest, and what a killed or failed save left."""
         newest = self._newest_first()[:1]
         for path in sorted(self.folder.glob("step-*"), key=lambda path: path.suffix != ".json"):
@@ -179,8 +179,14 @@ class Checkpoints:
         Raises:
             UserError: if names, shapes or types of the tensors differ.
         """
+        if manifest.tensors.keys() != pieces.keys():
+            raise UserError(f"{self.folder} holds the state of another network; choose another `out`")
+        self.read(manifest, pieces)
+
+    def read(self, manifest: Manifest, pieces: Mapping[str, Piece]) -> None:
+        """Copy the values of some tensors of a complete checkpoint; as `restore`, which wants all."""
         tensors = manifest.tensors
-        if tensors.keys() != pieces.keys() or not all(tensors[name].fits(piece) for name, piece in pieces.items()):
+        if not all(name in tensors and tensors[name].fits(piece) for name, piece in pieces.items()):
             raise UserError(f"{self.folder} holds the state of another network; choose another `out`")
         wanted: dict[int, list[tuple[str, int, Tensor]]] = {}
         for name, piece in pieces.items():
