@@ -110,6 +110,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             reason += f": {error.filename}"
         elif is_full(error) and isinstance(out, Path):
             reason += f" on the disk of `out` {out} ({free_bytes(out) / 1e6:.3g} MB are free)"
+        if is_full(error) and VERBS[verb].trains:
+            reason += f"; make room, and {CONTINUES}: {shlex.join(['beitkit', *arguments])}"
         _fail(*_lines(OSError(reason), verb), code=1, process=rank.rank)
     except RuntimeError as error:
         # torch's own class on GPUs, a plain RuntimeError on the CPU; torch may not be imported here

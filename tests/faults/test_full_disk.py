@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+import beitkit
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.contracts import Batch, Loss
-from beitkit.errors import Interrupted
+from beitkit.errors import Interrupted, NotSaved
 from beitkit.system import append, write_atomically
 from beitkit.train.checkpoints.checkpoint import Checkpoints
 from beitkit.train.checkpoints.manifest import Piece
@@ -186,6 +188,65 @@ def test_lines_that_do_not_fit_are_written_later_and_none_is_torn(tmp_path: Path
     assert said.getvalue().count("cannot be written (No space left") == 1
 
 
+OPTIONS: dict[str, Any] = {
+    "target": "pixels", "size": "nano", "image_size": 16, "patch": 8, "steps": 4, "batch_size": 2, "threads": 1, "device": "cpu",
+    "workers": 0, "loop": LoopConfig(save_every=2),
+}  # fmt: skip
+
+
+def noise_images(folder: Path) -> Path:
+    folder.mkdir()
+    for index in range(6):
+        noise = np.random.default_rng(index).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"{index}.png")
+    return folder
+
+
+def refuse_models(monkeypatch: pytest.MonkeyPatch, is_refused: Callable[[Path], bool]) -> None:
+    """No room for the weights of a finished model, while `is_refused` says so of its folder."""
+    synced = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.name.startswith("model.safetensors") and is_refused(path.parent):
+            raise OSError(28, "No space left on device")
+        synced(descriptor)
+
+    monkeypatch.setattr("os.fsync", fsync)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are known by /proc")
+def test_the_finished_model_is_written_later_without_training_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise_images(tmp_path / "images")
+    beitkit.pretrain(images, out=tmp_path / "unbroken", **OPTIONS)
+    with monkeypatch.context() as full:
+        refuse_models(full, lambda folder: True)
+        with pytest.raises(
+            NotSaved,
+            match=r"the finished model could not be written \(.*/full/model.safetensors: No space left on device "
+            r"\(.* MB are needed, .* MB are free\)\); the state after step 4 is saved; make room, and the same command continues",
+        ):
+            beitkit.pretrain(images, out=tmp_path / "full", **OPTIONS)
+    assert not (tmp_path / "full" / "done.json").exists()
+
+    def trained(*_: object) -> None:
+        raise AssertionError("a step was computed again")
+
+    monkeypatch.setattr("beitkit.train.step.Trainer.forward_backward", trained)
+    beitkit.pretrain(images, out=tmp_path / "full", **OPTIONS)
+    assert (tmp_path / "full" / "done.json").exists()
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("unbroken", "full")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are known by /proc")
+def test_older_checkpoints_make_room_for_the_finished_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_models(monkeypatch, lambda folder: len(list((folder / "checkpoints").glob("step-*.json"))) > 1)
+    beitkit.pretrain(noise_images(tmp_path / "images"), out=tmp_path / "run", **OPTIONS)
+    assert (tmp_path / "run" / "done.json").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*.json")] == ["step-00000004.json"]
+
+
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="a small disk is mounted by root")
 def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
     mounted = tmp_path / "disk"
@@ -193,10 +254,7 @@ def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "none", mounted], check=False, capture_output=True).returncode:
         pytest.skip("nothing can be mounted here")
     try:
-        (tmp_path / "images").mkdir()
-        for index in range(6):
-            noise = np.random.default_rng(index).integers(0, 255, (20, 20, 3)).astype(np.uint8)
-            Image.fromarray(noise).save(tmp_path / "images" / f"{index}.png")
+        noise_images(tmp_path / "images")
         command = [
             sys.executable, "-m", "beitkit", "pretrain", tmp_path / "images", "--target", "pixels", "--size",
             "nano", "--image-size", 16, "--patch", 8, "--steps", 6, "--batch-size", 2, "--threads", 1, "--device", "cpu",
@@ -210,5 +268,6 @@ def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
         assert done.stderr.count("could not be saved") >= 2, done.stderr
         assert "No space left on device (" in done.stderr
         assert Checkpoints(mounted / "run" / "checkpoints").newest() is not None
+        assert "make room, and the same command continues: beitkit pretrain" in done.stderr
     finally:
         subprocess.run(["umount", mounted], check=False)

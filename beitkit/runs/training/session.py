@@ -17,9 +17,9 @@ from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading
-from beitkit.errors import NotSaved, UserError
+from beitkit.errors import CONTINUES, NotSaved, UserError
 from beitkit.evaluation.longer import Outlook, outlook
-from beitkit.files import read_json
+from beitkit.files import read_json, why
 from beitkit.interop.formats.native import save_native
 from beitkit.interop.kinds import Network
 from beitkit.interop.load import load
@@ -28,6 +28,7 @@ from beitkit.report.sections import TrainingReport
 from beitkit.runs.training.contents import check_contents
 from beitkit.runs.training.reader import training_batches
 from beitkit.runs.training.unfinished import describe_network
+from beitkit.system import is_full
 from beitkit.tokenizers.frozen import TokenizerNetwork
 from beitkit.train.bad_steps import BadSteps
 from beitkit.train.folder import RunFolder
@@ -255,13 +256,37 @@ def save_result(
 ) -> None:
     """Write the finished model, wait until it is there, and say what can be done with it; called by all processes."""
     if runtime.is_main:
-        save_native(model.cpu(), folder.path)
-        folder.mark_done()
+        _write_result(folder, model.cpu())
     runtime.processes.barrier()
     journal.close()
     journal.say(f"done: {folder.path} (report.html shows it). Next: {next_command}")
     if folder.checkpoints.failure is not None:
         raise NotSaved(f"{folder.path} is done, but not all of it could be saved ({folder.checkpoints.failure})")
+
+
+def _write_result(folder: RunFolder, model: Network | TokenizerNetwork) -> None:
+    """Write the finished model; where the disk is full a second time, with the room of older checkpoints.
+
+    Raises:
+        NotSaved: if there is no room either; the newest checkpoint is left, from which the same command writes the model.
+    """
+    for attempt in range(2):
+        try:
+            save_native(model, folder.path)
+            folder.mark_done()
+            return
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if not attempt:
+                folder.checkpoints.make_room()
+                continue
+            stored = folder.checkpoints.newest()
+            kept = "" if stored is None else f"the state after step {stored.step:,} is saved; "
+            raise NotSaved(
+                f"training is done, but the finished model could not be written ({error.filename}: {why(error)}); {kept}make "
+                f"room, and {CONTINUES}"
+            ) from None
 
 
 def read_result(folder: Path, kind: str, val_digest: str, read: Callable[[dict[str, Any]], Result]) -> Result:
