@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from beitkit.contracts import Batch
+from beitkit.errors import UserError
 from beitkit.files import MOST_OWN, parse_json, read_regular, why
 from beitkit.system import append
 from beitkit.terminal import tell
@@ -68,11 +71,16 @@ class BadSteps:
         together = [image for images in self._processes.all_gather(images) for image in images]
         if not self._processes.is_main:
             return
-        key = {"step": number, "first_batch": first_batch}
         path = self.folder / LIST
-        if any(key.items() <= line.items() for line in listed(path)):
+        if any((line.step, line.first_batch) == (number, first_batch) for line in listed(path)):
             return
-        line = {**key, "loss": _written(loss), "grad_norm": _written(grad_norm), "images": together}
+        line = {
+            "step": number,
+            "first_batch": first_batch,
+            "loss": _written(loss),
+            "grad_norm": _written(grad_norm),
+            "images": together,
+        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             append(path, (json.dumps(line) + "\n").encode())
@@ -80,15 +88,36 @@ class BadSteps:
             tell(f"{path} cannot be written ({why(error)})")
 
 
-def listed(path: Path) -> list[dict]:
-    """The lines of such a list that can be read."""
-    found = []
-    for line in read_regular(path, MOST_OWN).splitlines() if path.exists() else ():
-        try:
+class BadStep(NamedTuple):
+    """A line of the list."""
+
+    step: int
+    first_batch: int
+    loss: float
+    grad_norm: float
+    images: list[str]
+
+
+def listed(path: Path) -> list[BadStep]:
+    """The lines of such a list that can be read.
+
+    Raises:
+        UserError: what is there is no file, or is too large.
+    """
+    found: list[BadStep] = []
+    if not path.exists():
+        return found
+    try:
+        lines = read_regular(path, MOST_OWN).splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({why(error)}); remove it") from None
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError, OverflowError):  # half a line of a run that was killed, or damage
             content = parse_json(line)
-        except ValueError:
-            continue
-        found += [content] if isinstance(content, dict) else []
+            step, first_batch, images = content["step"], content["first_batch"], content["images"]
+            if isinstance(step, int) and isinstance(first_batch, int) and isinstance(images, list):
+                loss, grad_norm = float(content["loss"]), float(content["grad_norm"])
+                found.append(BadStep(step, first_batch, loss, grad_norm, [str(image) for image in images]))
     return found
 
 

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from beitkit.command.config_file import arguments_of
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import ReadLimit
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
@@ -48,6 +49,8 @@ from beitkit.interop.load import load, load_tokenizer
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.planning.rates import given_rates
 from beitkit.report.journal import read_journal
+from beitkit.runs.training.contents import read_contents, write_contents
+from beitkit.train.bad_steps import listed
 from beitkit.train.checkpoints.manifest import Manifest, RowRange, StoredFile, StoredTensor, parse_manifest
 from beitkit.train.journal import Journal
 
@@ -55,6 +58,10 @@ SLOW = 10.0
 """Seconds of computing, far more than any of these files should take."""
 MEMORY = 6 * 2**30
 """Bytes of address space that may be taken beside what is taken at the start; more is a `MemoryError`, which is reported."""
+
+
+MISTAKES = (UserError, SystemExit)
+"""What a command line is refused with."""
 
 
 class Parser(NamedTuple):
@@ -65,7 +72,7 @@ class Parser(NamedTuple):
     """Takes the path of the mutated file."""
     name: str = "file"
     """What the file is called; some are known by their names."""
-    expected: tuple[type[Exception], ...] = (UserError, BrokenImage)
+    expected: tuple[type[BaseException], ...] = (UserError, BrokenImage)
 
 
 INTERESTING = (b"", b"\0", b"\xff", b"-1", b"0", b"1e999", b"1000000000", b"9" * 5000, b"[]", b"{}", b"null", b'""', b"[" * 3000)
@@ -230,6 +237,8 @@ def parsers(room: Path) -> dict[str, Parser]:
         "NumPy, zipped": Parser([(room / "a.npz").read_bytes()], read_raw, "a.npz"),
         "masks": Parser([encoded["PNG"], encoded["TIFF"]], read_mask),
     }
+    found |= {"contents.npy": Parser([_contents(room)], read_contents), "bad steps": _bad_steps()}
+    found |= _options(room)
     found |= {f"image, {kind}": Parser([data], decoded) for kind, data in encoded.items()}
     found |= {f"raw image, {kind}": Parser([encoded[kind]], read_raw) for kind in ("PNG", "TIFF", "JPEG", "PPM")}
     _add_cache(found, cache, in_folder, cached)
@@ -258,6 +267,49 @@ def _add_cache(found: dict[str, Parser], folder: Path, in_folder: Any, cached: C
                 (folder / name).write_bytes(good)
 
         found[f"token cache, {name}"] = Parser([good], read)
+
+
+def _contents(room: Path) -> bytes:
+    write_contents(room / "contents.npy", np.arange(24, dtype=np.int64).reshape(6, 4))
+    return (room / "contents.npy").read_bytes()
+
+
+def _bad_steps() -> Parser:
+    """The list of steps that were not finite, read as `beitkit replay` reads it."""
+    line = b'{"step": 3, "first_batch": 4, "loss": "nan", "grad_norm": 1.5, "images": ["a.png", "b.png"]}\n'
+
+    def read(path: Path) -> object:
+        return [(one.step + one.first_batch, one.loss - one.grad_norm, ", ".join(one.images)) for one in listed(path)]
+
+    return Parser([line * 2, line.replace(b'"nan"', b"2.5")], read, "steps.jsonl")
+
+
+def _options(room: Path) -> dict[str, Parser]:
+    """Files of `--config` in each language, as far as to the config that they make."""
+    from beitkit.command.parse import parse
+    from beitkit.runs.pretrain.config import PretrainRun
+
+    def made(path: Path) -> object:
+        return parse(PretrainRun, arguments_of(path, "pretrain", PretrainRun, [], 0), "beitkit pretrain")
+
+    config = PretrainRun(room / "images", out=room / "run", target="pixels")
+    recorded = json.dumps({"verb": "pretrain", **to_json(config)}).encode()
+    common = {
+        "images": "photos",
+        "out": "runs/x",
+        "target": "pixels",
+        "steps": 5,
+        "lr": 1e-3,
+        "image_size": [32, 32],
+        "loop": {"ema": 0.9},
+    }
+    toml = b"images = 'photos'\nout = 'x'\ntarget = 'pixels'\nsteps = 5\nlr = 1e-3\nimage_size = [32, 32]\n[loop]\nema = 0.9\n"
+    yaml = b"images: photos\nout: x\ntarget: pixels\nsteps: 5\nlr: 1e-3\nimage-size: [32, 32]\nloop:\n  ema: 0.9\n"
+    return {
+        "options, JSON": Parser([recorded, json.dumps(common).encode()], made, "x.json", MISTAKES),
+        "options, TOML": Parser([toml], made, "x.toml", MISTAKES),
+        "options, YAML": Parser([yaml], made, "x.yaml", MISTAKES),
+    }
 
 
 def _add_parquet(found: dict[str, Parser], room: Path, archived: Callable[[Path], object]) -> None:

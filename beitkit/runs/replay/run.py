@@ -68,7 +68,7 @@ def run(config: ReplayRun) -> ReplayResult:
     """
     verb, original = _read(config.run)
     recorded = _logged(config.run / "journal.jsonl")
-    bad = next((line for line in listed(config.run / FOLDER / LIST) if line.get("step") == config.step), None)
+    bad = next((line for line in listed(config.run / FOLDER / LIST) if line.step == config.step), None)
     last = config.step if bad is not None else min((step for step in recorded if step >= config.step), default=config.step)
     replay = Replay(last)
     with tempfile.TemporaryDirectory(prefix="beitkit-replay-") as scratch:
@@ -85,10 +85,10 @@ def run(config: ReplayRun) -> ReplayResult:
     if bad is None:
         count = _compared({step: numbers for step, numbers in recorded.items() if step >= first}, now)
     else:
-        for name, value in (("loss", result.loss), ("grad_norm", result.grad_norm)):
-            _compare(config.step, name, float(bad[name]), value)
+        _compare(config.step, "loss", bad.loss, result.loss)
+        _compare(config.step, "grad_norm", bad.grad_norm, result.grad_norm)
         count = 2
-        print(f"its {len(bad['images'])} images: {', '.join(bad['images'])}")
+        print(f"its {len(bad.images)} images: {', '.join(bad.images)}")
     if count:
         print(f"steps {first} to {last} gave the numbers of the run again ({count} were compared)")
     else:

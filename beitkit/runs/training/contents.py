@@ -42,9 +42,9 @@ def check_contents(
         return
     files = [path for images in lists for path in _files(images)]
     now = _looked_at(files, with_digests=how == "digests")
-    before = _read(folder.path / CONTENTS)
+    before = read_contents(folder.path / CONTENTS)
     if before is None or len(before) != len(now):
-        _write(folder.path / CONTENTS, now)
+        write_contents(folder.path / CONTENTS, now)
         return
     has_digests = bool(before[:, 2:].any())
     what = "digests" if has_digests and how == "digests" else "sizes"
@@ -63,7 +63,7 @@ def check_contents(
         )
     if how == "digests" and not has_digests:
         say("note: the run began without digests; those of now are kept to be compared from here on")
-        _write(folder.path / CONTENTS, now)
+        write_contents(folder.path / CONTENTS, now)
 
 
 def _files(images: ImageList) -> list[Path]:
@@ -93,14 +93,15 @@ def _looked_at(files: Sequence[Path], *, with_digests: bool) -> NDArray[np.int64
     return found
 
 
-def _read(path: Path) -> NDArray[np.int64] | None:
+def read_contents(path: Path) -> NDArray[np.int64] | None:
     """What was written down; None if that cannot be read."""
     try:
         found = np.load(io.BytesIO(read_regular(path, MOST_OWN)), allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # numpy raises nearly every type there is on damaged headers
         return None
     return found if isinstance(found, np.ndarray) and found.dtype == np.int64 and found.shape[1:] == (4,) else None
 
 
-def _write(path: Path, contents: NDArray[np.int64]) -> None:
+def write_contents(path: Path, contents: NDArray[np.int64]) -> None:
+    """Write down what files hold, (files, 4)."""
     write_atomically(path, lambda file: np.save(file, contents), contents.nbytes)

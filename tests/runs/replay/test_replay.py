@@ -82,8 +82,8 @@ def test_bad_steps_are_computed_again_from_the_state_before_them(
     with pytest.raises(NumericalError, match="after going back 2 times"):
         beitkit.pretrain(images, out=out, steps=30, lr=1e30, optim=wild, loop=LoopConfig(save_every=1), **OPTIONS)
     kept = listed(out / "bad_steps" / "steps.jsonl")
-    step = kept[-1]["step"]
-    assert len({line["step"] for line in kept}) >= 3
+    step = kept[-1].step
+    assert len({line.step for line in kept}) >= 3
     capsys.readouterr()
     result = beitkit.replay(out, step=step)
     said = capsys.readouterr().out
