@@ -113,7 +113,8 @@ def test_no_color_is_obeyed(tmp_path: Path) -> None:
         assert b"\x1b[" not in shown
 
 
-def test_version_and_overview(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_overview(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     for arguments, expected in ((["--version"], beitkit.__version__), ([], "beitkit demo"), (["-h"], "beitkit pretrain")):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

@@ -77,7 +77,8 @@ def test_docstrings_are_those_that_tyro_finds(capsys: pytest.CaptureFixture[str]
         tyro.cli(config, args=["--help"])
     words = " ".join(re.sub(r"[│|]", " ", capsys.readouterr().out).split())
     for field, told in docstrings(config).items():
-        assert told.split(". ")[0][:40] in words, field
+        is_shown = field != "augmentation"  # which the command line cannot give
+        assert (told.split(". ")[0][:40] in words) == is_shown, field
 
 
 @pytest.mark.parametrize(
