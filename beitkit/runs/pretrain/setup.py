@@ -72,7 +72,8 @@ class Setup:
         """
         _check_own(config, own)
         loaded, origin = None if own.tokenizer is not None else _tokenizer(config), Origin.read(config)
-        files = find_images(own.images_or(config.images, _images_of_steps(config)), config.columns.image)
+        shown = None if own.images is None else _images_of_steps(config)
+        files = find_images(own.images_or(config.images, shown), config.columns.image)
         config, reasons = choose(config, None if origin is None else origin.facts(len(files)))
         pixels = _pixels(config, loaded, origin, files)
         tokenizer = loaded if own.tokenizer is None else _tried(config, own.tokenizer, pixels, device or torch.device("cpu"))
@@ -301,7 +302,7 @@ def _images_of_steps(config: PretrainRun) -> int | None:
     """How many images a run of `steps` shows; None where its length is in epochs."""
     if config.train.steps is None:
         return None
-    return config.train.steps * resolved(config.train.batch_size) * resolved(config.loop.accumulate)
+    return config.train.steps * resolved(config.train.batch_size) * (config.loop.accumulate or 1)
 
 
 def _tried(config: PretrainRun, function: PatchTokenizer, pixels: Pixels, device: torch.device) -> OwnTokenizer:
