@@ -16,7 +16,7 @@ from beitkit.runs.demo.run import answer as demo_answer
 from beitkit.runs.plan.config import PlanRun
 from beitkit.runs.tokenize.config import TokenizeRun
 from beitkit.verbs import VERBS
-from tests.docs.snippets import ROOT, make_world, tiny
+from tests.docs.snippets import ROOT, tiny, world_in
 
 COMMANDS = {
     "audit": "audit labeled",
@@ -62,11 +62,7 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_world(folder)
-    return folder
+    return world_in(tmp_path_factory.mktemp("world"))
 
 
 def succeed(arguments: list[str]) -> None:

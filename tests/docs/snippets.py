@@ -197,6 +197,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def world_in(folder: Path) -> Path:
+    """`make_world` from within the folder, which is returned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_world(folder)
+    return folder
+
+
 def make_world(folder: Path) -> None:
     """What the pages call photos/, labeled/, scenes/, runs/pre and so on, tiny."""
     generator = np.random.default_rng(0)

@@ -22,7 +22,6 @@ from tests.docs.snippets import (
     ROOT,
     Snippet,
     commands,
-    make_world,
     outputs,
     pages,
     remove,
@@ -31,6 +30,7 @@ from tests.docs.snippets import (
     snippets,
     tiny,
     verb_and_arguments,
+    world_in,
 )
 
 SNIPPETS = [snippet for page in pages() for snippet in snippets(page)]
@@ -41,11 +41,7 @@ RUN = [snippet for snippet in SNIPPETS if snippet.reason is None]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        make_world(folder)
-    return folder
+    return world_in(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture
