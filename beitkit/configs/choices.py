@@ -16,7 +16,7 @@ CURVE, CURVE_SHARE, CURVE_STEPS = 5, 0.05, 50
 from which on a run has a curve."""
 FORWARD = 1 / 3
 """Cost of an image's forward pass, of its share of a training step."""
-Choice = TypeVar("Choice", int, float, str)
+Choice = TypeVar("Choice", int, float, str, tuple[float, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +63,12 @@ class Choices:
         """The given value, or else that of the rule; the rule's reason is then kept."""
         value, reason = rule
         if given is None:
-            self.lines.append(f"{name} {value if isinstance(value, str) else format(value, '.4g')}: {reason}")
+            self.lines.append(f"{name} {_said(value)}: {reason}")
         return value if given is None else given
+
+
+def _said(value: int | float | str | tuple[float, float]) -> str:
+    """As it is typed on a command line."""
+    if isinstance(value, tuple):
+        return " ".join(_said(each) for each in value)
+    return value if isinstance(value, str) else format(value, ".4g")

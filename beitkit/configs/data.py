@@ -47,12 +47,16 @@ class MaskConfig:
     """Blocks have an aspect ratio between this and its inverse."""
 
 
+PAPER_CROP, PAPER_JITTER = (0.08, 1.0), 0.4
+"""The original's crops and color jitter (method 2.1, method 5.1)."""
+
+
 @config("view")
 class ViewConfig:
     """How one image becomes what is fed to the networks: one crop and flip, and color jitter."""
 
-    crop_scale: Annotated[tuple[float, float], Bounds(gt=0, le=1, is_range=True)] = (0.08, 1.0)
-    """Share of the image's area that a random crop keeps, smallest and largest."""
+    crop_scale: Annotated[tuple[float, float], Bounds(gt=0, le=1, is_range=True)] | None = PAPER_CROP
+    """Share of the image's area that a random crop keeps, smallest and largest. None: 0.08 to 1, in fine-tuning chosen."""
     crop_ratio: Annotated[tuple[float, float], Bounds(gt=0, is_range=True)] = (3 / 4, 4 / 3)
     """Aspect ratio (width / height) of a random crop, smallest and largest."""
     shift: NonNegativeInt | None = later(None)
@@ -65,8 +69,22 @@ class ViewConfig:
     """Probability of a vertical flip, for images without an above and below (cells, satellites)."""
     quarter_turns: Share = later(0.0)
     """Probability of a turn by 90, 180 or 270 degrees, each as likely; at 0.75 all four orientations are."""
-    color_jitter: ShareBelowOne = 0.4
-    """Strength of the brightness, contrast and saturation jitter; 0 turns it off."""
+    color_jitter: ShareBelowOne | None = PAPER_JITTER
+    """Strength of the brightness, contrast and saturation jitter; 0 turns it off. None is 0.4; in fine-tuning it is chosen."""
+
+    @property
+    def crop_area(self) -> tuple[float, float]:
+        """Smallest and largest share of the area, the original's where it is open."""
+        return PAPER_CROP if self.crop_scale is None else self.crop_scale
+
+    @property
+    def jitter(self) -> float:
+        """Strength of the color jitter, the original's where it is open."""
+        return PAPER_JITTER if self.color_jitter is None else self.color_jitter
+
+
+CHOSEN_VIEW = ViewConfig(crop_scale=None, color_jitter=None)
+"""Crops and color jitter as the data needs them."""
 
 
 @config("augment")

@@ -87,7 +87,7 @@ class PretrainView:
 
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
-        jitters = _drawn_jitters(self.view.color_jitter, image.mode, rng)
+        jitters = _drawn_jitters(self.view.jitter, image.mode, rng)
         box, orientation = _drawn_part((image.height, image.width), self.view, self.image_size, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
         largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -113,7 +113,7 @@ class PretrainView:
         """See `TogetherView`."""
         mode, jitters, crops = "L" if images.shape[1] == 1 else "RGB", [], []
         for size, rng in zip(sizes, generators, strict=True):
-            jitters.append(_drawn_jitters(self.view.color_jitter, mode, rng))
+            jitters.append(_drawn_jitters(self.view.jitter, mode, rng))
             crops.append(_drawn_part(size, self.view, self.image_size, rng))
         margin = 0 if self.view.shift is None else max(_beyond(box, (images.shape[2], images.shape[3])) for box, _ in crops)
         images = jittered(F.pad(images, (margin,) * 4) if margin else images, sizes, jitters)
@@ -160,7 +160,7 @@ class TrainView:
             shown = _transposed(_shifted(small, _most_shifted(self.view), rng), drawn_orientation(self.view, turns, rng))
         else:
             shown = to_image(_cropped(image, self.view, self.image_size, "bicubic", rng))
-        shown = color_jittered(shown, self.view.color_jitter, rng) if self.augment is None else self.augment(shown, rng)
+        shown = color_jittered(shown, self.view.jitter, rng) if self.augment is None else self.augment(shown, rng)
         sample = {"images": as_tensor(shown)}
         if self.erasing > 0:
             sample["erased"] = draw_erasing(self.image_size, self.erasing, rng)
@@ -182,7 +182,7 @@ class TrainView:
             across, down = _drawn_shift(most, rng)
             corners.append((most + down, most + across))
             orientations.append(drawn_orientation(self.view, turns, rng))
-            jitters.append(_drawn_jitters(self.view.color_jitter, mode, rng))
+            jitters.append(_drawn_jitters(self.view.jitter, mode, rng))
             if self.erasing > 0:
                 erasing.append(draw_erasing(self.image_size, self.erasing, rng))
         shown = cut_alike(F.pad(images, (most,) * 4), corners, self.image_size, orientations)
@@ -384,7 +384,7 @@ def _drawn_part(size: Pair, view: ViewConfig, shown: Pair, rng: random.Random) -
         across, down = _drawn_shift(view.shift, rng)
         height, width = on_its_side(shown, turns)
         return Box(round(down * size[0] / height), round(across * size[1] / width), *size), drawn_orientation(view, turns, rng)
-    box = crop_box(on_its_side(size, turns), view.crop_scale, view.crop_ratio, rng)
+    box = crop_box(on_its_side(size, turns), view.crop_area, view.crop_ratio, rng)
     if turns % 2:
         box = Box(box.left, box.top, box.width, box.height)  # where it lies is drawn evenly, either way
     return box, drawn_orientation(view, turns, rng)

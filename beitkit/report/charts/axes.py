@@ -51,7 +51,7 @@ class Axis(NamedTuple):
 
 
 def linear_axis(values: Sequence[Number], padding: float = 0.05, least: float = 0.0) -> Axis:
-    """An axis around the values, at least `least` long, with about six round ticks; `padding` is the share of room at both ends."""
+    """An axis around the values, at least `least` long, with some six round ticks; `padding` is the share of room at each end."""
     low, high = (float(min(values)), float(max(values))) if values else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value only: give it room
         room = abs(low) * 0.1 or 0.5

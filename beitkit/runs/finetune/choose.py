@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from beitkit.configs.choices import Choices, Facts, evaluate_every, narrowness
-from beitkit.configs.data import PAPER_AUGMENT
+from beitkit.configs.data import PAPER_AUGMENT, PAPER_CROP, PAPER_JITTER
 from beitkit.configs.model import ImageSize, Pair, Pooling, as_pair
 from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
@@ -27,6 +27,10 @@ STEPS_CEILING = {"cpu": 2_000, "mps": 20_000, "cuda": None}
 """More are not chosen for a device this slow; None is no limit."""
 MIXED_EPOCHS = 30
 """Mixup and CutMix pay late: not in a run shorter than this."""
+AUGMENTED_EPOCHS, AUGMENTED_STEPS = 30, 2_000
+"""So do RandAugment, color jitter and small crops: only in runs that are as long as that, and longer (decision 018)."""
+MILD_CROP = (0.6, 1.0)
+TOO_SHORT = f"a run of less than {AUGMENTED_EPOCHS} epochs, or at most {AUGMENTED_STEPS:,} steps, loses more by it than it gains"
 SMALL_IMAGES = 64
 """Up to this side, erasing hides too much (the paper's CIFAR recipe has none), and things stand where they usually do."""
 MOST_CELLS = 8
@@ -82,14 +86,20 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     if run.optim.warmup_steps is None:
         warmup_epochs = choices.pick(warmup_epochs, "--optim.warmup-epochs", (length / 10, "a tenth of the run"))
     layer_decay = choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_pretrained))
+    is_short = length < AUGMENTED_EPOCHS or length * per_epoch <= AUGMENTED_STEPS
     strength = run.augment
     augment = replace(
         strength,
-        operations=choices.pick(strength.operations, "--augment.operations", (resolved(PAPER_AUGMENT.operations), "the paper's")),
+        operations=choices.pick(strength.operations, "--augment.operations", _operations(is_short)),
         magnitude=choices.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
         erasing=choices.pick(strength.erasing, "--augment.erasing", _erasing(found)),
         mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, resolved(PAPER_AUGMENT.mixup))),
         cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, resolved(PAPER_AUGMENT.cutmix))),
+    )
+    view = replace(
+        run.view,
+        crop_scale=choices.pick(run.view.crop_scale, "--view.crop-scale", _crop_scale(is_short)),
+        color_jitter=choices.pick(run.view.color_jitter, "--view.color-jitter", _color_jitter(is_short)),
     )
     every = run.loop.evaluate_every
     if run.patience is not None:
@@ -105,6 +115,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
         train=train,
         optim=replace(run.optim, warmup_epochs=warmup_epochs, layer_decay=layer_decay),
         augment=augment,
+        view=view,
         loop=replace(
             run.loop,
             evaluate_every=every,
@@ -188,6 +199,21 @@ def _layer_decay(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]
         return 1.0, "from scratch"
     decay = 0.8 if found.depth < 12 else 0.65 if found.depth == 12 else 0.75
     return decay, f"pre-trained, {found.depth} blocks"
+
+
+def _operations(is_short: bool) -> tuple[int, str]:
+    """Augmentation makes a short run worse, because it has not yet learned the images as they are."""
+    return (0, TOO_SHORT) if is_short else (resolved(PAPER_AUGMENT.operations), "the paper's")
+
+
+def _crop_scale(is_short: bool) -> tuple[tuple[float, float], str]:
+    """A crop of a twelfth of an image often does not show what it is of."""
+    return (MILD_CROP, TOO_SHORT) if is_short else (PAPER_CROP, "the paper's")
+
+
+def _color_jitter(is_short: bool) -> tuple[float, str]:
+    """It acts where RandAugment does not."""
+    return (0.0, TOO_SHORT) if is_short else (PAPER_JITTER, "the paper's")
 
 
 def _magnitude(found: FinetuneFacts) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from tyro.conf import Positional, Suppress
 
 from beitkit.configs.bounds import Bounds, PositiveInt, PositiveShare, ShareBelowOne, config
 from beitkit.configs.codec import later
-from beitkit.configs.data import AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
+from beitkit.configs.data import CHOSEN_VIEW, AugmentConfig, Channels, ColumnsConfig, Fit, ReadConfig, ValueLimits, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SizeName
 from beitkit.configs.parts import Flat, Json, NetworkConfig, check_start, shard_of
 from beitkit.configs.train import (
@@ -116,7 +116,7 @@ class FinetuneRun:
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     augment: AugmentConfig = AugmentConfig()
-    view: ViewConfig = ViewConfig()
+    view: ViewConfig = CHOSEN_VIEW
     optim: OptimConfig = OptimConfig(lr_batch=1024, min_lr=1e-6, warmup_epochs=None, clip=None)
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
-from beitkit.configs.data import AugmentConfig, ColumnsConfig, ReadConfig, ViewConfig
+from beitkit.configs.data import CHOSEN_VIEW, AugmentConfig, ColumnsConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, From, Json, NetworkConfig
 from beitkit.configs.segmentation import SegmentationLossConfig
@@ -89,7 +89,7 @@ class VerdictRun:
     machine: Annotated[MachineConfig, Flat] = MachineConfig()
     network: NetworkConfig = NetworkConfig()
     augment: AugmentConfig = AugmentConfig()
-    view: ViewConfig = ViewConfig()
+    view: ViewConfig = CHOSEN_VIEW
     loss: SegmentationLossConfig = SegmentationLossConfig()
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from beitkit.configs.codec import from_json, to_json
-from beitkit.configs.data import NO_AUGMENT, AugmentConfig
+from beitkit.configs.data import NO_AUGMENT, AugmentConfig, ViewConfig
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.errors import UserError
@@ -86,6 +86,17 @@ def test_for_few_images_the_run_is_short_and_mild() -> None:
     assert (config.augment.mixup, config.augment.cutmix, config.augment.erasing, config.augment.magnitude) == (0, 0, 0, 5)
 
 
+@pytest.mark.parametrize(("epochs", "is_short"), [(29.0, True), (30.0, True), (129.0, False)])
+def test_short_runs_see_images_as_they_are(epochs: float, is_short: bool) -> None:
+    """500 images make 15.6 steps of 32 an epoch, so 30 epochs are few steps and 129 are more than 2,000 (decision 018)."""
+    config, lines = choose(replace(RUN, train=replace(RUN.train, epochs=epochs)), FEW)
+    seen = (config.augment.operations, config.view.crop_scale, config.view.color_jitter)
+    assert seen == ((0, (0.6, 1.0), 0.0) if is_short else (2, (0.08, 1.0), 0.4))
+    assert any(line.startswith("--view.crop-scale 0.6 1: a run of less than 30") for line in lines) == is_short
+    many = choose(replace(RUN, train=replace(RUN.train, epochs=29.0)), IMAGENET)[0]
+    assert many.augment.operations == 0, "many steps, but each image is seen 29 times only"
+
+
 @pytest.mark.parametrize("images", [3, 20, 100, 1999, 2000, 10_000, 10**6])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_steps_lie_between_floor_and_ceiling_and_a_batch_fits(images: int, device: str) -> None:
@@ -120,7 +131,7 @@ def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
     lines = choose(RUN, FEW)[1]
     assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines
     assert "--augment.mixup 0: 500 images" in lines
-    assert len({line.partition(":")[0] for line in lines}) == len(lines) == 15
+    assert len({line.partition(":")[0] for line in lines}) == len(lines) == 17
     assert not any("note" in line for line in lines)
     uneven = replace(FEW, imbalance=12.4)
     assert any("--balanced" in line for line in choose(RUN, uneven)[1])
@@ -136,6 +147,7 @@ def test_what_is_given_stays_and_is_not_mentioned() -> None:
         crop_share=0.9,
         train=TrainConfig(steps=300, batch_size=7, lr=0.5),
         augment=NO_AUGMENT,
+        view=ViewConfig(),
         optim=OptimConfig(warmup_steps=3, layer_decay=0.9),
         loop=LoopConfig(ema=0.5),
     )
