@@ -70,7 +70,7 @@ def main() -> None:
         cells = [f"{statistics.mean(one):.1%} ({', '.join(f'{value:.1%}' for value in one)})" for one in values.values()]
         gain = 100 * (statistics.mean(values["pre-trained"]) - statistics.mean(values["from scratch"]))
         spread = 100 * max(statistics.stdev(one) for one in values.values())
-        print(f"| {name} | {cells[0]} | {cells[1]} | {gain:+.1f} | {spread:.1f} |")
+        print(f"| {name} | {cells[0]} | {cells[1]} | {gain:+z.1f} | {spread:.1f} |")
     print("\n" + json.dumps(minutes))
 
 

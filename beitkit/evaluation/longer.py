@@ -42,7 +42,7 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         if self.high <= 0:
             return NOTHING
-        return f"{100 * self.expected:+.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
+        return f"{100 * self.expected:+z.1f} points ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
 class Outlook(NamedTuple):

@@ -91,7 +91,7 @@ class Paired(NamedTuple):
     def numbers(self) -> str:
         """The difference in words, for a sentence."""
         spread = "one seed, so no spread" if self.deviation is None else f"spread {100 * self.deviation:.1f}"
-        return f"{100 * self.difference:+.1f} points, {spread}, p {probability(self.p_value)}"
+        return f"{100 * self.difference:+z.1f} points, {spread}, p {probability(self.p_value)}"
 
 
 class Contest(NamedTuple):

@@ -92,7 +92,7 @@ class TrainingReport(Report):
         `more` are other measures of both, by name; they are listed, not judged.
         """
         self.verdict(
-            f"{measure} {share:.1%} here, {other_share:.1%} in {other}: {100 * (share - other_share):+.1f} points",
+            f"{measure} {share:.1%} here, {other_share:.1%} in {other}: {100 * (share - other_share):+z.1f} points",
             None,
             "One run each. Repeat both with other values of `seed` before you believe a small difference.",
         )

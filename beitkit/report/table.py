@@ -78,7 +78,7 @@ def percent(share: float | None) -> str:
 
 def points(difference: float | None) -> str:
     """A difference of shares in points, with its sign; `-` where there is none."""
-    return "-" if difference is None or math.isnan(difference) else f"{100 * difference:+.1f}"
+    return "-" if difference is None or math.isnan(difference) else f"{100 * difference:+z.1f}"
 
 
 def plain(value: Any) -> Any:

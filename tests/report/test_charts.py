@@ -177,6 +177,17 @@ def test_a_chart_from_zero_shows_a_distance_for_what_it_is() -> None:
     assert ["0%" in texts(svg) for svg in charts] == [False, True]
 
 
+def test_a_chance_difference_does_not_fill_the_chart() -> None:
+    """Shares 0.03 points apart stand as far apart as on an axis of five points; other numbers have no such scale."""
+    apart, per_point = {}, {}
+    for unit in ("percent", "plain"):
+        svg = dot_chart([Dots("a", [[0.2094], [0.2097]])], ["x", "y"], title="t", x_label="x", y_label="y", unit=unit)
+        low, high = (float(y) for y in re.findall(r"translate\([\d.]+ ([\d.]+)\)", svg))
+        apart[unit], per_point[unit] = low - high, grid_heights(svg)[0] - grid_heights(svg)[1]
+    assert apart["percent"] == pytest.approx(0.03 * per_point["percent"], abs=0.2)
+    assert apart["plain"] > 100
+
+
 def test_a_few_measurements_are_marked_and_many_are_a_line() -> None:
     few, many = (line_chart([Series("a", list(range(count)), list(range(count)))], **LABELS) for count in (5, 50))
     assert (len(paths(few, "mark")), len(paths(few, "line"))) == (5, 1)

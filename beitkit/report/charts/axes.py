@@ -50,15 +50,15 @@ class Axis(NamedTuple):
         return f"{value:.{decimals}f}{ending}"
 
 
-def linear_axis(values: Sequence[Number], padding: float = 0.05) -> Axis:
-    """An axis around the values with about six round ticks; `padding` is the share of room left at both ends."""
+def linear_axis(values: Sequence[Number], padding: float = 0.05, least: float = 0.0) -> Axis:
+    """An axis around the values, at least `least` long, with about six round ticks; `padding` is the share of room at both ends."""
     low, high = (float(min(values)), float(max(values))) if values else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value only: give it room
         room = abs(low) * 0.1 or 0.5
         low, high = low - room, high + room
         padding = 0.0
     # Nothing that cannot be negative gets a negative end from the padding.
-    room = padding * (high - low)
+    room = max(padding * (high - low), (least - (high - low)) / 2)
     low, high = max(0.0, low - room) if low >= 0 else low - room, high + room
     rough = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(rough))

@@ -174,7 +174,7 @@ def _cells(row: VariantRow, full: VariantRow) -> list[str]:
         f"{row.mean:.1%}",
         " ".join(f"{value:.1%}" for value in row.top1),
         "-" if row.spread is None else f"{100 * row.spread:.1f}",
-        "" if row is full else f"{100 * (row.mean - full.mean):+.1f}",
+        "" if row is full else f"{100 * (row.mean - full.mean):+z.1f}",
         f"{100 * row.paper:.2f}%",
         "" if row is full else f"{100 * (row.paper - full.paper):+.2f}",
     ]
@@ -198,7 +198,7 @@ def _claim(rows: list[VariantRow]) -> tuple[str, bool | None]:
     """What the table says about pre-training, and whether the seeds settle it; None where there is only one."""
     full, scratch = rows[0], rows[-1]
     gain = full.mean - scratch.mean
-    claim = f"BEiT's pre-training is worth {100 * gain:+.1f} points here"
+    claim = f"BEiT's pre-training is worth {100 * gain:+z.1f} points here"
     if full.spread is None or scratch.spread is None:
         return claim, None
     return claim, gain > max(full.spread, scratch.spread)

@@ -141,9 +141,10 @@ def _batch_size(found: FinetuneFacts, side: int) -> tuple[int, str]:
 
 
 def _pooling(found: FinetuneFacts, side: int) -> tuple[Pooling, str]:
-    """Small images are often of one thing in the middle: there it counts where something is, which a mean throws away."""
-    if side <= SMALL_IMAGES:
-        return "grid", f"images of {side} pixels, in which it counts where something is"
+    """Small images, also if enlarged, are often of one thing in the middle: it counts where, which a mean throws away."""
+    small = min(side, found.side)
+    if small <= SMALL_IMAGES:
+        return "grid", f"images of {small} pixels, in which it counts where something is"
     return "mean", "the paper's"
 
 

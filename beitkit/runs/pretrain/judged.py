@@ -123,7 +123,7 @@ class Judgment(NamedTuple):
         if self.metric == PROBED:
             sure = "more" if self.is_clear else "less"
             chance = f"{sure} than the {100 * self.margin:.1f} that chance explains on {self.held_out} images"
-            return f"{found}: {100 * self.gain:+.1f} points, {chance}. The finished model is the one of that step"
+            return f"{found}: {100 * self.gain:+z.1f} points, {chance}. The finished model is the one of that step"
         doubt = (
             "; the head was fresh, and a part of this is the head's alone: `labels` judge the blocks"
             if self.has_fresh_head

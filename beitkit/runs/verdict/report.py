@@ -155,7 +155,7 @@ def _cells(entry: Entrant, contest: Contest, verdict: Verdict) -> list[str]:
         " ".join(f"{100 * score:.1f}" for score in entry.scores),
         "-" if entry.deviation is None else f"{100 * entry.deviation:.1f}",
         *([percent(mean(entry.probe)) if entry.probe else "-"] if has_probe else []),
-        f"{100 * (entry.mean - contest.best.mean):+.1f}" if entry is not contest.best else "",
+        f"{100 * (entry.mean - contest.best.mean):+z.1f}" if entry is not contest.best else "",
         "" if pair is None else probability(pair.p_value).removeprefix("= "),
         duration(mean(entry.seconds)),
         *(["" if entry.twice is None else str(entry.twice)] if _has_twice(verdict) else []),
@@ -227,7 +227,7 @@ def differences(verdict: Verdict) -> Table:
                 [
                     contest.labels,
                     f"{pair.first} over {pair.second}",
-                    f"{100 * pair.difference:+.1f}",
+                    f"{100 * pair.difference:+z.1f}",
                     str(Interval(*pair.image_interval)) if verdict.measure == "top-1" else "-",
                     "-" if pair.deviation is None else f"{100 * pair.deviation:.1f}",
                     f"{pair.ahead:,} to {pair.behind:,}",

@@ -59,10 +59,21 @@ def test_with_few_images_a_head_is_fitted_first_and_all_then_learns_at_half_the_
     assert (kept.head_init, kept.pooling) == (None, None)
 
 
-def test_small_images_are_pooled_over_a_grid() -> None:
-    for side, patch, expected in ((32, 4, ("grid", 8)), (28, 7, ("grid", 4)), (64, 4, ("grid", 8)), (96, 16, ("mean", None))):
-        config = choose(RUN, replace(IMAGENET, side=side, image_size=(side, side), patch=patch))[0]
-        assert (config.pooling, config.pool_cells) == expected
+@pytest.mark.parametrize(
+    ("side", "shown", "patch", "expected"),
+    [
+        (32, 32, 4, ("grid", 8)),
+        (28, 28, 7, ("grid", 4)),
+        (64, 64, 4, ("grid", 8)),
+        (28, 128, 16, ("grid", 8)),
+        (300, 64, 8, ("grid", 8)),
+        (96, 96, 16, ("mean", None)),
+    ],
+)
+def test_small_images_are_pooled_over_a_grid(side: int, shown: int, patch: int, expected: tuple[str, int | None]) -> None:
+    """Also if they are enlarged."""
+    config = choose(RUN, replace(IMAGENET, side=side, image_size=(shown, shown), patch=patch))[0]
+    assert (config.pooling, config.pool_cells) == expected
 
 
 def test_for_few_images_the_run_is_short_and_mild() -> None:
