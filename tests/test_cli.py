@@ -57,18 +57,18 @@ QUICK = [
 """Commands that need no network: what is asked for is told, or what is wrong with the command."""
 
 
-def test_what_loads_a_network_imports_neither_the_compiler_nor_the_sharding_of_weights(tmp_path: Path) -> None:
-    """Which take seconds, and torch imports them where one would not think of it."""
+def test_what_loads_a_network_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """Which takes seconds, and torch imports it where one would not think of it."""
     backbone = BackboneConfig.named("nano/16", image_size=32, final_norm=False)
     beitkit.save(beitkit.Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"))), tmp_path / "cls")
     Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     code = (
-        "import sys, beitkit, beitkit.train.loop\n"
+        "import sys, beitkit\n"
         "folder = sys.argv[1]\n"
         "beitkit.inspect(f'{folder}/cls')\n"
         "beitkit.show_load(f'{folder}/cls')\n"
         "beitkit.predict(f'{folder}/image.png', model=f'{folder}/cls', device='cpu', threads=1)\n"
-        "assert not {'torch._dynamo', 'torch.distributed.fsdp'} & {*sys.modules}\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 

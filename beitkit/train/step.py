@@ -21,7 +21,7 @@ from beitkit.contracts import Batch, Loss
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import SIGNALS, Runtime, StopRequest, rounding_once
 from beitkit.train.optim import Group, make_optimizer
-from beitkit.train.parallel import Replicas, shares_out
+from beitkit.train.parallel import Parallel, parallel
 from beitkit.train.schedule import Schedule
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
@@ -155,12 +155,7 @@ class Trainer:
         name_of = {id(parameter): name for name, parameter in objective.named_parameters()}
         names = [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
         self.objective = objective
-        if shares_out(objective, runtime):
-            from beitkit.train.shards import Shards  # here, because FSDP2 takes most of a second, and few runs need it
-
-            self.parallel = Shards(objective, runtime)
-        else:
-            self.parallel = Replicas(objective, runtime)
+        self.parallel: Parallel = parallel(objective, runtime)
         held = self.parallel.parameters
         self.optimizer: Optimizer = make_optimizer(
             [{**group, "params": [held[name] for name in chosen]} for group, chosen in zip(groups, names, strict=True)], optim
