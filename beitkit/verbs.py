@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, cleandoc, signature
 from pathlib import Path
@@ -201,6 +202,7 @@ VERBS = {
         "EvaluateRun",
         "labeled/ --model runs/cls",
         "measure trained models on labeled images",
+        own="images",
         common="out image_size crop_share batch_size device",
         answer="evaluate.report.answer",
     ),
@@ -209,6 +211,7 @@ VERBS = {
         "PredictRun",
         "new/ --model runs/cls --out p.csv",
         "predict the classes of new images, or of their pixels",
+        own="inputs",
         common="out top batch_size shard engine device",
         answer="predict.run.answer",
     ),
@@ -218,6 +221,7 @@ VERBS = {
         "new/ --model runs/pre --out f.npy",
         "write the features of images, from any block",
         run="embed.run",
+        own="inputs",
         common="block pool dtype batch_size shard engine device",
         answer="predict.run.answer",
     ),
@@ -369,7 +373,10 @@ class Verb:
             given = self.signature.bind(*args, **options).arguments
         except TypeError as error:
             raise UserError(f"{self.name}: {error}") from None
-        objects = {key: value for key, value in given.items() if key in self._entry.own.split() and _is_object(value)}
+        several = {key for key in given if tuple[Path, ...] in (self._hints.get(key), *get_args(self._hints.get(key)))}
+        given |= {key: _collected(value) for key, value in given.items() if key in several}
+        own_fields = self._entry.own.split()
+        objects = {key: value for key, value in given.items() if key in own_fields and _is_object(value, key in several)}
         beside: dict[str, Any] = {}
         if objects:
             from beitkit.runs.training.own import OwnParts  # here, because it imports torch
@@ -445,9 +452,23 @@ class Verb:
         return Signature(parameters)
 
 
-def _is_object(value: object) -> bool:
-    """Whether an option's value is neither left out nor a path nor text."""
-    return value is not None and not isinstance(value, str | os.PathLike)
+PATHS = str | os.PathLike
+"""What a path may be given as."""
+
+
+def _is_object(value: object, takes_several: bool) -> bool:
+    """Whether an option's value is neither left out nor a path nor text, nor several of these where it takes several."""
+    if takes_several and isinstance(value, Iterable) and all(isinstance(one, PATHS) for one in value):
+        return False
+    return value is not None and not isinstance(value, PATHS)
+
+
+def _collected(value: Any) -> Any:
+    """An iterator over paths, such as that of `Path.glob`, as a tuple of them; anything else as it is."""
+    if not isinstance(value, Iterator):
+        return value
+    first = tuple(itertools.islice(value, 1))
+    return value if first and not isinstance(first[0], PATHS) else (*first, *value)
 
 
 def _is_flat(hint: Any) -> bool:

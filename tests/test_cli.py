@@ -20,6 +20,7 @@ import beitkit
 from beitkit.cli import main
 from beitkit.command.options import with_options
 from beitkit.configs import train
+from beitkit.configs.model import BackboneConfig, ClassifierConfig
 from beitkit.configs.train import OptimConfig
 from beitkit.errors import UserError
 from beitkit.train.machine import together
@@ -54,6 +55,22 @@ QUICK = [
     ["recipes", "--json"],
 ]
 """Commands that need no network: what is asked for is told, or what is wrong with the command."""
+
+
+def test_what_loads_a_network_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """Which takes seconds, and torch imports it where one would not think of it."""
+    backbone = BackboneConfig.named("nano/16", image_size=32, final_norm=False)
+    beitkit.save(beitkit.Classifier(ClassifierConfig(backbone=backbone, classes=("a", "b"))), tmp_path / "cls")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    code = (
+        "import sys, beitkit\n"
+        "folder = sys.argv[1]\n"
+        "beitkit.inspect(f'{folder}/cls')\n"
+        "beitkit.show_load(f'{folder}/cls')\n"
+        "beitkit.predict(f'{folder}/image.png', model=f'{folder}/cls', device='cpu', threads=1)\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_all() -> None:

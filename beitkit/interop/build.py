@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from beitkit.configs.codec import short, to_json
@@ -15,6 +14,7 @@ from beitkit.configs.tokenizer import TokenizerConfig
 from beitkit.errors import UserError
 from beitkit.interop.kinds import FRESH_IN_BACKBONE, KINDS, AnyNetworkConfig, kind_of_config
 from beitkit.interop.stored import State, check_finite
+from beitkit.nn.shapes import only_shapes
 from beitkit.terminal import one_line
 
 LISTED = 8
@@ -94,7 +94,7 @@ def _check_sizes(config: dict[str, Any], largest: int, count: int) -> None:
 
 def shell(config: AnyNetworkConfig | TokenizerConfig) -> nn.Module:
     """The network without allocated weights: names and shapes only."""
-    with torch.device("meta"):
+    with only_shapes():
         return KINDS[kind_of_config(config)][0](config)
 
 

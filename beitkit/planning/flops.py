@@ -1,4 +1,4 @@
-"""FLOPs of one image, by PyTorch's counter on fake tensors.
+"""FLOPs of one image, by PyTorch's counter on tensors that have shapes only.
 
 2 per multiply-add of a matrix product or a convolution; tests compare with closed forms. Everything else (norms, softmax, GELU,
 resizing, the optimizer) is not counted, as usual; it takes time, but is less than 1% of the operations. Recomputation inside a

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from beitkit.configs.model import MaskedImageModelConfig
 from beitkit.nn.blocks import set_recompute
+from beitkit.nn.shapes import only_shapes
 from beitkit.planning.workload import CPU, Workload, backbone_of, count_parameters, tokenizer_network, without_content
 from beitkit.train.machine.runtime import rounding_once
 
@@ -117,7 +118,7 @@ def plan_memory(
     traced = trace_step(
         workload, batch_size, accumulation_steps=min(2, own_accumulation_steps), autocast=autocast, recompute=recompute
     )
-    with torch.device("meta"):
+    with only_shapes():
         objective = workload.objective()
     weights = FLOAT * count_parameters(objective)
     exchange, gradients, step = 0, weights, traced.peak

@@ -20,13 +20,14 @@ from beitkit.interop.kinds import KINDS, kind_of_config
 from beitkit.nn.backbone import Backbone
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.segmenter import Segmenter
+from beitkit.nn.shapes import only_shapes
 from beitkit.objectives.classify import Classify
 from beitkit.objectives.masked import MaskedTokens
 from beitkit.objectives.segment import Segment
 from beitkit.planning.flops import Flops, count_forward, counting
 from beitkit.tokenizers.frozen import Encoder, TokenizerNetwork
 
-CPU = torch.device("cpu")
+CPU, SHAPES = torch.device("cpu"), torch.device("meta")
 TrainedConfig = MaskedImageModelConfig | ClassifierConfig | SegmenterConfig
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,7 +72,7 @@ class Workload:
     @property
     def parameters(self) -> int:
         """Numbers that are trained."""
-        with torch.device("meta"):
+        with only_shapes():
             return count_parameters(self.objective())
 
     @property
@@ -130,7 +131,7 @@ class Workload:
 @contextmanager
 def without_content(make: Callable[[], Network]) -> Iterator[Network]:
     """A network on a CPU whose tensors, and all that are made inside, have shapes, types and storages but no memory."""
-    with torch.device("meta"):
+    with only_shapes():
         network = make()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield network.to_empty(device=CPU)
@@ -140,18 +141,20 @@ def without_content(make: Callable[[], Network]) -> Iterator[Network]:
 def network_flops(network: TrainedConfig, predicted: int = 0) -> Flops:
     """Of a network; `predicted` is the number of patches of an image that a masked-image model is asked about."""
     workload = Workload(network=network, predicted=predicted)
-    with without_content(workload.objective) as objective:
-        return count_forward(objective.eval(), workload.batch(1, CPU))
+    with only_shapes():
+        objective = workload.objective().eval()
+    return count_forward(objective, workload.batch(1, SHAPES))
 
 
 @cache
 def tokenizer_flops(config: TokenizerConfig, grid: Pair) -> int:
     """Of encoding one image into this grid of tokens."""
-    with without_content(lambda: tokenizer_network(config)) as tokenizer:
-        images = torch.rand(1, tokenizer.channels, *(side * tokenizer.stride for side in grid))
-        with counting() as counter:
-            tokenizer.encode(images)
-        return counter.get_total_flops()
+    with only_shapes():
+        tokenizer = tokenizer_network(config)
+    images = torch.rand(1, tokenizer.channels, *(side * tokenizer.stride for side in grid), device=SHAPES)
+    with counting() as counter:
+        tokenizer.encode(images)
+    return counter.get_total_flops()
 
 
 def tokenizer_network(config: TokenizerConfig) -> TokenizerNetwork:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beitkit.configs.tokenizer import DVAEConfig
+from beitkit.nn.shapes import autocast_off
 
 
 class Parts(NamedTuple):
@@ -61,9 +62,7 @@ def without_autocast(layer: nn.Module, x: Tensor) -> Tensor:
     In bfloat16 a network gives the tokens of float32 only if its residual stream, from the first layer to the logits, is not
     rounded (docs/performance.md).
     """
-    if not torch.amp.is_autocast_available(x.device.type):  # the device "meta", on which shapes are planned
-        return layer(x)
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_off(x.device):
         return layer(_wide(x))
 
 

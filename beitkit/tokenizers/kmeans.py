@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from beitkit.configs.data import ValueRange
 from beitkit.configs.tokenizer import KMeansConfig
 from beitkit.nn.patches import from_patches
+from beitkit.nn.shapes import autocast_off
 from beitkit.tokenizers.checks import check_ids, check_images
 from beitkit.tokenizers.clusters import Whitening, best_scores, center_scores
 from beitkit.tokenizers.codebook import gather_by_code
@@ -58,7 +59,7 @@ class KMeansTokenizer(nn.Module):
         """
         check_images(images, self.channels, self.stride)
         windows = contrast_normalized(self.windows(images), self.config.contrast_eps)
-        with torch.autocast(images.device.type, enabled=False):
+        with autocast_off(images.device):
             ids = best_scores(windows.flatten(0, 1), self.filters, self.offsets)[1]
         return ids.view(len(images), images.shape[2] // self.stride, images.shape[3] // self.stride)
 

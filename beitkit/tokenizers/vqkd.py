@@ -22,6 +22,7 @@ from beitkit.configs.tokenizer import VQKDConfig
 from beitkit.contracts import pixel_statistics
 from beitkit.errors import UserError
 from beitkit.nn.backbone import Backbone, Features, truncated_normal_
+from beitkit.nn.shapes import autocast_off
 from beitkit.tokenizers.codebook import Codebook, Quantized
 from beitkit.tokenizers.fingerprint import digest_of
 
@@ -65,7 +66,7 @@ class VQKD(nn.Module):
     def encode(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b gh gw"]:
         """The visual tokens of images in [0, 1] of the configured size."""
         patches = self.encoder(self._normalize(images))
-        with torch.autocast(images.device.type, enabled=False):
+        with autocast_off(images.device):
             return self.codebook.lookup(self._code_vectors(patches))
 
     def decode(self, ids: Int[Tensor, "b gh gw"]) -> Float[Tensor, "b c h w"]:
@@ -83,7 +84,7 @@ class VQKD(nn.Module):
         """The codes of images in [0, 1], as vectors and as ids; in training mode the codebook is updated."""
         patches = self.encoder(self._normalize(images))
         # Near codes would tie in bfloat16, so from here on everything is in the precision of the weights (official code).
-        with torch.autocast(images.device.type, enabled=False):
+        with autocast_off(images.device):
             return self.codebook(self._code_vectors(patches))
 
     def predict_features(self, vectors: Float[Tensor, "b d gh gw"]) -> Float[Tensor, "b n t"]:

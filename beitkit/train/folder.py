@@ -33,6 +33,8 @@ NETWORK = "network.json"
 """What is trained, written when the run begins (`runs.training.unfinished`)."""
 CONTENTS = "contents.npy"
 """What the image files held when the run began (`runs.training.contents`)."""
+OWN_IMAGES = "own images"
+"""In `inputs.json`, what a caller's dataset is known by (`data.own.images`), whichever of its items are trained on."""
 DONE = "done.json"
 """Written last: only a folder that has it, and the model, is finished."""
 LEFT_OVER = (

@@ -183,3 +183,10 @@ def test_a_gallery_shows_its_images_with_their_names() -> None:
     shown = Image.open(io.BytesIO(base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,"))))
     assert np.abs(np.asarray(shown).astype(int) - (250, 10, 10)).max() < 5
     assert all(text in page.text for text in ("a<b>.png", "distance 0.1", "1 of 3."))
+
+
+def test_facts_take_as_many_columns_as_they_need() -> None:
+    report = Report("Run")
+    report.facts([("Steps", "500"), ("Folder", "/home/ada/" + 3 * "long-name/"), ("Own images", "word " * 20)])
+    widths = re.findall(r"<div( class=\"\w+\")?><dt>", report.html())
+    assert widths == ["", ' class="wide"', ' class="widest"']

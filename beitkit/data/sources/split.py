@@ -156,12 +156,12 @@ def list_table(parts: Mapping[str, ImageList]) -> str:
 
 
 def set_aside_before(table: Path, source: LabeledSource, classes: Sequence[str]) -> ImageList:
-    """The validation images of a `split_table`; those of archives are looked up in them, as a list names files only.
+    """The validation images of a `split_table`; those of archives and datasets are looked up there, as a list names files only.
 
     Raises:
         UserError: the table cannot be read, or names images that are no longer there.
     """
-    if not isinstance(source, LabeledArchives):
+    if not isinstance(source, LabeledArchives | LabeledItems):
         return find_labeled(table, "val", classes=classes)
     named = {os.fsencode(row.name) for row in csv_rows(table, labeled=True) if row.split == "val"}
     files = source.read(None, classes)

@@ -112,7 +112,12 @@ def _limits(model: Network, result: Mapping[str, Any]) -> list[str]:
         lines.append("every pixel is given one of its classes, also where an image shows none of them")
     if isinstance(model, MaskedImageModel):
         lines.append("it predicts visual tokens of masked patches; it is a start for training, and names nothing in an image")
-    if "top1" in result or "miou" in result:
+    if isinstance(model, Classifier) and model.config != model.config.uncalibrated():
+        lines.append(
+            f"its probabilities were fitted on the images that it was validated on (temperature {model.config.temperature:.4g}), "
+            "and are better there than on others: `beitkit evaluate` measures their calibration"
+        )
+    elif result.keys() & {"top1", "map", "miou"}:
         lines.append("whether its probabilities are right was not looked at: `beitkit evaluate` measures their calibration")
     return [
         *lines,

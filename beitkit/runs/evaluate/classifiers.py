@@ -16,6 +16,7 @@ from torch import Tensor
 from beitkit.command.following import command, unused
 from beitkit.configs.model import ClassifierConfig
 from beitkit.configs.segmentation import InferenceConfig
+from beitkit.data.own.images import OwnImages
 from beitkit.data.sources.find import LabeledList, find_labeled, labeled_source
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import SEPARATOR
@@ -41,8 +42,8 @@ from beitkit.train.machine.runtime import Runtime
 NAMED_IN_A_REFUSAL = 3
 
 
-def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
-    """The measuring of classifiers with the same classes.
+def classification(config: EvaluateRun, networks: Sequence[object], images: Path | OwnImages) -> Prepared:
+    """The measuring of classifiers with the same classes on `images`, which the config names or describes.
 
     Raises:
         UserError: networks that cannot be compared, options that are for segmenters, or no images for them.
@@ -53,10 +54,10 @@ def classification(config: EvaluateRun, networks: Sequence[object]) -> Prepared:
     for model in models:
         check_views(config.inference, model.config.backbone.image_size)
         model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
-    files, where = _images(config, models[0].config.classes)
+    files, where = _images(config, images, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)
-    name_leaks(_trained_on(config), files)
+    name_leaks(_trained_on(config, images), files)
     if files.targets is not None and not models[0].config.multilabel:
         raise UserError(f"{config.images} has several labels an image, but {config.model[0]} was trained for one")
     views = config.inference.view_words
@@ -177,14 +178,14 @@ def _in_order(config: ClassifierConfig, classes: tuple[str, ...]) -> ClassifierC
     return replace(config, classes=classes, thresholds=thresholds)
 
 
-def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, str]:
+def _images(config: EvaluateRun, images: Path | OwnImages, classes: tuple[str, ...]) -> tuple[ImageList, str]:
     """What to measure, and its name: never images the model was trained on without saying so."""
-    source = labeled_source(config.images, config.columns)
+    source = labeled_source(images, config.columns)
     if "train" in source.splits or isinstance(source, LabeledList):
         for split in ("val", "test"):
             if split in source.splits:
                 return source.read(split, classes), f"the {split} part of {config.images}"
-    runs = {model: run for model in config.model if (run := run_on(model, config.images)) is not None}
+    runs = {model: run for model in config.model if (run := run_on(model, images)) is not None}
     asides = [model / "split.csv" for model, run in runs.items() if run["val"] is None]
     if asides:
         lists = [set_aside_before(aside, source, classes) for aside in asides]
@@ -200,7 +201,7 @@ def _images(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[ImageList, s
     return files, str(config.images) + (" (training images)" if is_for_training else "")
 
 
-def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
+def _trained_on(config: EvaluateRun, images: Path | OwnImages) -> Iterator[ImageList]:
     """What the models were trained on, as their runs wrote it down; else the train part of the images."""
     listed = [model / "split.csv" for model in config.model if (model / "split.csv").is_file()]
     for table in listed:
@@ -208,7 +209,7 @@ def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
             yield find_labeled(table, "train")
     if not listed:
         with suppress(UserError):
-            source = labeled_source(config.images, config.columns)
+            source = labeled_source(images, config.columns)
             if "train" in source.splits:
                 yield source.read("train")
 

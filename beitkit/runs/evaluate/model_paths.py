@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beitkit.data.own.images import OwnImages
 from beitkit.files import read_json
+from beitkit.train.folder import OWN_IMAGES
 
 
 def run_config(model: Path) -> dict[str, Any] | None:
@@ -25,10 +27,12 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [name if last.count(name) == 1 else str(path) for name, path in zip(last, paths, strict=True)]
 
 
-def run_on(model: Path, images: Path) -> dict[str, Any] | None:
+def run_on(model: Path, images: Path | OwnImages) -> dict[str, Any] | None:
     """What the run of this folder was asked for, if these very images were given to it."""
     run = run_config(model)
     try:
+        if isinstance(images, OwnImages):  # which share their description with others of the same class and length
+            return run if run is not None and read_json(model / "inputs.json")[OWN_IMAGES] == images.fingerprint else None
         return run if run is not None and "val" in run and os.path.realpath(run["images"]) == os.path.realpath(images) else None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OSError, TypeError, ValueError):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from beitkit.errors import UserError
 from beitkit.evaluation.comparison import Evaluation, ModelResult, seed_groups
 from beitkit.inference.part import csv_bytes
 from beitkit.interop.load import load
@@ -13,17 +14,23 @@ from beitkit.runs.evaluate.config import EvaluateRun
 from beitkit.runs.evaluate.model_paths import run_config, short_names
 from beitkit.runs.evaluate.report import as_json, print_result, write_report
 from beitkit.runs.evaluate.segmenters import segmentation
+from beitkit.runs.training.own import NONE, OwnParts
 from beitkit.system import write_atomically
 from beitkit.train.folder import RunFolder
 from beitkit.train.journal import say_skipped
 from beitkit.train.machine.runtime import start_runtime
 
 
-def run(config: EvaluateRun) -> Evaluation:
-    """Measure, and print tables."""
+def run(config: EvaluateRun, own: OwnParts = NONE) -> Evaluation:
+    """Measure, and print tables. `own` are the objects that the config describes."""
     networks = [load(path, image_size=config.image_size) for path in config.model]
     segmenters = [network for network in networks if isinstance(network, Segmenter)]
-    prepared = segmentation(config, segmenters) if len(segmenters) == len(networks) else classification(config, networks)
+    if len(segmenters) == len(networks):
+        if own.images is not None:
+            raise UserError(f"{config.images} is for classifiers; give {config.model[0]}, which labels pixels, files and masks")
+        prepared = segmentation(config, segmenters)
+    else:
+        prepared = classification(config, networks, own.images_or(config.images))
     folder = None if config.out is None else RunFolder(config.out, "evaluate", config)
     runtime = start_runtime(config.machine)
     broken: set[Path] = set()

@@ -52,6 +52,7 @@ from beitkit.runs.training.start import Start
 from beitkit.runs.training.task import refuse_scenes
 from beitkit.system import write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import OWN_IMAGES
 from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
@@ -79,6 +80,8 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
     inputs = {"pictures": train.digest, "validation pictures": val.digest}
     deep = is_deep(pixels.channels, pixels.preprocessing.value_range)
     augmentation = own.augmentation_of(config.augmentation, pixels.channels, is_deep=deep)
+    if train.items is not None:
+        inputs[OWN_IMAGES] = train.items.fingerprint
     if augmentation is not None:
         inputs["augmentation"] = augmentation.fingerprint[0]
     checked = checked_by({"images": train} | ({} if config.val is None else {"validation images": val}), None, augmentation)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from beitkit.command.following import command, kept, unused
 from beitkit.configs.parts import shard_of
+from beitkit.data.own.images import OwnImages
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.survey import name_other_ranges
+from beitkit.errors import GIVEN, UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Computation
 from beitkit.inference.part import OutputFile, Rows
@@ -19,17 +21,28 @@ from beitkit.interop.kinds import Network
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun
 from beitkit.runs.predict.inputs import gather_images
+from beitkit.runs.training.own import OwnParts
 from beitkit.runs.training.reader import note_on_cut
 from beitkit.terminal import one_line
 
 
-def images_of(config: PredictRun | EmbedRun, model: Network, block: int) -> tuple[ImageList, ImageList]:
-    """All images that the command names, and those of its shard, which takes blocks of `block` in turn.
+def images_of(config: PredictRun | EmbedRun, model: Network, block: int, own: OwnParts) -> tuple[ImageList, ImageList]:
+    """All images that the command names, or that were given, and those of its shard, which takes blocks of `block` in turn.
 
     Images that are of another range than those of the model are named on stderr, and how much is cut off.
+
+    Raises:
+        UserError: as `gather_images` and `OwnImages.of`; or an object for Ray, whose processes open paths.
     """
     number, shards = shard_of(config.shard)
-    found = gather_images(config.inputs, config.columns.image)
+    if own.inputs is None:
+        found = gather_images(config.inputs, config.columns.image)
+    elif config.engine == "ray":
+        raise UserError(
+            f"`engine='ray'` opens images by their paths, but {config.inputs[0]} is an object of this program; leave `engine` out"
+        )
+    else:
+        found = ImageList.of_items(OwnImages.of(own.inputs))
     files = shard(found, block, number, shards)
     name_other_ranges(files, model.config.preprocessing.value_range)
     if not isinstance(model, Segmenter):
@@ -66,10 +79,11 @@ def write_in_parts(
     compute: Computation,
     files: Mapping[Path, OutputFile],
     settings: dict[str, Setting],
+    own: OwnParts,
 ) -> Written:
     """Compute what is missing of these files, the last of which the user named; `settings` are what else they depend on."""
     block = config.batch_size * BATCHES_PER_BLOCK
-    found, images = images_of(config, model, block)
+    found, images = images_of(config, model, block, own)
     settings = settings | {"batch_size": config.batch_size, "shard": config.shard, "engine": config.engine}
     command = command_of(verb, model, found, config.machine, settings)
     engine = engine_of(config, model, compute)
@@ -78,12 +92,13 @@ def write_in_parts(
 
 
 MOST_INPUTS = 3
-"""Inputs that a command names again; more of them are IMAGES."""
+"""Inputs that a command names again; more of them, and an object of a Python program, are IMAGES."""
 
 
 def keep(config: PredictRun, name: str) -> str:
     """The same command, with its predictions written to a file or folder of this name."""
-    inputs = config.inputs if len(config.inputs) <= MOST_INPUTS else ("IMAGES",)
+    is_named = len(config.inputs) <= MOST_INPUTS and not str(config.inputs[0]).startswith(GIVEN)
+    inputs = config.inputs if is_named else ("IMAGES",)
     return command("predict", *inputs, out=unused(Path(name)), **kept(config, *SAME))
 
 

@@ -47,6 +47,7 @@ from beitkit.report.images import fit, png_bytes, stacked, to_bytes
 from beitkit.report.overlays import colored, legend, overlay
 from beitkit.runs.predict.config import PredictRun
 from beitkit.runs.predict.parts import images_of, keep
+from beitkit.runs.training.own import OwnParts
 from beitkit.system import write_atomically
 from beitkit.terminal import one_line, print_answer
 from beitkit.train.folder import locked
@@ -60,13 +61,13 @@ CELL, ACROSS, GAP = 256, 4, 3
 """Long side in pixels of an image on it, images and overlays in a row, and white pixels around each."""
 
 
-def predict_scenes(config: PredictRun, model: Segmenter) -> Written:
+def predict_scenes(config: PredictRun, model: Segmenter, own: OwnParts) -> Written:
     """Label every image; write a folder, or print what each class covers."""
     if config.engine != "local":
         raise UserError("`engine='ray'` is for classifiers; several machines share the labeling of images by `shard`, 1/n to n/n")
     if config.out is not None and (config.out.suffix or config.out.is_file()):
         raise UserError(f"`out` {config.out} must be a folder for a segmenter's masks and overlays, such as masks/")
-    found, files = images_of(config, model, 1)
+    found, files = images_of(config, model, 1, own)
     settings = {"shard": config.shard, "inference": str(config.inference.over(model.config.inference))}
     settled = command_of("predict", model, found, config.machine, settings)
     runtime = start_runtime(config.machine)
@@ -241,10 +242,13 @@ def _shares(prediction: ScenePrediction) -> dict[str, dict[str, float]]:
 def _names(found: ImageList) -> dict[str, str]:
     """Where each image's files go, below the folder that all images share; without its ending where that is unambiguous.
 
-    Members of archives have their own names there, below the archive's where several archives have the same ones.
+    Members of archives have their own names there, below the archive's where several archives have the same ones. Items of a
+    dataset have their numbers, of as many digits as the last one.
     """
     paths = [found.path(place) for place in range(len(found))]
-    if found.members is None:
+    if found.items is not None:
+        relative = [Path(f"{place:0{len(str(len(found) - 1))}d}") for place in range(len(found))]
+    elif found.members is None:
         shared = Path(os.path.commonpath([path.absolute().parent for path in paths]))
         relative = [path.absolute().relative_to(shared) for path in paths]
     else:

@@ -25,6 +25,8 @@ class OwnParts:
 
     images: object | None = None
     val: object | None = None
+    inputs: object | None = None
+    """In place of the paths that `predict` and `embed` take."""
     tokenizer: PatchTokenizer | None = None
     augmentation: Augmentation | None = None
 
@@ -43,7 +45,7 @@ class OwnParts:
     def descriptions(self) -> dict[str, str | Path]:
         """What the config holds in the place of each, by field."""
         found: dict[str, str | Path] = {}
-        for field in ("images", "val"):
+        for field in ("images", "val", "inputs"):
             given: Any = getattr(self, field)
             if given is not None:
                 found[field] = Path(listed(given))

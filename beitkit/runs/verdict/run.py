@@ -36,6 +36,9 @@ from beitkit.train.folder import RunFolder
 
 ARCHIVES_DIVIDED = "{} holds archives that are not divided, so that every seed would compare on other images; give `val`"
 
+SPLIT, SCENES = "split.csv", "scenes.csv"
+"""Where the images are that the first seed set aside for validation, if none were given."""
+
 
 def run(config: VerdictRun) -> Verdict:
     """Run or continue all of it; returns what was found."""
@@ -45,13 +48,13 @@ def run(config: VerdictRun) -> Verdict:
     content = as_json(verdict)
     write_atomically(config.out / "verdict.json", (json.dumps(plain(content), indent=2) + "\n").encode())
     write_report(config.out / "report.html", verdict, _facts(config))
-    following = command(
-        "evaluate",
-        config.val or config.images,
-        model=_best_run(config, verdict),
-        classes=config.classes,
-        **kept(config, "columns"),
-    )
+    best = _best_run(config, verdict)
+    aside = next((config.out / name for name in (SPLIT, SCENES) if (config.out / name).is_file()), None)
+    if aside is None:
+        given = config.val or config.images
+        following = command("evaluate", given, model=best, classes=config.classes, **kept(config, "columns"))
+    else:  # of the images themselves most were trained on
+        following = command("evaluate", aside, model=best)
     print_result(verdict, config.out, following)
     return verdict
 
@@ -76,7 +79,7 @@ def _classified(config: VerdictRun) -> Verdict:
     folder.pin(pictures=train.digest, **{"validation pictures": val.digest}, **digests)
     divided = config
     if not is_divided:  # by the first seed; left to the runs, every seed would set other images aside
-        table = folder.path / "split.csv"
+        table = folder.path / SPLIT
         write_atomically(table, split_table(train, val).encode("utf-8", "surrogateescape"))
         divided = replace(config, images=table, columns=type(config.columns)())
     contests = classifier_contests(
@@ -110,7 +113,7 @@ def _segmented(config: VerdictRun) -> Verdict:
     folder.pin(pictures=train.digest, **{"validation pictures": val.digest}, **digests)
     divided = config
     if not is_divided:
-        table = folder.path / "scenes.csv"
+        table = folder.path / SCENES
         write_atomically(table, as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
         divided = replace(config, images=table, classes=None, all_values=False, columns=type(config.columns)())

@@ -1,6 +1,7 @@
 """Model cards say what the run folder records, and what it does not."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import beitkit
@@ -40,6 +41,10 @@ def test_a_run_is_told(tmp_path: Path) -> None:
         "every image is given one of its classes",
     ):
         assert expected in text
+    assert "whether its probabilities are right was not looked at" in text
+    fitted = model()
+    fitted.config = replace(fitted.config, temperature=0.75)
+    assert "fitted on the images that it was validated on (temperature 0.75)" in "\n".join(sections(tmp_path, fitted))
     assert "/home" not in text
     assert "scratch" not in text
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 import beitkit
+from beitkit.configs.model import BackboneConfig, SegmenterConfig
 from beitkit.configs.train import LoopConfig
 from beitkit.errors import UserError
+from beitkit.evaluation.comparison import Evaluation
 
 MACHINE: dict[str, Any] = {"threads": 1, "device": "cpu", "workers": 0, "precision": "float32"}
 SMALL: dict[str, Any] = {"size": "nano", "image_size": 32, "patch": 8, "steps": 6, "batch_size": 4} | MACHINE
@@ -111,6 +113,71 @@ def test_finetune_and_probe_take_pairs_and_validation_images(folder: Path, tmp_p
     )
     folds = beitkit.finetune(in_order_of(folder), folds=2, out=tmp_path / "folds", **options)
     assert len(folds.measures[0].values) == 2
+
+
+def _measured(result: Evaluation) -> dict[str, float]:
+    return {measure.name: measure.value for measure in result.models[0].scores.measures}
+
+
+def test_evaluate_predict_and_embed_take_what_was_trained_on(folder: Path, tmp_path: Path) -> None:
+    pairs, machine = in_order_of(folder), {"device": "cpu", "threads": 1, "workers": 0}
+    cls = tmp_path / "cls"
+    beitkit.finetune(pairs, size="nano", image_size=32, patch=8, steps=4, batch_size=4, scratch=True, out=cls, **MACHINE)
+    aside = beitkit.evaluate(pairs, model=cls, out=tmp_path / "evaluation", **machine)
+    table = (cls / "split.csv").read_text().splitlines()
+    assert aside.images == sum(line.endswith('"val"') for line in table) == 2
+    assert aside.where == "the part of <python: list, 12 images> that was set aside for validation"
+    there = beitkit.evaluate(folder, model=cls, **machine)
+    other = beitkit.evaluate(pairs[::-1], model=cls, **machine)  # of the same class and length
+    assert (other.images, other.where) == (12, "<python: list, 12 images>")
+    assert _measured(other) == pytest.approx(_measured(there), nan_ok=True)
+
+    paths = sorted(folder.rglob("*.png"))
+    for name, given in (("there", paths), ("here", pairs)):
+        given_as = iter(paths) if name == "there" else pairs  # as `Path.rglob` gives them
+        beitkit.predict(given_as, model=cls, out=tmp_path / f"{name}.csv", batch_size=4, **machine)
+        beitkit.embed(given, model=cls, out=tmp_path / f"{name}.npy", batch_size=4, **machine)
+    rows = {name: (tmp_path / f"{name}.csv").read_text().splitlines()[1:] for name in ("there", "here")}
+    assert [row.split(",")[1:] for row in rows["there"]] == [row.rpartition('"')[2].split(",")[1:] for row in rows["here"]]
+    assert rows["here"][3].startswith('"<python: list, 12 images>: item 3",')
+    np.testing.assert_array_equal(np.load(tmp_path / "here.npy"), np.load(tmp_path / "there.npy"))
+    with pytest.raises(UserError, match="holds the result of another command .*inputs was"):
+        beitkit.predict(pairs[::-1], model=cls, out=tmp_path / "here.csv", batch_size=4, **machine)
+    for shard in (None, "1/2", "2/2"):  # of 16 images
+        beitkit.embed(IMAGES * 2, model=cls, out=tmp_path / "part.npy", batch_size=1, shard=shard, **machine)
+    parts = [np.load(tmp_path / f"part-0000{number}-of-00002.npy") for number in (1, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), np.load(tmp_path / "part.npy"))
+
+
+def test_items_are_predicted_with_a_name_each_and_broken_ones_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Holed:
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            if index == 3:
+                raise OSError("the disk has a hole")
+            return IMAGES[index]
+
+    torch.manual_seed(0)
+    backbone = BackboneConfig(width=24, depth=4, heads=4, hidden=48, image_size=(32, 32), patch=(8, 8), final_norm=False)
+    beitkit.save(beitkit.Segmenter(SegmenterConfig(backbone=backbone, classes=("a", "b"), channels=8)), tmp_path / "seg")
+    beitkit.predict(Holed(), model=tmp_path / "seg", out=tmp_path / "masks", device="cpu", threads=1)
+    assert "Holed, 12 images>: item 3: OSError: the disk has a hole" in capsys.readouterr().err
+    names = sorted(path.name for path in (tmp_path / "masks" / "index").iterdir())
+    assert names == [f"{index:02d}.png" for index in range(12) if index != 3]
+    beitkit.predict(Holed(), model=tmp_path / "seg", device="cpu", threads=1)
+    assert "Next: beitkit predict IMAGES --out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="Holed, 12 images> is for classifiers; give .*seg, which labels pixels, files"):
+        beitkit.evaluate(Holed(), model=tmp_path / "seg")
+    with pytest.raises(UserError, match=r"`engine='ray'` opens images by their paths, but <python: .*Holed, 12 images> is an"):
+        beitkit.embed(Holed(), model=tmp_path / "seg", out=tmp_path / "ray.npy", engine="ray")
+    with pytest.raises(UserError, match="Stream has no length"):
+        beitkit.embed(Stream(), model=tmp_path / "seg", out=tmp_path / "stream.npy")
+    with pytest.raises(UserError, match="map has no length"):
+        beitkit.embed(map(image, range(2)), model=tmp_path / "seg", out=tmp_path / "stream.npy")
 
 
 def test_a_callable_trains_what_the_tokenizer_trains_that_it_calls(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -152,7 +153,12 @@ def test_floors_and_probe_see_the_labels_of_the_fine_tuning(world: Path, tmp_pat
     assert "there is no other start" in contest.sentence
 
 
-def test_images_that_are_not_divided_are_divided_once(world: Path, tmp_path: Path) -> None:
+def follow(printed: str) -> None:
+    """Run the command after the last `Next:`."""
+    run(*shlex.split(printed.rpartition("Next: beitkit ")[2]), *MACHINE)
+
+
+def test_images_that_are_not_divided_are_divided_once(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All seeds are compared on the images that the first one set aside."""
     out = tmp_path / "out"
     run("verdict", world / "labeled" / "train", "--from", world / "pre", "--seeds", 1, 2, "--out", out, *SHORT, *MACHINE,
@@ -161,6 +167,8 @@ def test_images_that_are_not_divided_are_divided_once(world: Path, tmp_path: Pat
     assert splits[0] == splits[1]
     assert result(out)["images"] == 4
     assert result(out)["contests"][0]["floors"] == []
+    follow(capsys.readouterr().out)  # of the images that were set aside, not of those that were trained on
+    assert f"the val part of {out / 'split.csv'}: top-1" in capsys.readouterr().out
 
 
 def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +188,10 @@ def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert floors["commonest class"]["pixel_accuracy"] == pytest.approx([share, share])
     assert floors["commonest class"]["mean"] == pytest.approx(share / 2)
     assert floors["linear head on color and position"]["mean"] > 0.99
-    assert "A floor is ahead, though not clearly: linear head on color and position" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "A floor is ahead, though not clearly: linear head on color and position" in printed
+    follow(printed)
+    assert f"the val part of {out / 'scenes.csv'}" in capsys.readouterr().out
     before = (out / "measured" / "pre-6-0.json").stat().st_mtime_ns
     run(*command)
     assert (out / "measured" / "pre-6-0.json").stat().st_mtime_ns == before
