@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check unit test-torch docs wheel-check bench gpu screenshot clean
+.PHONY: demo test check unit test-torch docs wheel-check bench gpu screenshot lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/beitkit demo --out runs/demo
@@ -51,17 +51,26 @@ gpu: $(VENV)/.installed-dev
 screenshot: $(VENV)/.installed
 	$(BIN)/python tools/screenshot.py runs/demo/report.html docs/images/report.png --width 1000 --height 1240
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "beitkit needs Python 3.11 or newer; say make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs,hub,onnx,parquet,ray]"
-	# A referee in tests, under a stub of torchvision: with its dependencies, pip would replace the pinned PyTorch.
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
-	touch $@
+# What CI runs is what was reviewed: every file is known by its hash, pip resolves nothing, and nothing is built but the clone itself.
+# PyTorch alone is known by its version only (requirements-ci.txt says why); it comes second, so that what it needs is there. timm, a
+# referee in tests, runs under a stub of torchvision, which would replace the pinned PyTorch; so pip need not warn that it is missing.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt requirements-ci.txt | $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes --no-deps --only-binary :all: -r requirements-ci.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-warn-conflicts -r constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(VENV)/.installed $@
+
+# Renews requirements-ci.txt where pyproject.toml changed, UPGRADE=1 to the newest of all; needs uv (pip install uv).
+lock:
+	$(PYTHON) tools/lock.py $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf $(VENV)

@@ -71,7 +71,7 @@ class PartedOutput:
 
     def missing(self) -> list[int]:
         """The parts still to compute."""
-        return [number for number in range(self.parts) if not self._marker(number).exists()]
+        return [number for number in range(self.parts) if self._counts(number) is None]
 
     def write(self, number: int, part: Rows) -> None:
         """Write a part."""
@@ -86,8 +86,8 @@ class PartedOutput:
         Raises:
             UserError: no image could be read; nothing is kept.
         """
-        counts = [read_json(self._marker(number)) for number in range(self.parts)]
-        images, unreadable = (sum(count[name] for count in counts) for name in ("pictures", "unreadable"))
+        counts = [self._counts(number) or (0, 0) for number in range(self.parts)]
+        images, unreadable = map(sum, zip(*counts, strict=True)) if counts else (0, 0)
         if images and unreadable == images:
             shutil.rmtree(self.folder)
             self._record.unlink()
@@ -106,7 +106,8 @@ class PartedOutput:
             return None
         try:
             record = read_json(self._record)
-            command, outcome = record["command"], record["outcome"]
+            command, outcome = dict(record["command"]), record["outcome"]
+            counts = None if outcome is None else (int(outcome["pictures"]), int(outcome["unreadable"]))
         except (OSError, ValueError, KeyError, TypeError):
             there = next((path for path in self._tables if path.exists()), self.folder)
             raise UserError(f"`out`: {there} is already there; choose another name, or remove it yourself") from None
@@ -121,10 +122,10 @@ class PartedOutput:
                 f"`out` {self.out} holds {what} of another command ({'; '.join(differing)}); choose another name, or remove "
                 f"{self.folder if is_begun else self.out}"
             )
-        if outcome is None or not all(path.exists() for path in self._tables):
+        if counts is None or not all(path.exists() for path in self._tables):
             return None
         shutil.rmtree(self.folder, ignore_errors=True)  # left by a process that was killed after it had finished
-        return Written(outcome["pictures"], outcome["unreadable"], self.out)
+        return Written(*counts, self.out)
 
     def _note(self, outcome: dict[str, int] | None) -> None:
         record = {"command": self._command, "outcome": outcome}
@@ -132,6 +133,14 @@ class PartedOutput:
 
     def _part(self, number: int, path: Path) -> Path:
         return self.folder / f"part-{number:05d}{path.name.removeprefix(self.out.stem)}"
+
+    def _counts(self, number: int) -> tuple[int, int] | None:
+        """The images of a part and the unreadable ones among them; None where the part is not complete."""
+        try:
+            counts = read_json(self._marker(number))
+            return int(counts["pictures"]), int(counts["unreadable"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _marker(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.json"

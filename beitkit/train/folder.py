@@ -20,7 +20,7 @@ import torch
 
 from beitkit.configs.codec import NOT_PART_OF_A_RUN, flat, to_json
 from beitkit.errors import GIVEN, UserError, few, writing_to
-from beitkit.files import MOST_OWN, read_json, read_text, why
+from beitkit.files import MOST_OWN, read_json, read_regular, why
 from beitkit.system import append, write_atomically
 from beitkit.terminal import tell
 from beitkit.train.checkpoints.checkpoint import Checkpoints
@@ -159,7 +159,9 @@ class RunFolder:
         return [("Unreadable files", f"{count:,}, listed in {self.broken_list.name}")] if count else []
 
     def _broken_lines(self) -> list[str]:
-        return read_text(self.broken_list, MOST_OWN).splitlines(keepends=True) if self.broken_list.exists() else []
+        if not self.broken_list.exists():
+            return []
+        return read_regular(self.broken_list, MOST_OWN).decode("utf-8", errors="replace").splitlines(keepends=True)
 
     def _record_start(self) -> None:
         """Store the environment of the first start and of every resume."""
@@ -170,7 +172,8 @@ class RunFolder:
         if first is None:
             self.write_json(path.name, environment() | {"marks_end": True})
         else:
-            self.write_json(path.name, first | {"continued": [*first.get("continued", []), environment()]})
+            before = first.get("continued")
+            self.write_json(path.name, first | {"continued": [*(before if isinstance(before, list) else []), environment()]})
 
 
 def environment() -> dict[str, Any]:
@@ -189,18 +192,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git_revision() -> str | None:
+def _git_revision(root: Path = Path(__file__).parents[2]) -> str | None:
     """Revision of the source tree that is running, if it is one."""
-    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
+    # `git describe --dirty` rewrites .git/index, whose lock may be in the way of somebody's commit.
+    command = ["git", "--no-optional-locks", "-C", str(root)]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, timeout=10
+        revision, changed = (
+            subprocess.run([*command, *rest], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for rest in (["describe", "--always"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return revision + "-dirty" if changed else revision
 
 
 def _is_left_over(entry: Path) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import random
 import resource
@@ -33,6 +34,7 @@ from beitkit.command.config_file import arguments_of
 from beitkit.configs.codec import from_json, to_json
 from beitkit.configs.data import ReadLimit
 from beitkit.configs.model import BackboneConfig, ClassifierConfig, MaskedImageModelConfig
+from beitkit.configs.train import TrainConfig
 from beitkit.data.decoding.decode import BrokenImage, Encoded, open_image
 from beitkit.data.decoding.limit import reading_up_to
 from beitkit.data.decoding.raw import read_raw
@@ -49,6 +51,14 @@ from beitkit.interop.load import load, load_tokenizer
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.planning.rates import given_rates
 from beitkit.report.journal import read_journal
+from beitkit.runs.checkpoints.card import sections
+from beitkit.runs.compare import run as compare
+from beitkit.runs.compare.config import CompareRun
+from beitkit.runs.evaluate.model_paths import run_on
+from beitkit.runs.finetune.config import FinetuneRun
+from beitkit.runs.pack import shards
+from beitkit.runs.pipeline.ledger import Ledger
+from beitkit.runs.replay import run as replay
 from beitkit.runs.training.contents import read_contents, write_contents
 from beitkit.train.bad_steps import listed
 from beitkit.train.checkpoints.manifest import Manifest, RowRange, StoredFile, StoredTensor, parse_manifest
@@ -241,6 +251,7 @@ def parsers(room: Path) -> dict[str, Parser]:
     found |= _options(room)
     found |= {f"image, {kind}": Parser([data], decoded) for kind, data in encoded.items()}
     found |= {f"raw image, {kind}": Parser([encoded[kind]], read_raw) for kind in ("PNG", "TIFF", "JPEG", "PPM")}
+    found |= _runs(room, classifier, in_folder)
     _add_cache(found, cache, in_folder, cached)
     _add_parquet(found, room, archived)
     return found
@@ -284,6 +295,60 @@ def _bad_steps() -> Parser:
     return Parser([line * 2, line.replace(b'"nan"', b"2.5")], read, "steps.jsonl")
 
 
+def _runs(room: Path, model: Classifier, in_folder: Callable[..., Any]) -> dict[str, Parser]:
+    """Files of a run's folder besides its model, each read as the verbs do that are given the folder."""
+    config = FinetuneRun(room / "images", model=room / "classify", out=room / "run", train=TrainConfig(steps=4))
+    good = {
+        "config.json": {"verb": "finetune", **to_json(config)},
+        "environment.json": {"beitkit": "0.1.0", "torch": "2.13.0", "gpus": ["x"], "cores": 2, "continued": [{"cores": 2}]},
+        "result.json": {"top1": 0.5, "val_digest": "ab", "classes": {"a": 0.5, "b": {"c": 1}}, "images": [1, 0]},
+    }
+    for folder in (room / "run", room / "other"):
+        folder.mkdir()
+        for name, content in good.items():
+            (folder / name).write_text(json.dumps(content))
+        (folder / "journal.jsonl").write_text(
+            '{"kind": "train", "step": 1, "loss": 2.5}\n{"kind": "evaluate", "step": 2, "top1": 0.5}\n'
+        )
+
+    def compared(folder: Path) -> object:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return compare.run(CompareRun((folder, room / "other")))
+
+    def laid_back(name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
+        def put(path: Path) -> object:
+            try:
+                return in_folder(f"run/{name}", read)(path)
+            finally:
+                (room / "run" / name).write_text(json.dumps(good[name]))
+
+        return put
+
+    readers: dict[str, Callable[[Path], object]] = {"compared": compared, "card": lambda folder: sections(folder, model)}
+    of_config: dict[str, Callable[[Path], object]] = {
+        "replayed": replay._read,
+        "evaluated": lambda folder: run_on(folder, room / "images"),
+    }
+    packing = {"settings": {"pictures": "ab", "shard_bytes": 9}, "taken": [2, 4], "skipped": [[1, "broken"]]}
+    ledger = {"stages": {"audit": {"done": True, "seconds": 2.5, "settings": {"a": 1}}}, "spent": 3.5, "began": None}
+    packed, settings = room / "packed", shards._Settings(pictures="ab", shard_bytes=9)
+    packed.mkdir()
+    found = {
+        f"run, {name}, {reader}": Parser([json.dumps(content).encode()], laid_back(name, read))
+        for name, content in good.items()
+        for reader, read in (readers | (of_config if name == "config.json" else {})).items()
+    }
+    return found | {
+        "packing.json": Parser(
+            [json.dumps(packing).encode()],
+            in_folder(f"packed/{shards.PACKING}", lambda folder: shards._whole_shards(folder, settings)),
+        ),
+        "progress.json": Parser(
+            [json.dumps(ledger).encode()], in_folder("packed/progress.json", lambda folder: Ledger(folder).is_done("audit"))
+        ),
+    }
+
+
 def _options(room: Path) -> dict[str, Parser]:
     """Files of `--config` in each language, as far as to the config that they make."""
     from beitkit.command.parse import parse
@@ -324,8 +389,6 @@ def _add_parquet(found: dict[str, Parser], room: Path, archived: Callable[[Path]
 
 
 def _encoded(kind: str) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, kind)
@@ -333,7 +396,6 @@ def _encoded(kind: str) -> bytes:
 
 
 def _tar(images: Path) -> bytes:
-    import io
     import tarfile
 
     buffer = io.BytesIO()
@@ -386,8 +448,8 @@ def fuzz(seconds: float, seed: int = 0, only: Sequence[str] = (), say: Callable[
                 try:
                     parser.read(path)
                 except parser.expected as error:
-                    if "\n" in str(error):
-                        problem = f"a message of several lines: {str(error)!r}"
+                    if "\n" in str(error) or "[Errno" in str(error):
+                        problem = f"not one plain line: {str(error)!r}"
                 except Exception:
                     problem = traceback.format_exc()
                 if not problem and time.process_time() - begun > SLOW:

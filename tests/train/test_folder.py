@@ -1,6 +1,8 @@
 """A run folder continues the same command and refuses all else."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +13,7 @@ import pytest
 from beitkit.configs.train import LoopConfig, MachineConfig, TrainConfig
 from beitkit.errors import UserError
 from beitkit.runs.tokenizer.config import TokenizerRun
-from beitkit.train.folder import RunFolder
+from beitkit.train.folder import RunFolder, _git_revision
 
 
 @pytest.fixture
@@ -130,3 +132,41 @@ def test_inputs_that_changed_are_refused(config: TokenizerRun) -> None:
     again.pin(images="a", tokenizer="b")
     with pytest.raises(UserError, match="the tokenizer changed since the run in .* began"):
         again.pin(images="a", tokenizer="other")
+
+
+def test_damage_in_what_a_run_notes_stops_nothing(config: TokenizerRun) -> None:
+    folder = RunFolder(config.out, "tokenizer", config)
+    folder.note_broken(Path("a.png"), "truncated")
+    folder.journal.touch()
+    with folder.broken_list.open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    environment = config.out / "environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"continued": 5}))
+    again = RunFolder(config.out, "tokenizer", config)
+    again.note_broken(Path("a.png"), "truncated")
+    again.note_broken(Path("b.png"), "truncated")
+    assert again.broken_facts() == [("Unreadable files", "3, listed in broken_files.jsonl")]
+    assert len(json.loads(environment.read_text())["continued"]) == 1
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_revision_is_told_without_writing_to_the_clone(tmp_path: Path) -> None:
+    """git would store in its index that a file is the same as before, with a lock that is in the way of a commit."""
+
+    def git(*words: str) -> None:
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", tmp_path, *author, *words], check=True, capture_output=True)
+
+    assert _git_revision(tmp_path) is None
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    os.utime(tmp_path / "a", (1, 1))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    revision = _git_revision(tmp_path)
+    assert revision is not None
+    assert len(revision) >= 7
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+    (tmp_path / "a").write_text("2")
+    assert _git_revision(tmp_path) == f"{revision}-dirty"

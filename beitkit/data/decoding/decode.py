@@ -407,6 +407,6 @@ def opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an exception, on one line of at most 200 characters."""
-    text = " ".join(str(error).split())
+    """The message of an exception, on one line of at most 200 characters; of the system's errors the words alone."""
+    text = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
     return text[:200] or type(error).__name__

@@ -84,7 +84,8 @@ def _compute(run: Path, config: Mapping[str, Any], environment: Mapping[str, Any
         epochs = f" ({last.numbers['epoch']:.3g} epochs)" if "epoch" in last.numbers else ""
         lines.append(f"{last.step:,} steps{epochs}{rate}")
     if "torch" in environment:
-        gpus = Counter(map(str, environment.get("gpus") or []))
+        listed = environment.get("gpus")
+        gpus = Counter(map(str, listed if isinstance(listed, list) else []))
         device = ", ".join(f"{count} x {name}" for name, count in gpus.items()) or f"{environment.get('cores', '?')} CPU cores"
         lines.append(f"{device}; torch {environment['torch']}")
     return [*lines, "energy: not measured"] if lines else []

@@ -210,8 +210,9 @@ def _whole_shards(out: Path, settings: _Settings) -> tuple[list[int], list[tuple
     """How many images were taken up to the end of each shard that is there, and what was left out on the way."""
     try:
         content = read_json(out / PACKING, MOST_OWN)
-        there = _Settings(**content["settings"])
-        done: list[int] = content["taken"]
+        stored = content["settings"]
+        there = _Settings(pictures=str(stored["pictures"]), shard_bytes=int(stored["shard_bytes"]))
+        done = [int(taken) for taken in content["taken"]]
         skipped = [(int(index), str(reason)) for index, reason in content["skipped"]]
     except FileNotFoundError:
         return [], []

@@ -71,11 +71,12 @@ class Ledger:
     def _read(self) -> None:
         try:
             content = read_json(self.path, MOST_OWN)
-            self.stages, self._before = dict(content["stages"]), float(content["spent"])
+            self.stages = {name: dict(found) for name, found in content["stages"].items()}
+            self._before = float(content["spent"])
             began = content["began"]
             if began is not None:  # a start that was killed: it lived until it wrote for the last time
                 self._before += max(0.0, self._last_sign() - float(began))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{self.path} is damaged; remove it, and what is not finished is planned again") from None
 
     def _last_sign(self) -> float:

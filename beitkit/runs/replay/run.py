@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import tempfile
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from beitkit.configs.codec import from_json
+from beitkit.configs.codec import from_json, to_json
 from beitkit.data.budget import memory_up_to
 from beitkit.data.decoding.limit import reading_up_to
 from beitkit.data.patience import patient_for
+from beitkit.data.tokens.cache import CONTENTS, HEADER, STATES, TOKENS, TokenCache, read_key
 from beitkit.errors import NumericalError, UserError
 from beitkit.files import MOST_OWN, read_json, why
 from beitkit.report.journal import read_journal
@@ -75,6 +77,9 @@ def run(config: ReplayRun) -> ReplayResult:
         copy = Path(scratch) / "run"
         first = _laid_out(config.run, copy, config.step, is_bad=bad is not None)
         again = replace(original, out=copy, **({"compare": None} if hasattr(original, "compare") else {}))
+        if _has_own_tokens(getattr(original, "tokens", None), config.run, copy):
+            again = replace(again, tokens=None)
+            (copy / "config.json").write_text(json.dumps({"verb": verb, **to_json(again)}))
         with replayed(replay), _read_as(original), suppress(Replayed):
             VERBS[verb][1](again)
         now = _logged(copy / "journal.jsonl")
@@ -104,7 +109,7 @@ def _read(path: Path) -> tuple[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} holds no run ({recorded}: {why(error)}); give the folder of one") from None
     verb = content.pop("verb", None) if isinstance(content, dict) else None
-    if verb not in VERBS:
+    if not isinstance(verb, str) or verb not in VERBS:
         raise UserError(f"{recorded} is of {verb!r}; only runs of {', '.join(VERBS)} have steps that can be computed again")
     config = from_json(VERBS[verb][0], content, where=str(recorded))
     if getattr(config, "kind", "dvae") == "kmeans":
@@ -118,8 +123,6 @@ def _laid_out(run: Path, copy: Path, step: int, *, is_bad: bool) -> int:
     for entry in run.iterdir():
         if entry.is_file() and entry.name not in NOT_COPIED and entry.suffix not in (".safetensors", ".tmp"):
             shutil.copyfile(entry, copy / entry.name)
-    if (run / "tokens").is_dir():
-        (copy / "tokens").symlink_to((run / "tokens").absolute())
     if step == 1:
         return 1
     source = run / (FOLDER if is_bad else "checkpoints")
@@ -130,6 +133,21 @@ def _laid_out(run: Path, copy: Path, step: int, *, is_bad: bool) -> int:
     for file in source.glob(f"step-{stored.step:08d}*"):
         (copy / "checkpoints" / file.name).symlink_to(file.absolute())
     return stored.step + 1
+
+
+def _has_own_tokens(given: Path | None, run: Path, copy: Path) -> bool:
+    """Lay the token cache out, as a copy where the run has not filled it yet; returns whether that stands for a given one."""
+    cache = given or run / "tokens"
+    if not cache.is_dir():
+        return False
+    if TokenCache(cache, read_key(cache), is_writable=False).is_complete:
+        if given is None:
+            (copy / "tokens").symlink_to(cache.absolute())
+        return False
+    (copy / "tokens").mkdir()
+    for name in (HEADER, CONTENTS, STATES, TOKENS):  # the run may go on meanwhile: what is marked by now is there later
+        shutil.copyfile(cache / name, copy / "tokens" / name)
+    return given is not None
 
 
 @contextmanager

@@ -40,6 +40,8 @@ KINDS_IN_WORDS: dict[type[Any], str] = {
 }
 PLAIN_GRID = (14, 14)
 """Tokens of an image where only a tokenizer is there, and no run that says how many."""
+MOST_TOKENS = 2**16
+"""Tokens of an image that a run's file is believed to have; an image of 2048 pixels has as many at 8 pixels a token."""
 
 
 class Sheets(NamedTuple):
@@ -207,4 +209,5 @@ def _grid_of(model: Path, tokenizer: TokenizerNetwork) -> Pair:
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if not isinstance(height, int) or not isinstance(width, int):
         return PLAIN_GRID
-    return max(1, height // tokenizer.stride), max(1, width // tokenizer.stride)
+    down, across = max(1, height // tokenizer.stride), max(1, width // tokenizer.stride)
+    return (down, across) if down * across <= MOST_TOKENS else PLAIN_GRID

@@ -162,9 +162,12 @@ def test_stale_and_other_folders_are_refused(folder: Path, tmp_path: Path) -> No
         find_images(tmp_path / "s")
     with pytest.raises(UserError, match="is not empty and holds no shards"):
         pack_run.run(PackRun(folder, out=folder))
-    (tmp_path / "s/packing.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        packed(files, tmp_path / "s")
+    good = json.loads((tmp_path / "s/packing.json").read_text())
+    odd = ({"taken": 5}, {"taken": ["x"]}, {"settings": good["settings"] | {"shard_bytes": []}})
+    for damaged in ("{", "[]", *(json.dumps(good | one) for one in odd)):
+        (tmp_path / "s/packing.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            packed(files, tmp_path / "s")
 
 
 def test_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,6 +254,7 @@ def test_a_start_that_was_killed_counts_until_it_last_wrote(tmp_path: Path, monk
     again = Ledger(tmp_path)
     assert 30 <= again.spent < 35
     assert again.decided("tokenizer", lambda: {"patches": 4}) == {"patches": 3}
-    (tmp_path / "progress.json").write_text("[]")
-    with pytest.raises(UserError, match="is damaged"):
-        Ledger(tmp_path)
+    for damaged in ("[]", '{"stages": 5, "spent": 0, "began": null}', '{"stages": {"audit": 5}, "spent": 0, "began": null}'):
+        (tmp_path / "progress.json").write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            Ledger(tmp_path)

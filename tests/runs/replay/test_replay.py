@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import beitkit
+from beitkit.configs.tokenizer import DVAEConfig
 from beitkit.configs.train import LoopConfig, OptimConfig
 from beitkit.errors import NumericalError, UserError
 from beitkit.train.bad_steps import listed
@@ -69,9 +70,10 @@ def test_what_cannot_be_replayed_is_said(done: Path, tmp_path: Path) -> None:
         beitkit.replay(done, step=11)
     with pytest.raises(UserError, match="holds no run"):
         beitkit.replay(tmp_path, step=1)
-    (tmp_path / "config.json").write_text('{"verb": "probe"}')
-    with pytest.raises(UserError, match="is of 'probe'; only runs of tokenizer, pretrain, finetune, segment"):
-        beitkit.replay(tmp_path, step=1)
+    for verb, shown in (('"probe"', "'probe'"), ("[]", r"\[\]")):
+        (tmp_path / "config.json").write_text(f'{{"verb": {verb}}}')
+        with pytest.raises(UserError, match=f"is of {shown}; only runs of tokenizer, pretrain, finetune, segment"):
+            beitkit.replay(tmp_path, step=1)
 
 
 def test_bad_steps_are_computed_again_from_the_state_before_them(
@@ -90,3 +92,25 @@ def test_bad_steps_are_computed_again_from_the_state_before_them(
     assert not math.isfinite(result.loss)
     assert result.compared == 2
     assert f"its 4 images: {images}" in said
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_token_cache_that_is_not_full_is_only_read(images: Path, tmp_path: Path, is_given: bool) -> None:
+    """Which rows are stored depends on the images that were shown: a replay would store those of its steps."""
+    machine = {"threads": 1, "device": "cpu", "workers": 0}
+    small = DVAEConfig(vocabulary=8, hidden=8, stride=4)
+    beitkit.tokenizer(images, out=tmp_path / "tok", dvae=small, image_size=16, steps=2, batch_size=4, **machine)
+    options = OPTIONS | {"tokenizer": tmp_path / "tok", "target": "tokens", "patch": 4}
+    tokens = tmp_path / "given" if is_given else None
+    if tokens is not None:
+        beitkit.tokenize(images, tokenizer=tmp_path / "tok", out=tokens, views=3, image_size=16, patch=4, **machine)
+        states = np.lib.format.open_memmap(tokens / "states.npy", "r+")
+        states[:] = 0
+        states.flush()
+    beitkit.pretrain(images, out=tmp_path / "pre", steps=2, views=3, tokens=tokens, loop=LoopConfig(log_every=1), **options)
+    cache = tokens or tmp_path / "pre" / "tokens"
+    assert 0 < (np.load(cache / "states.npy") == 1).mean() < 1
+    (cache / ".lock").unlink()
+    before = {path: (path.read_bytes(), path.stat().st_ctime_ns) for path in cache.iterdir()}
+    assert beitkit.replay(tmp_path / "pre", step=2).compared
+    assert {path: (path.read_bytes(), path.stat().st_ctime_ns) for path in cache.iterdir()} == before
