@@ -117,7 +117,7 @@ def first(folder: Path, checkouts: dict[str, Path], rounds: int) -> None:
     print_head(f"s, ratio to {OURS}")
     for size in SIZES:
         image = next((folder / size).iterdir())
-        command = [sys.executable, "-m", "beitkit", "predict", str(image), "--model", str(folder / "native")]
+        command = [sys.executable, "-P", "-m", "beitkit", "predict", str(image), "--model", str(folder / "native")]
         taken = {who: [] for who in checkouts}
         for _ in range(rounds):
             for who, checkout in checkouts.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from beitkit.configs.codec import short, to_json
 from beitkit.configs.model import MaskedImageModelConfig, SegmenterConfig
@@ -92,9 +93,24 @@ def _check_sizes(config: dict[str, Any], largest: int, count: int) -> None:
             )
 
 
+VALUES = {getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "erfinv", "clamp", "mul", "div", "fill", "zero")}
+"""Methods that change the values of a tensor and nothing else."""
+
+
+class _Valueless(TorchFunctionMode):
+    """Leaves out what only changes values: of tensors without memory PyTorch imports a second's worth of modules for it."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in VALUES:
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
 def shell(config: AnyNetworkConfig | TokenizerConfig) -> nn.Module:
     """The network without allocated weights: names and shapes only."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Valueless():
         return KINDS[kind_of_config(config)][0](config)
 
 
