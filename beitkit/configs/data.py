@@ -195,8 +195,8 @@ class ReadConfig(ReadLimit):
     max_broken: Share = 0.01
     """Stop when more than this share of the files cannot be read; fewer are skipped and listed."""
     cache: NonNegativeFloat = later(512.0)
-    """MiB that each process of a run may hold of decoded images: small ones (up to 128x128 pixels) are then decoded once, and the
-    views of an evaluation are made once; 0 holds nothing. What comes out is the same."""
+    """MiB of decoded images that a process of a run may hold, together with those that read for it: small ones (up to 128x128
+    pixels) are then decoded once, and the views of an evaluation are made once; 0 holds nothing. What comes out is the same."""
     timeout: NonNegativeFloat = later(300.0)
     """Seconds after which processes that read (`workers`) and bring no batch are taken to hang, and are started anew at the same
     image; 0 waits for ever."""

@@ -22,6 +22,10 @@ SMALL_PIXELS = 128 * 128
 """Only images up to this size are worth holding decoded."""
 
 
+BESIDE = 1024
+"""Bytes that a tensor takes beside its values."""
+
+
 class HeldImages:
     """The first images of a list, as far as they have been decoded; a larger image than the slots is never held.
 
@@ -75,14 +79,20 @@ class HeldImages:
         return index < self.count and bool(self.sizes[index, 0] < 0)
 
 
+class _Pass:
+    """Batches in memory, which count against the limit for as long as this is there."""
+
+    def __init__(self, which: tuple[int, int, int]) -> None:
+        self.which = which
+        self.batches: list[Batch] = []
+        self.is_whole = False
+
+
 class KeptPass:
     """The batches of a pass over images, kept for the next one where they fit."""
 
     def __init__(self) -> None:
-        self._batches: list[Batch] = []
-        self._which: tuple[int, int, int] | None = None
-        self._is_whole = False
-        self._has_room: bool | None = None
+        self._pass: _Pass | None = None
 
     def batches(
         self, read: Callable[[], Generator[Batch, None, None]], which: tuple[int, int, int], images: int
@@ -91,26 +101,26 @@ class KeptPass:
 
         `which` are the batches' size, and which share of them (`contracts.Share`) is read.
         """
-        if self._is_whole and self._which == which:
-            yield from map(dict, self._batches)
+        if self._pass is not None and self._pass.is_whole and self._pass.which == which:
+            yield from map(dict, self._pass.batches)
             return
-        kept: list[Batch] | None = []
+        self._pass = None  # before the next one asks for room
+        kept: _Pass | None = _Pass(which)
         with closing(read()) as stream:
             for batch in stream:
-                if kept == []:
-                    size = len(batch["index"])
-                    kept = kept if self._fit(sum(value.nbytes for value in batch.values()) / size * images) else None
+                if kept is not None and not kept.batches:
+                    each = sum(value.nbytes + BESIDE for value in batch.values()) / len(batch["index"])
+                    kept = kept if budget().taken(1, math.ceil(each * images), kept) else None
                 if kept is not None:
-                    kept.append(dict(batch))
+                    kept.batches.append({name: _own(value) for name, value in batch.items()})
                 yield batch
         if kept is not None:
-            self._batches, self._which, self._is_whole = kept, which, True
+            kept.is_whole, self._pass = True, kept
 
-    def _fit(self, total: float) -> bool:
-        """Whether so many bytes may be held; asked once, they count as long as the pass does."""
-        if self._has_room is None:
-            self._has_room = budget().taken(1, math.ceil(total), self) > 0
-        return self._has_room
+
+def _own(value: Tensor) -> Tensor:
+    """The values in memory of this process: what a worker sent holds a file open, of which there may be a thousand."""
+    return value.clone() if value.is_shared() else value
 
 
 def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

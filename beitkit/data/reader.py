@@ -18,10 +18,10 @@ from torch import Tensor
 from beitkit.configs.data import Preprocessing, ValueRange
 from beitkit.configs.model import BackboneConfig, Pair
 from beitkit.contracts import ImageInput
-from beitkit.data.decoding.decode import BrokenImage, image_mode, opaque, upright
+from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_mode, opaque, upright
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.raw import RawImage, channels_first
-from beitkit.data.decoding.reading import AnyImage, as_tensor, is_deep, scaled, whole_image
+from beitkit.data.decoding.reading import AnyImage, as_tensor, is_deep, readable_image, scaled
 from beitkit.data.stream import normalized
 from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
@@ -92,20 +92,23 @@ class WholeReader:
             UserError: a file that cannot be read, or an array that is not an image.
         """
         try:
-            return as_tensor(opened(image, self.channels, self.value_range))
+            loaded = opened(image, self.channels, self.value_range)
+            return as_tensor(loaded.decoded() if isinstance(loaded, StoredImage) else loaded)
         except BrokenImage as broken:
             raise UserError(f"{broken.path} cannot be read: {broken.reason}") from None
 
 
-def opened(image: ImageInput, channels: int, value_range: ValueRange | None = None, smallest: Pair = (1, 1)) -> AnyImage:
-    """An image in any form, upright, as a network with these channels and this range takes it.
+def opened(
+    image: ImageInput, channels: int, value_range: ValueRange | None = None, smallest: Pair = (1, 1)
+) -> AnyImage | StoredImage:
+    """An image in any form, upright, as a network with these channels and this range takes it; a JPEG is not decoded yet.
 
     Raises:
         BrokenImage: a file that cannot be read, or is smaller than `smallest` (height, width).
         UserError: an array that is not an image.
     """
     if isinstance(image, str | bytes | os.PathLike):
-        return whole_image(Path(os.fsdecode(image)), channels, value_range, smallest)
+        return readable_image(Path(os.fsdecode(image)), channels, value_range, smallest)
     if not isinstance(image, Image.Image | np.ndarray | Tensor):
         nested = isinstance(image, list | tuple)
         what = f"a {type(image).__name__} in the list of images" if nested else f"a {type(image).__name__}"

@@ -76,22 +76,23 @@ def training_stream(
 
 
 def evaluation_stream(
-    dataset: ImageDataset, batch_size: int, *, workers: int = 0, share: Share = WHOLE
+    dataset: ImageDataset, batch_size: int, *, workers: int = 0, share: Share = WHOLE, first: int = 0
 ) -> Generator[Batch, None, None]:
-    """One pass in the list's order, or a share of its batches; the last one may be smaller. Otherwise as `training_stream`.
+    """One pass in the list's order from batch `first` on, or a share of these; the last one may be smaller. Otherwise as
+    `training_stream`.
 
     Of a dataset whose passes are repeated, the batches are kept in memory where they fit.
     """
     total = len(dataset)
 
     def read() -> Generator[Batch, None, None]:
-        keys = ([dataset.locate(place) for place in range(first, min(first + batch_size, total))] for first in firsts)
+        keys = ([dataset.locate(place) for place in range(at, min(at + batch_size, total))] for at in places)
         return read_batches(dataset.read_batch, keys, workers)
 
-    firsts = range(0, total, batch_size)[share.rank :: share.of]
+    places = range(first * batch_size, total, batch_size)[share.rank :: share.of]
     workers = 0 if dataset.files.is_stream else workers
-    if dataset.kept is not None:
-        return dataset.kept.batches(read, (batch_size, share.rank, share.of), sum(min(batch_size, total - at) for at in firsts))
+    if dataset.kept is not None and not first:
+        return dataset.kept.batches(read, (batch_size, share.rank, share.of), sum(min(batch_size, total - at) for at in places))
     dataset.hold()
     return read()
 

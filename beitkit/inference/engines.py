@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from beitkit.data.stream import evaluation_dataset, evaluation_stream, normalize
 from beitkit.data.transfer import to_device
 from beitkit.errors import Interrupted
 from beitkit.inference.networks import Computation, cast_weights_, source_of
+from beitkit.inference.pace import Pacing, Spent, Way
 from beitkit.inference.part import Rows, in_blocks
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.ray_engine import import_ray, ray_results
@@ -29,19 +31,18 @@ Engine = Callable[[ImageList], Iterator[Rows]]
 """From images to their results, in input order."""
 
 
-def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, batch_size: int) -> Engine:
-    """The engine of this name for a computation, whose network `model` has been read.
+def chosen_engine(name: EngineName, computation: BatchComputation, model: Network, pacing: Pacing) -> Engine:
+    """The engine of this name for a computation, whose network `model` has been read; Ray leaves nothing to be found out.
 
     Raises:
         UserError: Ray is not installed, or the machine lacks the device or precision.
     """
     if name == "ray":
         import_ray()
-        return lambda files: ray_results(files, computation, batch_size=batch_size)
-    machine = computation.machine
-    runtime = start_runtime(machine)
+        return lambda files: ray_results(files, computation, batch_size=pacing.read)
+    runtime = start_runtime(computation.machine)
     model.to(runtime.device)
-    return lambda files: local_results(files, model, computation.compute, runtime, batch_size=batch_size, workers=machine.workers)
+    return lambda files: local_results(files, model, computation.compute, runtime, pacing)
 
 
 def complete(result: PartedOutput, files: ImageList, block: int, engine: Engine, report: Callable[[int, int], None]) -> Written:
@@ -81,19 +82,33 @@ def shard(files: ImageList, block: int, number: int, shards: int) -> ImageList:
     return blocks_of(files, block, list(range(number - 1, -(-len(files) // block), shards)))
 
 
-def local_results(
-    files: ImageList, model: Network, compute: Computation, runtime: Runtime, *, batch_size: int, workers: int
-) -> Iterator[Rows]:
+def local_results(files: ImageList, model: Network, compute: Computation, runtime: Runtime, pacing: Pacing) -> Iterator[Rows]:
     """Results computed in this process, batch by batch; `model` is on the runtime's device, its weights are cast for it."""
     cast_weights_(model, runtime.autocast)
     preprocessing = model.config.preprocessing
     dataset = evaluation_dataset(files, model.config.backbone, preprocessing)
-    stream = evaluation_stream(dataset, batch_size, workers=workers)
-    for batch in normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std):
-        with torch.no_grad(), runtime.precision():
-            outputs = compute(model, batch["images"]).float().cpu()
-        is_broken, indices = batch["broken"].cpu() >= 0, batch["index"].tolist()
-        check_outputs(outputs[~is_broken], source_of(model))
-        outputs[is_broken] = np.nan
-        errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken.tolist(), strict=True)]
-        yield Rows([files.path(index) for index in indices], errors, outputs.numpy())
+    cores = torch.get_num_threads()
+
+    def batches(first: int, ways: Iterable[Way], workers: int) -> Iterator[tuple[Rows, Spent]]:
+        stream = evaluation_stream(dataset, pacing.read, workers=workers, first=first)
+        stream = normalized(to_device(stream, runtime.device), preprocessing.mean, preprocessing.std)
+        began = time.perf_counter()
+        for way, batch in zip(ways, stream, strict=False):
+            read = time.perf_counter()
+            torch.set_num_threads(way.threads)
+            with torch.no_grad(), runtime.precision():
+                parts = [compute(model, part).float().cpu() for part in batch["images"].split(way.batch_size)]
+            outputs, indices = torch.cat(parts), batch["index"].tolist()
+            ended = time.perf_counter()
+            is_broken = batch["broken"].cpu() >= 0
+            check_outputs(outputs[~is_broken], source_of(model))
+            outputs[is_broken] = np.nan
+            errors = [dataset.reason(index) if broken else "" for index, broken in zip(indices, is_broken.tolist(), strict=True)]
+            rows = Rows([files.path(index) for index in indices], errors, outputs.numpy())
+            yield rows, Spent((read - began) / len(indices), (ended - read) / len(indices))
+            began = time.perf_counter()
+
+    try:
+        yield from pacing.results(batches, len(files), cores, is_tried=runtime.kind == "cpu")
+    finally:
+        torch.set_num_threads(cores)

@@ -16,6 +16,7 @@ from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.image_list import ImageList
 from beitkit.errors import UserError
 from beitkit.files import read_json
+from beitkit.inference.pace import Way
 from beitkit.inference.part import OutputFile, Rows
 from beitkit.interop.kinds import Network
 from beitkit.system import write_atomically
@@ -23,6 +24,7 @@ from beitkit.tokenizers.fingerprint import digest_of
 from beitkit.train.folder import locked
 
 Setting = str | int | None
+WAY = "way.json"
 
 
 class Written(NamedTuple):
@@ -72,6 +74,18 @@ class PartedOutput:
     def missing(self) -> list[int]:
         """The parts still to compute."""
         return [number for number in range(self.parts) if self._counts(number) is None]
+
+    def way(self) -> Way | None:
+        """How the parts that are there were computed, where that was found out."""
+        try:
+            way = Way(**read_json(self.folder / WAY))
+        except (OSError, ValueError, TypeError):
+            return None
+        return way if all(isinstance(value, int) and value > 0 for value in way) else None
+
+    def note_way(self, way: Way) -> None:
+        """Have the other parts computed in the same way, also after a stop."""
+        write_atomically(self.folder / WAY, json.dumps(way._asdict()).encode())
 
     def write(self, number: int, part: Rows) -> None:
         """Write a part."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from beitkit.configs.data import INCEPTION, MaskConfig, ViewConfig
-from beitkit.contracts import Batch
+from beitkit.contracts import Batch, Share
 from beitkit.data import dataset as datasets
 from beitkit.data.budget import MIB, Budget, budget, memory_up_to
 from beitkit.data.dataset import ImageDataset
@@ -24,6 +26,7 @@ from beitkit.data.stream import evaluation_stream, training_stream, with_limit_o
 from beitkit.data.views.augment import RandAugment
 from beitkit.data.views.image import EvaluationView, PretrainView, TrainView, View
 from beitkit.data.views.masking import masker
+from beitkit.system import resident_bytes
 
 
 def write(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB", seed: int = 0) -> ImageList:
@@ -247,3 +250,88 @@ def test_memory_that_nobody_touches_takes_no_room() -> None:
     assert held.size(3) == (5, 6)
     assert not held.put(4, torch.ones(3, 33, 6, dtype=torch.uint8))
     assert held.refuses(4)
+
+
+MEASURED = """
+import gc, torch
+from beitkit.data.budget import budget
+from beitkit.data.memory import HeldImages, KeptPass
+from beitkit.system import resident_bytes
+
+def grown():
+    gc.collect()
+    return resident_bytes() - before, left - budget().left
+
+def batches(count):
+    for first in range(0, count, 64):
+        yield {
+            "images": torch.full((64, 3, 32, 32), 7, dtype=torch.uint8), "labels": torch.zeros(64, dtype=torch.int64),
+            "index": torch.arange(first, first + 64), "broken": torch.full((64,), -1),
+        }
+
+list(batches(640))
+torch.ones(3, 32, 32, dtype=torch.uint8).clone()
+before, left = resident_bytes(), budget().left
+held = HeldImages(10000, (3, 32, 32), torch.uint8)
+for index in range(held.count):
+    held.put(index, torch.full((3, 32, 32), index % 251, dtype=torch.uint8))
+print(*grown())
+del held
+before, left = resident_bytes(), budget().left
+kept = KeptPass()
+for which in ((64, 0, 1), (64, 0, 2)):  # another share takes the place of the first
+    for batch in kept.batches(lambda: batches(9600), which, 9600):
+        pass
+print(*grown())
+"""
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="only Linux tells what a process holds")
+def test_what_is_counted_is_what_is_held() -> None:
+    """Resident memory of a process of its own against its own count; a list of decoded images took nearly twice its count."""
+    said = subprocess.run([sys.executable, "-c", MEASURED], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(said) == 2
+    for line in said:
+        resident, counted = map(int, line.split())
+        assert 28 * MIB < counted < 31 * MIB
+        assert 0.85 < resident / counted < 1.15
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists what a process has open")
+def test_a_pass_that_workers_read_is_kept_without_open_files(tmp_path: Path) -> None:
+    files = write(tmp_path, [(28, 28)] * 12)
+    data = ImageDataset(files, EvaluationView(INCEPTION, (16, 16)), kind="evaluate", is_repeated=True)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    batches = list(evaluation_stream(data, 2, workers=1))
+    assert all(value.is_shared() for value in batches[0].values())  # each has a file
+    del batches
+    again = list(evaluation_stream(data, 2, workers=1))
+    assert not any(value.is_shared() for batch in again for value in batch.values())
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+    assert_same(again, list(evaluation_stream(ImageDataset(files, data.view, kind="evaluate"), 2)))
+
+
+def test_readers_of_several_processes_hold_one_tensor(tmp_path: Path) -> None:
+    """What two workers and the process itself read is counted, and allowed, once."""
+    files = write(tmp_path, [(28, 28)] * 10)
+    each = 3 * 28 * 28 + 4
+    with memory_up_to(4 * each / MIB):
+        data = ImageDataset(files, PretrainView(ViewConfig(), (28, 28), None))
+        take(training_stream(data, 5, workers=2), 6)
+        assert data._held is not None
+        assert (data._held.count, data._held.bytes, budget().left) == (4, 4 * each, 0)
+        assert data._held.sizes.tolist() == [[28, 28]] * 4
+
+
+def test_a_pass_gives_its_room_back(tmp_path: Path) -> None:
+    files = write(tmp_path, [(28, 28)] * 10)
+    with memory_up_to(1.0):
+        data = ImageDataset(files, EvaluationView(INCEPTION, (16, 16)), kind="evaluate", is_repeated=True)
+        whole = budget().left
+        list(evaluation_stream(data, 4))
+        taken = whole - budget().left
+        assert taken > 10 * 3 * 16 * 16
+        list(evaluation_stream(data, 4, share=Share(1, 2)))  # half of them in place of all
+        assert 0 < whole - budget().left < taken
+        del data
+        assert budget().left == whole

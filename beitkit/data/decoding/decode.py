@@ -117,6 +117,8 @@ class StoredImage:
     height: int
     """Of the upright image at full size, as `width`."""
     width: int
+    turn: Image.Transpose | None = None
+    """What EXIF says puts it upright."""
     kept: dict[int, Image.Image | Pixels] = field(default_factory=dict, repr=False, compare=False)
     """What was decoded, by its reduction: several views of an image are shown one after the other."""
 
@@ -129,7 +131,7 @@ class StoredImage:
         # The copy takes as long as simplejpeg is faster, and Pillow alone would have to be checked on.
         whole = self.pixels(reduction)
         if not isinstance(whole, Image.Image):
-            whole = self.kept[_possible(reduction)] = Image.fromarray(whole)
+            whole = self.kept[possible_reduction(reduction)] = Image.fromarray(whole)
         return whole
 
     def pixels(self, reduction: int = 1) -> Image.Image | Pixels:
@@ -138,7 +140,7 @@ class StoredImage:
         Raises:
             BrokenImage: the pixels are damaged or cut short.
         """
-        reduction = _possible(reduction)
+        reduction = possible_reduction(reduction)
         if reduction not in self.kept:
             with opened_image(self.source) as image:
                 pixels = self._by_simplejpeg(image, reduction)
@@ -154,12 +156,13 @@ class StoredImage:
         image.load()
         return upright(opaque(image, self.mode), image)
 
-    def _by_simplejpeg(self, image: Image.Image, reduction: int) -> Pixels | None:
-        """The pixels of a JPEG that is stored as it is wanted."""
+    def _by_simplejpeg(self, image: Image.Image, reduction: int) -> Image.Image | Pixels | None:
+        """The pixels of a JPEG that is stored as it is wanted, or turned."""
         size = image.height, image.width
-        if not is_decodable(image.mode, size) or image.mode != self.mode or _turn(image) is not None:
+        if not is_decodable(image.mode, size) or image.mode != self.mode:
             return None
-        return decode_jpeg(_content(image), image.mode, size, reduction)
+        pixels = decode_jpeg(_content(image), image.mode, size, reduction)
+        return pixels if pixels is None or self.turn is None else Image.fromarray(pixels).transpose(self.turn)
 
 
 def check_whole(image: Image.Image) -> None:
@@ -188,7 +191,7 @@ def bytes_per_pixel(image: Image.Image, mode: str) -> int | float:
     return decoded + shown + _BYTES_BESIDE.get(image.format or "", 0)
 
 
-def _possible(reduction: int) -> int:
+def possible_reduction(reduction: int | float) -> int:
     """The largest reduction that libjpeg has and that is asked for."""
     return next((possible for possible in (8, 4, 2) if reduction >= possible), 1)
 
@@ -207,8 +210,8 @@ def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1,
         if image.format not in JPEGS:
             image.load()
             return upright(opaque(image, mode), image)
-        is_sideways = _turn(image) in SIDEWAYS
-        return StoredImage(source, mode, *((width, height) if is_sideways else (height, width)))
+        turn = _turn(image)
+        return StoredImage(source, mode, *((width, height) if turn in SIDEWAYS else (height, width)), turn)
 
 
 def open_image(path: Path | Encoded, channels: int, *, smallest: Pair = (1, 1)) -> Image.Image:

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 from beitkit.configs.data import Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
-from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage
+from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage, possible_reduction
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
 from beitkit.data.views.batched import Jitter, cut_alike, jittered
-from beitkit.data.views.orientation import Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
+from beitkit.data.views.orientation import FLIPPED_AXES, Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
 
 View = Callable[..., dict[str, Tensor]]
 """Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
@@ -43,6 +43,7 @@ MAX_ASPECT = 16  # longer images lose their ends before they are resized for eva
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
+FINENESS = 2.9  # times the size that evaluation resizes to, which a JPEG decoded at less than its size still has (decision 017)
 GRAY_SIDE = 128  # of images of at least twice this side the mean gray is that of fewer pixels (decision 007)
 
 
@@ -203,7 +204,7 @@ class EvaluationView:
 
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w), uint8."""
-        image, shown = _decoded(image), self.preprocessing
+        shown, box = self.preprocessing, Box(0, 0, image.height, image.width)
         if shown.fit == "letterbox":
             return {"images": _letterboxed(image, self.image_size, shown)}
         if max(self.image_size) <= SMALL:
@@ -211,11 +212,10 @@ class EvaluationView:
         elif shown.fit == "squeeze":
             size = outer_size(self.image_size, shown.crop_share)
         else:
-            image = _shortened(image)
-            size = covering_size((image.height, image.width), self.image_size, shown.crop_share)
+            box = _middle(box)
+            size = covering_size((box.height, box.width), self.image_size, shown.crop_share)
         top, left = (round((whole - part) / 2) for whole, part in zip(size, self.image_size, strict=True))
-        center = left, top, left + self.image_size[1], top + self.image_size[0]
-        return {"images": as_tensor(_resized(image, size, Image.Resampling[shown.filter.upper()]).crop(center))}
+        return {"images": _seen(image, box, size, Box(top, left, *self.image_size), shown)}
 
 
 @dataclass(frozen=True)
@@ -455,16 +455,17 @@ def _shrunk(crop: DeepImage | UInt8[Tensor, "rows columns *channels"], size: Pai
     return F.interpolate(pixels.unsqueeze(0), size, mode=mode, antialias=True)[0].contiguous()
 
 
-def _letterboxed(image: AnyImage, size: Pair, shown: Preprocessing) -> Shaped[Tensor, "c h w"]:
+def _letterboxed(image: AnyImage | StoredImage, size: Pair, shown: Preprocessing) -> Shaped[Tensor, "c h w"]:
     """The whole image between bars of the mean color, which normalization makes 0; of a crop share below 1 the center."""
     inner = holding_size((image.height, image.width), size, shown.crop_share)
-    resized = as_tensor(_resized(image, inner, Image.Resampling[shown.filter.upper()]))
+    (rows, at_rows), (columns, at_columns) = map(_centered, inner, size)
+    part = Box(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+    resized = _seen(image, Box(0, 0, image.height, image.width), inner, part, shown)
     mean = torch.tensor(shown.mean)
     mean = mean if len(resized) == len(mean) else mean.mean(0, keepdim=True).expand(len(resized))
     bars = mean if resized.is_floating_point() else (255 * mean).round().to(resized.dtype)
     canvas = bars[:, None, None].repeat(1, *size)
-    (rows, at_rows), (columns, at_columns) = map(_centered, inner, size)
-    canvas[:, at_rows, at_columns] = resized[:, rows, columns]
+    canvas[:, at_rows, at_columns] = resized
     return canvas
 
 
@@ -514,13 +515,40 @@ def _are_alike(parts: Sequence[tuple[Box, Orientation]], size: Pair) -> bool:
     return all((box.height, box.width) == size and (is_square or way not in SIDEWAYS) for box, way in parts)
 
 
-def _shortened(image: AnyImage) -> AnyImage:
+def _middle(box: Box) -> Box:
     """The middle of a very long image: resizing all of a 1x20000 image would take gigabytes and keep hardly any of it."""
-    height, width = min(image.height, MAX_ASPECT * image.width), min(image.width, MAX_ASPECT * image.height)
-    if (height, width) == (image.height, image.width):
-        return image
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    return image.crop((left, top, left + width, top + height))
+    height, width = min(box.height, MAX_ASPECT * box.width), min(box.width, MAX_ASPECT * box.height)
+    return Box((box.height - height) // 2, (box.width - width) // 2, height, width)
+
+
+def _seen(image: AnyImage | StoredImage, box: Box, size: Pair, part: Box, shown: Preprocessing) -> Shaped[Tensor, "c h w"]:
+    """A part of what a box of the image is at (height, width) `size`.
+
+    A JPEG is decoded at a half, a quarter or an eighth where the box still has `FINENESS` times that size (decision 017).
+    """
+    filter = Image.Resampling[shown.filter.upper()]
+    if isinstance(image, StoredImage):
+        reduction = possible_reduction(min(box.height / size[0], box.width / size[1]) / FINENESS)
+        if reduction > 1:
+            edges = _edges(image, box, size, part, reduction)
+            return as_tensor(image.decoded(reduction).resize((part.width, part.height), filter, edges))
+    whole = _decoded(image)
+    if (box.height, box.width) != (whole.height, whole.width):
+        whole = whole.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    resized = _resized(whole, size, filter)
+    return as_tensor(resized.crop((part.left, part.top, part.left + part.width, part.top + part.height)))
+
+
+def _edges(image: StoredImage, box: Box, size: Pair, part: Box, reduction: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of what a part shows, in pixels of the reduced image, of which the last may be half empty.
+
+    Of images that were turned the first ones may be.
+    """
+    backward = FLIPPED_AXES[image.turn]
+    before = [-side % reduction if axis in backward else 0 for axis, side in enumerate((image.height, image.width))]
+    top, bottom = (before[0] + box.top + box.height * row / size[0] for row in (part.top, part.top + part.height))
+    left, right = (before[1] + box.left + box.width * column / size[1] for column in (part.left, part.left + part.width))
+    return left / reduction, top / reduction, right / reduction, bottom / reduction
 
 
 def _resized(image: AnyImage, size: Pair, filter: Image.Resampling) -> AnyImage:

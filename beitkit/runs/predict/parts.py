@@ -14,6 +14,7 @@ from beitkit.data.survey import name_other_ranges
 from beitkit.errors import GIVEN, UserError
 from beitkit.inference.engines import BATCHES_PER_BLOCK, Engine, chosen_engine, complete, shard
 from beitkit.inference.networks import Computation
+from beitkit.inference.pace import READ, Pacing
 from beitkit.inference.part import OutputFile, Rows
 from beitkit.inference.predictor import BatchComputation
 from beitkit.inference.result import PartedOutput, Setting, Written, command_of, shard_path
@@ -52,10 +53,20 @@ def images_of(config: PredictRun | EmbedRun, model: Network, block: int, own: Ow
     return found, files
 
 
-def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation) -> Engine:
+def block_of(config: PredictRun | EmbedRun) -> int:
+    """Images of a part of the result."""
+    return (config.batch_size or READ) * BATCHES_PER_BLOCK
+
+
+def pacing_of(config: PredictRun | EmbedRun) -> Pacing:
+    """What is found out about speed, and told on stderr."""
+    return Pacing(config.machine, config.batch_size, say=lambda line: print(line, file=sys.stderr))
+
+
+def engine_of(config: PredictRun | EmbedRun, model: Network, compute: Computation, pacing: Pacing) -> Engine:
     """The engine that was asked for; it names the images that cannot be read on stderr."""
     computation = BatchComputation(model=config.model, compute=compute, machine=config.machine, read=config.read, fit=config.fit)
-    engine = chosen_engine(config.engine, computation, model, config.batch_size)
+    engine = chosen_engine(config.engine, computation, model, pacing)
 
     def results(files: ImageList) -> Iterator[Rows]:
         for part in engine(files):
@@ -82,12 +93,14 @@ def write_in_parts(
     own: OwnParts,
 ) -> Written:
     """Compute what is missing of these files, the last of which the user named; `settings` are what else they depend on."""
-    block = config.batch_size * BATCHES_PER_BLOCK
+    block = block_of(config)
     found, images = images_of(config, model, block, own)
-    settings = settings | {"batch_size": config.batch_size, "shard": config.shard, "engine": config.engine}
+    settings = settings | {"batch_size": config.batch_size or READ, "shard": config.shard, "engine": config.engine}
     command = command_of(verb, model, found, config.machine, settings)
-    engine = engine_of(config, model, compute)
+    pacing = pacing_of(config)
+    engine = engine_of(config, model, compute, pacing)
     result = PartedOutput(files, command, -(-len(images) // block))
+    pacing.remember(result.way(), result.note_way)
     return complete(result, images, block, engine, lambda done, total: print(f"{done} of {total} parts", file=sys.stderr))
 
 

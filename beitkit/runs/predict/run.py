@@ -6,7 +6,6 @@ from typing import Any
 
 from beitkit.command.following import command, kept
 from beitkit.errors import UserError
-from beitkit.inference.engines import BATCHES_PER_BLOCK
 from beitkit.inference.networks import Probabilities
 from beitkit.inference.predictions import Naming, json_lines, prediction_table
 from beitkit.inference.predictor import fitted
@@ -16,7 +15,7 @@ from beitkit.nn.averaged import check_views
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.runs.predict.config import EmbedRun, PredictRun
-from beitkit.runs.predict.parts import engine_of, images_of, keep, shard_file, write_in_parts
+from beitkit.runs.predict.parts import block_of, engine_of, images_of, keep, pacing_of, shard_file, write_in_parts
 from beitkit.runs.predict.segmenters import predict_scenes
 from beitkit.runs.training.own import NONE, OwnParts
 from beitkit.terminal import print_answer
@@ -59,9 +58,9 @@ def answer(_: PredictRun | EmbedRun, outcome: Written) -> dict[str, Any] | None:
 
 def _print(config: PredictRun, model: Classifier, naming: Naming, own: OwnParts) -> Written:
     """Print a line for each image on stdout."""
-    _, files = images_of(config, model, config.batch_size * BATCHES_PER_BLOCK, own)
+    _, files = images_of(config, model, block_of(config), own)
     images = unreadable = 0
-    for part in engine_of(config, model, Probabilities(config.inference))(files):
+    for part in engine_of(config, model, Probabilities(config.inference), pacing_of(config))(files):
         images += len(part.paths)
         unreadable += sum(map(bool, part.errors))
         if config.json:

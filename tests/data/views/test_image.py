@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 
 from beitkit.configs.data import INCEPTION, Fit, Preprocessing, ViewConfig
-from beitkit.data.decoding.decode import StoredImage, image_to_crop, open_image, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_to_crop, open_image, to_tensor
 from beitkit.data.views.image import (
     EvaluationView,
     PretrainView,
@@ -228,6 +228,41 @@ def test_pixels_are_decoded_only_as_finely_as_asked(tmp_path: Path) -> None:
     stored = image_to_crop(saved_jpeg(tmp_path / "a.jpg", 640, 480), 3)
     assert isinstance(stored, StoredImage)
     assert [stored.decoded(reduction).height for reduction in (1, 2, 3, 4, 7, 8, 20)] == [640, 320, 320, 160, 160, 80, 80]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("fit", ["crop", "squeeze", "letterbox"])
+@pytest.mark.parametrize("network", [(48, 64), (24, 24)])
+def test_evaluation_sees_a_reduced_jpeg_where_the_whole_one_is(
+    tmp_path: Path, network: tuple[int, int], fit: Fit, orientation: int
+) -> None:
+    """Brightness tells where a pixel is: at 1/8 the last or first pixels are half empty, which would move a ramp by 2 levels."""
+    y, x = np.mgrid[:603, :805]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    ramps = np.stack([x * 255 / 804, y * 255 / 602, 0 * x], 2)
+    Image.fromarray(ramps.round().astype(np.uint8)).save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
+    stored, view = image_to_crop(tmp_path / "a.jpg", 3), EvaluationView(Preprocessing(fit=fit), network)
+    assert isinstance(stored, StoredImage)
+    seen = view(stored, random.Random(0))["images"]
+    assert set(stored.kept) <= ({8} if network == (24, 24) else {2, 4})
+    expected = view(open_image(tmp_path / "a.jpg", 3), random.Random(0))["images"]
+    assert (seen.int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_evaluation_of_a_jpeg_that_is_not_reduced_is_exact(tmp_path: Path, orientation: int) -> None:
+    path = saved_jpeg(tmp_path / "a.jpg", 190, 250, orientation)
+    view = EvaluationView(INCEPTION, (48, 48))  # 3.4 times as small as it is shown
+    expected = view(open_image(path, 3), random.Random(0))["images"]
+    assert torch.equal(view(image_to_crop(path, 3), random.Random(0))["images"], expected)
+
+
+def test_half_a_jpeg_is_refused_at_any_size(tmp_path: Path) -> None:
+    path = saved_jpeg(tmp_path / "a.jpg", 640, 480)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + b"\xff\xd9")
+    with pytest.raises(BrokenImage):
+        EvaluationView(INCEPTION, (24, 24))(image_to_crop(path, 3), random.Random(0))
 
 
 def test_jitter_of_a_crop_is_the_crop_of_the_jittered_image() -> None:
