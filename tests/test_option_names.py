@@ -17,8 +17,16 @@ ABOVE = ("runs", "cli.py", "command", "verbs.py")
 
 Those may name verbs: each belongs to one.
 """
-OTHERS = {"--always", "--dirty", "--gpus-per-task", "--kill-on-bad-exit"}
-"""Options of other programs: of git describe and of srun."""
+OTHERS = {
+    "--always",
+    "--dirty",
+    "--no-optional-locks",
+    "--porcelain",
+    "--untracked-files",
+    "--gpus-per-task",
+    "--kill-on-bad-exit",
+}
+"""Options of other programs: of git and of srun."""
 STORED = {"beitkit index"}
 """Whole strings that a file holds: a key in an index's metadata."""
 

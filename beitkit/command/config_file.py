@@ -103,8 +103,13 @@ def read_config(path: Path) -> dict[str, Any]:
 def _parsed(text: str, ending: str) -> Any:
     if ending == ".json":
         return parse_json(text)
-    if ending == ".toml":
-        return tomllib.loads(text)
+    try:
+        return tomllib.loads(text) if ending == ".toml" else _parsed_yaml(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _parsed_yaml(text: str) -> Any:
     import yaml  # here, because most commands do without
 
     try:
@@ -113,5 +118,3 @@ def _parsed(text: str, ending: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None

@@ -51,7 +51,11 @@ def dot_chart(
     measured = [value for one in dots for values in one.values for value in values]
     trusted = [end for one in dots for interval in one.intervals if interval is not None for end in interval]
     zero = [0.0] if from_zero else []
-    y_axis = linear_axis([*zero, *measured, *trusted, *(value for _, value in y_reference)], padding=0.1, least=_LEAST_SHARES if unit == "percent" else 0.0)
+    y_axis = linear_axis(
+        [*zero, *measured, *trusted, *(value for _, value in y_reference)],
+        padding=0.1,
+        least=_LEAST_SHARES if unit == "percent" else 0.0,
+    )
     canvas = Canvas(title, _description(title, dots, categories, y_reference, unit))
     legend_height = draw_legend(canvas, [one.name for one in dots], marker=True)
     frame = draw_y_axis(canvas, y_axis, y_label, unit, legend_height)
