@@ -37,12 +37,12 @@ VIEWS = {(500, 375): 8, (4000, 3000): 1}
 def by_pillow(path: Path, view: ViewConfig, rng: random.Random) -> None:
     with Image.open(path) as file:
         image = file.convert("RGB")
-    if view.color_jitter:
+    if view.jitter:
         jitters = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
         rng.shuffle(jitters)
         for jitter in jitters:
-            image = jitter(image).enhance(rng.uniform(1 - view.color_jitter, 1 + view.color_jitter))
-    box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
+            image = jitter(image).enhance(rng.uniform(1 - view.jitter, 1 + view.color_jitter))
+    box = crop_box((image.height, image.width), view.crop_area, view.crop_ratio, rng)
     crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     if rng.random() < view.flip:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -45,8 +45,8 @@ def _race(size: Pair, paths: list[Path], workload: Workload) -> Race:
         make_views(image_to_crop(path, 3), rng)
 
     def plain(path: Path, rng: random.Random) -> None:
-        image = color_jittered(open_image(path, 3), view.color_jitter, rng)
-        box = crop_box((image.height, image.width), view.crop_scale, view.crop_ratio, rng)
+        image = color_jittered(open_image(path, 3), view.jitter, rng)
+        box = crop_box((image.height, image.width), view.crop_area, view.crop_ratio, rng)
         crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         if rng.random() < view.flip:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
