@@ -122,7 +122,7 @@ def first(folder: Path, checkouts: dict[str, Path], rounds: int) -> None:
         for _ in range(rounds):
             for who, checkout in checkouts.items():
                 taken[who].append(run_alone(command, checkout))
-        print_rows(size, taken, 1)
+        print_rows(size, taken, 1.0)
 
 
 def run_alone(command: list[str], checkout: Path) -> Taken:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -62,7 +63,7 @@ def main() -> None:
     compare(f"{LARGE_SIDE}, of {LARGE[0]}", [enlarged(path) for path in photos], LARGE_SIDE, options.model)
 
 
-def compare(name: str, photos: list[Path | Encoded], side: int, model: Path | None) -> None:
+def compare(name: str, photos: Sequence[Path | Encoded], side: int, model: Path | None) -> None:
     """Print the rows of a size."""
     network = (
         Workload(size="small", patch=8 if side < LARGE_SIDE else 16, image_size=side, batch_size=1).classifier()
@@ -88,7 +89,7 @@ def compare(name: str, photos: list[Path | Encoded], side: int, model: Path | No
     print(f"| {name} | whole, in bfloat16 | 0% | 0 | 0 | 0 | {told(rounded, expected)} |", flush=True)
 
 
-def shown(photos: list[Path | Encoded], view: EvaluationView, fineness: float) -> tuple[Tensor, float]:
+def shown(photos: Sequence[Path | Encoded], view: EvaluationView, fineness: float) -> tuple[Tensor, float]:
     """The views, and the share of images that were reduced."""
     pixels, reduced = [], 0
     with mock.patch.object(views, "FINENESS", fineness):
