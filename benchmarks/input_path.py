@@ -41,7 +41,7 @@ def by_pillow(path: Path, view: ViewConfig, rng: random.Random) -> None:
         jitters = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
         rng.shuffle(jitters)
         for jitter in jitters:
-            image = jitter(image).enhance(rng.uniform(1 - view.jitter, 1 + view.color_jitter))
+            image = jitter(image).enhance(rng.uniform(1 - view.jitter, 1 + view.jitter))
     box = crop_box((image.height, image.width), view.crop_area, view.crop_ratio, rng)
     crop = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     if rng.random() < view.flip:
