@@ -142,6 +142,7 @@ def lay_out(room: Path) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
+@pytest.mark.timeout(900)  # 21 verbs
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names beside an open folder are looked up in /proc")
 def test_no_verb_connects_or_writes_elsewhere_or_starts_a_program(tmp_path: Path) -> None:
     room = tmp_path / "room"

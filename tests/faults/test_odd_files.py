@@ -456,6 +456,37 @@ def test_row_groups_count_their_bytes(tmp_path: Path) -> None:
         find_images(path)
 
 
+FLIPS = """
+import sys
+from pathlib import Path
+
+from beitkit.data.sources.parquet import parquet_images
+from beitkit.errors import UserError
+
+good, place = Path(sys.argv[1]).read_bytes(), sys.argv[2]
+footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+refused = 0
+for at in range(footer, len(good)):
+    Path(place).write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+    try:
+        parquet_images(place, labeled=True)
+    except UserError as error:
+        assert "\\n" not in str(error)
+        refused += 1
+print(refused)
+"""
+
+
+def test_damaged_metadata_of_a_parquet_file_do_not_end_the_process(tmp_path: Path) -> None:
+    """A bit of every byte of its footer flipped; pyarrow calls `std::terminate` when it is asked about some of these columns."""
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    rows = {"image": [{"bytes": b"x", "path": f"{row}.png"} for row in range(4)], "label": [0, 1, 0, 1]}
+    arrow.parquet.write_table(arrow.table(rows), tmp_path / "good.parquet")
+    given = [sys.executable, "-c", FLIPS, str(tmp_path / "good.parquet"), str(tmp_path / "bad.parquet")]
+    assert int(subprocess.run(given, check=True, capture_output=True, text=True).stdout) > 100
+
+
 # Terminals.
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egpj"

@@ -133,7 +133,7 @@ def _images(arrow: Any, file: Any, place: str, labeled: bool, columns: ColumnsCo
     places = []
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
-        _check_group(file.metadata.row_group(group), image.leaf, place)
+        _check_group(file, group, image.leaf, place)
         table = file.read_row_group(group, columns=wanted if label is None else [*wanted, label], use_threads=False)
         paths = table.column(image.name).combine_chunks().field("path").to_pylist() if wanted else [None] * rows
         first = len(names)
@@ -152,10 +152,18 @@ def _name(path: object) -> bytes:
     return path.lstrip(b"/").replace(b"\0", b"") if isinstance(path, bytes) else b""
 
 
-def _check_group(group: Any, leaf: str, place: str) -> None:
-    """Raise for a row group whose images would take more memory than an image may."""
-    columns = [group.column(number) for number in range(group.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
+def _check_group(file: Any, group: int, leaf: str, place: str) -> None:
+    """Raise for a row group whose images would take more memory than an image may.
+
+    pyarrow ends the process when it is asked about a column whose metadata are damaged, and raises when it reads from it. So
+    the group as a whole is asked first, and its images only after a first one has been read.
+    """
+    metadata = file.metadata.row_group(group)
+    if why_too_much_memory(metadata.total_byte_size) is None:
+        return
+    next(file.iter_batches(1, row_groups=[group], columns=[leaf], use_threads=False), None)
+    columns = [number for number in range(metadata.num_columns) if file.schema.column(number).path == leaf]
+    size = sum(metadata.column(number).total_uncompressed_size for number in columns)
     if (reason := why_too_much_memory(size)) is not None:
         raise UserError(f"the images of a row group of {place} {reason}; or write it anew with fewer rows in a group")
 
@@ -264,6 +272,6 @@ def _read_group(place: str, group: int, column: str | None) -> Any:
     arrow = pyarrow(place)
     with opened(place) as source, arrow.parquet.ParquetFile(source) as file:
         image = _image_column(arrow, file.schema_arrow, place, column)
-        _check_group(file.metadata.row_group(group), image.leaf, place)
+        _check_group(file, group, image.leaf, place)
         values = file.read_row_group(group, columns=[image.leaf], use_threads=False).column(image.name).combine_chunks()
         return values if image.leaf == image.name else values.field("bytes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from beitkit.configs.data import AugmentConfig
+from beitkit.configs.data import AugmentConfig, ViewConfig
 from beitkit.configs.train import LoopConfig, OptimConfig, TrainConfig
 from beitkit.runs.finetune.config import FinetuneRun
 from beitkit.runs.recipes.recipe import IMAGES, MODEL, OUT, Recipe
@@ -56,6 +56,7 @@ def finetune_run(
             cutmix=1.0 if is_mixing else 0.0,
             repeats=repeats,
         ),
+        view=ViewConfig(),
         train=TrainConfig(epochs=epochs, batch_size=batch[0], lr=lr),
         optim=OptimConfig(
             lr_batch=batch[0] * batch[1],
