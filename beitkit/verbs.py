@@ -65,12 +65,11 @@ class Entry(NamedTuple):
         return self._found(f"config.{self.options}")
 
     def function(self) -> Callable[..., Any]:
-        """The function that takes the config, and reads no larger images than that allows; importing it imports torch."""
-        return functools.partial(_limited, self._run)
+        """The function that takes the config, and reads no larger images than that allows; asking for it imports torch."""
+        return functools.partial(_limited, functools.partial(self._run, self._found(self.run)))
 
-    def _run(self, config: Any, **beside: Any) -> Any:
+    def _run(self, run: Callable[..., Any], config: Any, **beside: Any) -> Any:
         """Run the verb; with `json` stdout gets what it found and nothing else."""
-        run = self._found(self.run)
         if not config.json:
             return run(config, **beside)
         from beitkit.report.table import plain  # here, because the overview does without

@@ -73,6 +73,18 @@ def test_what_loads_a_network_does_not_import_the_compiler(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
+def test_no_verb_imports_what_few_runs_need_before_it_runs() -> None:
+    """PyTorch's compiler and FSDP2, each most of a second."""
+    code = (
+        "import sys\nfrom beitkit.verbs import VERBS\n"
+        "for verb, entry in VERBS.items():\n"
+        "    entry.function()\n"
+        "    assert not {'torch._dynamo', 'torch.distributed.fsdp'} & {*sys.modules}, verb\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
 def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_all() -> None:
     code = (
         "import contextlib, io, sys\nfrom beitkit.cli import main\n"

@@ -13,6 +13,6 @@ class DoctorRun:
     The exit code is 1 where something is broken: torch or a package that beitkit needs, or a GPU that torch cannot use.
     """
 
-    seconds: PositiveFloat = 1.0
+    seconds: PositiveFloat = 0.3
     """How long each device is measured."""
     json: Json = False
