@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import tempfile
 import threading
 import time
 import warnings
@@ -25,7 +27,7 @@ from beitkit.contracts import Batch
 from beitkit.data.patience import patience
 from beitkit.errors import UserError
 from beitkit.system import usable_cores, waiting
-from beitkit.terminal import tell
+from beitkit.terminal import one_line, tell
 
 Key = tuple[int, int, int]
 """(epoch, index, repeat): all that a sample depends on, besides the seed; the repeat counts how often the epoch has shown it."""
@@ -53,10 +55,12 @@ def read_batches(read: Read, keys: Iterable[list[Key]], workers: int) -> Generat
     """The batches of these keys, in order, read in this process or by workers; -1 workers are `default_workers()`.
 
     Raises:
-        UserError: what `read` raises, or workers that died or hung again and again.
+        UserError: what `read` raises, workers that died or hung again and again, or no place for their sockets.
     """
     fetch = _Fetch(read)
     workers = default_workers() if workers == -1 else workers
+    if workers:
+        _try_socket()
     source = (fetch[batch] for batch in keys) if workers == 0 else _by_workers(fetch, keys, workers)
     with contextlib.closing(source):
         while True:
@@ -67,6 +71,24 @@ def read_batches(read: Read, keys: Iterable[list[Key]], workers: int) -> Generat
             if isinstance(item, UserError):
                 raise item
             yield item
+
+
+def _try_socket() -> None:
+    """See whether a socket can be made where workers make theirs, for the batches that they hand over.
+
+    They would fail without a word, and whoever waits for a batch would wait in vain.
+    """
+    try:
+        # The folder of such sockets is chosen here once for this process and those that it forks.
+        connection.Listener(connection.arbitrary_address("AF_UNIX"), "AF_UNIX").close()
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        length = len(os.fsencode(folder))
+        raise UserError(
+            "processes that read images hand over batches by local sockets, which cannot be made in the folder for temporary files, "
+            f"{one_line(folder)} ({error.strerror or error}; its name has {length} bytes). Set TMPDIR to a folder with a short name "
+            "that can be written to, or `workers` to 0, which reads in the main process"
+        ) from None
 
 
 class _Fetch(Dataset[Batch | UserError]):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,3 +132,28 @@ def test_closing_ends_workers_that_hang(tmp_path: Path, monkeypatch: pytest.Monk
     stream = read_batches(failing({3, 4}, hung, tmp_path), keys(20), 2)
     assert next(stream)["index"].tolist() == [0, 1]
     stream.close()
+
+
+def test_a_folder_where_no_socket_can_be_is_told_before_workers_wait_for_each_other(tmp_path: Path) -> None:
+    """A socket's path has at most some 100 bytes, wherever TMPDIR is."""
+    deep = tmp_path / ("a" * 60) / ("b" * 60)
+    deep.mkdir(parents=True)
+    code = (
+        "import torch\nfrom beitkit.data.workers import read_batches\nfrom beitkit.errors import UserError\n"
+        "def read(asked):\n    return {'index': torch.tensor([index for _, index, _ in asked])}\n"
+        "try:\n    print(len(list(read_batches(read, [[(0, 0, 0)]], 1))))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+
+    def said(folder: Path) -> str:
+        environment = os.environ | {"TMPDIR": str(folder)}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True, timeout=120
+        )
+        return found.stdout.strip()
+
+    assert said(Path("/tmp")) == "1"
+    line = said(deep)
+    assert "TMPDIR" in line
+    assert f"{len(str(deep))} bytes" in line
+    assert not list(deep.iterdir())
