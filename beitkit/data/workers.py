@@ -85,9 +85,9 @@ def _try_socket() -> None:
         folder = tempfile.gettempdir()
         length = len(os.fsencode(folder))
         raise UserError(
-            "processes that read images hand over batches by local sockets, which cannot be made in the folder for temporary files, "
-            f"{one_line(folder)} ({error.strerror or error}; its name has {length} bytes). Set TMPDIR to a folder with a short name "
-            "that can be written to, or `workers` to 0, which reads in the main process"
+            "processes that read images hand over batches by local sockets, which cannot be made in the folder for temporary "
+            f"files, {one_line(folder)} ({error.strerror or error}; its name has {length} bytes). Set TMPDIR to a folder with a "
+            "short name that can be written to, or `workers` to 0, which reads in the main process"
         ) from None
 
 
