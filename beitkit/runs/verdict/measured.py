@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -62,10 +62,7 @@ class Kept:
         path = self._path(slug, labels, seed)
         if path.exists():
             try:
-                content = read_json(path, MOST_OWN)
-                images = [math.nan if value is None else value for value in content.pop("images")]
-                twice = content.pop("twice", None)  # files of earlier versions have none
-                return Outcome(images=images, twice=None if twice is None else Gain(**twice), **content)
+                return _outcome(read_json(path, MOST_OWN))
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{path} is damaged; remove it, and that part is measured again") from None
         found = measure()
@@ -75,6 +72,18 @@ class Kept:
 
     def _path(self, slug: str, labels: int, seed: int) -> Path:
         return self.folder / f"{slug}-{labels}-{seed}.json"
+
+
+def _outcome(content: Any) -> Outcome:
+    """What a file of `Kept` holds; a ValueError, KeyError, TypeError or AttributeError if it is something else."""
+    accuracy, twice = content.get("pixel_accuracy"), content.get("twice")  # files of earlier versions have no `twice`
+    return Outcome(
+        score=float(content["score"]),
+        images=[math.nan if value is None else float(value) for value in content["images"]],
+        seconds=float(content["seconds"]),
+        pixel_accuracy=None if accuracy is None else float(accuracy),
+        twice=None if twice is None else Gain(**{name: float(value) for name, value in twice.items()}),
+    )
 
 
 def named_starts(paths: Sequence[Path]) -> tuple[NamedStart, ...]:

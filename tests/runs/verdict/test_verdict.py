@@ -293,3 +293,27 @@ def test_what_twice_the_steps_would_bring_is_kept_and_shown(tmp_path: Path) -> N
     path = tmp_path / "measured" / "pre-10-0.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "twice"}))
     assert kept.get("pre", 10, 0, lambda: pytest.fail("measured again")).twice is None  # as earlier versions wrote it
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"score": [1]},
+        {"images": "ab"},
+        {"images": [[]]},
+        {"seconds": None},
+        {"twice": [1]},
+        {"twice": {"low": "x"}},
+        {"pixel_accuracy": {}},
+    ],
+)
+def test_a_measured_file_with_something_else_in_it_is_named(damage: dict[str, Any], tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.get("pre", 10, 0, lambda: Outcome(0.5, [1.0, 0.0], 1.0))
+    path = tmp_path / "measured" / "pre-10-0.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(UserError, match=r"pre-10-0\.json is damaged; remove it"):
+        kept.get("pre", 10, 0, lambda: pytest.fail("measured again"))
+    path.write_text("[]")
+    with pytest.raises(UserError, match="damaged"):
+        kept.get("pre", 10, 0, lambda: pytest.fail("measured again"))
