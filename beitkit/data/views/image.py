@@ -131,8 +131,8 @@ class PretrainView:
         if len(uncut) < len(shown):
             parts = [_part(image, *crop) for image, crop in zip(images, crops, strict=True)]
             views |= {
-                name: torch.stack([_shrunk(part, size, filter) for part in parts])
-                for name, size, filter in shown
+                name: torch.stack([_shrunk(part, size, kind) for part in parts])
+                for name, size, kind in shown
                 if name not in uncut
             }
         return views
