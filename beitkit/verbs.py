@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from inspect import Signature, cleandoc, signature
+from numbers import Number
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -426,8 +427,23 @@ class Verb:
             from beitkit.configs.codec import changed_by_json  # here, because most calls do without
 
             return changed_by_json(self.signature.parameters[key].default, value, key)
+        hints = {hint, *get_args(hint)}
+        self._refuse_object(key, value, hints)
         value = tuple(value) if isinstance(value, list) else value
-        return _with_paths(value, {hint, *get_args(hint)})
+        return _with_paths(value, hints)
+
+    def _refuse_object(self, key: str, value: Any, hints: set[Any]) -> None:
+        """Raise a `UserError` for an object in the place of paths, or of a number, that says which verbs take one there."""
+        takes_several = tuple[Path, ...] in hints
+        if takes_several or Path in hints:
+            expected = "paths" if takes_several else "a path"
+            is_wrong = _is_object(value, takes_several)
+        else:
+            expected, is_wrong = "a number", bool(hints & {int, float}) and not isinstance(value, Number)
+        if is_wrong:
+            takers = [name for name, entry in VERBS.items() if key in entry.own.split()]
+            hint = f"; an object in its place is for {', '.join(takers)}" if takers and not isinstance(value, str) else ""
+            raise UserError(f"{self.name}: `{key}` must be {expected}, got a {type(value).__name__}{hint}")
 
     def _from_recipe(self, name: str, own: dict[str, Any], train: dict[str, Any]) -> Any:
         """A recipe's config with the options that are given in place of its own."""
