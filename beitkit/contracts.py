@@ -122,8 +122,9 @@ class MapDataset(Protocol):
     An item is an image, a pair (image, label), or a mapping with `image` and `label`. An image is a Pillow image, an array (h, w)
     or (h, w, c), or a tensor (h, w) or (c, h, w): uint8, or other numbers of 1 to 16 channels, whose value range is found or
     given as for files. A label is a whole number or a name; class names come from `classes`, where the dataset has them, and all
-    labels at once from `targets`. Item i is the same image whenever it is read: the global generators of Python, NumPy and
-    PyTorch are seeded by i before. An item that raises counts as a file that cannot be read.
+    labels at once from `targets`. For segmentation a label map has the label's place (`label_map` in a mapping): a Pillow image,
+    or whole numbers (h, w), of the image's size. Item i is the same image whenever it is read: the global generators of Python,
+    NumPy and PyTorch are seeded by i before. An item that raises counts as a file that cannot be read.
     """
 
     def __len__(self) -> int:

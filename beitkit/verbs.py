@@ -193,6 +193,7 @@ VERBS = {
         trains=True,
         is_shared=True,
         takes_recipe=True,
+        own="images val",
         common="model scratch size image_size head epochs steps batch_size lr seed val classes compare recipe freeze "
         "loss.class_weights inference.scales device precision threads workers",
         answer="training.answer.answer",
@@ -429,15 +430,13 @@ class Verb:
             return changed_by_json(self.signature.parameters[key].default, value, key)
         hints = {hint, *get_args(hint)}
         self._refuse_object(key, value, hints)
-        value = tuple(value) if isinstance(value, list) else value
-        return _with_paths(value, hints)
+        return _with_paths(tuple(value) if isinstance(value, list) else value, hints)
 
     def _refuse_object(self, key: str, value: Any, hints: set[Any]) -> None:
         """Raise a `UserError` for an object in the place of paths, or of a number, that says which verbs take one there."""
         takes_several = tuple[Path, ...] in hints
         if takes_several or Path in hints:
-            expected = "paths" if takes_several else "a path"
-            is_wrong = _is_object(value, takes_several)
+            expected, is_wrong = "paths" if takes_several else "a path", _is_object(value, takes_several)
         else:
             expected, is_wrong = "a number", bool(hints & {int, float}) and not isinstance(value, Number)
         if is_wrong:

@@ -182,7 +182,7 @@ def bytes_per_pixel(image: Image.Image, mode: str) -> int | float:
     """What it takes to decode an image that was opened, and to show it in a mode of Pillow's; measured (docs/robustness.md)."""
     decoded = _BYTES.get(image.mode, 4)
     shown = 0 if image.mode == mode and "transparency" not in image.info else _BYTES.get(mode, 4)
-    if "exif" in image.info and _turn(image) is not None:  # without it, a PNG would be decoded to look for it at its end
+    if "exif" in image.info and turn_of(image) is not None:  # without it, a PNG would be decoded to look for it at its end
         shown += _BYTES.get(mode, 4)
     if image.format in JPEGS and image.info.get("progressive"):
         layers = image.layer  # type: ignore[attr-defined] - of each component: id, samples across, samples down, table
@@ -210,7 +210,7 @@ def image_to_crop(source: Path | Encoded, channels: int, *, smallest: Pair = (1,
         if image.format not in JPEGS:
             image.load()
             return upright(opaque(image, mode), image)
-        turn = _turn(image)
+        turn = turn_of(image)
         return StoredImage(source, mode, *((width, height) if turn in SIDEWAYS else (height, width)), turn)
 
 
@@ -275,7 +275,7 @@ def image_header(source: Path | Encoded) -> Header:
         # A PNG is decoded, as what turns it may stand at its end.
         if (reason := why_too_large(*image.size, bytes_per_pixel(image, image.mode))) is not None:
             raise BrokenImage(display_name(source), reason)
-        return Header(image.size, _turn(image))
+        return Header(image.size, turn_of(image))
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -378,11 +378,12 @@ def to_tensor(image: Image.Image) -> UInt8[Tensor, "c h w"]:
 
 def upright(image: Image.Image, origin: Image.Image) -> Image.Image:
     """The image turned as the EXIF orientation of the one that it was made from says."""
-    turn = _turn(origin)
+    turn = turn_of(origin)
     return image if turn is None else image.transpose(turn)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What EXIF says puts an image upright."""
     return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 

@@ -40,7 +40,7 @@ def encoded(image: object) -> bytes:
             return _array(np.asarray(upright(image, image))[None])
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
         pixels = np.asarray(upright(opaque(image, mode), image))
-        return _netpbm(pixels[..., None] if pixels.ndim == 2 else pixels)
+        return netpbm(pixels[..., None] if pixels.ndim == 2 else pixels)
     if not isinstance(image, np.ndarray | Tensor):
         raise TypeError(f"a {type(image).__name__}")
     pixels = _channels_last(image)
@@ -49,7 +49,7 @@ def encoded(image: object) -> bytes:
         if bytewise.min() >= 0 and bytewise.max() <= 255 and np.abs(pixels * 255 - bytewise).max() < EXACT:
             pixels = bytewise.astype(np.uint8)
     if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
-        return _netpbm(pixels)
+        return netpbm(pixels)
     return _array(pixels.transpose(2, 0, 1))
 
 
@@ -72,9 +72,11 @@ def _channels_last(image: np.ndarray | Tensor) -> Shaped[np.ndarray, "h w c"]:
     return pixels
 
 
-def _netpbm(pixels: Shaped[np.ndarray, "h w c"]) -> bytes:
+def netpbm(pixels: Shaped[np.ndarray, "h w c"]) -> bytes:
+    """Gray or RGB, uint8 or uint16, as a file."""
     height, width, channels = pixels.shape
-    return b"P%d %d %d 255\n" % (6 if channels == 3 else 5, width, height) + pixels.tobytes()
+    header = b"P%d %d %d %d\n" % (6 if channels == 3 else 5, width, height, np.iinfo(pixels.dtype).max)
+    return header + pixels.astype(pixels.dtype.newbyteorder(">"), copy=False).tobytes()
 
 
 def _array(values: Shaped[np.ndarray, "c h w"]) -> bytes:

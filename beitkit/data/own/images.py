@@ -11,17 +11,21 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from beitkit.contracts import MapDataset
-from beitkit.data.decoding.decode import BrokenImage, Encoded
+from beitkit.data.decoding.decode import BrokenImage, Encoded, Header, turn_of
+from beitkit.data.decoding.reading import header_of
 from beitkit.data.own.encode import EXPECTED, described, encoded, named, said
 from beitkit.data.seeds import derived_seed, seeded
 from beitkit.errors import UserError
+
+Own = TypeVar("Own", bound="OwnImages")
 
 PROBED = 16
 """Items, evenly spread, whose contents are part of the digest."""
@@ -85,9 +89,32 @@ class Repeated:
         return self.__dict__ | {"_items": None, "_at": 0, "_recent": deque(maxlen=RECENT)}
 
 
+class LastItem:
+    """A dataset that keeps the item that was read last, for those who want several parts of it one after the other."""
+
+    def __init__(self, dataset: MapDataset) -> None:
+        self.dataset = dataset
+        self._last: tuple[int, Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        last = self._last
+        if last is None or last[0] != index:
+            last = self._last = index, self.dataset[index]
+        return last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}
+
+
 @dataclass(frozen=True, eq=False)
 class OwnImages:
     """A dataset of a caller, looked at; make one with `of`."""
+
+    SECOND: ClassVar[str] = "label"
+    """What an item has beside its image: the key of a mapping, and how messages call it."""
 
     dataset: MapDataset
     description: str
@@ -100,7 +127,7 @@ class OwnImages:
     """Whether it is an iterable, whose order is that of the run."""
 
     @classmethod
-    def of(cls, given: object, steps_images: int | None = None) -> OwnImages:
+    def of(cls: type[Own], given: object, steps_images: int | None = None) -> Own:
         """Look at an object that was given as images.
 
         Args:
@@ -165,6 +192,16 @@ class OwnImages:
         except Exception as error:
             raise BrokenImage(self.path(index), said(error)) from error
 
+    def header(self, index: int) -> Header:
+        """Size and orientation of an image as it was given; what `source` returns is upright.
+
+        Raises:
+            BrokenImage: the dataset raised something.
+            UserError: the item is not an image.
+        """
+        image, _ = self._parts(self._item(index), index)
+        return Header(image.size, turn_of(image)) if isinstance(image, Image.Image) else header_of(self.source(index))
+
     def label(self, index: int) -> Any:
         """The label of an item, which it is read for.
 
@@ -196,7 +233,7 @@ class OwnImages:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes by label, where the dataset (or that of which it is a `Subset`) has them."""
         dataset: Any = self.dataset
-        while isinstance(dataset, Subset):
+        while isinstance(dataset, Subset | LastItem):
             dataset = dataset.dataset
         names = getattr(dataset, "classes", None)
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
@@ -222,10 +259,12 @@ class OwnImages:
         if isinstance(item, Mapping):
             if "image" not in item:
                 raise UserError(f"{self.path(index)} is a mapping without `image`; it has {', '.join(map(str, item))}")
-            return item["image"], item.get("label")
+            return item["image"], item.get(self.SECOND)
         if isinstance(item, tuple | list):
             if len(item) != 2:
-                raise UserError(f"{self.path(index)} is a {type(item).__name__} of {len(item)}; expected a pair (image, label)")
+                raise UserError(
+                    f"{self.path(index)} is a {type(item).__name__} of {len(item)}; expected a pair (image, {self.SECOND})"
+                )
             return item[0], item[1]
         return item, None
 

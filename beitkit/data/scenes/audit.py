@@ -104,7 +104,7 @@ def audit(scenes: Scenes, *, seed: int = 0, limit: int = MOST_READ) -> Audit:
     for index in chosen:
         image = scenes.files.path(index)
         try:
-            header = header_of(scenes.files.source(index))
+            header = scenes.header(index)
         except BrokenImage:
             unreadable.append(image)
             continue

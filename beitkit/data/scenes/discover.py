@@ -30,13 +30,13 @@ FEWEST = 3
 """Values of this kind that make masks suspicious, if they are also more than the others."""
 
 
-def discovered(masks: ImageList, chosen: Iterable[int], beside: Path, *, is_each_meant: bool) -> LabelMapping:
+def discovered(masks: ImageList, chosen: Iterable[int], beside: Path | str, *, is_each_meant: bool) -> LabelMapping:
     """Every value that occurs in the chosen masks is a class, but 255.
 
     Args:
         masks: the masks.
         chosen: indices of those that are read.
-        beside: the `classes.json` that could say what they mean, for messages.
+        beside: the `classes.json` that could say what they mean, in messages.
         is_each_meant: whether values count that look as if smoothing had made them.
 
     Raises:
@@ -85,7 +85,7 @@ def _amid_their_own(pixels: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]
     return center[is_alike]
 
 
-def _refuse_smoothed(pixels: NDArray[np.int64], inside: NDArray[np.int64], masks: ImageList, beside: Path) -> None:
+def _refuse_smoothed(pixels: NDArray[np.int64], inside: NDArray[np.int64], masks: ImageList, beside: Path | str) -> None:
     found = np.flatnonzero(pixels)
     is_stray = (pixels[found] < RARE * pixels.sum()) & (inside[found] < INSIDE * pixels[found])
     strays, others = found[is_stray].tolist(), found[~is_stray].tolist()
@@ -99,7 +99,7 @@ def _refuse_smoothed(pixels: NDArray[np.int64], inside: NDArray[np.int64], masks
     )
 
 
-def _colors_without_table(mask: Mask, beside: Path) -> str:
+def _colors_without_table(mask: Mask, beside: Path | str) -> str:
     found = [list(color) for color in unpacked(mask.occurring())]
     example = json.dumps({"names": ["one", "two"], "colors": [[*found, [0, 0, 0]][0], [255, 255, 255]]})
     return (

@@ -156,7 +156,7 @@ def read_classes(path: Path) -> LabelMapping:
     if not isinstance(content, dict) or not set(content) <= set(KEYS):
         found = sorted(set(content) - set(KEYS)) if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path} must hold one object with the keys {', '.join(KEYS)}; found {found}")
-    names = _names(path, content.get("names"))
+    names = checked_names(f"{path}: names", content.get("names"))
     colors = _colors(path, content.get("colors"), names)
     values, ignored_colors = _values(path, content, names)
     by_color = {color: label for label, several in enumerate(colors) for color in several}
@@ -206,15 +206,20 @@ def voc_palette(count: int) -> tuple[Color, ...]:
     return tuple(palette)
 
 
-def _names(path: Path, names: object) -> tuple[str, ...]:
+def checked_names(where: str, names: object) -> tuple[str, ...]:
+    """A list of class names, found where messages say.
+
+    Raises:
+        UserError: something else, a single class or too many, or a name twice.
+    """
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f'{path}: names must be a list of class names, such as {{"names": ["road", "sky"]}}')
+        raise UserError(f'{where} must be a list of class names, such as ["road", "sky"]')
     if not 2 <= len(names) <= MAX_CLASSES:
         # With one class every answer is right and there is nothing to learn: the background is a class too.
-        raise UserError(f"{path}: names lists {len(names)} classes; there must be 2 to {MAX_CLASSES}, the background being one")
+        raise UserError(f"{where} lists {len(names)} classes; there must be 2 to {MAX_CLASSES}, the background being one")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{path}: names lists {twice!r} twice")
+        raise UserError(f"{where} lists {twice!r} twice")
     return tuple(names)
 
 

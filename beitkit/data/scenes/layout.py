@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from beitkit.configs.data import ColumnsConfig
+from beitkit.data.own.images import OwnImages
 from beitkit.data.scenes.packed import packed_pairs, packed_splits
 from beitkit.data.scenes.pairing import IMAGE_FOLDERS, MASK_FOLDERS, Pairs, Side, named, paired
 from beitkit.data.sources.archives import Archives
@@ -15,7 +16,7 @@ from beitkit.data.sources.find import find_images, packed_at, split_folders
 from beitkit.data.sources.image_list import BETWEEN_BANDS, ImageList
 from beitkit.data.sources.list_rows import band_columns, csv_cells, known_column
 from beitkit.data.sources.lists import TABLES, Split
-from beitkit.errors import UserError
+from beitkit.errors import UserError, refuse_given
 from beitkit.files import read_text, why
 
 VOC_LISTS = Path("ImageSets", "Segmentation")
@@ -24,8 +25,11 @@ IMAGE_COLUMNS = ("image", "img", "image_path", "file_name", "filename")
 """Names of the column of images in a table of pairs, upper or lower case; that of masks is called as their folder."""
 
 
-def scene_splits(path: Path, columns: ColumnsConfig = ColumnsConfig()) -> tuple[Split, ...]:
-    """The splits that a data set or a table is divided into; none where it is not, or is not there."""
+def scene_splits(path: Path | OwnImages, columns: ColumnsConfig = ColumnsConfig()) -> tuple[Split, ...]:
+    """The splits that a data set or a table is divided into; none where it is not, or is not there, or a caller's object."""
+    if isinstance(path, OwnImages):
+        return ()
+    refuse_given(path)
     packed = _packed(path)
     if packed is not None:
         return packed_splits(path, packed)

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from beitkit.configs.data import ColumnsConfig, ValueRange
 from beitkit.contracts import IGNORED
-from beitkit.data.decoding.decode import BrokenImage, to_tensor
+from beitkit.data.decoding.decode import BrokenImage, Header, to_tensor
 from beitkit.data.decoding.reading import as_tensor, header_of, whole_image
+from beitkit.data.own.images import OwnImages
+from beitkit.data.own.masks import OwnMasks
 from beitkit.data.scenes.class_names import ADE20K, CAMVID, CAMVID_SEQUENCES, CAMVID_VOID, CITYSCAPES, CITYSCAPES_VALUES, VOC
 from beitkit.data.scenes.discover import discovered
-from beitkit.data.scenes.label_codes import LabelMapping, plain_code, read_classes, voc_palette
+from beitkit.data.scenes.label_codes import LabelMapping, checked_names, plain_code, read_classes, voc_palette
 from beitkit.data.scenes.layout import COLUMNS, Pairs, locate_scenes, scene_splits
 from beitkit.data.scenes.masks import read_mask
 from beitkit.data.seeds import derived_seed
@@ -36,7 +38,7 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import BAND, csv_cells
 from beitkit.data.sources.lists import Split
 from beitkit.data.sources.split import VAL_SHARE
-from beitkit.errors import UserError
+from beitkit.errors import UserError, few
 
 CLASSES_FILE = "classes.json"
 MOST_READ = 4000  # masks that are read to find classes, to divide or to audit; of more, a sample drawn by seed
@@ -78,6 +80,15 @@ class Scenes:
         """The pairs at these indices, in this order."""
         return replace(self, files=self.files.subset(indices), masks=self.masks.subset(indices))
 
+    def header(self, index: int) -> Header:
+        """Size and orientation of one image.
+
+        Raises:
+            BrokenImage: the image cannot be read.
+        """
+        items = self.files.items
+        return header_of(self.files.source(index)) if items is None else items.header(int(self.files.name(index)))
+
     def label_map(self, index: int) -> Image.Image:
         """Class ids of one image, upright, in mode "L"; for `ImageDataset(label_map=...)`.
 
@@ -90,7 +101,7 @@ class Scenes:
         """
         mask = read_mask(self.masks.source(index))
         ids = Image.fromarray(self.code.label_map(mask))
-        header = header_of(self.files.source(index))
+        header = self.header(index)
         if ids.size == header.upright:
             return ids
         if header.turn is not None and ids.size == header.stored:
@@ -110,7 +121,7 @@ class Scenes:
 
 
 def find_scenes(
-    path: Path | str,
+    path: Path | str | OwnImages,
     *,
     split: Split | None = None,
     classes: Path | LabelMapping | None = None,
@@ -118,17 +129,20 @@ def find_scenes(
     columns: ColumnsConfig = ColumnsConfig(),
 ) -> Scenes:
     """Images with label maps below a folder, in archives or an index, or in a CSV table with the columns `image`, `mask` and
-    perhaps `split`; `columns` names others, of masks under `label`.
+    perhaps `split`; `columns` names others, of masks under `label`. Or the items of a dataset that a caller gave.
 
     `classes` is a `classes.json`, or the code of other scenes (pass the training scenes' code when reading validation
     scenes). Without it the code comes from the `classes.json` beside the folders or the table, else from the data set where
     it is Pascal VOC, ADE20K, Cityscapes or CamVid, else from the values that occur in the masks (in 4000 of them,
     drawn by a fixed seed, where there are more): each is a class, 255 is ignored. Masks with many rare values along edges, as
-    smoothing makes them, are refused unless `all_values` says that each is meant.
+    smoothing makes them, are refused unless `all_values` says that each is meant. A dataset may name the classes of values 0, 1,
+    and so on by an attribute `classes`.
 
     Raises:
         UserError: an unknown layout, names that do not pair, a faulty classes.json, or masks whose classes cannot be told.
     """
+    if isinstance(path, OwnImages):
+        return _own_scenes(path, classes, all_values=all_values)
     path = Path(path)
     pairs = locate_scenes(path, split, columns)
     return Scenes(
@@ -141,8 +155,8 @@ def find_scenes(
 
 
 def train_and_val_scenes(
-    images: Path,
-    val: Path | None,
+    images: Path | OwnImages,
+    val: Path | OwnImages | None,
     seed: int,
     *,
     classes: Path | None = None,
@@ -162,6 +176,8 @@ def train_and_val_scenes(
     part = "train" if "train" in splits else None
     train = find_scenes(images, split=part, classes=classes, all_values=all_values, columns=columns)
     if val is not None:
+        if isinstance(val, OwnImages):
+            _refuse_other_scenes(images, val, train, is_coded=classes is not None)
         part = "val" if "val" in scene_splits(val, columns) else None
         return train, find_scenes(val, split=part, classes=train.code, columns=columns)
     for split in ("val", "test"):
@@ -179,17 +195,20 @@ def as_csv(parts: Mapping[str, Scenes]) -> str:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    bands = max((len(scenes.files.files(0)) for scenes in parts.values() if scenes.files.members is None), default=1)
+    in_files = [scenes.files for scenes in parts.values() if scenes.files.members is None and scenes.files.items is None]
+    bands = max((len(files.files(0)) for files in in_files), default=1)
     table.writerow(COLUMNS if bands == 1 else (*(f"{BAND}{number}" for number in range(1, bands + 1)), *COLUMNS[1:]))
     for split, scenes in parts.items():
         for index in range(len(scenes)):
             images = (scenes.files.path(index),) if bands == 1 else scenes.files.files(index)
-            table.writerow([*(image.absolute() for image in images), scenes.masks.path(index).absolute(), split])
+            table.writerow(
+                [*(_listed(scenes.files, image) for image in images), _listed(scenes.masks, scenes.masks.path(index)), split]
+            )
     return text.getvalue()
 
 
 def set_aside_before(table: Path, scenes: Scenes) -> Scenes:
-    """The validation scenes that `as_csv` wrote down, among those of archives, which a table cannot name.
+    """The validation scenes that `as_csv` wrote down, among those of archives and datasets, which a table cannot name.
 
     Raises:
         UserError: some of them are no longer there.
@@ -197,10 +216,15 @@ def set_aside_before(table: Path, scenes: Scenes) -> Scenes:
     lines = csv_cells(table)
     next(lines)
     named = {cells[0] for _, cells in lines if cells[2] == "val"}
-    chosen = [index for index in range(len(scenes)) if str(scenes.files.path(index).absolute()) in named]
+    chosen = [index for index in range(len(scenes)) if _listed(scenes.files, scenes.files.path(index)) in named]
     if len(chosen) != len(named):
         raise UserError(f"{table} names {len(named)} images for validation, but {len(chosen)} of them are there")
     return scenes.subset(chosen)
+
+
+def _listed(files: ImageList, path: Path) -> str:
+    """What a table calls one of the files."""
+    return str(path if files.items is not None else path.absolute())
 
 
 def sampled(count: int, limit: int, *seed: int | str) -> list[int]:
@@ -229,6 +253,33 @@ def _code(path: Path, classes: Path | None, pairs: Pairs, *, all_values: bool) -
         return _camvid_code()
     chosen = sampled(len(pairs.masks), MOST_READ, 0, "classes")
     return discovered(pairs.masks, chosen, beside, is_each_meant=all_values)
+
+
+def _own_scenes(given: OwnImages, classes: Path | LabelMapping | None, *, all_values: bool) -> Scenes:
+    """The items of a dataset that a caller gave."""
+    images, masks = map(ImageList.of_items, OwnMasks.beside(given))
+    if isinstance(classes, LabelMapping):
+        code = classes
+    elif classes is not None:
+        code = read_classes(classes)
+    elif given.classes:
+        where = f"`classes` of {given.description}"
+        code = plain_code(checked_names(where, list(given.classes)), where)
+    else:
+        chosen = sampled(len(masks), MOST_READ, 0, "classes")
+        code = discovered(masks, chosen, "a classes.json for `classes`", is_each_meant=all_values)
+    return Scenes(files=images, masks=masks, code=code)
+
+
+def _refuse_other_scenes(images: Path | OwnImages, val: OwnImages, train: Scenes, *, is_coded: bool) -> None:
+    """Raise for a caller's validation scenes that are the training scenes, or say that they have other classes."""
+    if isinstance(images, OwnImages) and images.dataset is val.dataset:
+        raise UserError(f"{val.description} is given for training and for validation; give two datasets, or leave `val` out")
+    if val.classes and not is_coded and val.classes != train.classes:
+        raise UserError(
+            f"`val` {val.description} has the classes {few(val.classes, 4)} and the training images {few(train.classes, 4)}; "
+            "they must be the same in the same order"
+        )
 
 
 def _is_camvid(images: ImageList) -> bool:
@@ -271,7 +322,7 @@ def _set_aside(scenes: Scenes, seed: int) -> list[int]:
 
 def _name(files: ImageList, index: int) -> str:
     """What an image is called below the common root."""
-    if files.members is not None:
+    if files.members is not None or files.items is not None:
         return os.fsdecode(files.name(index))
     return Path(os.path.relpath(files.path(index), files.root)).as_posix()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from beitkit.errors import UserError
 from beitkit.evaluation.comparison import Evaluation, ModelResult, seed_groups
 from beitkit.inference.part import csv_bytes
 from beitkit.interop.load import load
@@ -25,12 +24,11 @@ def run(config: EvaluateRun, own: OwnParts = NONE) -> Evaluation:
     """Measure, and print tables. `own` are the objects that the config describes."""
     networks = [load(path, image_size=config.image_size) for path in config.model]
     segmenters = [network for network in networks if isinstance(network, Segmenter)]
+    images = own.images_or(config.images)
     if len(segmenters) == len(networks):
-        if own.images is not None:
-            raise UserError(f"{config.images} is for classifiers; give {config.model[0]}, which labels pixels, files and masks")
-        prepared = segmentation(config, segmenters)
+        prepared = segmentation(config, segmenters, images)
     else:
-        prepared = classification(config, networks, own.images_or(config.images))
+        prepared = classification(config, networks, images)
     folder = None if config.out is None else RunFolder(config.out, "evaluate", config)
     runtime = start_runtime(config.machine)
     broken: set[Path] = set()

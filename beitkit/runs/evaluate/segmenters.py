@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from beitkit.command.following import command, unused
+from beitkit.data.own.images import OwnImages
 from beitkit.data.scenes.label_codes import LabelMapping, read_classes
 from beitkit.data.scenes.layout import locate_scenes, scene_splits
 from beitkit.data.scenes.reading import readable_scenes
@@ -31,7 +32,7 @@ from beitkit.train.machine.runtime import Runtime
 SPLITS_FILE = "scenes.csv"
 
 
-def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
+def segmentation(config: EvaluateRun, models: Sequence[Segmenter], images: Path | OwnImages) -> Prepared:
     """The measuring of segmenters with the same classes.
 
     Raises:
@@ -42,10 +43,10 @@ def segmentation(config: EvaluateRun, models: Sequence[Segmenter]) -> Prepared:
             raise UserError(f"{option} is for classifiers, but {config.model[0]} labels whole images; leave it out")
     config.inference.refuse_shift()
     _check_same_classes(config.model, models)
-    scenes, where = _scenes(config, models[0].config.classes)
+    scenes, where = _scenes(config, images, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(scenes.files, ranges)
-    name_leaks(_trained_on(config), scenes.files)
+    name_leaks(_trained_on(config, images), scenes.files)
     inferences = {model.config.inference for model in models}
     return Prepared(
         where=where,
@@ -82,30 +83,30 @@ def _check_same_classes(paths: Sequence[Path], models: Sequence[Segmenter]) -> N
             )
 
 
-def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]:
+def _scenes(config: EvaluateRun, images: Path | OwnImages, classes: tuple[str, ...]) -> tuple[Scenes, str]:
     """What to measure, and its name: never images the model was trained on without saying so.
 
     Raises:
         UserError: what `find_scenes` raises, or classes that are not the model's.
     """
-    runs = {path: run for path in config.model if (run := run_on(path, config.images)) is not None}
-    code = _code(config)
+    runs = {path: run for path in config.model if (run := run_on(path, images)) is not None}
+    code = _code(config, images)
     columns = config.columns
-    splits = scene_splits(config.images, columns)
+    splits = scene_splits(images, columns)
     aside = next((path / SPLITS_FILE for path, run in runs.items() if run["val"] is None), None)
     if "val" in splits or "test" in splits:
         split = "val" if "val" in splits else "test"
-        scenes = find_scenes(config.images, split=split, classes=code, columns=columns)
+        scenes = find_scenes(images, split=split, classes=code, columns=columns)
         where = f"the {split} part of {config.images}"
     elif aside is not None and aside.exists():
-        if packed_at(config.images) is None:
+        if isinstance(images, Path) and packed_at(images) is None:
             scenes = find_scenes(aside, split="val", classes=code)
         else:
-            scenes = set_aside_before(aside, find_scenes(config.images, classes=code, columns=columns))
+            scenes = set_aside_before(aside, find_scenes(images, classes=code, columns=columns))
         where = f"the part of {config.images} that was set aside for validation"
     else:
         split = "train" if "train" in splits else None
-        scenes = find_scenes(config.images, split=split, classes=code, columns=columns)
+        scenes = find_scenes(images, split=split, classes=code, columns=columns)
         where = str(config.images) + (" (training images)" if split or runs else "")
     only_numbered = classes == numbered(len(classes)) and len(classes) == len(scenes.classes)
     if scenes.classes != classes and not only_numbered:
@@ -116,25 +117,31 @@ def _scenes(config: EvaluateRun, classes: tuple[str, ...]) -> tuple[Scenes, str]
     return scenes, where
 
 
-def _trained_on(config: EvaluateRun) -> Iterator[ImageList]:
+def _trained_on(config: EvaluateRun, images: Path | OwnImages) -> Iterator[ImageList]:
     """What the models were trained on, as their runs wrote it down; else the train part of the images."""
     listed = [model / SPLITS_FILE for model in config.model if (model / SPLITS_FILE).is_file()]
     for table in listed:
         with suppress(UserError):  # images that have been moved, or lie in archives
             yield locate_scenes(table, "train").images
-    if not listed and "train" in scene_splits(config.images, config.columns):
-        yield locate_scenes(config.images, "train", config.columns).images
+    if not listed and isinstance(images, Path) and "train" in scene_splits(images, config.columns):
+        yield locate_scenes(images, "train", config.columns).images
 
 
-def _code(config: EvaluateRun) -> Path | LabelMapping | None:
-    """What the masks mean: what the user gave or laid beside them, else what the model's run wrote down."""
+def _code(config: EvaluateRun, images: Path | OwnImages) -> Path | LabelMapping | None:
+    """What the masks mean: what the user gave or laid beside them, else what the model's run wrote down.
+
+    None leaves it to `find_scenes`.
+    """
     if config.classes is not None:
         return config.classes
-    beside = (config.images if config.images.is_dir() else config.images.parent) / CLASSES_FILE
+    if isinstance(images, Path):
+        beside = (images if images.is_dir() else images.parent) / CLASSES_FILE
+        if beside.is_file():
+            return beside
+    elif images.classes:
+        return None
     stored = next((path / CLASSES_FILE for path in config.model if (path / CLASSES_FILE).is_file()), None)
-    if beside.is_file() or stored is None:
-        return beside if beside.is_file() else None
-    return read_classes(stored)
+    return None if stored is None else read_classes(stored)
 
 
 def _image_rows(scenes: Scenes, found: dict[str, SceneScores]) -> Iterator[list[object]]:

@@ -37,6 +37,7 @@ from beitkit.runs.segment.config import SegmentRun
 from beitkit.runs.segment.report import SegmentResult, facts_of, write_report
 from beitkit.runs.training.leaks import note_on_leaks
 from beitkit.runs.training.live import renewing
+from beitkit.runs.training.own import NONE, OwnParts, checked_by
 from beitkit.runs.training.pixels import Pixels, decided_pixels
 from beitkit.runs.training.reader import median_side
 from beitkit.runs.training.session import Session, read_result, start_run
@@ -45,6 +46,7 @@ from beitkit.runs.training.start import Start
 from beitkit.runs.training.task import refused_if_labeled
 from beitkit.system import write_atomically
 from beitkit.tokenizers.fingerprint import digest_of
+from beitkit.train.folder import OWN_IMAGES
 from beitkit.train.loop import fit
 from beitkit.train.schedule import Schedule
 
@@ -52,13 +54,13 @@ AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
-def run(config: SegmentRun) -> SegmentResult:
-    """Train or continue; the run folder is what `beitkit.load` reads."""
+def run(config: SegmentRun, own: OwnParts = NONE) -> SegmentResult:
+    """Train or continue; the run folder is what `beitkit.load` reads. `own` are the objects that the config describes."""
     config, runtime = start_run(config, config.speed.sharding)
     with refused_if_labeled(config.images, config.columns):
         train, val = train_and_val_scenes(
-            config.images,
-            config.val,
+            own.images_or(config.images),
+            own.val_or(config.val),
             config.train.seed,
             classes=config.classes,
             all_values=config.all_values,
@@ -86,6 +88,9 @@ def run(config: SegmentRun) -> SegmentResult:
         "validation pictures": val.digest,
         "model": digest_of(model.config.backbone, merged_state(model.backbone)),
     }
+    if train.files.items is not None:
+        inputs[OWN_IMAGES] = train.files.items.fingerprint
+    checked = checked_by({"images": train.files} | ({} if config.val is None else {"validation images": val.files}))
     session = Session.begin(
         "segment", config, runtime, inputs, files=train.files, others=[train.masks, val.files, val.masks], default_epochs=1
     )
@@ -97,7 +102,8 @@ def run(config: SegmentRun) -> SegmentResult:
         write_atomically(folder.path / "scenes.csv", as_csv({"train": train, "val": val}).encode("utf-8", "surrogateescape"))
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
-    for line in (*pixels.lines, *reasons, *(f"note: {note}" for note in odd)):
+    told = [f"{name.lower()} {told}" for name, told in checked]
+    for line in (*pixels.lines, *reasons, *told, *(f"note: {note}" for note in odd)):
         session.say(line)
     if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
         session.say(leak)
@@ -133,7 +139,7 @@ def run(config: SegmentRun) -> SegmentResult:
 
     evaluator = MeanIoU(predict, labeled, len(train.classes))
     best = session.best("val/miou", model, patience=config.patience)
-    renewed = renewing(session.training, "Segmentation", facts_of(config, model.config, audits[0], runtime))
+    renewed = renewing(session.training, "Segmentation", [*facts_of(config, model.config, audits[0], runtime), *checked])
     fit(objective, batches, start.groups, renewed, [evaluator], best)
     if runtime.is_main:
         if config.patience is not None:
@@ -149,7 +155,7 @@ def run(config: SegmentRun) -> SegmentResult:
             "val_digest": val.digest,
         }
         folder.write_json("result.json", result)
-        length = session.length_facts("val/miou", config.patience)
+        length = [*session.length_facts("val/miou", config.patience), *checked]
         report = write_report(folder, config, model.config, audits[0], scored, compared, runtime, length)
         session.say(
             f"mIoU {scored.scores.mean_iou:.1%} on {len(val)} images (pixels named right: {scored.scores.pixel_accuracy:.1%})"

@@ -170,7 +170,7 @@ def test_items_are_predicted_with_a_name_each_and_broken_ones_are_told(
     assert names == [f"{index:02d}.png" for index in range(12) if index != 3]
     beitkit.predict(Holed(), model=tmp_path / "seg", device="cpu", threads=1)
     assert "Next: beitkit predict IMAGES --out" in capsys.readouterr().out
-    with pytest.raises(UserError, match="Holed, 12 images> is for classifiers; give .*seg, which labels pixels, files"):
+    with pytest.raises(UserError, match=r"Holed, 12 images>: item 0 has no label map; expected a pair \(image, label_map\)"):
         beitkit.evaluate(Holed(), model=tmp_path / "seg")
     with pytest.raises(UserError, match=r"`engine='ray'` opens images by their paths, but <python: .*Holed, 12 images> is an"):
         beitkit.embed(Holed(), model=tmp_path / "seg", out=tmp_path / "ray.npy", engine="ray")
