@@ -158,7 +158,9 @@ def test_classes_come_from_the_attribute_a_file_or_the_values(table: Path, here:
         ("values", pairs, {}, ("class 0", "class 1", "class 2")),
     ):
         beitkit.segment(given, out=tmp_path / name, **SHORT | options | {"steps": 1})
-        assert beitkit.load(tmp_path / name).config.classes == classes
+        model = beitkit.load(tmp_path / name)
+        assert isinstance(model, beitkit.Segmenter)
+        assert model.config.classes == classes
     # Without names, values mean what they meant to the run.
     assert _measures(pairs, here) == _measures(table, here)
     with pytest.raises(UserError, match="has the classes sky, disk, ground and .*here knows ground, disk, sky; they must be"):
@@ -219,9 +221,9 @@ class Stream(IterableDataset[Any]):
         (changed(lambda labels: labels[None]), {}, r"item 7 has an array of shape \(1, .*whole numbers \(h, w\) from 0 to 65535"),
         (changed(lambda labels: labels.astype(int) - 1), {}, "item 7 has an array with values from -1 to 254 for a label map"),
         (changed(lambda labels: Image.new("F", labels.shape[::-1])), {}, "item 7 has a Pillow image of mode F for a label map"),
-        (changed(lambda labels: labels + 3), {"classes": "classes.json"}, "item 7: has the value 3, 4.*; classes.json has 3 classes"),
+        (changed(lambda labels: labels + 3), {"classes": "classes.json"}, "item 7: has the value 3, .*; classes.json has 3 cl"),
         (Stream(), {}, "Stream has no length: .*all else needs a dataset with `__len__`"),
-        ([(image, labels * 0) for image, labels in map(scene, range(10))], {}, r"hold only the value \[0\]; write a classes.json for"),
+        ([(image, labels * 0) for image, labels in map(scene, range(10))], {}, r"only the value \[0\]; write a classes.json for"),
     ],
 )  # fmt: skip
 def test_wrong_scenes_are_refused_in_one_line_before_anything_is_written(
