@@ -243,7 +243,8 @@ class OwnImages:
             label = label.item()
         if isinstance(label, str) or (isinstance(label, int) and not isinstance(label, bool)):
             return label
-        raise UserError(f"{self.path(index)} has a label of type {type(label).__name__}; expected a whole number or a name")
+        hint = "; label maps are for segmentation" if isinstance(label, Image.Image) or getattr(label, "ndim", 0) > 1 else ""
+        raise UserError(f"{self.path(index)} has a label of type {type(label).__name__}; expected a whole number or a name{hint}")
 
     def _item(self, index: int) -> Any:
         try:

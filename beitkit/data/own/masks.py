@@ -58,7 +58,8 @@ class OwnMasks(OwnImages):
         try:
             return Encoded(self.path(index), encoded_label_map(label_map))
         except TypeError as error:
-            raise UserError(f"{self.path(index)} has {error} for a label map; expected {EXPECTED_LABEL_MAP}") from None
+            hint = "; labels are for classification" if isinstance(label_map, int | str | np.integer) else ""
+            raise UserError(f"{self.path(index)} has {error} for a label map; expected {EXPECTED_LABEL_MAP}{hint}") from None
         except Exception as error:
             raise BrokenImage(self.path(index), said(error)) from error
 

@@ -205,7 +205,11 @@ def test_labels_come_from_pairs_targets_mappings_and_names() -> None:
 @pytest.mark.parametrize(
     ("label", "told"),
     [
-        (0.5, "item 1 has a label of type float; expected a whole number or a name"),
+        (0.5, "item 1 has a label of type float; expected a whole number or a name$"),
+        (
+            image(0)[..., 0],
+            "item 1 has a label of type ndarray; expected a whole number or a name; label maps are for segmentation",
+        ),
         (None, r"item 1 has no label; expected a pair \(image, label\)"),
         (7, r"item 1: label 7 is not one of the 3 known classes \('ant', 'bee', 'cow'\)"),
     ],
