@@ -106,6 +106,11 @@ class ShardingUnit(nn.Module):
     """A part of a network whose weights are gathered together where they are sharded, such as a block of a Transformer."""
 
 
+def sharding_units(module: nn.Module) -> list[ShardingUnit]:
+    """The sharding units of a module."""
+    return [part for part in module.modules() if isinstance(part, ShardingUnit)]
+
+
 @runtime_checkable
 class RewritesParameters(Protocol):
     """A module whose forward pass writes some of its own parameters, so that a skipped step can put them back."""

@@ -1,4 +1,4 @@
-"""Data parallelism: replicated weights (DDP, here) or sharded weights (FSDP2, `train.shards`).
+"""Data parallelism: replicated weights (DDP, `train.replicas`) or sharded weights (FSDP2, `train.shards`).
 
 In both cases the optimizer sees plain tensors: the parameters themselves (`Replicas`), or this rank's rows of them (`Shards`), in
 the memory from which FSDP2 gathers blocks, and small ones whole. So clipping, AdamW, EMA and checkpoints are the same code for
@@ -7,91 +7,20 @@ both, and none of it uses DTensor.
 
 from __future__ import annotations
 
-import warnings
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
-from beitkit.contracts import RewritesParameters, ShardingUnit
+from beitkit.contracts import sharding_units
 from beitkit.errors import UserError
-from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import Runtime
+from beitkit.train.replicas import Replicas
 
 if TYPE_CHECKING:
     from beitkit.train.shards import Shards
 
 SHARDED_FROM = 300_000_000
 """Parameters from which "auto" shards: large has 303 million (method 1.1)."""
-
-
-class Replicas:
-    """Every rank holds all weights; gradients are averaged over ranks by DDP, if there are several."""
-
-    is_whole_everywhere = True
-    """Whether every rank has the whole objective, to evaluate it for instance."""
-
-    def __init__(self, objective: nn.Module, runtime: Runtime) -> None:
-        """Move the objective to the device; DDP broadcasts weights and buffers of rank 0 once, here."""
-        self.objective = objective.to(runtime.device)
-        self.module: nn.Module = objective
-        """The module that computes the loss."""
-        if runtime.world_size > 1:
-            # A 1x1 convolution's gradient may have other strides than its bucket view, which is harmless.
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides", category=UserWarning)
-            # PyTorch's own advice is to keep the argument until there is another one that does not send buffers at the start.
-            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            # Forward passes leave buffers equal on all ranks by themselves (sums over ranks, where they depend on images), and
-            # index tables never change: nothing has to be broadcast before each of them.
-            self.module = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.parameters: dict[str, nn.Parameter] = dict(objective.named_parameters())
-        """The optimizer's parameters, by name."""
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """Persistent buffers, by name; equal on all ranks."""
-        return kept_buffers(self.objective)
-
-    @property
-    def rewritten(self) -> list[Tensor]:
-        """Parameters that forward passes write (see `RewritesParameters`)."""
-        modules = self.objective.modules()
-        return [tensor for module in modules if isinstance(module, RewritesParameters) for tensor in module.rewritten()]
-
-    def no_sync(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Gradient accumulation without all-reduce, except in the last pass of a step."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) and not is_last else nullcontext()
-
-    def take_gradients(self) -> None:
-        """No-op: under DDP the gradients are already on `parameters`."""
-
-    def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Total norm of the gradients, shape ()."""
-        return nn.utils.get_total_norm(gradients, foreach=True)
-
-    def sum(self, number: Tensor) -> Tensor:
-        """The number (or numbers) unchanged: every rank counted all weights."""
-        return number
-
-    def shard_of(self, name: str, tensor: Tensor) -> Piece:
-        """This rank's piece of a tensor that belongs to the named parameter."""
-        return Piece(tensor, tuple(tensor.shape))
-
-    @torch.no_grad()
-    def gather_weights(self, weights: dict[str, Tensor]) -> None:
-        """Swap the parameters with `weights` in place."""
-        for name, parameter in self.parameters.items():
-            if weights[name] is not parameter:
-                kept = parameter.clone()
-                parameter.copy_(weights[name])
-                weights[name].copy_(kept)
-
-    def release_weights(self, weights: dict[str, Tensor]) -> None:
-        """Undo `gather_weights`."""
-        self.gather_weights(weights)
-
 
 Parallel: TypeAlias = "Replicas | Shards"
 
@@ -117,14 +46,3 @@ def shares_out(objective: nn.Module, runtime: Runtime) -> bool:
     is_large = sum(parameter.numel() for parameter in objective.parameters()) >= SHARDED_FROM
     is_wanted = runtime.sharding == "full" or (runtime.sharding == "auto" and is_large and has_units)
     return is_wanted and runtime.world_size > 1
-
-
-def sharding_units(objective: nn.Module) -> list[ShardingUnit]:
-    """The sharding units of an objective."""
-    return [module for module in objective.modules() if isinstance(module, ShardingUnit)]
-
-
-def kept_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The persistent buffers of a module, by name."""
-    kept = module.state_dict(keep_vars=True)
-    return {name: buffer for name, buffer in module.named_buffers() if name in kept}

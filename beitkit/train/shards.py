@@ -11,9 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from beitkit.contracts import sharding_units
 from beitkit.train.checkpoints.manifest import Piece
 from beitkit.train.machine.runtime import Runtime
-from beitkit.train.parallel import kept_buffers, sharding_units
+from beitkit.train.replicas import kept_buffers
 
 
 class Shards:
