@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -131,11 +131,39 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def usable_cores() -> int:
-    """CPU cores available to this process: its affinity mask, divided by LOCAL_WORLD_SIZE under torchrun."""
+def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """CPU cores for this process: its affinity mask, or its share where others of its kind may use the same ones.
+
+    torchrun says how many there are (LOCAL_WORLD_SIZE). A task that `srun` started has those of `--cpus-per-task`, else what the
+    job has on the machine divided among the tasks there, as the mask holds all of them unless SLURM binds tasks.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, cores // int(sharing)) if sharing.isdecimal() and int(sharing) else cores
+    if processes := _count(environment, "LOCAL_WORLD_SIZE"):
+        return max(1, cores // processes)
+    if "SLURM_STEP_ID" not in environment:
+        return cores
+    if of_task := _count(environment, "SLURM_CPUS_PER_TASK"):
+        return min(cores, of_task)
+    if of_job := _count(environment, "SLURM_CPUS_ON_NODE"):
+        return min(cores, max(1, of_job // _tasks_here(environment)))
+    return cores
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    """A number that a launcher has set; 0 where there is none."""
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """How many tasks of a SLURM step are on this machine; 1 if SLURM does not say it as expected."""
+    each = environment.get("SLURM_STEP_TASKS_PER_NODE", "")  # as "2(x3),1": two on each of three machines, one on the fourth
+    if not re.fullmatch(r"\d+(\(x\d+\))?(,\d+(\(x\d+\))?)*", each):
+        return 1
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", each)
+    counts = [int(tasks) for tasks, times in found for _ in range(int(times or 1))]
+    node = _count(environment, "SLURM_NODEID")
+    return max(1, counts[node]) if node < len(counts) else 1
 
 
 def is_first_process() -> bool:

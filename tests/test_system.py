@@ -51,6 +51,29 @@ def test_a_full_disk_is_named_even_when_the_writer_hides_it(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("environment", "cores"),
+    [
+        ({"SLURM_CPUS_PER_TASK": "3"}, 3),
+        ({"SLURM_CPUS_PER_TASK": "99"}, 12),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2"}, 4),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "2"}, 4),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 8),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "16"}, 1),
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "two"}, 8),
+        ({"SLURM_CPUS_ON_NODE": "96", "SLURM_STEP_TASKS_PER_NODE": "4"}, 12),  # the mask binds this task already
+        ({"SLURM_CPUS_PER_TASK": "3", "LOCAL_WORLD_SIZE": "2"}, 6),
+        ({}, 12),
+    ],
+)
+def test_usable_cores_of_a_task_are_what_slurm_gave_it(
+    environment: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert usable_cores({"SLURM_STEP_ID": "0", **environment}) == cores
+    assert usable_cores({name: value for name, value in environment.items() if name.startswith("SLURM")}) == 12  # no step
+
+
 def test_usable_cores_follow_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5}, raising=False)
     assert usable_cores() == 3
