@@ -88,10 +88,12 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     layer_decay = choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_pretrained))
     is_short = length < AUGMENTED_EPOCHS or length * per_epoch <= AUGMENTED_STEPS
     strength = run.augment
+    operations = choices.pick(strength.operations, "--augment.operations", _operations(is_short))
+    said = choices if operations else Choices()  # how strong none of them are is nothing to tell
     augment = replace(
         strength,
-        operations=choices.pick(strength.operations, "--augment.operations", _operations(is_short)),
-        magnitude=choices.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
+        operations=operations,
+        magnitude=said.pick(strength.magnitude, "--augment.magnitude", _magnitude(found)),
         erasing=choices.pick(strength.erasing, "--augment.erasing", _erasing(found)),
         mixup=choices.pick(strength.mixup, "--augment.mixup", _mixing(found, length, resolved(PAPER_AUGMENT.mixup))),
         cutmix=choices.pick(strength.cutmix, "--augment.cutmix", _mixing(found, length, resolved(PAPER_AUGMENT.cutmix))),

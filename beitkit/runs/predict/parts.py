@@ -101,7 +101,12 @@ def write_in_parts(
     engine = engine_of(config, model, compute, pacing)
     result = PartedOutput(files, command, -(-len(images) // block))
     pacing.remember(result.way(), result.note_way)
-    return complete(result, images, block, engine, lambda done, total: print(f"{done} of {total} parts", file=sys.stderr))
+    return complete(result, images, block, engine, _say_part)
+
+
+def _say_part(done: int, total: int) -> None:
+    if total > 1:
+        print(f"{done} of {total} parts", file=sys.stderr)
 
 
 MOST_INPUTS = 3
