@@ -80,7 +80,7 @@ def _try_socket() -> None:
     """
     try:
         # The folder of such sockets is chosen here once for this process and those that it forks.
-        connection.Listener(connection.arbitrary_address("AF_UNIX"), "AF_UNIX").close()
+        connection.Listener(family="AF_UNIX").close()
     except OSError as error:
         folder = tempfile.gettempdir()
         length = len(os.fsencode(folder))
