@@ -120,6 +120,10 @@ class ReconstructConfig:
     """A code is unused when it is chosen less often than this share of the average."""
 
 
+PUBLISHED_WINDOW = 8
+"""Side in pixels of the largest patches that Coates, Lee and Ng (2011) whitened with 0.1."""
+
+
 @config("kmeans")
 class KMeansConfig:
     """k-means of whitened patches: how many codes, how many pixels one code stands for, and from what the centers are made."""
@@ -136,8 +140,9 @@ class KMeansConfig:
     """Rounds of k-means (Lloyd); it ends before when no patch changes its center."""
     contrast_eps: PositiveFloat = 10 / 255**2
     """Added to the variance of a patch's pixels in [0, 1] before it is divided by its root (published: 10 with pixels to 255)."""
-    whitening_eps: PositiveFloat = 0.1
-    """Added to the variance along each principal axis before it is divided by its root (published: 0.1)."""
+    whitening_eps: PositiveFloat | None = None
+    """Added to the variance along each principal axis before it is divided by its root. None takes the published 0.1 for patches
+    that are at most 8 pixels wide with their margins, and 10 for larger ones, of which most axes are noise."""
     channels: Channels = 3
     """Of the images, 1 to 16."""
     value_range: Annotated[ValueRange | None, tyro.conf.Suppress] = None
@@ -155,6 +160,13 @@ class KMeansConfig:
     def window(self) -> int:
         """Side in pixels of what one code is found from: the patch and its margins."""
         return self.stride + 2 * self.margin
+
+    @property
+    def whitening(self) -> float:
+        """`whitening_eps`, or what is chosen for it (decision 016)."""
+        if self.whitening_eps is not None:
+            return self.whitening_eps
+        return 0.1 if self.window <= PUBLISHED_WINDOW else 10.0
 
 
 TokenizerKind = Literal["dvae", "kmeans"]

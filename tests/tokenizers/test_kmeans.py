@@ -28,7 +28,7 @@ def made(config: KMeansConfig, images: torch.Tensor) -> tuple[KMeansTokenizer, W
     tokenizer = KMeansTokenizer(config)
     raw = tokenizer.windows(images).flatten(0, 1)
     windows = contrast_normalized(raw, config.contrast_eps)
-    whitening = whitening_of(windows, config.whitening_eps)
+    whitening = whitening_of(windows, config.whitening)
     whitening.apply_(windows)
     centers, ids = kmeans(windows, config.vocabulary, 10, torch.Generator().manual_seed(0))
     tokenizer.set_centers(whitening, centers, ids, tokenizer.patches_of(raw))
@@ -117,6 +117,16 @@ def test_the_fingerprint_is_of_what_decides_the_tokens() -> None:
     assert tokenizer.fingerprint == before
     tokenizer.filters[3, 5] += 1e-3
     assert tokenizer.fingerprint != before
+
+
+def test_large_patches_are_whitened_less_unless_it_is_given() -> None:
+    assert [KMeansConfig(stride=stride, margin=margin).whitening for stride, margin in ((4, 2), (8, 0), (8, 2), (16, 4))] == [
+        0.1,
+        0.1,
+        10,
+        10,
+    ]
+    assert KMeansConfig(stride=16, whitening_eps=0.1).whitening == 0.1
 
 
 def test_wrong_use() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -53,12 +54,14 @@ def run(config: TokenizerRun, own: OwnParts) -> Path:
     folder, journal = opened
     journal.rewind(-1)  # of a run that was killed
     fitted = images.fitted(config.kmeans)
+    fitted = replace(fitted, whitening_eps=fitted.whitening)
     tokenizer = KMeansTokenizer(fitted).to(runtime.device)
     for line in images.lines:
         journal.say(line)
     journal.say(
-        f"tokenizer: k-means, {fitted.vocabulary} codes, stride {fitted.stride}, margin {fitted.margin}, at {by(images.size)}; "
-        f"{fitted.patches:,} patches of {len(images.files)} images; {runtime.describe()}"
+        f"tokenizer: k-means, {fitted.vocabulary} codes, stride {fitted.stride}, margin {fitted.margin}, "
+        f"whitened with {fitted.whitening:g}, at {by(images.size)}; {fitted.patches:,} patches of "
+        f"{len(images.files)} images; {runtime.describe()}"
     )
     reading = reading_of(config, folder, runtime)
     batches = in_unit_range(training_batches(images.dataset(), 0, reading, runtime, WaitMeter()))
@@ -82,7 +85,7 @@ def learn(tokenizer: KMeansTokenizer, batches: Iterator[Batch], journal: Journal
     """Find a tokenizer's centers in patches of these batches, whose images are in [0, 1]."""
     config = tokenizer.config
     windows, patches = drawn_patches(tokenizer, batches, journal, generator)
-    whitening = whitening_of(windows, config.whitening_eps)
+    whitening = whitening_of(windows, config.whitening)
     whitening.apply_(windows)
 
     def watch(found: KMeansRound) -> None:

@@ -49,7 +49,7 @@ def test_the_life_cycle(images: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         )  # fmt: skip
     assert stopped.value.code == 0
     said = capsys.readouterr().err
-    assert "tokenizer: k-means, 16 codes, stride 4, margin 2, at 32x32; 2,000 patches of 20 images" in said
+    assert "tokenizer: k-means, 16 codes, stride 4, margin 2, whitened with 0.1, at 32x32; 2,000 patches of 20 images" in said
     assert "patches 2,000/2,000" in said
     assert "of 16 codes used" in said
     assert f"done: {tok}" in said
