@@ -134,8 +134,8 @@ def quoted(path: Path) -> str:
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     """CPU cores for this process: its affinity mask, or its share where others of its kind may use the same ones.
 
-    torchrun says how many there are (LOCAL_WORLD_SIZE). A task that `srun` started has those of `--cpus-per-task`, else what the
-    job has on the machine divided among the tasks there, as the mask holds all of them unless SLURM binds tasks.
+    torchrun says how many there are (LOCAL_WORLD_SIZE). A task that `srun` started has SLURM_CPUS_PER_TASK, else what the job
+    has on the machine divided among the tasks there, as the mask holds all of them unless SLURM binds tasks.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes := _count(environment, "LOCAL_WORLD_SIZE"):

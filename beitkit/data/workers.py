@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,8 +80,8 @@ def _try_socket() -> None:
     They would fail without a word, and whoever waits for a batch would wait in vain.
     """
     try:
-        # The folder of such sockets is chosen here once for this process and those that it forks.
-        connection.Listener(family="AF_UNIX").close()
+        with tempfile.TemporaryDirectory(prefix="pymp-") as folder:  # names as long as those that multiprocessing gives
+            connection.Listener(str(Path(folder, "listener-12345678")), "AF_UNIX").close()
     except OSError as error:
         folder = tempfile.gettempdir()
         length = len(os.fsencode(folder))
