@@ -40,6 +40,7 @@ USAGE_ERROR = 2
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 the run failed, 2 a mistake in the command, 128 + n stopped by signal n."""
+    is_whole_program = arguments is None
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -84,7 +85,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         config = parse(VERBS[verb].config_class(), given, f"beitkit {verb}", _from_recipe(verb, given))
         if devices is not None and not is_started:
             _together(devices, verb, config, arguments)
-        found = _loaded(verb)(config)
+        function = _loaded(verb) if is_whole_program else VERBS[verb].function()
+        found = function(config)
         sys.stdout.flush()
         if getattr(found, "is_broken", False):  # what was asked for was done, and says that something else is wrong
             sys.exit(1)
@@ -128,7 +130,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _loaded(verb: str) -> Callable[[Any], object]:
     """The function of a verb, without the half second in which Python looks for garbage among the classes that imports make.
 
-    None of them is garbage: looking for it while they come takes 0.1 s with torch, and once more at the end 0.4 s.
+    None of them is garbage: looking for it while they come takes 0.1 s with torch, and once more at the end 0.4 s. Whatever is
+    there when the process ends is left to the system.
     """
     gc.disable()
     try:
