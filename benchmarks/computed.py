@@ -2,8 +2,8 @@
 
     python -m benchmarks.computed [--size base] [--batch-size 128]
 
-By GPU, work and what is compiled: milliseconds of a step by what they are spent on, images a second, which the input path must
-give as well, and the share of the peak that the counted operations come to.
+By GPU, work and what is compiled: milliseconds of a step by what they are spent on, and those in which the host starts kernels
+meanwhile; images a second, which the input path must give as well, and the share of the peak that the counted operations come to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from beitkit.planning.gpu import IN_WORDS, counted, step_seconds_on, tokenizer_s
 from beitkit.planning.workload import Workload as Planned
 from benchmarks.compare.workload import TOKENIZER, Workload
 
-COLUMNS = ("step", "GPU", "compiled", "ms", "products", "attention", "others", "update", "images/s", "share of the peak",
+COLUMNS = ("step", "GPU", "compiled", "ms", "products", "attention", "others", "update", "host", "images/s", "share of the peak",
            "with tokens computed")  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def main() -> None:
                 for form, in_words in IN_WORDS.items():
                     seconds = step_seconds_on(gpu, found, form, planned.parameters)
                     rate = options.batch_size / seconds.total
-                    parts = (seconds.total, seconds.products, seconds.attention, seconds.others, seconds.update)
+                    parts = (seconds.total, seconds.products, seconds.attention, seconds.others, seconds.update, seconds.host)
                     cells = " | ".join(f"{1e3 * part:.1f}" for part in parts)
                     computed = f"{options.batch_size / (seconds.total + tokens):,.0f}" if tokens else ""
                     said = f"{rate:,.0f} | {rate * flops / gpu.peak:.0%} | {computed}"
