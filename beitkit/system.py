@@ -134,19 +134,17 @@ def quoted(path: Path) -> str:
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     """CPU cores for this process: its affinity mask, or its share where others of its kind may use the same ones.
 
-    torchrun says how many there are (LOCAL_WORLD_SIZE). A task that `srun` started has SLURM_CPUS_PER_TASK, else what the job
-    has on the machine divided among the tasks there, as the mask holds all of them unless SLURM binds tasks.
+    A task that `srun` started has SLURM_CPUS_PER_TASK, else what the job has on the machine divided among the tasks there, as the
+    mask holds all of them unless SLURM binds tasks. Of that the processes that torchrun started there have equal parts
+    (LOCAL_WORLD_SIZE).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes := _count(environment, "LOCAL_WORLD_SIZE"):
-        return max(1, cores // processes)
-    if "SLURM_STEP_ID" not in environment:
-        return cores
-    if of_task := _count(environment, "SLURM_CPUS_PER_TASK"):
-        return min(cores, of_task)
-    if of_job := _count(environment, "SLURM_CPUS_ON_NODE"):
-        return min(cores, max(1, of_job // _tasks_here(environment)))
-    return cores
+    if "SLURM_STEP_ID" in environment:
+        if of_task := _count(environment, "SLURM_CPUS_PER_TASK"):
+            cores = min(cores, of_task)
+        elif of_job := _count(environment, "SLURM_CPUS_ON_NODE"):
+            cores = min(cores, of_job // _tasks_here(environment))
+    return max(1, cores // max(1, _count(environment, "LOCAL_WORLD_SIZE")))
 
 
 def _count(environment: Mapping[str, str], name: str) -> int:

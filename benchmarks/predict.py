@@ -118,11 +118,16 @@ def first(folder: Path, checkouts: dict[str, Path], rounds: int) -> None:
     for size in SIZES:
         image = next((folder / size).iterdir())
         command = [sys.executable, "-P", "-m", "beitkit", "predict", str(image), "--model", str(folder / "native")]
-        taken = {who: [] for who in checkouts}
-        for _ in range(rounds):
-            for who, checkout in checkouts.items():
-                taken[who].append(run_alone(command, checkout))
-        print_rows(size, taken, 1.0)
+        print_rows(size, alone_in_turns(command, checkouts, rounds), 1.0)
+
+
+def alone_in_turns(command: list[str], checkouts: dict[str, Path], rounds: int) -> dict[str, list[Taken]]:
+    """What a command takes in a process of its own, by the checkout that it runs in."""
+    taken: dict[str, list[Taken]] = {who: [] for who in checkouts}
+    for _ in range(rounds):
+        for who, checkout in checkouts.items():
+            taken[who].append(run_alone(command, checkout))
+    return taken
 
 
 def run_alone(command: list[str], checkout: Path) -> Taken:
@@ -142,8 +147,8 @@ def timed(work: Callable[[], object], whose: int) -> Taken:
     return Taken(clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
-def print_head(what: str) -> None:
-    print(f"| JPEG | who | clock, {what} | processor, {what} |\n|---|---|---|---|")
+def print_head(what: str, of: str = "JPEG") -> None:
+    print(f"| {of} | who | clock, {what} | processor, {what} |\n|---|---|---|---|")
 
 
 def print_rows(size: str, taken: dict[str, list[Taken]], factor: float) -> None:

@@ -3,18 +3,17 @@
     python -m benchmarks.startup [--before ../before] [--rounds 5] [--size base]
 
 The network is one of random weights (BEiT-B/16, 1,000 classes), the image a gray one of 224 pixels. Stated are medians of the
-rounds, by the clock and by the processor (user and system). The first row is `import torch` and nothing else.
+rounds, by the clock and by the processor (user and system), and their ratios. The first row is `import torch` and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.predict import BEFORE, OURS, Taken, make_model, run_alone
+from benchmarks.predict import BEFORE, OURS, alone_in_turns, make_model, print_head, print_rows
 
 VERBS = {
     "--help": [],
@@ -43,15 +42,10 @@ def main() -> None:
         commands = {
             verb: ["-m", "beitkit", *verb.split(), *(paths.get(word, word) for word in words)] for verb, words in VERBS.items()
         }
-        print(f"{options.size}, {options.rounds} rounds\n\n| command | who | clock, s | processor, s |\n|---|---|---|---|")
+        print(f"{options.size}, {options.rounds} rounds\n")
+        print_head(f"s, ratio to {OURS}", of="command")
         for what, command in {"import torch": ["-c", "import torch"], **commands}.items():
-            taken: dict[str, list[Taken]] = {who: [] for who in checkouts}
-            for _ in range(options.rounds):
-                for who, checkout in checkouts.items():
-                    taken[who].append(run_alone([sys.executable, "-P", *command], checkout))
-            for who, turns in taken.items():
-                median = Taken(*map(statistics.median, zip(*turns, strict=True)))
-                print(f"| `{what}` | {who} | {median.clock:.2f} | {median.processor:.2f} |", flush=True)
+            print_rows(f"`{what}`", alone_in_turns([sys.executable, "-P", *command], checkouts, options.rounds), 1.0)
 
 
 def make_image(path: Path) -> Path:

@@ -57,6 +57,12 @@ QUICK = [
 """Commands that need no network: what is asked for is told, or what is wrong with the command."""
 
 
+def succeeds(code: str, *arguments: Path) -> None:
+    """Run a program in a process of its own, with nothing imported yet."""
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
 def test_what_loads_a_network_does_not_import_the_compiler(tmp_path: Path) -> None:
     """Which takes seconds, and torch imports it where one would not think of it."""
     backbone = BackboneConfig.named("nano/16", image_size=32, final_norm=False)
@@ -70,7 +76,7 @@ def test_what_loads_a_network_does_not_import_the_compiler(tmp_path: Path) -> No
         "beitkit.predict(f'{folder}/image.png', model=f'{folder}/cls', device='cpu', threads=1)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    succeeds(code, tmp_path)
 
 
 def test_no_verb_imports_what_few_runs_need_before_it_runs() -> None:
@@ -81,8 +87,7 @@ def test_no_verb_imports_what_few_runs_need_before_it_runs() -> None:
         "    entry.function()\n"
         "    assert not {'torch._dynamo', 'torch.distributed.fsdp'} & {*sys.modules}, verb\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
+    succeeds(code)
 
 
 def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_all() -> None:
@@ -96,8 +101,7 @@ def test_help_mistakes_and_recipes_import_no_torch_and_the_overview_nothing_at_a
         "    if arguments in ([], ['--help'], ['--version']):\n"
         "        assert not {'tyro', 'rich', 'numpy', 'PIL'} & {*sys.modules}, arguments\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr[-2000:]
+    succeeds(code)
 
 
 @pytest.mark.parametrize("verb", VERBS)

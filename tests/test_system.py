@@ -62,7 +62,8 @@ def test_a_full_disk_is_named_even_when_the_writer_hides_it(tmp_path: Path) -> N
         ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "16"}, 1),
         ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "two"}, 8),
         ({"SLURM_CPUS_ON_NODE": "96", "SLURM_STEP_TASKS_PER_NODE": "4"}, 12),  # the mask binds this task already
-        ({"SLURM_CPUS_PER_TASK": "3", "LOCAL_WORLD_SIZE": "2"}, 6),
+        ({"SLURM_CPUS_PER_TASK": "6", "LOCAL_WORLD_SIZE": "2"}, 3),  # torchrun inside of a task
+        ({"SLURM_CPUS_ON_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2", "LOCAL_WORLD_SIZE": "2"}, 2),
         ({}, 12),
     ],
 )
