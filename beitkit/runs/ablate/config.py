@@ -38,7 +38,7 @@ class AblateRun:
     """One fine-tuning for each, of every pre-training; they draw `labels`, the head and the order."""
     pretrain_seeds: Annotated[tuple[int, ...] | None, Bounds(is_distinct=True)] = later(None)
     """One pre-training of each variant for each; they draw first weights, order, views and masks. The spread is then that of
-    pre-training. None pre-trains once, with the first of `seeds`."""
+    pre-training, and from scratch each seed of either option is trained. None pre-trains once, with the first of `seeds`."""
     size: SizeName = "base"
     """Size of the network."""
     image_size: ImageSize = 224
@@ -55,6 +55,8 @@ class AblateRun:
     """Peak rate of pre-training at 2048 images a step; follows the square root of `batch_size`."""
     finetune_lr: PositiveFloat = 4e-3
     """Peak rate of fine-tuning at 1024 images a step; follows the square root of `batch_size`."""
+    scratch_lr: PositiveFloat | None = later(None)
+    """The same from scratch; None chooses it by the network's width, as fine-tuning does."""
     labels: PositiveInt | None = None
     """Fine-tune on this many labeled images only, as evenly over the classes as can be, drawn by the seed."""
     json: Json = later(False)
@@ -71,3 +73,8 @@ class AblateRun:
     def pretrainings(self) -> tuple[int, ...]:
         """Seeds of the pre-trainings of each variant."""
         return self.pretrain_seeds or self.seeds[:1]
+
+    @property
+    def scratch_seeds(self) -> tuple[int, ...]:
+        """Seeds of the trainings from scratch: as many as a spread needs, also where there is one fine-tuning a pre-training."""
+        return tuple(dict.fromkeys((*self.seeds, *self.pretrainings)))

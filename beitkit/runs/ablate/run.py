@@ -86,15 +86,14 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
         name = variant or SCRATCH
         label, paper = ROWS[name]
         pretrainings = config.pretrainings if variant else config.pretrainings[:1]
-        told = (
-            f"{_pretrained(config)}, fine-tune {len(config.seeds)} times" if variant else "the same fine-tuning of fresh weights"
-        )
+        seeds = config.seeds if variant else config.scratch_seeds
+        told = f"{_pretrained(config)}, fine-tune {_times(seeds)}" if variant else f"train fresh weights {_times(seeds)}"
         say(f"\n[bold]{number} of {len(starts)}[/] {label}: {told}")
         if variant is not None:
             for start in pretrainings:
                 pretrain.run(pretrain_run(config, variant, channels, start))
         scores = tuple(
-            finetune.run(finetune_run(config, variant, seed, start)).accuracy for start in pretrainings for seed in config.seeds
+            finetune.run(finetune_run(config, variant, seed, start)).accuracy for start in pretrainings for seed in seeds
         )
         rows.append(VariantRow(name, label, scores, len(pretrainings), paper))
     folder.write_json("ablate.json", answer(config, tuple(rows)))
@@ -111,7 +110,11 @@ def answer(config: AblateRun, rows: tuple[VariantRow, ...]) -> dict[str, Any]:
 
 def _pretrained(config: AblateRun) -> str:
     """How often each variant is pre-trained."""
-    return "pre-train once" if len(config.pretrainings) == 1 else f"pre-train {len(config.pretrainings)} times, each"
+    return "pre-train once" if len(config.pretrainings) == 1 else f"pre-train {_times(config.pretrainings)}, each"
+
+
+def _times(seeds: tuple[int, ...]) -> str:
+    return "once" if len(seeds) == 1 else f"{len(seeds)} times"
 
 
 def _folder(config: AblateRun, variant: Variant, seed: int) -> Path:
@@ -150,7 +153,7 @@ def pretrain_run(config: AblateRun, variant: Variant, channels: int, seed: int) 
 
 def finetune_run(config: AblateRun, variant: Variant | None, seed: int, start: int) -> FinetuneRun:
     """The same fine-tuning for all, of the pre-training with seed `start`; None starts from fresh weights, in the network of
-    full BEiT."""
+    full BEiT and at a rate of its own."""
     model = _folder(config, variant or "full", start)
     return FinetuneRun(
         config.labelled,
@@ -158,7 +161,12 @@ def finetune_run(config: AblateRun, variant: Variant | None, seed: int, start: i
         out=config.out / "finetune" / f"{model.name if variant else 'scratch'}-{seed}",
         scratch=variant is None,
         labels=config.labels,
-        train=TrainConfig(steps=config.finetune_steps, batch_size=config.batch_size, lr=config.finetune_lr, seed=seed),
+        train=TrainConfig(
+            steps=config.finetune_steps,
+            batch_size=config.batch_size,
+            lr=config.finetune_lr if variant else config.scratch_lr,
+            seed=seed,
+        ),
         machine=config.machine,
         view=config.view,
         read=config.read,
@@ -227,7 +235,7 @@ def _report(out: Path, config: AblateRun, rows: list[VariantRow]) -> None:
     claim, is_clear = _claim(rows)
     detail = (
         "All starts share network, labels, steps and augmentation. Pre-trained weights are spared by layer decay, fresh "
-        "ones have none. A difference below the spread may be chance"
+        "ones have none, and a rate of their own. A difference below the spread may be chance"
         + ("." if len(config.pretrainings) > 1 else ", and each variant was pre-trained only once.")
     )
     report.verdict(claim, is_clear, f"{detail} {ONE_SEED}" if rows[0].spread is None else detail)

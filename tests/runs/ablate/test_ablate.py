@@ -1,6 +1,7 @@
 """The ablation end to end on shapes, its arithmetic, and what each variant changes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,8 @@ def test_several_pretrainings_give_the_spread(world: Path, tmp_path: Path) -> No
     first, second = sum(full.top1[:2]) / 2, sum(full.top1[2:]) / 2
     assert full.samples == pytest.approx((first, second))
     assert full.spread == pytest.approx(abs(first - second) / 2**0.5)
-    assert len(scratch.top1) == 2
+    folders = [f"scratch-{seed}" for seed in (3, 5, 0, 1)]  # every seed of either, so that one fine-tuning each has a spread too
+    assert scratch.top1 == tuple(json.loads((out / "finetune" / run / "result.json").read_text())["top1"] for run in folders)
     weights = [beitkit.load(out / "pretrain" / name).state_dict() for name in ("full", "full-1")]
     assert weights[0].keys() == weights[1].keys()
     assert not any("relative" in key for key in weights[0])  # what `network` says
@@ -118,7 +120,10 @@ def test_a_variant_differs_from_full_by_what_its_name_says(variant, changed: dic
 def test_all_starts_are_fine_tuned_alike() -> None:
     config = AblateRun(Path("photos"), Path("labeled"), tokenizer=Path("tok"))
     full, scratch = (flat(to_json(finetune_run(config, name, 1, 0))) for name in ("full", None))
-    assert {key for key in full if full[key] != scratch[key]} == {"out", "scratch"}
+    assert {key for key in full if full[key] != scratch[key]} == {"out", "scratch", "train.lr"}
+    assert scratch["train.lr"] is None  # chosen by fine-tuning
+    given = flat(to_json(finetune_run(replace(config, scratch_lr=2e-3), None, 1, 0)))
+    assert given["train.lr"] == 2e-3
 
 
 def flat(content: dict, prefix: str = "") -> dict:
