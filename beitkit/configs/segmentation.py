@@ -31,6 +31,11 @@ class SegmentationLossConfig:
     dice_weight: NonNegativeFloat = later(0.0)
     """Weight of the decoder's dice loss, in which every class that a batch shows counts alike; 0 leaves it out."""
 
+    @property
+    def is_weighed(self) -> bool:
+        """Whether rare classes count more, by weights or a dice loss."""
+        return self.class_weights != "none" or self.dice_weight > 0
+
 
 @config("inference")
 class InferenceConfig:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, mean, stdev
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,6 +25,8 @@ RULE = (
     "(exact sign test over the images that differ; with one seed McNemar's)? A winner is clearly better than every other start."
 )
 
+HARDLY = 5e-4
+"""A class with an IoU below this, 0.0% in a table, is not found."""
 EQUAL = 1e-9
 """Means over seeds closer than this are equal, but for rounding."""
 
@@ -44,6 +47,8 @@ class Entrant(NamedTuple):
     """Of each seed: linear probe of the frozen start on the same labels; None where there is none."""
     pixel_accuracy: tuple[float, ...] | None = None
     """Of each seed: share of the pixels named right; None for classifiers."""
+    class_iou: tuple[tuple[float, ...], ...] | None = None
+    """Of each seed: IoU of every class, NaN for one that is nowhere; None for classifiers."""
     twice: Gain | None = None
     """What twice the steps would bring, mean over seeds; None where that cannot be said, and of floors."""
 
@@ -51,6 +56,11 @@ class Entrant(NamedTuple):
     def mean(self) -> float:
         """Mean over seeds."""
         return mean(self.scores)
+
+    @property
+    def mean_class_iou(self) -> tuple[float, ...]:
+        """Mean over seeds of each class, of those seeds in which it has one; empty for classifiers."""
+        return () if self.class_iou is None else tuple(torch.tensor(self.class_iou, dtype=torch.float64).nanmean(0).tolist())
 
     @property
     def deviation(self) -> float | None:
@@ -148,6 +158,12 @@ class Contest(NamedTuple):
             "short, or its rate does not suit it."
             for one, probed in better
         ]
+
+    @property
+    def unfound(self) -> list[int]:
+        """Classes that no start finds, by number; none for classifiers."""
+        found = zip(*(start.mean_class_iou for start in self.starts), strict=True)
+        return [number for number, ious in enumerate(found) if all(iou < HARDLY for iou in ious)]
 
     @property
     def floor_sentence(self) -> str | None:

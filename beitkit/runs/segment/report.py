@@ -31,7 +31,7 @@ class SegmentResult(NamedTuple):
 def hint_on_unseen(loss: SegmentationLossConfig, scene_scores: SceneScores) -> str | None:
     """What to do about classes that stayed at an IoU of 0; None where there are none."""
     unseen = [name for name, iou in scene_scores.class_iou.items() if iou == 0]
-    return unseen_hint(unseen, is_weighed=loss.class_weights != "none" or loss.dice_weight > 0)
+    return unseen_hint(unseen, is_weighed=loss.is_weighed)
 
 
 def write_report(

@@ -43,6 +43,8 @@ class Outcome(NamedTuple):
     seconds: float
     """Time to train, without what was the same for all."""
     pixel_accuracy: float | None = None
+    class_iou: list[float] | None = None
+    """IoU of each class, NaN where there is none; None for classifiers."""
     twice: Gain | None = None
     """What twice the steps would bring; None where that cannot be said, and of floors."""
 
@@ -76,14 +78,20 @@ class Kept:
 
 def _outcome(content: Any) -> Outcome:
     """What a file of `Kept` holds; a ValueError, KeyError, TypeError or AttributeError if it is something else."""
-    accuracy, twice = content.get("pixel_accuracy"), content.get("twice")  # files of earlier versions have no `twice`
+    accuracy, classes, twice = (content.get(name) for name in ("pixel_accuracy", "class_iou", "twice"))  # not of every task
     return Outcome(
         score=float(content["score"]),
-        images=[math.nan if value is None else float(value) for value in content["images"]],
+        images=_numbers(content["images"]),
         seconds=float(content["seconds"]),
         pixel_accuracy=None if accuracy is None else float(accuracy),
+        class_iou=None if classes is None else _numbers(classes),
         twice=None if twice is None else Gain(**{name: float(value) for name, value in twice.items()}),
     )
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """JSON has no NaN; a null stands for it."""
+    return [math.nan if value is None else float(value) for value in values]
 
 
 def named_starts(paths: Sequence[Path]) -> tuple[NamedStart, ...]:
@@ -107,6 +115,7 @@ def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequenc
     runs = list(found)
     gains = [run.twice for run in runs if run.twice is not None]
     accuracies = [run.pixel_accuracy for run in runs if run.pixel_accuracy is not None]
+    by_class = [tuple(run.class_iou) for run in runs if run.class_iou is not None]
     return Entrant(
         name=name,
         is_floor=is_floor,
@@ -115,6 +124,7 @@ def entry(name: str, found: Iterable[Outcome], *, is_floor: bool, probe: Sequenc
         seconds=tuple(run.seconds for run in runs),
         probe=None if probe is None else tuple(probe),
         pixel_accuracy=tuple(accuracies) or None,
+        class_iou=tuple(by_class) or None,
         twice=mean_gain(gains) if len(gains) == len(runs) else None,
     )
 

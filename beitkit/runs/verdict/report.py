@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from beitkit.command.options import with_options
 from beitkit.evaluation.statistics import Interval
 from beitkit.evaluation.verdict import RULE, Claim, Contest, Entrant, Paired, claim, probability
 from beitkit.report.charts import Dots, dot_chart
 from beitkit.report.document import Report
+from beitkit.report.normal import unseen_hint
 from beitkit.report.table import Column, Table, percent, thousands
+from beitkit.runs.verdict.config import VerdictRun
 from beitkit.train.journal import duration
 
 PROBED = "Probe: logistic regression on the frozen start, at the block that held-out training images choose."
@@ -29,6 +33,10 @@ class Verdict(NamedTuple):
     """Images that all are compared on."""
     contests: tuple[Contest, ...]
     """One for each number of labels."""
+    classes: tuple[str, ...] = ()
+    """Whose IoU is told; none for classifiers."""
+    is_weighed: bool = False
+    """Whether rare classes counted more, by weights or a dice loss."""
 
     @property
     def claim(self) -> Claim:
@@ -57,9 +65,10 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
                 "sentence": contest.sentence,
                 "floor_sentence": contest.floor_sentence,
                 "probe_sentences": contest.probe_sentences,
+                "unfound_sentence": _unfound(contest, verdict),
                 "floor_is_above": contest.floor_is_above,
-                "starts": [_row(entry) for entry in contest.starts],
-                "floors": [_row(entry) for entry in contest.floors],
+                "starts": [_row(entry, verdict.classes) for entry in contest.starts],
+                "floors": [_row(entry, verdict.classes) for entry in contest.floors],
                 "pairs": [pair._asdict() | {"is_clear": pair.is_clear} for pair in contest.pairs],
                 "floor": None if contest.floor is None else contest.floor._asdict() | {"is_clear": contest.floor.is_clear},
             }
@@ -68,7 +77,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _row(entry: Entrant) -> dict[str, Any]:
+def _row(entry: Entrant, classes: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": entry.name,
         "mean": entry.mean,
@@ -79,12 +88,18 @@ def _row(entry: Entrant) -> dict[str, Any]:
     }
     if entry.twice is not None:
         found["twice_the_steps"] = entry.twice._asdict()
-    return found if entry.pixel_accuracy is None else found | {"pixel_accuracy": entry.pixel_accuracy}
+    if entry.pixel_accuracy is not None:
+        found["pixel_accuracy"] = entry.pixel_accuracy
+    if entry.class_iou is not None:
+        found["class_iou"] = dict(zip(classes, zip(*entry.class_iou, strict=True), strict=True))
+    return found
 
 
 def print_result(verdict: Verdict, out: Path, following: str) -> None:
     """The table and what to take from it, on stdout; `following` is the command to go on with."""
     table(verdict).print()
+    if verdict.classes:
+        by_class(verdict).print()
     print_sentences(verdict)
     print(f"done: {out} (report.html shows it). Next: {following}")
 
@@ -92,14 +107,20 @@ def print_result(verdict: Verdict, out: Path, following: str) -> None:
 def print_sentences(verdict: Verdict) -> None:
     """What to take from the table, on stdout."""
     for contest in verdict.contests:
-        for sentence in (contest.sentence, *_sentences(contest)):
+        for sentence in (contest.sentence, *_sentences(contest, verdict)):
             print(f"{_where(contest, verdict)}{sentence}")
     print(f"{verdict.claim.text}.")
 
 
-def _sentences(contest: Contest) -> list[str]:
+def _sentences(contest: Contest, verdict: Verdict) -> list[str]:
     """What is to be said besides which start is best."""
-    return [*([] if contest.floor_sentence is None else [contest.floor_sentence]), *contest.probe_sentences]
+    sentences = (contest.floor_sentence, *contest.probe_sentences, _unfound(contest, verdict))
+    return [with_options(sentence, VerdictRun) for sentence in sentences if sentence is not None]
+
+
+def _unfound(contest: Contest, verdict: Verdict) -> str | None:
+    """Which classes no start finds, and what to do about it."""
+    return unseen_hint([verdict.classes[number] for number in contest.unfound], is_weighed=verdict.is_weighed)
 
 
 def _where(contest: Contest, verdict: Verdict) -> str:
@@ -133,6 +154,27 @@ def table(verdict: Verdict) -> Table:
 
 def _has_twice(verdict: Verdict) -> bool:
     return any(entry.twice is not None for contest in verdict.contests for entry in contest.starts)
+
+
+def by_class(verdict: Verdict) -> Table:
+    """A row for every class: its mean IoU from each start and of each floor, in brackets the standard deviation over seeds."""
+    (contest,) = verdict.contests
+    entries = (*contest.starts, *contest.floors)
+    rows = [
+        [name, *(_iou_cell([seed[number] for seed in entry.class_iou or ()]) for entry in entries)]
+        for number, name in enumerate(verdict.classes)
+    ]
+    columns = ["class", *(f"floor: {entry.name}" if entry.is_floor else entry.name for entry in entries)]
+    return Table(
+        columns, rows, "IoU of each class, mean over the seeds; in brackets the standard deviation over them, in points."
+    )
+
+
+def _iou_cell(values: Sequence[float]) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "-"
+    return percent(mean(known)) + (f" ({100 * stdev(known):.1f})" if len(known) > 1 else "")
 
 
 def caption(verdict: Verdict, *, has_probe: bool) -> str:
@@ -190,9 +232,11 @@ def add_verdict(report: Report, verdict: Verdict) -> None:
         shown = chart(verdict, is_floor=True)
         report.figure(shown, "The best start, and simple methods with the same labels that need no network at all.")
     for contest in verdict.contests:
-        for sentence in _sentences(contest):
+        for sentence in _sentences(contest, verdict):
             report.paragraph(_where(contest, verdict) + sentence)
     report.table(table(verdict))
+    if verdict.classes:
+        report.table(by_class(verdict))
     report.section("Luck or not?", RULE)
     report.table(differences(verdict))
 

@@ -125,7 +125,7 @@ def _segmented(config: VerdictRun) -> Verdict:
         Kept(folder.path),
         has_floors=config.floors,
     )
-    return Verdict("mIoU", "images", config.seeds, len(val), (found,))
+    return Verdict("mIoU", "images", config.seeds, len(val), (found,), tuple(train.classes), config.loss.is_weighed)
 
 
 def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[NamedStart, ...], dict[str, str]]:

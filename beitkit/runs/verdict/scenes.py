@@ -142,4 +142,10 @@ def _scored(
     for scene in shown:
         images[scene.place] = table.add(predict(scene.image), scene.label_map)
     scores = table.scores()
-    return Outcome(score=scores.mean_iou, images=images, seconds=seconds, pixel_accuracy=scores.pixel_accuracy)
+    return Outcome(
+        score=scores.mean_iou,
+        images=images,
+        seconds=seconds,
+        pixel_accuracy=scores.pixel_accuracy,
+        class_iou=list(scores.iou),
+    )

@@ -183,12 +183,18 @@ def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.Cap
         runs = [json.loads((out / "finetune" / f"{row['name']}-6-{seed}" / "result.json").read_text()) for seed in (0, 1)]
         assert row["scores"] == pytest.approx([run["miou"] for run in runs])
         assert row["pixel_accuracy"] == pytest.approx([run["aacc"] for run in runs])
+        assert row["class_iou"] == {
+            name: pytest.approx([run["class_iou"][name] for run in runs]) for name in runs[0]["class_iou"]
+        }
     floors = {row["name"]: row for row in contest["floors"]}
     share = 1 - 12 * 12 / 32 / 32
     assert floors["commonest class"]["pixel_accuracy"] == pytest.approx([share, share])
     assert floors["commonest class"]["mean"] == pytest.approx(share / 2)
+    assert list(floors["commonest class"]["class_iou"].values()) == [pytest.approx([share, share]), [0.0, 0.0]]
     assert floors["linear head on color and position"]["mean"] > 0.99
     printed = capsys.readouterr().out
+    first, second = next(iter(contest["starts"][0]["class_iou"].values()))
+    assert f"{100 * (first + second) / 2:.1f}% ({100 * abs(first - second) / 2**0.5:.1f})" in printed
     assert "A floor is ahead, though not clearly: linear head on color and position" in printed
     follow(printed)
     assert f"the val part of {out / 'scenes.csv'}" in capsys.readouterr().out
