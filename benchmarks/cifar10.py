@@ -34,8 +34,10 @@ from beitkit.train.journal import duration
 
 LENGTHS = (1, 4, 16)
 """Of pre-training, in units of `UNIT` steps of `BATCH` images."""
+ProbePooling = Literal["mean", "grid"]
+POOLINGS: tuple[ProbePooling, ...] = ("mean", "grid")
 UNIT, BATCH = 1250, 64
-IMAGE_SIZE, PATCH = 32, 4
+IMAGE_SIZE, PATCH, DEPTH = 32, 4, 4
 VIEW = ViewConfig(shift=3, color_jitter=0.0)
 SEEDS = {500: (0, 1, 2), 5000: (0, 1, 2), 50000: (0, 1)}
 """Of fine-tuning (labels, fresh weights, order), by number of labels."""
@@ -83,15 +85,20 @@ def main() -> None:
                 images / "train", tokenizer=out / "tok", out=pretrained(out, length), size="micro",
                 image_size=IMAGE_SIZE, patch=PATCH,
                 train=TrainConfig(steps=length * UNIT, batch_size=BATCH, lr=4e-3), machine=machine,
-                network=NetworkConfig(positions="none", drop_path=0.0, depth=4, width=192, heads=3),
+                network=NetworkConfig(positions="none", drop_path=0.0, depth=DEPTH, width=192, heads=3),
                 mask=MaskConfig(kind="random"), view=VIEW,
                 optim=OptimConfig(lr_batch=BATCH, betas=(0.9, 0.98), warmup_steps=200), loop=LoopConfig(log_every=200),
             )
         )  # fmt: skip
-    probes = [
-        probe.run(ProbeRun(images, model=pretrained(out, length), out=out / f"probe-{length}", machine=machine))
+    probes = {
+        (length, pooling): probe.run(
+            ProbeRun(
+                images, model=pretrained(out, length), out=out / f"probe-{length}-{pooling}", pooling=pooling, machine=machine
+            )
+        )
         for length in LENGTHS
-    ]
+        for pooling in POOLINGS
+    }
 
     train, val = train_and_val(images, None, 0)
     kept, longest = Kept(out), pretrained(out, LENGTHS[-1])
@@ -129,7 +136,7 @@ def finetuning(images: Path, out: Path, machine: MachineConfig, start: NamedStar
     )  # fmt: skip
 
 
-def show(contests: list[Contest], probes: list[probe.Probe]) -> None:
+def show(contests: list[Contest], probes: dict[tuple[int, ProbePooling], probe.Probe]) -> None:
     """Print the tables of docs/results.md as Markdown."""
     heads = ("labels", "start or floor", "top-1", "by seed", "spread", "probe", "p to the best start", "time")
     print(f"| {' | '.join(heads)} |\n|{len(heads) * '---|'}")
@@ -143,13 +150,13 @@ def show(contests: list[Contest], probes: list[probe.Probe]) -> None:
                 f"| {'' if against is None else probability(against.p_value).removeprefix('= ')} "
                 f"| {duration(statistics.mean(one.seconds))} |"
             )
-    print("\n| images seen in pre-training | block | nearest neighbors | linear probe |\n|---|---|---|---|")
-    for length, found in zip(LENGTHS, probes, strict=True):
-        assert found.neighbors is not None
-        assert found.linear is not None
-        for block, (neighbors, linear) in enumerate(zip(found.neighbors.test, found.linear.test, strict=True)):
-            marks = [" (chosen)" if block == one.chosen else "" for one in (found.neighbors, found.linear)]
-            print(f"| {length * UNIT * BATCH:,} | {block + 1} | {neighbors:.1%}{marks[0]} | {linear:.1%}{marks[1]} |")
+    blocks = range(1, DEPTH + 1)
+    print(f"\n| images seen in pre-training | linear probe of | {' | '.join(f'block {block}' for block in blocks)} |")
+    print(f"|{(2 + DEPTH) * '---|'}")
+    for (length, pooling), found in probes.items():
+        chosen, what = found.linear.chosen, {"mean": "means", "grid": "a grid of 2x2"}[pooling]
+        cells = [f"{share:.1%}{' (chosen)' if place == chosen else ''}" for place, share in enumerate(found.linear.test)]
+        print(f"| {length * UNIT * BATCH:,} | {what} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

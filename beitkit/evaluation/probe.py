@@ -23,7 +23,8 @@ from torch import Tensor
 
 from beitkit.contracts import WHOLE, Autocast, Batch, Share
 from beitkit.errors import UserError
-from beitkit.nn.backbone import Backbone
+from beitkit.nn.backbone import Backbone, Features
+from beitkit.nn.models import grid_means
 
 NEIGHBORS = 20
 TEMPERATURE = 0.07
@@ -54,26 +55,43 @@ class ProbeResult(NamedTuple):
     """Per block, on the test images, after training on all training images."""
 
 
+Pool = Callable[[Features], Float[Tensor, "b f"]]
+"""How the tokens of an image become its features."""
+
+
+def token_and_mean(tokens: Features) -> Float[Tensor, "b f"]:
+    """Class token and mean patch side by side: the official probe's (method 6.2)."""
+    return torch.cat((tokens.cls, tokens.patches.mean(1)), dim=1)
+
+
+def mean_patch(tokens: Features) -> Float[Tensor, "b d"]:
+    """The mean patch alone: the paper's (method 6.1)."""
+    return tokens.patches.mean(1)
+
+
+@dataclass(frozen=True)
+class GridMeans:
+    """Means over `cells` x `cells` parts of the image side by side, as grid pooling takes them: they keep where something is."""
+
+    cells: int
+
+    def __call__(self, tokens: Features) -> Float[Tensor, "b f"]:
+        """The features."""
+        return grid_means(tokens, self.cells).flatten(1)
+
+
 @torch.no_grad()
 def frozen_features(
     backbone: Backbone,
     images: Float[Tensor, "b c h w"],
     blocks: Sequence[int],
     precision: Autocast,
-    *,
-    with_class_token: bool = True,
+    pool: Pool = token_and_mean,
 ) -> Float[Tensor, "blocks b f"]:
-    """Features of raw block outputs (0-based, ascending), in float32 and without a gradient.
-
-    With the class token they are the official probe's, (class token, mean patch) side by side (method 6.2); without it the
-    paper's, the mean patch alone (method 6.1).
-    """
+    """Features of raw block outputs (0-based, ascending), in float32 and without a gradient."""
     with precision():
         outputs = backbone.intermediates(images, blocks)
-    means = [out.patches.mean(1) for out in outputs]
-    if with_class_token:
-        means = [torch.cat((out.cls, mean), dim=1) for out, mean in zip(outputs, means, strict=True)]
-    return torch.stack(means).float()
+    return torch.stack([pool(out) for out in outputs]).float()
 
 
 def block_features(
@@ -81,11 +99,10 @@ def block_features(
     batches: Iterator[Batch],
     precision: Autocast,
     blocks: Sequence[int],
-    *,
-    with_class_token: bool = True,
+    pool: Pool = token_and_mean,
 ) -> BlockFeatures:
     """`frozen_features` of all readable images, on the CPU."""
-    return _put_together(list(_batch_features(backbone, batches, precision, blocks, with_class_token=with_class_token)))
+    return _put_together(list(_batch_features(backbone, batches, precision, blocks, pool)))
 
 
 def _batch_features(
@@ -93,13 +110,12 @@ def _batch_features(
     batches: Iterator[Batch],
     precision: Autocast,
     blocks: Sequence[int],
-    *,
-    with_class_token: bool = True,
+    pool: Pool = token_and_mean,
 ) -> Iterator[BlockFeatures]:
     """`block_features` of each batch."""
     for batch in batches:
         readable = (batch["broken"] < 0).cpu()
-        features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
+        features = frozen_features(backbone, batch["images"], blocks, precision, pool)
         yield BlockFeatures(features.cpu()[:, readable], batch["labels"].cpu()[readable])
 
 
@@ -113,12 +129,11 @@ def featured(
     blocks: Sequence[int],
     precision: Autocast,
     held_out: Bool[Tensor, " images"],
-    *,
-    with_class_token: bool,
+    pool: Pool,
 ) -> Iterator[Batch]:
     """Batches with `features` (blocks, b, f) in place of `images`, and `held_out` (b,): which images choose the block."""
     for batch in stream:
-        features = frozen_features(backbone, batch["images"], blocks, precision, with_class_token=with_class_token)
+        features = frozen_features(backbone, batch["images"], blocks, precision, pool)
         rest = {key: value for key, value in batch.items() if key != "images"}
         yield rest | {"features": features, "held_out": held_out[batch["index"]]}
 

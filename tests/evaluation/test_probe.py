@@ -11,6 +11,7 @@ from beitkit.evaluation.probe import (
     NEIGHBORS,
     TEMPERATURE,
     BlockFeatures,
+    GridMeans,
     HeldOutProbe,
     ProbeAccuracy,
     block_accuracies,
@@ -19,7 +20,9 @@ from beitkit.evaluation.probe import (
     held_out_split,
     linear_probe,
     logistic,
+    mean_patch,
     nearest_neighbors,
+    token_and_mean,
 )
 from beitkit.nn.backbone import Backbone
 
@@ -122,8 +125,13 @@ def test_features_are_class_token_and_mean_patch_of_raw_blocks() -> None:
         third = backbone.intermediates(images, [2])[0]
     expected = torch.cat((third.cls, third.patches.mean(1)), 1)[[0, 2]]
     assert torch.allclose(features[2], expected, atol=1e-6)
-    paper, _ = block_features(backbone, iter([batch]), contextlib.nullcontext, [2], with_class_token=False)
+    paper, _ = block_features(backbone, iter([batch]), contextlib.nullcontext, [2], mean_patch)
     assert torch.allclose(paper[0], third.patches.mean(1)[[0, 2]], atol=1e-6)
+    # 4 patches of 2x2: each is a cell of its own.
+    cells, _ = block_features(backbone, iter([batch]), contextlib.nullcontext, [2], GridMeans(2))
+    assert torch.allclose(cells[0], third.patches.flatten(1)[[0, 2]], atol=1e-6)
+    one, _ = block_features(backbone, iter([batch]), contextlib.nullcontext, [2], GridMeans(1))
+    assert torch.allclose(one, paper, atol=1e-6)
 
 
 def test_features_are_a_stage_of_the_stream_that_leaves_no_gradient() -> None:
@@ -131,7 +139,7 @@ def test_features_are_a_stage_of_the_stream_that_leaves_no_gradient() -> None:
     backbone = Backbone(BackboneConfig.named("nano/4", image_size=8)).eval()
     batch = {"images": torch.randn(2, 3, 8, 8), "index": torch.tensor([3, 1]), "labels": torch.tensor([0, 1])}
     held_out = torch.tensor([False, False, True, True])
-    (out,) = featured([batch], backbone, [0, 3], contextlib.nullcontext, held_out, with_class_token=True)
+    (out,) = featured([batch], backbone, [0, 3], contextlib.nullcontext, held_out, token_and_mean)
     assert set(out) == {"features", "held_out", "index", "labels"}
     assert out["features"].shape == (2, 2, 2 * 96)
     assert not out["features"].requires_grad

@@ -21,7 +21,7 @@ from beitkit.data.views.augment import draw_erasing, erased
 from beitkit.data.views.masking import with_positions
 from beitkit.data.views.mixing import mixed
 from beitkit.data.views.scene import with_zeroed_padding
-from beitkit.evaluation.probe import featured
+from beitkit.evaluation.probe import featured, token_and_mean
 from beitkit.nn.models import Classifier, MaskedImageModel
 from beitkit.nn.segmentation.label_map import _score_bands, _views
 from beitkit.nn.segmentation.segmenter import Segmenter
@@ -169,7 +169,7 @@ def test_probes() -> None:
     ).backbone.eval()
     batch = images({"labels": torch.tensor([0, 1, 2, 0]), "index": torch.arange(IMAGES)})
     held_out = torch.tensor([True, False, False, False])
-    stream = featured(of_stream(batch), backbone, [0, 1], Runtime(CPU, torch.bfloat16).precision, held_out, with_class_token=True)
+    stream = featured(of_stream(batch), backbone, [0, 1], Runtime(CPU, torch.bfloat16).precision, held_out, token_and_mean)
     step(LinearProbes(2, 2 * backbone.width, 3), stream)
 
 

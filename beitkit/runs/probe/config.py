@@ -16,6 +16,8 @@ from beitkit.configs.train import MachineConfig
 from beitkit.errors import UserError
 
 Protocol = Literal["quick", "official", "paper"]
+CELLS = 2
+"""Rows and columns of a grid, where nothing is said: a quarter of the image each, as the floors' patch dictionary has them."""
 
 
 @config(kw_only=False)
@@ -34,6 +36,11 @@ class ProbeRun:
     protocol: Protocol = "quick"
     """quick: nearest neighbors and logistic regression on features that are computed once; official: the released script's
     linear layers on class token and mean patch, trained on random crops; paper: the same on the mean patch alone."""
+    pooling: Literal["mean", "grid"] = later("mean")
+    """mean: class token and mean patch (paper: the mean patch alone); grid: means over the cells of a coarse grid side by side,
+    which keep where something is (quick)."""
+    pool_cells: PositiveInt | None = later(None)
+    """Rows and columns of that grid; None takes 2."""
     blocks: Annotated[tuple[int, ...], Bounds(ge=1, is_distinct=True)] | None = None
     """Probe these blocks only, counted from 1; None probes every block."""
     neighbors: PositiveInt = 20
@@ -58,3 +65,12 @@ class ProbeRun:
     def __post_init__(self) -> None:
         if self.protocol == "quick" and (self.epochs, self.lr) != (None, None):
             raise UserError("`epochs` and `lr` are for `protocol` official and paper; the quick one solves, it takes no steps")
+        if self.protocol != "quick" and self.pooling != "mean":
+            raise UserError(f"`pooling={self.pooling!r}` is for `protocol` quick; {self.protocol} has features of its own")
+        if self.pool_cells is not None and self.pooling != "grid":
+            raise UserError("`pool_cells` are those of `pooling='grid'`; give it as well, or leave them out")
+
+    @property
+    def cells(self) -> int | None:
+        """Rows and columns of the grid; None where there is none."""
+        return (self.pool_cells or CELLS) if self.pooling == "grid" else None

@@ -17,12 +17,15 @@ PROTOCOLS: dict[Protocol, str] = {
     "official": "official: a linear layer on class token and mean patch of every block, trained on random crops",
     "paper": "paper: a linear layer on the mean patch, trained on random crops",
 }
+GRID = "quick: logistic regression and nearest neighbors on the means over a grid of {}, computed once per image"
 
 
 class Probe(NamedTuple):
     """What the probes of one network found."""
 
     protocol: Protocol
+    cells: int | None
+    """Rows and columns of the grid whose means are the features; None of class token and mean patch."""
     blocks: tuple[int, ...]
     """Which blocks the lists are of, counted from 1."""
     neighbors: ProbeResult | None
@@ -56,8 +59,9 @@ def chart(result: Probe) -> str:
 def print_result(model: str, result: Probe) -> None:
     """The table and what to take from it, on stdout."""
     _table(result).print()
+    grid = "" if result.cells is None else f"a grid of {result.cells}x{result.cells}; "
     print(
-        f"{model}: {_chosen(result)} ({result.train_images} training and {result.test_images} test images; "
+        f"{model}: {_chosen(result)} ({grid}{result.train_images} training and {result.test_images} test images; "
         "* chosen on training images held out)"
     )
     if result.optimistic is not None:
@@ -69,7 +73,7 @@ def write_report(path: Path, model: str, result: Probe) -> None:
     report = Report("Probe", model)
     report.facts(
         [
-            ("Protocol", PROTOCOLS[result.protocol]),
+            ("Protocol", PROTOCOLS[result.protocol] if result.cells is None else GRID.format(f"{result.cells}x{result.cells}")),
             ("Training images", f"{result.train_images:,}"),
             ("Test images", f"{result.test_images:,}"),
             ("Classes", f"{result.classes}"),

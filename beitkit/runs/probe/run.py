@@ -17,7 +17,7 @@ from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.table import plain
 from beitkit.runs.probe.config import ProbeRun
 from beitkit.runs.probe.report import Probe, chart, print_result, write_report
-from beitkit.runs.probe.training import Images, train_probes
+from beitkit.runs.probe.training import Images, pool_of, train_probes
 from beitkit.runs.training.own import NONE, OwnParts
 from beitkit.runs.training.reader import note_on_cut
 from beitkit.runs.training.task import refuse_scenes
@@ -61,8 +61,7 @@ def run(config: ProbeRun, own: OwnParts = NONE) -> Probe:
     def features(files: ImageList) -> BlockFeatures:
         dataset = evaluation_dataset(files, model.config.backbone, model.config.preprocessing)
         stream = evaluation_batches(dataset, model.config.preprocessing, reading)
-        numbers, with_class_token = [block - 1 for block in blocks], config.protocol != "paper"
-        return block_features(model.backbone, stream, runtime.precision, numbers, with_class_token=with_class_token)
+        return block_features(model.backbone, stream, runtime.precision, [block - 1 for block in blocks], pool_of(config))
 
     if (note := note_on_cut(test, model.config.backbone.image_size, model.config.preprocessing, advice="")) is not None:
         print(note, file=sys.stderr)
@@ -83,6 +82,7 @@ def run(config: ProbeRun, own: OwnParts = NONE) -> Probe:
         linear, optimistic = train_probes(config, model, images, reading, runtime, folder)
     result = Probe(
         protocol=config.protocol,
+        cells=config.cells,
         blocks=blocks,
         neighbors=neighbors,
         linear=linear,

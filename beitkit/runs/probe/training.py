@@ -17,7 +17,17 @@ from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading, normalized
 from beitkit.data.views.image import ProbeView
 from beitkit.errors import Interrupted
-from beitkit.evaluation.probe import BlockFeatures, ProbeAccuracy, ProbeResult, block_accuracies, featured
+from beitkit.evaluation.probe import (
+    BlockFeatures,
+    GridMeans,
+    Pool,
+    ProbeAccuracy,
+    ProbeResult,
+    block_accuracies,
+    featured,
+    mean_patch,
+    token_and_mean,
+)
 from beitkit.nn.models import Classifier, FeatureNetwork, MaskedImageModel
 from beitkit.objectives.probe import LinearProbes
 from beitkit.report.journal import read_journal
@@ -37,6 +47,13 @@ BATCH = 1024
 BASE_LR = 1e-3
 OPTIM = OptimConfig(lr_batch=256, lr_scaling="linear", min_lr=0.0, warmup_epochs=0.0, weight_decay=1e-4, clip=None)
 """AdamW of the official script (method 6.2)."""
+
+
+def pool_of(config: ProbeRun) -> Pool:
+    """The features that a probe sees."""
+    if config.cells is not None:
+        return GridMeans(config.cells)
+    return mean_patch if config.protocol == "paper" else token_and_mean
 
 
 class Optimistic(NamedTuple):
@@ -135,7 +152,7 @@ def _train(
             [block - 1 for block in blocks],
             runtime.precision,
             images.held_out.to(runtime.device),
-            with_class_token=config.protocol == "official",
+            pool_of(config),
         )
 
     def reported(features: Tensor) -> Tensor:

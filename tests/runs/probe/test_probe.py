@@ -67,6 +67,42 @@ def test_trained_probes_tell_colors_apart(
     assert written["protocol"] == protocol
 
 
+def test_a_grid_sees_where_a_mean_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The classes differ only by which corner is bright, which no mean over the patches of the embedding tells."""
+    for index in range(60):
+        image = np.random.default_rng(index).integers(0, 40, (16, 16, 3), dtype=np.uint8)
+        (image[:8, :8] if index % 2 else image[8:, 8:])[:] += 180
+        path = tmp_path / "images" / ("train" if index < 40 else "val") / ("last", "first")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    torch.manual_seed(0)
+    config = BackboneConfig.named("nano/4", image_size=16, mask_token=True, absolute_positions=False, relative_positions="none")
+    beitkit.save(beitkit.MaskedImageModel(MaskedImageModelConfig(backbone=config, vocabulary=8)), tmp_path / "pre")
+    options = {"model": tmp_path / "pre", "blocks": (1,), **SMALL}
+    mean = beitkit.probe(tmp_path / "images", **options)
+    grid = beitkit.probe(tmp_path / "images", out=tmp_path / "out", pooling="grid", **options)
+    assert (mean.cells, grid.cells) == (None, 2)
+    assert grid.linear.test == [1.0]
+    assert grid.neighbors is not None
+    assert grid.neighbors.test == [1.0]
+    assert mean.linear.test[0] < 0.9
+    assert "(a grid of 2x2; 40 training and 20 test images" in capsys.readouterr().out
+    assert "on the means over a grid of 2x2" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "probe.json").read_text())["cells"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"protocol": "official", "pooling": "grid"}, "`pooling='grid'` is for `protocol` quick"),
+        ({"pool_cells": 4}, "`pool_cells` are those of `pooling='grid'`"),
+    ],
+)
+def test_a_grid_is_for_the_quick_protocol(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ProbeRun(Path("images"), model=Path("model"), **options)
+
+
 def test_the_schedule_and_the_group_are_the_official_ones() -> None:
     config = ProbeRun(Path("images"), model=Path("model"), protocol="official")
     schedule = probe_schedule(config, 51_200)
