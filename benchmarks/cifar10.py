@@ -90,7 +90,7 @@ def main() -> None:
                 optim=OptimConfig(lr_batch=BATCH, betas=(0.9, 0.98), warmup_steps=200), loop=LoopConfig(log_every=200),
             )
         )  # fmt: skip
-    probes = {
+    probes: dict[tuple[int, ProbePooling], probe.Probe] = {
         (length, pooling): probe.run(
             ProbeRun(
                 images, model=pretrained(out, length), out=out / f"probe-{length}-{pooling}", pooling=pooling, machine=machine
