@@ -4,9 +4,8 @@
 
 CAMVID_FOLDER holds images/{train,val} and labels/{train,val} (11 classes, 11 = unlabeled), PHOTOS_FOLDER any photographs. The
 backbone is pre-trained on both without labels, CamVid's validation images left out; then the same network is trained from it and
-from fresh weights, with three seeds, beside floors. What the settings were chosen by is decision 020: training images that were
-held out. The validation images choose nothing and are measured once a run. Prints the tables of docs/results.md as Markdown. The
-same command continues a run that was cut.
+from fresh weights, with three seeds, beside floors. The validation images choose nothing and are measured once a run. Prints
+the tables of docs/results.md as Markdown. The same command continues a run that was cut.
 """
 
 from __future__ import annotations
