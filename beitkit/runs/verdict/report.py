@@ -99,7 +99,9 @@ def print_result(verdict: Verdict, out: Path, following: str) -> None:
     """The table and what to take from it, on stdout; `following` is the command to go on with."""
     table(verdict).print()
     if verdict.classes:
+        print()
         by_class(verdict).print()
+        print()
     print_sentences(verdict)
     print(f"done: {out} (report.html shows it). Next: {following}")
 
