@@ -83,7 +83,13 @@ def main() -> None:
         )  # fmt: skip
 
     train, val = train_and_val_scenes(camvid, None, SEEDS[0], classes=classes)
-    contest = scene_contest(LabeledScenes(train, val, machine), named_starts((SCRATCH, out / "pre")), SEEDS, training, Kept(out))
+    contest = scene_contest(
+        LabeledScenes(train, val, machine),
+        named_starts((SCRATCH, out / "pre")),
+        SEEDS,
+        training,
+        Kept(out, len(val), len(train.classes)),
+    )
     verdict = Verdict("mIoU", "images", SEEDS, len(val), (contest,), tuple(train.classes), is_weighed=True)
     for shown in (table(verdict), by_class(verdict)):
         print_markdown(shown)

@@ -101,7 +101,7 @@ def main() -> None:
     }
 
     train, val = train_and_val(images, None, 0)
-    kept, longest = Kept(out), pretrained(out, LENGTHS[-1])
+    kept, longest = Kept(out, len(val)), pretrained(out, LENGTHS[-1])
     contests: list[Contest] = []
     for labels in arguments.labels:
         lengths = [pretrained(out, length) for length in LENGTHS] if labels == min(SEEDS) else [longest]

@@ -69,7 +69,7 @@ def run(config: DemoRun) -> Verdict:
         LABELS,
         SEEDS,
         lambda start, labels, seed: finetune_run(config, images, start, labels, seed),
-        Kept(out),
+        Kept(out, len(val)),
     )
     verdict = Verdict("top-1", "labels", SEEDS, len(val), contests)
     folder.write_json("verdict.json", plain(as_json(verdict)))

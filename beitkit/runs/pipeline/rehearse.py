@@ -112,7 +112,7 @@ def floors_pace(images: LabeledImages, labels: int, out: Path) -> float | None:
     some = replace(images, train=_part(images.train), val=_part(images.val))
     began = time.monotonic()
     with _removed(folder), contextlib.redirect_stderr(io.StringIO()):
-        measured_floors(some, (labels // PART,), (0,), Kept(folder))
+        measured_floors(some, (labels // PART,), (0,), Kept(folder, len(some.val)))
     return PART * (time.monotonic() - began)
 
 

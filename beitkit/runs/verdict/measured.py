@@ -52,8 +52,9 @@ class Outcome(NamedTuple):
 class Kept:
     """The files of what was measured, in `measured/` of a run folder."""
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out / "measured"
+    def __init__(self, out: Path, images: int, classes: int = 0) -> None:
+        """`images` are compared on; `classes` are those whose IoU is measured, none for classifiers."""
+        self.folder, self.images, self.classes = out / "measured", images, classes
 
     def has(self, slug: str, labels: int, seed: int) -> bool:
         """Whether this was measured before."""
@@ -64,7 +65,7 @@ class Kept:
         path = self._path(slug, labels, seed)
         if path.exists():
             try:
-                return _outcome(read_json(path, MOST_OWN))
+                return self._read(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 raise UserError(f"{path} is damaged; remove it, and that part is measured again") from None
         found = measure()
@@ -72,12 +73,19 @@ class Kept:
         write_atomically(path, json.dumps(plain(found)).encode())
         return found
 
+    def _read(self, path: Path) -> Outcome:
+        """What a file holds; an OSError, ValueError, KeyError, TypeError or AttributeError if it is something else."""
+        found = _outcome(read_json(path, MOST_OWN))
+        if len(found.images) not in (0, self.images) or len(found.class_iou or ()) != self.classes:
+            raise ValueError(path)
+        return found
+
     def _path(self, slug: str, labels: int, seed: int) -> Path:
         return self.folder / f"{slug}-{labels}-{seed}.json"
 
 
 def _outcome(content: Any) -> Outcome:
-    """What a file of `Kept` holds; a ValueError, KeyError, TypeError or AttributeError if it is something else."""
+    """What a file of `Kept` holds."""
     accuracy, classes, twice = (content.get(name) for name in ("pixel_accuracy", "class_iou", "twice"))  # not of every task
     return Outcome(
         score=float(content["score"]),

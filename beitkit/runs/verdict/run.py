@@ -88,7 +88,7 @@ def _classified(config: VerdictRun) -> Verdict:
         labels,
         config.seeds,
         lambda start, count, seed: finetune_run(divided, start, count, seed),
-        Kept(folder.path),
+        Kept(folder.path, len(val)),
         has_probe=config.probe,
         has_floors=config.floors,
     )
@@ -122,7 +122,7 @@ def _segmented(config: VerdictRun) -> Verdict:
         starts,
         config.seeds,
         lambda start, seed: segment_run(divided, start, len(train), seed),
-        Kept(folder.path),
+        Kept(folder.path, len(val), len(train.classes)),
         has_floors=config.floors,
     )
     return Verdict("mIoU", "images", config.seeds, len(val), (found,), tuple(train.classes), config.loss.is_weighed)

@@ -277,7 +277,7 @@ def test_several_labels_an_image_are_refused(world: Path, tmp_path: Path) -> Non
 
 
 def test_what_twice_the_steps_would_bring_is_kept_and_shown(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, images=2)
     outcomes = [Outcome(0.5 + shift, [1.0, 0.0], 1.0, twice=Gain(0.01 + shift, 0.0, 0.02 + shift)) for shift in (0.0, 0.02)]
     for seed, outcome in enumerate(outcomes):
         kept.get("pre", 10, seed, lambda found=outcome: found)
@@ -311,10 +311,12 @@ def test_what_twice_the_steps_would_bring_is_kept_and_shown(tmp_path: Path) -> N
         {"twice": [1]},
         {"twice": {"low": "x"}},
         {"pixel_accuracy": {}},
+        {"images": [1.0]},
+        {"class_iou": [0.5]},
     ],
 )
 def test_a_measured_file_with_something_else_in_it_is_named(damage: dict[str, Any], tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, images=2)
     kept.get("pre", 10, 0, lambda: Outcome(0.5, [1.0, 0.0], 1.0))
     path = tmp_path / "measured" / "pre-10-0.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
