@@ -123,6 +123,10 @@ PAPER_AUGMENT = AugmentConfig(operations=2, magnitude=9.0, erasing=0.25, mixup=0
 """The original's `rand-m9-mstd0.5-inc1`, erasing, Mixup and CutMix (method 5.3)."""
 
 
+SMALL = 32
+"""Networks for images of up to this many pixels a side are shown whole ones, never crops (BEiT's fine-tuning, after timm)."""
+
+
 @config()
 class Preprocessing:
     """What a checkpoint expects of its input images; stored with the weights."""
@@ -131,7 +135,8 @@ class Preprocessing:
     """Of each channel, with values in [0, 1]. A network of another number of channels takes the average."""
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     crop_share: float = 0.875
-    """Evaluation: the image is resized to image size / crop_share, then the center is cut out."""
+    """Evaluation: the image is resized to image size / crop_share, then the center is cut out. Of networks for at most `SMALL`
+    pixels it has a meaning for letterbox alone (see `shows_whole`)."""
     fit: Fit = later("crop")
     """crop: resizing keeps the aspect, and the short side decides; squeeze: the whole image is brought to that size; letterbox:
     the long side decides, and what is left over has the mean color."""
@@ -149,6 +154,18 @@ class Preprocessing:
             )
         if min(self.std) <= 0:
             raise UserError(f"`std` must be positive, got {self.std}")
+
+    def shows_whole(self, image_size: tuple[int, int]) -> bool:
+        """Whether evaluation brings whole images to the network's size, whatever `crop_share` says: networks for small ones."""
+        return max(image_size) <= SMALL and self.fit != "letterbox"
+
+    def check_share(self, crop_share: float | None, image_size: tuple[int, int]) -> None:
+        """Raise a `UserError` for a crop share that a network of this size has no use for."""
+        if crop_share not in (None, 1.0) and self.shows_whole(image_size):
+            raise UserError(
+                f"`crop_share` {crop_share:g} has no meaning for a network for images of {max(image_size)} pixels: up to {SMALL} "
+                "they are shown whole; leave it out"
+            )
 
     def shown(self, fit: Fit | None, crop_share: float | None) -> Preprocessing:
         """With another fit or crop share, where they are given; a new fit that shows whole images cuts nothing off by itself."""

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from beitkit.configs.data import Preprocessing, ViewConfig
+from beitkit.configs.data import SMALL, Preprocessing, ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage, possible_reduction
 from beitkit.data.decoding.deep import DeepImage
@@ -35,7 +35,6 @@ from beitkit.data.views.orientation import FLIPPED_AXES, Orientation, drawn_orie
 View = Callable[..., dict[str, Tensor]]
 """Takes an image (and its label map, where a dataset has them) and a `random.Random`."""
 
-SMALL = 32  # up to this size images are not cropped (timm's rule, which BEiT's fine-tuning follows)
 PADDING = 4  # pixels of black around small images before a training crop, as usual on CIFAR
 ATTEMPTS = 10  # random crops tried before the central one
 MAX_ASPECT = 16  # longer images lose their ends before they are resized for evaluation
@@ -196,7 +195,8 @@ class EvaluationView:
     """Evaluation: the center of the image, resized to image size / crop share by its short side, by its long side (letterbox:
     what is left over has the mean color), or squeezed to that size.
 
-    Networks for images of at most 32 pixels see the whole image, squeezed where it is not letterboxed. The generator is not used.
+    Networks for images of at most `SMALL` pixels see the whole image, squeezed where it is not letterboxed. The generator is not
+    used.
     """
 
     preprocessing: Preprocessing
@@ -207,7 +207,7 @@ class EvaluationView:
         shown, box = self.preprocessing, Box(0, 0, image.height, image.width)
         if shown.fit == "letterbox":
             return {"images": _letterboxed(image, self.image_size, shown)}
-        if max(self.image_size) <= SMALL:
+        if shown.shows_whole(self.image_size):
             size = self.image_size
         elif shown.fit == "squeeze":
             size = outer_size(self.image_size, shown.crop_share)
@@ -252,7 +252,7 @@ def holding_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
 def in_words(preprocessing: Preprocessing, image_size: Pair) -> str:
     """What evaluation does to an image, for whoever has to do it without beitkit."""
     shown, (height, width) = preprocessing, image_size
-    is_whole = max(image_size) <= SMALL and shown.fit != "letterbox"
+    is_whole = shown.shows_whole(image_size)
     outer = image_size if is_whole else outer_size(image_size, shown.crop_share)
     if is_whole:
         fitted = f"the whole image resized to {height}x{width}"
@@ -268,7 +268,7 @@ def in_words(preprocessing: Preprocessing, image_size: Pair) -> str:
 
 def cut_away(image: Pair, image_size: Pair, preprocessing: Preprocessing) -> float:
     """Share of an image's area that evaluation does not show, because of its shape and of the crop share."""
-    if max(image_size) <= SMALL and preprocessing.fit != "letterbox":
+    if preprocessing.shows_whole(image_size):
         return 0.0
     sizes = {"crop": covering_size, "letterbox": holding_size, "squeeze": lambda _, size, share: outer_size(size, share)}
     height, width = sizes[preprocessing.fit](image, image_size, preprocessing.crop_share)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from beitkit.configs.data import Filter
 from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
-from beitkit.data.views.image import SMALL, in_words, outer_size
+from beitkit.data.views.image import in_words, outer_size
 from beitkit.errors import UserError
 from beitkit.interop.kinds import CROP_MODES, MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 
@@ -118,7 +118,7 @@ def hugging_face_config(config: AnyNetworkConfig) -> dict[str, Any]:
 def processor_config(config: AnyNetworkConfig) -> dict[str, Any]:
     """The content of `preprocessor_config.json`: for square networks the very pixels that our evaluation sees."""
     preprocessing, (height, width) = config.preprocessing, config.backbone.image_size
-    is_whole = max(height, width) <= SMALL
+    is_whole = preprocessing.shows_whole((height, width))
     outer = (height, width) if is_whole else outer_size((height, width), preprocessing.crop_share)
     keeps_aspect = height == width and not is_whole and preprocessing.fit == "crop"
     # Gray networks take the average of the statistics, as our own reading does.

@@ -40,6 +40,7 @@ def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
     backbone, preprocessing = config.backbone, config.preprocessing
     height, width = backbone.image_size
     is_classifier = isinstance(config, ClassifierConfig)
+    is_whole = preprocessing.shows_whole(backbone.image_size)
     classes = config.classes if is_classifier else ()
     pooling = "avg" if is_classifier and config.pooling == "mean" else "token"
     return {
@@ -67,8 +68,9 @@ def timm_config(config: AnyNetworkConfig) -> dict[str, Any]:
             "input_size": [backbone.channels, height, width],
             "fixed_input_size": True,
             "interpolation": preprocessing.filter,
-            "crop_pct": preprocessing.crop_share,
-            "crop_mode": CROP_MODES[preprocessing.fit],
+            # timm crops images of every size.
+            "crop_pct": 1.0 if is_whole else preprocessing.crop_share,
+            "crop_mode": CROP_MODES["squeeze" if is_whole else preprocessing.fit],
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "first_conv": "patch_embed.proj",

@@ -53,7 +53,9 @@ def classification(config: EvaluateRun, networks: Sequence[object], images: Path
     models = _classifiers(config.model, networks)
     for model in models:
         check_views(config.inference, model.config.backbone.image_size)
-        model.config = replace(model.config, preprocessing=model.config.preprocessing.shown(config.fit, config.crop_share))
+        shown = model.config.preprocessing.shown(config.fit, config.crop_share)
+        shown.check_share(config.crop_share, model.config.backbone.image_size)
+        model.config = replace(model.config, preprocessing=shown)
     files, where = _images(config, images, models[0].config.classes)
     for ranges in {model.config.preprocessing.value_range for model in models}:
         name_other_ranges(files, ranges)

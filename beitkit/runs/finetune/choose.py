@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from beitkit.configs.choices import Choices, Facts, evaluate_every, narrowness
-from beitkit.configs.data import PAPER_AUGMENT, PAPER_CROP, PAPER_JITTER
+from beitkit.configs.data import PAPER_AUGMENT, PAPER_CROP, PAPER_JITTER, SMALL
 from beitkit.configs.model import ImageSize, Pair, Pooling, as_pair
 from beitkit.configs.train import resolved
 from beitkit.runs.finetune.config import FinetuneRun
@@ -139,6 +139,8 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[Im
         size = choices.pick(None, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
     if run.fit in ("squeeze", "letterbox"):
         return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{run.fit} shows whole images"))
+    if max(found.image_size or (0,) if size is None else as_pair(size)) <= SMALL:
+        return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"up to {SMALL} pixels images are shown whole"))
     if size is None or as_pair(size) == found.image_size or min(as_pair(size)) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))

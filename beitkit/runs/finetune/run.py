@@ -264,6 +264,7 @@ def _network(config: FinetuneRun, files: ImageList, pixels: Pixels) -> Classifie
         assert isinstance(loaded, Classifier)
         model = loaded
     shown = pixels.preprocessing.shown(config.fit, config.crop_share)
+    shown.check_share(config.crop_share, model.config.backbone.image_size)
     model.config = replace(model.config.uncalibrated(), multilabel=files.targets is not None, preprocessing=shown)
     return model
 

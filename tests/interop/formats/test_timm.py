@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
 from beitkit.interop.load import load
 from beitkit.interop.save import save
+from beitkit.nn.models import Classifier
 
 CLASSIFIERS = [
     "classify",
@@ -33,6 +38,20 @@ def test_timm_reads_what_we_write(name: str, network: Any, random_images: Any, t
     theirs = timm_library.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     images = random_images(2, ours.config.backbone.channels, *ours.config.backbone.image_size)
     torch.testing.assert_close(theirs(images), ours(images), rtol=0, atol=1e-5)
+
+
+def test_small_networks_show_timm_whole_images(network: Any, tmp_path: Path) -> None:
+    """Up to 32 pixels our evaluation squeezes whole images to the network's size; timm's has no such rule of its own."""
+    for size, expected in ((32, (1.0, "squash")), (64, (0.9, "center"))):
+        ours = network("classify")
+        backbone = replace(ours.config.backbone, image_size=(size, size), patch=(8, 8))
+        save(Classifier(replace(ours.config, backbone=backbone)), tmp_path / str(size), format="timm")
+        written = json.loads((tmp_path / str(size) / "config.json").read_text())["pretrained_cfg"]
+        assert (written["crop_pct"], written["crop_mode"]) == expected
+        view = EvaluationView(load(tmp_path / str(size)).config.preprocessing, (size, size))
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        shown = EvaluationView(ours.config.preprocessing, (size, size))(image, random.Random(0))["images"]
+        assert torch.equal(view(image, random.Random(0))["images"], shown)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

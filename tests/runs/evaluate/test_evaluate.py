@@ -184,6 +184,16 @@ def test_image_size_and_crop_share_change_what_is_seen(world: Path) -> None:
     assert len({as_trained.loss, larger.loss, whole.loss}) == 3
 
 
+def test_a_crop_share_without_a_meaning_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Networks for at most 32 pixels see whole images."""
+    images, model = world / "images", world / "a"
+    assert max(beitkit.load(model).config.backbone.image_size) <= 32
+    message = refused(capsys, "evaluate", images, "--model", model, "--crop-share", 0.5)
+    assert "--crop-share 0.5 has no meaning for a network for images of" in message
+    as_trained, whole = (beitkit.evaluate(images, model=model, crop_share=share, **ALSO) for share in (None, 1.0))
+    assert as_trained.loss == whole.loss
+
+
 def test_several_labels_an_image(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     single = find_labeled(world / "images", "val", classes=CLASSES)
     targets = np.random.default_rng(1).random((24, 3)) < 0.5

@@ -127,6 +127,15 @@ def test_large_images_are_evaluated_uncropped_unless_the_checkpoint_says_otherwi
     assert choose(RUN, replace(IMAGENET, image_size=(224, 112)))[0].image_size is None
 
 
+def test_images_of_at_most_32_pixels_are_shown_whole() -> None:
+    small = replace(IMAGENET, image_size=(32, 32))
+    config, lines = choose(RUN, small)
+    assert config.crop_share == 1
+    assert "--crop-share 1: up to 32 pixels images are shown whole" in lines
+    assert choose(replace(RUN, image_size=33), small)[0].crop_share == 0.875
+    assert choose(replace(RUN, image_size=28), IMAGENET)[0].crop_share == 1
+
+
 def test_every_choice_is_said_with_its_reason_and_nothing_else() -> None:
     lines = choose(RUN, FEW)[1]
     assert "--optim.layer-decay 0.65: pre-trained, 12 blocks" in lines

@@ -84,7 +84,7 @@ def test_it_learns_a_tiny_set_and_the_config_is_resolved(configured: Callable[..
     stored = json.loads((result.folder / "config.json").read_text())
     assert stored["image_size"] == 16
     assert stored["optim"]["layer_decay"] == 1
-    assert stored["crop_share"] == 0.875
+    assert stored["crop_share"] == 1
     model = beitkit.load(result.folder)
     assert isinstance(model, beitkit.Classifier)
     assert model.config.backbone.image_size == (16, 16)
@@ -212,8 +212,8 @@ def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
             images=100, side=28, imbalance=1.0, width=128, depth=3, patch=4, image_size=(28, 28), crop_share=0.875, device="cpu"
         )
         config, lines = choose(run, found)
-        assert lines == ("--crop-share 0.875: the network's own",)
-        assert config == replace(run, crop_share=0.875)
+        assert lines == ("--crop-share 1: up to 32 pixels images are shown whole",)
+        assert config == replace(run, crop_share=1.0)
         assert (config.augment, config.pooling, config.pool_cells, config.head_init) == (NO_AUGMENT, "grid", 7, "probe")
 
 
