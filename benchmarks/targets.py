@@ -61,18 +61,17 @@ class Race:
 
     def tokenizer(self, target: str, seed: int) -> float:
         """Train the target's tokenizer if it has one; returns how long that took, in seconds."""
-        kept = self.out / f"tok-{target}-{seed}.json"
         if target == "pixels":
             return 0.0
-        if kept.exists():
-            return json.loads(kept.read_text())["seconds"]
-        began = time.perf_counter()
-        beitkit.tokenizer(
-            self.images / "train", kind=target, out=self._tokenizer(target, seed), image_size=SIDE, seed=seed,
-            threads=self.threads, **TOKENIZERS[target],
-        )  # fmt: skip
-        write_atomically(kept, json.dumps({"seconds": time.perf_counter() - began}).encode())
-        return self.tokenizer(target, seed)
+        kept = self.out / f"tok-{target}-{seed}.json"
+        if not kept.exists():
+            began = time.perf_counter()
+            beitkit.tokenizer(
+                self.images / "train", kind=target, out=self._tokenizer(target, seed), image_size=SIDE, seed=seed,
+                threads=self.threads, **TOKENIZERS[target],
+            )  # fmt: skip
+            write_atomically(kept, json.dumps({"seconds": time.perf_counter() - began}).encode())
+        return json.loads(kept.read_text())["seconds"]
 
     def rates(self) -> dict[str, float]:
         """Images a second of pre-training on each target, medians over turns."""

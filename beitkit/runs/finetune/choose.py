@@ -139,9 +139,11 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[Im
         size = choices.pick(None, "--image-size", (nearest, f"images of {found.side} pixels, patches of {patch}"))
     if run.fit in ("squeeze", "letterbox"):
         return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{run.fit} shows whole images"))
-    if max(found.image_size or (0,) if size is None else as_pair(size)) <= SMALL:
+    shape = found.image_size if size is None else as_pair(size)
+    assert shape is not None  # without a checkpoint's a size was chosen
+    if max(shape) <= SMALL:
         return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"up to {SMALL} pixels images are shown whole"))
-    if size is None or as_pair(size) == found.image_size or min(as_pair(size)) < UNCROPPED:
+    if shape == found.image_size or min(shape) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))
 
