@@ -173,6 +173,9 @@ def test_an_image_in_several_files_by_a_list_with_a_column_for_each(tmp_path: Pa
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     both = np.stack([tifffile.imread(tmp_path / f"0_{band}.tif") for band in (1, 2)])
     assert lines[0]["probabilities"] == pytest.approx(model.predict(both).probabilities, abs=1e-4)
+    (tmp_path / "one.csv").write_text("path,label\n1_1.tif,b\n")
+    with pytest.raises(UserError, match="a training image consists of 2 files and a validation image of 1;"):
+        beitkit.finetune(table, val=tmp_path / "one.csv", out=tmp_path / "mixed", **options)
     (tmp_path / "json.jsonl").write_text(json.dumps({"bands": ["0_1.tif", "0_2.tif"]}) + "\n")
     beitkit.embed(tmp_path / "json.jsonl", model=tmp_path / "cls", out=tmp_path / "e.npy", **CPU)
     assert np.isfinite(np.load(tmp_path / "e.npy")).all()
@@ -204,6 +207,8 @@ def test_segmentation_of_images_in_several_files(tmp_path: Path) -> None:
     models = [beitkit.load(tmp_path / name).state_dict() for name in ("bands", "whole")]
     assert all(tensor.equal(models[1][name]) for name, tensor in models[0].items())
     beitkit.segment(tmp_path / "bands" / "scenes.csv", out=tmp_path / "again", **options)
+    with pytest.raises(UserError, match="a training image consists of 2 files and a validation image of 1;"):
+        beitkit.segment(tmp_path / "bands.csv", val=tmp_path / "whole.csv", out=tmp_path / "mixed", **options)
     (tmp_path / "list.csv").write_text("band1,band2\n0_0.tif,0_1.tif\n")
     beitkit.predict(tmp_path / "list.csv", model=tmp_path / "bands", out=tmp_path / "masks", **CPU)
     assert len(list((tmp_path / "masks" / "index").iterdir())) == 1

@@ -37,7 +37,7 @@ from beitkit.data.seeds import derived_seed
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.sources.list_rows import BAND, csv_cells
 from beitkit.data.sources.lists import Split
-from beitkit.data.sources.split import VAL_SHARE
+from beitkit.data.sources.split import VAL_SHARE, refuse_other_files
 from beitkit.errors import UserError, few
 
 CLASSES_FILE = "classes.json"
@@ -179,7 +179,9 @@ def train_and_val_scenes(
         if isinstance(val, OwnImages):
             _refuse_other_scenes(images, val, train, is_coded=classes is not None)
         part = "val" if "val" in scene_splits(val, columns) else None
-        return train, find_scenes(val, split=part, classes=train.code, columns=columns)
+        aside = find_scenes(val, split=part, classes=train.code, columns=columns)
+        refuse_other_files(train.files, aside.files)
+        return train, aside
     for split in ("val", "test"):
         if "train" in splits and split in splits:
             return train, find_scenes(images, split=split, classes=train.code, columns=columns)
@@ -195,8 +197,7 @@ def as_csv(parts: Mapping[str, Scenes]) -> str:
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    in_files = [scenes.files for scenes in parts.values() if scenes.files.members is None and scenes.files.items is None]
-    bands = max((len(files.files(0)) for files in in_files), default=1)
+    bands = max(scenes.files.files_each for scenes in parts.values())
     table.writerow(COLUMNS if bands == 1 else (*(f"{BAND}{number}" for number in range(1, bands + 1)), *COLUMNS[1:]))
     for split, scenes in parts.items():
         for index in range(len(scenes)):

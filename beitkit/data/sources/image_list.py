@@ -93,6 +93,11 @@ class ImageList:
         """The file of one image, or its files where each holds one of its channels."""
         return tuple(self.root / os.fsdecode(name) for name in self.name(index).split(BETWEEN_BANDS))
 
+    @property
+    def files_each(self) -> int:
+        """How many files an image is in; 1 for members of archives and items of datasets."""
+        return 1 if self.members is not None or self.items is not None or not len(self) else len(self.files(0))
+
     def source(self, index: int) -> Path | Encoded | Bands:
         """What one image is decoded from: its file, its files, or its bytes where it lies in an archive.
 

@@ -67,6 +67,7 @@ def train_and_val(
         if isinstance(source, LabeledList):
             _refuse_repeated(train, source)
         return _set_aside(train, seed)
+    refuse_other_files(train, aside)
     if train.targets is not None:
         aside = aside.with_targets()
     elif aside.targets is not None:
@@ -78,6 +79,19 @@ def train_and_val(
         raise UserError(f"the class {lacking[0]!r} has validation images but no training image; add some, or remove the class")
     _refuse_shared(train, source, aside, other)
     return train, aside
+
+
+def refuse_other_files(train: ImageList, val: ImageList) -> None:
+    """Raise for validation images in another number of files than the training images, whose table could not hold them.
+
+    Raises:
+        UserError: says both numbers.
+    """
+    if train.files_each != val.files_each:
+        raise UserError(
+            f"a training image consists of {train.files_each} files and a validation image of {val.files_each}; "
+            "list the channels of both in the same way"
+        )
 
 
 def note_on_val(val: ImageList) -> str | None:
@@ -142,8 +156,8 @@ def list_table(parts: Mapping[str, ImageList]) -> str:
     text = io.StringIO()
     # Quotes around everything: the writer leaves a bare carriage return unquoted, which would end the row when read.
     table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    several = len(lists[0].files(0)) if lists[0].members is None and lists[0].items is None else 1
-    paths = ["path"] if several == 1 else [f"{BAND}{number + 1}" for number in range(several)]
+    each = lists[0].files_each
+    paths = ["path"] if each == 1 else [f"{BAND}{number + 1}" for number in range(each)]
     label = [] if not is_labeled else ["label"] if lists[0].targets is None else ["labels"]
     is_divided = is_labeled or any(parts)  # the rows of classes have a split, too
     table.writerow([*paths, *label, *["split"][:is_divided]])
