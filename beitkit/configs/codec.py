@@ -149,7 +149,7 @@ def _decode_union(choices: tuple[Any, ...], data: object, where: str, path: tupl
 
 
 def _decode_tuple(items: tuple[Any, ...], data: object, where: str, path: tuple[str, ...]) -> tuple[Any, ...]:
-    if not isinstance(data, list):
+    if not isinstance(data, list | tuple):  # a tuple where a caller of the Python functions gives a part as a dict
         raise UserError(f"{where}{_name(path)} must be a list, got {short(data)}")
     kinds = [items[0]] * len(data) if len(items) == 2 and items[1] is Ellipsis else list(items)
     if len(kinds) != len(data):
@@ -160,7 +160,7 @@ def _decode_tuple(items: tuple[Any, ...], data: object, where: str, path: tuple[
 
 
 def _decode_scalar(kind: Any, data: object, where: str, path: tuple[str, ...]) -> Any:
-    if kind is Path and isinstance(data, str):
+    if kind is Path and isinstance(data, str | Path):
         return Path(data)
     if kind is float and type(data) in (int, float):
         with contextlib.suppress(OverflowError):  # a whole number may be larger than any float

@@ -37,6 +37,10 @@ class SegmentationLossConfig:
         return self.class_weights != "none" or self.dice_weight > 0
 
 
+OF_CLASSIFIERS = ("scales", "flip", "shift")
+"""Fields of `InferenceConfig` with a meaning for classifiers."""
+
+
 @config("inference")
 class InferenceConfig:
     """How an image of any size is labeled by a network of one size; of classifiers: which views of it are averaged."""
@@ -78,6 +82,13 @@ class InferenceConfig:
         scales = "" if self.scales == (1.0,) else f"scales {' '.join(f'{scale:g}' for scale in self.scales)}"
         shift = f"shifted by {self.shift} pixel{'' if self.shift == 1 else 's'}" if self.shift else ""
         return ", ".join(filter(None, (scales, "mirrored too" if self.flip else "", shift)))
+
+    def refuse_windows(self) -> None:
+        """Raise a `UserError` for what only segmenters can do."""
+        usual = InferenceConfig()
+        for field in fields(self):
+            if field.name not in OF_CLASSIFIERS and getattr(self, field.name) != getattr(usual, field.name):
+                raise UserError(f"`inference.{field.name}` is for segmentation, and this is a classifier; leave it out")
 
     def refuse_shift(self) -> None:
         """Raise a `UserError` for views that segmenters do not have."""

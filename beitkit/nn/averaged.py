@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,15 +12,10 @@ from beitkit.configs.model import Pair
 from beitkit.configs.segmentation import InferenceConfig
 from beitkit.errors import UserError
 
-OF_CLASSIFIERS = ("scales", "flip", "shift")
-
 
 def check_views(config: InferenceConfig, size: Pair) -> None:
     """Raise a `UserError` for what only segmenters can do, or a shift that leaves nothing of an image of (height, width)."""
-    usual = InferenceConfig()
-    for field in fields(config):
-        if field.name not in OF_CLASSIFIERS and getattr(config, field.name) != getattr(usual, field.name):
-            raise UserError(f"`inference.{field.name}` is for segmentation, and this is a classifier; leave it out")
+    config.refuse_windows()
     if config.shift >= min(size):
         raise UserError(
             f"`inference.shift` must be less than the {min(size)} pixels of an image's short side, got {config.shift}"

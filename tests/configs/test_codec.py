@@ -36,6 +36,11 @@ class Outer:
     other: Inner | None = None
 
 
+def test_a_caller_s_dict_may_hold_tuples_and_paths() -> None:
+    given = to_json(Outer(Inner())) | {"names": ("a", "b"), "size": (2, 3), "place": Path("x")}
+    assert from_json(Outer, given) == Outer(Inner(), names=("a", "b"), size=(2, 3), place=Path("x"))
+
+
 def through_text(config: Any) -> Any:
     return from_json(type(config), json.loads(json.dumps(to_json(config), allow_nan=False)))
 

@@ -29,6 +29,8 @@ MIXED_EPOCHS = 30
 """Mixup and CutMix pay late: not in a run shorter than this."""
 AUGMENTED_EPOCHS, AUGMENTED_STEPS = 30, 2_000
 """So do RandAugment, color jitter and small crops: only in runs that are as long as that, and longer (decision 018)."""
+REPEATED_EPOCHS = 100
+"""Seen that often, few images are learned by heart, in however few steps: then RandAugment pays."""
 MILD_CROP = (0.6, 1.0)
 TOO_SHORT = f"a run of less than {AUGMENTED_EPOCHS} epochs, or at most {AUGMENTED_STEPS:,} steps, loses more by it than it gains"
 SMALL_IMAGES = 64
@@ -88,7 +90,7 @@ def choose(run: FinetuneRun, found: FinetuneFacts) -> tuple[FinetuneRun, tuple[s
     layer_decay = choices.pick(run.optim.layer_decay, "--optim.layer-decay", _layer_decay(found, is_pretrained))
     is_short = length < AUGMENTED_EPOCHS or length * per_epoch <= AUGMENTED_STEPS
     strength = run.augment
-    operations = choices.pick(strength.operations, "--augment.operations", _operations(is_short))
+    operations = choices.pick(strength.operations, "--augment.operations", _operations(is_short, length))
     said = choices if operations else Choices()  # how strong none of them are is nothing to tell
     augment = replace(
         strength,
@@ -207,9 +209,12 @@ def _layer_decay(found: FinetuneFacts, is_pretrained: bool) -> tuple[float, str]
     return decay, f"pre-trained, {found.depth} blocks"
 
 
-def _operations(is_short: bool) -> tuple[int, str]:
+def _operations(is_short: bool, epochs: float) -> tuple[int, str]:
     """Augmentation makes a short run worse, because it has not yet learned the images as they are."""
-    return (0, TOO_SHORT) if is_short else (resolved(PAPER_AUGMENT.operations), "the paper's")
+    papers = resolved(PAPER_AUGMENT.operations)
+    if epochs >= REPEATED_EPOCHS:
+        return papers, f"the paper's; without it {epochs:.0f} epochs learn the images by heart"
+    return (0, TOO_SHORT) if is_short else (papers, "the paper's")
 
 
 def _crop_scale(is_short: bool) -> tuple[tuple[float, float], str]:

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from beitkit.configs.data import Preprocessing, ReadConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.contracts import Batch
 from beitkit.data.dataset import ImageDataset
@@ -31,6 +33,7 @@ from beitkit.evaluation.floors import SIDE, PatchDictionary, logistic_answers, n
 from beitkit.evaluation.probe import BlockFeatures, frozen_features, linear_probe
 from beitkit.evaluation.verdict import Contest, contest
 from beitkit.interop.load import load
+from beitkit.nn.averaged import averaged_logits, check_views
 from beitkit.nn.models import Classifier
 from beitkit.runs.finetune import run as finetune
 from beitkit.runs.finetune.config import FinetuneRun
@@ -66,6 +69,8 @@ class LabeledImages:
     val: ImageList
     machine: MachineConfig = MachineConfig()
     read: ReadConfig = ReadConfig()
+    inference: InferenceConfig = InferenceConfig()
+    """Views of each validation image whose logits a fine-tuned network averages."""
     noted: set[object] = field(default_factory=set)
     """Files that were already reported as unreadable."""
 
@@ -154,11 +159,13 @@ def _finetuned(images: LabeledImages, make: MakeRun, start: NamedStart, count: i
     finetune.run(run)
     model = load(run.out)
     assert isinstance(model, Classifier)
+    check_views(images.inference, model.config.backbone.image_size)
     runtime = start_runtime(images.machine)
     model.to(runtime.device)
     dataset = evaluation_dataset(images.val, model.config.backbone, model.config.preprocessing)
     batches = evaluation_batches(dataset, model.config.preprocessing, images.reading())
-    (logits,), index = collect_answers([runtime.precision()(model.__call__)], batches, "index", [str(run.out)])
+    predict = runtime.precision()(partial(averaged_logits, model, config=images.inference))
+    (logits,), index = collect_answers([predict], batches, "index", [str(run.out)])
     labeled = len(images.train) if run.labels is None else run.labels
     found = _right(images.val, logits.argmax(1), index, training_seconds(run.out, labeled))
     return found._replace(twice=twice_the_steps(run.out, "val/top1", len(index)))

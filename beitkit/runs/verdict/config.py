@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from beitkit.configs.bounds import Bounds, PositiveFloat, PositiveInt, ShareBelowOne, config
+from beitkit.configs.codec import later
 from beitkit.configs.data import CHOSEN_VIEW, AugmentConfig, ColumnsConfig, ReadConfig, ViewConfig
 from beitkit.configs.model import ImageSizeOrNone, Pooling, SegmentationHead, SizeName
 from beitkit.configs.parts import Flat, From, Json, NetworkConfig
-from beitkit.configs.segmentation import SegmentationLossConfig
+from beitkit.configs.segmentation import InferenceConfig, SegmentationLossConfig
 from beitkit.configs.train import Freeze, LightConfig, LoopConfig, MachineConfig, SpeedConfig, check_light
 from beitkit.errors import UserError
 
@@ -91,6 +92,7 @@ class VerdictRun:
     augment: AugmentConfig = AugmentConfig()
     view: ViewConfig = CHOSEN_VIEW
     loss: SegmentationLossConfig = SegmentationLossConfig()
+    inference: InferenceConfig = later(InferenceConfig())
     loop: LoopConfig = LoopConfig()
     speed: SpeedConfig = SpeedConfig()
     read: ReadConfig = ReadConfig()
@@ -120,3 +122,7 @@ class VerdictRun:
         for name in DIVIDED_BY_TASK[task]:
             if getattr(self, name) != type(self).__dataclass_fields__[name].default:  # type: ignore[attr-defined]
                 raise UserError(f"`{name}` has no meaning for {what}; leave it out, or give another `task`")
+        if task == "segment":
+            self.inference.refuse_shift()
+        else:
+            self.inference.refuse_windows()

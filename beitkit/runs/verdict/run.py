@@ -20,6 +20,7 @@ from beitkit.data.sources.find import LabeledArchives, labeled_source
 from beitkit.data.sources.split import split_table, train_and_val
 from beitkit.errors import UserError
 from beitkit.interop.load import load
+from beitkit.nn.averaged import check_views
 from beitkit.nn.models import Classifier
 from beitkit.nn.segmentation.segmenter import Segmenter
 from beitkit.report.table import plain
@@ -49,12 +50,13 @@ def run(config: VerdictRun) -> Verdict:
     write_atomically(config.out / "verdict.json", (json.dumps(plain(content), indent=2) + "\n").encode())
     write_report(config.out / "report.html", verdict, _facts(config))
     best = _best_run(config, verdict)
+    views = {} if is_segmentation else kept(config, "inference")  # which segmenters keep
     aside = next((config.out / name for name in (SPLIT, SCENES) if (config.out / name).is_file()), None)
     if aside is None:
         given = config.val or config.images
-        following = command("evaluate", given, model=best, classes=config.classes, **kept(config, "columns"))
+        following = command("evaluate", given, model=best, classes=config.classes, **views, **kept(config, "columns"))
     else:  # of the images themselves most were trained on
-        following = command("evaluate", aside, model=best)
+        following = command("evaluate", aside, model=best, **views)
     print_result(verdict, config.out, following)
     return verdict
 
@@ -83,7 +85,7 @@ def _classified(config: VerdictRun) -> Verdict:
         write_atomically(table, split_table(train, val).encode("utf-8", "surrogateescape"))
         divided = replace(config, images=table, columns=type(config.columns)())
     contests = classifier_contests(
-        LabeledImages(train, val, config.machine, config.read),
+        LabeledImages(train, val, config.machine, config.read, config.inference),
         starts,
         labels,
         config.seeds,
@@ -144,6 +146,8 @@ def _loaded(config: VerdictRun, task: Task, classes: int) -> tuple[tuple[NamedSt
             continue
         model = load(start.path, task=task, num_classes=classes, image_size=config.image_size)
         assert isinstance(model, Classifier | Segmenter)
+        if isinstance(model, Classifier):
+            check_views(config.inference, model.config.backbone.image_size)
         digests[f"model {start.name}"] = digest_of(model.config.backbone, model.backbone.state_dict())
     return starts, digests
 
@@ -187,6 +191,7 @@ def segment_run(config: VerdictRun, start: NamedStart, images: int, seed: int) -
         train=_train(config, start, seed),
         machine=config.machine,
         loss=config.loss,
+        inference=config.inference,
         optim=_optim(config, start, OPTIM["segment"]),
         loop=config.loop,
         speed=config.speed,
@@ -247,4 +252,5 @@ def _facts(config: VerdictRun) -> list[tuple[str, str]]:
         ("Starts", ", ".join(map(str, config.starts))),
         ("Training", length),
         ("Seeds", " ".join(map(str, config.seeds))),
+        *([("Averaged over views", views)] if (views := config.inference.view_words) else []),
     ]

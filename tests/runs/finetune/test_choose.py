@@ -93,6 +93,8 @@ def test_short_runs_see_images_as_they_are(epochs: float, is_short: bool) -> Non
     seen = (config.augment.operations, config.view.crop_scale, config.view.color_jitter)
     assert seen == ((0, (0.6, 1.0), 0.0) if is_short else (2, (0.08, 1.0), 0.4))
     assert any(line.startswith("--view.crop-scale 0.6 1: a run of less than 30") for line in lines) == is_short
+    fewer = choose(replace(RUN, train=replace(RUN.train, epochs=100.0)), FEW)[0]
+    assert (fewer.augment.operations, fewer.view.crop_scale) == (2, (0.6, 1.0)), "1,563 steps, but each image 100 times"
     many = choose(replace(RUN, train=replace(RUN.train, epochs=29.0)), IMAGENET)[0]
     assert many.augment.operations == 0, "many steps, but each image is seen 29 times only"
 

@@ -203,6 +203,29 @@ def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert (out / "measured" / "pre-6-0.json").stat().st_mtime_ns == before
 
 
+def test_test_time_views_are_those_of_evaluate(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    noise = np.random.default_rng(0).integers(0, 256, (120, 16, 16, 3), dtype=np.uint8)
+    for index, values in enumerate(noise):  # nothing to be learned, so that answers turn with the view
+        path = tmp_path / "noise" / ("train" if index < 20 else "val") / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
+    views = ["--inference.flip", "--inference.shift", 2, "--inference.scales", 1, 1.5]
+    command = ["verdict", tmp_path / "noise", "--from", world / "pre", "--labels", 8, "--seeds", 0, "--out", out, *views]
+    run(*command, "--no-floors", "--no-probe", *SHORT, *MACHINE)
+    printed = capsys.readouterr().out
+    assert "--inference.scales 1 1.5 --inference.flip --inference.shift 2" in printed
+    follow(printed)
+    (row,) = result(out)["contests"][0]["starts"]
+    model = out / "finetune" / "pre-8-0"
+    measured = [
+        beitkit.evaluate(tmp_path / "noise", model=model, out=tmp_path / name, device="cpu", **options).top1
+        for name, options in (("views", {"inference": {"flip": True, "shift": 2, "scales": (1, 1.5)}}), ("one", {}))
+    ]
+    assert measured[0] != measured[1]
+    assert row["scores"] == [pytest.approx(measured[0])]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -222,6 +245,9 @@ def test_segmentation_end_to_end(world: Path, tmp_path: Path, capsys: pytest.Cap
         (["labeled", "--from", "pre", "--head", "linear"], "--head has no meaning for class folders"),
         (["scenes", "--from", "pre", "--labels", "3"], "--labels has no meaning for images with masks"),
         (["labeled", "--from", "pre", "--steps", "2", "--epochs", "2"], "give --epochs or --steps, not both"),
+        (["labeled", "--from", "pre", "--inference.stride", "8"], "--inference.stride is for segmentation"),
+        (["scenes", "--from", "pre", "--inference.shift", "1"], "--inference.shift is for classifiers"),
+        (["labeled", "--from", "pre", "--inference.shift", "99"], "--inference.shift must be less than the"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
