@@ -7,6 +7,7 @@ is decision 012: training images that were held out, never the images that are r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from beitkit.command.following import command, unused
-from beitkit.configs.data import NO_AUGMENT, MaskConfig, ViewConfig
+from beitkit.configs.data import NO_AUGMENT, AugmentConfig, MaskConfig, ViewConfig
 from beitkit.configs.model import SIZES
 from beitkit.configs.parts import NetworkConfig
 from beitkit.configs.tokenizer import KMeansConfig
@@ -137,24 +138,25 @@ def pretrain_run(config: DemoRun, images: Path) -> PretrainRun:
 
 
 class Course(NamedTuple):
-    """Steps, learning rate and first head of a fine-tuning."""
+    """Steps, learning rate, first head and augmentation of a fine-tuning."""
 
     steps: int
     lr: float
     head_init: Literal["zero", "probe"]
+    augment: AugmentConfig = NO_AUGMENT
 
 
 COURSES = {
     ("scratch", 100): Course(200, 5e-4, "probe"),
     ("scratch", 1000): Course(700, 3e-3, "zero"),
-    ("pretrained", 100): Course(200, 5e-4, "probe"),
+    ("pretrained", 100): Course(500, 1e-3, "probe", replace(NO_AUGMENT, operations=2, magnitude=9.0)),
     ("pretrained", 1000): Course(600, 2e-3, "probe"),
 }
-"""What suits each start best on held-out training images: longer did not help either of them."""
+"""What suits each start best on held-out training images: neither longer nor RandAugment helped another (decision 012)."""
 
 
 def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, seed: int) -> FinetuneRun:
-    """The same network, labels, views and pooling for both starts, each at the length and rate that suit it."""
+    """The same network, labels, views and pooling for both starts, each at the length, rate and augmentation that suit it."""
     is_scratch = start.path is None
     course = COURSES["scratch" if is_scratch else "pretrained", labels]
     return FinetuneRun(
@@ -170,7 +172,7 @@ def finetune_run(config: DemoRun, images: Path, start: NamedStart, labels: int, 
         train=TrainConfig(steps=course.steps, batch_size=32, lr=course.lr, seed=seed),
         machine=config.machine,
         view=VIEW,
-        augment=NO_AUGMENT,
+        augment=course.augment,
         optim=OptimConfig(
             lr_batch=32, min_lr=1e-6, warmup_steps=course.steps // 10, layer_decay=1.0 if is_scratch else 0.8, clip=3.0
         ),
