@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from beitkit.configs.data import NO_AUGMENT, AugmentConfig, MaskConfig, ViewConfig
 from beitkit.configs.parts import NetworkConfig
+from beitkit.configs.segmentation import InferenceConfig
 from beitkit.configs.tokenizer import KMeansConfig
 from beitkit.configs.train import LoopConfig, MachineConfig, OptimConfig, TrainConfig
 from beitkit.data.sources.split import train_and_val
@@ -41,7 +42,10 @@ IMAGE_SIZE, PATCH, DEPTH = 32, 4, 4
 VIEW = ViewConfig(shift=3, color_jitter=0.0)
 SEEDS = {500: (0, 1, 2), 5000: (0, 1, 2), 50000: (0, 1)}
 """Of fine-tuning (labels, fresh weights, order), by number of labels."""
-MIXED = AugmentConfig(operations=0, magnitude=0.0, erasing=0.0, mixup=0.8, cutmix=1.0)
+AUGMENTED = AugmentConfig(operations=2, magnitude=5.0, erasing=0.0, mixup=0.0, cutmix=0.0)
+MIXED_TOO = AugmentConfig(operations=2, magnitude=5.0, erasing=0.0, mixup=0.8, cutmix=1.0)
+VIEWS = InferenceConfig(flip=True, shift=2)
+"""Of a test image: ten, whose logits every fine-tuned network averages."""
 
 
 class Course(NamedTuple):
@@ -54,9 +58,9 @@ class Course(NamedTuple):
 
 
 COURSES = {
-    ("pretrained", 500): Course(1500, 1e-3, "probe"),
+    ("pretrained", 500): Course(1500, 1e-3, "probe", MIXED_TOO),
     ("scratch", 500): Course(1500, 1e-3),
-    ("pretrained", 5000): Course(4000, 2e-3),
+    ("pretrained", 5000): Course(4000, 2e-3, "zero", AUGMENTED),
     ("scratch", 5000): Course(4000, 1e-3),
     ("pretrained", 50000): Course(10000, 2e-3),
     ("scratch", 50000): Course(10000, 1e-3),
@@ -106,7 +110,7 @@ def main() -> None:
     for labels in arguments.labels:
         lengths = [pretrained(out, length) for length in LENGTHS] if labels == min(SEEDS) else [longest]
         contests += classifier_contests(
-            LabeledImages(train, val, machine),
+            LabeledImages(train, val, machine, inference=VIEWS),
             named_starts((SCRATCH, *lengths)),
             (labels,),
             SEEDS[labels],

@@ -81,7 +81,7 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
     folder = RunFolder(config.out, "ablate", config)
     say = Console(stderr=True, highlight=False, soft_wrap=True).print
     starts: tuple[Variant | None, ...] = ("full", *(variant for variant in config.variants if variant != "full"), None)
-    rows = []
+    rows, said = [], set[str]()
     for number, variant in enumerate(starts, 1):
         name = variant or SCRATCH
         label, paper = ROWS[name]
@@ -93,7 +93,9 @@ def run(config: AblateRun) -> tuple[VariantRow, ...]:
             for start in pretrainings:
                 pretrain.run(pretrain_run(config, variant, channels, start))
         scores = tuple(
-            finetune.run(finetune_run(config, variant, seed, start)).accuracy for start in pretrainings for seed in seeds
+            finetune.run(finetune_run(config, variant, seed, start), said=said).accuracy
+            for start in pretrainings
+            for seed in seeds
         )
         rows.append(VariantRow(name, label, scores, len(pretrainings), paper))
     folder.write_json("ablate.json", answer(config, tuple(rows)))

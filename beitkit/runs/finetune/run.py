@@ -57,14 +57,14 @@ from beitkit.train.loop import fit
 from beitkit.train.machine.runtime import Runtime
 
 
-def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossValidation:
+def run(config: FinetuneRun, own: OwnParts = NONE, said: set[str] | None = None) -> FinetuneResult | CrossValidation:
     """Fine-tune or continue; the run folder is what `beitkit.load` reads. With `folds` it holds a run folder for each.
 
-    `own` are the objects that the config describes.
+    `own` are the objects that the config describes, `said` the choices that runs of the same command have printed.
     """
     refuse_scenes(config.images)
     if config.folds is not None:
-        return cross_validate(config, lambda fold: run(fold, own), own.images_or(config.images))
+        return cross_validate(config, partial(run, own=own, said=set()), own.images_or(config.images))
     config, runtime = start_run(config, config.speed.sharding)
     fold = None if config.fold is None else shard_of(config.fold, "fold")
     train, val = train_and_val(own.images_or(config.images), own.val_or(config.val), config.train.seed, config.columns, fold)
@@ -103,8 +103,7 @@ def run(config: FinetuneRun, own: OwnParts = NONE) -> FinetuneResult | CrossVali
     objective = Classify(model, config.label_smoothing)
     trial = Trial(Workload(network=model.config, mixes=config.augment.is_mixing), resolved(config.train.batch_size))
     computed = accelerate(objective, config.speed, runtime, schedule, folder=folder, trial=trial)
-    for line in (*pixels.lines, *reasons, *(f"{name.lower()} {told}" for name, told in checked)):
-        session.say(line)
+    session.say_choices((*pixels.lines, *reasons, *(f"{name.lower()} {told}" for name, told in checked)), said)
     if pixels.preprocessing.value_range is not None and config.augment.operations:
         session.say(f"note: RandAugment leaves out {', '.join(ON_BYTES)}, which are defined on the 256 values of 8-bit images")
     if (note := note_on_cut(train, model.config.backbone.image_size, model.config.preprocessing)) is not None:

@@ -54,8 +54,11 @@ AUXILIARY_CHANNELS = 256
 """Width of the auxiliary head (method 7.2); a narrower network gets one of its own width."""
 
 
-def run(config: SegmentRun, own: OwnParts = NONE) -> SegmentResult:
-    """Train or continue; the run folder is what `beitkit.load` reads. `own` are the objects that the config describes."""
+def run(config: SegmentRun, own: OwnParts = NONE, said: set[str] | None = None) -> SegmentResult:
+    """Train or continue; the run folder is what `beitkit.load` reads.
+
+    `own` are the objects that the config describes, `said` the choices that runs of the same command have printed.
+    """
     config, runtime = start_run(config, config.speed.sharding)
     with refused_if_labeled(config.images, config.columns):
         train, val = train_and_val_scenes(
@@ -103,8 +106,7 @@ def run(config: SegmentRun, own: OwnParts = NONE) -> SegmentResult:
         write_atomically(folder.path / CLASSES_FILE, train.code.as_json().encode())
     odd = (*audits[0].notes(), *(f"validation: {note}" for note in audits[1].notes()))
     told = [f"{name.lower()} {told}" for name, told in checked]
-    for line in (*pixels.lines, *reasons, *told, *(f"note: {note}" for note in odd)):
-        session.say(line)
+    session.say_choices((*pixels.lines, *reasons, *told, *(f"note: {note}" for note in odd)), said)
     if runtime.is_main and (leak := note_on_leaks(train.files, val.files)) is not None:
         session.say(leak)
     objective = Segment(model, config.loss, audits[0].pixels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -147,6 +147,14 @@ class Session:
     def say(self, text: str) -> None:
         """Print a line."""
         self.training.journal.say(text)
+
+    def say_choices(self, lines: Iterable[str], said: set[str] | None = None) -> None:
+        """Print what was chosen, a line each; not again what a run before it that shares `said` has printed."""
+        known = set() if said is None else said
+        for line in dict.fromkeys(lines):
+            if line not in known:
+                self.say(line)
+            known.add(line)
 
     def say_held(self, dataset: ImageDataset) -> None:
         """Say how small images are held in memory."""

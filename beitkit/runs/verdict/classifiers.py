@@ -73,6 +73,8 @@ class LabeledImages:
     """Views of each validation image whose logits a fine-tuned network averages."""
     noted: set[object] = field(default_factory=set)
     """Files that were already reported as unreadable."""
+    said: set[str] = field(default_factory=set)
+    """Choices of fine-tunings that were already printed."""
 
     def reading(self) -> Reading:
         """Evaluation batches on the device, unreadable files being named once."""
@@ -156,7 +158,7 @@ def classifier_contests(
 def _finetuned(images: LabeledImages, make: MakeRun, start: NamedStart, count: int, seed: int) -> Outcome:
     """Fine-tune, and look at which validation images the finished network names right."""
     run = make(start, count, seed)
-    finetune.run(run)
+    finetune.run(run, said=images.said)
     model = load(run.out)
     assert isinstance(model, Classifier)
     check_views(images.inference, model.config.backbone.image_size)

@@ -50,6 +50,8 @@ class LabeledScenes:
     read: ReadConfig = ReadConfig()
     noted: set[Path] = field(default_factory=set)
     """Files that were already reported as unreadable."""
+    said: set[str] = field(default_factory=set)
+    """Choices of trainings that were already printed."""
 
     def shown(self, scenes: Scenes, channels: int, value_range: ValueRange | None) -> Iterator[NumberedScene]:
         """The scenes that can be read; others are named once."""
@@ -98,7 +100,7 @@ def scene_contest(
 def _segmented(scenes: LabeledScenes, make: MakeRun, start: NamedStart, seed: int) -> Outcome:
     """Train, and measure every validation image."""
     run = make(start, seed)
-    segment.run(run)
+    segment.run(run, said=scenes.said)
     model = load(run.out)
     assert isinstance(model, Segmenter)
     runtime = start_runtime(scenes.machine)

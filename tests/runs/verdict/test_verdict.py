@@ -80,20 +80,23 @@ def test_classifiers_end_to_end_and_continued(
     done = 0
     real = finetune.run
 
-    def stopping(config: Any) -> Any:
+    def stopping(config: Any, said: set[str]) -> Any:
         nonlocal done
         done += 1
         if done == 4:
             raise KeyboardInterrupt
-        return real(config)
+        return real(config, said=said)
 
     monkeypatch.setattr(finetune, "run", stopping)
     run(*command, code=130)
     assert not (out / "verdict.json").exists()
+    capsys.readouterr()
     run(*command)
     assert done == 1 + 8  # the three that were finished are not asked for again
 
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    lines = [line for line in told.splitlines() if line.startswith("--")]
+    assert len(lines) == len(set(lines)) > 5, "a choice is printed once, however many trainings it is for"
     found = result(out)
     assert found["seeds"] == [3, 5]
     assert [contest["labels"] for contest in found["contests"]] == [8, 16]
