@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from beitkit.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from beitkit.errors import UserError
     from beitkit.inference.networks import Embedding
     from beitkit.inference.predictor import Embedder, Predictor
     from beitkit.interop.load import load, load_tokenizer

@@ -16,7 +16,8 @@ from beitkit.configs.data import ViewConfig
 from beitkit.configs.model import Pair
 from beitkit.data.decoding.decode import image_to_crop, open_image
 from beitkit.data.decoding.reading import as_tensor
-from beitkit.data.views.image import PretrainView, color_jittered, crop_box
+from beitkit.data.views.image import PretrainView, crop_box
+from beitkit.data.views.jitter import color_jittered
 from benchmarks.compare.ours import OURS
 from benchmarks.compare.races import Race
 from benchmarks.compare.turns import Candidate, Step

@@ -29,7 +29,9 @@ from beitkit.data.decoding.decode import SIDEWAYS, Pixels, StoredImage, possible
 from beitkit.data.decoding.deep import DeepImage
 from beitkit.data.decoding.reading import AnyImage, as_tensor
 from beitkit.data.views.augment import RandAugment, draw_erasing
-from beitkit.data.views.batched import Jitter, cut_alike, jittered
+from beitkit.data.views.batched import cut_alike, jittered
+from beitkit.data.views.framing import covering_size, holding_size, outer_size
+from beitkit.data.views.jitter import color_jittered, drawn_jitters, jittered_part
 from beitkit.data.views.orientation import FLIPPED_AXES, Orientation, drawn_orientation, drawn_turns, on_its_side, oriented
 
 View = Callable[..., dict[str, Tensor]]
@@ -41,9 +43,7 @@ MAX_ASPECT = 16  # longer images lose their ends before they are resized for eva
 
 # Older releases resize with the other filters only.
 HAS_LANCZOS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
-VALUES = Image.frombytes("L", (256, 1), bytes(range(256)))  # each value once
 FINENESS = 2.9  # times the size that evaluation resizes to, which a JPEG decoded at less than its size still has (decision 017)
-GRAY_SIDE = 128  # of images of at least twice this side the mean gray is that of fewer pixels (decision 007)
 
 
 @runtime_checkable
@@ -87,7 +87,7 @@ class PretrainView:
 
     def __call__(self, image: AnyImage | StoredImage, rng: random.Random) -> dict[str, Tensor]:
         """`images` (c, h, w) and `token_images` (c, h', w'), both uint8."""
-        jitters = _drawn_jitters(self.view.jitter, image.mode, rng)
+        jitters = drawn_jitters(self.view.jitter, image.mode, rng)
         box, orientation = _drawn_part((image.height, image.width), self.view, self.image_size, rng)
         sizes = [self.image_size] if self.token_size is None else [self.image_size, self.token_size]
         largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
@@ -96,7 +96,7 @@ class PretrainView:
         if jitters:
             assert isinstance(whole, AnyImage)
             assert isinstance(crop, AnyImage)
-            crop = _jittered(crop, jitters, whole)
+            crop = jittered_part(crop, jitters, whole)
         pixels = _pixels(crop, orientation)
         views = {} if self.only_tokens else {"images": _shrunk(pixels, self.image_size, "bicubic")}
         if self.token_size is not None:
@@ -113,7 +113,7 @@ class PretrainView:
         """See `TogetherView`."""
         mode, jitters, crops = "L" if images.shape[1] == 1 else "RGB", [], []
         for size, rng in zip(sizes, generators, strict=True):
-            jitters.append(_drawn_jitters(self.view.jitter, mode, rng))
+            jitters.append(drawn_jitters(self.view.jitter, mode, rng))
             crops.append(_drawn_part(size, self.view, self.image_size, rng))
         margin = 0 if self.view.shift is None else max(_beyond(box, (images.shape[2], images.shape[3])) for box, _ in crops)
         images = jittered(F.pad(images, (margin,) * 4) if margin else images, sizes, jitters)
@@ -182,7 +182,7 @@ class TrainView:
             across, down = _drawn_shift(most, rng)
             corners.append((most + down, most + across))
             orientations.append(drawn_orientation(self.view, turns, rng))
-            jitters.append(_drawn_jitters(self.view.jitter, mode, rng))
+            jitters.append(drawn_jitters(self.view.jitter, mode, rng))
             if self.erasing > 0:
                 erasing.append(draw_erasing(self.image_size, self.erasing, rng))
         shown = cut_alike(F.pad(images, (most,) * 4), corners, self.image_size, orientations)
@@ -229,52 +229,6 @@ class ProbeView:
         return {"images": _cropped(image, ViewConfig(), self.image_size, "bilinear", rng)}
 
 
-def outer_size(image_size: Pair, crop_share: float) -> Pair:
-    """The (height, width) of which a center of `image_size` has this share, along each axis."""
-    return int(image_size[0] / crop_share), int(image_size[1] / crop_share)
-
-
-def covering_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
-    """The (height, width) to resize to, aspect kept, so that image size / crop share just fits into it."""
-    height, width = outer_size(image_size, crop_share)
-    if image[1] * height <= image[0] * width:
-        return width * image[0] // image[1], width
-    return height, height * image[1] // image[0]
-
-
-def holding_size(image: Pair, image_size: Pair, crop_share: float) -> Pair:
-    """The (height, width) an image is resized to, aspect kept, so that it just fits into image size / crop share."""
-    height, width = outer_size(image_size, crop_share)
-    factor = max(image[0] / height, image[1] / width)
-    return max(1, round(image[0] / factor)), max(1, round(image[1] / factor))
-
-
-def in_words(preprocessing: Preprocessing, image_size: Pair) -> str:
-    """What evaluation does to an image, for whoever has to do it without beitkit."""
-    shown, (height, width) = preprocessing, image_size
-    is_whole = shown.shows_whole(image_size)
-    outer = image_size if is_whole else outer_size(image_size, shown.crop_share)
-    if is_whole:
-        fitted = f"the whole image resized to {height}x{width}"
-    elif shown.fit == "letterbox":
-        fitted = f"the image resized to fit into {outer[0]}x{outer[1]} and put on the mean color"
-    elif shown.fit == "squeeze":
-        fitted = f"the whole image resized to {outer[0]}x{outer[1]}"
-    else:
-        fitted = f"the image resized to just cover {outer[0]}x{outer[1]}"
-    cut = "" if outer == image_size and (is_whole or shown.fit != "crop") else f", then the center of {height}x{width}"
-    return f"{fitted} ({shown.filter}){cut}; mean {list(shown.mean)}, deviation {list(shown.std)} of values from 0 to 1"
-
-
-def cut_away(image: Pair, image_size: Pair, preprocessing: Preprocessing) -> float:
-    """Share of an image's area that evaluation does not show, because of its shape and of the crop share."""
-    if preprocessing.shows_whole(image_size):
-        return 0.0
-    sizes = {"crop": covering_size, "letterbox": holding_size, "squeeze": lambda _, size, share: outer_size(size, share)}
-    height, width = sizes[preprocessing.fit](image, image_size, preprocessing.crop_share)
-    return 1.0 - min(1.0, image_size[0] / height) * min(1.0, image_size[1] / width)
-
-
 def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random) -> Box:
     """A random crop of an image (height, width): area share from `scale`, width / height log-uniform from `ratio`.
 
@@ -291,86 +245,6 @@ def crop_box(image: Pair, scale: tuple[float, float], ratio: tuple[float, float]
     crop_height = min(height, max(1, round(width / ratio[0])))
     crop_width = min(width, max(1, round(height * ratio[1])))
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
-
-
-def color_jittered(image: AnyImage, strength: float, rng: random.Random) -> AnyImage:
-    """Brightness, contrast and saturation changed in random order, each by a factor from [1 - strength, 1 + strength].
-
-    Only RGB has a saturation; images of other channels draw nothing for it. Their contrast is about the mean of all channels.
-    """
-    return _jittered(image, _drawn_jitters(strength, image.mode, rng), image)
-
-
-def _drawn_jitters(strength: float, mode: str, rng: random.Random) -> list[tuple[Jitter, float]]:
-    """The jitters of an image of this mode in their order, each with its factor."""
-    if strength == 0:
-        return []
-    jitters: list[Jitter] = ["brightness", "contrast", "saturation"] if mode == "RGB" else ["brightness", "contrast"]
-    rng.shuffle(jitters)
-    return [(jitter, rng.uniform(1 - strength, 1 + strength)) for jitter in jitters]
-
-
-def _jittered(part: AnyImage, jitters: list[tuple[Jitter, float]], whole: AnyImage) -> AnyImage:
-    """A crop of the jittered image, computed for the crop only.
-
-    Brightness and contrast are functions of the pixel value, so they are applied to a table of 256 values and looked up: the same
-    arithmetic, once per value.
-    """
-    if not jitters:
-        return part
-    if isinstance(part, DeepImage):
-        assert isinstance(whole, DeepImage)
-        return _deeply_jittered(part, jitters, whole)
-    assert not isinstance(whole, DeepImage)
-    before = jitters[: [name for name, _ in jitters].index("contrast")]
-    center = _mean_gray(whole, before)
-    values = VALUES
-    for name, factor in jitters:
-        if name == "saturation":
-            part, values = _saturated(_mapped(part, values), factor), VALUES
-        else:
-            values = Image.blend(Image.new("L", values.size, center if name == "contrast" else 0), values, factor)
-    return _mapped(part, values)
-
-
-def _deeply_jittered(part: DeepImage, jitters: list[tuple[Jitter, float]], whole: DeepImage) -> DeepImage:
-    """The same in floating point."""
-    step = max(1, max(whole.size) // GRAY_SIDE)
-    sample = DeepImage(whole.values[:, ::step, ::step])
-    for name, factor in jitters:
-        part, sample = (_changed(image, name, factor, sample) for image in (part, sample))
-    return part
-
-
-def _changed(image: DeepImage, name: Jitter, factor: float, sample: DeepImage) -> DeepImage:
-    """One jitter; the center of contrast is the mean gray of `sample`."""
-    if name == "saturation":
-        return image.mapped(lambda values: image.gray() + factor * (values - image.gray()))
-    center = float(sample.gray().mean()) if name == "contrast" else 0.0
-    return image.mapped(lambda values: center + factor * (values - center))
-
-
-def _mean_gray(whole: Image.Image, jitters: list[tuple[Jitter, float]]) -> int:
-    """The center of contrast: the mean gray of an image after the jitters that come before it.
-
-    Estimated on a regular grid of pixels: off by 0.13 levels on average over 150 photographs (decision 007).
-    """
-    step = max(1, max(whole.size) // GRAY_SIDE)
-    size = max(1, whole.width // step), max(1, whole.height // step)
-    sample = whole if step == 1 else whole.resize(size, Image.Resampling.NEAREST)
-    for name, factor in jitters:
-        black = Image.new("L", VALUES.size)
-        sample = _saturated(sample, factor) if name == "saturation" else _mapped(sample, Image.blend(black, VALUES, factor))
-    return int(np.asarray(sample.convert("L")).mean() + 0.5)
-
-
-def _mapped(image: Image.Image, values: Image.Image) -> Image.Image:
-    """The image with every pixel value looked up in a table."""
-    return image if values is VALUES else image.point(list(values.tobytes()) * len(image.getbands()))
-
-
-def _saturated(image: Image.Image, factor: float) -> Image.Image:
-    return Image.blend(image.convert("L").convert(image.mode), image, factor)
 
 
 def _drawn_part(size: Pair, view: ViewConfig, shown: Pair, rng: random.Random) -> tuple[Box, Orientation]:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from beitkit.configs.data import Filter
 from beitkit.configs.model import BareBackbone, ClassifierConfig, MaskedImageModelConfig, Pair, SegmenterConfig
-from beitkit.data.views.image import in_words, outer_size
+from beitkit.data.views.framing import in_words, outer_size
 from beitkit.errors import UserError
 from beitkit.interop.kinds import CROP_MODES, MULTILABEL, TASKS, AnyNetworkConfig, kind_of_config
 

@@ -8,7 +8,7 @@ from typing import Any
 from beitkit.command.following import command
 from beitkit.configs.codec import to_json
 from beitkit.contracts import LoadReport
-from beitkit.data.views.image import in_words
+from beitkit.data.views.framing import in_words
 from beitkit.errors import UserError
 from beitkit.interop import hub
 from beitkit.interop.inspect import CheckpointSummary, inspect_checkpoint

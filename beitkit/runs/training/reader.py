@@ -15,7 +15,7 @@ from beitkit.data.decoding.reading import header_of, size_of
 from beitkit.data.sources.image_list import ImageList
 from beitkit.data.stream import Reading, training_stream, with_limit_on_broken
 from beitkit.data.transfer import pinned, to_device
-from beitkit.data.views.image import cut_away
+from beitkit.data.views.framing import cut_away
 from beitkit.errors import UserError
 from beitkit.train.journal import WaitMeter
 from beitkit.train.machine.runtime import Runtime

@@ -12,7 +12,8 @@ from PIL import Image
 from beitkit.configs.data import IMAGENET, SceneViewConfig, ViewConfig
 from beitkit.data.decoding.deep import TURNS, DeepImage
 from beitkit.data.views.augment import GEOMETRIC, ON_FLOATS, OPERATIONS, RandAugment
-from beitkit.data.views.image import EvaluationView, PretrainView, ProbeView, TrainView, color_jittered
+from beitkit.data.views.image import EvaluationView, PretrainView, ProbeView, TrainView
+from beitkit.data.views.jitter import color_jittered
 from beitkit.data.views.scene import SceneTrainView
 
 BYTES = np.random.default_rng(0).integers(0, 256, (60, 70, 3)).astype(np.uint8)

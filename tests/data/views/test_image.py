@@ -14,16 +14,9 @@ from torch.nn import functional as F
 
 from beitkit.configs.data import INCEPTION, Fit, Preprocessing, ViewConfig
 from beitkit.data.decoding.decode import BrokenImage, StoredImage, image_to_crop, open_image, to_tensor
-from beitkit.data.views.image import (
-    EvaluationView,
-    PretrainView,
-    ProbeView,
-    TrainView,
-    color_jittered,
-    covering_size,
-    crop_box,
-    cut_away,
-)
+from beitkit.data.views.framing import covering_size, cut_away
+from beitkit.data.views.image import EvaluationView, PretrainView, ProbeView, TrainView, crop_box
+from beitkit.data.views.jitter import color_jittered
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 PLAIN = ViewConfig(color_jitter=0.0, flip=0.0)

@@ -26,7 +26,8 @@ from transformers.models.beit.image_processing_pil_beit import BeitImageProcesso
 
 from beitkit.configs.data import IMAGENET, Preprocessing
 from beitkit.data.reader import ImageReader
-from beitkit.data.views.image import EvaluationView, outer_size
+from beitkit.data.views.framing import outer_size
+from beitkit.data.views.image import EvaluationView
 from beitkit.errors import UserError
 from beitkit.interop.load import load
 from beitkit.interop.reading.hints import _share

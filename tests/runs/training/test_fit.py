@@ -16,7 +16,7 @@ from beitkit.configs.data import INCEPTION, Fit, Preprocessing
 from beitkit.configs.model import BackboneConfig, ClassifierConfig
 from beitkit.configs.train import MachineConfig
 from beitkit.data.sources.find import find_images
-from beitkit.data.views.image import in_words
+from beitkit.data.views.framing import in_words
 from beitkit.interop.formats.hugging_face import processor_config, refuse_for_hugging_face
 from beitkit.nn.models import Classifier
 from beitkit.runs.training.reader import note_on_cut
