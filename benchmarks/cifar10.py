@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -42,8 +43,8 @@ IMAGE_SIZE, PATCH, DEPTH = 32, 4, 4
 VIEW = ViewConfig(shift=3, color_jitter=0.0)
 SEEDS = {500: (0, 1, 2), 5000: (0, 1, 2), 50000: (0, 1)}
 """Of fine-tuning (labels, fresh weights, order), by number of labels."""
-AUGMENTED = AugmentConfig(operations=2, magnitude=5.0, erasing=0.0, mixup=0.0, cutmix=0.0)
-MIXED_TOO = AugmentConfig(operations=2, magnitude=5.0, erasing=0.0, mixup=0.8, cutmix=1.0)
+AUGMENTED = replace(NO_AUGMENT, operations=2, magnitude=5.0)
+MIXED = replace(AUGMENTED, mixup=0.8, cutmix=1.0)
 VIEWS = InferenceConfig(flip=True, shift=2)
 """Of a test image: ten, whose logits every fine-tuned network averages."""
 
@@ -58,10 +59,10 @@ class Course(NamedTuple):
 
 
 COURSES = {
-    ("pretrained", 500): Course(1500, 1e-3, "probe", MIXED_TOO),
-    ("scratch", 500): Course(1500, 1e-3),
-    ("pretrained", 5000): Course(4000, 2e-3, "zero", AUGMENTED),
-    ("scratch", 5000): Course(4000, 1e-3),
+    ("pretrained", 500): Course(1500, 1e-3, "probe", MIXED),
+    ("scratch", 500): Course(1500, 1e-3, augment=AUGMENTED),
+    ("pretrained", 5000): Course(8000, 2e-3, augment=MIXED),
+    ("scratch", 5000): Course(8000, 1e-3, augment=AUGMENTED),
     ("pretrained", 50000): Course(10000, 2e-3),
     ("scratch", 50000): Course(10000, 1e-3),
 }
