@@ -144,7 +144,8 @@ def _shown(choices: Choices, run: FinetuneRun, found: FinetuneFacts) -> tuple[Im
     shape = found.image_size if size is None else as_pair(size)
     assert shape is not None  # without a checkpoint's a size was chosen
     if max(shape) <= SMALL:
-        return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"up to {SMALL} pixels images are shown whole"))
+        given = run.crop_share if run.recipe is None else None  # a recipe's is for the recipe's size
+        return size, choices.pick(given, "--crop-share", (1.0, f"up to {SMALL} pixels images are shown whole"))
     if shape == found.image_size or min(shape) < UNCROPPED:
         return size, choices.pick(run.crop_share, "--crop-share", (found.crop_share, "the network's own"))
     return size, choices.pick(run.crop_share, "--crop-share", (1.0, f"{UNCROPPED} pixels and more are shown whole"))

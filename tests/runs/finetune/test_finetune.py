@@ -214,7 +214,8 @@ def test_the_demo_leaves_only_what_is_the_network_s_own_to_be_chosen() -> None:
         config, lines = choose(run, found)
         assert lines == ("--crop-share 1: up to 32 pixels images are shown whole",)
         assert config == replace(run, crop_share=1.0)
-        assert (config.augment, config.pooling, config.pool_cells, config.head_init) == (NO_AUGMENT, "grid", 7, "probe")
+        assert (config.pooling, config.pool_cells, config.head_init) == ("grid", 7, "probe")
+        assert config.augment == (NO_AUGMENT if run.scratch else replace(NO_AUGMENT, operations=2, magnitude=9.0))
 
 
 def test_patience_takes_the_best_evaluation(configured: Callable[..., FinetuneRun]) -> None:
